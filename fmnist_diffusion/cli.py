@@ -1,0 +1,359 @@
+"""The command line: `fmnist-diffusion VERB`.
+
+What is slow to import is imported by the verbs that need it, so that help and refusals come at once.
+"""
+
+import argparse
+import inspect
+import json
+import math
+import os
+import re
+from collections.abc import Sequence
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from fmnist_diffusion import __version__
+
+
+if TYPE_CHECKING:
+    import torch
+    from PIL.Image import Image
+
+SCHEDULERS = {
+    "ddpm": "DDPMScheduler",
+    "ddim": "DDIMScheduler",
+    "pndm": "PNDMScheduler",
+    "dpmsolver++": "DPMSolverMultistepScheduler",
+    "unipc": "UniPCMultistepScheduler",
+    "deis": "DEISMultistepScheduler",
+    "euler": "EulerDiscreteScheduler",
+    "euler_a": "EulerAncestralDiscreteScheduler",
+    "heun": "HeunDiscreteScheduler",
+    "lms": "LMSDiscreteScheduler",
+}
+DTYPES = ("float32", "float16", "bfloat16")
+
+
+class Parser(argparse.ArgumentParser):
+    def error(self, message: str) -> NoReturn:
+        self.exit(2, f"fmnist-diffusion: error: {message}\n")
+
+
+def positive_int(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = 0
+    if number < 1:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 1 on")
+    return number
+
+
+def seed(text: str) -> int:
+    try:
+        number = int(text)
+    except ValueError:
+        number = -1
+    if not 0 <= number < 2**63:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0 to 2^63 - 1")
+    return number
+
+
+def class_label(text: str) -> int | str:
+    return int(text) if re.fullmatch(r"-?\d+", text) else text
+
+
+def make_parser() -> Parser:
+    parser = Parser(prog="fmnist-diffusion", description="Draw Fashion-MNIST pictures with a diffusion model.")
+    parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
+    verbs = parser.add_subparsers(metavar="VERB", required=True)
+
+    verb = verbs.add_parser(
+        "sample",
+        help="draw pictures",
+        description="Draw pictures: each one as a PNG, and grid.png with all of them.",
+        epilog="example: fmnist-diffusion sample --class-labels 'Ankle boot' bag -n 12",
+    )
+    verb.set_defaults(run=sample)
+    verb.add_argument(
+        "pipeline",
+        metavar="PIPELINE",
+        nargs="?",
+        default="spec",
+        help="a bundled pipeline, a pipeline's folder, or its repository on the Hub (default: %(default)s)",
+    )
+    verb.add_argument(
+        "-n",
+        "--num-images",
+        metavar="N",
+        type=positive_int,
+        default=16,
+        help="how many pictures to draw (default: %(default)s)",
+    )
+    verb.add_argument(
+        "--class-labels",
+        metavar="LABEL",
+        nargs="+",
+        type=class_label,
+        help="what to draw, by name or number, in turn; without it the model is not told what to draw",
+    )
+    verb.add_argument(
+        "--num-inference-steps",
+        metavar="N",
+        type=positive_int,
+        default=50,
+        help="denoising steps, up to those of the training; more take longer (default: %(default)s)",
+    )
+    verb.add_argument(
+        "--scheduler",
+        choices=SCHEDULERS,
+        help="the sampler (default: the pipeline's own)",
+    )
+    verb.add_argument(
+        "--guidance-scale",
+        metavar="SCALE",
+        type=float,
+        default=1.0,
+        help="1 is no guidance, more is closer to the class label (default: %(default)s)",
+    )
+    verb.add_argument(
+        "--guidance-interval",
+        metavar=("START", "STOP"),
+        nargs=2,
+        type=float,
+        default=(0.0, 1.0),
+        help="the part of the steps that is guided, from 0 (noise) to 1 (picture) (default: 0 1)",
+    )
+    verb.add_argument(
+        "--seed",
+        metavar="N",
+        type=seed,
+        default=0,
+        help="picture i starts from the noise of seed N + i (default: %(default)s)",
+    )
+    verb.add_argument(
+        "-o",
+        "--output-dir",
+        metavar="DIR",
+        type=Path,
+        help="a new or empty folder (default: the next of samples/001, samples/002, ...)",
+    )
+    verb.add_argument(
+        "--upscale",
+        metavar="N",
+        type=positive_int,
+        default=1,
+        help="enlarge the pixels N times, without smoothing (default: %(default)s)",
+    )
+    verb.add_argument(
+        "--batch-size",
+        metavar="N",
+        type=positive_int,
+        default=64,
+        help="pictures drawn at a time; changes no picture (default: %(default)s)",
+    )
+    verb.add_argument(
+        "--device", metavar="DEVICE", default="auto", help="auto, cpu, cuda, cuda:1, mps, ... (default: %(default)s)"
+    )
+    verb.add_argument(
+        "--dtype", choices=DTYPES, default="float32", help="what the model computes in (default: %(default)s)"
+    )
+
+    verb = verbs.add_parser(
+        "info",
+        help="say what a pipeline is",
+        description="Say what a pipeline is: its model, scheduler, files, labels, training and measurements.",
+    )
+    verb.set_defaults(run=info)
+    verb.add_argument("pipeline", metavar="PIPELINE", help="a bundled pipeline or a pipeline's folder")
+    verb.add_argument("--json", action="store_true", help="write JSON")
+    return parser
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    parser = make_parser()
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except (OSError, ValueError) as error:  # what loading a pipeline and checking its inputs raise
+        parser.error(" ".join(str(error).split()))
+
+
+def sample(args: argparse.Namespace) -> None:
+    output_dir = make_output_dir(args.output_dir)
+
+    import diffusers
+    import torch
+
+    from fmnist_diffusion.hub import load_pipeline
+
+    diffusers.utils.logging.disable_progress_bar()
+    device = choose_device(args.device)
+    if args.dtype == "float16" and device.type == "cpu":
+        raise ValueError("float16 is far too slow on a CPU: give --dtype float32 or bfloat16")
+    pipe = load_pipeline(args.pipeline, dtype=getattr(torch, args.dtype)).to(device)
+    pipe.set_progress_bar_config(disable=None)  # shown in a terminal only
+    if args.scheduler is not None:
+        pipe.scheduler = getattr(diffusers, SCHEDULERS[args.scheduler]).from_config(pipe.scheduler.config)
+
+    labels = None
+    if args.class_labels is not None:
+        numbers = pipe.get_label_ids(args.class_labels)
+        labels = [numbers[i % len(numbers)] for i in range(args.num_images)]
+    images: list[Image] = []
+    for start in range(0, args.num_images, args.batch_size):
+        indices = range(start, min(start + args.batch_size, args.num_images))
+        # The generators are the CPU's on every device, for the same pictures.
+        images += pipe(
+            class_labels=[labels[i] for i in indices] if labels else None,
+            num_images_per_prompt=1 if labels else len(indices),
+            num_inference_steps=args.num_inference_steps,
+            guidance_scale=args.guidance_scale,
+            guidance_interval=tuple(args.guidance_interval),
+            generator=[torch.Generator().manual_seed(args.seed + i) for i in indices],
+        ).images
+
+    images = [upscale(image, args.upscale) for image in images]
+    for i, image in enumerate(images):
+        label = f"-{label_slug(pipe.label_names, labels[i])}" if labels else ""
+        image.save(output_dir / f"{i:04d}{label}.png")
+    columns = len(args.class_labels) if labels and len(args.class_labels) > 1 else math.ceil(math.sqrt(len(images)))
+    grid = output_dir / "grid.png"
+    image_grid(images, columns).save(grid)
+    print(f"{len(images)} pictures are in {output_dir}, and together in {grid}")
+
+
+def make_output_dir(folder: Path | None) -> Path:
+    """Makes `folder`, or the next numbered one, and refuses one that holds something: no file is ever overwritten."""
+    if folder is None:
+        numbered = (Path("samples", f"{number:03d}") for number in count(1))
+        folder = next(path for path in numbered if not any(path.glob("*")))
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+        holds_something = any(folder.iterdir())
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder} ({error.strerror}): give another --output-dir") from error
+    if holds_something:
+        raise ValueError(f"{folder} holds files already: give a new or empty folder as --output-dir")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"cannot write to {folder}: give another --output-dir")
+    return folder
+
+
+def choose_device(name: str) -> "torch.device":
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.empty(1, device=device)
+    except (AssertionError, RuntimeError) as error:
+        raise ValueError(f"this machine has no device {name!r} for torch: give another --device, or auto") from error
+    return device
+
+
+def label_slug(label_names: Sequence[str] | None, number: int) -> str:
+    name = label_names[number] if label_names else str(number)
+    return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
+
+
+def upscale(image: "Image", factor: int) -> "Image":
+    return image.resize((image.width * factor, image.height * factor), resample=0)  # nearest neighbour
+
+
+def image_grid(images: "list[Image]", columns: int) -> "Image":
+    """A grid of equal images, `columns` in a row; what is left of the last row is black."""
+    from PIL import Image
+
+    width, height = images[0].size
+    grid = Image.new(images[0].mode, (columns * width, math.ceil(len(images) / columns) * height))
+    for i, image in enumerate(images):
+        grid.paste(image, (i % columns * width, i // columns * height))
+    return grid
+
+
+def info(args: argparse.Namespace) -> None:
+    import diffusers
+
+    from fmnist_diffusion.hub import PRETRAINED_DIR, bundled_pipelines, load_pipeline
+
+    bundled = args.pipeline in bundled_pipelines()
+    folder = PRETRAINED_DIR / args.pipeline if bundled else Path(args.pipeline)
+    if not folder.is_dir():
+        names = ", ".join(bundled_pipelines()) or "there is none"
+        raise ValueError(f"{folder} is no folder: give a pipeline's folder, or a bundled pipeline ({names})")
+
+    diffusers.utils.logging.disable_progress_bar()
+    pipe = load_pipeline(args.pipeline if bundled else folder.resolve())
+    facts = describe(pipe, folder)
+    print(json.dumps(facts, indent=2) if args.json else "\n".join(text_lines(facts)))
+
+
+def describe(pipe: Any, folder: Path) -> dict[str, Any]:
+    """What `info` says, for JSON: `pipe` is the pipeline that was loaded from `folder`."""
+    weights = sorted((folder / "unet").glob("*.safetensors"))
+    facts = {
+        "folder": str(folder),
+        "model": type(pipe.unet).__name__,
+        "parameters": pipe.unet.num_parameters(),
+        "config": changed_options(pipe.unet),
+        "weights": {path.name: {"bytes": path.stat().st_size, "dtype": weights_dtype(path)} for path in weights},
+        "labels": pipe.label_names,
+        "scheduler": type(pipe.scheduler).__name__,
+        "num_train_timesteps": pipe.scheduler.config.num_train_timesteps,
+        "prediction_type": pipe.scheduler.config.prediction_type,
+        "scheduler_config": changed_options(pipe.scheduler),
+    }
+    for name in ("train_config", "metrics"):
+        path = folder / f"{name}.json"
+        facts[name] = json.loads(path.read_text()) if path.is_file() else None
+    return facts
+
+
+def changed_options(component: Any) -> dict[str, Any]:
+    """The options in the config of a model or scheduler that differ from the defaults of its class."""
+    defaults = {name: parameter.default for name, parameter in inspect.signature(type(component)).parameters.items()}
+    return {name: value for name, value in component.config.items() if name in defaults and value != defaults[name]}
+
+
+def weights_dtype(path: Path) -> str:
+    from safetensors import safe_open
+
+    with safe_open(path, framework="pt") as file:
+        dtypes = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
+    return ", ".join(sorted(dtype for dtype in dtypes if "F" in dtype))
+
+
+def text_lines(facts: dict[str, Any]) -> list[str]:
+    lines = [
+        f"folder      {facts['folder']}",
+        f"model       {facts['model']}, {facts['parameters']:,} parameters",
+        *section("  options that differ from the default", facts["config"]),
+    ]
+    for name, file in facts["weights"].items():
+        lines.append(f"weights     {name}, {file['bytes'] / 1e6:.1f} MB, {file['dtype']}")
+    lines += [
+        f"labels      {', '.join(facts['labels']) if facts['labels'] else 'none'}",
+        f"scheduler   {facts['scheduler']}, {facts['num_train_timesteps']} timesteps, {facts['prediction_type']}",
+        *section("  options that differ from the default", facts["scheduler_config"]),
+        *section("training    train_config.json", facts["train_config"] or {}),
+        *section("measured    metrics.json", facts["metrics"] or {}),
+    ]
+    return lines
+
+
+def section(title: str, values: dict[str, Any]) -> list[str]:
+    rows = list(flatten(values))
+    width = max((len(name) for name, _ in rows), default=0)
+    return [title, *(f"    {name:{width}}  {value}" for name, value in rows)] if rows else []
+
+
+def flatten(values: dict[str, Any], prefix: str = ""):
+    for name, value in values.items():
+        if isinstance(value, dict):
+            yield from flatten(value, f"{prefix}{name}.")
+        else:
+            yield prefix + name, value

@@ -1,0 +1,4 @@
+from .unet_fmnist import FashionMNISTUNet2DModel
+
+
+__all__ = ["FashionMNISTUNet2DModel"]

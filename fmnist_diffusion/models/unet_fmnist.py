@@ -1,0 +1,479 @@
+"""The Fashion-MNIST U-Net for diffusers.
+
+This file stands alone: it needs torch and diffusers only, so that a byte copy of it can travel inside a model
+repository and be loaded with `trust_remote_code=True` where the package is not installed.
+"""
+
+from collections.abc import Callable
+
+import torch
+import torch.nn.functional as F
+from diffusers.configuration_utils import ConfigMixin, register_to_config
+from diffusers.models.activations import ACT2CLS, get_activation
+from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
+from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.embeddings import TimestepEmbedding, Timesteps
+from diffusers.models.modeling_utils import ModelMixin
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch import nn
+
+
+NORM_TYPES = ("batch", "group")
+TIME_CONDITIONINGS = ("bottleneck", "all")
+TIME_SCALE_SHIFTS = ("default", "scale_shift")
+SKIP_CONNECTIONS = ("concat", "add", "none")
+
+
+class CheckpointSafeBatchNorm2d(nn.BatchNorm2d):
+    """Batch normalization whose running statistics see each batch once under gradient checkpointing too."""
+
+    def forward(self, input: torch.Tensor) -> torch.Tensor:
+        # Inside a backward pass this is the recomputation of a forward pass that has already been counted, so the
+        # momentum leaves the running statistics as they are. A compiled graph updates them once without our help.
+        if self.training and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
+            return F.batch_norm(
+                input, self.running_mean, self.running_var, self.weight, self.bias, True, 0.0, self.eps
+            )
+        return super().forward(input)
+
+
+def get_norm(norm_type: str, channels: int, norm_num_groups: int) -> nn.Module:
+    if norm_type == "batch":
+        return CheckpointSafeBatchNorm2d(channels)
+    return nn.GroupNorm(norm_num_groups, channels)
+
+
+def condition_on_time(hidden_states: torch.Tensor, temb: torch.Tensor, time_scale_shift: str) -> torch.Tensor:
+    """Adds `temb` (B, C), or with `"scale_shift"` scales by and adds its halves (B, 2C), to features (B, C, H, W)."""
+    temb = temb[:, :, None, None]
+    if time_scale_shift == "scale_shift":
+        scale, shift = temb.chunk(2, dim=1)
+        return hidden_states * (1 + scale) + shift
+    return hidden_states + temb
+
+
+class FashionMNISTAttnProcessor:
+    """Multi-head self-attention through diffusers' attention dispatcher, so that every backend of it can be chosen."""
+
+    _attention_backend = None
+    _parallel_config = None
+
+    def __call__(self, attn: "FashionMNISTAttention", hidden_states: torch.Tensor) -> torch.Tensor:
+        if attn.fused_projections:
+            query, key, value = attn.to_qkv(hidden_states).chunk(3, dim=-1)
+        else:
+            query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
+        # (B, H*W, C) -> (B, H*W, heads, C/heads)
+        query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))
+        hidden_states = dispatch_attention_fn(
+            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+        )
+        return attn.to_out[1](attn.to_out[0](hidden_states.flatten(2, 3)))
+
+
+class FashionMNISTAttention(nn.Module, AttentionModuleMixin):
+    """Multi-head self-attention over tokens (B, H*W, C). Takes diffusers' own `AttnProcessor`s as well as ours."""
+
+    _default_processor_cls = FashionMNISTAttnProcessor
+    _available_processors = [FashionMNISTAttnProcessor]
+    processor: Callable[..., torch.Tensor]
+
+    def __init__(self, channels: int, head_dim: int, dropout: float):
+        super().__init__()
+        self.heads = channels // head_dim
+        self.use_bias = True
+        self.is_cross_attention = False
+        # What the stock processors read besides the projections.
+        self.scale = head_dim**-0.5
+        self.rescale_output_factor = 1.0
+        self.spatial_norm = self.group_norm = self.norm_q = self.norm_k = None
+        self.norm_cross = self.residual_connection = self.upcast_attention = self.upcast_softmax = False
+
+        self.to_q = nn.Linear(channels, channels)
+        self.to_k = nn.Linear(channels, channels)
+        self.to_v = nn.Linear(channels, channels)
+        self.to_out = nn.ModuleList([nn.Linear(channels, channels), nn.Dropout(dropout)])
+        self.processor = FashionMNISTAttnProcessor()
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        return self.processor(self, hidden_states)
+
+
+class FashionMNISTAttentionBlock(nn.Module):
+    """Layer normalization, self-attention over all positions of (B, C, H, W), and a residual connection."""
+
+    def __init__(self, channels: int, head_dim: int, dropout: float):
+        super().__init__()
+        self.norm = nn.LayerNorm(channels)
+        self.attn = FashionMNISTAttention(channels, head_dim, dropout)
+
+    def forward(self, hidden_states: torch.Tensor) -> torch.Tensor:
+        tokens = hidden_states.flatten(2).transpose(1, 2)  # (B, H*W, C)
+        tokens = self.attn(self.norm(tokens))
+        return hidden_states + tokens.transpose(1, 2).unflatten(2, hidden_states.shape[2:])
+
+
+class FashionMNISTResidualBlock(nn.Module):
+    """conv-norm-act-conv-norm, plus the shortcut, then act (He et al., arXiv 1512.03385, figure 2).
+
+    With `temb_channels` a projection of the time embedding enters behind the first norm.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        temb_channels: int | None,
+        time_scale_shift: str,
+        norm_type: str,
+        norm_num_groups: int,
+        act_fn: str,
+        dropout: float,
+    ):
+        super().__init__()
+        self.time_scale_shift = time_scale_shift
+        self.conv1 = nn.Conv2d(in_channels, out_channels, 3, padding=1, bias=False)
+        self.norm1 = get_norm(norm_type, out_channels, norm_num_groups)
+        self.time_emb_proj = None
+        if temb_channels is not None:
+            width = 2 * out_channels if time_scale_shift == "scale_shift" else out_channels
+            self.time_emb_proj = nn.Linear(temb_channels, width)
+        self.act = get_activation(act_fn)
+        self.dropout = nn.Dropout(dropout)
+        self.conv2 = nn.Conv2d(out_channels, out_channels, 3, padding=1, bias=False)
+        self.norm2 = get_norm(norm_type, out_channels, norm_num_groups)
+        self.conv_shortcut = nn.Conv2d(in_channels, out_channels, 1) if in_channels != out_channels else nn.Identity()
+
+    def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        residual = self.conv_shortcut(hidden_states)
+        hidden_states = self.norm1(self.conv1(hidden_states))
+        if self.time_emb_proj is not None:
+            hidden_states = condition_on_time(hidden_states, self.time_emb_proj(self.act(temb)), self.time_scale_shift)
+        hidden_states = self.norm2(self.conv2(self.dropout(self.act(hidden_states))))
+        return self.act(hidden_states + residual)
+
+
+class FashionMNISTDownBlock(nn.Module):
+    """One encoder level: a convolution (stride 2 but on the first level), residual blocks, time, attention."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        stride: int,
+        num_layers: int,
+        add_time: bool,
+        time_scale_shift: str,
+        attention_head_dim: int | None,
+        dropout: float,
+        **resnet_kwargs,
+    ):
+        super().__init__()
+        self.add_time = add_time
+        self.time_scale_shift = time_scale_shift
+        self.conv = nn.Conv2d(in_channels, out_channels, 3, stride=stride, padding=1)
+        self.resnets = nn.ModuleList(
+            FashionMNISTResidualBlock(
+                out_channels, out_channels, time_scale_shift=time_scale_shift, dropout=dropout, **resnet_kwargs
+            )
+            for _ in range(num_layers)
+        )
+        self.attention = None
+        if attention_head_dim is not None:
+            self.attention = FashionMNISTAttentionBlock(out_channels, attention_head_dim, dropout)
+
+    def forward(self, hidden_states: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.conv(hidden_states)
+        for resnet in self.resnets:
+            hidden_states = resnet(hidden_states, temb)
+        if self.add_time:
+            hidden_states = condition_on_time(hidden_states, temb, self.time_scale_shift)
+        if self.attention is not None:
+            hidden_states = self.attention(hidden_states)
+        return hidden_states
+
+
+class FashionMNISTUpBlock(nn.Module):
+    """One decoder level: a transposed convolution to the skip's size, the skip, residual blocks, attention."""
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        num_layers: int,
+        skip_connection: str,
+        attention_head_dim: int | None,
+        dropout: float,
+        **resnet_kwargs,
+    ):
+        super().__init__()
+        self.skip_connection = skip_connection
+        self.conv_transpose = nn.ConvTranspose2d(in_channels, out_channels, 3, stride=2, padding=1)
+        first_in_channels = 2 * out_channels if skip_connection == "concat" else out_channels
+        self.resnets = nn.ModuleList(
+            FashionMNISTResidualBlock(
+                first_in_channels if i == 0 else out_channels, out_channels, dropout=dropout, **resnet_kwargs
+            )
+            for i in range(num_layers)
+        )
+        self.attention = None
+        if attention_head_dim is not None:
+            self.attention = FashionMNISTAttentionBlock(out_channels, attention_head_dim, dropout)
+
+    def forward(self, hidden_states: torch.Tensor, skip: torch.Tensor, temb: torch.Tensor) -> torch.Tensor:
+        hidden_states = self.conv_transpose(hidden_states, output_size=skip.shape[2:])
+        if self.skip_connection == "concat":
+            hidden_states = torch.cat([hidden_states, skip], dim=1)
+        elif self.skip_connection == "add":
+            hidden_states = hidden_states + skip
+        for resnet in self.resnets:
+            hidden_states = resnet(hidden_states, temb)
+        if self.attention is not None:
+            hidden_states = self.attention(hidden_states)
+        return hidden_states
+
+
+class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
+    r"""
+    A U-Net with [`UNet2DModel`]'s contract that predicts the noise (or v, or the clean sample) in a noisy image.
+
+    The defaults are the project's specification: four levels of 64/128/256/512 channels at 28/14/7/4 pixels, one
+    BatchNorm residual block each, self-attention and the time embedding at the bottleneck, 13.2 M parameters.
+
+    Parameters:
+        sample_size (`int` or `tuple[int, int]`, defaults to `28`):
+            Height and width of the images that a pipeline draws. `forward` takes any height and width.
+        in_channels (`int`, defaults to `1`): Channels of the noisy image.
+        out_channels (`int`, defaults to `1`): Channels of the prediction.
+        block_out_channels (`tuple[int, ...]`, defaults to `(64, 128, 256, 512)`):
+            Channels of each level; the last one is the bottleneck. Each level after the first halves the size
+            (rounded up).
+        layers_per_block (`int`, defaults to `1`): Residual blocks of each level, in the encoder and in the decoder.
+        norm_type (`str`, defaults to `"batch"`): Normalization of the residual blocks, `"batch"` or `"group"`.
+        norm_num_groups (`int`, defaults to `32`): Groups of `"group"`; divides every entry of `block_out_channels`.
+        act_fn (`str`, defaults to `"relu"`): `"relu"`, `"silu"`, `"swish"`, `"gelu"` or `"mish"`.
+        time_conditioning (`str`, defaults to `"bottleneck"`):
+            Where the time embedding enters: added to the `"bottleneck"` features, or in `"all"` residual blocks.
+        resnet_time_scale_shift (`str`, defaults to `"default"`):
+            How it enters: `"default"` adds it, `"scale_shift"` scales and shifts (arXiv 2105.05233, section 3).
+        time_embedding_dim (`int`, defaults to `128`): Width of the sinusoidal embedding; even.
+        attention_levels (`tuple[int, ...]`, *optional*):
+            Levels (0 is the full size) with self-attention in the encoder and in the decoder. `None` is the
+            bottleneck alone, `()` is nowhere.
+        attention_head_dim (`int`, defaults to `64`): Channels of a head; divides the channels of those levels.
+        skip_connection (`str`, defaults to `"concat"`):
+            How an encoder level reaches its decoder level: `"concat"`, `"add"` or `"none"`.
+        dropout (`float`, defaults to `0.0`): Dropout probability in residual blocks and behind attention, in [0, 1).
+        num_class_embeds (`int`, *optional*):
+            Number of class labels. The model then learns one label more, the null label, which stands for
+            `class_labels=None` and is the unconditional branch of classifier-free guidance.
+        label_names (`tuple[str, ...]`, *optional*):
+            Names of the classes in the order of their labels, for pipelines that take a label by its name.
+
+    Raises:
+        `ValueError`: a parameter is none of its choices, or two parameters do not fit; the message names the choices.
+    """
+
+    _supports_gradient_checkpointing = True
+    _supports_group_offloading = True
+    _no_split_modules = ["FashionMNISTDownBlock", "FashionMNISTUpBlock"]
+    # Residual blocks differ in width from level to level, so compiling them one by one would save nothing.
+    _repeated_blocks = ["FashionMNISTAttentionBlock"]
+    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "class_embedding", "conv_out"]
+    _gradient_checkpointing_func: Callable[..., torch.Tensor]
+
+    @register_to_config
+    def __init__(
+        self,
+        sample_size: int | tuple[int, int] = 28,
+        in_channels: int = 1,
+        out_channels: int = 1,
+        block_out_channels: tuple[int, ...] = (64, 128, 256, 512),
+        layers_per_block: int = 1,
+        norm_type: str = "batch",
+        norm_num_groups: int = 32,
+        act_fn: str = "relu",
+        time_conditioning: str = "bottleneck",
+        resnet_time_scale_shift: str = "default",
+        time_embedding_dim: int = 128,
+        attention_levels: tuple[int, ...] | None = None,
+        attention_head_dim: int = 64,
+        skip_connection: str = "concat",
+        dropout: float = 0.0,
+        num_class_embeds: int | None = None,
+        label_names: tuple[str, ...] | None = None,
+    ):
+        super().__init__()
+
+        # Check inputs
+        for name, value, choices in (
+            ("norm_type", norm_type, NORM_TYPES),
+            ("act_fn", act_fn, tuple(ACT2CLS)),
+            ("time_conditioning", time_conditioning, TIME_CONDITIONINGS),
+            ("resnet_time_scale_shift", resnet_time_scale_shift, TIME_SCALE_SHIFTS),
+            ("skip_connection", skip_connection, SKIP_CONNECTIONS),
+        ):
+            if value not in choices:
+                raise ValueError(f"`{name}` is {value!r} but must be one of {', '.join(map(repr, choices))}.")
+        for name, value in (
+            ("in_channels", in_channels),
+            ("out_channels", out_channels),
+            ("layers_per_block", layers_per_block),
+            ("norm_num_groups", norm_num_groups),
+            ("attention_head_dim", attention_head_dim),
+            ("num_class_embeds", 1 if num_class_embeds is None else num_class_embeds),
+        ):
+            if not isinstance(value, int) or value < 1:
+                raise ValueError(f"`{name}` is {value!r} but must be a positive integer.")
+        if not isinstance(time_embedding_dim, int) or time_embedding_dim < 2 or time_embedding_dim % 2:
+            raise ValueError(f"`time_embedding_dim` is {time_embedding_dim!r} but must be a positive even number.")
+        if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
+            raise ValueError(f"`dropout` is {dropout!r} but must be a number in [0, 1).")
+        if (
+            not isinstance(block_out_channels, (list, tuple))
+            or not block_out_channels
+            or any(not isinstance(channels, int) or channels < 1 for channels in block_out_channels)
+        ):
+            raise ValueError(
+                f"`block_out_channels` is {block_out_channels!r} but must be a tuple of one or more positive integers."
+            )
+        bottleneck = len(block_out_channels) - 1
+        if attention_levels is None:
+            attention_levels = (bottleneck,)
+        if not isinstance(attention_levels, (list, tuple)) or any(
+            level not in range(bottleneck + 1) for level in attention_levels
+        ):
+            raise ValueError(
+                f"`attention_levels` is {attention_levels!r} but must be a tuple of levels from 0 to {bottleneck}."
+            )
+        for channels in (block_out_channels[level] for level in attention_levels):
+            if channels % attention_head_dim:
+                raise ValueError(
+                    f"`attention_head_dim` is {attention_head_dim} but must divide the {channels} channels of a level"
+                    " in `attention_levels`."
+                )
+        if norm_type == "group" and any(channels % norm_num_groups for channels in block_out_channels):
+            raise ValueError(
+                f"`norm_num_groups` is {norm_num_groups} but must divide every entry of `block_out_channels`,"
+                f" {tuple(block_out_channels)}."
+            )
+        if label_names is not None and len(label_names) != num_class_embeds:
+            raise ValueError(
+                f"`label_names` has {len(label_names)} names but must have one for each of the"
+                f" `num_class_embeds`={num_class_embeds} classes."
+            )
+
+        # 1. time and class
+        everywhere = time_conditioning == "all"
+        temb_channels = block_out_channels[-1]
+        if not everywhere and resnet_time_scale_shift == "scale_shift":
+            temb_channels *= 2
+        self.time_proj = Timesteps(time_embedding_dim, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(
+            time_embedding_dim, block_out_channels[-1], act_fn=act_fn, out_dim=temb_channels
+        )
+        self.class_embedding = None
+        if num_class_embeds is not None:
+            self.class_embedding = nn.Embedding(num_class_embeds + 1, temb_channels)
+
+        block_kwargs = {
+            "num_layers": layers_per_block,
+            "temb_channels": temb_channels if everywhere else None,
+            "time_scale_shift": resnet_time_scale_shift,
+            "norm_type": norm_type,
+            "norm_num_groups": norm_num_groups,
+            "act_fn": act_fn,
+            "dropout": dropout,
+        }
+
+        # 2. down
+        self.down_blocks = nn.ModuleList(
+            FashionMNISTDownBlock(
+                in_channels if level == 0 else block_out_channels[level - 1],
+                channels,
+                stride=1 if level == 0 else 2,
+                add_time=level == bottleneck and not everywhere,
+                attention_head_dim=attention_head_dim if level in attention_levels else None,
+                **block_kwargs,
+            )
+            for level, channels in enumerate(block_out_channels)
+        )
+
+        # 3. up
+        self.up_blocks = nn.ModuleList(
+            FashionMNISTUpBlock(
+                block_out_channels[level + 1],
+                block_out_channels[level],
+                skip_connection=skip_connection,
+                attention_head_dim=attention_head_dim if level in attention_levels else None,
+                **block_kwargs,
+            )
+            for level in reversed(range(bottleneck))
+        )
+
+        # 4. out
+        self.conv_out = nn.Conv2d(block_out_channels[0], out_channels, 3, padding=1)
+
+        self.gradient_checkpointing = False
+
+    def forward(
+        self,
+        sample: torch.Tensor,
+        timestep: torch.Tensor | float | int,
+        class_labels: torch.Tensor | None = None,
+        return_dict: bool = True,
+    ) -> UNet2DOutput | tuple[torch.Tensor]:
+        r"""
+        Predicts what the scheduler's `prediction_type` names.
+
+        Args:
+            sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`): The noisy images, about [-1, 1].
+            timestep (`torch.Tensor` or `float` or `int`):
+                The noise level, in `[0, num_train_timesteps)`; one for all images or one for each.
+            class_labels (`torch.Tensor` of shape `(batch,)`, *optional*):
+                Labels in `[0, num_class_embeds]`; `num_class_embeds` itself is the null label, and so is `None`.
+            return_dict (`bool`, defaults to `True`): Whether to return a [`UNet2DOutput`] or a tuple.
+
+        Returns:
+            [`UNet2DOutput`] or `tuple`: the prediction, of shape `(batch, out_channels, height, width)`.
+
+        Raises:
+            `ValueError`: `class_labels` are given to a model without `num_class_embeds`.
+        """
+        # 1. time and class
+        if not torch.is_tensor(timestep):
+            # Not `torch.tensor`, for which `torch.compile` would make a new graph for each number.
+            timestep = torch.full((), timestep, dtype=torch.float32, device=sample.device)
+        timesteps = timestep.to(sample.device, torch.float32).expand(sample.shape[0])
+        temb = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
+        if self.class_embedding is not None:
+            if class_labels is None:
+                null_label = self.class_embedding.num_embeddings - 1
+                class_labels = torch.full_like(timesteps, null_label, dtype=torch.long)
+            temb = temb + self.class_embedding(class_labels)
+        elif class_labels is not None:
+            raise ValueError("`class_labels` need a model that was made with `num_class_embeds`.")
+
+        # 2. down
+        skips = []
+        for block in self.down_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                sample = self._gradient_checkpointing_func(block, sample, temb)
+            else:
+                sample = block(sample, temb)
+            skips.append(sample)
+        skips.pop()
+
+        # 3. up
+        for block in self.up_blocks:
+            if torch.is_grad_enabled() and self.gradient_checkpointing:
+                sample = self._gradient_checkpointing_func(block, sample, skips.pop(), temb)
+            else:
+                sample = block(sample, skips.pop(), temb)
+
+        # 4. out
+        sample = self.conv_out(sample)
+
+        if not return_dict:
+            return (sample,)
+        return UNet2DOutput(sample=sample)

@@ -1,0 +1,4 @@
+from .pipeline_fmnist import FashionMNISTPipeline
+
+
+__all__ = ["FashionMNISTPipeline"]

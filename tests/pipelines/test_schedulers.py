@@ -1,0 +1,169 @@
+"""Every scheduler with every prediction type that it has, against a model that knows the answer."""
+
+from tempfile import TemporaryDirectory
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DEISMultistepScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerAncestralDiscreteScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+    LMSDiscreteScheduler,
+    PNDMScheduler,
+    UniPCMultistepScheduler,
+)
+from diffusers.models.unets.unet_2d import UNet2DOutput
+from torch.testing import assert_close
+
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
+
+
+# Inside diffusers, where NumPy turns a tensor into an array.
+pytestmark = pytest.mark.filterwarnings("ignore:__array_:DeprecationWarning")
+
+SCHEDULERS = {
+    "ddpm": (DDPMScheduler, {}),
+    "ddim": (DDIMScheduler, {}),
+    "pndm": (PNDMScheduler, {}),
+    "dpmsolver++ multistep": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "dpmsolver++ singlestep": (DPMSolverSinglestepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "unipc": (UniPCMultistepScheduler, {}),
+    "deis": (DEISMultistepScheduler, {}),
+    "euler": (EulerDiscreteScheduler, {}),
+    "euler ancestral": (EulerAncestralDiscreteScheduler, {}),
+    "heun": (HeunDiscreteScheduler, {}),
+    "lms": (LMSDiscreteScheduler, {}),
+}
+
+PREDICTION_TYPES = ("epsilon", "v_prediction", "sample")
+
+# What diffusers itself does not have, and the error that says so.
+UNSUPPORTED = {
+    ("pndm", "sample"): ValueError,
+    ("euler ancestral", "sample"): NotImplementedError,
+}
+
+COMBINATIONS = [(name, kind) for name in SCHEDULERS for kind in PREDICTION_TYPES if (name, kind) not in UNSUPPORTED]
+
+
+class OracleUNet(FashionMNISTUNet2DModel):
+    """Knows the clean image of each label, and predicts exactly what leads from the noisy image to it.
+
+    `noise_error` is how far the noise in what it was given was from the noise that belongs to the timestep.
+    """
+
+    def tell(self, clean: torch.Tensor, prediction_type: str) -> "OracleUNet":
+        self.clean = clean  # (num_class_embeds + 1, channels, height, width)
+        self.prediction_type = prediction_type
+        self.alphas_cumprod = DDPMScheduler().alphas_cumprod.double().numpy()
+        self.noise_error = 0.0
+        return self
+
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        if class_labels is None:
+            class_labels = torch.full((len(sample),), len(self.clean) - 1)
+        clean = self.clean[class_labels]
+        sigmas = ((1 - self.alphas_cumprod) / self.alphas_cumprod) ** 0.5
+        sigma = float(np.interp(float(timestep), np.arange(len(sigmas)), sigmas))
+        alpha = 1 / (1 + sigma**2) ** 0.5
+        sigma = sigma * alpha  # sample = alpha * clean + sigma * epsilon
+        epsilon = (sample - alpha * clean) / sigma
+        self.noise_error = max(self.noise_error, sigma * abs(epsilon.std().item() - 1))
+        predictions = {"epsilon": epsilon, "v_prediction": alpha * epsilon - sigma * clean, "sample": clean}
+        return UNet2DOutput(sample=predictions[self.prediction_type])
+
+
+def get_pipeline(unet: FashionMNISTUNet2DModel, name: str, prediction_type: str) -> FashionMNISTPipeline:
+    scheduler_class, kwargs = SCHEDULERS[name]
+    # Saved and loaded, as in a pipeline that is loaded: `from_config` does not pass on what was left at its default,
+    # and the defaults of schedulers differ.
+    with TemporaryDirectory() as folder:
+        DDPMScheduler(prediction_type=prediction_type).save_pretrained(folder)
+        base = DDPMScheduler.from_pretrained(folder)
+    pipe = FashionMNISTPipeline(unet, scheduler_class.from_config(base.config, **kwargs))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def get_oracle(prediction_type: str) -> OracleUNet:
+    unet = OracleUNet(
+        sample_size=(16, 12), block_out_channels=(8,), attention_levels=(), time_embedding_dim=4, num_class_embeds=4
+    )
+    clean = torch.rand(5, 1, 16, 12, generator=torch.manual_seed(1)) - 0.5
+    return unet.tell(clean, prediction_type)
+
+
+def distance(images: torch.Tensor, clean: torch.Tensor) -> float:
+    return (images - clean).abs().mean().item()
+
+
+@pytest.mark.parametrize("name, prediction_type", COMBINATIONS)
+def test_arrives_at_the_clean_image(name, prediction_type):
+    unet = get_oracle(prediction_type)
+    labels = [2, 0, 3, 1]
+    kwargs = {"class_labels": labels, "num_inference_steps": 15, "output_type": "latent"}
+    images = get_pipeline(unet, name, prediction_type)(generator=torch.manual_seed(0), **kwargs).images
+    assert distance(images, unet.clean[labels]) < 0.01
+    assert unet.noise_error < 0.05
+
+    # A scheduler of another prediction type misreads the same model.
+    unet.noise_error = 0.0
+    other = [kind for kind in PREDICTION_TYPES if (name, kind) in COMBINATIONS and kind != prediction_type][-1]
+    get_pipeline(unet, name, other)(generator=torch.manual_seed(0), **kwargs)
+    assert unet.noise_error > 0.1
+
+
+@pytest.mark.parametrize("name, prediction_type", UNSUPPORTED)
+def test_unsupported(name, prediction_type):
+    pipe = get_pipeline(get_oracle(prediction_type), name, prediction_type)
+    with pytest.raises(UNSUPPORTED[name, prediction_type], match="prediction_type"):
+        pipe(num_inference_steps=4)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_guidance(name):
+    unet = get_oracle("v_prediction")
+    pipe = get_pipeline(unet, name, "v_prediction")
+    kwargs = {"class_labels": [2, 0], "num_inference_steps": 15, "guidance_scale": 1.5, "output_type": "latent"}
+    images = pipe(generator=torch.manual_seed(0), **kwargs).images
+    null, label = unet.clean[4], unet.clean[[2, 0]]
+    assert distance(images, null + 1.5 * (label - null)) < 0.01
+    images = pipe(generator=torch.manual_seed(0), guidance_interval=(0.0, 0.2), **kwargs).images
+    assert distance(images, label) < 0.03
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_image_depends_on_its_own_generator_alone(name):
+    torch.manual_seed(0)
+    unet = FashionMNISTUNet2DModel(
+        sample_size=8, block_out_channels=(8, 16), attention_head_dim=8, time_embedding_dim=16, num_class_embeds=4
+    )
+    pipe = get_pipeline(unet, name, "epsilon")
+    kwargs = {"num_inference_steps": 5, "guidance_scale": 2.0, "output_type": "pt"}
+    batch = pipe([3, 0, 1], generator=[torch.Generator().manual_seed(seed) for seed in (5, 6, 7)], **kwargs).images
+    single = pipe(0, generator=torch.Generator().manual_seed(6), **kwargs).images
+    assert_close(batch[1:2], single, atol=1e-4, rtol=0)
+    other = pipe(0, generator=torch.Generator().manual_seed(5), **kwargs).images
+    assert distance(other, single) > 0.01
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_half_precision(name, dtype):
+    torch.manual_seed(0)
+    unet = FashionMNISTUNet2DModel(
+        sample_size=8, block_out_channels=(8, 16), attention_head_dim=8, time_embedding_dim=16
+    )
+    pipe = get_pipeline(unet, name, "v_prediction")
+    expected = pipe(num_inference_steps=5, generator=torch.manual_seed(0), output_type="pt").images
+    pipe.to(dtype)
+    images = pipe(num_inference_steps=5, generator=torch.manual_seed(0), output_type="pt").images
+    assert images.dtype == torch.float32
+    assert distance(images, expected) < 0.02
+    assert images.std() > 0.05

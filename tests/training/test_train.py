@@ -1,0 +1,393 @@
+import csv
+import json
+import os
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from accelerate.commands.launch import launch_command_parser
+from accelerate.commands.config.config_args import load_config_from_file
+from diffusers import DDPMPipeline
+from PIL import Image
+from safetensors.torch import load_file
+from training.checkpoint import list_checkpoints
+
+import fmnist_diffusion
+from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
+
+
+ROOT = Path(__file__).parents[2]
+WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
+
+
+def read_losses(folder: Path) -> list[dict[str, str]]:
+    with (folder / "loss.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def weights(run: Path) -> dict[str, torch.Tensor]:
+    return load_file(run / "pipeline" / WEIGHTS)
+
+
+def assert_same_weights(first: dict[str, torch.Tensor], second: dict[str, torch.Tensor]) -> None:
+    assert first.keys() == second.keys()
+    for name, weight in first.items():
+        assert torch.equal(weight, second[name]), name
+
+
+def test_a_run_leaves_all_that_it_promises(tmp_path: Path, launch: Callable[..., None]):
+    launch("--report_to=tensorboard", "--save_images_epochs=1", "--checkpointing_steps=4")
+    run = tmp_path / "run"
+    losses = read_losses(run)
+    assert [int(row["step"]) for row in losses] == list(range(1, 13))
+    assert [int(row["epoch"]) for row in losses] == [1] * 6 + [2] * 6
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["checkpoint-8", "checkpoint-12"]
+    for name in ("loss.png", "progress.png", "samples/epoch-0001.png", "samples/epoch-0002.png"):
+        with Image.open(run / name) as picture:
+            assert np.asarray(picture).std() > 0
+    assert list((run / "logs").rglob("events.out.tfevents.*"))
+    assert (run / "config.yaml").is_file()
+
+    folder = run / "pipeline"
+    for name in ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "images/samples.png"):
+        assert (folder / name).is_file()
+    assert json.loads((folder / "train_config.json").read_text())["progress"]["global_step"] == 12
+    images = DDPMPipeline.from_pretrained(
+        folder, unet=FashionMNISTUNet2DModel.from_pretrained(folder, subfolder="unet")
+    )(num_inference_steps=2).images
+    assert images[0].size == (28, 28)
+    assert len(load_pipeline(folder)(num_images_per_prompt=2, num_inference_steps=2).images) == 2
+
+
+def test_training_lowers_the_loss(tmp_path: Path, launch: Callable[..., None]):
+    launch("--num_epochs=20", "--optimizer.learning_rate=3e-3", "--save_images_epochs=100", "--save_model_epochs=100")
+    losses = [float(row["loss"]) for row in read_losses(tmp_path / "run")]
+    assert np.mean(losses[-12:]) < 0.5 * np.mean(losses[:6])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--ema.enabled=true"],
+        [
+            "--objective.timestep_sampling=importance",
+            "--scheduler.num_train_timesteps=3",
+            "--model.dropout=0.2",
+            "--optimizer.lr_scheduler=cosine",
+            "--optimizer.lr_warmup_steps=3",
+            "--gradient_accumulation_steps=2",
+            "--data.augmentation=shift",
+            "--num_epochs=4",
+        ],
+        ["--data.streaming=true", "--data.dataloader_num_workers=0", "--model.num_class_embeds=10"],
+    ],
+    ids=["ema", "importance-cosine-accumulation", "streaming-classes"],
+)
+def test_a_resumed_run_is_the_run_that_never_stopped(
+    tmp_path: Path, launch: Callable[..., None], make_trainer: Callable, options: list[str]
+):
+    options = [*options, "--checkpointing_steps=4", "--save_images_epochs=1"]
+    launch(*options)
+    whole = tmp_path / "whole"
+    (tmp_path / "run").rename(whole)
+
+    trainer = make_trainer(*options)
+    train_batch, batches = trainer._train_batch, iter(range(100))
+
+    def crash(*args):
+        train_batch(*args)
+        # Behind a checkpoint and inside an epoch.
+        if next(batches) == (21 if "--num_epochs=4" in options else 10):
+            raise RuntimeError("power cut")
+
+    trainer._train_batch = crash
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer.train()
+    launch(*options, "--resume=latest")
+
+    assert read_losses(tmp_path / "run") == read_losses(whole)
+    assert_same_weights(weights(tmp_path / "run"), weights(whole))
+    last = list_checkpoints(whole / "checkpoints")[-1].name
+    assert_same_weights(
+        load_file(tmp_path / "run" / "checkpoints" / last / "model.safetensors"),
+        load_file(whole / "checkpoints" / last / "model.safetensors"),
+    )
+
+
+def test_same_seed_same_run_and_other_seed_another(tmp_path: Path, launch: Callable[..., None]):
+    launch("--max_train_steps=3", f"--output_dir={tmp_path / 'a'}")
+    launch("--max_train_steps=3", f"--output_dir={tmp_path / 'b'}")
+    launch("--max_train_steps=3", f"--output_dir={tmp_path / 'c'}", "--seed=1")
+    assert read_losses(tmp_path / "a") == read_losses(tmp_path / "b") != read_losses(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--scheduler.beta_schedule=scaled_linear", "--objective.loss_type=l1"],
+        ["--scheduler.beta_schedule=squaredcos_cap_v2", "--scheduler.prediction_type=v_prediction"],
+        ["--scheduler.beta_schedule=sigmoid", "--scheduler.prediction_type=sample", "--objective.loss_type=huber"],
+        [
+            "--scheduler.rescale_betas_zero_snr=true",
+            "--scheduler.prediction_type=v_prediction",
+            "--scheduler.timestep_spacing=trailing",
+            "--objective.snr_gamma=5",
+        ],
+        ["--objective.snr_gamma=5", "--objective.timestep_sampling=logit_normal", "--data.augmentation=flip"],
+        ["--mixed_precision=bf16", "--gradient_checkpointing=true", "--channels_last=true", "--ema.enabled=true"],
+        ["--optimizer.name=adamw", "--optimizer.adam_weight_decay=0.01", "--optimizer.max_grad_norm=1"],
+        ["--model.norm_type=group", "--model.norm_num_groups=4", "--model.time_conditioning=all"],
+        ["--model.num_class_embeds=10", "--objective.label_dropout=0.5", "--samples.guidance_scale=2"],
+        ["--data.channels=3", "--data.resolution=16"],
+    ],
+    ids=lambda options: options[0].removeprefix("--"),
+)
+def test_each_option_trains_and_exports(tmp_path: Path, launch: Callable[..., None], options: list[str]):
+    launch("--max_train_steps=2", *options)
+    losses = [float(row["loss"]) for row in read_losses(tmp_path / "run")]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
+    pipeline = load_pipeline(tmp_path / "run" / "pipeline")
+    size, channels = (16, 3) if "--data.channels=3" in options else (28, 1)
+    images = pipeline(num_inference_steps=2, output_type="pt").images
+    assert images.shape == (1, channels, size, size)
+    assert torch.isfinite(images).all()
+
+
+def test_compiled_training_takes_the_same_steps(tmp_path: Path, launch: Callable[..., None]):
+    launch("--max_train_steps=2", f"--output_dir={tmp_path / 'eager'}")
+    launch("--max_train_steps=2", f"--output_dir={tmp_path / 'compiled'}", "--compile=true")
+    eager, compiled = (
+        [float(row["loss"]) for row in read_losses(tmp_path / name)] for name in ("eager", "compiled")
+    )
+    np.testing.assert_allclose(compiled, eager, rtol=1e-3)
+
+
+def test_accumulated_gradients_are_those_of_the_whole_batch(make_trainer: Callable, tmp_path: Path):
+    """GroupNorm sees one image at a time, so that the sum of half batches is the gradient of the whole."""
+    group = ["--model.norm_type=group", "--model.norm_num_groups=4", "--max_train_steps=1"]
+    gradients = []
+    for name, options in {
+        "whole": ["--train_batch_size=32"],
+        "halves": ["--train_batch_size=16", "--gradient_accumulation_steps=2"],
+    }.items():
+        trainer = make_trainer(*group, *options, f"--output_dir={tmp_path / name}")
+        fixed = torch.Generator().manual_seed(0)
+        images = torch.randint(256, (32, 1, 28, 28), generator=fixed, dtype=torch.uint8)
+        noise = torch.randn(32, 1, 28, 28, generator=fixed)
+        timesteps = torch.randint(1000, (32,), generator=fixed)
+        size = trainer.config.train_batch_size
+        for start in range(0, 32, size):
+            part = slice(start, start + size)
+            clean = images[part].float() / 127.5 - 1
+            noisy = trainer.scheduler.add_noise(clean, noise[part], timesteps[part])
+            with trainer.accelerator.accumulate(trainer.unet):
+                prediction = trainer.unet(noisy, timesteps[part]).sample
+                trainer.accelerator.backward((prediction - noise[part]).square().mean())
+        gradients.append([weight.grad for weight in trainer.unet.parameters()])
+    for whole, halves in zip(*gradients, strict=True):
+        torch.testing.assert_close(halves, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_averaged_weights_are_what_is_exported(tmp_path: Path, launch: Callable[..., None]):
+    launch("--ema.enabled=true", "--optimizer.learning_rate=1e-2", "--max_train_steps=6")
+    raw = load_file(tmp_path / "run" / "checkpoints" / "checkpoint-6" / "model.safetensors")
+    exported = weights(tmp_path / "run")
+    assert not torch.allclose(exported["conv_out.weight"], raw["conv_out.weight"])
+    # Batch normalization is measured anew on the averaged weights.
+    name = "down_blocks.0.resnets.0.norm1.running_mean"
+    assert not torch.allclose(exported[name], raw[name])
+
+
+def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, make_trainer: Callable, capsys: pytest.CaptureFixture[str], launch: Callable[..., None]
+):
+    options = ["--checkpointing_steps=4", "--logging_steps=1"]
+    trainer = make_trainer(*options)
+    train_batch = trainer._train_batch
+
+    def poison(*args):
+        if trainer.progress.global_step == 6:
+            with torch.no_grad():
+                trainer.unet.conv_out.weight[:] = float("nan")
+        train_batch(*args)
+
+    trainer._train_batch = poison
+    with pytest.raises(FloatingPointError, match="loss is nan at step 7"):
+        trainer.train()
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint-4"]
+    launch(*options, "--resume=latest", "--optimizer.learning_rate=0.00005")
+    rows = read_losses(tmp_path / "run")
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    assert float(rows[-1]["learning_rate"]) == 0.00005
+
+
+def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, make_trainer: Callable):
+    trainer = make_trainer("--checkpointing_steps=2", "--optimizer.learning_rate=1e38", "--logging_steps=100")
+    with pytest.raises(FloatingPointError):
+        trainer.train()
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
+def test_ctrl_c_loses_nothing(tmp_path: Path, make_trainer: Callable, launch: Callable[..., None]):
+    trainer = make_trainer()
+    train_batch = trainer._train_batch
+
+    def interrupt(*args):
+        train_batch(*args)
+        if trainer.progress.global_step == 3:
+            os.kill(os.getpid(), 2)
+
+    trainer._train_batch = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint-3"]
+    launch("--resume=latest")
+    assert len(read_losses(tmp_path / "run")) == 12
+
+
+def test_fine_tuning_begins_with_the_given_weights(tmp_path: Path, launch: Callable[..., None], make_trainer: Callable):
+    launch("--max_train_steps=1")
+    (tmp_path / "run").rename(tmp_path / "first")
+    trainer = make_trainer(f"--init_from={tmp_path / 'first' / 'pipeline'}")
+    assert_same_weights(dict(trainer.unet.state_dict()), weights(tmp_path / "first"))
+
+
+def test_fine_tuning_takes_other_classes_and_channels(
+    tmp_path: Path, launch: Callable[..., None], make_trainer: Callable
+):
+    launch("--max_train_steps=1", "--model.num_class_embeds=10")
+    (tmp_path / "run").rename(tmp_path / "first")
+    for label in ("cat", "dog"):
+        (tmp_path / "pets" / label).mkdir(parents=True)
+        for i in range(16):
+            pixels = np.random.default_rng(i).integers(256, size=(20, 20, 3), dtype=np.uint8)
+            Image.fromarray(pixels).save(tmp_path / "pets" / label / f"{i}.png")
+    first = tmp_path / "first" / "pipeline"
+    trainer = make_trainer(f"--init_from={first}", f"--data.train_data_dir={tmp_path / 'pets'}", "--data.channels=3")
+    old, new = weights(tmp_path / "first"), trainer.unet.state_dict()
+    assert trainer.unet.config.num_class_embeds == 2
+    assert list(trainer.unet.config.label_names) == ["cat", "dog"]
+    assert new["class_embedding.weight"].shape[0] == 3
+    assert torch.equal(new["class_embedding.weight"][-1], old["class_embedding.weight"][-1])
+    assert new["conv_out.weight"].shape[0] == 3
+    assert torch.equal(new["down_blocks.1.conv.weight"], old["down_blocks.1.conv.weight"])
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--data.train_data_dir=/nowhere"], "/nowhere"),
+        (["--model.norm_typ=group"], "norm_type"),
+        (["--model.norm_type=layer"], "'batch', 'group'"),
+        (["--model.sample_size=32"], "data.resolution"),
+        (["--model.num_class_embeds=7"], "--model.num_class_embeds=10"),
+        (["--resume=latest"], "no checkpoint"),
+        (["--resume=/nowhere"], "/nowhere"),
+        (["--init_from=/nowhere"], "/nowhere"),
+        (["--train_batch_size=1000"], "--train_batch_size"),
+        (["--data.image_column=picture"], "picture"),
+        (["--data.max_train_samples=0"], "max_samples"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_wrong_input_ends_with_one_sentence(
+    launch: Callable[..., None], capsys: pytest.CaptureFixture[str], options: list[str], words: str
+):
+    with pytest.raises(SystemExit) as error:
+        launch(*options)
+    assert error.value.code == 2
+    last = capsys.readouterr().err.strip().splitlines()[-1]
+    assert last.startswith("train.py: error: ")
+    assert words in last
+
+
+def test_fine_tuning_refuses_what_does_not_fit(
+    tmp_path: Path, launch: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    launch("--max_train_steps=1")
+    (tmp_path / "run").rename(tmp_path / "first")
+    first = f"--init_from={tmp_path / 'first' / 'pipeline'}"
+    for option, words in {
+        "--model.time_embedding_dim=64": "can't be fine-tuned into this architecture",
+        "--scheduler.prediction_type=sample": "--scheduler.prediction_type=epsilon",
+    }.items():
+        with pytest.raises(SystemExit) as error:
+            launch(first, option)
+        assert error.value.code == 2
+        assert words in capsys.readouterr().err
+
+
+def test_a_finished_run_is_not_overwritten(launch: Callable[..., None], capsys: pytest.CaptureFixture[str]):
+    launch("--max_train_steps=1")
+    with pytest.raises(SystemExit) as error:
+        launch("--max_train_steps=1")
+    assert error.value.code == 2
+    assert "--resume=latest" in capsys.readouterr().err
+
+
+def accelerate_launch(*args: str) -> subprocess.CompletedProcess[str]:
+    environment = {**os.environ, "OMP_NUM_THREADS": "1", "HF_HUB_OFFLINE": "1"}
+    return subprocess.run(
+        [sys.executable, "-m", "accelerate.commands.launch", *args],
+        cwd=ROOT,
+        env=environment,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+
+
+def test_two_processes_share_the_batch_and_draw_their_own_noise(tmp_path: Path, tiny_args: list[str]):
+    probe = tmp_path / "probe.py"
+    probe.write_text(
+        "import sys\n"
+        f"sys.path.insert(0, {str(ROOT)!r})\n"
+        "import torch\n"
+        "from training.config import parse_config\n"
+        "from training.train import Trainer\n"
+        "trainer = Trainer(parse_config(sys.argv[1:]))\n"
+        "images, labels = next(trainer.batches.epoch(0))\n"
+        "noise = torch.randn(4)\n"
+        f"torch.save((trainer.accelerator.num_processes, images, noise), {str(tmp_path)!r} + f'/{{trainer.accelerator.process_index}}.pt')\n"
+        "trainer.train()\n"
+    )
+    config = ROOT / "training" / "accelerate" / "multi_cpu.yaml"
+    result = accelerate_launch("--config_file", str(config), str(probe), *tiny_args, "--checkpointing_steps=4", "--ema.enabled=true")
+    assert result.returncode == 0, result.stderr
+    (processes, first, noise), (_, second, other_noise) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
+    assert processes == 2
+    assert len(first) == len(second) == 8
+    assert not torch.equal(first, second)
+    assert not torch.equal(noise, other_noise)
+    rows = read_losses(tmp_path / "run")
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    last = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
+    assert len(list(last.glob("random_states_*"))) == 2
+    load_pipeline(tmp_path / "run" / "pipeline")
+
+
+def test_accelerate_launch_of_spec_yaml(tmp_path: Path, fashion_mnist_folder: Path):
+    """The specification itself, for one step."""
+    result = accelerate_launch(
+        "--num_processes=1", "--cpu", "training/train.py", "--config=training/configs/spec.yaml",
+        f"--data.train_data_dir={fashion_mnist_folder}", f"--output_dir={tmp_path / 'run'}", "--max_train_steps=1",
+        "--samples.num_images=2", "--samples.num_inference_steps=1",
+    )  # fmt: skip
+    assert result.returncode == 0, result.stderr
+    pipeline = load_pipeline(tmp_path / "run" / "pipeline")
+    assert pipeline.unet.num_parameters() == 13_246_913
+    defaults = json.loads(fmnist_diffusion.FashionMNISTUNet2DModel().to_json_string())
+    assert json.loads((tmp_path / "run" / "pipeline" / "unet" / "config.json").read_text()) == defaults
+
+
+@pytest.mark.parametrize("path", sorted((ROOT / "training" / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+def test_launch_files_are_read_by_accelerate(path: Path):
+    config = load_config_from_file(str(path))
+    arguments = vars(launch_command_parser().parse_args(["script.py"])).keys()
+    assert config.fsdp_config.keys() <= arguments
+    assert config.num_processes == (1 if path.stem in ("cpu", "single_gpu") else 2)

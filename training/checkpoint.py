@@ -1,0 +1,65 @@
+"""Checkpoints that a run resumes from exactly: weights, optimizer, EMA, random states and place in the data."""
+
+import re
+import shutil
+from dataclasses import asdict, dataclass
+from pathlib import Path
+
+from accelerate import Accelerator
+
+
+@dataclass
+class Progress:
+    """Where a run is.
+
+    Args:
+        global_step: Optimizer steps done.
+        epoch: The epoch that is going on, from 0.
+        batch: Batches of that epoch done.
+    """
+
+    global_step: int = 0
+    epoch: int = 0
+    batch: int = 0
+
+    def state_dict(self) -> dict[str, int]:
+        return asdict(self)
+
+    def load_state_dict(self, state_dict: dict[str, int]) -> None:
+        self.__dict__.update(state_dict)
+
+
+def list_checkpoints(folder: Path) -> list[Path]:
+    """Complete checkpoints in `folder`, the oldest first."""
+    found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
+    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+
+
+def save_checkpoint(accelerator: Accelerator, folder: Path, global_step: int, total_limit: int) -> None:
+    """Writes `checkpoint-{global_step}`, which appears only once it is complete, and removes the oldest over the limit.
+
+    Every process calls it: each has random states of its own, and sharded weights too.
+    """
+    target = folder / f"checkpoint-{global_step}"
+    unfinished = target.with_suffix(".unfinished")
+    accelerator.save_state(str(unfinished))
+    accelerator.wait_for_everyone()
+    if accelerator.is_main_process:
+        if target.exists():
+            shutil.rmtree(target)
+        unfinished.rename(target)
+        for old in list_checkpoints(folder)[:-total_limit]:
+            shutil.rmtree(old)
+    accelerator.wait_for_everyone()
+
+
+def find_checkpoint(resume: str, folder: Path) -> Path:
+    """The folder that `resume` means, `"latest"` in `folder` or a path."""
+    if resume == "latest":
+        checkpoints = list_checkpoints(folder)
+        if not checkpoints:
+            raise ValueError(f"there is no checkpoint in {folder} to resume from; leave out --resume to start anew.")
+        return checkpoints[-1]
+    if not Path(resume).is_dir():
+        raise ValueError(f"the checkpoint {resume} does not exist; give its folder, or --resume=latest.")
+    return Path(resume)

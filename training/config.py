@@ -1,0 +1,248 @@
+"""What a training run is: dataclasses, read from YAML and the command line by jsonargparse."""
+
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import yaml
+from jsonargparse import ArgumentParser
+
+from fmnist_diffusion.data import DEFAULT_DATASET
+from fmnist_diffusion.objectives import LossType, PredictionType, TimestepSampling
+
+
+@dataclass
+class DataConfig:
+    """Images to train on.
+
+    Args:
+        dataset_name: Hub data set; Debian's local copy stands in for the default one when the Hub can't be reached.
+        dataset_config_name: Configuration of the Hub data set.
+        train_data_dir: Local data instead: an IDX folder, an image folder, parquet, or a decoded .safetensors file.
+        split: Split of the data set.
+        image_column: Column with the images; found by its type unless named.
+        label_column: Column with the labels; found by its type unless named.
+        resolution: Images are resized to this height and width; becomes the model's sample_size.
+        channels: 1 (grey) or 3 (RGB), to which images are converted; as in init_from, or else 1, if null.
+        augmentation: none, flip (left-right, half of the images) or shift (by up to 2 pixels each way).
+        streaming: Decode images as they are needed instead of once into memory, for sets that do not fit there.
+        dataloader_num_workers: Processes that decode when streaming.
+        max_train_samples: Use the first so many images only.
+    """
+
+    dataset_name: str = DEFAULT_DATASET
+    dataset_config_name: str | None = None
+    train_data_dir: str | None = None
+    split: str = "train"
+    image_column: str | None = None
+    label_column: str | None = None
+    resolution: int = 28
+    channels: Literal[1, 3] | None = None
+    augmentation: Literal["none", "flip", "shift"] = "none"
+    streaming: bool = False
+    dataloader_num_workers: int = 2
+    max_train_samples: int | None = None
+
+
+@dataclass
+class SchedulerConfig:
+    """Noise schedule, in the words of diffusers' DDPMScheduler.
+
+    Args:
+        num_train_timesteps: Number of noise levels, T.
+        beta_start: Variance of the first noising step.
+        beta_end: Variance of the last noising step.
+        beta_schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine) or sigmoid.
+        prediction_type: What the model predicts: epsilon (the noise), v_prediction or sample (the clean image).
+        rescale_betas_zero_snr: Rescale to a zero terminal signal-to-noise ratio; not with epsilon.
+        timestep_spacing: How few sampling steps are spread over T: leading, linspace or trailing.
+    """
+
+    num_train_timesteps: int = 1000
+    beta_start: float = 1e-4
+    beta_end: float = 0.02
+    beta_schedule: Literal["linear", "scaled_linear", "squaredcos_cap_v2", "sigmoid"] = "linear"
+    prediction_type: PredictionType = "epsilon"
+    rescale_betas_zero_snr: bool = False
+    timestep_spacing: Literal["leading", "linspace", "trailing"] = "leading"
+
+
+@dataclass
+class ObjectiveConfig:
+    """Training objective.
+
+    Args:
+        loss_type: mse, l1 or huber, on what prediction_type names.
+        snr_gamma: Gamma of min-SNR loss weighting (5 is usual); no weighting if null.
+        timestep_sampling: uniform, logit_normal or importance.
+        logit_mean: Mean of logit_normal.
+        logit_std: Standard deviation of logit_normal.
+        label_dropout: Share of labels that are replaced by the null label, for classifier-free guidance.
+    """
+
+    loss_type: LossType = "mse"
+    snr_gamma: float | None = None
+    timestep_sampling: TimestepSampling = "uniform"
+    logit_mean: float = 0.0
+    logit_std: float = 1.0
+    label_dropout: float = 0.1
+
+
+@dataclass
+class OptimizerConfig:
+    """Optimizer and learning rate.
+
+    Args:
+        name: adam or adamw.
+        learning_rate: Highest learning rate.
+        adam_beta1: Decay of the gradient's running mean.
+        adam_beta2: Decay of the gradient's running square.
+        adam_epsilon: Added to the root of the running square.
+        adam_weight_decay: Weight decay (decoupled with adamw).
+        lr_scheduler: A name that diffusers' get_scheduler knows.
+        lr_warmup_steps: Optimizer steps from zero to the highest learning rate.
+        max_grad_norm: Gradients are clipped to this norm; not at all if null.
+    """
+
+    name: Literal["adam", "adamw"] = "adam"
+    learning_rate: float = 1e-4
+    adam_beta1: float = 0.9
+    adam_beta2: float = 0.999
+    adam_epsilon: float = 1e-8
+    adam_weight_decay: float = 0.0
+    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = "constant"
+    lr_warmup_steps: int = 0
+    max_grad_norm: float | None = None
+
+
+@dataclass
+class EMAConfig:
+    """Exponential moving average of the weights; it is what is sampled and exported.
+
+    Args:
+        enabled: Whether to keep it.
+        max_decay: Highest decay per optimizer step.
+        inv_gamma: Of the warm-up of the decay, 1 - (1 + step / inv_gamma) ** -power.
+        power: Of the warm-up of the decay.
+    """
+
+    enabled: bool = False
+    max_decay: float = 0.9999
+    inv_gamma: float = 1.0
+    power: float = 0.75
+
+
+@dataclass
+class SamplesConfig:
+    """Sample grids while training.
+
+    Args:
+        num_images: Pictures in a grid; a class-conditional model draws them by class.
+        num_inference_steps: DDIM steps for each picture.
+        guidance_scale: Classifier-free guidance of a class-conditional model; 1 is none.
+        seed: Of the starting noise, which is the same in every grid.
+    """
+
+    num_images: int = 40
+    num_inference_steps: int = 50
+    guidance_scale: float = 1.0
+    seed: int = 0
+
+
+@dataclass
+class TrainingConfig:
+    """Training run.
+
+    Args:
+        output_dir: Folder for everything that the run writes; it must be new, unless resume is given.
+        init_from: Fine-tune this pipeline: a folder, a bundled name or a Hub repository.
+        resume: Continue a run of this output_dir: latest, or the path of a checkpoint.
+        seed: Of the weights, the data order and the noise.
+        num_epochs: Passes over the images.
+        max_train_steps: Stop after so many optimizer steps, whatever num_epochs says.
+        train_batch_size: Images in a step, over all processes together.
+        gradient_accumulation_steps: Steps whose gradients are averaged into one optimizer step.
+        mixed_precision: no, bf16 or fp16; what accelerate launch was told if null.
+        gradient_checkpointing: Recompute activations in the backward pass to save memory.
+        compile: Run the model through torch.compile.
+        channels_last: Keep weights and images in channels_last memory format.
+        save_images_epochs: Draw a sample grid every so many epochs, and at the end.
+        save_model_epochs: Export the pipeline every so many epochs, and at the end.
+        checkpointing_steps: Write a checkpoint to resume from every so many optimizer steps.
+        checkpoints_total_limit: Keep the newest so many checkpoints.
+        logging_steps: Report and log the loss every so many optimizer steps.
+        report_to: tensorboard, trackio, wandb or none.
+        model: Arguments of FashionMNISTUNet2DModel, such as norm_type; the defaults are the specification.
+        data: Images to train on.
+        scheduler: Noise schedule.
+        objective: Training objective.
+        optimizer: Optimizer and learning rate.
+        ema: Moving average of the weights.
+        samples: Sample grids.
+    """
+
+    output_dir: str = "output"
+    init_from: str | None = None
+    resume: str | None = None
+    seed: int = 0
+    num_epochs: int = 50
+    max_train_steps: int | None = None
+    train_batch_size: int = 32
+    gradient_accumulation_steps: int = 1
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    gradient_checkpointing: bool = False
+    compile: bool = False
+    channels_last: bool = False
+    save_images_epochs: int = 10
+    save_model_epochs: int = 10
+    checkpointing_steps: int = 1000
+    checkpoints_total_limit: int = 2
+    logging_steps: int = 10
+    report_to: Literal["tensorboard", "trackio", "wandb", "none"] = "tensorboard"
+    model: dict[str, Any] = field(default_factory=dict)
+    data: DataConfig = field(default_factory=DataConfig)
+    scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
+    objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
+    ema: EMAConfig = field(default_factory=EMAConfig)
+    samples: SamplesConfig = field(default_factory=SamplesConfig)
+
+    def __post_init__(self):
+        for name in (
+            "num_epochs", "train_batch_size", "gradient_accumulation_steps", "save_images_epochs", "save_model_epochs",
+            "checkpointing_steps", "checkpoints_total_limit", "logging_steps",
+        ):  # fmt: skip
+            if getattr(self, name) < 1:
+                raise ValueError(f"{name} is {getattr(self, name)}; give a number from 1 on.")
+        if self.max_train_steps is not None and self.max_train_steps < 1:
+            raise ValueError(f"max_train_steps is {self.max_train_steps}; give a number from 1 on.")
+        if not 0 <= self.objective.label_dropout <= 1:
+            raise ValueError(f"objective.label_dropout is {self.objective.label_dropout}; give a share in [0, 1].")
+        if self.scheduler.rescale_betas_zero_snr and self.scheduler.prediction_type == "epsilon":
+            raise ValueError(
+                "scheduler.rescale_betas_zero_snr leaves no signal at the last timestep, where epsilon says nothing"
+                " of the image; give --scheduler.prediction_type=v_prediction or sample."
+            )
+
+    def to_dict(self) -> dict[str, Any]:
+        return asdict(self)
+
+    def save(self, path: Path) -> None:
+        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+
+
+def parse_config(args: list[str] | None = None) -> TrainingConfig:
+    """Reads `--config file.yaml` and `--any.field=value`, the later one wins; what is wrong ends with exit code 2."""
+    parser = ArgumentParser(
+        prog="train.py",
+        allow_abbrev=False,
+        description="Trains a FashionMNISTUNet2DModel: accelerate launch training/train.py --config FILE [overrides]",
+    )
+    parser.add_argument("--config", action="config", help="YAML file, such as training/configs/spec.yaml.")
+    parser.add_class_arguments(TrainingConfig, None)
+    try:
+        namespace = parser.instantiate(parser.parse_args(args))
+        del namespace.config
+        return TrainingConfig(**vars(namespace))
+    except ValueError as error:
+        parser.error(str(error))

@@ -1,0 +1,508 @@
+"""Trains a diffusion model: `accelerate launch training/train.py --config training/configs/spec.yaml`."""
+
+import csv
+import importlib.util
+import itertools
+import logging
+import math
+import resource
+import shutil
+import signal
+import sys
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+from accelerate import Accelerator
+from accelerate.utils import ProjectConfiguration, set_seed
+from diffusers import DDIMScheduler
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch.utils.data import Dataset
+from tqdm.auto import tqdm
+
+
+# A script's modules are looked for in its own folder, and ours are beside that.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fmnist_diffusion import (  # noqa: E402
+    FashionMNISTPipeline,
+    FashionMNISTUNet2DModel,
+    export_pipeline,
+    load_pipeline,
+)
+from fmnist_diffusion.data import (  # noqa: E402
+    ImageTensors,
+    load_images,
+    load_split,
+    stream_images,
+    to_model_input,
+)
+from fmnist_diffusion.objectives import (  # noqa: E402
+    TimestepSampler,
+    add_noise,
+    drop_labels,
+    min_snr_weights,
+    per_image_loss,
+    training_target,
+)
+from training.batches import Batches, augment  # noqa: E402
+from training.checkpoint import Progress, find_checkpoint, save_checkpoint  # noqa: E402
+from training.config import TrainingConfig, parse_config  # noqa: E402
+from training.model import make_model  # noqa: E402
+from training.pictures import draw_strip, image_grid, plot_losses  # noqa: E402
+
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+GRID_COLUMNS, GRID_UPSCALE = 10, 2
+# Batches on which the batch normalization of averaged weights is measured anew.
+RECALIBRATION_BATCHES = 50
+LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate")
+
+
+class Trainer:
+    """One training run in `config.output_dir`; see `TrainingConfig` for what it does.
+
+    Raises:
+        `ValueError`, `OSError`: the configuration, the data or the pipeline to begin with is not usable.
+    """
+
+    def __init__(self, config: TrainingConfig):
+        self.config = config
+        self.folder = Path(config.output_dir)
+        if config.report_to != "none" and importlib.util.find_spec(config.report_to) is None:
+            raise ValueError(
+                f"{config.report_to} is not installed; run pip install {config.report_to}, or give --report_to=none."
+            )
+        if config.resume is not None:
+            checkpoint = find_checkpoint(config.resume, self.folder / "checkpoints")
+        elif self.folder.exists() and any(self.folder.iterdir()):
+            raise ValueError(f"{self.folder} holds a run; give --resume=latest to continue it, or another --output_dir.")
+        else:
+            checkpoint = None
+        self.accelerator = Accelerator(
+            # Else Accelerate takes the processes of torchrun for unrelated ones where there is no GPU.
+            cpu=not torch.accelerator.is_available(),
+            mixed_precision=config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=None if config.report_to == "none" else config.report_to,
+            project_config=ProjectConfiguration(str(self.folder), logging_dir=str(self.folder / "logs")),
+        )
+        self.device = self.accelerator.device
+
+        # 1. data and model, the same in every process
+        set_seed(config.seed)
+        pretrained = load_pipeline(config.init_from) if config.init_from else None
+        channels = config.data.channels or (pretrained.unet.config["in_channels"] if pretrained else 1)
+        images, num_classes, label_names = load_training_images(config, channels)
+        self.batches = Batches(
+            images,
+            config.train_batch_size,
+            config.seed,
+            self.device,
+            self.accelerator.process_index,
+            self.accelerator.num_processes,
+            config.data.dataloader_num_workers,
+        )
+        unet, self.scheduler = make_model(config, channels, num_classes, label_names, pretrained)
+        self.unet_config = unet.config
+        self.num_class_embeds = unet.config["num_class_embeds"]
+        self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
+        unet.to(memory_format=self.memory_format)  # pyright: ignore[reportCallIssue]
+        if config.gradient_checkpointing:
+            unet.enable_gradient_checkpointing()
+        if config.compile:
+            unet.compile()
+
+        # 2. optimizer, learning rate, moving average
+        total_steps = config.num_epochs * len(self.batches) // config.gradient_accumulation_steps
+        self.total_steps = min(total_steps, config.max_train_steps or total_steps)
+        optimizer = OPTIMIZERS[config.optimizer.name](
+            unet.parameters(),
+            lr=config.optimizer.learning_rate,
+            betas=(config.optimizer.adam_beta1, config.optimizer.adam_beta2),
+            eps=config.optimizer.adam_epsilon,
+            weight_decay=config.optimizer.adam_weight_decay,
+            fused=True,
+        )
+        # Counts optimizer steps; prepared, it would count them once for each process.
+        self.lr_scheduler = get_scheduler(
+            config.optimizer.lr_scheduler,
+            optimizer,
+            num_warmup_steps=config.optimizer.lr_warmup_steps,
+            num_training_steps=self.total_steps,
+        )
+        if self.accelerator.state.deepspeed_plugin is not None:
+            # DeepSpeed would read it off a prepared DataLoader.
+            self.accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = (
+                config.train_batch_size // self.accelerator.num_processes
+            )
+        self.unet, self.optimizer = self.accelerator.prepare(unet, optimizer)
+        self.ema = None
+        if config.ema.enabled:
+            self.ema = EMAModel(
+                self.unet.parameters(),
+                decay=config.ema.max_decay,
+                use_ema_warmup=True,
+                inv_gamma=config.ema.inv_gamma,
+                power=config.ema.power,
+                foreach=True,
+            )
+
+        # 3. place in the run
+        self.alphas_cumprod = self.scheduler.alphas_cumprod.to(self.device)
+        self.timestep_sampler = TimestepSampler(
+            config.objective.timestep_sampling,
+            config.scheduler.num_train_timesteps,
+            self.device,
+            config.objective.logit_mean,
+            config.objective.logit_std,
+        )
+        self.progress = Progress()
+        self.accelerator.register_for_checkpointing(self.progress, self.lr_scheduler, self.timestep_sampler)
+        if self.ema is not None:
+            self.accelerator.register_for_checkpointing(self.ema)
+        # From here on each process draws noise of its own.
+        set_seed(config.seed, device_specific=True)
+        if checkpoint is not None:
+            self.accelerator.load_state(str(checkpoint))
+            # The learning rate is the one of this command, not of the checkpoint.
+            self.lr_scheduler.base_lrs = [config.optimizer.learning_rate]
+            for group in self.optimizer.param_groups:
+                group["lr"] = self.lr_scheduler.lr_lambdas[0](self.progress.global_step) * group["initial_lr"]
+            if self.ema is not None:
+                self.ema.to(self.device)
+
+        # 4. records
+        self.micro_losses: list[torch.Tensor] = []
+        self.pending: list[tuple[int, int, torch.Tensor, float]] = []
+        self.epoch_losses: list[float] = []
+        if self.accelerator.is_main_process:
+            (self.folder / "samples").mkdir(parents=True, exist_ok=True)
+            config.save(self.folder / "config.yaml")
+            self._begin_loss_csv()
+        if config.report_to != "none":
+            self.accelerator.init_trackers("fmnist-diffusion", config=flatten(config.to_dict()))
+
+    @property
+    def loss_csv(self) -> Path:
+        return self.folder / "loss.csv"
+
+    def _begin_loss_csv(self) -> None:
+        """Begins the record of losses, or cuts it back to the step that is resumed from."""
+        rows = []
+        if self.loss_csv.exists():
+            with self.loss_csv.open() as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self.progress.global_step]
+        with self.loss_csv.open("w", newline="") as file:
+            writer = csv.DictWriter(file, LOSS_COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def train(self) -> None:
+        """Trains to the end of the run and exports the pipeline.
+
+        Raises:
+            `FloatingPointError`: the loss or the weights are no longer finite; the last checkpoint is from before that.
+            `KeyboardInterrupt`: Ctrl-C; in a single process a checkpoint has been written first.
+        """
+        config, progress = self.config, self.progress
+        self.bar = tqdm(
+            total=self.total_steps,
+            initial=progress.global_step,
+            unit="step",
+            disable=not self.accelerator.is_main_process,
+            dynamic_ncols=True,
+        )
+        self.logged_at = time.perf_counter()
+        with self._stop_between_steps():
+            while progress.global_step < self.total_steps:
+                for images, labels in self.batches.epoch(progress.epoch, start=progress.batch):
+                    progress.batch += 1
+                    self._train_batch(images, labels)
+                    if not self.accelerator.sync_gradients:
+                        continue
+                    if progress.global_step % config.logging_steps == 0:
+                        self._log()
+                    if progress.global_step % config.checkpointing_steps == 0 or self.stopped:
+                        self._save_checkpoint()
+                    if self.stopped:
+                        raise KeyboardInterrupt
+                    if progress.global_step == self.total_steps:
+                        break
+                self._end_epoch()
+        self._save_checkpoint()
+        self.bar.close()
+        if self.device.type == "cuda":
+            peak_memory = torch.cuda.max_memory_allocated()
+        else:
+            peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
+        self.accelerator.print(f"peak memory {peak_memory / 2**20:.0f} MiB; pipeline in {self.folder / 'pipeline'}")
+        self.accelerator.end_training()
+
+    @contextmanager
+    def _stop_between_steps(self) -> Iterator[None]:
+        """Turns Ctrl-C into a stop behind the current step, where a checkpoint can be written.
+
+        Not with several processes: they would have to agree on the step.
+        """
+        self.stopped = False
+        if self.accelerator.num_processes > 1:
+            yield
+            return
+
+        def stop(*_):
+            self.stopped = True
+
+        previous = signal.signal(signal.SIGINT, stop)
+        try:
+            yield
+        finally:
+            signal.signal(signal.SIGINT, previous)
+
+    def _make_inputs(
+        self, images: torch.Tensor, labels: torch.Tensor | None
+    ) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor | None, torch.Tensor, torch.Tensor]:
+        """Noises a batch; returns the noisy images, timesteps, class labels, the target and the loss weights."""
+        config, objective = self.config, self.config.objective
+        prediction_type = config.scheduler.prediction_type
+        sample = augment(to_model_input(images), config.data.augmentation).to(memory_format=self.memory_format)
+        class_labels = None
+        if self.num_class_embeds is not None and labels is not None:
+            class_labels = drop_labels(labels, objective.label_dropout, self.num_class_embeds)
+        timesteps, weights = self.timestep_sampler.sample(len(sample))
+        noise = torch.randn_like(sample)
+        noisy = add_noise(sample, noise, timesteps, self.alphas_cumprod)
+        target = training_target(prediction_type, sample, noise, timesteps, self.alphas_cumprod)
+        if objective.snr_gamma is not None:
+            weights = weights * min_snr_weights(timesteps, self.alphas_cumprod, objective.snr_gamma, prediction_type)
+        return noisy, timesteps, class_labels, target, weights
+
+    def _train_batch(self, images: torch.Tensor, labels: torch.Tensor | None) -> None:
+        config = self.config
+        noisy, timesteps, class_labels, target, weights = self._make_inputs(images, labels)
+        with self.accelerator.accumulate(self.unet):
+            prediction = self.unet(noisy, timesteps, class_labels).sample
+            losses = per_image_loss(prediction.float(), target, config.objective.loss_type)
+            loss = (losses * weights).mean()
+            self.accelerator.backward(loss)
+            if self.accelerator.sync_gradients and config.optimizer.max_grad_norm is not None:
+                self.accelerator.clip_grad_norm_(self.unet.parameters(), config.optimizer.max_grad_norm)
+            self.optimizer.step()
+            self.optimizer.zero_grad()
+        if config.objective.timestep_sampling == "importance":
+            self.timestep_sampler.update(*self.accelerator.gather((timesteps, losses.detach())))
+        self.micro_losses.append(loss.detach())
+        if self.accelerator.sync_gradients:
+            self.progress.global_step += 1
+            # The loss stays a tensor until it is logged, so that a step does not wait for the device.
+            mean_loss = torch.stack(self.micro_losses).mean()
+            self.pending.append(
+                (self.progress.global_step, self.progress.epoch + 1, mean_loss, self.lr_scheduler.get_last_lr()[0])
+            )
+            self.micro_losses = []
+            self.lr_scheduler.step()
+            if self.ema is not None:
+                self.ema.step(self.unet.parameters())
+            self.bar.update()
+
+    def _log(self) -> None:
+        """Reports the losses since the last call, and stops the run if one of them is not finite."""
+        if not self.pending:
+            return
+        losses = self.accelerator.reduce(torch.stack([loss for _, _, loss, _ in self.pending]), reduction="mean").tolist()
+        rows = [(step, epoch, loss, rate) for (step, epoch, _, rate), loss in zip(self.pending, losses, strict=True)]
+        self.pending = []
+        seconds = time.perf_counter() - self.logged_at
+        self.logged_at += seconds
+        images_per_second = len(rows) * self.config.train_batch_size * self.config.gradient_accumulation_steps / seconds
+        if self.accelerator.is_main_process:
+            with self.loss_csv.open("a", newline="") as file:
+                csv.writer(file).writerows(rows)
+        self.epoch_losses += losses
+        step, epoch, _, learning_rate = rows[-1]
+        loss = float(np.mean(losses))
+        self.bar.set_postfix(epoch=epoch, loss=f"{loss:.4f}", images_per_s=f"{images_per_second:.0f}")
+        values = {"loss": loss, "learning_rate": learning_rate, "images_per_second": images_per_second}
+        self.accelerator.log(values, step=step)
+        for step, _, loss, _ in rows:
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"the loss is {loss} at step {step}")
+
+    def _save_checkpoint(self) -> None:
+        self._log()
+        if not all(bool(weight.isfinite().all()) for weight in self.unet.parameters()):
+            raise FloatingPointError(f"the weights are not finite at step {self.progress.global_step}")
+        save_checkpoint(
+            self.accelerator,
+            self.folder / "checkpoints",
+            self.progress.global_step,
+            self.config.checkpoints_total_limit,
+        )
+        self.logged_at = time.perf_counter()
+
+    def _end_epoch(self) -> None:
+        """Closes an epoch, also one that max_train_steps cut short: losses, sample grid, exported pipeline."""
+        self._log()
+        config, progress = self.config, self.progress
+        epoch, finished = progress.epoch + 1, progress.global_step == self.total_steps
+        if progress.batch == len(self.batches):
+            progress.epoch, progress.batch = epoch, 0
+        if self.epoch_losses:
+            epoch_loss = float(np.mean(self.epoch_losses))
+            self.epoch_losses = []
+            self.accelerator.log({"epoch_loss": epoch_loss}, step=progress.global_step)
+            if self.accelerator.is_main_process:
+                self.bar.write(f"epoch {epoch}: loss {epoch_loss:.5f}")
+                plot_losses(self.loss_csv, self.folder / "loss.png")
+        draw = finished or epoch % config.save_images_epochs == 0
+        export = finished or epoch % config.save_model_epochs == 0
+        if draw or export:
+            # Sampling leaves no trace in the random numbers that training draws.
+            with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
+                unet = self._sampling_unet()
+                if unet is not None and draw:
+                    self._draw_samples(unet, epoch)
+                if unet is not None and export:
+                    self._export(unet)
+            self.accelerator.wait_for_everyone()
+        self.logged_at = time.perf_counter()
+
+    def _sampling_unet(self) -> FashionMNISTUNet2DModel | None:
+        """A copy, on the main process, of the weights to sample from: the averaged ones where they are kept."""
+        if self.ema is not None:
+            self.ema.store(self.unet.parameters())
+            self.ema.copy_to(self.unet.parameters())
+        state_dict = self.accelerator.get_state_dict(self.unet)
+        unet = None
+        if self.accelerator.is_main_process:
+            unet = FashionMNISTUNet2DModel.from_config(self.unet_config).to(self.device)
+            unet.load_state_dict(state_dict)
+        if self.ema is not None:
+            self.ema.restore(self.unet.parameters())
+            if unet is not None:
+                self._recalibrate_batch_norm(unet)
+        return None if unet is None else unet.eval()
+
+    @torch.no_grad()
+    def _recalibrate_batch_norm(self, unet: FashionMNISTUNet2DModel) -> None:
+        """Measures the running statistics of averaged weights, which the EMA does not average (arXiv 1803.05407,
+        section 3.2)."""
+        norms = [module for module in unet.eval().modules() if isinstance(module, torch.nn.BatchNorm2d)]
+        if not norms:
+            return
+        momentum = norms[0].momentum
+        for norm in norms:
+            norm.reset_running_stats()
+            norm.momentum = None
+            norm.train()
+        for images, labels in itertools.islice(self.batches.epoch(0), RECALIBRATION_BATCHES):
+            noisy, timesteps, class_labels, *_ = self._make_inputs(images, labels)
+            with self.accelerator.autocast():
+                unet(noisy, timesteps, class_labels)
+        for norm in norms:
+            norm.momentum = momentum
+
+    def _draw_samples(self, unet: FashionMNISTUNet2DModel, epoch: int) -> None:
+        samples = self.config.samples
+        pipeline = FashionMNISTPipeline(unet, DDIMScheduler.from_config(self.scheduler.config))
+        pipeline.set_progress_bar_config(leave=False)
+        conditional = self.num_class_embeds is not None
+        # Columns are classes, so that a strip of first rows shows them all.
+        labels = [i % self.num_class_embeds for i in range(samples.num_images)] if conditional else None
+        images = pipeline(
+            class_labels=labels,
+            num_images_per_prompt=1 if conditional else samples.num_images,
+            num_inference_steps=samples.num_inference_steps,
+            guidance_scale=samples.guidance_scale if conditional else 1.0,
+            generator=torch.Generator().manual_seed(samples.seed),
+        ).images
+        grid = image_grid(images, GRID_COLUMNS, GRID_UPSCALE)
+        grid.save(self.folder / "samples" / f"epoch-{epoch:04d}.png")
+        if self.config.report_to in ("tensorboard", "wandb"):
+            tracker = self.accelerator.get_tracker(self.config.report_to)
+            layout = {"dataformats": "NHWC"} if self.config.report_to == "tensorboard" else {}
+            tracker.log_images({"samples": np.asarray(grid)[None]}, step=self.progress.global_step, **layout)
+        grids = {int(path.stem.removeprefix("epoch-")): path for path in self.sample_grids()}
+        draw_strip(grids, unet.config["sample_size"] * GRID_UPSCALE, self.folder / "progress.png")
+
+    def sample_grids(self) -> list[Path]:
+        return sorted((self.folder / "samples").glob("epoch-*.png"))
+
+    def _export(self, unet: FashionMNISTUNet2DModel) -> None:
+        folder = self.folder / "pipeline"
+        train_config = self.config.to_dict() | {"progress": asdict(self.progress)}
+        export_pipeline(unet, self.scheduler, folder, train_config=train_config)
+        (folder / "images").mkdir(exist_ok=True)
+        for grid in self.sample_grids()[-1:]:
+            shutil.copyfile(grid, folder / "images" / "samples.png")
+
+
+def load_training_images(
+    config: TrainingConfig, channels: int
+) -> tuple[ImageTensors | Dataset, int | None, tuple[str, ...] | None]:
+    """Returns the images, decoded or as a data set that decodes when read, the number of classes and their names."""
+    data = config.data
+    source = {
+        "dataset_name": data.dataset_name,
+        "split": data.split,
+        "dataset_config_name": data.dataset_config_name,
+        "train_data_dir": data.train_data_dir,
+        "image_column": data.image_column,
+        "label_column": data.label_column,
+    }
+    if not data.streaming:
+        images = load_images(
+            **source, resolution=data.resolution, channels=channels, max_samples=data.max_train_samples
+        )
+        if images.labels is None:
+            return images, None, None
+        return images, len(images.label_names or images.labels.unique()), images.label_names
+    dataset = load_split(**source)
+    if data.max_train_samples is not None:
+        dataset = dataset.select(range(min(data.max_train_samples, len(dataset))))
+    num_classes, label_names = None, None
+    if "label" in dataset.features:
+        label_names = tuple(dataset.features["label"].names)
+        num_classes = len(label_names)
+    return stream_images(dataset, resolution=data.resolution, channels=channels), num_classes, label_names
+
+
+def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
+    """Nested settings as `{"data.resolution": 28}`, in the types that trackers take."""
+    flat = {}
+    for name, value in config.items():
+        if isinstance(value, dict):
+            flat |= flatten(value, f"{prefix}{name}.")
+        else:
+            flat[prefix + name] = value if isinstance(value, str | int | float | bool) else str(value)
+    return flat
+
+
+def main(args: list[str] | None = None) -> None:
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("training").setLevel(logging.INFO)
+    config = parse_config(args)
+    try:
+        trainer = Trainer(config)
+    except (ValueError, OSError) as error:
+        print(f"train.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from None
+    try:
+        trainer.train()
+    except FloatingPointError as error:
+        raise SystemExit(
+            f"train.py: stopped, {error}; continue from the last good checkpoint with --resume=latest and a lower"
+            " --optimizer.learning_rate or --optimizer.max_grad_norm=1."
+        ) from None
+    except KeyboardInterrupt:
+        raise SystemExit(f"train.py: stopped at step {trainer.progress.global_step}; go on with --resume=latest.") from None
+
+
+if __name__ == "__main__":
+    main()
