@@ -6,12 +6,13 @@ TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 # `make TORCH=torch==X.Y.Z ...` chooses otherwise.
 TORCH ?= torch==$(TORCH_VERSION)$(shell [ "$$(uname)" != Linux ] || nvidia-smi -L >/dev/null 2>&1 || echo +cpu)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
+EVERYTHING := ".[train,eval,space,dev]"
 BIN := .venv/bin
 
-# $(call install,FOLDER OF PIP,WHAT). torch comes alone and first, for nothing else shall come from its index. With these
-# options pip waits for an index out of reach no longer than a minute, and may find the build in another that it knows.
+# $(call install,FOLDER OF PIP,WHAT). torch comes first and alone, for nothing else shall come from its index. Where
+# that is out of reach, pip gives up within a minute, and may find the build in another place that it is set up for.
 define install
-	$(1)/pip install --quiet --retries 1 --timeout 20 -c constraints.txt $(TORCH) \
+	$(1)/pip install --quiet --retries 1 --timeout 20 --no-deps $(TORCH) \
 		$(if $(findstring +cpu,$(TORCH)),--extra-index-url $(CPU_INDEX)) \
 		|| { echo "Could not install $(TORCH): make $(CPU_INDEX) reachable," \
 			"or run make TORCH=torch==$(TORCH_VERSION) for PyPI's build."; exit 1; }
@@ -32,7 +33,7 @@ help:  ## list the targets
 
 .venv/all: .venv/base
 	@echo "Installing what training, the demo and the tests need into .venv ..."
-	@$(call install,$(BIN),--editable ".[train,eval,space,dev]")
+	@$(call install,$(BIN),--editable $(EVERYTHING))
 	@touch $@
 
 install: .venv/all  ## make .venv with everything: package, training, demo, tests

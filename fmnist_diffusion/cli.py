@@ -193,15 +193,17 @@ def sample(args: argparse.Namespace) -> None:
     device = choose_device(args.device)
     if args.dtype == "float16" and device.type == "cpu":
         raise ValueError("float16 is far too slow on a CPU: give --dtype float32 or bfloat16")
-    pipe = load_pipeline(args.pipeline, dtype=getattr(torch, args.dtype)).to(device)
+    pipe: Any = load_pipeline(args.pipeline, dtype=getattr(torch, args.dtype)).to(device)
     pipe.set_progress_bar_config(disable=None)  # shown in a terminal only
     if args.scheduler is not None:
         pipe.scheduler = getattr(diffusers, SCHEDULERS[args.scheduler]).from_config(pipe.scheduler.config)
 
-    labels = None
+    labels, columns = None, math.ceil(math.sqrt(args.num_images))
     if args.class_labels is not None:
         numbers = pipe.get_label_ids(args.class_labels)
         labels = [numbers[i % len(numbers)] for i in range(args.num_images)]
+        if len(numbers) > 1:
+            columns = min(len(numbers), args.num_images)
     images: list[Image] = []
     for start in range(0, args.num_images, args.batch_size):
         indices = range(start, min(start + args.batch_size, args.num_images))
@@ -219,10 +221,9 @@ def sample(args: argparse.Namespace) -> None:
     for i, image in enumerate(images):
         label = f"-{label_slug(pipe.label_names, labels[i])}" if labels else ""
         image.save(output_dir / f"{i:04d}{label}.png")
-    columns = len(args.class_labels) if labels and len(args.class_labels) > 1 else math.ceil(math.sqrt(len(images)))
     grid = output_dir / "grid.png"
     image_grid(images, columns).save(grid)
-    print(f"{len(images)} pictures are in {output_dir}, and together in {grid}")
+    print(f"The pictures are in {output_dir}, and together in {grid}")
 
 
 def make_output_dir(folder: Path | None) -> Path:

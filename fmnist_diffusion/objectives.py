@@ -40,8 +40,11 @@ def training_target(
     timesteps: torch.Tensor,
     alphas_cumprod: torch.Tensor,
 ) -> torch.Tensor:
-    """What the model shall predict, (B, C, H, W): the noise, the clean sample, or v = sqrt(a) noise - sqrt(1 - a) sample
-    (arXiv 2202.00512, section 4)."""
+    """What the model shall predict, (B, C, H, W).
+
+    That is the noise, the clean sample, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) sample (arXiv 2202.00512,
+    section 4).
+    """
     if prediction_type == "epsilon":
         return noise
     if prediction_type == "sample":
@@ -139,7 +142,9 @@ class TimestepSampler:
 
 
 def drop_labels(class_labels: torch.Tensor, probability: float, null_label: int) -> torch.Tensor:
-    """Replaces each of `class_labels` (B,) by `null_label` with `probability`, which trains the unconditional branch of
-    classifier-free guidance (arXiv 2207.12598, algorithm 1)."""
+    """Replaces each of `class_labels` (B,) by `null_label` with `probability`.
+
+    That trains the unconditional branch of classifier-free guidance (arXiv 2207.12598, algorithm 1).
+    """
     dropped = torch.rand(class_labels.shape, device=class_labels.device) < probability
     return class_labels.masked_fill(dropped, null_label)

@@ -91,7 +91,7 @@ class TestProcess:
         process = run("sample", pipeline, "--num-images", "2", "--num-inference-steps", "2", cwd=tmp_path)
         assert process.returncode == 0, process.stderr
         assert process.stderr == ""
-        assert process.stdout == "2 pictures are in samples/001, and together in samples/001/grid.png\n"
+        assert process.stdout == "The pictures are in samples/001, and together in samples/001/grid.png\n"
         assert (tmp_path / "samples/001/grid.png").is_file()
 
 

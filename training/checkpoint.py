@@ -5,7 +5,9 @@ import shutil
 from dataclasses import asdict, dataclass
 from pathlib import Path
 
+import torch
 from accelerate import Accelerator
+from diffusers.training_utils import EMAModel
 
 
 @dataclass
@@ -35,14 +37,18 @@ def list_checkpoints(folder: Path) -> list[Path]:
     return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
 
 
-def save_checkpoint(accelerator: Accelerator, folder: Path, global_step: int, total_limit: int) -> None:
-    """Writes `checkpoint-{global_step}`, which appears only once it is complete, and removes the oldest over the limit.
+def save_checkpoint(
+    accelerator: Accelerator, ema: EMAModel | None, folder: Path, global_step: int, total_limit: int
+) -> None:
+    """Writes `checkpoint-{global_step}`, which appears once it is complete, and removes the oldest over the limit.
 
-    Every process calls it: each has random states of its own, and sharded weights too.
+    Every process calls it: each has random states of its own, and a shard of the weights and of their average.
     """
     target = folder / f"checkpoint-{global_step}"
     unfinished = target.with_suffix(".unfinished")
     accelerator.save_state(str(unfinished))
+    if ema is not None:
+        torch.save(ema.state_dict(), unfinished / f"ema_{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
         if target.exists():
@@ -51,6 +57,14 @@ def save_checkpoint(accelerator: Accelerator, folder: Path, global_step: int, to
         for old in list_checkpoints(folder)[:-total_limit]:
             shutil.rmtree(old)
     accelerator.wait_for_everyone()
+
+
+def load_checkpoint(accelerator: Accelerator, ema: EMAModel | None, checkpoint: Path) -> None:
+    """Restores all that `save_checkpoint` wrote."""
+    accelerator.load_state(str(checkpoint))
+    if ema is not None:
+        path = checkpoint / f"ema_{accelerator.process_index}.pt"
+        ema.load_state_dict(torch.load(path, map_location=accelerator.device))
 
 
 def find_checkpoint(resume: str, folder: Path) -> Path:

@@ -67,7 +67,9 @@ def make_scheduler(config: SchedulerConfig) -> DDPMScheduler:
     scheduler = DDPMScheduler(**asdict(config))
     if config.beta_schedule == "sigmoid":
         # Only DDPMScheduler knows this name; written out, every other scheduler can be made from it.
-        scheduler = DDPMScheduler.from_config(scheduler.config, trained_betas=scheduler.betas.tolist(), beta_schedule="linear")
+        scheduler = DDPMScheduler.from_config(
+            scheduler.config, trained_betas=scheduler.betas.tolist(), beta_schedule="linear"
+        )
     return scheduler
 
 

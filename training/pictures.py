@@ -10,7 +10,7 @@ from PIL import Image
 
 
 matplotlib.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
+from matplotlib import pyplot as plt
 
 
 def image_grid(images: list[Image.Image], columns: int = 10, upscale: int = 2) -> Image.Image:

@@ -30,20 +30,20 @@ from tqdm.auto import tqdm
 # A script's modules are looked for in its own folder, and ours are beside that.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fmnist_diffusion import (  # noqa: E402
+from fmnist_diffusion import (
     FashionMNISTPipeline,
     FashionMNISTUNet2DModel,
     export_pipeline,
     load_pipeline,
 )
-from fmnist_diffusion.data import (  # noqa: E402
+from fmnist_diffusion.data import (
     ImageTensors,
     load_images,
     load_split,
     stream_images,
     to_model_input,
 )
-from fmnist_diffusion.objectives import (  # noqa: E402
+from fmnist_diffusion.objectives import (
     TimestepSampler,
     add_noise,
     drop_labels,
@@ -51,11 +51,11 @@ from fmnist_diffusion.objectives import (  # noqa: E402
     per_image_loss,
     training_target,
 )
-from training.batches import Batches, augment  # noqa: E402
-from training.checkpoint import Progress, find_checkpoint, save_checkpoint  # noqa: E402
-from training.config import TrainingConfig, parse_config  # noqa: E402
-from training.model import make_model  # noqa: E402
-from training.pictures import draw_strip, image_grid, plot_losses  # noqa: E402
+from training.batches import Batches, augment
+from training.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
+from training.config import TrainingConfig, parse_config
+from training.model import make_model
+from training.pictures import draw_strip, image_grid, plot_losses
 
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -82,7 +82,9 @@ class Trainer:
         if config.resume is not None:
             checkpoint = find_checkpoint(config.resume, self.folder / "checkpoints")
         elif self.folder.exists() and any(self.folder.iterdir()):
-            raise ValueError(f"{self.folder} holds a run; give --resume=latest to continue it, or another --output_dir.")
+            raise ValueError(
+                f"{self.folder} holds a run; give --resume=latest to continue it, or another --output_dir."
+            )
         else:
             checkpoint = None
         self.accelerator = Accelerator(
@@ -151,7 +153,8 @@ class Trainer:
                 use_ema_warmup=True,
                 inv_gamma=config.ema.inv_gamma,
                 power=config.ema.power,
-                foreach=True,
+                # Sharded tensors have no such operations.
+                foreach=not self.accelerator.is_fsdp2,
             )
 
         # 3. place in the run
@@ -165,18 +168,14 @@ class Trainer:
         )
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.progress, self.lr_scheduler, self.timestep_sampler)
-        if self.ema is not None:
-            self.accelerator.register_for_checkpointing(self.ema)
         # From here on each process draws noise of its own.
         set_seed(config.seed, device_specific=True)
         if checkpoint is not None:
-            self.accelerator.load_state(str(checkpoint))
+            load_checkpoint(self.accelerator, self.ema, checkpoint)
             # The learning rate is the one of this command, not of the checkpoint.
             self.lr_scheduler.base_lrs = [config.optimizer.learning_rate]
             for group in self.optimizer.param_groups:
                 group["lr"] = self.lr_scheduler.lr_lambdas[0](self.progress.global_step) * group["initial_lr"]
-            if self.ema is not None:
-                self.ema.to(self.device)
 
         # 4. records
         self.micro_losses: list[torch.Tensor] = []
@@ -208,7 +207,7 @@ class Trainer:
         """Trains to the end of the run and exports the pipeline.
 
         Raises:
-            `FloatingPointError`: the loss or the weights are no longer finite; the last checkpoint is from before that.
+            `FloatingPointError`: the loss or the weights are not finite; the last checkpoint is from before that.
             `KeyboardInterrupt`: Ctrl-C; in a single process a checkpoint has been written first.
         """
         config, progress = self.config, self.progress
@@ -315,12 +314,16 @@ class Trainer:
         """Reports the losses since the last call, and stops the run if one of them is not finite."""
         if not self.pending:
             return
-        losses = self.accelerator.reduce(torch.stack([loss for _, _, loss, _ in self.pending]), reduction="mean").tolist()
+        losses = self.accelerator.reduce(
+            torch.stack([loss for _, _, loss, _ in self.pending]), reduction="mean"
+        ).tolist()
         rows = [(step, epoch, loss, rate) for (step, epoch, _, rate), loss in zip(self.pending, losses, strict=True)]
         self.pending = []
         seconds = time.perf_counter() - self.logged_at
         self.logged_at += seconds
-        images_per_second = len(rows) * self.config.train_batch_size * self.config.gradient_accumulation_steps / seconds
+        images_per_second = (
+            len(rows) * self.config.train_batch_size * self.config.gradient_accumulation_steps / seconds
+        )
         if self.accelerator.is_main_process:
             with self.loss_csv.open("a", newline="") as file:
                 csv.writer(file).writerows(rows)
@@ -340,6 +343,7 @@ class Trainer:
             raise FloatingPointError(f"the weights are not finite at step {self.progress.global_step}")
         save_checkpoint(
             self.accelerator,
+            self.ema,
             self.folder / "checkpoints",
             self.progress.global_step,
             self.config.checkpoints_total_limit,
@@ -501,7 +505,9 @@ def main(args: list[str] | None = None) -> None:
             " --optimizer.learning_rate or --optimizer.max_grad_norm=1."
         ) from None
     except KeyboardInterrupt:
-        raise SystemExit(f"train.py: stopped at step {trainer.progress.global_step}; go on with --resume=latest.") from None
+        raise SystemExit(
+            f"train.py: stopped at step {trainer.progress.global_step}; go on with --resume=latest."
+        ) from None
 
 
 if __name__ == "__main__":

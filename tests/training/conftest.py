@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 from accelerate.state import AcceleratorState, GradientState, PartialState
+
 from training.config import parse_config
 from training.train import Trainer, main
 

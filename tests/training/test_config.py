@@ -3,6 +3,7 @@ from pathlib import Path
 
 import pytest
 import yaml
+
 from training.config import TrainingConfig, parse_config
 
 
@@ -15,7 +16,11 @@ def test_spec_yaml_holds_the_numbers_of_the_specification():
     assert config.train_batch_size == 32
     assert config.save_images_epochs == 10
     assert config.scheduler.num_train_timesteps == 1000
-    assert (config.scheduler.beta_schedule, config.scheduler.beta_start, config.scheduler.beta_end) == ("linear", 1e-4, 0.02)
+    assert (config.scheduler.beta_schedule, config.scheduler.beta_start, config.scheduler.beta_end) == (
+        "linear",
+        1e-4,
+        0.02,
+    )
     assert config.scheduler.prediction_type == "epsilon"
     assert (config.optimizer.name, config.optimizer.learning_rate) == ("adam", 1e-4)
     assert config.objective.loss_type == "mse"
@@ -73,7 +78,10 @@ def test_every_field_has_its_line_in_help(capsys: pytest.CaptureFixture[str]):
         parse_config(["--help"])
     assert error.value.code == 0
     text = capsys.readouterr().out
-    for group in (TrainingConfig, *(type(value) for value in vars(TrainingConfig()).values() if dataclasses.is_dataclass(value))):
+    for group in (
+        TrainingConfig,
+        *(type(value) for value in vars(TrainingConfig()).values() if dataclasses.is_dataclass(value)),
+    ):
         assert group.__doc__ is not None
         for field in dataclasses.fields(group):
             assert field.name in text

@@ -9,15 +9,15 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from accelerate.commands.launch import launch_command_parser
 from accelerate.commands.config.config_args import load_config_from_file
+from accelerate.commands.launch import launch_command_parser
 from diffusers import DDPMPipeline
 from PIL import Image
 from safetensors.torch import load_file
-from training.checkpoint import list_checkpoints
 
 import fmnist_diffusion
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
+from training.checkpoint import list_checkpoints
 
 
 ROOT = Path(__file__).parents[2]
@@ -158,12 +158,11 @@ def test_each_option_trains_and_exports(tmp_path: Path, launch: Callable[..., No
     assert torch.isfinite(images).all()
 
 
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch's own compiler uses it
 def test_compiled_training_takes_the_same_steps(tmp_path: Path, launch: Callable[..., None]):
     launch("--max_train_steps=2", f"--output_dir={tmp_path / 'eager'}")
     launch("--max_train_steps=2", f"--output_dir={tmp_path / 'compiled'}", "--compile=true")
-    eager, compiled = (
-        [float(row["loss"]) for row in read_losses(tmp_path / name)] for name in ("eager", "compiled")
-    )
+    eager, compiled = ([float(row["loss"]) for row in read_losses(tmp_path / name)] for name in ("eager", "compiled"))
     np.testing.assert_allclose(compiled, eager, rtol=1e-3)
 
 
@@ -250,7 +249,9 @@ def test_ctrl_c_loses_nothing(tmp_path: Path, make_trainer: Callable, launch: Ca
     assert len(read_losses(tmp_path / "run")) == 12
 
 
-def test_fine_tuning_begins_with_the_given_weights(tmp_path: Path, launch: Callable[..., None], make_trainer: Callable):
+def test_fine_tuning_begins_with_the_given_weights(
+    tmp_path: Path, launch: Callable[..., None], make_trainer: Callable
+):
     launch("--max_train_steps=1")
     (tmp_path / "run").rename(tmp_path / "first")
     trainer = make_trainer(f"--init_from={tmp_path / 'first' / 'pipeline'}")
@@ -353,11 +354,14 @@ def test_two_processes_share_the_batch_and_draw_their_own_noise(tmp_path: Path, 
         "trainer = Trainer(parse_config(sys.argv[1:]))\n"
         "images, labels = next(trainer.batches.epoch(0))\n"
         "noise = torch.randn(4)\n"
-        f"torch.save((trainer.accelerator.num_processes, images, noise), {str(tmp_path)!r} + f'/{{trainer.accelerator.process_index}}.pt')\n"
+        "rank = trainer.accelerator.process_index\n"
+        f"torch.save((trainer.accelerator.num_processes, images, noise), f'{tmp_path}/{{rank}}.pt')\n"
         "trainer.train()\n"
     )
     config = ROOT / "training" / "accelerate" / "multi_cpu.yaml"
-    result = accelerate_launch("--config_file", str(config), str(probe), *tiny_args, "--checkpointing_steps=4", "--ema.enabled=true")
+    result = accelerate_launch(
+        "--config_file", str(config), str(probe), *tiny_args, "--checkpointing_steps=4", "--ema.enabled=true"
+    )
     assert result.returncode == 0, result.stderr
     (processes, first, noise), (_, second, other_noise) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert processes == 2

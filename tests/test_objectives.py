@@ -1,0 +1,119 @@
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from fmnist_diffusion.objectives import (
+    TimestepSampler,
+    add_noise,
+    drop_labels,
+    min_snr_weights,
+    per_image_loss,
+    training_target,
+)
+
+
+@pytest.fixture
+def scheduler() -> DDPMScheduler:
+    return DDPMScheduler()
+
+
+@pytest.fixture
+def batch() -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    generator = torch.Generator().manual_seed(0)
+    sample, noise = torch.randn(2, 5, 1, 4, 4, generator=generator)
+    return sample, noise, torch.tensor([0, 10, 500, 998, 999])
+
+
+def test_noise_and_targets_are_those_of_diffusers(scheduler: DDPMScheduler, batch: tuple[torch.Tensor, ...]):
+    sample, noise, timesteps = batch
+    alphas_cumprod = scheduler.alphas_cumprod
+    torch.testing.assert_close(
+        add_noise(sample, noise, timesteps, alphas_cumprod), scheduler.add_noise(sample, noise, timesteps)
+    )
+    torch.testing.assert_close(
+        training_target("v_prediction", sample, noise, timesteps, alphas_cumprod),
+        scheduler.get_velocity(sample, noise, timesteps),
+    )
+    assert training_target("epsilon", sample, noise, timesteps, alphas_cumprod) is noise
+    assert training_target("sample", sample, noise, timesteps, alphas_cumprod) is sample
+
+
+def test_loss_is_a_mean_over_the_pixels_of_each_image():
+    prediction, target = torch.tensor([[[[3.0, 0.0]]], [[[0.0, 0.0]]]]), torch.zeros(2, 1, 1, 2)
+    torch.testing.assert_close(per_image_loss(prediction, target, "mse"), torch.tensor([4.5, 0.0]))
+    torch.testing.assert_close(per_image_loss(prediction, target, "l1"), torch.tensor([1.5, 0.0]))
+    huber = ((9 + 0.01) ** 0.5 - 0.1) / 2
+    torch.testing.assert_close(per_image_loss(prediction, target, "huber"), torch.tensor([huber, 0.0]))
+
+
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_min_snr_weighs_the_same_loss_on_the_clean_sample(scheduler: DDPMScheduler, prediction_type: str):
+    """An error d of the clean sample is one of d sqrt(SNR) in epsilon and d sqrt(SNR + 1) in v."""
+    timesteps = torch.arange(1000)
+    snr = scheduler.alphas_cumprod / (1 - scheduler.alphas_cumprod)
+    squared_error = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones(1000)}[prediction_type]
+    weights = min_snr_weights(timesteps, scheduler.alphas_cumprod, 5.0, prediction_type)  # pyright: ignore
+    torch.testing.assert_close(weights * squared_error, snr.clamp(max=5.0), rtol=1e-4, atol=1e-6)
+
+
+def test_min_snr_is_finite_without_any_signal():
+    alphas_cumprod = torch.tensor([0.5, 0.0])
+    for prediction_type in ("epsilon", "v_prediction", "sample"):
+        assert min_snr_weights(torch.tensor([1]), alphas_cumprod, 5.0, prediction_type).isfinite().all()
+
+
+@pytest.mark.parametrize("timestep_sampling", ["uniform", "logit_normal", "importance"])
+def test_timesteps_are_in_range_and_spread(timestep_sampling: str):
+    torch.manual_seed(0)
+    sampler = TimestepSampler(timestep_sampling, 10)  # pyright: ignore
+    timesteps, weights = sampler.sample(20_000)
+    assert timesteps.dtype == torch.long
+    assert timesteps.unique().tolist() == list(range(10))
+    assert (weights == 1).all()
+    shares = torch.bincount(timesteps) / 20_000
+    if timestep_sampling == "logit_normal":
+        normal = torch.distributions.Normal(0, 1)
+        edges = normal.cdf(torch.logit(torch.linspace(0, 1, 11)))
+        torch.testing.assert_close(shares, edges.diff(), atol=0.01, rtol=0)
+    else:
+        torch.testing.assert_close(shares, torch.full((10,), 0.1), atol=0.01, rtol=0)
+
+
+def test_logit_normal_follows_mean_and_std():
+    torch.manual_seed(0)
+    timesteps, _ = TimestepSampler("logit_normal", 1000, logit_mean=-2.0, logit_std=0.1).sample(1000)
+    assert abs(timesteps.float().mean().item() - 1000 * torch.sigmoid(torch.tensor(-2.0)).item()) < 5
+
+
+def test_importance_prefers_large_losses_and_stays_unbiased():
+    torch.manual_seed(0)
+    sampler = TimestepSampler("importance", 2)
+    losses = torch.tensor([1.0, 3.0])
+    for _ in range(9):
+        sampler.update(torch.tensor([0, 1]), losses)
+    assert (sampler.sample(100)[1] == 1).all(), "not before each timestep has ten losses"
+    sampler.update(torch.tensor([1, 0]), losses.flip(0))
+    timesteps, weights = sampler.sample(100_000)
+    assert timesteps.float().mean().item() == pytest.approx(0.75, abs=0.01)
+    assert (weights * losses[timesteps]).mean().item() == pytest.approx(losses.mean().item(), abs=0.02)
+
+
+def test_importance_remembers_the_last_ten_and_its_state():
+    sampler = TimestepSampler("importance", 2)
+    for value in range(25):
+        sampler.update(torch.tensor([0, 0]), torch.tensor([float(value), float(value)]))
+    assert sampler.losses[0].sort().values.tolist() == [20, 20, 21, 21, 22, 22, 23, 23, 24, 24]
+    other = TimestepSampler("importance", 2)
+    other.load_state_dict(sampler.state_dict())
+    assert torch.equal(other.losses, sampler.losses)
+    assert torch.equal(other.counts, sampler.counts)
+
+
+def test_labels_are_dropped_with_the_probability():
+    torch.manual_seed(0)
+    labels = torch.arange(10_000) % 10
+    dropped = drop_labels(labels, 0.25, null_label=10)
+    assert (dropped == 10).float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(dropped[dropped != 10], labels[dropped != 10])
+    assert torch.equal(drop_labels(labels, 0.0, null_label=10), labels)
+    assert (drop_labels(labels, 1.0, null_label=10) == 10).all()
