@@ -316,8 +316,13 @@ def describe(pipe: Any, folder: Path) -> dict[str, Any]:
 
 def changed_options(component: Any) -> dict[str, Any]:
     """The options in the config of a model or scheduler that differ from the defaults of its class."""
-    defaults = {name: parameter.default for name, parameter in inspect.signature(type(component)).parameters.items()}
-    return {name: value for name, value in component.config.items() if name in defaults and value != defaults[name]}
+
+    def as_json(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    parameters = inspect.signature(type(component)).parameters
+    options = {name: as_json(value) for name, value in component.config.items() if name in parameters}
+    return {name: value for name, value in options.items() if value != as_json(parameters[name].default)}
 
 
 def weights_dtype(path: Path) -> str:

@@ -205,6 +205,13 @@ class TestInfo:
             "metrics": None,
         }
 
+    def test_default_model_has_no_changed_options(self, tmp_path, capsys):
+        export_pipeline(FashionMNISTUNet2DModel(), DDPMScheduler(), tmp_path)
+        main(["info", str(tmp_path), "--json"])
+        facts = json.loads(capsys.readouterr().out)
+        assert facts["config"] == facts["scheduler_config"] == {}
+        assert facts["labels"] is None
+
     def test_text(self, pipeline, capsys):
         main(["info", pipeline])
         text = capsys.readouterr().out

@@ -138,7 +138,7 @@ class SamplesConfig:
 
     Args:
         num_images: Pictures in a grid; a class-conditional model draws them by class.
-        num_inference_steps: DDIM steps for each picture.
+        num_inference_steps: Denoising steps of DDPM for each picture.
         guidance_scale: Classifier-free guidance of a class-conditional model; 1 is none.
         seed: Of the starting noise, which is the same in every grid.
     """

@@ -1,6 +1,5 @@
 """Trains a diffusion model: `accelerate launch training/train.py --config training/configs/spec.yaml`."""
 
-import csv
 import importlib.util
 import itertools
 import logging
@@ -20,9 +19,9 @@ import numpy as np
 import torch
 from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
-from diffusers import DDIMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
 
@@ -54,15 +53,15 @@ from fmnist_diffusion.objectives import (
 from training.batches import Batches, augment
 from training.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from training.config import TrainingConfig, parse_config
+from training.losses import LossRecord
 from training.model import make_model
-from training.pictures import draw_strip, image_grid, plot_losses
+from training.pictures import draw_strip, image_grid
 
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 GRID_COLUMNS, GRID_UPSCALE = 10, 2
 # Batches on which the batch normalization of averaged weights is measured anew.
 RECALIBRATION_BATCHES = 50
-LOSS_COLUMNS = ("step", "epoch", "loss", "learning_rate")
 
 
 class Trainer:
@@ -111,6 +110,10 @@ class Trainer:
             self.accelerator.num_processes,
             config.data.dataloader_num_workers,
         )
+        if config.gradient_accumulation_steps > len(self.batches):
+            raise ValueError(
+                f"an epoch has {len(self.batches)} batches; give --gradient_accumulation_steps={len(self.batches)} or less."
+            )
         unet, self.scheduler = make_model(config, channels, num_classes, label_names, pretrained)
         self.unet_config = unet.config
         self.num_class_embeds = unet.config["num_class_embeds"]
@@ -180,28 +183,14 @@ class Trainer:
         # 4. records
         self.micro_losses: list[torch.Tensor] = []
         self.pending: list[tuple[int, int, torch.Tensor, float]] = []
-        self.epoch_losses: list[float] = []
         if self.accelerator.is_main_process:
             (self.folder / "samples").mkdir(parents=True, exist_ok=True)
             config.save(self.folder / "config.yaml")
-            self._begin_loss_csv()
+            self.losses = LossRecord(self.folder / "loss.csv", self.progress.global_step)
         if config.report_to != "none":
-            self.accelerator.init_trackers("fmnist-diffusion", config=flatten(config.to_dict()))
-
-    @property
-    def loss_csv(self) -> Path:
-        return self.folder / "loss.csv"
-
-    def _begin_loss_csv(self) -> None:
-        """Begins the record of losses, or cuts it back to the step that is resumed from."""
-        rows = []
-        if self.loss_csv.exists():
-            with self.loss_csv.open() as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= self.progress.global_step]
-        with self.loss_csv.open("w", newline="") as file:
-            writer = csv.DictWriter(file, LOSS_COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+            self.accelerator.init_trackers(
+                "fmnist-diffusion", flatten(config.to_dict()), {"wandb": {"dir": str(self.folder)}}
+            )
 
     def train(self) -> None:
         """Trains to the end of the run and exports the pipeline.
@@ -325,9 +314,7 @@ class Trainer:
             len(rows) * self.config.train_batch_size * self.config.gradient_accumulation_steps / seconds
         )
         if self.accelerator.is_main_process:
-            with self.loss_csv.open("a", newline="") as file:
-                csv.writer(file).writerows(rows)
-        self.epoch_losses += losses
+            self.losses.append(rows)
         step, epoch, _, learning_rate = rows[-1]
         loss = float(np.mean(losses))
         self.bar.set_postfix(epoch=epoch, loss=f"{loss:.4f}", images_per_s=f"{images_per_second:.0f}")
@@ -357,13 +344,11 @@ class Trainer:
         epoch, finished = progress.epoch + 1, progress.global_step == self.total_steps
         if progress.batch == len(self.batches):
             progress.epoch, progress.batch = epoch, 0
-        if self.epoch_losses:
-            epoch_loss = float(np.mean(self.epoch_losses))
-            self.epoch_losses = []
+        if self.accelerator.is_main_process:
+            epoch_loss = self.losses.epoch_mean(epoch)
             self.accelerator.log({"epoch_loss": epoch_loss}, step=progress.global_step)
-            if self.accelerator.is_main_process:
-                self.bar.write(f"epoch {epoch}: loss {epoch_loss:.5f}")
-                plot_losses(self.loss_csv, self.folder / "loss.png")
+            self.bar.write(f"epoch {epoch}: loss {epoch_loss:.5f}")
+            self.losses.plot(self.folder / "loss.png")
         draw = finished or epoch % config.save_images_epochs == 0
         export = finished or epoch % config.save_model_epochs == 0
         if draw or export:
@@ -414,7 +399,7 @@ class Trainer:
 
     def _draw_samples(self, unet: FashionMNISTUNet2DModel, epoch: int) -> None:
         samples = self.config.samples
-        pipeline = FashionMNISTPipeline(unet, DDIMScheduler.from_config(self.scheduler.config))
+        pipeline = FashionMNISTPipeline(unet, self.scheduler)
         pipeline.set_progress_bar_config(leave=False)
         conditional = self.num_class_embeds is not None
         # Columns are classes, so that a strip of first rows shows them all.
@@ -428,12 +413,20 @@ class Trainer:
         ).images
         grid = image_grid(images, GRID_COLUMNS, GRID_UPSCALE)
         grid.save(self.folder / "samples" / f"epoch-{epoch:04d}.png")
-        if self.config.report_to in ("tensorboard", "wandb"):
-            tracker = self.accelerator.get_tracker(self.config.report_to)
-            layout = {"dataformats": "NHWC"} if self.config.report_to == "tensorboard" else {}
-            tracker.log_images({"samples": np.asarray(grid)[None]}, step=self.progress.global_step, **layout)
+        self._report_samples(grid)
         grids = {int(path.stem.removeprefix("epoch-")): path for path in self.sample_grids()}
         draw_strip(grids, unet.config["sample_size"] * GRID_UPSCALE, self.folder / "progress.png")
+
+    def _report_samples(self, grid: Image.Image) -> None:
+        step, report_to = self.progress.global_step, self.config.report_to
+        if report_to == "trackio":
+            import trackio
+
+            self.accelerator.log({"samples": trackio.Image(grid)}, step=step)
+        elif report_to != "none":
+            layout = {"dataformats": "NHWC"} if report_to == "tensorboard" else {}
+            tracker = self.accelerator.get_tracker(report_to)
+            tracker.log_images({"samples": np.asarray(grid)[None]}, step=step, **layout)
 
     def sample_grids(self) -> list[Path]:
         return sorted((self.folder / "samples").glob("epoch-*.png"))

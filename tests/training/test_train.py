@@ -291,6 +291,7 @@ def test_fine_tuning_takes_other_classes_and_channels(
         (["--resume=/nowhere"], "/nowhere"),
         (["--init_from=/nowhere"], "/nowhere"),
         (["--train_batch_size=1000"], "--train_batch_size"),
+        (["--gradient_accumulation_steps=7"], "an epoch has 6 batches"),
         (["--data.image_column=picture"], "picture"),
         (["--data.max_train_samples=0"], "max_samples"),
     ],
@@ -395,3 +396,13 @@ def test_launch_files_are_read_by_accelerate(path: Path):
     arguments = vars(launch_command_parser().parse_args(["script.py"])).keys()
     assert config.fsdp_config.keys() <= arguments
     assert config.num_processes == (1 if path.stem in ("cpu", "single_gpu") else 2)
+
+
+def test_a_tracker_that_is_not_installed_is_named(
+    launch: Callable[..., None], capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    with pytest.raises(SystemExit) as error:
+        launch("--report_to=wandb")
+    assert error.value.code == 2
+    assert "pip install wandb" in capsys.readouterr().err
