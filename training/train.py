@@ -112,7 +112,8 @@ class Trainer:
         )
         if config.gradient_accumulation_steps > len(self.batches):
             raise ValueError(
-                f"an epoch has {len(self.batches)} batches; give --gradient_accumulation_steps={len(self.batches)} or less."
+                f"an epoch has {len(self.batches)} batches; give --gradient_accumulation_steps={len(self.batches)} or"
+                " less."
             )
         unet, self.scheduler = make_model(config, channels, num_classes, label_names, pretrained)
         self.unet_config = unet.config

@@ -10,7 +10,7 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, SchedulerMixin
+from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, PNDMScheduler, SchedulerMixin
 from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -149,6 +149,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
             raise ValueError(
                 f"`num_inference_steps` is {num_inference_steps} but must be 1 to {num_train_timesteps}, the"
                 " scheduler's `num_train_timesteps`."
+            )
+        if isinstance(self.scheduler, PNDMScheduler) and num_inference_steps < self.scheduler.pndm_order:
+            raise ValueError(
+                f"`num_inference_steps` is {num_inference_steps} but PNDM needs at least {self.scheduler.pndm_order}."
             )
         if guidance_scale != 1 and class_labels is None:
             raise ValueError("`guidance_scale` needs `class_labels` to guide to: give labels, or leave it at 1.")

@@ -12,6 +12,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     ImagePipelineOutput,
+    PNDMScheduler,
 )
 from torch.testing import assert_close
 
@@ -241,6 +242,13 @@ class TestSteps:
     def test_out_of_range(self, steps):
         with pytest.raises(ValueError, match=f"`num_inference_steps` is {steps} but must be 1 to 1000"):
             draw(get_pipeline(), num_inference_steps=steps)
+
+    def test_too_few_steps_for_pndm(self):
+        pipe = get_pipeline()
+        pipe.scheduler = PNDMScheduler.from_config(pipe.scheduler.config)
+        with pytest.raises(ValueError, match="PNDM needs at least 4"):
+            draw(pipe, num_inference_steps=3)
+        assert torch.isfinite(draw(pipe, num_inference_steps=4)).all()
 
     def test_second_order(self):
         pipe = get_pipeline(HeunDiscreteScheduler())
