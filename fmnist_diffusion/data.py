@@ -17,7 +17,7 @@ import threading
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -67,7 +67,7 @@ class ImageTensors:
         labels (`torch.Tensor`, *optional*):
             Class indices, int64, of shape `(num_images,)`.
         label_names (`tuple[str, ...]`, *optional*):
-            The name of each class index, where the data set has names.
+            The name of each class index, where there are labels.
     """
 
     images: torch.Tensor
@@ -169,8 +169,8 @@ def load_split(
         image_column (`str`, *optional*):
             The column of pictures, found by its type when not given.
         label_column (`str`, *optional*):
-            The column of labels: class labels, integers or strings (these become classes in sorted order). When not
-            given, the column of type `ClassLabel`, or else the one called `label`, if there is one.
+            The column of labels: class labels, integers (classes named "0", "1", ...) or strings (classes in sorted
+            order). When not given, the column of type `ClassLabel`, or else the one called `label`, if there is one.
 
     Raises:
         DataError: If the data is missing, broken or not as described.
@@ -215,7 +215,7 @@ def decode(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], chan
     if "label" not in dataset.features:
         return ImageTensors(torch.from_numpy(images))
     labels = torch.from_numpy(_arrow_column(dataset, "label").to_numpy().astype(np.int64))
-    return ImageTensors(torch.from_numpy(images), labels, _label_names(dataset))
+    return ImageTensors(torch.from_numpy(images), labels, tuple(dataset.features["label"].names))
 
 
 def stream_images(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], channels: int) -> datasets.Dataset:
@@ -280,6 +280,8 @@ def _load_tensors(path: Path) -> ImageTensors:
                 f"{path} holds no int64 tensor `labels` with one label for each of its {len(images)} images; "
                 "write it again with save_tensors"
             )
+        if label_names is None:
+            raise DataError(f"{path} has labels but no label_names; write it again with save_tensors")
         _check_label_range(path, labels, label_names)
     return ImageTensors(images, labels, label_names)
 
@@ -365,7 +367,7 @@ def _load_local(path: Path, split: str) -> dict[str, datasets.Dataset]:
     from datasets.packaged_modules.imagefolder.imagefolder import ImageFolder
 
     if path.suffix == ".safetensors":
-        raise DataError(f"{path} is an already decoded split; read it with load_images")
+        raise DataError(f"{path} is decoded already and can't be streamed; read it with load_images")
     if path.is_dir():
         if any(path.glob("*-idx[13]-ubyte*")):
             return _load_idx(path, split)
@@ -511,18 +513,21 @@ def _standard_columns(
 
     feature = dataset.features[label_column]
     dtype = feature.dtype if isinstance(feature, (datasets.Value, datasets.ClassLabel)) else type(feature).__name__
+    # Over all splits, so that a class which one of them lacks does not move the indices of the others.
+    splits_with_labels = [other for other in splits.values() if label_column in other.features]
+    labels = {label for other in splits_with_labels for label in other.unique(label_column)} - {None}
     if dtype in ("string", "large_string"):
-        # Over all splits, so that a class which one of them lacks does not move the indices of the others.
-        names = {
-            name for other in splits.values() if label_column in other.features for name in other.unique(label_column)
-        }
-        class_label = datasets.ClassLabel(names=sorted(names - {None}))
-        dataset = dataset.cast_column(label_column, class_label)
+        dataset = dataset.cast_column(label_column, datasets.ClassLabel(names=sorted(labels)))
     elif not dtype.lstrip("u").startswith("int"):
         raise DataError(
             f"the column {label_column!r} of {source} holds {dtype}, not class labels, integers or strings; "
             f"set label_column to another of: {_columns(dataset)}"
         )
+    elif not isinstance(feature, datasets.ClassLabel):
+        lowest, highest = min(labels, default=0), max(labels, default=0)
+        if lowest < 0:
+            raise DataError(f"{source} has the label {lowest}; replace negative labels by 0 and up")
+        dataset = dataset.cast_column(label_column, datasets.ClassLabel(num_classes=highest + 1))
     dataset = dataset.select_columns([image_column, label_column])
     return dataset.rename_columns({image_column: "image", label_column: "label"})
 
@@ -547,11 +552,6 @@ def _is_image(feature: Any) -> bool:
 
 def _is_array(feature: Any) -> bool:
     return isinstance(feature, _import_datasets().Array2D) and feature.dtype == "uint8" and None not in feature.shape
-
-
-def _label_names(dataset: datasets.Dataset) -> tuple[str, ...] | None:
-    feature = dataset.features["label"]
-    return tuple(feature.names) if isinstance(feature, _import_datasets().ClassLabel) else None
 
 
 # Pictures
@@ -633,17 +633,12 @@ def _check_rows(source: str, dataset: datasets.Dataset) -> None:
         if missing:
             raise DataError(f"{source} has {missing} rows without {name}; fill them in or remove them")
     if "label" in dataset.features:
-        _check_label_range(source, _arrow_column(dataset, "label").to_numpy(), _label_names(dataset))
+        _check_label_range(source, _arrow_column(dataset, "label").to_numpy(), dataset.features["label"].names)
 
 
-def _check_label_range(
-    source: str | Path, labels: np.ndarray | torch.Tensor, label_names: tuple[str, ...] | None
-) -> None:
+def _check_label_range(source: str | Path, labels: np.ndarray | torch.Tensor, label_names: Sequence[str]) -> None:
     lowest, highest = int(labels.min()), int(labels.max())
-    if label_names is None:
-        if lowest < 0:
-            raise DataError(f"{source} has the label {lowest}; replace negative labels by 0 and up")
-    elif lowest < 0 or highest >= len(label_names):
+    if lowest < 0 or highest >= len(label_names):
         wrong = lowest if lowest < 0 else highest
         raise DataError(
             f"{source} has the label {wrong} outside 0 to {len(label_names) - 1}; correct or replace the labels"

@@ -129,9 +129,16 @@ class TimestepSampler:
 
     def update(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
         """Remembers the unweighted losses (B,) of `timesteps` (B,), from all processes, for `"importance"`."""
-        for timestep, loss in zip(timesteps.tolist(), losses.detach().float(), strict=True):
-            self.losses[timestep, self.counts[timestep] % self.history_length] = loss
-            self.counts[timestep] += 1
+        timesteps, order = timesteps.sort(stable=True)
+        # In a range whose squares are positive and finite.
+        losses = losses.detach().float()[order].nan_to_num(1.0).clamp(1e-9, 1e9)
+        batch_counts = torch.bincount(timesteps, minlength=self.num_train_timesteps)
+        place = torch.arange(len(timesteps), device=timesteps.device)
+        place -= (batch_counts.cumsum(0) - batch_counts)[timesteps]  # among those of the same timestep
+        newest = place >= batch_counts[timesteps] - self.history_length
+        slots = (self.counts[timesteps] + place) % self.history_length
+        self.losses[timesteps[newest], slots[newest]] = losses[newest]
+        self.counts += batch_counts
 
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"losses": self.losses, "counts": self.counts}

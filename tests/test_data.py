@@ -315,14 +315,14 @@ def test_corrupt_parquet(tmp_path):
     assert "cannot be read as parquet data" in error_of(path)
 
 
-def test_integer_labels_have_no_names(tmp_path, fixture_images):
+def test_integer_labels_are_their_names(tmp_path, fixture_images):
     path = write_parquet(
         tmp_path / "a.parquet", fixture_images.images[:3, 0], {"label": datasets.Value("int32")}, label=[4, 0, 2]
     )
     tensors = load_images(train_data_dir=path)
     assert tensors.labels.tolist() == [4, 0, 2]
     assert tensors.labels.dtype == torch.int64
-    assert tensors.label_names is None
+    assert tensors.label_names == ("0", "1", "2", "3", "4")
 
 
 def test_string_labels_become_sorted_classes_of_all_splits(tmp_path, fixture_images):

@@ -38,11 +38,12 @@ class Batches:
             raise ValueError(
                 f"there are {len(images)} images for a batch of {batch_size}; give a smaller --train_batch_size."  # pyright: ignore[reportArgumentType]
             )
-        self.in_memory = isinstance(images, ImageTensors)
-        self.images, self.labels, self.dataset = None, None, images
+        self.images = self.labels = self.dataset = None
         if isinstance(images, ImageTensors):
             self.images = images.images.to(device)
             self.labels = None if images.labels is None else images.labels.to(device)
+        else:
+            self.dataset = images
         self.num_images = len(images)  # pyright: ignore[reportArgumentType]
         self.batch_size, self.seed, self.device, self.num_workers = batch_size, seed, device, num_workers
         self.process_index, self.num_processes = process_index, num_processes

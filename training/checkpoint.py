@@ -34,7 +34,11 @@ class Progress:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Complete checkpoints in `folder`, the oldest first."""
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=lambda path: int(path.name.removeprefix("checkpoint-")))
+    return sorted(found, key=step_of)
+
+
+def step_of(checkpoint: Path) -> int:
+    return int(checkpoint.name.removeprefix("checkpoint-"))
 
 
 def save_checkpoint(
@@ -46,6 +50,10 @@ def save_checkpoint(
     """
     target = folder / f"checkpoint-{global_step}"
     unfinished = target.with_suffix(".unfinished")
+    if accelerator.is_main_process:
+        for stopped in folder.glob("*.unfinished"):
+            shutil.rmtree(stopped)
+    accelerator.wait_for_everyone()
     accelerator.save_state(str(unfinished))
     if ema is not None:
         torch.save(ema.state_dict(), unfinished / f"ema_{accelerator.process_index}.pt")
@@ -64,7 +72,7 @@ def load_checkpoint(accelerator: Accelerator, ema: EMAModel | None, checkpoint: 
     accelerator.load_state(str(checkpoint))
     if ema is not None:
         path = checkpoint / f"ema_{accelerator.process_index}.pt"
-        ema.load_state_dict(torch.load(path, map_location=accelerator.device))
+        ema.load_state_dict(torch.load(path, map_location=accelerator.device.type))
 
 
 def find_checkpoint(resume: str, folder: Path) -> Path:
@@ -74,6 +82,10 @@ def find_checkpoint(resume: str, folder: Path) -> Path:
         if not checkpoints:
             raise ValueError(f"there is no checkpoint in {folder} to resume from; leave out --resume to start anew.")
         return checkpoints[-1]
-    if not Path(resume).is_dir():
-        raise ValueError(f"the checkpoint {resume} does not exist; give its folder, or --resume=latest.")
-    return Path(resume)
+    path = Path(resume)
+    if path not in list_checkpoints(path.parent):
+        raise ValueError(f"{resume} is no checkpoint; give the folder of one, or --resume=latest.")
+    later = [other.name for other in list_checkpoints(folder) if step_of(other) > step_of(path)]
+    if later:
+        raise ValueError(f"{folder} has {later[-1]} already; give another --output_dir to go on from {path.name}.")
+    return path

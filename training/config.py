@@ -22,7 +22,7 @@ class DataConfig:
         split: Split of the data set.
         image_column: Column with the images; found by its type unless named.
         label_column: Column with the labels; found by its type unless named.
-        resolution: Images are resized to this height and width; becomes the model's sample_size.
+        resolution: Height and width that images are resized to; as in init_from, or else 28, if null.
         channels: 1 (grey) or 3 (RGB), to which images are converted; as in init_from, or else 1, if null.
         augmentation: none, flip (left-right, half of the images) or shift (by up to 2 pixels each way).
         streaming: Decode images as they are needed instead of once into memory, for sets that do not fit there.
@@ -36,7 +36,7 @@ class DataConfig:
     split: str = "train"
     image_column: str | None = None
     label_column: str | None = None
-    resolution: int = 28
+    resolution: int | None = None
     channels: Literal[1, 3] | None = None
     augmentation: Literal["none", "flip", "shift"] = "none"
     streaming: bool = False
@@ -110,7 +110,7 @@ class OptimizerConfig:
     adam_beta2: float = 0.999
     adam_epsilon: float = 1e-8
     adam_weight_decay: float = 0.0
-    lr_scheduler: Literal["constant", "constant_with_warmup", "linear", "cosine", "polynomial"] = "constant"
+    lr_scheduler: Literal["constant_with_warmup", "linear", "cosine", "polynomial"] = "constant_with_warmup"
     lr_warmup_steps: int = 0
     max_grad_norm: float | None = None
 
@@ -159,7 +159,7 @@ class TrainingConfig:
         resume: Continue a run of this output_dir: latest, or the path of a checkpoint.
         seed: Of the weights, the data order and the noise.
         num_epochs: Passes over the images.
-        max_train_steps: Stop after so many optimizer steps, whatever num_epochs says.
+        max_train_steps: Stop after so many optimizer steps, if num_epochs has more; the lr_scheduler ends there too.
         train_batch_size: Images in a step, over all processes together.
         gradient_accumulation_steps: Steps whose gradients are averaged into one optimizer step.
         mixed_precision: no, bf16 or fp16; what accelerate launch was told if null.
@@ -208,14 +208,30 @@ class TrainingConfig:
     samples: SamplesConfig = field(default_factory=SamplesConfig)
 
     def __post_init__(self):
-        for name in (
-            "num_epochs", "train_batch_size", "gradient_accumulation_steps", "save_images_epochs", "save_model_epochs",
-            "checkpointing_steps", "checkpoints_total_limit", "logging_steps",
-        ):  # fmt: skip
-            if getattr(self, name) < 1:
-                raise ValueError(f"{name} is {getattr(self, name)}; give a number from 1 on.")
-        if self.max_train_steps is not None and self.max_train_steps < 1:
-            raise ValueError(f"max_train_steps is {self.max_train_steps}; give a number from 1 on.")
+        for name, value, lowest in (
+            ("num_epochs", self.num_epochs, 1),
+            ("max_train_steps", self.max_train_steps, 1),
+            ("train_batch_size", self.train_batch_size, 1),
+            ("gradient_accumulation_steps", self.gradient_accumulation_steps, 1),
+            ("save_images_epochs", self.save_images_epochs, 1),
+            ("save_model_epochs", self.save_model_epochs, 1),
+            ("checkpointing_steps", self.checkpointing_steps, 1),
+            ("checkpoints_total_limit", self.checkpoints_total_limit, 1),
+            ("logging_steps", self.logging_steps, 1),
+            ("data.resolution", self.data.resolution, 8),
+            ("data.dataloader_num_workers", self.data.dataloader_num_workers, 0),
+            ("data.max_train_samples", self.data.max_train_samples, 1),
+            ("scheduler.num_train_timesteps", self.scheduler.num_train_timesteps, 1),
+            ("samples.num_images", self.samples.num_images, 1),
+            ("samples.num_inference_steps", self.samples.num_inference_steps, 1),
+        ):
+            if value is not None and value < lowest:
+                raise ValueError(f"{name} is {value}; give a number from {lowest} on.")
+        if self.samples.num_inference_steps > self.scheduler.num_train_timesteps:
+            raise ValueError(
+                f"samples.num_inference_steps is {self.samples.num_inference_steps}; give one up to"
+                f" scheduler.num_train_timesteps, {self.scheduler.num_train_timesteps}."
+            )
         if not 0 <= self.objective.label_dropout <= 1:
             raise ValueError(f"objective.label_dropout is {self.objective.label_dropout}; give a share in [0, 1].")
         if self.scheduler.rescale_betas_zero_snr and self.scheduler.prediction_type == "epsilon":
@@ -228,7 +244,22 @@ class TrainingConfig:
         return asdict(self)
 
     def save(self, path: Path) -> None:
-        path.write_text(yaml.safe_dump(self.to_dict(), sort_keys=False))
+        """Writes what `--config` reads; `resume` is left out, for it is about one command and not about the run."""
+        path.write_text(yaml.safe_dump(self.to_dict() | {"resume": None}, sort_keys=False))
+
+    def check_resumable(self, path: Path) -> None:
+        """Raises `ValueError` where this is another run than that of the config saved at `path`."""
+        if not path.exists():
+            return
+        saved = yaml.safe_load(path.read_text())
+        now = self.to_dict()
+        for settings in (saved, now):
+            settings["data"].pop("dataloader_num_workers")
+            settings["ema.enabled"] = settings["ema"]["enabled"]
+        for name in ("seed", "train_batch_size", "model", "data", "scheduler", "ema.enabled"):
+            # YAML has lists for tuples.
+            if yaml.safe_load(yaml.safe_dump(now[name])) != saved[name]:
+                raise ValueError(f"{name} is not that of the run to resume; give --config={path} with --resume.")
 
 
 def parse_config(args: list[str] | None = None) -> TrainingConfig:

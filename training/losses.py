@@ -15,13 +15,13 @@ COLUMNS = ("step", "epoch", "loss", "learning_rate")
 
 
 class LossRecord:
-    """Keeps `path`; one that is there already is cut back to `global_step`, where the run goes on."""
+    """Keeps `path`; a run that goes on from `global_step` takes along its record `resumed` up to there."""
 
-    def __init__(self, path: Path, global_step: int):
+    def __init__(self, path: Path, resumed: Path | None, global_step: int):
         self.path = path
         rows = []
-        if path.exists():
-            with path.open() as file:
+        if resumed is not None and resumed.exists():
+            with resumed.open() as file:
                 rows = [row for row in csv.DictReader(file) if int(row["step"]) <= global_step]
         with path.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS)

@@ -14,19 +14,20 @@ from training.config import SchedulerConfig, TrainingConfig
 
 logger = logging.getLogger(__name__)
 
-# What the images decide, and the layers whose shape follows from it: fine-tuning may begin these anew.
+# What the images decide.
 DATA_OPTIONS = ("sample_size", "in_channels", "out_channels", "label_names")
-DATA_LAYERS = ("class_embedding.", "down_blocks.0.conv.", "conv_out.")
+# What fine-tuning may change besides.
+FREE_OPTIONS = ("num_class_embeds", "dropout")
 
 
 def make_model(
     config: TrainingConfig,
+    resolution: int | tuple[int, int],
     channels: int,
-    num_classes: int | None,
     label_names: tuple[str, ...] | None,
     pretrained: FashionMNISTPipeline | None,
 ) -> tuple[FashionMNISTUNet2DModel, DDPMScheduler]:
-    """Makes the model and its noise schedule for images of `channels`, with `num_classes` labels if they have any.
+    """Makes the model and its noise schedule for images with these labels, if they have any.
 
     Raises:
         `ValueError`: `config.model` is wrong, does not fit the labels, or asks of `pretrained` what it can't become.
@@ -38,58 +39,69 @@ def make_model(
         if name not in options:
             raise ValueError(f"model has no option {name}; it has {', '.join(options)}.")
 
+    scheduler = make_scheduler(config.scheduler)
     model_config: dict[str, Any] = {}
     if pretrained is not None:
         model_config = {name: pretrained.unet.config[name] for name in options}
-        if pretrained.scheduler.config.prediction_type != config.scheduler.prediction_type:
-            raise ValueError(
-                f"{config.init_from} predicts {pretrained.scheduler.config.prediction_type}; give"
-                f" --scheduler.prediction_type={pretrained.scheduler.config.prediction_type}."
-            )
+        check_fine_tuning(config, model_config, scheduler, pretrained.scheduler.config)
     model_config |= config.model
-    model_config |= {"sample_size": config.data.resolution, "in_channels": channels, "out_channels": channels}
+    model_config |= {"sample_size": resolution, "in_channels": channels, "out_channels": channels}
     if model_config.get("num_class_embeds") is not None:
-        if num_classes is None:
+        if label_names is None:
             raise ValueError("the model has classes but the images have no labels; give --data.label_column.")
-        if "num_class_embeds" not in config.model:
-            model_config["num_class_embeds"] = num_classes
-        elif num_classes != config.model["num_class_embeds"]:
-            raise ValueError(f"the images have {num_classes} classes; give --model.num_class_embeds={num_classes}.")
-        model_config["label_names"] = label_names
+        if config.model.get("num_class_embeds", len(label_names)) != len(label_names):
+            raise ValueError(
+                f"the images have {len(label_names)} classes; give --model.num_class_embeds={len(label_names)}."
+            )
+        model_config |= {"num_class_embeds": len(label_names), "label_names": label_names}
 
     unet = FashionMNISTUNet2DModel(**model_config)
     if pretrained is not None:
-        adopt_weights(unet, pretrained.unet, str(config.init_from))
-    return unet, make_scheduler(config.scheduler)
+        adopt_weights(unet, pretrained.unet)
+    return unet, scheduler
 
 
 def make_scheduler(config: SchedulerConfig) -> DDPMScheduler:
     scheduler = DDPMScheduler(**asdict(config))
     if config.beta_schedule == "sigmoid":
         # Only DDPMScheduler knows this name; written out, every other scheduler can be made from it.
-        scheduler = DDPMScheduler.from_config(
-            scheduler.config, trained_betas=scheduler.betas.tolist(), beta_schedule="linear"
-        )
+        scheduler = DDPMScheduler(**asdict(config) | {"trained_betas": scheduler.betas.tolist()})
     return scheduler
 
 
+def check_fine_tuning(
+    config: TrainingConfig, pretrained_options: dict[str, Any], scheduler: DDPMScheduler, pretrained_scheduler: Any
+) -> None:
+    """Raises `ValueError` where the pipeline to fine-tune has another architecture, prediction or noise schedule."""
+    for name, value in config.model.items():
+        old = pretrained_options[name]
+        if name not in FREE_OPTIONS and value != (list(old) if isinstance(old, tuple) else old):
+            raise ValueError(f"{config.init_from} has model.{name}={old}, which can't be changed; leave it out.")
+    if pretrained_options["num_class_embeds"] is not None and config.model.get("num_class_embeds", 1) is None:
+        raise ValueError(f"{config.init_from} has classes; leave out --model.num_class_embeds.")
+    if pretrained_scheduler.prediction_type != scheduler.config["prediction_type"]:
+        raise ValueError(
+            f"{config.init_from} predicts {pretrained_scheduler.prediction_type}; give"
+            f" --scheduler.prediction_type={pretrained_scheduler.prediction_type}."
+        )
+    old_betas = DDPMScheduler.from_config(pretrained_scheduler).betas
+    if not torch.equal(old_betas, scheduler.betas):
+        raise ValueError(
+            f"{config.init_from} has another noise schedule; give the settings of its scheduler_config.json"
+            f" (beta_schedule {pretrained_scheduler.beta_schedule}, {len(old_betas)} steps) as --scheduler.*."
+        )
+
+
 @torch.no_grad()
-def adopt_weights(unet: FashionMNISTUNet2DModel, pretrained: FashionMNISTUNet2DModel, name: str) -> None:
-    """Copies the weights of `pretrained`, but for the layers of `DATA_LAYERS` that have another shape.
+def adopt_weights(unet: FashionMNISTUNet2DModel, pretrained: FashionMNISTUNet2DModel) -> None:
+    """Copies the weights of `pretrained`, but for layers that have another shape because the images differ.
 
     New class embeddings begin as the pretrained null label, so that the model begins as its unconditional branch.
     """
     old, new = pretrained.state_dict(), unet.state_dict()
     fits = {key for key in new if key in old and old[key].shape == new[key].shape}
-    differing = sorted((old.keys() | new.keys()) - fits)
-    unfit = [key for key in differing if not key.startswith(DATA_LAYERS)]
-    if unfit:
-        raise ValueError(
-            f"{name} can't be fine-tuned into this architecture ({unfit[0]} differs); of the model options, only"
-            " num_class_embeds may change."
-        )
-    for key in differing:
+    for key in sorted(new.keys() - fits):
         logger.info("%s does not fit the images and begins anew", key)
     unet.load_state_dict({key: old[key] for key in fits}, strict=False)
-    if unet.class_embedding is not None and "class_embedding.weight" in differing:
+    if unet.class_embedding is not None and "class_embedding.weight" not in fits:
         unet.class_embedding.weight[:] = old["class_embedding.weight"][-1] if "class_embedding.weight" in old else 0.0

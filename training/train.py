@@ -4,7 +4,7 @@ import importlib.util
 import itertools
 import logging
 import math
-import resource
+import os
 import shutil
 import signal
 import sys
@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import numpy as np
 import torch
@@ -36,6 +36,7 @@ from fmnist_diffusion import (
     load_pipeline,
 )
 from fmnist_diffusion.data import (
+    DataError,
     ImageTensors,
     load_images,
     load_split,
@@ -80,6 +81,7 @@ class Trainer:
             )
         if config.resume is not None:
             checkpoint = find_checkpoint(config.resume, self.folder / "checkpoints")
+            config.check_resumable(checkpoint.parents[1] / "config.yaml")
         elif self.folder.exists() and any(self.folder.iterdir()):
             raise ValueError(
                 f"{self.folder} holds a run; give --resume=latest to continue it, or another --output_dir."
@@ -100,7 +102,8 @@ class Trainer:
         set_seed(config.seed)
         pretrained = load_pipeline(config.init_from) if config.init_from else None
         channels = config.data.channels or (pretrained.unet.config["in_channels"] if pretrained else 1)
-        images, num_classes, label_names = load_training_images(config, channels)
+        resolution = config.data.resolution or (pretrained.unet.config["sample_size"] if pretrained else 28)
+        images, label_names = load_training_images(config, resolution, channels)
         self.batches = Batches(
             images,
             config.train_batch_size,
@@ -115,7 +118,7 @@ class Trainer:
                 f"an epoch has {len(self.batches)} batches; give --gradient_accumulation_steps={len(self.batches)} or"
                 " less."
             )
-        unet, self.scheduler = make_model(config, channels, num_classes, label_names, pretrained)
+        unet, self.scheduler = make_model(config, resolution, channels, label_names, pretrained)
         self.unet_config = unet.config
         self.num_class_embeds = unet.config["num_class_embeds"]
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
@@ -144,10 +147,11 @@ class Trainer:
             num_training_steps=self.total_steps,
         )
         if self.accelerator.state.deepspeed_plugin is not None:
-            # DeepSpeed would read it off a prepared DataLoader.
-            self.accelerator.state.deepspeed_plugin.deepspeed_config["train_micro_batch_size_per_gpu"] = (
-                config.train_batch_size // self.accelerator.num_processes
-            )
+            # DeepSpeed would read the first off a prepared DataLoader, and would clip by a default of its own.
+            self.accelerator.state.deepspeed_plugin.deepspeed_config |= {
+                "train_micro_batch_size_per_gpu": config.train_batch_size // self.accelerator.num_processes,
+                "gradient_clipping": config.optimizer.max_grad_norm or 0.0,
+            }
         self.unet, self.optimizer = self.accelerator.prepare(unet, optimizer)
         self.ema = None
         if config.ema.enabled:
@@ -177,9 +181,11 @@ class Trainer:
         if checkpoint is not None:
             load_checkpoint(self.accelerator, self.ema, checkpoint)
             # The learning rate is the one of this command, not of the checkpoint.
-            self.lr_scheduler.base_lrs = [config.optimizer.learning_rate]
+            highest = config.optimizer.learning_rate
+            rate = highest * self.lr_scheduler.lr_lambdas[0](self.progress.global_step)
+            self.lr_scheduler.base_lrs, self.lr_scheduler._last_lr = [highest], [rate]
             for group in self.optimizer.param_groups:
-                group["lr"] = self.lr_scheduler.lr_lambdas[0](self.progress.global_step) * group["initial_lr"]
+                group["initial_lr"], group["lr"] = highest, rate
 
         # 4. records
         self.micro_losses: list[torch.Tensor] = []
@@ -187,7 +193,8 @@ class Trainer:
         if self.accelerator.is_main_process:
             (self.folder / "samples").mkdir(parents=True, exist_ok=True)
             config.save(self.folder / "config.yaml")
-            self.losses = LossRecord(self.folder / "loss.csv", self.progress.global_step)
+            resumed = None if checkpoint is None else checkpoint.parents[1] / "loss.csv"
+            self.losses = LossRecord(self.folder / "loss.csv", resumed, self.progress.global_step)
         if config.report_to != "none":
             self.accelerator.init_trackers(
                 "fmnist-diffusion", flatten(config.to_dict()), {"wandb": {"dir": str(self.folder)}}
@@ -210,6 +217,9 @@ class Trainer:
         )
         self.logged_at = time.perf_counter()
         with self._stop_between_steps():
+            if progress.batch and progress.global_step == self.total_steps:
+                # The last checkpoint is from before the end of its epoch.
+                self._end_epoch()
             while progress.global_step < self.total_steps:
                 for images, labels in self.batches.epoch(progress.epoch, start=progress.batch):
                     progress.batch += 1
@@ -228,10 +238,8 @@ class Trainer:
         self._save_checkpoint()
         self.bar.close()
         if self.device.type == "cuda":
-            peak_memory = torch.cuda.max_memory_allocated()
-        else:
-            peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024
-        self.accelerator.print(f"peak memory {peak_memory / 2**20:.0f} MiB; pipeline in {self.folder / 'pipeline'}")
+            self.accelerator.print(f"peak memory on the device: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
+        self.accelerator.print(f"the pipeline is in {self.folder / 'pipeline'}")
         self.accelerator.end_training()
 
     @contextmanager
@@ -246,7 +254,9 @@ class Trainer:
             return
 
         def stop(*_):
+            # A second Ctrl-C stops at once.
             self.stopped = True
+            signal.signal(signal.SIGINT, previous)
 
         previous = signal.signal(signal.SIGINT, stop)
         try:
@@ -402,21 +412,23 @@ class Trainer:
         samples = self.config.samples
         pipeline = FashionMNISTPipeline(unet, self.scheduler)
         pipeline.set_progress_bar_config(leave=False)
-        conditional = self.num_class_embeds is not None
-        # Columns are classes, so that a strip of first rows shows them all.
-        labels = [i % self.num_class_embeds for i in range(samples.num_images)] if conditional else None
+        settings = {"num_images_per_prompt": samples.num_images}
+        columns = GRID_COLUMNS
+        if self.num_class_embeds is not None:
+            # Columns are classes, so that the first rows, which make the strip, show them all.
+            columns = self.num_class_embeds
+            labels = [i % columns for i in range(samples.num_images)]
+            settings = {"class_labels": labels, "guidance_scale": samples.guidance_scale}
         images = pipeline(
-            class_labels=labels,
-            num_images_per_prompt=1 if conditional else samples.num_images,
             num_inference_steps=samples.num_inference_steps,
-            guidance_scale=samples.guidance_scale if conditional else 1.0,
             generator=torch.Generator().manual_seed(samples.seed),
+            **settings,
         ).images
-        grid = image_grid(images, GRID_COLUMNS, GRID_UPSCALE)
+        grid = image_grid(images, columns, GRID_UPSCALE)
         grid.save(self.folder / "samples" / f"epoch-{epoch:04d}.png")
         self._report_samples(grid)
         grids = {int(path.stem.removeprefix("epoch-")): path for path in self.sample_grids()}
-        draw_strip(grids, unet.config["sample_size"] * GRID_UPSCALE, self.folder / "progress.png")
+        draw_strip(grids, images[0].height * GRID_UPSCALE, self.folder / "progress.png")
 
     def _report_samples(self, grid: Image.Image) -> None:
         step, report_to = self.progress.global_step, self.config.report_to
@@ -435,6 +447,11 @@ class Trainer:
     def _export(self, unet: FashionMNISTUNet2DModel) -> None:
         folder = self.folder / "pipeline"
         train_config = self.config.to_dict() | {"progress": asdict(self.progress)}
+        # Where things lie on this machine is nobody else's business.
+        del train_config["output_dir"], train_config["resume"]
+        for settings, name in ((train_config, "init_from"), (train_config["data"], "train_data_dir")):
+            if settings[name] is not None and Path(settings[name]).exists():
+                settings[name] = Path(settings[name]).name
         export_pipeline(unet, self.scheduler, folder, train_config=train_config)
         (folder / "images").mkdir(exist_ok=True)
         for grid in self.sample_grids()[-1:]:
@@ -442,9 +459,9 @@ class Trainer:
 
 
 def load_training_images(
-    config: TrainingConfig, channels: int
-) -> tuple[ImageTensors | Dataset, int | None, tuple[str, ...] | None]:
-    """Returns the images, decoded or as a data set that decodes when read, the number of classes and their names."""
+    config: TrainingConfig, resolution: int | tuple[int, int], channels: int
+) -> tuple[ImageTensors | Dataset, tuple[str, ...] | None]:
+    """Returns the images, decoded or as a data set that decodes when read, and the names of their labels."""
     data = config.data
     source = {
         "dataset_name": data.dataset_name,
@@ -455,20 +472,13 @@ def load_training_images(
         "label_column": data.label_column,
     }
     if not data.streaming:
-        images = load_images(
-            **source, resolution=data.resolution, channels=channels, max_samples=data.max_train_samples
-        )
-        if images.labels is None:
-            return images, None, None
-        return images, len(images.label_names or images.labels.unique()), images.label_names
+        images = load_images(**source, resolution=resolution, channels=channels, max_samples=data.max_train_samples)
+        return images, images.label_names
     dataset = load_split(**source)
+    label_names = tuple(dataset.features["label"].names) if "label" in dataset.features else None
     if data.max_train_samples is not None:
         dataset = dataset.select(range(min(data.max_train_samples, len(dataset))))
-    num_classes, label_names = None, None
-    if "label" in dataset.features:
-        label_names = tuple(dataset.features["label"].names)
-        num_classes = len(label_names)
-    return stream_images(dataset, resolution=data.resolution, channels=channels), num_classes, label_names
+    return stream_images(dataset, resolution=resolution, channels=channels), label_names
 
 
 def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
@@ -483,25 +493,34 @@ def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str | int | f
 
 
 def main(args: list[str] | None = None) -> None:
+    first_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("training").setLevel(logging.INFO)
+    logging.getLogger("training").setLevel(logging.INFO if first_process else logging.ERROR)
     config = parse_config(args)
+    again = f"--config={Path(config.output_dir) / 'config.yaml'} --resume=latest"
+
+    def stop(message: str, code: int) -> NoReturn:
+        if first_process:
+            print(f"train.py: {message}", file=sys.stderr)
+        raise SystemExit(code)
+
     try:
         trainer = Trainer(config)
     except (ValueError, OSError) as error:
-        print(f"train.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from None
+        stop(f"error: {error}", 2)
     try:
         trainer.train()
+    except DataError as error:
+        # One from a DataLoader's process comes wrapped in its traceback.
+        stop(f"error: {str(error).strip().rpartition('DataError: ')[2]}", 2)
     except FloatingPointError as error:
-        raise SystemExit(
-            f"train.py: stopped, {error}; continue from the last good checkpoint with --resume=latest and a lower"
-            " --optimizer.learning_rate or --optimizer.max_grad_norm=1."
-        ) from None
+        stop(
+            f"stopped, {error}; continue from the last good checkpoint with {again} and a lower"
+            " --optimizer.learning_rate or --optimizer.max_grad_norm=1.",
+            1,
+        )
     except KeyboardInterrupt:
-        raise SystemExit(
-            f"train.py: stopped at step {trainer.progress.global_step}; go on with --resume=latest."
-        ) from None
+        stop(f"stopped at step {trainer.progress.global_step}; continue from the last checkpoint with {again}.", 130)
 
 
 if __name__ == "__main__":

@@ -781,6 +781,7 @@ def recompiling_is_an_error():
 
 
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
+@pytest.mark.usefixtures("cpp_compiler")
 def test_compiled_by_inductor(recompiling_is_an_error):
     model, inputs = make_model(TWO_LEVELS), make_inputs(TINY)
     expected = predict(model, **inputs)

@@ -16,7 +16,8 @@ from diffusers import (
 )
 from torch.testing import assert_close
 
-from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, data
+from fmnist_diffusion.pipelines import pipeline_fmnist
 
 
 # Inside diffusers, where NumPy turns a tensor into an array.
@@ -90,6 +91,11 @@ class TestClassLabels:
         assert_close(images[0], images[1])
         assert_close(images[2], images[3])
         assert (images[1] - images[2]).abs().max() > 1e-3
+
+
+def test_fashion_mnist_names_are_those_of_the_data():
+    """The file stands alone, so it has a copy of them."""
+    assert pipeline_fmnist.FASHION_MNIST_LABELS == data.FASHION_MNIST_LABELS
 
 
 class TestGuidance:

@@ -27,26 +27,32 @@ def tiny_args(tmp_path: Path, fashion_mnist_folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def launch(tiny_args: list[str]) -> Callable[..., None]:
+def fresh_accelerate() -> Callable[[], None]:
+    """Makes this process, to Accelerate, a new one."""
+
+    def reset() -> None:
+        AcceleratorState._reset_state()
+        GradientState._reset_state()
+        PartialState._reset_state()
+
+    return reset
+
+
+@pytest.fixture
+def launch(tiny_args: list[str], fresh_accelerate: Callable[[], None]) -> Callable[..., None]:
     """Runs the trainer in this process, as a new process would find it."""
 
     def run(*args: str) -> None:
-        reset_accelerate()
+        fresh_accelerate()
         main([*tiny_args, *args])
 
     return run
 
 
 @pytest.fixture
-def make_trainer(tiny_args: list[str]) -> Callable[..., Trainer]:
+def make_trainer(tiny_args: list[str], fresh_accelerate: Callable[[], None]) -> Callable[..., Trainer]:
     def make(*args: str) -> Trainer:
-        reset_accelerate()
+        fresh_accelerate()
         return Trainer(parse_config([*tiny_args, *args]))
 
     return make
-
-
-def reset_accelerate() -> None:
-    AcceleratorState._reset_state()
-    GradientState._reset_state()
-    PartialState._reset_state()

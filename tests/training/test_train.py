@@ -1,4 +1,5 @@
 import csv
+import io
 import json
 import os
 import subprocess
@@ -6,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import datasets
 import numpy as np
 import pytest
 import torch
@@ -18,6 +20,8 @@ from safetensors.torch import load_file
 import fmnist_diffusion
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from training.checkpoint import list_checkpoints
+from training.config import parse_config
+from training.train import main
 
 
 ROOT = Path(__file__).parents[2]
@@ -27,6 +31,12 @@ WEIGHTS = Path("unet") / "diffusion_pytorch_model.safetensors"
 def read_losses(folder: Path) -> list[dict[str, str]]:
     with (folder / "loss.csv").open() as file:
         return list(csv.DictReader(file))
+
+
+def picture_bytes(value: int) -> bytes:
+    file = io.BytesIO()
+    Image.new("L", (28, 28), value).save(file, "PNG")
+    return file.getvalue()
 
 
 def weights(run: Path) -> dict[str, torch.Tensor]:
@@ -159,6 +169,7 @@ def test_each_option_trains_and_exports(tmp_path: Path, launch: Callable[..., No
 
 
 @pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch's own compiler uses it
+@pytest.mark.usefixtures("cpp_compiler")
 def test_compiled_training_takes_the_same_steps(tmp_path: Path, launch: Callable[..., None]):
     launch("--max_train_steps=2", f"--output_dir={tmp_path / 'eager'}")
     launch("--max_train_steps=2", f"--output_dir={tmp_path / 'compiled'}", "--compile=true")
@@ -222,7 +233,102 @@ def test_a_loss_that_is_not_finite_stops_and_keeps_the_last_good_checkpoint(
     launch(*options, "--resume=latest", "--optimizer.learning_rate=0.00005")
     rows = read_losses(tmp_path / "run")
     assert [int(row["step"]) for row in rows] == list(range(1, 13))
-    assert float(rows[-1]["learning_rate"]) == 0.00005
+    assert {row["learning_rate"] for row in rows[4:]} == {"5e-05"}
+
+
+def test_importance_sampling_survives_a_loss_that_is_not_finite(make_trainer: Callable):
+    trainer = make_trainer(
+        "--objective.timestep_sampling=importance",
+        "--scheduler.num_train_timesteps=2",
+        "--optimizer.learning_rate=1e38",
+    )
+    with pytest.raises(FloatingPointError):
+        trainer.train()
+
+
+def test_a_run_that_crashed_behind_its_last_step_is_finished_by_resume(
+    tmp_path: Path, make_trainer: Callable, launch: Callable[..., None]
+):
+    trainer = make_trainer("--checkpointing_steps=4")
+    trainer._draw_samples = lambda *args: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    launch("--checkpointing_steps=4", "--resume=latest")
+    load_pipeline(tmp_path / "run" / "pipeline")
+    assert (tmp_path / "run" / "progress.png").is_file()
+
+
+def test_the_saved_config_resumes_its_run_and_no_other_does(
+    tmp_path: Path,
+    launch: Callable[..., None],
+    fresh_accelerate: Callable[[], None],
+    capsys: pytest.CaptureFixture[str],
+):
+    launch("--max_train_steps=2", "--ema.enabled=true")
+    config = f"--config={tmp_path / 'run' / 'config.yaml'}"
+    for option, words in {
+        "--ema.enabled=false": "ema.enabled is not that of the run to resume",
+        "--model.act_fn=silu": "model is not that of the run",
+        "--train_batch_size=8": "train_batch_size is not that of the run",
+    }.items():
+        with pytest.raises(SystemExit) as error:
+            launch("--ema.enabled=true", option, "--resume=latest")
+        assert error.value.code == 2
+        assert words in capsys.readouterr().err
+    fresh_accelerate()
+    main([config, "--resume=latest", "--max_train_steps=null"])
+    assert len(read_losses(tmp_path / "run")) == 12
+    assert parse_config([config]).resume is None
+
+
+def test_an_older_checkpoint_goes_on_in_another_folder(
+    tmp_path: Path, launch: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    launch("--checkpointing_steps=6")
+    older = tmp_path / "run" / "checkpoints" / "checkpoint-6"
+    with pytest.raises(SystemExit) as error:
+        launch(f"--resume={older}")
+    assert error.value.code == 2
+    assert "another --output_dir" in capsys.readouterr().err
+    launch(f"--resume={older}", f"--output_dir={tmp_path / 'branch'}", "--optimizer.learning_rate=1e-3")
+    rows = read_losses(tmp_path / "branch")
+    assert rows[:6] == read_losses(tmp_path / "run")[:6]
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    assert rows[-1] != read_losses(tmp_path / "run")[-1]
+
+
+@pytest.mark.parametrize("num_workers", [0, 1])
+def test_a_broken_picture_ends_a_streaming_run_with_one_sentence(
+    tmp_path: Path, launch: Callable[..., None], capsys: pytest.CaptureFixture[str], num_workers: int
+):
+    for i in range(16):
+        Image.new("L", (28, 28), i).save(tmp_path / f"{i}.png")
+    (tmp_path / "3.png").write_bytes(b"no picture")
+    with pytest.raises(SystemExit) as error:
+        launch(
+            f"--data.train_data_dir={tmp_path}",
+            "--data.streaming=true",
+            f"--data.dataloader_num_workers={num_workers}",
+        )
+    assert error.value.code == 2
+    assert f"train.py: error: {tmp_path / '3.png'} is not a readable picture" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_integer_labels_count_to_the_highest_of_the_whole_set(tmp_path: Path, make_trainer: Callable, streaming: str):
+    pictures = [{"bytes": picture_bytes(i), "path": None} for i in range(48)]
+    data = datasets.Dataset.from_dict(
+        {"image": pictures, "label": [0] * 40 + [5] * 8},
+        features=datasets.Features({"image": datasets.Image(), "label": datasets.Value("int64")}),
+    )
+    data.to_parquet(tmp_path / "data.parquet")
+    trainer = make_trainer(
+        f"--data.train_data_dir={tmp_path / 'data.parquet'}",
+        f"--data.streaming={streaming}",
+        "--data.max_train_samples=32",
+        "--model.num_class_embeds=6",
+    )
+    assert list(trainer.unet.config.label_names) == ["0", "1", "2", "3", "4", "5"]
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, make_trainer: Callable):
@@ -293,7 +399,6 @@ def test_fine_tuning_takes_other_classes_and_channels(
         (["--train_batch_size=1000"], "--train_batch_size"),
         (["--gradient_accumulation_steps=7"], "an epoch has 6 batches"),
         (["--data.image_column=picture"], "picture"),
-        (["--data.max_train_samples=0"], "max_samples"),
     ],
     ids=lambda value: value[0] if isinstance(value, list) else "",
 )
@@ -315,8 +420,9 @@ def test_fine_tuning_refuses_what_does_not_fit(
     (tmp_path / "run").rename(tmp_path / "first")
     first = f"--init_from={tmp_path / 'first' / 'pipeline'}"
     for option, words in {
-        "--model.time_embedding_dim=64": "can't be fine-tuned into this architecture",
+        "--model.act_fn=silu": "has model.act_fn=relu, which can't be changed",
         "--scheduler.prediction_type=sample": "--scheduler.prediction_type=epsilon",
+        "--scheduler.beta_schedule=squaredcos_cap_v2": "has another noise schedule",
     }.items():
         with pytest.raises(SystemExit) as error:
             launch(first, option)
@@ -344,7 +450,7 @@ def accelerate_launch(*args: str) -> subprocess.CompletedProcess[str]:
     )
 
 
-def test_two_processes_share_the_batch_and_draw_their_own_noise(tmp_path: Path, tiny_args: list[str]):
+def test_two_processes_share_the_batch_draw_their_own_noise_and_resume(tmp_path: Path, tiny_args: list[str]):
     probe = tmp_path / "probe.py"
     probe.write_text(
         "import sys\n"
@@ -354,26 +460,32 @@ def test_two_processes_share_the_batch_and_draw_their_own_noise(tmp_path: Path, 
         "from training.train import Trainer\n"
         "trainer = Trainer(parse_config(sys.argv[1:]))\n"
         "images, labels = next(trainer.batches.epoch(0))\n"
-        "noise = torch.randn(4)\n"
+        "with torch.random.fork_rng():\n"
+        "    noise = torch.randn(4)\n"
         "rank = trainer.accelerator.process_index\n"
         f"torch.save((trainer.accelerator.num_processes, images, noise), f'{tmp_path}/{{rank}}.pt')\n"
         "trainer.train()\n"
     )
     config = ROOT / "training" / "accelerate" / "multi_cpu.yaml"
-    result = accelerate_launch(
-        "--config_file", str(config), str(probe), *tiny_args, "--checkpointing_steps=4", "--ema.enabled=true"
-    )
+    options = ["--checkpointing_steps=4", "--ema.enabled=true", "--model.dropout=0.1"]
+    result = accelerate_launch("--config_file", str(config), str(probe), *tiny_args, *options)
     assert result.returncode == 0, result.stderr
     (processes, first, noise), (_, second, other_noise) = (torch.load(tmp_path / f"{rank}.pt") for rank in range(2))
     assert processes == 2
     assert len(first) == len(second) == 8
     assert not torch.equal(first, second)
     assert not torch.equal(noise, other_noise)
-    rows = read_losses(tmp_path / "run")
-    assert [int(row["step"]) for row in rows] == list(range(1, 13))
-    last = list_checkpoints(tmp_path / "run" / "checkpoints")[-1]
-    assert len(list(last.glob("random_states_*"))) == 2
-    load_pipeline(tmp_path / "run" / "pipeline")
+    run = tmp_path / "run"
+    assert [int(row["step"]) for row in read_losses(run)] == list(range(1, 13))
+    assert len(list(list_checkpoints(run / "checkpoints")[-1].glob("random_states_*"))) == 2
+
+    # The same in two goes.
+    again = [*tiny_args, f"--output_dir={tmp_path / 'again'}", *options]
+    for more in (["--max_train_steps=8"], ["--resume=latest"]):
+        result = accelerate_launch("--config_file", str(config), "training/train.py", *again, *more)
+        assert result.returncode == 0, result.stderr
+    assert read_losses(tmp_path / "again") == read_losses(run)
+    assert_same_weights(weights(tmp_path / "again"), weights(run))
 
 
 def test_accelerate_launch_of_spec_yaml(tmp_path: Path, fashion_mnist_folder: Path):
