@@ -513,23 +513,28 @@ def _standard_columns(
 
     feature = dataset.features[label_column]
     dtype = feature.dtype if isinstance(feature, (datasets.Value, datasets.ClassLabel)) else type(feature).__name__
-    # Over all splits, so that a class which one of them lacks does not move the indices of the others.
-    splits_with_labels = [other for other in splits.values() if label_column in other.features]
-    labels = {label for other in splits_with_labels for label in other.unique(label_column)} - {None}
     if dtype in ("string", "large_string"):
-        dataset = dataset.cast_column(label_column, datasets.ClassLabel(names=sorted(labels)))
+        names = sorted(_labels_of_all(splits, label_column))
+        dataset = dataset.cast_column(label_column, datasets.ClassLabel(names=names))
     elif not dtype.lstrip("u").startswith("int"):
         raise DataError(
             f"the column {label_column!r} of {source} holds {dtype}, not class labels, integers or strings; "
             f"set label_column to another of: {_columns(dataset)}"
         )
     elif not isinstance(feature, datasets.ClassLabel):
+        labels = _labels_of_all(splits, label_column)
         lowest, highest = min(labels, default=0), max(labels, default=0)
         if lowest < 0:
             raise DataError(f"{source} has the label {lowest}; replace negative labels by 0 and up")
         dataset = dataset.cast_column(label_column, datasets.ClassLabel(num_classes=highest + 1))
     dataset = dataset.select_columns([image_column, label_column])
     return dataset.rename_columns({image_column: "image", label_column: "label"})
+
+
+def _labels_of_all(splits: dict[str, datasets.Dataset], label_column: str) -> set[Any]:
+    """Over all splits, so that a class which one of them lacks does not move the indices of the others."""
+    with_labels = [dataset for dataset in splits.values() if label_column in dataset.features]
+    return {label for dataset in with_labels for label in dataset.unique(label_column)} - {None}
 
 
 def _find_column(source: str, dataset: datasets.Dataset, is_wanted: Callable[[Any], bool], option: str) -> str | None:

@@ -345,7 +345,9 @@ def test_named_columns(tmp_path, fixture_images):
         front=datasets.Image(), back=datasets.Image(), fine=names, coarse=names, note=datasets.Value("float32")
     )
     columns = {"front": pictures, "back": pictures[::-1], "fine": [0, 1], "coarse": [1, 1], "note": [0.5, 1.5]}
+    columns["box"] = [[0, 1], [2, 3]]
     path = tmp_path / "columns.parquet"
+    features["box"] = datasets.List(datasets.Value("int64"))
     datasets.Dataset.from_dict(columns, features=features).to_parquet(path)
 
     tensors = load_images(train_data_dir=str(path), image_column="back", label_column="coarse")
@@ -357,6 +359,7 @@ def test_named_columns(tmp_path, fixture_images):
     assert "no column 'nope'; set label_column to one of: front" in error_of(path, label_column="nope")
     assert "holds no pictures" in error_of(path, image_column="note", label_column="fine")
     assert "holds float32, not class labels" in error_of(path, image_column="front", label_column="note")
+    assert "holds List, not class labels" in error_of(path, image_column="front", label_column="box")
 
 
 def test_no_image_column(tmp_path):
