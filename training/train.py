@@ -121,6 +121,23 @@ class Trainer:
         unet, self.scheduler = make_model(config, resolution, channels, label_names, pretrained)
         self.unet_config = unet.config
         self.num_class_embeds = unet.config["num_class_embeds"]
+        self.evaluator = None
+        if config.eval.every_n_epochs is not None:
+            if (channels, resolution) != (1, 28) or self.num_class_embeds not in (None, 10):
+                raise ValueError(
+                    "the images are not those of Fashion-MNIST, which samples would be measured against; leave out"
+                    " eval.every_n_epochs."
+                )
+            if self.accelerator.is_main_process:
+                # Its packages are needed by no other run.
+                try:
+                    from training.evaluation import SampleEvaluator
+                except ImportError as error:
+                    raise ValueError(
+                        f"eval.every_n_epochs needs {error.name}; run pip install 'fmnist-diffusion[eval]'."
+                    ) from error
+
+                self.evaluator = SampleEvaluator(config.eval, self.device)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         unet.to(memory_format=self.memory_format)  # pyright: ignore[reportCallIssue]
         if config.gradient_checkpointing:
@@ -193,8 +210,11 @@ class Trainer:
         if self.accelerator.is_main_process:
             (self.folder / "samples").mkdir(parents=True, exist_ok=True)
             config.save(self.folder / "config.yaml")
-            resumed = None if checkpoint is None else checkpoint.parents[1] / "loss.csv"
-            self.losses = LossRecord(self.folder / "loss.csv", resumed, self.progress.global_step)
+            resumed = None if checkpoint is None else checkpoint.parents[1]
+            step = self.progress.global_step
+            self.losses = LossRecord(self.folder / "loss.csv", resumed and resumed / "loss.csv", step)
+            if self.evaluator is not None:
+                self.evaluator.keep(self.folder / "eval.csv", resumed and resumed / "eval.csv", step)
         if config.report_to != "none":
             self.accelerator.init_trackers(
                 "fmnist-diffusion", flatten(config.to_dict()), {"wandb": {"dir": str(self.folder)}}
@@ -362,14 +382,17 @@ class Trainer:
             self.losses.plot(self.folder / "loss.png")
         draw = finished or epoch % config.save_images_epochs == 0
         export = finished or epoch % config.save_model_epochs == 0
-        if draw or export:
+        measure = config.eval.every_n_epochs and (finished or epoch % config.eval.every_n_epochs == 0)
+        if draw or export or measure:
             # Sampling leaves no trace in the random numbers that training draws.
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 unet = self._sampling_unet()
                 if unet is not None and draw:
                     self._draw_samples(unet, epoch)
                 if unet is not None and export:
-                    self._export(unet)
+                    self._export(unet, self.folder / "pipeline")
+                if unet is not None and measure:
+                    self._measure(unet, epoch)
             self.accelerator.wait_for_everyone()
         self.logged_at = time.perf_counter()
 
@@ -444,8 +467,17 @@ class Trainer:
     def sample_grids(self) -> list[Path]:
         return sorted((self.folder / "samples").glob("epoch-*.png"))
 
-    def _export(self, unet: FashionMNISTUNet2DModel) -> None:
-        folder = self.folder / "pipeline"
+    def _measure(self, unet: FashionMNISTUNet2DModel, epoch: int) -> None:
+        """Measures samples, and exports the pipeline to `best` where they are the best so far."""
+        assert self.evaluator is not None
+        with self.accelerator.autocast():
+            metrics = self.evaluator.measure(unet.to(memory_format=self.memory_format), self.scheduler)
+        self.accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, self.progress.global_step)
+        self.bar.write(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        if self.evaluator.record(self.progress.global_step, epoch, metrics):
+            self._export(unet, self.folder / "best")
+
+    def _export(self, unet: FashionMNISTUNet2DModel, folder: Path) -> None:
         train_config = self.config.to_dict() | {"progress": asdict(self.progress)}
         # Where things lie on this machine is nobody else's business.
         del train_config["output_dir"], train_config["resume"]

@@ -1,0 +1,26 @@
+"""Measures how good samples are: FID, KID, precision and recall, a second feature space, memorisation, balance."""
+
+from .classifier import Classifier
+from .evaluate import classifier_metrics, evaluate_pipeline, evaluate_samples, inception_metrics
+from .inception import InceptionFeatures, download_inception, find_inception
+from .metrics import frechet_distance, kernel_distance, manifold_metrics
+from .samples import Samples, SamplingSettings, draw, load_samples
+
+
+__all__ = [
+    "Classifier",
+    "InceptionFeatures",
+    "Samples",
+    "SamplingSettings",
+    "classifier_metrics",
+    "download_inception",
+    "draw",
+    "evaluate_pipeline",
+    "evaluate_samples",
+    "find_inception",
+    "frechet_distance",
+    "inception_metrics",
+    "kernel_distance",
+    "load_samples",
+    "manifold_metrics",
+]

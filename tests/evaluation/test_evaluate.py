@@ -1,0 +1,195 @@
+"""A measurement from the command to metrics.json and the report, stopped and continued, and refused in words."""
+
+import json
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler
+from PIL import Image
+
+from fmnist_diffusion import FashionMNISTUNet2DModel, export_pipeline
+from fmnist_diffusion.cli import main
+from fmnist_diffusion.data import ImageTensors
+from fmnist_diffusion.evaluation import evaluate as module
+from fmnist_diffusion.evaluation import inception_metrics
+from fmnist_diffusion.evaluation.evaluate import Memorisation, check_num_samples, classifier_metrics, summarise
+
+
+@pytest.fixture(scope="module")
+def pipeline(tmp_path_factory: pytest.TempPathFactory) -> str:
+    folder = tmp_path_factory.mktemp("evaluate") / "tiny"
+    torch.manual_seed(0)
+    unet = FashionMNISTUNet2DModel(block_out_channels=(8, 16), attention_head_dim=8, num_class_embeds=10)
+    export_pipeline(unet, DDPMScheduler(), folder)
+    return str(folder)
+
+
+@pytest.fixture
+def fast(fashion_mnist_folder: Path, tmp_path: Path):
+    """Runs the fast metrics against the few real images at hand; returns metrics.json."""
+
+    def run(*args: str, folder: Path = tmp_path / "out") -> dict:
+        main(["evaluate", *args, "--fast", "--train-data-dir", str(fashion_mnist_folder), "-o", str(folder)])
+        return json.loads((folder / "metrics.json").read_text())
+
+    return run
+
+
+def refusal(capsys: pytest.CaptureFixture[str], *args: str) -> str:
+    with pytest.raises(SystemExit) as exit_info:
+        main(["evaluate", *args])
+    assert exit_info.value.code == 2
+    output = capsys.readouterr()
+    assert output.err.count("\n") == 1, output.err
+    return output.err
+
+
+OPTIONS = ("--num-samples", "300", "--num-inference-steps", "2", "--batch-size", "128")
+
+
+def test_fast_metrics_of_a_pipeline(pipeline: str, fast, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    facts = fast(pipeline, *OPTIONS, "--scheduler", "ddim", "--guidance-scale", "2")
+    metrics = facts["metrics"]
+    assert metrics["evaluations_per_image"] == 4
+    assert metrics["images_per_second"] > 0
+    assert metrics["classifier_frechet_distance_train"] > facts["real"]["classifier"]["test"]["frechet_distance"]
+    assert sum(metrics["class_shares"]) == pytest.approx(1)
+    assert 0 <= metrics["class_agreement"] <= 1
+    assert metrics["nearest_pixels"]["median"] > metrics["nearest_pixels"]["test_median"]
+    assert "fid_train" not in metrics
+    assert (facts["num_samples"], facts["seeds"], facts["scheduler"]) == (300, [0], "DDIMScheduler")
+    assert facts["guidance_scale"] == 2
+    assert {"torch", "diffusers", "fmnist-diffusion"} <= facts["versions"].keys()
+    assert {"classifier", "statistics_classifier_train", "statistics_classifier_test"} == facts["sha256"].keys()
+    with Image.open(tmp_path / "out" / "report.png") as report:
+        assert report.width > 1000
+    assert "classifier_frechet_distance_train" in capsys.readouterr().out
+
+
+def test_a_run_that_was_stopped_goes_on_and_gives_the_same(
+    pipeline: str, fast, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    whole = fast(pipeline, *OPTIONS, folder=tmp_path / "whole")
+    drawn, draw = [], module.draw
+
+    def stopping(pipe, settings, start, count, seed):
+        if start == 128 and 128 not in drawn:
+            drawn.append(start)
+            raise KeyboardInterrupt
+        drawn.append(start)
+        return draw(pipe, settings, start, count, seed)
+
+    monkeypatch.setattr(module, "draw", stopping)
+    with pytest.raises(KeyboardInterrupt):
+        fast(pipeline, *OPTIONS)
+    assert drawn == [0, 128]
+    resumed = fast(pipeline, *OPTIONS)
+    assert drawn == [0, 128, 128, 256]
+    for facts in (whole, resumed):
+        del facts["metrics"]["images_per_second"]
+    assert resumed == whole
+
+
+def test_several_seeds_give_mean_and_minimum(pipeline: str, fast):
+    metrics = fast(pipeline, *OPTIONS, "--seeds", "0", "1", "--unconditional")["metrics"]
+    distance = metrics["classifier_frechet_distance_train"]
+    assert distance["min"] == min(distance["seeds"])
+    assert distance["mean"] == pytest.approx(sum(distance["seeds"]) / 2)
+    assert distance["seeds"][0] != distance["seeds"][1]
+    assert "class_agreement" not in metrics
+
+
+def test_pictures_of_a_file_are_measured_without_a_pipeline(fast, tmp_path: Path):
+    images = np.random.default_rng(0).integers(0, 256, (300, 28, 28), dtype=np.uint8)
+    np.savez(tmp_path / "noise.npz", images=images)
+    facts = fast(str(tmp_path / "noise.npz"))
+    assert facts["source"] == "noise"
+    assert facts["num_samples"] == 300
+    assert "evaluations_per_image" not in facts["metrics"]
+
+
+def test_another_run_in_the_folder_is_left_alone(pipeline: str, fast, tmp_path: Path, capsys):
+    fast(pipeline, *OPTIONS)
+    capsys.readouterr()
+    before = (tmp_path / "out" / "metrics.json").read_bytes()
+    message = refusal(capsys, pipeline, *OPTIONS, "--seeds", "5", "--fast", "-o", str(tmp_path / "out"))
+    assert "holds another run or other files: give another --output-dir" in message
+    assert (tmp_path / "out" / "metrics.json").read_bytes() == before
+
+
+def test_what_cannot_be_measured_is_refused(pipeline: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    out = ("-o", str(tmp_path / "out"))
+    monkeypatch.delenv("FMNIST_DIFFUSION_INCEPTION", raising=False)
+    assert "give what to measure" in refusal(capsys)
+    assert "run fmnist-diffusion evaluate --download-inception once, or give --fast" in refusal(capsys, pipeline, *out)
+    assert "there is no Inception network" in refusal(capsys, pipeline, *out, "--inception-weights", "nowhere.pt")
+    assert "the fast metrics need 257 samples" in refusal(capsys, pipeline, *out, "--fast", "-n", "100")
+    assert "There is no pipeline" in refusal(capsys, str(tmp_path / "missing"), *out, "--fast")
+    assert "must be below 4096" in refusal(capsys, pipeline, "--seeds", "4096")
+    (tmp_path / "empty").mkdir()
+    assert "holds no PNG" in refusal(capsys, str(tmp_path / "empty"), *out, "--fast")
+    wrong = tmp_path / "wrong.pt"
+    wrong.write_bytes(b"wrong")
+    message = refusal(capsys, pipeline, *out, "--inception-weights", str(wrong))
+    assert "is not the Inception network of FID" in message
+    colour = tmp_path / "colour"
+    unet = FashionMNISTUNet2DModel(32, 3, 3, block_out_channels=(8, 16), attention_head_dim=8)
+    export_pipeline(unet, DDPMScheduler(), colour)
+    assert "cannot be compared with grey 28x28" in refusal(capsys, str(colour), *out, "--fast")
+    assert not (tmp_path / "out").exists()
+
+
+def test_fid_of_few_samples_is_refused():
+    with pytest.raises(ValueError, match=r"FID of 50 samples means nothing, .* give --num-samples 2049 or more"):
+        check_num_samples(50, inception=True)
+    with pytest.raises(ValueError, match="would repeat"):
+        check_num_samples(2**21, inception=True)
+    check_num_samples(2049, inception=True)
+
+
+def test_inception_metrics_of_a_whole_set():
+    """On made-up features: the numbers of the shipped statistics' space, finite and in range."""
+    generator = torch.Generator().manual_seed(0)
+    features = torch.rand(2100, 2048, generator=generator)
+    metrics = inception_metrics(features, torch.rand(2100, 2048, generator=generator))
+    assert metrics["fid_train"] > 10
+    assert metrics["fid_test"] > 10
+    assert metrics["kid_train"] == pytest.approx(0, abs=1e-3)
+    assert metrics["coverage"] > 0.9
+
+
+def test_classifier_metrics_tell_balance_and_agreement(
+    test_features: torch.Tensor, real_test: ImageTensors, classifier
+):
+    labels = real_test.labels
+    classes = classifier.classify(test_features)
+    whole = classifier_metrics(test_features, classes, labels)
+    shirts = classifier_metrics(test_features[labels == 6], classes[labels == 6], None)
+    assert whole["classifier_frechet_distance_test"] == pytest.approx(0, abs=1e-2)
+    assert whole["class_distance_from_uniform"] < 0.02
+    assert shirts["class_distance_from_uniform"] > 0.5
+    assert whole["class_agreement"] > 0.9
+    assert "class_agreement" not in shirts
+
+
+def test_copies_are_found():
+    generator = torch.Generator().manual_seed(0)
+    train = torch.rand(500, 20, generator=generator)
+    test_distances = Memorisation.of(torch.rand(400, 20, generator=generator), train, torch.ones(1)).distances
+    fresh = Memorisation.of(torch.rand(400, 20, generator=generator), train, test_distances)
+    copies = Memorisation.of(train[100:500] + 1e-4, train, test_distances)
+    assert copies.indices.tolist() == list(range(100, 500))
+    assert copies.summary()["nearer_than_99_percent_of_test"] == 1
+    assert fresh.summary()["nearer_than_99_percent_of_test"] < 0.05
+
+
+def test_summary_of_one_seed_is_its_numbers():
+    one, other = {"a": 1.0, "b": {"c": 2.0}, "d": [1, 2]}, {"a": 3.0, "b": {"c": 4.0}, "d": [3, 2]}
+    assert summarise([one]) == one
+    assert summarise([one, other]) == {
+        "a": {"mean": 2.0, "min": 1.0, "seeds": [1.0, 3.0]},
+        "b": {"c": {"mean": 3.0, "min": 2.0, "seeds": [2.0, 4.0]}},
+        "d": [2.0, 2.0],
+    }

@@ -1,0 +1,86 @@
+"""The measurement of samples while a run trains, and the best pipeline that it keeps."""
+
+import csv
+import json
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from diffusers import DDPMScheduler
+
+from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
+from training import evaluation
+from training.config import EvalConfig
+from training.evaluation import SampleEvaluator
+
+
+EVAL = ["--eval.every_n_epochs=1", "--eval.num_samples=257", "--eval.num_inference_steps=2"]
+
+
+def table(folder: Path) -> list[dict[str, str]]:
+    with (folder / "eval.csv").open() as file:
+        return list(csv.DictReader(file))
+
+
+def test_a_run_measures_its_epochs_and_keeps_the_best(tmp_path: Path, launch: Callable[..., None]):
+    launch(*EVAL, "--model.num_class_embeds=10")
+    run = tmp_path / "run"
+    rows = table(run)
+    assert [(float(row["epoch"]), float(row["step"])) for row in rows] == [(1, 6), (2, 12)]
+    distances = [float(row["classifier_frechet_distance_train"]) for row in rows]
+    assert all(distance > 0 for distance in distances)
+    assert all(0 <= float(row["class_agreement"]) <= 1 for row in rows)
+    best = json.loads((run / "best" / "train_config.json").read_text())["progress"]["global_step"]
+    assert best == [6, 12][distances.index(min(distances))]
+    load_pipeline(run / "best")
+
+
+def test_measuring_changes_nothing_of_the_training(tmp_path: Path, launch: Callable[..., None]):
+    launch("--ema.enabled=true")
+    plain = (tmp_path / "run" / "loss.csv").read_text()
+    launch(*EVAL, "--ema.enabled=true", f"--output_dir={tmp_path / 'measured'}")
+    assert (tmp_path / "measured" / "loss.csv").read_text() == plain
+
+
+def test_a_resumed_run_keeps_its_table(tmp_path: Path, launch: Callable[..., None]):
+    launch(*EVAL, "--num_epochs=1")
+    first = table(tmp_path / "run")
+    launch(*EVAL, "--resume=latest")
+    rows = table(tmp_path / "run")
+    assert rows[:1] == first
+    assert len(rows) == 2
+
+
+def test_the_best_is_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluation, "Classifier", lambda device: None)
+    evaluator = SampleEvaluator(EvalConfig(), device=None)  # pyright: ignore[reportArgumentType]
+    evaluator.keep(tmp_path / "eval.csv", None, 0)
+    name = "classifier_frechet_distance_train"
+    assert [evaluator.record(i, i, {name: value}) for i, value in enumerate([3.0, 2.0, 2.5, 1.0])] == [
+        True,
+        True,
+        False,
+        True,
+    ]
+
+
+def test_the_same_weights_measure_the_same(tmp_path: Path):
+    evaluator = SampleEvaluator(EvalConfig(num_samples=257, num_inference_steps=2), device="cpu")  # pyright: ignore
+    unet = FashionMNISTUNet2DModel(block_out_channels=(8, 16), attention_head_dim=8).eval()
+    first, again = (evaluator.measure(unet, DDPMScheduler()) for _ in range(2))
+    for metrics in (first, again):
+        assert metrics.pop("images_per_second") > 0
+    assert first == again
+
+
+def test_other_images_are_refused(launch: Callable[..., None], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as exit_info:
+        launch(*EVAL, "--data.resolution=32")
+    assert exit_info.value.code == 2
+    assert "the images are not those of Fashion-MNIST" in capsys.readouterr().err
+
+
+def test_too_few_samples_are_refused(launch: Callable[..., None], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        launch("--eval.num_samples=256")
+    assert "eval.num_samples is 256; give a number from 257 on" in capsys.readouterr().err

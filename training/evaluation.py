@@ -1,0 +1,84 @@
+"""Measurement of the samples of a run while it trains: the fast metric, and FID where its network is at hand."""
+
+import csv
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
+from fmnist_diffusion.evaluation import (
+    Classifier,
+    InceptionFeatures,
+    SamplingSettings,
+    classifier_metrics,
+    draw,
+    find_inception,
+    inception_metrics,
+)
+from training.config import EvalConfig
+
+
+BATCH = 250
+
+
+class SampleEvaluator:
+    """Measures samples of the weights of a run, always from the same noise.
+
+    Args:
+        config: How many samples, and how to draw them.
+        device: Where the feature networks run.
+
+    Raises:
+        `ValueError`: the file that names the Inception network is another.
+    """
+
+    def __init__(self, config: EvalConfig, device: torch.device):
+        self.config = config
+        self.rows: list[dict[str, Any]] = []
+        self.classifier = Classifier(device)
+        weights = find_inception() if config.num_samples > InceptionFeatures.num_features else None
+        self.inception = None if weights is None else InceptionFeatures(weights, device)
+
+    def measure(self, unet: FashionMNISTUNet2DModel, scheduler: DDPMScheduler) -> dict[str, float]:
+        """The metrics by name; `images_per_second` is that of drawing."""
+        config = self.config
+        pipeline = FashionMNISTPipeline(unet, scheduler)
+        pipeline.set_progress_bar_config(disable=True)
+        settings = SamplingSettings(
+            config.num_inference_steps,
+            config.guidance_scale,
+            conditional=unet.config["num_class_embeds"] is not None,
+        )
+        parts = [
+            draw(pipeline, settings, start, min(BATCH, config.num_samples - start), config.seed)
+            for start in range(0, config.num_samples, BATCH)
+        ]
+        images = torch.cat([part.images for part in parts])
+        labels = None if parts[0].labels is None else torch.cat([part.labels for part in parts])
+        features = self.classifier(images)
+        metrics = classifier_metrics(features, self.classifier.classify(features), labels)
+        del metrics["class_shares"]
+        if self.inception is not None:
+            metrics |= inception_metrics(self.inception(images))
+        return metrics | {"images_per_second": len(images) / sum(part.seconds for part in parts)}
+
+    def keep(self, path: Path, resumed: Path | None, global_step: int) -> None:
+        """Keeps a table at `path`, a row for each measurement; a run that goes on from `global_step` takes along the
+        rows of the table `resumed` up to there."""
+        self.path = path
+        if resumed is not None and resumed.exists():
+            with resumed.open() as file:
+                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= global_step]
+
+    def record(self, step: int, epoch: int, metrics: dict[str, float]) -> bool:
+        """Adds a row; returns whether it is the best of all, by FID where that was measured."""
+        name = "fid_train" if "fid_train" in metrics else "classifier_frechet_distance_train"
+        best = all(metrics[name] < float(row.get(name) or "inf") for row in self.rows)
+        self.rows.append({"step": step, "epoch": epoch, **metrics})
+        with self.path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, self.rows[-1].keys(), extrasaction="ignore")
+            writer.writeheader()
+            writer.writerows(self.rows)
+        return best

@@ -1,0 +1,150 @@
+"""Trains the Fashion-MNIST classifier that the evaluation looks through: `python training/train_classifier.py`.
+
+A RegNet (arXiv 2003.13678) of 0.3 M parameters, small enough to come with the package and fast enough to judge samples
+while a diffusion model trains. Every option of `transformers.TrainingArguments` can be given.
+"""
+
+import json
+import sys
+from dataclasses import dataclass, field
+from pathlib import Path
+
+import torch
+import transformers
+from transformers import (
+    HfArgumentParser,
+    RegNetConfig,
+    RegNetForImageClassification,
+    Trainer,
+    TrainingArguments,
+    ViTImageProcessorPil,
+)
+
+
+# A script's modules are looked for in its own folder, and ours are beside that.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fmnist_diffusion.data import DEFAULT_DATASET, FASHION_MNIST_LABELS, DataError, ImageTensors, load_images
+from fmnist_diffusion.evaluation.classifier import IMAGE_SIZE, to_classifier_input
+from training.batches import augment
+
+
+@dataclass
+class DataArguments:
+    dataset_name: str = field(default=DEFAULT_DATASET, metadata={"help": "Hub data set."})
+    train_data_dir: str | None = field(default=None, metadata={"help": "Local data instead, such as an IDX folder."})
+    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first so many images only."})
+
+
+class LabelledImages(torch.utils.data.Dataset):
+    """Dicts of `pixel_values`, uint8 of shape `(1, 28, 28)`, and `labels`."""
+
+    def __init__(self, tensors: ImageTensors):
+        self.tensors = tensors
+
+    def __len__(self) -> int:
+        return len(self.tensors)
+
+    def __getitem__(self, index: int) -> dict[str, torch.Tensor]:
+        assert self.tensors.labels is not None
+        return {"pixel_values": self.tensors.images[index], "labels": self.tensors.labels[index]}
+
+
+class ClassifierTrainer(Trainer):
+    """Moves, mirrors and enlarges whole batches; the test images are only enlarged."""
+
+    def _prepare_inputs(self, inputs):
+        batch = super()._prepare_inputs(inputs)
+        images = batch["pixel_values"].float() / 127.5 - 1
+        if self.model.training:
+            images = augment(augment(images, "shift"), "flip")
+        return batch | {"pixel_values": to_classifier_input(images)}
+
+
+def make_classifier() -> RegNetForImageClassification:
+    labels = dict(enumerate(FASHION_MNIST_LABELS))
+    config = RegNetConfig(
+        num_channels=1,
+        embedding_size=16,
+        hidden_sizes=[32, 64, 128, 256],
+        depths=[1, 1, 2, 1],
+        groups_width=16,
+        layer_type="x",
+        downsample_in_first_stage=False,
+        id2label=labels,
+        label2id={name: number for number, name in labels.items()},
+    )
+    return RegNetForImageClassification(config)
+
+
+def main(args: list[str] | None = None) -> None:
+    parser = HfArgumentParser((DataArguments, TrainingArguments), description=__doc__)
+    parser.set_defaults(
+        output_dir="output/classifier",
+        num_train_epochs=12,
+        per_device_train_batch_size=128,
+        per_device_eval_batch_size=500,
+        learning_rate=4e-3,
+        lr_scheduler_type="cosine",
+        warmup_steps=0.1,
+        weight_decay=0.05,
+        optim="adamw_torch_fused",
+        label_smoothing_factor=0.1,
+        eval_strategy="epoch",
+        save_strategy="epoch",
+        save_total_limit=1,
+        logging_steps=100,
+        dataloader_pin_memory=False,
+        report_to="none",
+    )
+    data, settings = parser.parse_args_into_dataclasses(args)
+    source = {"dataset_name": data.dataset_name, "train_data_dir": data.train_data_dir}
+    try:
+        train = load_images(split="train", max_samples=data.max_train_samples, **source)
+        test = load_images(split="test", **source)
+    except DataError as error:
+        sys.exit(f"train_classifier.py: error: {error}")
+
+    transformers.set_seed(settings.seed)
+    trainer = ClassifierTrainer(
+        model=make_classifier().to(memory_format=torch.channels_last),
+        args=settings,
+        train_dataset=LabelledImages(train),
+        eval_dataset=LabelledImages(test),
+        compute_metrics=lambda result: {"accuracy": float((result.predictions.argmax(-1) == result.label_ids).mean())},
+    )
+    trainer.train(resume_from_checkpoint=settings.resume_from_checkpoint)
+    metrics = trainer.evaluate()
+
+    folder = Path(settings.output_dir) / "classifier"
+    trainer.save_model(str(folder))
+    (folder / "training_args.bin").unlink()
+    # For users of transformers' image-classification pipeline; the evaluation has no need of it.
+    ViTImageProcessorPil(
+        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, resample=2, image_mean=[0.5], image_std=[0.5]
+    ).save_pretrained(folder)
+    names = (
+        "num_train_epochs",
+        "per_device_train_batch_size",
+        "learning_rate",
+        "lr_scheduler_type",
+        "warmup_steps",
+        "weight_decay",
+        "optim",
+        "label_smoothing_factor",
+        "seed",
+    )
+    facts = {
+        "test_accuracy": metrics["eval_accuracy"],
+        "num_test_images": len(test),
+        "num_train_images": len(train),
+        "parameters": trainer.model.num_parameters(),
+        "training": {name: settings.to_dict()[name] for name in names},
+        "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
+    }
+    (folder / "metrics.json").write_text(json.dumps(facts, indent=2) + "\n")
+    print(f"test accuracy {metrics['eval_accuracy']:.4f}; the classifier is in {folder}")
+
+
+if __name__ == "__main__":
+    main()
