@@ -258,7 +258,7 @@ def sample(args: argparse.Namespace) -> None:
 
     import torch
 
-    pipe = load_to_draw(args)
+    pipe = load_to_draw(args.pipeline, args)
     pipe.set_progress_bar_config(disable=None)  # shown in a terminal only
     labels, columns = None, math.ceil(math.sqrt(args.num_images))
     if args.class_labels is not None:
@@ -288,8 +288,8 @@ def sample(args: argparse.Namespace) -> None:
     print(f"The pictures are in {output_dir}, and together in {grid}")
 
 
-def load_to_draw(args: argparse.Namespace) -> Any:
-    """The pipeline, on the device and with the scheduler that were asked for."""
+def load_to_draw(pipeline: str, args: argparse.Namespace) -> Any:
+    """`pipeline`, on the device and with the scheduler that were asked for."""
     import diffusers
     import torch
 
@@ -299,7 +299,7 @@ def load_to_draw(args: argparse.Namespace) -> Any:
     device = choose_device(args.device)
     if args.dtype == "float16" and device.type == "cpu":
         raise ValueError("float16 is far too slow on a CPU: give --dtype float32 or bfloat16")
-    pipe: Any = load_pipeline(args.pipeline, dtype=getattr(torch, args.dtype)).to(device)
+    pipe: Any = load_pipeline(pipeline, dtype=getattr(torch, args.dtype)).to(device)
     if args.scheduler is not None:
         pipe.scheduler = getattr(diffusers, SCHEDULERS[args.scheduler]).from_config(pipe.scheduler.config)
     return pipe
@@ -389,8 +389,7 @@ def evaluate(args: argparse.Namespace) -> None:
         samples = evaluation.load_samples(source, args.num_samples)
         facts = evaluation.evaluate_samples(samples, folder, **options)
     else:
-        args.pipeline = args.source
-        pipe = load_to_draw(args)
+        pipe = load_to_draw(args.source, args)
         sampling = evaluation.SamplingSettings(
             num_inference_steps=args.num_inference_steps,
             guidance_scale=args.guidance_scale,

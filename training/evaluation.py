@@ -11,6 +11,7 @@ from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.evaluation import (
     Classifier,
     InceptionFeatures,
+    Samples,
     SamplingSettings,
     classifier_metrics,
     draw,
@@ -51,18 +52,18 @@ class SampleEvaluator:
             config.guidance_scale,
             conditional=unet.config["num_class_embeds"] is not None,
         )
-        parts = [
-            draw(pipeline, settings, start, min(BATCH, config.num_samples - start), config.seed)
-            for start in range(0, config.num_samples, BATCH)
-        ]
-        images = torch.cat([part.images for part in parts])
-        labels = None if parts[0].labels is None else torch.cat([part.labels for part in parts])
-        features = self.classifier(images)
-        metrics = classifier_metrics(features, self.classifier.classify(features), labels)
+        samples = Samples.joined(
+            [
+                draw(pipeline, settings, start, min(BATCH, config.num_samples - start), config.seed)
+                for start in range(0, config.num_samples, BATCH)
+            ]
+        )
+        features = self.classifier(samples.images)
+        metrics = classifier_metrics(features, self.classifier.classify(features), samples.labels)
         del metrics["class_shares"]
         if self.inception is not None:
-            metrics |= inception_metrics(self.inception(images))
-        return metrics | {"images_per_second": len(images) / sum(part.seconds for part in parts)}
+            metrics |= inception_metrics(self.inception(samples.images))
+        return metrics | {"images_per_second": len(samples) / samples.seconds}
 
     def keep(self, path: Path, resumed: Path | None, global_step: int) -> None:
         """Keeps a table at `path`, a row for each measurement; a run that goes on from `global_step` takes along the

@@ -24,7 +24,14 @@ from transformers import (
 # A script's modules are looked for in its own folder, and ours are beside that.
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
-from fmnist_diffusion.data import DEFAULT_DATASET, FASHION_MNIST_LABELS, DataError, ImageTensors, load_images
+from fmnist_diffusion.data import (
+    DEFAULT_DATASET,
+    FASHION_MNIST_LABELS,
+    DataError,
+    ImageTensors,
+    load_images,
+    to_model_input,
+)
 from fmnist_diffusion.evaluation.classifier import IMAGE_SIZE, to_classifier_input
 from training.batches import augment
 
@@ -55,7 +62,7 @@ class ClassifierTrainer(Trainer):
 
     def _prepare_inputs(self, inputs):
         batch = super()._prepare_inputs(inputs)
-        images = batch["pixel_values"].float() / 127.5 - 1
+        images = to_model_input(batch["pixel_values"])
         if self.model.training:
             images = augment(augment(images, "shift"), "flip")
         return batch | {"pixel_values": to_classifier_input(images)}

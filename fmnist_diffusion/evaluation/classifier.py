@@ -5,6 +5,8 @@ from pathlib import Path
 import torch
 from transformers import RegNetForImageClassification
 
+from fmnist_diffusion.data import to_model_input
+
 
 CLASSIFIER_DIR = Path(__file__).parent / "classifier"
 IMAGE_SIZE = 56
@@ -40,7 +42,7 @@ class Classifier:
         `(num_images, 1, height, width)`."""
         features = []
         for batch in images.split(BATCH):
-            sample = to_classifier_input(batch.to(self.device).float() / 127.5 - 1)
+            sample = to_classifier_input(to_model_input(batch.to(self.device)))
             features.append(self.model.regnet(sample).pooler_output.flatten(1).cpu())
         return torch.cat(features)
 

@@ -4,7 +4,7 @@ import hashlib
 import json
 import platform
 from collections.abc import Iterable, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from importlib.metadata import version
 from pathlib import Path
 from typing import Any
@@ -48,13 +48,6 @@ PROTOCOL = (
 PACKAGES = ("fmnist-diffusion", "torch", "diffusers", "transformers", "torchmetrics", "openvino", "numpy")
 
 
-@dataclass
-class MeasuredSamples(Samples):
-    """Samples with their Inception features, float32 `(num_images, 2048)`, where that network is at hand."""
-
-    inception: torch.Tensor | None = None
-
-
 def draw_and_measure(
     pipe: Any,
     settings: SamplingSettings,
@@ -62,36 +55,29 @@ def draw_and_measure(
     seed: int,
     folder: Path,
     inception: InceptionFeatures | None,
-    batch_size: int = 100,
-    progress: bool = True,
-) -> MeasuredSamples:
+    batch_size: int,
+) -> Samples:
     """Draws samples and takes their features in one pass, which goes on where the last one in `folder` stopped.
 
     Each batch becomes a file `{first}.safetensors` in `folder`.
     """
     folder.mkdir(parents=True, exist_ok=True)
-    parts: list[MeasuredSamples] = []
-    with tqdm(total=num_samples, desc=f"seed {seed}", unit="image", disable=None if progress else True) as bar:
+    parts: list[Samples] = []
+    with tqdm(total=num_samples, desc=f"seed {seed}", unit="image", disable=None) as bar:
         while (start := sum(len(part) for part in parts)) < num_samples:
             path = folder / f"{start:06d}.safetensors"
             if path.is_file():
                 part = load_part(path)
             else:
                 samples = draw(pipe, settings, start, min(batch_size, num_samples - start), seed)
-                part = MeasuredSamples(**vars(samples), inception=inception(samples.images) if inception else None)
+                part = replace(samples, inception=inception(samples.images) if inception else None)
                 save_part(part, path)
             parts.append(part)
             bar.update(len(part))
-    return MeasuredSamples(
-        torch.cat([part.images for part in parts]),
-        concatenated([part.labels for part in parts]),
-        sum(part.evaluations for part in parts),
-        sum(part.seconds for part in parts),
-        concatenated([part.inception for part in parts]),
-    )
+    return Samples.joined(parts)
 
 
-def save_part(part: MeasuredSamples, path: Path) -> None:
+def save_part(part: Samples, path: Path) -> None:
     tensors = {"images": part.images, "labels": part.labels, "inception": part.inception}
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
     unfinished = path.with_suffix(".unfinished")
@@ -99,15 +85,11 @@ def save_part(part: MeasuredSamples, path: Path) -> None:
     unfinished.replace(path)
 
 
-def load_part(path: Path) -> MeasuredSamples:
+def load_part(path: Path) -> Samples:
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
-    return MeasuredSamples(**tensors, evaluations=int(metadata["evaluations"]), seconds=float(metadata["seconds"]))
-
-
-def concatenated(tensors: Sequence[torch.Tensor | None]) -> torch.Tensor | None:
-    return None if any(tensor is None for tensor in tensors) else torch.cat(list(tensors))  # pyright: ignore
+    return Samples(**tensors, evaluations=int(metadata["evaluations"]), seconds=float(metadata["seconds"]))
 
 
 def classifier_metrics(features: torch.Tensor, classes: torch.Tensor, labels: torch.Tensor | None) -> dict[str, Any]:
@@ -202,7 +184,7 @@ class Evaluation:
         self.classifier = Classifier(device)
         self.inception = inception
 
-    def measure(self, samples: MeasuredSamples) -> tuple[dict[str, Any], dict[str, Memorisation], torch.Tensor]:
+    def measure(self, samples: Samples) -> tuple[dict[str, Any], dict[str, Memorisation], torch.Tensor]:
         """Returns the metrics, the nearest training images by space, and the class that each sample is taken for.
 
         Raises:
@@ -229,7 +211,7 @@ class Evaluation:
             metrics["images_per_second"] = len(samples) / samples.seconds
         return metrics, memorisation, classes
 
-    def write(self, runs: Iterable[MeasuredSamples], folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
+    def write(self, runs: Iterable[Samples], folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
         """Measures the samples of each seed; writes `metrics.json`, and a `report.png` of the first seed, into
         `folder`; returns what is in the former."""
         results, shown = [], None
@@ -406,6 +388,6 @@ def evaluate_samples(
     }
     prepare_folder(folder, settings)
     features = cached_features(inception, samples.images, "samples") if inception else None
-    measured = MeasuredSamples(**vars(samples), inception=features)
+    measured = replace(samples, inception=features)
     evaluation = Evaluation(inception, inception.device if inception else "cpu", train_data_dir)
     return evaluation.write([measured], folder, settings)

@@ -9,9 +9,11 @@ from matplotlib.figure import Figure
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 
+from .samples import Samples
+
 
 if TYPE_CHECKING:
-    from .evaluate import MeasuredSamples, Memorisation
+    from .evaluate import Memorisation
 
 ROWS, PAIRS = 8, 10
 SAMPLE, REAL = "#1f6fb4", "#9aa0a6"
@@ -34,7 +36,7 @@ NUMBERS = {
 def draw_report(
     path: Path,
     facts: dict[str, Any],
-    samples: "MeasuredSamples",
+    samples: Samples,
     classes: torch.Tensor,
     memorisation: "dict[str, Memorisation]",
     train: torch.Tensor,
@@ -44,7 +46,7 @@ def draw_report(
     Args:
         path (`Path`): The file.
         facts (`dict`): What `metrics.json` says.
-        samples ([`MeasuredSamples`]): The samples.
+        samples ([`Samples`]): The samples.
         classes (`torch.Tensor`): The class that each is taken for.
         memorisation (`dict[str, Memorisation]`): The nearest training images, by space.
         train (`torch.Tensor`): The training images.

@@ -1,6 +1,7 @@
 """Where the samples to measure come from: a pipeline that draws them, a folder of pictures, or an `.npz` file."""
 
 import time
+from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -26,15 +27,33 @@ class Samples:
         labels (`torch.Tensor`, *optional*): The classes that they were asked to be of, int64 `(num_images,)`.
         evaluations (`int`): How often the network was evaluated, one image at a time.
         seconds (`float`): How long drawing took.
+        inception (`torch.Tensor`, *optional*): Their Inception features, float32 `(num_images, 2048)`.
     """
 
     images: torch.Tensor
     labels: torch.Tensor | None = None
     evaluations: int = 0
     seconds: float = 0.0
+    inception: torch.Tensor | None = None
 
     def __len__(self) -> int:
         return len(self.images)
+
+    @classmethod
+    def joined(cls, parts: "Sequence[Samples]") -> "Samples":
+        """All of `parts` in a row; what one of them lacks, they lack together."""
+
+        def join(tensors: "list[torch.Tensor | None]") -> torch.Tensor | None:
+            present = [tensor for tensor in tensors if tensor is not None]
+            return torch.cat(present) if len(present) == len(tensors) else None
+
+        return cls(
+            torch.cat([part.images for part in parts]),
+            join([part.labels for part in parts]),
+            sum(part.evaluations for part in parts),
+            sum(part.seconds for part in parts),
+            join([part.inception for part in parts]),
+        )
 
 
 @dataclass(frozen=True)
