@@ -1,0 +1,30 @@
+"""The classifier's training, from images to a folder that transformers loads."""
+
+import json
+from pathlib import Path
+
+import torch
+from transformers import AutoModelForImageClassification
+
+from training.train_classifier import main
+
+
+def test_a_short_run_writes_a_classifier(tmp_path: Path, fashion_mnist_folder: Path):
+    main(
+        [
+            f"--train_data_dir={fashion_mnist_folder}",
+            f"--output_dir={tmp_path}",
+            "--max_train_samples=64",
+            "--num_train_epochs=1",
+            "--per_device_train_batch_size=32",
+        ]
+    )
+    folder = tmp_path / "classifier"
+    model = AutoModelForImageClassification.from_pretrained(folder)
+    assert model.config.id2label[9] == "Ankle boot"
+    assert model(torch.zeros(2, 1, 56, 56)).logits.shape == (2, 10)
+    facts = json.loads((folder / "metrics.json").read_text())
+    assert 0 <= facts["test_accuracy"] <= 1
+    assert (facts["num_train_images"], facts["num_test_images"]) == (64, 128)
+    assert facts["training"]["num_train_epochs"] == 1
+    assert not (folder / "training_args.bin").exists()
