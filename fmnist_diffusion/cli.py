@@ -191,6 +191,23 @@ def make_parser() -> Parser:
     )
 
     verb = verbs.add_parser(
+        "push",
+        help="publish a pipeline on the Hub",
+        description="Publish a pipeline on the Hub, with a model card. Pushed again unchanged, it makes no commit;"
+        " after a failure the same command completes the work.",
+        epilog="example: fmnist-diffusion push output/base/pipeline --repo-id base-fmnist --tag v1.0",
+    )
+    verb.set_defaults(run=push)
+    verb.add_argument("folder", metavar="FOLDER", help="a pipeline's folder, or a bundled pipeline")
+    verb.add_argument(
+        "--repo-id", metavar="NAME", required=True, help="owner/name, or the name of a repository of your own"
+    )
+    verb.add_argument("--private", action="store_true", help="make a new repository private")
+    verb.add_argument("--revision", metavar="BRANCH", help="push to this branch, made where there is none")
+    verb.add_argument("--tag", metavar="TAG", help="give the commit a tag, such as v1.0")
+    verb.add_argument("--create-pr", action="store_true", help="propose the change as a pull request")
+
+    verb = verbs.add_parser(
         "info",
         help="say what a pipeline is",
         description="Say what a pipeline is: its model, scheduler, files, labels, training and measurements.",
@@ -409,42 +426,70 @@ def evaluate(args: argparse.Namespace) -> None:
     print(f"All of it is in {folder / 'metrics.json'}, and to look at in {folder / 'report.png'}")
 
 
+def push(args: argparse.Namespace) -> None:
+    import diffusers
+
+    from fmnist_diffusion.publish import PublishError, push_pipeline
+
+    diffusers.utils.logging.disable_progress_bar()
+    try:
+        url = push_pipeline(
+            pipeline_folder(args.folder),
+            args.repo_id,
+            private=args.private,
+            revision=args.revision,
+            tag=args.tag,
+            create_pr=args.create_pr,
+        )
+    except PublishError as error:
+        raise SystemExit(f"fmnist-diffusion: error: {error}") from error
+    print(f"The pipeline is at {url}")
+
+
+def pipeline_folder(name: str) -> Path:
+    """The folder of that path, or of the bundled pipeline of that name."""
+    from fmnist_diffusion.hub import PRETRAINED_DIR, bundled_pipelines
+
+    folder = PRETRAINED_DIR / name if name in bundled_pipelines() else Path(name)
+    if not folder.is_dir():
+        names = ", ".join(bundled_pipelines())
+        raise ValueError(f"{folder} is no folder: give a pipeline's folder, or a bundled pipeline ({names})")
+    return folder
+
+
 def info(args: argparse.Namespace) -> None:
     import diffusers
 
-    from fmnist_diffusion.hub import PRETRAINED_DIR, bundled_pipelines, load_pipeline
-
-    bundled = args.pipeline in bundled_pipelines()
-    folder = PRETRAINED_DIR / args.pipeline if bundled else Path(args.pipeline)
-    if not folder.is_dir():
-        names = ", ".join(bundled_pipelines()) or "there is none"
-        raise ValueError(f"{folder} is no folder: give a pipeline's folder, or a bundled pipeline ({names})")
+    from fmnist_diffusion.hub import load_pipeline
 
     diffusers.utils.logging.disable_progress_bar()
-    pipe = load_pipeline(args.pipeline if bundled else folder.resolve())
+    folder = pipeline_folder(args.pipeline)
+    pipe = load_pipeline(folder.resolve())
     facts = describe(pipe, folder)
     print(json.dumps(facts, indent=2) if args.json else "\n".join(text_lines(facts)))
 
 
 def describe(pipe: Any, folder: Path) -> dict[str, Any]:
     """What `info` says, for JSON: `pipe` is the pipeline that was loaded from `folder`."""
+    from fmnist_diffusion.publish import read_json, weights_dtypes
+
     weights = sorted((folder / "unet").glob("*.safetensors"))
     facts = {
         "folder": str(folder),
         "model": type(pipe.unet).__name__,
         "parameters": pipe.unet.num_parameters(),
         "config": changed_options(pipe.unet),
-        "weights": {path.name: {"bytes": path.stat().st_size, "dtype": weights_dtype(path)} for path in weights},
+        "weights": {
+            path.name: {"bytes": path.stat().st_size, "dtype": ", ".join(sorted(weights_dtypes(path)))}
+            for path in weights
+        },
         "labels": pipe.label_names,
         "scheduler": type(pipe.scheduler).__name__,
         "num_train_timesteps": pipe.scheduler.config.num_train_timesteps,
         "prediction_type": pipe.scheduler.config.prediction_type,
         "scheduler_config": changed_options(pipe.scheduler),
     }
-    for name in ("train_config", "metrics"):
-        path = folder / f"{name}.json"
-        facts[name] = json.loads(path.read_text()) if path.is_file() else None
-    return facts
+    return facts | {name: read_json(folder / f"{name}.json") for name in ("train_config", "metrics")}
 
 
 def changed_options(component: Any) -> dict[str, Any]:
@@ -456,14 +501,6 @@ def changed_options(component: Any) -> dict[str, Any]:
     parameters = inspect.signature(type(component)).parameters
     options = {name: as_json(value) for name, value in component.config.items() if name in parameters}
     return {name: value for name, value in options.items() if value != as_json(parameters[name].default)}
-
-
-def weights_dtype(path: Path) -> str:
-    from safetensors import safe_open
-
-    with safe_open(path, framework="pt") as file:
-        dtypes = {file.get_slice(name).get_dtype() for name in file.keys()}  # noqa: SIM118
-    return ", ".join(sorted(dtype for dtype in dtypes if "F" in dtype))
 
 
 def text_lines(facts: dict[str, Any]) -> list[str]:
@@ -485,14 +522,8 @@ def text_lines(facts: dict[str, Any]) -> list[str]:
 
 
 def section(title: str, values: dict[str, Any]) -> list[str]:
+    from fmnist_diffusion.publish import flatten
+
     rows = list(flatten(values))
     width = max((len(name) for name, _ in rows), default=0)
     return [title, *(f"    {name:{width}}  {value}" for name, value in rows)] if rows else []
-
-
-def flatten(values: dict[str, Any], prefix: str = ""):
-    for name, value in values.items():
-        if isinstance(value, dict):
-            yield from flatten(value, f"{prefix}{name}.")
-        else:
-            yield prefix + name, value

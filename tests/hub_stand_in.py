@@ -1,19 +1,33 @@
-"""A Hub for tests: serves repositories from memory to the real clients, without the network."""
+"""A Hub for tests: repositories in memory, served to the real clients without the network, and faults on demand."""
 
+import base64
 import hashlib
 import json
+from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Thread
-from urllib.parse import unquote, urlsplit
+from threading import Lock, Thread
+from typing import Any
+from urllib.parse import parse_qs, unquote, urlsplit
+
+import yaml
+
+
+KINDS = ("models", "datasets", "spaces")
+MAX_REGULAR_BYTES = 10_000_000
 
 
 class Repository:
-    """Commits (sha to files, path to content) and the branches and tags that name them."""
+    """Commits (sha to files, path to content) and the branches, tags and pull requests that name them."""
 
-    def __init__(self):
+    def __init__(self, private: bool = False):
+        self.private = private
         self.commits: dict[str, dict[str, bytes]] = {}
         self.refs: dict[str, str] = {}
+        self.tags: set[str] = set()
+        # Large files are fetched by another etag.
+        self.lfs: set[str] = set()
+        self.variables: dict[str, str] = {}
 
     def commit(self, files: dict[str, bytes], ref: str = "main") -> str:
         parts = [self.refs.get(ref, "").encode()] + [part for f in sorted(files) for part in (f.encode(), files[f])]
@@ -26,10 +40,39 @@ class Repository:
         paths = [path for path in folder.rglob("*") if path.is_file()]
         return self.commit({path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}, ref)
 
+    @property
+    def files(self) -> dict[str, bytes]:
+        return self.commits[self.refs["main"]]
+
+
+@dataclass
+class Fault:
+    """Answers the next `times` requests of `method` whose path has `part` with `status`, or drops the connection."""
+
+    method: str
+    part: str
+    status: int | None = None
+    times: int = 1
+    # Whether the request takes effect all the same.
+    after: bool = False
+
 
 class HubError(Exception):
-    def __init__(self, status: int, code: str):
+    def __init__(self, status: int, code: str = "", message: str = "", **facts: str):
         self.status, self.code = status, code
+        self.facts = {"error": message or code, **facts}
+
+
+class Dropped(Exception):
+    pass
+
+
+def git_oid(content: bytes) -> str:
+    return hashlib.sha1(b"blob %d\0" % len(content) + content).hexdigest()
+
+
+def sha256(content: bytes) -> str:
+    return hashlib.sha256(content).hexdigest()
 
 
 class HubRequestHandler(BaseHTTPRequestHandler):
@@ -42,25 +85,35 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     def log_message(self, format, *args):
         pass
 
-    def do_GET(self):
-        path = unquote(urlsplit(self.path).path)
-        self.hub.requests.append((self.command, path))
+    def handle_request(self):
+        url = urlsplit(self.path)
+        # Quoted slashes are part of a name, such as that of a pull request's branch.
+        parts = [unquote(part) for part in url.path.strip("/").split("/")]
+        self.query = parse_qs(url.query)
+        self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
+        self.hub.requests.append((self.command, unquote(url.path)))
+        fault = self.hub.next_fault(self.command, unquote(url.path))
         try:
-            match path.strip("/").split("/"):
-                case ["api", "models", owner, name]:
-                    self.send_info(f"{owner}/{name}", "main")
-                case ["api", "models", owner, name, "revision", revision]:
-                    self.send_info(f"{owner}/{name}", revision)
-                case ["api", "models", owner, name, "tree", revision]:
-                    self.send_tree(f"{owner}/{name}", revision)
-                case [owner, name, "resolve", revision, *file]:
-                    self.send_file(f"{owner}/{name}", revision, "/".join(file))
-                case _:
-                    raise HubError(404, "EntryNotFound")
+            if fault is not None and not fault.after:
+                self.fail(fault)
+            with self.hub.lock:
+                answer = self.route(parts)
+            if fault is not None:
+                self.fail(fault)
+            content, headers = answer
+            self.send(200, content, headers)
         except HubError as error:
-            self.send(error.status, b"", {"X-Error-Code": error.code})
+            body = b"<html>trouble</html>" if error.status >= 500 else json.dumps(error.facts).encode()
+            self.send(error.status, body, {"X-Error-Code": error.code} if error.code else {})
+        except Dropped:
+            self.close_connection = True
 
-    do_HEAD = do_GET
+    do_GET = do_HEAD = do_POST = do_PUT = handle_request
+
+    def fail(self, fault: Fault):
+        if fault.status is None:
+            raise Dropped
+        raise HubError(fault.status, message="a fault of the test")
 
     def send(self, status: int, body: bytes, headers: dict[str, str]):
         self.send_response(status)
@@ -70,39 +123,254 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         if self.command != "HEAD":
             self.wfile.write(body)
 
-    def send_json(self, value):
-        self.send(200, json.dumps(value).encode(), {"Content-Type": "application/json"})
+    def route(self, parts: list[str]) -> tuple[bytes, dict[str, str]]:
+        match self.command, *parts:
+            case "GET", "api", "whoami-v2":
+                return as_json({"type": "user", "name": self.user(), "orgs": [], "auth": {"type": "access_token"}})
+            case "POST", "api", "repos", "create":
+                return self.create_repo()
+            case "POST", "api", "validate-yaml":
+                return self.validate_yaml()
+            case (("GET" | "HEAD" | "POST"), "api", kind, owner, name, *rest) if kind in KINDS:
+                return self.route_repo(kind, f"{owner}/{name}", rest)
+            case "POST", *prefix, owner, name, "info", "lfs", "objects", "batch":
+                return self.lfs_batch(repo_key(prefix, owner, name.removesuffix(".git")))
+            case "PUT", "lfs", oid:
+                if sha256(self.body) != oid:
+                    raise HubError(400, message="content and oid differ")
+                self.hub.large[oid] = self.body
+                return b"", {}
+            case (("GET" | "HEAD"), *rest) if "resolve" in rest:
+                at = rest.index("resolve")
+                key = repo_key(rest[: at - 2], rest[at - 2], rest[at - 1])
+                return self.file(key, rest[at + 1], "/".join(rest[at + 2 :]))
+        raise HubError(404, "EntryNotFound")
 
-    def send_info(self, repo_id: str, revision: str):
-        sha, files = self.hub.find(repo_id, revision)
-        self.send_json({"id": repo_id, "sha": sha, "siblings": [{"rfilename": path} for path in files]})
+    def route_repo(self, kind: str, repo_id: str, rest: list[str]) -> tuple[bytes, dict[str, str]]:
+        key = repo_id if kind == "models" else f"{kind}/{repo_id}"
+        match self.command, *rest:
+            case ("GET" | "HEAD",):
+                return self.info(key, repo_id, "main")
+            case (("GET" | "HEAD"), "revision", revision):
+                return self.info(key, repo_id, revision)
+            case "GET", "tree", revision:
+                return self.tree(key, revision)
+            case "GET", "refs":
+                return self.refs(self.find(key))
+            case "POST", *_:
+                repository = self.find(key, write=True)
+                body = self.body
+                match rest:
+                    case "preupload", revision:
+                        return self.preupload(repository, revision, json.loads(body))
+                    case "commit", revision:
+                        return self.commit(key, repository, revision, [json.loads(line) for line in body.splitlines()])
+                    case "tag", revision:
+                        return self.name_commit(repository, json.loads(body)["tag"], revision, repository.tags)
+                    case "branch", name:
+                        return self.name_commit(repository, name, json.loads(body).get("startingPoint", "main"))
+                    case ("variables",):
+                        variable = json.loads(body)
+                        repository.variables[variable["key"]] = variable["value"]
+                        return as_json({})
+        raise HubError(404, "EntryNotFound")
 
-    def send_tree(self, repo_id: str, revision: str):
-        _, files = self.hub.find(repo_id, revision)
-        self.send_json(
+    def user(self) -> str:
+        token = self.headers.get("Authorization", "").removeprefix("Bearer ")
+        if token not in self.hub.users:
+            raise HubError(401, message="Invalid username or password.")
+        return self.hub.users[token]
+
+    def find(self, key: str, write: bool = False) -> Repository:
+        """The repository, for a user who may see it, and with `write` change it."""
+        owner = key.split("/")[-2]
+        if write and self.user() != owner:
+            raise HubError(403, message="Forbidden: you don't have the rights to write here.")
+        repository = self.hub.repositories.get(key)
+        if repository is None or (repository.private and self.user() != owner):
+            raise HubError(404 if self.headers.get("Authorization") else 401, "RepoNotFound")
+        return repository
+
+    def revision(self, repository: Repository, revision: str) -> tuple[str, dict[str, bytes]]:
+        sha = repository.refs.get(revision, revision)
+        if sha not in repository.commits:
+            raise HubError(404, "RevisionNotFound")
+        return sha, repository.commits[sha]
+
+    def create_repo(self):
+        wanted = json.loads(self.body)
+        user = self.user()
+        owner = wanted.get("organization") or user
+        if owner != user:
+            raise HubError(403, message=f"You don't have the rights to create a model under {owner}.")
+        kind = wanted.get("type", "model") + "s"
+        if kind == "spaces" and wanted.get("sdk") != "gradio":
+            raise HubError(400, message="no such sdk")
+        key = "/".join(([] if kind == "models" else [kind]) + [owner, wanted["name"]])
+        if key in self.hub.repositories:
+            raise HubError(409, message="You already created this repo", url=f"{self.hub.endpoint}/{key}")
+        repository = self.hub.repositories[key] = Repository(private=wanted.get("visibility") == "private")
+        repository.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
+        return as_json({"url": f"{self.hub.endpoint}/{key}", "name": f"{owner}/{wanted['name']}", "id": key})
+
+    def validate_yaml(self):
+        wanted = json.loads(self.body)
+        problems = card_problems(wanted["content"], wanted["repoType"])
+        if problems:
+            raise HubError(400, message="; ".join(problems))
+        return as_json({"errors": [], "warnings": []})
+
+    def preupload(self, repository: Repository, revision: str, wanted: dict[str, Any]):
+        _, files = self.revision(repository, revision)
+        answer = []
+        for file in wanted["files"]:
+            path, old = file["path"], files.get(file["path"])
+            large = file["size"] > MAX_REGULAR_BYTES or b"\0" in base64.b64decode(file["sample"])
+            oid = None if old is None else sha256(old) if path in repository.lfs else git_oid(old)
+            mode = "lfs" if large else "regular"
+            answer.append({"path": path, "uploadMode": mode, "shouldIgnore": False} | ({"oid": oid} if oid else {}))
+        return as_json({"files": answer})
+
+    def lfs_batch(self, key: str):
+        self.find(key, write=True)
+        objects = []
+        for wanted in json.loads(self.body)["objects"]:
+            known = wanted["oid"] in self.hub.large
+            upload = {"upload": {"href": f"{self.hub.endpoint}/lfs/{wanted['oid']}", "header": {}}}
+            objects.append({"oid": wanted["oid"], "size": wanted["size"]} | ({} if known else {"actions": upload}))
+        return as_json({"transfer": "basic", "objects": objects})
+
+    def commit(self, key: str, repository: Repository, revision: str, lines: list[dict[str, Any]]):
+        sha, files = self.revision(repository, revision)
+        files = dict(files)
+        for line in lines:
+            value = line["value"]
+            match line["key"]:
+                case "header":
+                    if value.get("parentCommit") not in (None, sha):
+                        raise HubError(412, message="A commit has happened since.")
+                case "file":
+                    files[value["path"]] = base64.b64decode(value["content"])
+                    repository.lfs.discard(value["path"])
+                case "lfsFile":
+                    if value["oid"] not in self.hub.large:
+                        raise HubError(400, message="the large file was not uploaded")
+                    files[value["path"]] = self.hub.large[value["oid"]]
+                    repository.lfs.add(value["path"])
+                case "deletedFile":
+                    del files[value["path"]]
+        kind = "space" if key.startswith("spaces/") else "model"
+        if "README.md" in files and (problems := card_problems(files["README.md"].decode(), kind)):
+            raise HubError(400, message="; ".join(problems))
+        answer: dict[str, Any] = {"success": True}
+        ref = revision
+        if "create_pr" in self.query:
+            ref = f"refs/pr/{1 + sum(name.startswith('refs/pr/') for name in repository.refs)}"
+            answer["pullRequestUrl"] = f"{self.hub.endpoint}/{key}/discussions/{ref.rpartition('/')[2]}"
+        sha = repository.commit(files, ref)
+        return as_json(answer | {"commitOid": sha, "commitUrl": f"{self.hub.endpoint}/{key}/commit/{sha}"})
+
+    def name_commit(self, repository: Repository, name: str, revision: str, names: set[str] | None = None):
+        if name in repository.refs:
+            raise HubError(409, message=f"{name} exists")
+        repository.refs[name], _ = self.revision(repository, revision)
+        if names is not None:
+            names.add(name)
+        return as_json({})
+
+    def refs(self, repository: Repository):
+        found: dict[str, list] = {"branches": [], "tags": [], "converts": []}
+        for name, sha in repository.refs.items():
+            kind, folder = ("tags", "tags") if name in repository.tags else ("branches", "heads")
+            found[kind].append({"name": name, "ref": f"refs/{folder}/{name}", "targetCommit": sha})
+        return as_json(found)
+
+    def info(self, key: str, repo_id: str, revision: str):
+        repository = self.find(key)
+        sha, files = self.revision(repository, revision)
+        return as_json(
+            {
+                "id": repo_id,
+                "sha": sha,
+                "private": repository.private,
+                "siblings": [{"rfilename": path} for path in files],
+            }
+        )
+
+    def tree(self, key: str, revision: str):
+        _, files = self.revision(self.find(key), revision)
+        return as_json(
             [
-                {"type": "file", "path": path, "size": len(content), "oid": hashlib.sha1(content).hexdigest()}
+                {"type": "file", "path": path, "size": len(content), "oid": git_oid(content)}
                 for path, content in files.items()
             ]
         )
 
-    def send_file(self, repo_id: str, revision: str, path: str):
-        sha, files = self.hub.find(repo_id, revision)
+    def file(self, key: str, revision: str, path: str):
+        repository = self.find(key)
+        sha, files = self.revision(repository, revision)
         if path not in files:
             raise HubError(404, "EntryNotFound")
-        etag = f'"{hashlib.sha1(files[path]).hexdigest()}"'
-        self.send(200, files[path], {"ETag": etag, "X-Repo-Commit": sha, "Content-Type": "application/octet-stream"})
+        oid = sha256(files[path]) if path in repository.lfs else git_oid(files[path])
+        headers = {"ETag": f'"{oid}"', "X-Repo-Commit": sha, "Content-Type": "application/octet-stream"}
+        if path in repository.lfs:
+            headers |= {"X-Linked-Etag": f'"{oid}"', "X-Linked-Size": str(len(files[path]))}
+        return files[path], headers
 
 
+def as_json(value: Any) -> tuple[bytes, dict[str, str]]:
+    return json.dumps(value).encode(), {"Content-Type": "application/json"}
+
+
+def repo_key(prefix: list[str], owner: str, name: str) -> str:
+    return "/".join([*prefix, owner, name])
+
+
+def card_problems(text: str, kind: str) -> list[str]:
+    """What the Hub would find wrong in the front matter of a card."""
+    if not text.startswith("---\n"):
+        return []
+    try:
+        metadata = yaml.safe_load(text.split("---\n")[1])
+    except yaml.YAMLError as error:
+        return [str(error)]
+    problems = []
+    if kind == "space":
+        problems += [f"{name} is missing" for name in ("title", "sdk") if name not in metadata]
+        if len(metadata.get("short_description", "")) > 60:
+            problems.append("short_description is too long")
+    lists = {"tags": str, "datasets": str, "metrics": str, "models": str}
+    for name, entry in lists.items():
+        value = metadata.get(name, [])
+        if not isinstance(value, list) or not all(isinstance(part, entry) for part in value):
+            problems.append(f"{name} must be a list of strings")
+    for model in metadata.get("model-index", []):
+        for result in model["results"]:
+            if not {"task", "dataset", "metrics"} <= result.keys():
+                problems.append("model-index misses a part")
+    return problems
+
+
+@dataclass
 class HubStandIn:
-    """`with HubStandIn() as hub:` serves `hub.repositories` (id to [`Repository`]) at `hub.endpoint`.
+    """`with HubStandIn() as hub:` serves `hub.repositories` at `hub.endpoint`, and lets the owners of `users` write.
 
-    `hub.requests` lists the method and path of each request.
+    Attributes:
+        users: Token to name of a user.
+        repositories: Id to [`Repository`]; that of a Space begins with `spaces/`.
+        large: sha256 to content, of the large files that were uploaded.
+        requests: The method and path of each request.
+        faults: What is to go wrong.
     """
 
-    def __init__(self):
-        self.repositories: dict[str, Repository] = {}
-        self.requests: list[tuple[str, str]] = []
+    users: dict[str, str] = field(default_factory=dict)
+    repositories: dict[str, Repository] = field(default_factory=dict)
+    large: dict[str, bytes] = field(default_factory=dict)
+    requests: list[tuple[str, str]] = field(default_factory=list)
+    faults: list[Fault] = field(default_factory=list)
+
+    def __post_init__(self):
+        self.lock = Lock()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), HubRequestHandler)
         self.server.hub = self  # type: ignore[attr-defined]
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
@@ -115,11 +383,10 @@ class HubStandIn:
         self.server.shutdown()
         self.server.server_close()
 
-    def find(self, repo_id: str, revision: str) -> tuple[str, dict[str, bytes]]:
-        if repo_id not in self.repositories:
-            raise HubError(404, "RepoNotFound")
-        repository = self.repositories[repo_id]
-        sha = repository.refs.get(revision, revision)
-        if sha not in repository.commits:
-            raise HubError(404, "RevisionNotFound")
-        return sha, repository.commits[sha]
+    def next_fault(self, method: str, path: str) -> Fault | None:
+        with self.lock:
+            for fault in self.faults:
+                if fault.times and fault.method == method and fault.part in path:
+                    fault.times -= 1
+                    return fault
+        return None

@@ -25,7 +25,7 @@ from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, expo
 from fmnist_diffusion import hub as hub_module
 from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
-from hub_stand_in import HubStandIn, Repository
+from fmnist_diffusion.publish import push_pipeline
 
 
 REPO_ID = "someone/tiny"
@@ -239,15 +239,15 @@ print(load({repo_id!r}, local_files_only=True).unet.config.num_class_embeds)
 """
 
 
-class TestHub:
+class TestPushed:
+    """Loading from a repository that was pushed twice, in new processes that know nothing but its id."""
+
     @pytest.fixture
-    def hub(self, tmp_path):
-        with HubStandIn() as hub:
-            repository = hub.repositories[REPO_ID] = Repository()
-            for version, num_class_embeds in (("v1.0", 4), ("main", 10)):
-                export_pipeline(get_unet(num_class_embeds), DDPMScheduler(), tmp_path / version)
-                repository.commit_folder(tmp_path / version, ref=version)
-            yield hub
+    def hub(self, hub, tmp_path):
+        for tag, num_class_embeds in (("v1.0", 4), ("v2.0", 10)):
+            export_pipeline(get_unet(num_class_embeds), DDPMScheduler(), tmp_path / tag)
+            push_pipeline(tmp_path / tag, REPO_ID, tag=tag)
+        return hub
 
     def test_without_the_package(self, hub, folder, tmp_path):
         native = tmp_path / "native"

@@ -191,6 +191,10 @@ class TrainingConfig:
         checkpoints_total_limit: Keep the newest so many checkpoints.
         logging_steps: Report and log the loss every so many optimizer steps.
         report_to: tensorboard, trackio, wandb or none.
+        push_to_hub: Publish the pipeline on the Hub at the end, in the background of what is left to do.
+        push_to_hub_epochs: Publish it every so many epochs, too.
+        hub_model_id: Repository to publish in, owner/name or name; named like output_dir if null.
+        hub_private_repo: Make a new repository private.
         model: Arguments of FashionMNISTUNet2DModel, such as norm_type; the defaults are the specification.
         data: Images to train on.
         scheduler: Noise schedule.
@@ -219,6 +223,10 @@ class TrainingConfig:
     checkpoints_total_limit: int = 2
     logging_steps: int = 10
     report_to: Literal["tensorboard", "trackio", "wandb", "none"] = "tensorboard"
+    push_to_hub: bool = False
+    push_to_hub_epochs: int | None = None
+    hub_model_id: str | None = None
+    hub_private_repo: bool = False
     model: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
@@ -239,6 +247,7 @@ class TrainingConfig:
             ("checkpointing_steps", self.checkpointing_steps, 1),
             ("checkpoints_total_limit", self.checkpoints_total_limit, 1),
             ("logging_steps", self.logging_steps, 1),
+            ("push_to_hub_epochs", self.push_to_hub_epochs, 1),
             ("data.resolution", self.data.resolution, 8),
             ("data.dataloader_num_workers", self.data.dataloader_num_workers, 0),
             ("data.max_train_samples", self.data.max_train_samples, 1),

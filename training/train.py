@@ -13,7 +13,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import NoReturn
 
 import numpy as np
 import torch
@@ -21,6 +21,7 @@ from accelerate import Accelerator
 from accelerate.utils import ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from huggingface_hub import get_token
 from PIL import Image
 from torch.utils.data import Dataset
 from tqdm.auto import tqdm
@@ -51,12 +52,14 @@ from fmnist_diffusion.objectives import (
     per_image_loss,
     training_target,
 )
+from fmnist_diffusion.publish import flatten
 from training.batches import Batches, augment
 from training.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from training.config import TrainingConfig, parse_config
 from training.losses import LossRecord
 from training.model import make_model
 from training.pictures import draw_strip, image_grid
+from training.push import BackgroundPush
 
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -138,6 +141,14 @@ class Trainer:
                     ) from error
 
                 self.evaluator = SampleEvaluator(config.eval, self.device)
+        self.publisher = None
+        if config.push_to_hub and self.accelerator.is_main_process:
+            if get_token() is None:
+                raise ValueError(
+                    "push_to_hub needs a token of the Hub; run hf auth login, or set HF_TOKEN, or leave it out."
+                )
+            repo_id = config.hub_model_id or self.folder.resolve().name
+            self.publisher = BackgroundPush(repo_id, config.hub_private_repo, tqdm.write)
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         unet.to(memory_format=self.memory_format)  # pyright: ignore[reportCallIssue]
         if config.gradient_checkpointing:
@@ -216,9 +227,12 @@ class Trainer:
             if self.evaluator is not None:
                 self.evaluator.keep(self.folder / "eval.csv", resumed and resumed / "eval.csv", step)
         if config.report_to != "none":
-            self.accelerator.init_trackers(
-                "fmnist-diffusion", flatten(config.to_dict()), {"wandb": {"dir": str(self.folder)}}
-            )
+            # In the types that trackers take.
+            tracked = {
+                name: value if isinstance(value, str | int | float | bool) else str(value)
+                for name, value in flatten(config.to_dict())
+            }
+            self.accelerator.init_trackers("fmnist-diffusion", tracked, {"wandb": {"dir": str(self.folder)}})
 
     def train(self) -> None:
         """Trains to the end of the run and exports the pipeline.
@@ -260,6 +274,8 @@ class Trainer:
         if self.device.type == "cuda":
             self.accelerator.print(f"peak memory on the device: {torch.cuda.max_memory_allocated() / 2**20:.0f} MiB")
         self.accelerator.print(f"the pipeline is in {self.folder / 'pipeline'}")
+        if self.publisher is not None:
+            self.publisher.finish()
         self.accelerator.end_training()
 
     @contextmanager
@@ -382,15 +398,18 @@ class Trainer:
             self.losses.plot(self.folder / "loss.png")
         draw = finished or epoch % config.save_images_epochs == 0
         export = finished or epoch % config.save_model_epochs == 0
+        publish = config.push_to_hub and (finished or epoch % (config.push_to_hub_epochs or epoch + 1) == 0)
         measure = config.eval.every_n_epochs and (finished or epoch % config.eval.every_n_epochs == 0)
-        if draw or export or measure:
+        if draw or export or publish or measure:
             # Sampling leaves no trace in the random numbers that training draws.
             with torch.random.fork_rng([self.device] if self.device.type == "cuda" else []):
                 unet = self._sampling_unet()
                 if unet is not None and draw:
                     self._draw_samples(unet, epoch)
-                if unet is not None and export:
+                if unet is not None and (export or publish):
                     self._export(unet, self.folder / "pipeline")
+                if self.publisher is not None and publish:
+                    self.publisher.push(self.folder / "pipeline")
                 if unet is not None and measure:
                     self._measure(unet, epoch)
             self.accelerator.wait_for_everyone()
@@ -480,7 +499,8 @@ class Trainer:
     def _export(self, unet: FashionMNISTUNet2DModel, folder: Path) -> None:
         train_config = self.config.to_dict() | {"progress": asdict(self.progress)}
         # Where things lie on this machine is nobody else's business.
-        del train_config["output_dir"], train_config["resume"]
+        for name in ("output_dir", "resume", "push_to_hub", "push_to_hub_epochs", "hub_model_id", "hub_private_repo"):
+            del train_config[name]
         for settings, name in ((train_config, "init_from"), (train_config["data"], "train_data_dir")):
             if settings[name] is not None and Path(settings[name]).exists():
                 settings[name] = Path(settings[name]).name
@@ -511,17 +531,6 @@ def load_training_images(
     if data.max_train_samples is not None:
         dataset = dataset.select(range(min(data.max_train_samples, len(dataset))))
     return stream_images(dataset, resolution=resolution, channels=channels), label_names
-
-
-def flatten(config: dict[str, Any], prefix: str = "") -> dict[str, str | int | float | bool]:
-    """Nested settings as `{"data.resolution": 28}`, in the types that trackers take."""
-    flat = {}
-    for name, value in config.items():
-        if isinstance(value, dict):
-            flat |= flatten(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value if isinstance(value, str | int | float | bool) else str(value)
-    return flat
 
 
 def main(args: list[str] | None = None) -> None:

@@ -41,6 +41,7 @@ class DataArguments:
     dataset_name: str = field(default=DEFAULT_DATASET, metadata={"help": "Hub data set."})
     train_data_dir: str | None = field(default=None, metadata={"help": "Local data instead, such as an IDX folder."})
     max_train_samples: int | None = field(default=None, metadata={"help": "Use the first so many images only."})
+    num_plain_epochs: int = field(default=3, metadata={"help": "Last epochs, without moved and mirrored images."})
 
 
 class LabelledImages(torch.utils.data.Dataset):
@@ -58,12 +59,14 @@ class LabelledImages(torch.utils.data.Dataset):
 
 
 class ClassifierTrainer(Trainer):
-    """Moves, mirrors and enlarges whole batches; the test images are only enlarged."""
+    """Moves, mirrors and enlarges whole batches; those of the last epochs and of the test are only enlarged."""
+
+    num_plain_epochs: int
 
     def _prepare_inputs(self, inputs):
         batch = super()._prepare_inputs(inputs)
         images = to_model_input(batch["pixel_values"])
-        if self.model.training:
+        if self.model.training and self.state.epoch < self.args.num_train_epochs - self.num_plain_epochs:
             images = augment(augment(images, "shift"), "flip")
         return batch | {"pixel_values": to_classifier_input(images)}
 
@@ -89,7 +92,7 @@ def main(args: list[str] | None = None) -> None:
     parser = HfArgumentParser((DataArguments, TrainingArguments), description=__doc__)
     parser.set_defaults(
         output_dir="output/classifier",
-        num_train_epochs=14,
+        num_train_epochs=17,
         per_device_train_batch_size=128,
         per_device_eval_batch_size=500,
         learning_rate=4e-3,
@@ -121,6 +124,7 @@ def main(args: list[str] | None = None) -> None:
         eval_dataset=LabelledImages(test),
         compute_metrics=lambda result: {"accuracy": float((result.predictions.argmax(-1) == result.label_ids).mean())},
     )
+    trainer.num_plain_epochs = data.num_plain_epochs
     trainer.train(resume_from_checkpoint=settings.resume_from_checkpoint)
     metrics = trainer.evaluate()
 
@@ -147,7 +151,7 @@ def main(args: list[str] | None = None) -> None:
         "num_test_images": len(test),
         "num_train_images": len(train),
         "parameters": trainer.model.num_parameters(),
-        "training": {name: settings.to_dict()[name] for name in names},
+        "training": {name: settings.to_dict()[name] for name in names} | {"num_plain_epochs": data.num_plain_epochs},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     (folder / "metrics.json").write_text(json.dumps(facts, indent=2) + "\n")

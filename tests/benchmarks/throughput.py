@@ -182,16 +182,14 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
     parser.add_argument("--steps", type=int, default=2, help="steps in a turn of a model (default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=3, help="turns, of which the median counts (default: %(default)s)")
+    parser.add_argument("--turns", type=int, default=3, help="turns, whose median counts (default: %(default)s)")
     parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no", help="(default: %(default)s)")
     parser.add_argument("--compile", action="store_true", help="run all models through torch.compile")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if options.mixed_precision == "bf16" else torch.float32
 
-    pools = {
-        name: ProcessPoolExecutor(1, get_context("spawn"), start, (name, device, options)) for name in MODELS
-    }
+    pools = {name: ProcessPoolExecutor(1, get_context("spawn"), start, (name, device, options)) for name in MODELS}
 
     def ask(name: str, method: str):
         return pools[name].submit(call, method).result()

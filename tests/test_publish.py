@@ -1,0 +1,353 @@
+"""Pushing to the Hub, with the real clients against a stand-in."""
+
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, LMSDiscreteScheduler
+from huggingface_hub import ModelCard, constants
+
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, export_pipeline, load_pipeline, publish
+from fmnist_diffusion.cli import main
+from fmnist_diffusion.hub import PRETRAINED_DIR
+from fmnist_diffusion.models import unet_fmnist
+from fmnist_diffusion.pipelines import pipeline_fmnist
+from fmnist_diffusion.publish import PublishError, make_repository, push_pipeline
+from hub_stand_in import Fault, Repository, card_problems
+
+
+REPO_ID = "someone/tiny"
+TRAIN_CONFIG = {
+    "seed": 7,
+    "data": {"dataset_name": "zalando-datasets/fashion_mnist", "train_data_dir": None},
+    "optimizer": {"learning_rate": 0.0001},
+}
+REAL = {
+    "inception": {"test": {"frechet_distance": 2.5, "kernel_distance": 0.0, "precision": 0.8, "recall": 0.7}},
+    "classifier": {"test": {"frechet_distance": 0.01}},
+    "classifier_accuracy": {"test": 0.94},
+}
+METRICS = {
+    "num_samples": 12345,
+    "seeds": [0, 1],
+    "num_inference_steps": 18,
+    "guidance_scale": 1.5,
+    "conditional": True,
+    "scheduler": "DDPMScheduler",
+    "protocol": "as the papers do",
+    "metrics": {
+        "fid_train": {"mean": 4.25, "min": 4.0, "seeds": [4.0, 4.5]},
+        "precision": {"mean": 0.75, "min": 0.7, "seeds": [0.7, 0.8]},
+        "class_agreement": {"mean": 0.9, "min": 0.8, "seeds": [0.8, 1.0]},
+    },
+    "real": REAL,
+}
+
+
+def get_unet(**config) -> FashionMNISTUNet2DModel:
+    torch.manual_seed(0)
+    return FashionMNISTUNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        norm_type="group",
+        norm_num_groups=4,
+        attention_head_dim=8,
+        time_embedding_dim=16,
+        **config,
+    ).eval()
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """A pipeline's folder as a run leaves it, among what shall stay at home."""
+    folder = tmp_path / "run" / "pipeline"
+    export_pipeline(get_unet(num_class_embeds=10), DDPMScheduler(), folder, train_config=TRAIN_CONFIG)
+    (folder / "metrics.json").write_text(json.dumps(METRICS))
+    (folder / "images").mkdir()
+    (folder / "images" / "samples.png").write_bytes(b"\x89PNG\0")
+    (folder / "checkpoints").mkdir()
+    (folder / "checkpoints" / "optimizer.bin").write_bytes(b"state")
+    (folder / "loss.csv").write_text("step,loss\n")
+    (folder / "unet" / "optimizer.pt").write_bytes(b"state")
+    return folder
+
+
+def contents(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class TestPush:
+    def test_what_is_pushed(self, hub, folder):
+        before = contents(folder)
+        assert push_pipeline(folder, REPO_ID) == f"{hub.endpoint}/{REPO_ID}"
+        repository = hub.repositories[REPO_ID]
+        assert set(repository.files) == {
+            ".gitattributes",
+            "README.md",
+            "images/samples.png",
+            "metrics.json",
+            "model_index.json",
+            "pipeline_fmnist.py",
+            "scheduler/scheduler_config.json",
+            "train_config.json",
+            "unet/config.json",
+            "unet/diffusion_pytorch_model.safetensors",
+            "unet/fmnist_diffusion.models.unet_fmnist.py",
+        }
+        assert (
+            repository.files["unet/fmnist_diffusion.models.unet_fmnist.py"] == Path(unet_fmnist.__file__).read_bytes()
+        )
+        assert repository.files["pipeline_fmnist.py"] == Path(pipeline_fmnist.__file__).read_bytes()
+        assert repository.lfs == {"unet/diffusion_pytorch_model.safetensors", "images/samples.png"}
+        assert not repository.private
+        assert contents(folder) == before
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+    def test_weights_are_pushed_as_they_are(self, hub, folder, dtype):
+        export_pipeline(load_pipeline(folder, dtype=dtype).unet, DDPMScheduler(), folder)
+        push_pipeline(folder, REPO_ID)
+        name = "unet/diffusion_pytorch_model.safetensors"
+        assert hub.repositories[REPO_ID].files[name] == (folder / name).read_bytes()
+
+    def test_again_makes_no_commit(self, hub, folder):
+        push_pipeline(folder, REPO_ID, tag="v1.0")
+        commits = dict(hub.repositories[REPO_ID].commits)
+        push_pipeline(folder, REPO_ID, tag="v1.0")
+        assert hub.repositories[REPO_ID].commits == commits
+
+    def test_again_with_fewer_files_removes_the_others(self, hub, folder):
+        (folder / "images" / "old.png").write_bytes(b"\x89PNG\0")
+        push_pipeline(folder, REPO_ID)
+        (folder / "images" / "old.png").unlink()
+        push_pipeline(folder, REPO_ID)
+        assert "images/old.png" not in hub.repositories[REPO_ID].files
+        assert "images/samples.png" in hub.repositories[REPO_ID].files
+
+    def test_own_name_is_filled_in(self, hub, folder):
+        push_pipeline(folder, "tiny")
+        assert b'from_pretrained("someone/tiny"' in hub.repositories[REPO_ID].files["README.md"]
+
+    def test_private(self, hub, folder):
+        push_pipeline(folder, REPO_ID, private=True)
+        assert hub.repositories[REPO_ID].private
+
+    def test_branch_and_tag(self, hub, folder):
+        push_pipeline(folder, REPO_ID, revision="trial", tag="v0.1")
+        repository = hub.repositories[REPO_ID]
+        assert set(repository.files) == {".gitattributes"}
+        assert repository.refs["trial"] == repository.refs["v0.1"] != repository.refs["main"]
+        assert repository.tags == {"v0.1"}
+
+    def test_tag_of_another_commit(self, hub, folder):
+        push_pipeline(folder, REPO_ID, tag="v1.0")
+        export_pipeline(get_unet(num_class_embeds=3), DDPMScheduler(), folder)
+        with pytest.raises(PublishError, match=r"the files are in someone/tiny, but v1.0 is the tag of another"):
+            push_pipeline(folder, REPO_ID, tag="v1.0")
+
+    def test_pull_request(self, hub, folder):
+        hub.repositories[REPO_ID] = Repository()
+        hub.repositories[REPO_ID].commit({"README.md": b"hello"})
+        assert push_pipeline(folder, REPO_ID, create_pr=True) == f"{hub.endpoint}/{REPO_ID}/discussions/1"
+        assert hub.repositories[REPO_ID].files == {"README.md": b"hello"}
+        assert "model_index.json" in hub.repositories[REPO_ID].commits[hub.repositories[REPO_ID].refs["refs/pr/1"]]
+
+    @pytest.mark.parametrize("options", [{"tag": "v1"}, {"revision": "trial"}])
+    def test_pull_request_has_no_branch_or_tag(self, hub, folder, options):
+        with pytest.raises(ValueError, match="leave out --revision and --tag"):
+            push_pipeline(folder, REPO_ID, create_pr=True, **options)
+
+    def test_nothing_is_asked_of_the_hub_for_a_folder_without_a_pipeline(self, hub, tmp_path):
+        with pytest.raises(OSError, match=r"no model_index\.json"):
+            push_pipeline(tmp_path, REPO_ID)
+        assert hub.requests == []
+
+    def test_native_save_of_our_pipeline(self, hub, tmp_path):
+        FashionMNISTPipeline(get_unet(), DDPMScheduler()).save_pretrained(tmp_path / "native")
+        push_pipeline(tmp_path / "native", REPO_ID)
+        index = json.loads(hub.repositories[REPO_ID].files["model_index.json"])
+        assert index["_class_name"] == "DDPMPipeline"
+
+    def test_other_schedulers_are_refused(self, hub, tmp_path):
+        FashionMNISTPipeline(get_unet(), LMSDiscreteScheduler()).save_pretrained(tmp_path / "native")
+        with pytest.raises(TypeError, match="must be a DDPMScheduler"):
+            push_pipeline(tmp_path / "native", REPO_ID)
+
+
+class TestTrouble:
+    def test_without_a_token(self, hub, folder, monkeypatch):
+        monkeypatch.setattr(publish, "get_token", lambda: None)
+        with pytest.raises(PublishError, match="you are not logged in to the Hub: run `hf auth login`"):
+            push_pipeline(folder, REPO_ID)
+        assert hub.requests == []
+
+    @pytest.mark.parametrize(
+        ("token", "words"),
+        [("hf_wrong", "does not accept your token"), ("hf_other", "your token may not write to someone/tiny")],
+    )
+    def test_wrong_token(self, hub, folder, token, words):
+        with pytest.raises(PublishError, match=words):
+            push_pipeline(folder, REPO_ID, token=token)
+        assert hub.repositories == {}
+
+    def test_somebody_elses_private_repository(self, hub, folder):
+        push_pipeline(folder, REPO_ID, private=True)
+        with pytest.raises(PublishError, match="give a --repo-id of your own"):
+            push_pipeline(folder, REPO_ID, token="hf_other")
+
+    @pytest.mark.parametrize("status", [409, 412, 429, 500, 503, None])
+    @pytest.mark.parametrize("part", ["/commit/", "/create", "/validate-yaml", "/preupload/"])
+    def test_what_passes_is_tried_again(self, hub, folder, status, part):
+        if status == 409 and part == "/create":
+            pytest.skip("means that the repository exists")
+        hub.faults = [Fault("POST", part, status)]
+        push_pipeline(folder, REPO_ID)
+        assert "model_index.json" in hub.repositories[REPO_ID].files
+
+    @pytest.mark.parametrize("part", ["/commit/", "/lfs/"])
+    def test_an_answer_that_is_lost(self, hub, folder, part):
+        """The Hub has done what was asked, but the client does not hear of it."""
+        hub.faults = [Fault("PUT" if part == "/lfs/" else "POST", part, after=True)]
+        push_pipeline(folder, REPO_ID)
+        repository = hub.repositories[REPO_ID]
+        assert "model_index.json" in repository.files
+        assert len(repository.commits) == 2
+
+    def test_a_lost_answer_does_not_make_two_pull_requests(self, hub, folder):
+        hub.repositories[REPO_ID] = Repository()
+        hub.repositories[REPO_ID].commit({})
+        hub.faults = [Fault("POST", "/commit/", after=True)]
+        with pytest.raises(PublishError, match="could not be reached"):
+            push_pipeline(folder, REPO_ID, create_pr=True)
+        assert [ref for ref in hub.repositories[REPO_ID].refs if ref.startswith("refs/pr")] == ["refs/pr/1"]
+
+    @pytest.mark.parametrize(
+        ("status", "words"),
+        [
+            (409, "somebody else is writing to someone/tiny: run the same command again"),
+            (503, "the Hub has trouble .HTTP 503.: run the same command again later"),
+            (None, "the Hub could not be reached .*: run the same command again"),
+            (400, "the Hub refused someone/tiny .*a fault of the test.*: check --repo-id"),
+        ],
+    )
+    def test_what_does_not_pass(self, hub, folder, status, words):
+        before = contents(folder)
+        hub.faults = [Fault("POST", "/commit/", status, times=99)]
+        with pytest.raises(PublishError, match=words):
+            push_pipeline(folder, REPO_ID)
+        assert contents(folder) == before
+        hub.faults = []
+        push_pipeline(folder, REPO_ID)
+        assert "model_index.json" in hub.repositories[REPO_ID].files
+
+    def test_nobody_listens(self, hub, folder, monkeypatch):
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        with pytest.raises(PublishError, match=r"could not be reached \(.*refused.*\)"):
+            push_pipeline(folder, REPO_ID)
+
+    def test_offline(self, hub, folder, monkeypatch):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(PublishError, match="HF_HUB_OFFLINE is set"):
+            push_pipeline(folder, REPO_ID)
+
+
+class TestCard:
+    def card(self, folder, tmp_path) -> ModelCard:
+        make_repository(folder, REPO_ID, tmp_path / "repository")
+        return ModelCard.load(tmp_path / "repository" / "README.md")
+
+    def test_metadata(self, folder, tmp_path):
+        data = self.card(folder, tmp_path).data
+        assert data.license == "mit"
+        assert data.library_name == "diffusers"
+        assert data.pipeline_tag == "unconditional-image-generation"
+        assert data.datasets == ["zalando-datasets/fashion_mnist"]
+        assert data.widget == [{"text": "samples", "output": {"url": "images/samples.png"}}]
+        results = {result.metric_type: result for result in data.eval_results}
+        assert set(results) == set(data.metrics) == {"fid", "precision", "accuracy"}
+        assert results["fid"].metric_value == 4.25
+        assert results["fid"].metric_name == "FID against the training images (12,345 samples)"
+        assert results["fid"].dataset_type == "zalando-datasets/fashion_mnist"
+
+    def test_text(self, folder, tmp_path):
+        text = self.card(folder, tmp_path).text
+        for part in (
+            "![Pictures that the model drew](images/samples.png)",
+            "<Gallery />",
+            f'DiffusionPipeline.from_pretrained("{REPO_ID}", trust_remote_code=True)',
+            f'load_pipeline("{REPO_ID}")',
+            'class_labels="Ankle boot"',
+            "| `optimizer.learning_rate` | 0.0001 |",
+            "| `block_out_channels` | 8, 16 |",
+            "12,345 samples with each of 2 seeds (means), drawn by DDPMScheduler in 18 steps with guidance scale 1.5",
+            "| FID against the training images | 4.25 | 2.5 |",
+            "as the papers do",
+        ):
+            assert part in text
+        assert "{{" not in text and "{%" not in text
+
+    def test_of_little(self, tmp_path):
+        """A pipeline without classes, training settings, measurements or pictures."""
+        export_pipeline(get_unet(), DDPMScheduler(), tmp_path / "pipeline")
+        card = self.card(tmp_path / "pipeline", tmp_path)
+        assert card.data.datasets is card.data.eval_results is card.data.get("widget") is None
+        assert "Not measured yet" in card.text
+        assert "does not say how the model was trained" in card.text
+        assert "class_labels" not in card.text and "<Gallery" not in card.text and "zalando" not in card.text
+
+    def test_of_other_images(self, tmp_path):
+        config = {"data": {"dataset_name": "zalando-datasets/fashion_mnist", "train_data_dir": "my-images"}}
+        export_pipeline(get_unet(), DDPMScheduler(), tmp_path / "pipeline", train_config=config)
+        card = self.card(tmp_path / "pipeline", tmp_path)
+        assert card.data.datasets is None
+        assert "fashion-mnist" not in card.data.tags
+
+    def test_tells_nothing_of_this_machine(self, folder, tmp_path):
+        make_repository(folder, REPO_ID, tmp_path / "repository")
+        for content in contents(tmp_path / "repository").values():
+            assert str(tmp_path).encode() not in content
+            assert str(Path.home()).encode() + b"/" not in content
+
+    def test_of_the_bundled_checkpoint(self, tmp_path):
+        card = self.card(PRETRAINED_DIR / "spec", tmp_path)
+        assert card_problems(str(card), "model") == []
+        assert "13,246,913 parameters, in float16" in card.text
+
+
+class TestCommand:
+    def test_push(self, hub, folder, capsys):
+        main(["push", str(folder), "--repo-id", REPO_ID, "--tag", "v1.0", "--private"])
+        assert capsys.readouterr().out == f"The pipeline is at {hub.endpoint}/{REPO_ID}\n"
+        assert hub.repositories[REPO_ID].private
+        assert hub.repositories[REPO_ID].tags == {"v1.0"}
+
+    def test_of_no_folder(self, hub, capsys):
+        with pytest.raises(SystemExit) as stopped:
+            main(["push", "nowhere", "--repo-id", REPO_ID])
+        assert stopped.value.code == 2
+        assert "nowhere is no folder" in capsys.readouterr().err
+
+    def test_trouble_is_one_line(self, hub, folder):
+        """In a process of its own, as people run it."""
+        hub.faults = [Fault("POST", "/create", 403, times=9)]
+        code = "from fmnist_diffusion.cli import main; main()"
+        command = [sys.executable, "-c", code, "push", str(folder), "--repo-id", REPO_ID]
+        env = {"HF_ENDPOINT": hub.endpoint, "HF_TOKEN": "hf_someone", "OMP_NUM_THREADS": "1", "PATH": "/usr/bin:/bin"}
+        result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+        assert result.returncode == 1
+        assert result.stdout == ""
+        assert result.stderr.splitlines()[-1].startswith("fmnist-diffusion: error: your token may not write to")
+        assert len(result.stderr.splitlines()) == 1
+
+
+def test_command_line_of_huggingface_hub_sees_the_same(hub, folder, tmp_path):
+    push_pipeline(folder, REPO_ID, tag="v1.0")
+    command = [Path(sys.executable).with_name("hf"), "download", REPO_ID, "--revision", "v1.0"]
+    env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin"}
+    env |= {"HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+    command += ["--local-dir", str(tmp_path / "copy")]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert load_pipeline(tmp_path / "copy").label_names[-1] == "Ankle boot"

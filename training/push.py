@@ -1,0 +1,46 @@
+"""Publishing while a run goes on."""
+
+import shutil
+from collections.abc import Callable
+from concurrent.futures import Future, ThreadPoolExecutor
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from fmnist_diffusion.publish import PublishError, push_pipeline
+
+
+class BackgroundPush:
+    """Pushes pipelines to `repo_id` from a thread of its own, so that training neither waits nor fails.
+
+    Args:
+        repo_id (`str`): The repository, which is made where there is none.
+        private (`bool`): Whether one that is made now is private.
+        report (`Callable[[str], None]`): What happened, as a line of text.
+    """
+
+    def __init__(self, repo_id: str, private: bool, report: Callable[[str], None]):
+        self.repo_id, self.private, self.report = repo_id, private, report
+        self.executor = ThreadPoolExecutor(max_workers=1)
+        self.newest: Future[None] | None = None
+
+    def push(self, folder: Path) -> None:
+        """Pushes `folder` as it is now; an older state that is still waiting is left out."""
+        if self.newest is not None:
+            self.newest.cancel()
+        copy = TemporaryDirectory()
+        shutil.copytree(folder, copy.name, dirs_exist_ok=True)
+        self.newest = self.executor.submit(self._push, copy, folder)
+        self.newest.add_done_callback(lambda _: copy.cleanup())
+
+    def _push(self, copy: TemporaryDirectory, folder: Path) -> None:
+        try:
+            self.report(f"the pipeline is published at {push_pipeline(copy.name, self.repo_id, private=self.private)}")
+        except (PublishError, OSError, ValueError) as error:
+            self.report(
+                f"not published, {error}; to do it by hand: fmnist-diffusion push {folder} --repo-id {self.repo_id}"
+                f"{' --private' if self.private else ''}"
+            )
+
+    def finish(self) -> None:
+        """Waits for the newest push."""
+        self.executor.shutdown()
