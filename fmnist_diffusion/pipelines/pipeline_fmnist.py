@@ -10,7 +10,15 @@ from contextlib import contextmanager
 from typing import Any
 
 import torch
-from diffusers import DiffusionPipeline, ImagePipelineOutput, ModelMixin, PNDMScheduler, SchedulerMixin
+from diffusers import (
+    DiffusionPipeline,
+    ImagePipelineOutput,
+    LMSDiscreteScheduler,
+    ModelMixin,
+    PNDMScheduler,
+    SchedulerMixin,
+)
+from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.utils import replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
@@ -74,7 +82,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
     """
 
     model_cpu_offload_seq = "unet"
-    _callback_tensor_inputs = ["latents"]
+    _callback_tensor_inputs = ["latents", "pred_original_sample"]
 
     def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
         super().__init__()
@@ -139,6 +147,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         num_inference_steps,
         guidance_scale,
         guidance_interval,
+        image,
+        strength,
+        latents,
         output_type,
         callback_on_step_end_tensor_inputs,
     ):
@@ -161,6 +172,22 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"`guidance_interval` is {guidance_interval} but must be two numbers (start, stop) with"
                 " 0 <= start <= stop <= 1."
             )
+        if image is not None:
+            if latents is not None:
+                raise ValueError(
+                    "`latents` and `image` are both given, but there is one thing to start from: leave one out."
+                )
+            if not 0 < strength <= 1 or int(num_inference_steps * strength) < 1:
+                raise ValueError(
+                    f"`strength` is {strength} but must be a part of the steps in (0, 1] that leaves one or more of"
+                    f" `num_inference_steps`={num_inference_steps}."
+                )
+            # In diffusers both take it that they began with the noise.
+            if isinstance(self.scheduler, (LMSDiscreteScheduler, PNDMScheduler)):
+                raise ValueError(
+                    f"{type(self.scheduler).__name__} cannot start from an `image`: take another scheduler, such as"
+                    " DPMSolverMultistepScheduler."
+                )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` is {output_type!r} but must be one of {', '.join(OUTPUT_TYPES)}.")
         if output_type == "pil" and self.unet.config.out_channels not in (1, 3):
@@ -180,11 +207,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
         batch_size: int,
         generator: torch.Generator | list[torch.Generator] | None,
         latents: torch.Tensor | None,
+        image: PipelineImageInput | None,
+        timestep: torch.Tensor,
         device: torch.device,
     ) -> torch.Tensor:
-        sample_size = self.unet.config.sample_size
+        sample_size, channels = self.unet.config.sample_size, self.unet.config.in_channels
         height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-        shape = (batch_size, self.unet.config.in_channels, height, width)
+        shape = (batch_size, channels, height, width)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"`generator` is a list of {len(generator)} but must have one for each of {batch_size} images."
@@ -193,7 +222,41 @@ class FashionMNISTPipeline(DiffusionPipeline):
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         elif latents.shape != shape:
             raise ValueError(f"`latents` has shape {tuple(latents.shape)} but must have {shape}.")
+        if image is not None:
+            processor = VaeImageProcessor(
+                vae_scale_factor=1, do_convert_rgb=channels == 3, do_convert_grayscale=channels == 1
+            )
+            original = processor.preprocess(image, height, width).to(device, torch.float32)
+            if len(original) not in (1, batch_size) or original.shape[1] != channels:
+                raise ValueError(
+                    f"`image` has shape {tuple(original.shape)} but must be one image, or one for each of the"
+                    f" {batch_size} that are drawn, of {channels} channels."
+                )
+            return self.scheduler.add_noise(original.expand(shape), latents, timestep.expand(batch_size))
         return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+
+    def pred_original_sample(
+        self, prediction: torch.Tensor, model_input: torch.Tensor, timestep: torch.Tensor
+    ) -> torch.Tensor:
+        """The clean image that a prediction for a noisy one amounts to, clamped to [-1, 1] (arXiv 2006.11239, equation
+        15; arXiv 2202.00512, appendix D)."""
+        alphas_cumprod = self.scheduler.alphas_cumprod.to(prediction)
+        sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
+        # Some schedulers stop between the timesteps of the training.
+        below, fraction = divmod(float(timestep), 1)
+        noise_level = sigmas[int(below)]
+        if fraction:
+            noise_level = torch.lerp(noise_level, sigmas[int(below) + 1], fraction)
+        signal = (1 + noise_level**2).rsqrt()
+        sigma = (1 - signal**2).sqrt()
+        prediction_type = self.scheduler.config.prediction_type
+        if prediction_type == "epsilon":
+            original = (model_input - sigma * prediction) / signal
+        elif prediction_type == "v_prediction":
+            original = signal * model_input - sigma * prediction
+        else:
+            original = prediction
+        return original.clamp(-1, 1)
 
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
@@ -206,6 +269,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
+        image: PipelineImageInput | None = None,
+        strength: float = 0.8,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["FashionMNISTPipeline", int, int, dict], dict] | None = None,
@@ -235,6 +300,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 and not on the batch that it is drawn in.
             latents (`torch.Tensor` of shape `(batch, in_channels, height, width)`, *optional*):
                 Standard normal noise to start from, in place of noise from `generator`.
+            image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
+                One image for all, or one for each, to noise and denoise again (arXiv 2108.01073); resized to the
+                model's size. Tensors and arrays are in [0, 1].
+            strength (`float`, defaults to `0.8`):
+                The part of the steps, the last ones, that an `image` goes through, in (0, 1]: how much of it is made
+                anew.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"` (mode "L" with one channel, "RGB" with three), `"np"` of shape `(batch, height, width,
                 channels)` in [0, 1], `"pt"` of shape `(batch, channels, height, width)` in [0, 1], or `"latent"`, the
@@ -244,7 +315,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 Called after each step as `callback(pipe, step, timestep, tensors)`; the `latents` of the dict that it
                 returns go on. It may set `pipe._guidance_scale`, or `pipe._interrupt` to skip the steps left.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
-                The tensors that the callback gets, of `_callback_tensor_inputs`.
+                The tensors that the callback gets: `"latents"`, and `"pred_original_sample"`, the picture as the model
+                expects it at this step, in [-1, 1]. With a scheduler that computes in noise levels, the former is
+                noisier than [-1, 1].
 
         Examples:
 
@@ -261,6 +334,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
             num_inference_steps,
             guidance_scale,
             guidance_interval,
+            image,
+            strength,
+            latents,
             output_type,
             callback_on_step_end_tensor_inputs,
         )
@@ -280,8 +356,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
         # 3. timesteps and noise
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
+        if image is not None:
+            skipped = (num_inference_steps - int(num_inference_steps * strength)) * self.scheduler.order
+            timesteps = timesteps[skipped:]
+            if hasattr(self.scheduler, "set_begin_index"):
+                self.scheduler.set_begin_index(skipped)
         self._num_timesteps = len(timesteps)
-        sample = self.prepare_latents(batch_size, generator, latents, device)
+        sample = self.prepare_latents(batch_size, generator, latents, image, timesteps[:1], device)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if takes_generator else {}
 
@@ -292,7 +373,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 if self.interrupt:
                     continue
 
-                model_input = self.scheduler.scale_model_input(sample, t).to(self.unet.dtype)
+                scaled_sample = self.scheduler.scale_model_input(sample, t)
+                model_input = scaled_sample.to(self.unet.dtype)
                 start, stop = (fraction * self.num_timesteps for fraction in guidance_interval)
                 if labels is not None and self.guidance_scale != 1 and start <= i < stop:
                     model_input = torch.cat([model_input, model_input])
@@ -305,7 +387,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 sample = self.scheduler.step(prediction, t, sample, **step_kwargs).prev_sample
 
                 if callback_on_step_end is not None:
-                    tensors = dict.fromkeys(callback_on_step_end_tensor_inputs, sample)
+                    tensors = {"latents": sample}
+                    if "pred_original_sample" in callback_on_step_end_tensor_inputs:
+                        tensors["pred_original_sample"] = self.pred_original_sample(prediction, scaled_sample, t)
+                    tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
                     sample = callback_on_step_end(self, i, t, tensors).pop("latents", sample)
                 progress_bar.update()
 

@@ -12,8 +12,10 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     ImagePipelineOutput,
+    LMSDiscreteScheduler,
     PNDMScheduler,
 )
+from PIL import Image
 from torch.testing import assert_close
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, data
@@ -96,6 +98,52 @@ class TestClassLabels:
 def test_fashion_mnist_names_are_those_of_the_data():
     """The file stands alone, so it has a copy of them."""
     assert pipeline_fmnist.FASHION_MNIST_LABELS == data.FASHION_MNIST_LABELS
+
+
+class TestImage:
+    def test_little_strength_keeps_the_image(self):
+        pipe = get_pipeline()
+        image = torch.rand(1, 1, 8, 8)
+        settings = {"image": image, "num_inference_steps": 50, "class_labels": [1]}
+        near = draw(pipe, strength=0.02, **settings)
+        far = draw(pipe, strength=1.0, **settings)
+        assert (near - image).abs().mean() < 0.05 < (far - image).abs().mean()
+
+    def test_of_pil_is_made_grey_and_resized(self):
+        image = Image.new("RGB", (40, 20), (255, 255, 255))
+        assert draw(get_pipeline(), image=image, num_inference_steps=50, strength=0.02).mean() > 0.9
+        three = draw(get_pipeline(in_channels=3, out_channels=3), image=image, num_images_per_prompt=2)
+        assert three.shape == (2, 3, 8, 8)
+
+    def test_one_for_each(self):
+        pipe = get_pipeline()
+        images = torch.stack([torch.full((1, 8, 8), value) for value in (0.05, 0.95)])
+        dark, light = draw(pipe, image=images, class_labels=[1, 2], num_inference_steps=50, strength=0.02)
+        assert dark.mean() < 0.1 and light.mean() > 0.9
+
+    def test_depends_on_the_generator(self):
+        pipe, image = get_pipeline(), torch.zeros(1, 1, 8, 8)
+        assert_close(draw(pipe, image=image), draw(pipe, image=image))
+        assert (draw(pipe, image=image) - draw(pipe, seed=1, image=image)).abs().max() > 1e-3
+
+    @pytest.mark.parametrize(
+        "kwargs, words",
+        [
+            ({"strength": 0.0}, r"`strength` is 0\.0 but must be a part"),
+            ({"strength": 1.1}, r"`strength` is 1\.1"),
+            ({"strength": 0.4}, r"leaves one or more of `num_inference_steps`=2"),
+            ({"latents": torch.zeros(1, 1, 8, 8)}, "leave one out"),
+            ({"image": torch.zeros(3, 1, 8, 8)}, "one image, or one for each of the 1 that are drawn"),
+        ],
+    )
+    def test_refused(self, kwargs, words):
+        with pytest.raises(ValueError, match=words):
+            draw(get_pipeline(), **{"image": torch.zeros(1, 1, 8, 8), **kwargs})
+
+    @pytest.mark.parametrize("scheduler", [LMSDiscreteScheduler(), PNDMScheduler()])
+    def test_not_with_every_scheduler(self, scheduler):
+        with pytest.raises(ValueError, match=r"Scheduler cannot start from an `image`: take another"):
+            draw(get_pipeline(scheduler), image=torch.zeros(1, 1, 8, 8), num_inference_steps=4)
 
 
 class TestGuidance:
@@ -239,7 +287,7 @@ class TestCallback:
         assert calls == [0, 1, 0]
 
     def test_unknown_tensor(self):
-        with pytest.raises(ValueError, match="has noise but may hold latents only"):
+        with pytest.raises(ValueError, match="has noise but may hold latents, pred_original_sample only"):
             draw(get_pipeline(), callback_on_step_end_tensor_inputs=["noise"])
 
 

@@ -119,6 +119,46 @@ def test_arrives_at_the_clean_image(name, prediction_type):
     assert unet.noise_error > 0.1
 
 
+@pytest.mark.parametrize("name, prediction_type", COMBINATIONS)
+def test_every_step_knows_the_picture_that_it_leads_to(name, prediction_type):
+    unet = get_oracle(prediction_type)
+    pipe = get_pipeline(unet, name, prediction_type)
+    expected = []
+
+    def callback(pipe, step, timestep, tensors):
+        assert set(tensors) == {"pred_original_sample"}
+        expected.append(tensors["pred_original_sample"])
+        return {}
+
+    pipe(
+        [2, 0],
+        num_inference_steps=6,
+        callback_on_step_end=callback,
+        callback_on_step_end_tensor_inputs=["pred_original_sample"],
+        generator=torch.manual_seed(0),
+    )
+    assert len(expected) == pipe.num_timesteps
+    for sample in expected:
+        assert_close(sample, unet.clean[[2, 0]], atol=2e-3, rtol=0)
+
+
+@pytest.mark.parametrize("name", sorted(SCHEDULERS.keys() - {"lms", "pndm"}))
+@pytest.mark.parametrize("strength", [0.34, 1.0])
+def test_image_to_image(name, strength):
+    """The image gets the noise of the timestep that it enters at, and only the steps behind it are made."""
+    unet = get_oracle("v_prediction")
+    pipe = get_pipeline(unet, name, "v_prediction")
+    calls = []
+    unet.register_forward_pre_hook(lambda *args: calls.append(1))
+    kwargs = {"num_inference_steps": 12, "output_type": "latent", "generator": torch.manual_seed(0)}
+    images = pipe([2, 0], image=unet.clean[[1, 3]] / 2 + 0.5, strength=strength, **kwargs).images
+    assert distance(images, unet.clean[[2, 0]]) < 0.03
+    assert unet.noise_error < 0.1
+    assert len(calls) == pipe.num_timesteps
+    evaluations = 2 if name == "heun" else 1
+    assert abs(pipe.num_timesteps - int(12 * strength) * evaluations) <= 1
+
+
 @pytest.mark.parametrize("name, prediction_type", UNSUPPORTED)
 def test_unsupported(name, prediction_type):
     pipe = get_pipeline(get_oracle(prediction_type), name, prediction_type)
