@@ -9,7 +9,10 @@ import json
 import math
 import os
 import re
-from collections.abc import Sequence
+import runpy
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -74,7 +77,10 @@ def class_label(text: str) -> int | str:
 
 
 def make_parser() -> Parser:
-    parser = Parser(prog="fmnist-diffusion", description="Draw Fashion-MNIST pictures with a diffusion model.")
+    parser = Parser(
+        prog="fmnist-diffusion",
+        description="Draw Fashion-MNIST pictures with a diffusion model, measure it, show it, publish it.",
+    )
     parser.add_argument("--version", action="version", version=f"%(prog)s {__version__}")
     verbs = parser.add_subparsers(metavar="VERB", required=True)
 
@@ -206,6 +212,33 @@ def make_parser() -> Parser:
     verb.add_argument("--revision", metavar="BRANCH", help="push to this branch, made where there is none")
     verb.add_argument("--tag", metavar="TAG", help="give the commit a tag, such as v1.0")
     verb.add_argument("--create-pr", action="store_true", help="propose the change as a pull request")
+
+    verb = verbs.add_parser(
+        "push-space",
+        help="publish the demo on the Hub",
+        description="Publish the demo on the Hub as a Space that shows one model. Pushed again unchanged, it makes no"
+        " commit.",
+        epilog="example: fmnist-diffusion push-space --repo-id fashion-from-noise --model me/base-fmnist",
+    )
+    verb.set_defaults(run=push_space)
+    verb.add_argument(
+        "--repo-id", metavar="NAME", required=True, help="owner/name, or the name of a Space of your own"
+    )
+    verb.add_argument("--model", metavar="NAME", required=True, help="the model's repository, owner/name")
+    verb.add_argument("--private", action="store_true", help="make a new Space private")
+
+    verb = verbs.add_parser(
+        "demo",
+        help="open the demo in a browser",
+        description="Serve the demo on this machine, without the network, at 127.0.0.1:7860 or the next free port.",
+    )
+    verb.set_defaults(run=demo)
+    verb.add_argument(
+        "pipeline",
+        metavar="PIPELINE",
+        nargs="?",
+        help="a bundled pipeline, a pipeline's folder, or its repository on the Hub (default: the best bundled one)",
+    )
 
     verb = verbs.add_parser(
         "info",
@@ -429,10 +462,10 @@ def evaluate(args: argparse.Namespace) -> None:
 def push(args: argparse.Namespace) -> None:
     import diffusers
 
-    from fmnist_diffusion.publish import PublishError, push_pipeline
+    from fmnist_diffusion.publish import push_pipeline
 
     diffusers.utils.logging.disable_progress_bar()
-    try:
+    with publishing():
         url = push_pipeline(
             pipeline_folder(args.folder),
             args.repo_id,
@@ -441,9 +474,38 @@ def push(args: argparse.Namespace) -> None:
             tag=args.tag,
             create_pr=args.create_pr,
         )
+    print(f"The pipeline is at {url}")
+
+
+def push_space(args: argparse.Namespace) -> None:
+    from fmnist_diffusion import publish
+
+    with publishing():
+        url = publish.push_space(args.repo_id, args.model, private=args.private)
+    print(f"The demo is at {url}")
+
+
+@contextmanager
+def publishing() -> Iterator[None]:
+    """Says in one line why the Hub did not take something."""
+    from fmnist_diffusion.publish import PublishError
+
+    try:
+        yield
     except PublishError as error:
         raise SystemExit(f"fmnist-diffusion: error: {error}") from error
-    print(f"The pipeline is at {url}")
+
+
+def demo(args: argparse.Namespace) -> None:
+    from fmnist_diffusion.publish import space_dir
+
+    if args.pipeline is not None:
+        os.environ["MODEL_ID"] = args.pipeline
+    sys.path.insert(0, str(space_dir()))
+    try:
+        runpy.run_path(str(space_dir() / "app.py"), run_name="__main__")
+    except ImportError as error:
+        raise ValueError(f"{error.name} is not installed: run pip install 'fmnist-diffusion[space]'") from error
 
 
 def pipeline_folder(name: str) -> Path:

@@ -11,7 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import httpx2
 import torch
-from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, get_token
+from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, SpaceCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import safe_open
 
@@ -20,7 +20,8 @@ from .hub import export_pipeline, load_pipeline
 from .pipelines.pipeline_fmnist import FashionMNISTPipeline
 
 
-CARD_TEMPLATE = Path(__file__).parent / "templates" / "model_card.md"
+PACKAGE_DIR = Path(__file__).parent
+CARD_TEMPLATE = PACKAGE_DIR / "templates" / "model_card.md"
 TASK = "unconditional-image-generation"
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
@@ -124,6 +125,67 @@ def push_pipeline(
     if tag is not None:
         set_tag(api, repo_id, tag, commit.oid)
     return commit.pr_url or f"{api.endpoint}/{repo_id}"
+
+
+def push_space(repo_id: str, model_id: str, *, private: bool = False, token: str | None = None) -> str:
+    r"""
+    Publishes the demo as a Space that shows one model.
+
+    Pushed again unchanged, it makes no commit. The Space carries this package's source along.
+
+    Args:
+        repo_id (`str`): `owner/name`, or `name` for one of your own.
+        model_id (`str`): The repository of the model.
+        private (`bool`, defaults to `False`): Whether a Space that is made now is private.
+        token (`str`, *optional*): A token that may write; without it, that of `hf auth login` or HF_TOKEN.
+
+    Returns:
+        `str`: The address of the Space.
+
+    Raises:
+        [`PublishError`]: the Hub could not be reached, or refused.
+    """
+    api = connect(token)
+    repo_id = full_repo_id(api, repo_id)
+    with TemporaryDirectory() as staging:
+        make_space(model_id, Path(staging))
+        ask_hub(
+            lambda: api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True),
+            repo_id,
+        )
+        ask_hub(lambda: api.add_space_variable(repo_id, "MODEL_ID", model_id), repo_id)
+        ask_hub(
+            lambda: api.upload_folder(
+                repo_id=repo_id,
+                repo_type="space",
+                folder_path=staging,
+                commit_message="Upload the demo",
+                delete_patterns=["*.py", "examples/*", "fmnist_diffusion/*"],
+            ),
+            repo_id,
+        )
+    return f"{api.endpoint}/spaces/{repo_id}"
+
+
+def space_dir() -> Path:
+    """The demo: inside the package that was installed from a wheel, beside it in a checkout."""
+    inside = PACKAGE_DIR / "space"
+    return inside if inside.is_dir() else PACKAGE_DIR.parent / "space"
+
+
+def make_space(model_id: str, target: Path) -> None:
+    """Writes into `target` all that the Space of a model holds."""
+    hidden = shutil.ignore_patterns("__pycache__")
+    shutil.copytree(space_dir(), target, dirs_exist_ok=True, ignore=hidden)
+    for source in sorted(PACKAGE_DIR.rglob("*.py")):
+        path = source.relative_to(PACKAGE_DIR)
+        # What measures and what is bundled stays at home, and the Space's own files are there already.
+        if path.parts[0] not in ("evaluation", "pretrained", "space"):
+            (target / PACKAGE_DIR.name / path).parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, target / PACKAGE_DIR.name / path)
+    card = SpaceCard.load(target / "README.md")
+    card.data.models = [model_id]
+    card.save(target / "README.md")
 
 
 def connect(token: str | None) -> HfApi:

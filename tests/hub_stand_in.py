@@ -172,7 +172,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
                     case ("variables",):
                         variable = json.loads(body)
                         repository.variables[variable["key"]] = variable["value"]
-                        return as_json({})
+                        return as_json({key: {"value": value} for key, value in repository.variables.items()})
         raise HubError(404, "EntryNotFound")
 
     def user(self) -> str:

@@ -1,5 +1,6 @@
 """Pushing to the Hub, with the real clients against a stand-in."""
 
+import importlib.metadata
 import json
 import subprocess
 import sys
@@ -7,6 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
+import yaml
 from diffusers import DDPMScheduler, LMSDiscreteScheduler
 from huggingface_hub import ModelCard, constants
 
@@ -15,7 +17,7 @@ from fmnist_diffusion.cli import main
 from fmnist_diffusion.hub import PRETRAINED_DIR
 from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
-from fmnist_diffusion.publish import PublishError, make_repository, push_pipeline
+from fmnist_diffusion.publish import PublishError, make_repository, make_space, push_pipeline, push_space
 from hub_stand_in import Fault, Repository, card_problems
 
 
@@ -316,7 +318,54 @@ class TestCard:
         assert "13,246,913 parameters, in float16" in card.text
 
 
+class TestSpace:
+    def test_push(self, hub, folder):
+        push_pipeline(folder, REPO_ID)
+        assert push_space("demo", REPO_ID) == f"{hub.endpoint}/spaces/someone/demo"
+        space = hub.repositories["spaces/someone/demo"]
+        assert space.variables == {"MODEL_ID": REPO_ID}
+        card = yaml.safe_load(space.files["README.md"].decode().split("---\n")[1])
+        assert card["models"] == [REPO_ID]
+        assert card["sdk_version"] == importlib.metadata.version("gradio")
+        source = publish.PACKAGE_DIR
+        for path in ("publish.py", "models/unet_fmnist.py"):
+            assert space.files[f"fmnist_diffusion/{path}"] == (source / path).read_bytes()
+        assert {"app.py", "generation.py", "style.css", "requirements.txt", "examples/7-sneaker.png"} <= set(
+            space.files
+        )
+        assert not [path for path in space.files if "pretrained" in path or "evaluation" in path or "pyc" in path]
+
+    def test_again_makes_no_commit(self, hub):
+        push_space("demo", REPO_ID)
+        commits = dict(hub.repositories["spaces/someone/demo"].commits)
+        push_space("demo", REPO_ID)
+        assert hub.repositories["spaces/someone/demo"].commits == commits
+
+    def test_what_is_pushed_runs_without_the_package(self, tmp_path, folder):
+        """Up to its first picture, in a process where the Space's own copy of the source is all there is."""
+        make_space(REPO_ID, tmp_path / "space")
+        code = "import app, fmnist_diffusion; print(len(app.App(sys.argv[1]).shown.images), fmnist_diffusion.__file__)"
+        result = subprocess.run(
+            [sys.executable, "-c", f"import sys; sys.path.insert(0, '.'); {code}", str(folder)],
+            cwd=tmp_path / "space",
+            capture_output=True,
+            text=True,
+            timeout=300,
+        )
+        assert result.returncode == 0, result.stderr
+        assert result.stdout.split() == ["10", str(tmp_path / "space" / "fmnist_diffusion" / "__init__.py")]
+
+    def test_trouble_is_said(self, hub):
+        hub.faults = [Fault("POST", "/variables", 403, times=9)]
+        with pytest.raises(PublishError, match="your token may not write to someone/demo"):
+            push_space("someone/demo", REPO_ID)
+
+
 class TestCommand:
+    def test_push_space(self, hub, capsys):
+        main(["push-space", "--repo-id", "demo", "--model", REPO_ID])
+        assert capsys.readouterr().out == f"The demo is at {hub.endpoint}/spaces/someone/demo\n"
+
     def test_push(self, hub, folder, capsys):
         main(["push", str(folder), "--repo-id", REPO_ID, "--tag", "v1.0", "--private"])
         assert capsys.readouterr().out == f"The pipeline is at {hub.endpoint}/{REPO_ID}\n"

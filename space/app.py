@@ -1,0 +1,436 @@
+"""The demo: `python space/app.py`, or `fmnist-diffusion demo`. MODEL_ID names another checkpoint to show."""
+
+import base64
+import html
+import io
+import os
+import tempfile
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import closing, contextmanager
+from pathlib import Path
+from typing import Any
+
+import generation
+import gradio as gr
+from generation import SCHEDULERS, RequestError, Settings, Step, Studio
+from PIL import Image
+
+from fmnist_diffusion import bundled_pipelines
+
+
+HERE = Path(__file__).parent
+STYLE = HERE / "style.css"
+EXAMPLES = {path.stem.partition("-")[2]: path for path in sorted((HERE / "examples").glob("*.png"))}
+DOWNLOAD_SCALE = 8
+# Requests that compute at once, and that wait; one more is told to come back.
+RUNNING, WAITING = 2, 30
+OWN_CLASSES = "all in turn"
+
+theme = gr.themes.Base(
+    primary_hue="orange",
+    neutral_hue="stone",
+    # None from the network.
+    font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
+    font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
+    radius_size="lg",
+)
+
+Update = Any
+
+
+def data_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return "data:image/png;base64," + base64.b64encode(buffer.getvalue()).decode()
+
+
+def wall(images: Sequence[Image.Image], captions: Sequence[str], columns: int | None = None) -> str:
+    """Pictures side by side, each with its caption, which is also what a screen reader says."""
+    figures = "".join(
+        f'<figure><img src="{data_uri(image)}" alt="{html.escape(caption)}"><figcaption>{html.escape(caption)}'
+        "</figcaption></figure>"
+        for image, caption in zip(images, captions, strict=True)
+    )
+    style = f' style="--columns:{columns}"' if columns else ""
+    return f'<div class="wall"{style}>{figures}</div>'
+
+
+def sheet(image: Image.Image, description: str) -> str:
+    return f'<div class="sheet"><img src="{data_uri(image)}" alt="{html.escape(description)}"></div>'
+
+
+def empty(button: str, what: str) -> str:
+    return f'<div class="empty">Press <b>{button}</b> to see {html.escape(what)}.</div>'
+
+
+def bar(step: Step) -> str:
+    share = round(100 * step.number / step.total)
+    text = f"step {step.number} of {step.total}"
+    if step.number == step.total:
+        text = (
+            f"{step.evaluations} network evaluations a picture, {step.seconds:.1f} s for {len(step.images)} pictures"
+        )
+    return f'<div class="bar" role="status"><i style="width:{share}%"></i><span>{text}</span></div>'
+
+
+@contextmanager
+def in_words() -> Iterator[None]:
+    """Shows what is wrong with a request, and of what is wrong with us only that there is something."""
+    try:
+        yield
+    except RequestError as error:
+        raise gr.Error(str(error), title="Not drawn", print_exception=False) from error
+
+
+def captions(studio: Studio, settings: Settings) -> list[str]:
+    labels = studio.label_ids(settings)
+    if labels is None:
+        return [f"seed {settings.seed + i}" for i in range(settings.num_images)]
+    return [studio.label_names[label] for label in labels]
+
+
+class App:
+    """The page of one checkpoint, and of those to compare it with."""
+
+    def __init__(self, model_id: str):
+        self.model_id = model_id
+        self.studios = {model_id: Studio(model_id)}
+        self.studio = self.studios[model_id]
+        self.choices = [model_id, *(name for name in bundled_pipelines() if name != model_id)]
+        names = self.studio.label_names
+        self.first = Settings(labels=names, num_images=len(names) or 10, num_inference_steps=20, seed=3)
+        *_, self.shown = self.studio.draw(self.first)
+
+    def other(self, model_id: str) -> Studio:
+        if model_id not in self.choices:
+            raise RequestError(f"The checkpoint must be one of {', '.join(self.choices)}.")
+        if model_id not in self.studios:
+            self.studios[model_id] = Studio(model_id)
+        return self.studios[model_id]
+
+    # What the buttons do: generators, for a picture of every step.
+
+    def draw(self, labels, num_images, steps, scheduler, guidance, seed) -> Iterator[tuple[Update, ...]]:
+        with in_words():
+            settings = Settings(tuple(labels or ()), num_images, steps, scheduler, guidance, seed)
+            names, seen = captions(self.studio, settings), []
+            with closing(self.studio.draw(settings)) as run:
+                for step in run:
+                    seen.append(step)
+                    yield wall(step.images, names), bar(step), gr.skip(), gr.skip(), gr.skip()
+            film = generation.strip(seen)
+            text = f"The denoising of the first {min(5, len(names))} pictures, from noise on the left"
+            with tempfile.TemporaryDirectory() as folder:
+                png, gif = Path(folder, "pictures.png"), Path(folder, "denoising.gif")
+                columns = min(10, len(names))
+                generation.enlarge(generation.grid(seen[-1].images, columns), DOWNLOAD_SCALE).save(png)
+                frames = [generation.enlarge(generation.grid(step.images, columns), 4) for step in seen]
+                generation.save_gif(frames, gif, 80, hold=1500)
+                # Gradio copies them before it goes on here.
+                yield wall(seen[-1].images, names), bar(seen[-1]), sheet(film, text), str(png), str(gif)
+
+    def morph(self, first, second, first_seed, second_seed, frames, steps, scheduler) -> Iterator[tuple[Update, ...]]:
+        with in_words():
+            start, stop = (
+                Settings((label,) if label else (), frames, steps, scheduler, 1.0, seed)
+                for label, seed in ((first, first_seed), (second, second_seed))
+            )
+            names = [f"{round(100 * i / max(frames - 1, 1))} %" for i in range(frames)]
+            with closing(self.studio.morph(start, stop)) as run:
+                for step in run:
+                    yield wall(step.images, names), gr.skip(), bar(step), gr.skip(), gr.skip()
+            images = step.images
+            with tempfile.TemporaryDirectory() as folder:
+                png, gif = Path(folder, "morph.png"), Path(folder, "morph.gif")
+                generation.enlarge(generation.grid(images, min(8, frames)), DOWNLOAD_SCALE).save(png)
+                large = [generation.enlarge(image, DOWNLOAD_SCALE) for image in images]
+                generation.save_gif(large, gif, 110, hold=500, swing=True)
+                moving = base64.b64encode(gif.read_bytes()).decode()
+                film = (
+                    f'<div class="sheet"><img src="data:image/gif;base64,{moving}" alt="The way there and back"></div>'
+                )
+                yield wall(images, names), film, bar(step), str(png), str(gif)
+
+    def prepare(self, upload, example) -> Image.Image:
+        """The picture to repaint as the model sees it: one that was sent, or an example."""
+        if upload:
+            return generation.to_fashion_mnist(generation.open_upload(upload), self.studio.size)
+        if example not in EXAMPLES:
+            raise RequestError(f"Send a picture, or choose one of {', '.join(EXAMPLES)}.")
+        return Image.open(EXAMPLES[example]).convert("L")
+
+    def preview(self, upload, example) -> str:
+        with in_words():
+            return wall([self.prepare(upload, example)], ["what the model gets"], 1)
+
+    def repaint(
+        self, upload, example, label, strength, steps, scheduler, guidance, seed
+    ) -> Iterator[tuple[Update, ...]]:
+        with in_words():
+            image = self.prepare(upload, example)
+            labels = () if label == OWN_CLASSES or not label else (label,)
+            count = 1 if labels else len(self.studio.label_names) or 6
+            settings = Settings(labels, count, steps, scheduler, guidance, seed)
+            names = captions(self.studio, settings)
+            with closing(self.studio.repaint(image, strength, settings)) as run:
+                for step in run:
+                    yield wall(step.images, names), bar(step), gr.skip()
+            with tempfile.TemporaryDirectory() as folder:
+                png = Path(folder, "repainted.png")
+                row = [image.convert(self.studio.mode), *step.images]
+                generation.enlarge(generation.grid(row, len(row)), DOWNLOAD_SCALE).save(png)
+                yield wall(step.images, names), bar(step), str(png)
+
+    def compare(self, labels, num_images, seed, *sides) -> Iterator[tuple[Update, ...]]:
+        """Draws with the settings of both sides, one after the other, from the same noise."""
+        with in_words():
+            runs = []
+            for model_id, steps, scheduler, guidance in (sides[:4], sides[4:]):
+                studio = self.other(model_id)
+                wanted = tuple(labels or ()) if studio.label_names else ()
+                runs.append((studio, Settings(wanted, num_images, steps, scheduler, guidance, seed)))
+            shown = [gr.skip()] * 4
+            for side, (studio, settings) in enumerate(runs):
+                names = captions(studio, settings)
+                with closing(studio.draw(settings)) as run:
+                    for step in run:
+                        shown[2 * side : 2 * side + 2] = wall(step.images, names), bar(step)
+                        yield tuple(shown)
+
+    # What programs call: whole results.
+
+    def api_draw(
+        self, labels, num_images, steps, scheduler, guidance, seed
+    ) -> tuple[list[Image.Image], dict[str, Any]]:
+        """Draws Fashion-MNIST pictures with a diffusion model, of the named classes in turn.
+
+        Returns the pictures, and with them their class, the seed and what the run took.
+        """
+        with in_words():
+            settings = Settings(tuple(labels or ()), num_images, steps, scheduler, guidance, seed)
+            *_, step = self.studio.draw(settings)
+            return step.images, facts(step, settings, captions(self.studio, settings))
+
+    def api_morph(self, first, second, first_seed, second_seed, frames, steps, scheduler):
+        """Draws pictures on the way from one class and seed to another."""
+        with in_words():
+            start, stop = (
+                Settings((label,) if label else (), frames, steps, scheduler, 1.0, seed)
+                for label, seed in ((first, first_seed), (second, second_seed))
+            )
+            *_, step = self.studio.morph(start, stop)
+            return step.images, facts(step, start, [])
+
+    def api_repaint(self, upload, example, label, strength, steps, scheduler, guidance, seed):
+        """Noises a picture, one that is sent or an example, to a strength and denoises it again as another class."""
+        with in_words():
+            labels = () if label == OWN_CLASSES or not label else (label,)
+            count = 1 if labels else len(self.studio.label_names) or 6
+            settings = Settings(labels, count, steps, scheduler, guidance, seed)
+            *_, step = self.studio.repaint(self.prepare(upload, example), strength, settings)
+            return step.images, facts(step, settings, captions(self.studio, settings))
+
+    def api_quality(self) -> dict[str, Any]:
+        """What was measured of the checkpoint, beside the real test images."""
+        metrics = self.studio.metrics
+        return {"model": self.model_id, "num_samples": metrics and metrics["num_samples"]} | {
+            title: {"samples": value, "real": real} for title, value, real in self.studio.quality()
+        }
+
+
+def facts(step: Step, settings: Settings, names: list[str]) -> dict[str, Any]:
+    return {
+        "classes": names,
+        "seed": settings.seed,
+        "scheduler": settings.scheduler,
+        "num_inference_steps": settings.num_inference_steps,
+        "evaluations_per_picture": step.evaluations,
+        "seconds": round(step.seconds, 3),
+    }
+
+
+def quality_table(app: App) -> str:
+    rows = "".join(
+        f"<tr><th scope=row>{html.escape(title)}</th><td>{value:.4g}</td><td>{real:.4g}</td></tr>"
+        for title, value, real in app.studio.quality()
+    )
+    metrics = app.studio.metrics
+    if metrics is None or not rows:
+        return "<p>This checkpoint has not been measured.</p>"
+    return (
+        f"<p>{metrics['num_samples']:,} pictures by {metrics['scheduler']} in {metrics['num_inference_steps']} steps,"
+        " measured against the 60,000 training images of Fashion-MNIST. The last column is what 10,000 real test"
+        " images get.</p><table><thead><tr><th>metric</th><th>this checkpoint</th><th>real images</th></tr></thead>"
+        f"<tbody>{rows}</tbody></table>"
+    )
+
+
+def settings_row(steps: int = 20, with_guidance: bool = True) -> list[gr.components.Component]:
+    """Steps, scheduler and guidance."""
+    with gr.Row():
+        controls: list[gr.components.Component] = [
+            gr.Slider(1, generation.MAX_STEPS, steps, step=1, label="Steps", min_width=120),
+            gr.Dropdown(list(SCHEDULERS), value="DDPM", label="Scheduler", min_width=120),
+        ]
+    controls.append(
+        gr.Slider(
+            1, generation.MAX_GUIDANCE, 1, step=0.25, label="Guidance", info="towards the class", visible=with_guidance
+        )
+    )
+    return controls
+
+
+def seed_row(seed: int = 0, label: str = "Seed") -> gr.Number:
+    with gr.Row(equal_height=True):
+        number = gr.Number(seed, precision=0, minimum=0, maximum=generation.MAX_SEED, label=label, min_width=80)
+        dice = gr.Button("Roll", elem_classes="dice", min_width=64, scale=0)
+    dice.click(generation.random_seed, None, number, queue=False, show_progress="hidden", api_visibility="private")
+    return number
+
+
+def build(app: App) -> gr.Blocks:
+    names = list(app.studio.label_names)
+    knows_classes = bool(names)
+    first = app.first
+
+    def on(button: gr.Button, stop: gr.Button, function: Callable, inputs: list, outputs: list) -> None:
+        event = button.click(
+            function,
+            inputs,
+            outputs,
+            show_progress="hidden",
+            concurrency_id="model",
+            concurrency_limit=RUNNING,
+            api_name=f"on_{function.__name__}",
+            api_visibility="private",
+        )
+        stop.click(None, cancels=[event], queue=False, api_visibility="private")
+
+    def endpoint(name: str, function: Callable, inputs: list, outputs: list) -> None:
+        gr.Button(visible=False).click(
+            function, inputs, outputs, api_name=name, concurrency_id="model", concurrency_limit=RUNNING
+        )
+
+    def buttons(text: str) -> tuple[gr.Button, gr.Button]:
+        with gr.Row():
+            return gr.Button(text, variant="primary"), gr.Button("Stop", elem_classes="stop", scale=0, min_width=80)
+
+    with gr.Blocks(title="Fashion from noise", delete_cache=(600, 3600)) as page:
+        gr.HTML(
+            "<header><h1>Fashion from noise</h1><p>A diffusion model, trained on Fashion-MNIST, that makes a picture"
+            f" out of noise, step by step. Checkpoint: <code>{html.escape(app.model_id)}</code>.</p></header>"
+        )
+        pictures = gr.Gallery(visible=False, format="png", label="Pictures")
+        run_facts = gr.JSON(visible=False, label="Facts")
+
+        with gr.Tab("Draw"), gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                labels = gr.CheckboxGroup(
+                    names, label="Classes", info="none is all of them", visible=knows_classes, elem_classes="chips"
+                )
+                count = gr.Slider(1, generation.MAX_IMAGES, first.num_images, step=1, label="Pictures")
+                steps, scheduler, guidance = settings_row(first.num_inference_steps, knows_classes)
+                seed = seed_row(first.seed)
+                go, stop = buttons("Draw")
+            with gr.Column(scale=3, min_width=280):
+                stage = gr.HTML(wall(app.shown.images, captions(app.studio, first)), elem_id="draw-wall")
+                progress = gr.HTML(bar(app.shown), elem_id="draw-bar")
+                film = gr.HTML(elem_id="draw-strip")
+                with gr.Row():
+                    png, gif = gr.DownloadButton("PNG", size="sm"), gr.DownloadButton("GIF", size="sm")
+            inputs = [labels, count, steps, scheduler, guidance, seed]
+            on(go, stop, app.draw, inputs, [stage, progress, film, png, gif])
+            endpoint("draw", app.api_draw, inputs, [pictures, run_facts])
+
+        with gr.Tab("Morph"), gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                ends = [
+                    gr.Dropdown(names, value=name, label=label, visible=knows_classes)
+                    for label, name in (
+                        ("From", names[-1] if names else None),
+                        ("To", names[7] if len(names) > 7 else None),
+                    )
+                ]
+                seeds = [seed_row(3, "From seed"), seed_row(4, "To seed")]
+                frames = gr.Slider(3, generation.MAX_FRAMES, 12, step=1, label="Pictures on the way")
+                with gr.Row():
+                    steps = gr.Slider(1, generation.MAX_STEPS, 20, step=1, label="Steps", min_width=120)
+                    scheduler = gr.Dropdown(list(SCHEDULERS), value="DDPM", label="Scheduler", min_width=120)
+                go, stop = buttons("Morph")
+            with gr.Column(scale=3, min_width=280):
+                film = gr.HTML(empty("Morph", "a moving picture from one seed to another"), elem_id="morph-film")
+                stage = gr.HTML(elem_id="morph-wall")
+                progress = gr.HTML(elem_id="morph-bar")
+                with gr.Row():
+                    png, gif = gr.DownloadButton("PNG", size="sm"), gr.DownloadButton("GIF", size="sm")
+            inputs = [*ends, *seeds, frames, steps, scheduler]
+            on(go, stop, app.morph, inputs, [stage, film, progress, png, gif])
+            endpoint("morph", app.api_morph, inputs, [pictures, run_facts])
+
+        with gr.Tab("Repaint"), gr.Row():
+            with gr.Column(scale=1, min_width=280):
+                example = gr.Dropdown(list(EXAMPLES), value="sneaker", label="Picture")
+                upload = gr.File(
+                    label="or your own", file_types=["image"], type="filepath", height=110, elem_id="upload"
+                )
+                preview = gr.HTML(app.preview(None, "sneaker"), elem_id="preview")
+                label = gr.Dropdown(
+                    [OWN_CLASSES, *names], value=OWN_CLASSES, label="Denoise as", visible=knows_classes
+                )
+                strength = gr.Slider(0.05, 1, 0.6, step=0.05, label="Strength", info="how much of it is made anew")
+                steps, scheduler, guidance = settings_row(20, knows_classes)
+                seed = seed_row()
+                go, stop = buttons("Repaint")
+            with gr.Column(scale=3, min_width=280):
+                stage = gr.HTML(empty("Repaint", "the picture made anew"), elem_id="repaint-wall")
+                progress = gr.HTML(elem_id="repaint-bar")
+                png = gr.DownloadButton("PNG", size="sm")
+            for changed in (example, upload):
+                changed.change(
+                    app.preview, [upload, example], preview, show_progress="hidden", api_visibility="private"
+                )
+            inputs = [upload, example, label, strength, steps, scheduler, guidance, seed]
+            on(go, stop, app.repaint, inputs, [stage, progress, png])
+            endpoint("repaint", app.api_repaint, inputs, [pictures, run_facts])
+
+        with gr.Tab("Compare"):
+            with gr.Row():
+                labels = gr.CheckboxGroup(names, label="Classes", visible=knows_classes, elem_classes="chips")
+                count = gr.Slider(
+                    1, generation.MAX_IMAGES, 10, step=1, label="Pictures", info="both start from the same noise"
+                )
+                seed = seed_row()
+            sides, shown = [], []
+            with gr.Row():
+                for side, side_steps in (("A", 30), ("B", 8)):
+                    with gr.Column(min_width=280):
+                        model = gr.Dropdown(app.choices, value=app.model_id, label=f"{side}: checkpoint")
+                        sides += [model, *settings_row(side_steps, knows_classes)]
+                        wall_of_side = gr.HTML(empty("Compare", f"what {side} draws"), elem_id=f"compare-{side}")
+                        shown += [wall_of_side, gr.HTML(elem_id=f"compare-bar-{side}")]
+            go, stop = buttons("Compare")
+            on(go, stop, app.compare, [labels, count, seed, *sides], shown)
+
+        with gr.Tab("Quality"):
+            gr.HTML(quality_table(app), elem_id="quality")
+            endpoint("quality", app.api_quality, [], [run_facts])
+
+    page.queue(max_size=WAITING, default_concurrency_limit=RUNNING)
+    return page
+
+
+def launch(page: gr.Blocks, **options: Any):
+    return page.launch(
+        theme=theme,
+        css_paths=STYLE,
+        mcp_server=True,
+        max_file_size=generation.MAX_UPLOAD_BYTES,
+        show_error=False,
+        footer_links=["api"],
+        **options,
+    )
+
+
+if __name__ == "__main__":
+    default = "base" if "base" in bundled_pipelines() else "spec"
+    launch(build(App(os.environ.get("MODEL_ID", default))))

@@ -1,0 +1,142 @@
+"""The running demo, as programs see it."""
+
+import json
+import re
+import urllib.request
+from pathlib import Path
+
+import pytest
+import yaml
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from PIL import Image
+
+from fmnist_diffusion.data import FASHION_MNIST_LABELS
+
+
+SPACE = Path(__file__).parents[2] / "space"
+
+
+@pytest.fixture(scope="module")
+def client(url, tmp_path_factory) -> Client:
+    return Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
+
+
+def pictures(result) -> list[Image.Image]:
+    return [Image.open(item["image"]).convert("L") for item in result]
+
+
+def test_endpoints_are_typed_and_described(client):
+    api = client.view_api(return_format="dict")["named_endpoints"]
+    assert set(api) == {"/draw", "/morph", "/repaint", "/quality"}
+    draw = {parameter["label"]: parameter["python_type"]["type"] for parameter in api["/draw"]["parameters"]}
+    assert draw["Pictures"] == draw["Steps"] == draw["Guidance"] == "float"
+    assert "Ankle boot" in draw["Classes"] and "UniPC" in draw["Scheduler"]
+    assert all(endpoint["description"] for endpoint in api.values())
+
+
+def test_draw(client):
+    result, facts = client.predict(["Bag", "Coat"], 3, 4, "DDIM", 2, 11, api_name="/draw")
+    assert [image.size for image in pictures(result)] == [(28, 28)] * 3
+    assert facts["classes"] == ["Bag", "Coat", "Bag"]
+    assert (facts["seed"], facts["evaluations_per_picture"], facts["scheduler"]) == (11, 8, "DDIM")
+    again, _ = client.predict(["Bag", "Coat"], 3, 4, "DDIM", 2, 11, api_name="/draw")
+    assert [image.tobytes() for image in pictures(result)] == [image.tobytes() for image in pictures(again)]
+
+
+def test_morph(client):
+    result, facts = client.predict("Bag", "Coat", 1, 2, 4, 3, "DDIM", api_name="/morph")
+    assert len(pictures(result)) == 4
+    # Both classes are asked at each step.
+    assert facts["evaluations_per_picture"] == 6
+
+
+def test_repaint_an_example_and_an_upload(client, tmp_path):
+    result, facts = client.predict(None, "bag", "all in turn", 0.5, 4, "DDIM", 1, 0, api_name="/repaint")
+    assert facts["classes"] == list(FASHION_MNIST_LABELS)
+    assert facts["evaluations_per_picture"] == 2
+    Image.new("RGB", (300, 100), "white").save(tmp_path / "mine.jpg")
+    upload = handle_file(tmp_path / "mine.jpg")
+    result, facts = client.predict(upload, "bag", "Shirt", 0.5, 4, "DDIM", 1, 0, api_name="/repaint")
+    assert len(pictures(result)) == 1
+    assert facts["classes"] == ["Shirt"]
+
+
+def test_quality_of_what_was_not_measured(client, model_folder):
+    assert client.predict(api_name="/quality") == {"model": model_folder, "num_samples": None}
+
+
+@pytest.mark.parametrize(
+    "arguments",
+    [
+        (["Bag"], 41, 4, "DDIM", 2, 11),
+        (["Bag"], 10**9, 4, "DDIM", 2, 11),
+        (["Bag"], 3, 0, "DDIM", 2, 11),
+        (["Bag"], 3, 4, "Magic", 2, 11),
+        (["Hat"], 3, 4, "DDIM", 2, 11),
+        (["Bag"], 3, 4, "DDIM", 99, 11),
+        (["Bag"], 3, 4, "DDIM", 2, -1),
+        (["Bag"], 3, 4, "DDIM", 2, 2**40),
+        (["Bag"], "many", 4, "DDIM", 2, 0),
+        ("Bag", 3, 4, "DDIM", 2, 0),
+        (None, None, None, None, None, None),
+    ],
+)
+def test_bad_requests_are_answered_in_words(client, arguments):
+    with pytest.raises(AppError) as caught:
+        client.predict(*arguments, api_name="/draw")
+    assert_polite(str(caught.value))
+
+
+def test_bad_uploads_are_answered_in_words(client, tmp_path):
+    (tmp_path / "mine.png").write_bytes(b"no picture")
+    upload = handle_file(tmp_path / "mine.png")
+    with pytest.raises(AppError, match="no picture that can be read"):
+        client.predict(upload, "bag", "Shirt", 0.5, 4, "DDIM", 1, 0, api_name="/repaint")
+
+
+def test_files_of_the_machine_cannot_be_named(client):
+    upload = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
+    with pytest.raises(Exception) as caught:
+        client.predict(upload, "bag", "Shirt", 0.5, 4, "DDIM", 1, 0, api_name="/repaint")
+    assert "root:" not in str(caught.value)
+
+
+def assert_polite(message: str) -> None:
+    assert message and "Traceback" not in message
+    assert not re.search(r"/(root|home|tmp|usr|work)/|\.py\b", message), message
+
+
+def test_page_needs_nothing_from_the_network(url):
+    page = urllib.request.urlopen(url).read().decode()
+    config = json.loads(urllib.request.urlopen(f"{url}config").read())
+    hosts = set(re.findall(r"https?://([\w.-]+)", page + json.dumps(config)))
+    loaded = {host for host in hosts if re.search(rf'(?:src|href)="https?://{re.escape(host)}', page)}
+    assert loaded <= {"127.0.0.1", "localhost"} | {host for host in loaded if "preconnect" in page}
+
+
+def test_tools_for_language_models(url):
+    schema = json.loads(urllib.request.urlopen(f"{url}gradio_api/mcp/schema").read())
+    tools = {tool["name"].rpartition("_")[2]: tool for tool in schema}
+    assert {"draw", "morph", "repaint", "quality"} <= set(tools)
+    assert "Draws Fashion-MNIST pictures" in tools["draw"]["description"]
+
+
+def test_front_matter():
+    metadata = yaml.safe_load((SPACE / "README.md").read_text().split("---\n")[1])
+    assert metadata["sdk"] == "gradio"
+    assert (SPACE / metadata["app_file"]).is_file()
+    assert isinstance(metadata["python_version"], str)
+    assert len(metadata["short_description"]) <= 60
+    assert metadata["colorFrom"] in ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")
+
+
+def test_requirements_are_the_versions_of_the_tests():
+    constraints = dict(
+        line.lower().split("==")
+        for line in (SPACE.parent / "constraints.txt").read_text().splitlines()
+        if "==" in line and not line.startswith("#")
+    )
+    for line in (SPACE / "requirements.txt").read_text().splitlines():
+        name, _, version = re.sub(r"\[.*\]", "", line).partition("==")
+        assert constraints.get(name.replace("-", "_"), constraints.get(name, version)) == version, line
