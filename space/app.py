@@ -93,20 +93,21 @@ class App:
     """The page of one checkpoint, and of those to compare it with."""
 
     def __init__(self, model_id: str):
-        self.model_id = model_id
-        self.studios = {model_id: Studio(model_id)}
-        self.studio = self.studios[model_id]
-        self.choices = [model_id, *(name for name in bundled_pipelines() if name != model_id)]
+        # Of a folder, people see the name and not where it lies.
+        self.name = Path(model_id).name if Path(model_id).is_dir() else model_id
+        self.studio = Studio(model_id)
+        self.studios = {self.name: self.studio}
+        self.choices = [self.name, *(name for name in bundled_pipelines() if name != self.name)]
         names = self.studio.label_names
         self.first = Settings(labels=names, num_images=len(names) or 10, num_inference_steps=20, seed=3)
         *_, self.shown = self.studio.draw(self.first)
 
-    def other(self, model_id: str) -> Studio:
-        if model_id not in self.choices:
+    def other(self, name: str) -> Studio:
+        if name not in self.choices:
             raise RequestError(f"The checkpoint must be one of {', '.join(self.choices)}.")
-        if model_id not in self.studios:
-            self.studios[model_id] = Studio(model_id)
-        return self.studios[model_id]
+        if name not in self.studios:
+            self.studios[name] = Studio(name)
+        return self.studios[name]
 
     # What the buttons do: generators, for a picture of every step.
 
@@ -185,8 +186,8 @@ class App:
         """Draws with the settings of both sides, one after the other, from the same noise."""
         with in_words():
             runs = []
-            for model_id, steps, scheduler, guidance in (sides[:4], sides[4:]):
-                studio = self.other(model_id)
+            for name, steps, scheduler, guidance in (sides[:4], sides[4:]):
+                studio = self.other(name)
                 wanted = tuple(labels or ()) if studio.label_names else ()
                 runs.append((studio, Settings(wanted, num_images, steps, scheduler, guidance, seed)))
             shown = [gr.skip()] * 4
@@ -233,7 +234,7 @@ class App:
     def api_quality(self) -> dict[str, Any]:
         """What was measured of the checkpoint, beside the real test images."""
         metrics = self.studio.metrics
-        return {"model": self.model_id, "num_samples": metrics and metrics["num_samples"]} | {
+        return {"model": self.name, "num_samples": metrics and metrics["num_samples"]} | {
             title: {"samples": value, "real": real} for title, value, real in self.studio.quality()
         }
 
@@ -267,17 +268,13 @@ def quality_table(app: App) -> str:
 
 def settings_row(steps: int = 20, with_guidance: bool = True) -> list[gr.components.Component]:
     """Steps, scheduler and guidance."""
-    with gr.Row():
-        controls: list[gr.components.Component] = [
-            gr.Slider(1, generation.MAX_STEPS, steps, step=1, label="Steps", min_width=120),
-            gr.Dropdown(list(SCHEDULERS), value="DDPM", label="Scheduler", min_width=120),
-        ]
-    controls.append(
+    return [
+        gr.Slider(1, generation.MAX_STEPS, steps, step=1, label="Steps"),
+        gr.Dropdown(list(SCHEDULERS), value="DDPM", label="Scheduler"),
         gr.Slider(
             1, generation.MAX_GUIDANCE, 1, step=0.25, label="Guidance", info="towards the class", visible=with_guidance
-        )
-    )
-    return controls
+        ),
+    ]
 
 
 def seed_row(seed: int = 0, label: str = "Seed") -> gr.Number:
@@ -318,7 +315,7 @@ def build(app: App) -> gr.Blocks:
     with gr.Blocks(title="Fashion from noise", delete_cache=(600, 3600)) as page:
         gr.HTML(
             "<header><h1>Fashion from noise</h1><p>A diffusion model, trained on Fashion-MNIST, that makes a picture"
-            f" out of noise, step by step. Checkpoint: <code>{html.escape(app.model_id)}</code>.</p></header>"
+            f" out of noise, step by step. Checkpoint: <code>{html.escape(app.name)}</code>.</p></header>"
         )
         pictures = gr.Gallery(visible=False, format="png", label="Pictures")
         run_facts = gr.JSON(visible=False, label="Facts")
@@ -353,9 +350,8 @@ def build(app: App) -> gr.Blocks:
                 ]
                 seeds = [seed_row(3, "From seed"), seed_row(4, "To seed")]
                 frames = gr.Slider(3, generation.MAX_FRAMES, 12, step=1, label="Pictures on the way")
-                with gr.Row():
-                    steps = gr.Slider(1, generation.MAX_STEPS, 20, step=1, label="Steps", min_width=120)
-                    scheduler = gr.Dropdown(list(SCHEDULERS), value="DDPM", label="Scheduler", min_width=120)
+                steps = gr.Slider(1, generation.MAX_STEPS, 20, step=1, label="Steps")
+                scheduler = gr.Dropdown(list(SCHEDULERS), value="DDPM", label="Scheduler")
                 go, stop = buttons("Morph")
             with gr.Column(scale=3, min_width=280):
                 film = gr.HTML(empty("Morph", "a moving picture from one seed to another"), elem_id="morph-film")
@@ -404,7 +400,7 @@ def build(app: App) -> gr.Blocks:
             with gr.Row():
                 for side, side_steps in (("A", 30), ("B", 8)):
                     with gr.Column(min_width=280):
-                        model = gr.Dropdown(app.choices, value=app.model_id, label=f"{side}: checkpoint")
+                        model = gr.Dropdown(app.choices, value=app.name, label=f"{side}: checkpoint")
                         sides += [model, *settings_row(side_steps, knows_classes)]
                         wall_of_side = gr.HTML(empty("Compare", f"what {side} draws"), elem_id=f"compare-{side}")
                         shown += [wall_of_side, gr.HTML(elem_id=f"compare-bar-{side}")]

@@ -1,5 +1,6 @@
 """The demo in a real browser: Debian's chromium, at the sizes of a desk and of a phone."""
 
+import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -27,6 +28,7 @@ PATIENCE = 20_000
 def browser() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
+        assert "FMNIST_DIFFUSION_FULL_DATA" not in os.environ, "the whole check has chromium"
         pytest.skip("chromium is not installed: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
