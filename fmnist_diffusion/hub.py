@@ -70,7 +70,7 @@ def load_pipeline(pretrained_model_name_or_path: str | os.PathLike, **kwargs) ->
 def _load(path: str, **kwargs) -> FashionMNISTPipeline:
     unet = FashionMNISTUNet2DModel.from_pretrained(path, subfolder="unet", **kwargs)
     # Faster by a fifth on a CPU (tests/benchmarks/throughput.py).
-    unet.to(memory_format=torch.channels_last)
+    unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     return FashionMNISTPipeline.from_pretrained(path, unet=unet, **kwargs)
 
 

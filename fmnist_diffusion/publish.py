@@ -185,7 +185,7 @@ def make_space(model_id: str, target: Path) -> None:
             (target / PACKAGE_DIR.name / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target / PACKAGE_DIR.name / path)
     card = SpaceCard.load(target / "README.md")
-    card.data.models = [model_id]
+    card.data["models"] = [model_id]
     card.save(target / "README.md")
 
 
