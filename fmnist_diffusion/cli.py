@@ -492,7 +492,7 @@ def publishing() -> Iterator[None]:
 
     try:
         yield
-    except PublishError as error:
+    except (PublishError, TypeError) as error:
         raise SystemExit(f"fmnist-diffusion: error: {error}") from error
 
 

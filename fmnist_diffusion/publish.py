@@ -29,8 +29,15 @@ DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 PASSING_STATUS = (409, 412, 429, 500, 502, 503, 504)
 # Between attempts, in seconds; huggingface_hub itself repeats single requests besides.
 WAITS = (1.0, 4.0)
-# The last is what huggingface_hub makes of an answer in HTML.
-TROUBLE = (HfHubHTTPError, OfflineModeIsEnabled, httpx2.TransportError, json.JSONDecodeError)
+# JSONDecodeError is what huggingface_hub makes of an answer in HTML, the built-in ones come from its Xet uploads.
+TROUBLE = (
+    HfHubHTTPError,
+    OfflineModeIsEnabled,
+    httpx2.TransportError,
+    json.JSONDecodeError,
+    ConnectionError,
+    TimeoutError,
+)
 LOGIN = "run `hf auth login`, or set HF_TOKEN, with a token that may write"
 
 Result = TypeVar("Result")
@@ -116,7 +123,7 @@ def push_pipeline(
                 revision=revision,
                 create_pr=create_pr,
                 # What an earlier push left there.
-                delete_patterns=["images/*", "unet/*"],
+                delete_patterns=["images/*", "unet/*", "metrics.json", "train_config.json"],
             ),
             repo_id,
             # Repeated after an answer that was lost, it would make a second pull request.
@@ -219,9 +226,9 @@ def ask_hub(action: Callable[[], Result], repo_id: str, waits: tuple[float, ...]
         try:
             return action()
         except (*TROUBLE, RuntimeError) as raised:
-            # So huggingface_hub wraps what stops the upload of a large file.
-            error = raised.__cause__ if isinstance(raised, RuntimeError) else raised
-            if not isinstance(error, TROUBLE):
+            # So huggingface_hub wraps what stops the upload of a large file, and Xet says nothing but the text.
+            error = (raised.__cause__ or raised) if isinstance(raised, RuntimeError) else raised
+            if not isinstance(error, (*TROUBLE, RuntimeError)):
                 raise
             if wait is None or not may_pass(error):
                 raise PublishError(explain(error, repo_id)) from error

@@ -12,7 +12,7 @@ from typing import Any
 
 import generation
 import gradio as gr
-from generation import SCHEDULERS, RequestError, Settings, Step, Studio
+from generation import SCHEDULERS, RequestError, Settings, Step, Studio, get_studio
 from PIL import Image
 
 from fmnist_diffusion import bundled_pipelines
@@ -95,19 +95,25 @@ class App:
     def __init__(self, model_id: str):
         # Of a folder, people see the name and not where it lies.
         self.name = Path(model_id).name if Path(model_id).is_dir() else model_id
-        self.studio = Studio(model_id)
-        self.studios = {self.name: self.studio}
-        self.choices = [self.name, *(name for name in bundled_pipelines() if name != self.name)]
+        self.studio = get_studio(model_id)
+        self.studios = {self.name: self.studio} | {
+            name: get_studio(name) for name in bundled_pipelines() if name != self.name
+        }
         names = self.studio.label_names
-        self.first = Settings(labels=names, num_images=len(names) or 10, num_inference_steps=20, seed=3)
-        *_, self.shown = self.studio.draw(self.first)
+        count = min(len(names) or 10, generation.MAX_IMAGES)
+        self.first = Settings(labels=names, num_images=count, num_inference_steps=20, seed=3)
+        # Before the first visitor comes, ZeroGPU lends no GPU.
+        *_, self.shown = Studio(model_id, device="cpu").draw(self.first)
 
     def other(self, name: str) -> Studio:
-        if name not in self.choices:
-            raise RequestError(f"The checkpoint must be one of {', '.join(self.choices)}.")
         if name not in self.studios:
-            self.studios[name] = Studio(name)
+            raise RequestError(f"The checkpoint must be one of {', '.join(self.studios)}.")
         return self.studios[name]
+
+    def repaint_settings(self, label, steps, scheduler, guidance, seed) -> Settings:
+        labels = () if label == OWN_CLASSES or not label else (label,)
+        count = 1 if labels else min(len(self.studio.label_names) or 6, generation.MAX_IMAGES)
+        return Settings(labels, count, steps, scheduler, guidance, seed)
 
     # What the buttons do: generators, for a picture of every step.
 
@@ -125,7 +131,11 @@ class App:
                 png, gif = Path(folder, "pictures.png"), Path(folder, "denoising.gif")
                 columns = min(10, len(names))
                 generation.enlarge(generation.grid(seen[-1].images, columns), DOWNLOAD_SCALE).save(png)
-                frames = [generation.enlarge(generation.grid(step.images, columns), 4) for step in seen]
+                thinned = seen[:: -(-len(seen) // generation.MAX_GIF_FRAMES)]
+                if thinned[-1] is not seen[-1]:
+                    thinned.append(seen[-1])
+                factor = max(1, generation.MAX_GIF_CELL // self.studio.size[0])
+                frames = [generation.enlarge(generation.grid(step.images, columns), factor) for step in thinned]
                 generation.save_gif(frames, gif, 80, hold=1500)
                 # Gradio copies them before it goes on here.
                 yield wall(seen[-1].images, names), bar(seen[-1]), sheet(film, text), str(png), str(gif)
@@ -158,7 +168,7 @@ class App:
             return generation.to_fashion_mnist(generation.open_upload(upload), self.studio.size)
         if example not in EXAMPLES:
             raise RequestError(f"Send a picture, or choose one of {', '.join(EXAMPLES)}.")
-        return Image.open(EXAMPLES[example]).convert("L")
+        return Image.open(EXAMPLES[example]).convert("L").resize(self.studio.size)
 
     def preview(self, upload, example) -> str:
         with in_words():
@@ -169,9 +179,7 @@ class App:
     ) -> Iterator[tuple[Update, ...]]:
         with in_words():
             image = self.prepare(upload, example)
-            labels = () if label == OWN_CLASSES or not label else (label,)
-            count = 1 if labels else len(self.studio.label_names) or 6
-            settings = Settings(labels, count, steps, scheduler, guidance, seed)
+            settings = self.repaint_settings(label, steps, scheduler, guidance, seed)
             names = captions(self.studio, settings)
             with closing(self.studio.repaint(image, strength, settings)) as run:
                 for step in run:
@@ -225,17 +233,15 @@ class App:
     def api_repaint(self, upload, example, label, strength, steps, scheduler, guidance, seed):
         """Noises a picture, one that is sent or an example, to a strength and denoises it again as another class."""
         with in_words():
-            labels = () if label == OWN_CLASSES or not label else (label,)
-            count = 1 if labels else len(self.studio.label_names) or 6
-            settings = Settings(labels, count, steps, scheduler, guidance, seed)
+            settings = self.repaint_settings(label, steps, scheduler, guidance, seed)
             *_, step = self.studio.repaint(self.prepare(upload, example), strength, settings)
             return step.images, facts(step, settings, captions(self.studio, settings))
 
     def api_quality(self) -> dict[str, Any]:
         """What was measured of the checkpoint, beside the real test images."""
-        metrics = self.studio.metrics
-        return {"model": self.name, "num_samples": metrics and metrics["num_samples"]} | {
-            title: {"samples": value, "real": real} for title, value, real in self.studio.quality()
+        rows = self.studio.quality()
+        return {"model": self.name, "num_samples": self.studio.metrics["num_samples"] if rows else None} | {
+            title: {"samples": value, "real": real} for title, value, real in rows
         }
 
 
@@ -400,7 +406,7 @@ def build(app: App) -> gr.Blocks:
             with gr.Row():
                 for side, side_steps in (("A", 30), ("B", 8)):
                     with gr.Column(min_width=280):
-                        model = gr.Dropdown(app.choices, value=app.name, label=f"{side}: checkpoint")
+                        model = gr.Dropdown(list(app.studios), value=app.name, label=f"{side}: checkpoint")
                         sides += [model, *settings_row(side_steps, knows_classes)]
                         wall_of_side = gr.HTML(empty("Compare", f"what {side} draws"), elem_id=f"compare-{side}")
                         shown += [wall_of_side, gr.HTML(elem_id=f"compare-bar-{side}")]

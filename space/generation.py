@@ -6,9 +6,10 @@ import os
 import random
 import threading
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
+from contextlib import closing
 from dataclasses import dataclass, replace
-from functools import cached_property
+from functools import cache, cached_property
 from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
@@ -16,7 +17,7 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
-from PIL import Image, ImageChops, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageChops, ImageOps
 
 from fmnist_diffusion import FashionMNISTPipeline, bundled_pipelines, load_pipeline
 from fmnist_diffusion.publish import measured_metrics, read_json
@@ -36,6 +37,8 @@ MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS = 5_000_000, 25_000_000
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
 TIME_LIMIT = 60.0
 STRIP_COLUMNS = 10
+# Of a downloaded animation.
+MAX_GIF_FRAMES, MAX_GIF_CELL = 40, 112
 
 # On ZeroGPU a function of the model borrows a GPU; everywhere else there is no such package, or it does nothing.
 if importlib.util.find_spec("spaces"):
@@ -141,10 +144,16 @@ class RequestUNet(torch.nn.Module):
         if self.blend is None:
             self.evaluations += len(sample)
             return unet(sample, timestep, class_labels)
-        first, second, weight = self.blend
+        first, second, weight = (tensor.to(sample.device) for tensor in self.blend)
         self.evaluations += 2 * len(sample)
         both = unet(torch.cat([sample, sample]), timestep, torch.cat([first, second])).sample
         return UNet2DOutput(sample=torch.lerp(*both.chunk(2), weight))
+
+
+@cache
+def get_studio(model_id: str) -> "Studio":
+    """The one studio of a checkpoint."""
+    return Studio(model_id)
 
 
 class Studio:
@@ -152,18 +161,23 @@ class Studio:
 
     Args:
         model_id (`str`): A bundled pipeline, a folder or a Hub repository.
+        device (`str`, *optional*): A GPU if there is one.
     """
 
-    def __init__(self, model_id: str):
+    def __init__(self, model_id: str, device: str | None = None):
         self.model_id = model_id
         pipe = load_pipeline(model_id)
-        self.device = torch.device("cuda" if torch.cuda.is_available() else "cpu")
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.unet: Any = pipe.unet.eval().requires_grad_(False).to(self.device)
         self.scheduler_config = pipe.scheduler.config
         self.label_names = pipe.label_names or ()
         size = self.unet.config.sample_size
         self.size = (size, size) if isinstance(size, int) else (size[1], size[0])
         self.mode = "L" if self.unet.config.in_channels == 1 else "RGB"
+
+    def __reduce__(self):
+        # ZeroGPU draws in a process that it forks and sends the arguments to: the weights are there already.
+        return get_studio, (self.model_id,)
 
     @cached_property
     def metrics(self) -> dict[str, Any] | None:
@@ -185,7 +199,11 @@ class Studio:
         """Title, value and value of real test images, of each metric that was measured."""
         if self.metrics is None:
             return []
-        return [(metric.title, metric.value, metric.real) for metric in measured_metrics(self.metrics)]
+        try:
+            return [(metric.title, metric.value, metric.real) for metric in measured_metrics(self.metrics)]
+        except (KeyError, TypeError):
+            # A file of that name that another program wrote.
+            return []
 
     def label_ids(self, settings: Settings) -> list[int] | None:
         """The label of each picture; `None` of a model without classes."""
@@ -204,26 +222,24 @@ class Studio:
         shape = (1, self.unet.config.in_channels, self.size[1], self.size[0])
         return torch.cat([torch.randn(shape, generator=generator) for generator in generators(seeds)])
 
-    @on_gpu
-    def draw(self, settings: Settings) -> Iterator[Step]:
+    def draw(self, settings: Settings) -> Generator[Step]:
         """Draws pictures, step by step."""
         seeds = [(settings.seed + i) % (MAX_SEED + 1) for i in range(settings.num_images)]
         labels = self.label_ids(settings)
-        yield from self._run(
+        yield from self._steps(
             settings,
             class_labels=labels,
             num_images_per_prompt=1 if labels else settings.num_images,
             generator=generators(seeds),
         )
 
-    @on_gpu
-    def repaint(self, image: Image.Image, strength: float, settings: Settings) -> Iterator[Step]:
+    def repaint(self, image: Image.Image, strength: float, settings: Settings) -> Generator[Step]:
         """Noises one picture to `strength`, in (0, 1], and denoises it again as each of the labels of `settings`."""
         if not isinstance(strength, int | float) or not 0 < strength <= 1:
             raise RequestError("The strength must be above 0 and at most 1.")
         steps = max(1, math.ceil(settings.num_inference_steps * strength))
         labels = self.label_ids(settings)
-        yield from self._run(
+        yield from self._steps(
             settings,
             class_labels=labels,
             num_images_per_prompt=1 if labels else settings.num_images,
@@ -235,8 +251,7 @@ class Studio:
             else generators([settings.seed + i for i in range(settings.num_images)]),
         )
 
-    @on_gpu
-    def morph(self, start: Settings, stop: Settings) -> Iterator[Step]:
+    def morph(self, start: Settings, stop: Settings) -> Generator[Step]:
         """Draws `start.num_images` pictures on the way from one seed, and one class, to another.
 
         The noise is interpolated on the sphere, the class by blending the predictions for both.
@@ -248,9 +263,9 @@ class Studio:
         blend = None
         if self.label_names:
             labels = [self.label_ids(replace(settings, num_images=count)) for settings in (start, stop)]
-            ids = [torch.tensor(label, device=self.device) for label in labels]
-            blend = (ids[0], ids[1], weights.view(-1, 1, 1, 1).to(self.device))
-        yield from self._run(
+            ids = [torch.tensor(label) for label in labels]
+            blend = (ids[0], ids[1], weights.view(-1, 1, 1, 1))
+        yield from self._steps(
             replace(start, guidance_scale=1.0),
             blend,
             num_images_per_prompt=count,
@@ -259,7 +274,19 @@ class Studio:
             generator=generators([start.seed] * count),
         )
 
-    def _run(self, settings: Settings, blend: Any = None, **kwargs: Any) -> Iterator[Step]:
+    def _steps(self, *args: Any, **kwargs: Any) -> Generator[Step]:
+        # Here and not in there, for ZeroGPU keeps the text of an error to itself.
+        with closing((self._run if self.device.type == "cpu" else self._run_on_gpu)(*args, **kwargs)) as run:
+            for step in run:
+                if isinstance(step, RequestError):
+                    raise step
+                yield step
+
+    @on_gpu
+    def _run_on_gpu(self, *args: Any, **kwargs: Any) -> Generator[Step | RequestError]:
+        yield from self._run(*args, **kwargs)
+
+    def _run(self, settings: Settings, blend: Any = None, **kwargs: Any) -> Generator[Step | RequestError]:
         """Runs a pipeline of its own in a thread of its own, which ends at its next step when this is closed."""
         unet = RequestUNet(self.unet, blend)
         scheduler = getattr(diffusers, SCHEDULERS[settings.scheduler]).from_config(self.scheduler_config)
@@ -297,9 +324,11 @@ class Studio:
                 try:
                     item = queue.get(timeout=max(0.0, TIME_LIMIT - (time.perf_counter() - began)))
                 except Empty:
-                    raise RequestError(f"This took more than {TIME_LIMIT:.0f} seconds: ask for less.") from None
+                    yield RequestError(f"This took more than {TIME_LIMIT:.0f} seconds: ask for less.")
+                    return
                 if isinstance(item, ValueError):
-                    raise RequestError(str(item))
+                    yield RequestError(str(item))
+                    return
                 if isinstance(item, Exception):
                     raise item
                 number, sample, evaluations = item
@@ -388,10 +417,13 @@ def open_upload(path: str | os.PathLike) -> Image.Image:
             )
         image.draft("RGB", (512, 512))
         image.load()
-        return ImageOps.exif_transpose(image)
-    except (UnidentifiedImageError, Image.DecompressionBombError, OSError, SyntaxError, ValueError) as error:
-        if isinstance(error, RequestError):
-            raise
+        image = ImageOps.exif_transpose(image)
+        # Sixteen bits a pixel.
+        return image.point(lambda value: value / 256).convert("L") if image.mode.startswith("I") else image
+    except RequestError:
+        raise
+    # Pillow's decoders raise what they like at a broken file.
+    except Exception as error:
         raise RequestError(f"The file is no picture that can be read: send a {', '.join(UPLOAD_FORMATS)}.") from error
 
 
@@ -416,7 +448,10 @@ def to_fashion_mnist(image: Image.Image, size: tuple[int, int] = (28, 28)) -> Im
     if thing.size == size:
         return thing
     box = thing.point(lambda value: 255 * (value > 24)).getbbox() or (0, 0, *thing.size)
-    thing = ImageOps.contain(thing.crop(box), size, Image.Resampling.LANCZOS)
+    width, height = box[2] - box[0], box[3] - box[1]
+    scale = min(size[0] / width, size[1] / height)
+    fitting = (max(1, round(width * scale)), max(1, round(height * scale)))
+    thing = thing.resize(fitting, Image.Resampling.LANCZOS, box)
     frame = Image.new("L", size)
     frame.paste(thing, ((size[0] - thing.width) // 2, (size[1] - thing.height) // 2))
     return frame

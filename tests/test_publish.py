@@ -124,8 +124,10 @@ class TestPush:
         (folder / "images" / "old.png").write_bytes(b"\x89PNG\0")
         push_pipeline(folder, REPO_ID)
         (folder / "images" / "old.png").unlink()
+        (folder / "metrics.json").unlink()
         push_pipeline(folder, REPO_ID)
         assert "images/old.png" not in hub.repositories[REPO_ID].files
+        assert "metrics.json" not in hub.repositories[REPO_ID].files
         assert "images/samples.png" in hub.repositories[REPO_ID].files
 
     def test_own_name_is_filled_in(self, hub, folder):
@@ -247,6 +249,18 @@ class TestTrouble:
     def test_nobody_listens(self, hub, folder, monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         with pytest.raises(PublishError, match=r"could not be reached \(.*refused.*\)"):
+            push_pipeline(folder, REPO_ID)
+
+    @pytest.mark.parametrize("error", [ConnectionError("cut"), TimeoutError("slow"), RuntimeError("data processing")])
+    def test_of_xet(self, hub, folder, monkeypatch, error):
+        """What uploads through it raise where the Hub is away."""
+
+        def upload_folder(*args, **kwargs):
+            raise error
+
+        monkeypatch.setattr(publish.time, "sleep", lambda seconds: None)
+        monkeypatch.setattr(publish.HfApi, "upload_folder", upload_folder)
+        with pytest.raises(PublishError, match=rf"could not be reached \({error}\): run the same command again"):
             push_pipeline(folder, REPO_ID)
 
     def test_offline(self, hub, folder, monkeypatch):

@@ -6,7 +6,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fmnist_diffusion.publish import PublishError, push_pipeline
+from fmnist_diffusion.publish import push_pipeline
 
 
 class BackgroundPush:
@@ -27,19 +27,28 @@ class BackgroundPush:
         """Pushes `folder` as it is now; an older state that is still waiting is left out."""
         if self.newest is not None:
             self.newest.cancel()
-        copy = TemporaryDirectory()
-        shutil.copytree(folder, copy.name, dirs_exist_ok=True)
+        copy = TemporaryDirectory(ignore_cleanup_errors=True)
+        try:
+            shutil.copytree(folder, copy.name, dirs_exist_ok=True)
+        except OSError as error:
+            self._report_failure(folder, error)
+            copy.cleanup()
+            return
         self.newest = self.executor.submit(self._push, copy, folder)
         self.newest.add_done_callback(lambda _: copy.cleanup())
 
     def _push(self, copy: TemporaryDirectory, folder: Path) -> None:
         try:
             self.report(f"the pipeline is published at {push_pipeline(copy.name, self.repo_id, private=self.private)}")
-        except (PublishError, OSError, ValueError) as error:
-            self.report(
-                f"not published, {error}; to do it by hand: fmnist-diffusion push {folder} --repo-id {self.repo_id}"
-                f"{' --private' if self.private else ''}"
-            )
+        # Whatever it is, the run goes on.
+        except Exception as error:
+            self._report_failure(folder, error)
+
+    def _report_failure(self, folder: Path, error: Exception) -> None:
+        self.report(
+            f"not published, {error}; to do it by hand: fmnist-diffusion push {folder} --repo-id {self.repo_id}"
+            f"{' --private' if self.private else ''}"
+        )
 
     def finish(self) -> None:
         """Waits for the newest push."""

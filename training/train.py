@@ -505,6 +505,8 @@ class Trainer:
             if settings[name] is not None and Path(settings[name]).exists():
                 settings[name] = Path(settings[name]).name
         export_pipeline(unet, self.scheduler, folder, train_config=train_config)
+        # It was measured of other weights.
+        (folder / "metrics.json").unlink(missing_ok=True)
         (folder / "images").mkdir(exist_ok=True)
         for grid in self.sample_grids()[-1:]:
             shutil.copyfile(grid, folder / "images" / "samples.png")

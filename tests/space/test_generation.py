@@ -3,6 +3,8 @@
 import dataclasses
 import io
 import itertools
+import pickle
+import shutil
 import struct
 import threading
 import zlib
@@ -147,6 +149,32 @@ class TestDraw:
             assert torch.equal(value, before[name])
 
 
+class TestElsewhere:
+    """On ZeroGPU a forked process draws, and pickle carries what goes in and comes out."""
+
+    def test_what_is_sent_is_the_request_and_not_the_weights(self, model_folder):
+        studio = generation.get_studio(model_folder)
+        sent = pickle.dumps((studio, Settings(), {"generator": generation.generators([3])}))
+        assert len(sent) < 50_000
+        received, _, kwargs = pickle.loads(sent)
+        assert received is studio
+        assert kwargs["generator"][0].get_state().equal(generation.generators([3])[0].get_state())
+
+    def test_errors_come_back_in_words(self, model_folder, monkeypatch):
+        studio = generation.get_studio(model_folder)
+        monkeypatch.setattr(generation, "TIME_LIMIT", 0.0)
+        for item in studio._run(Settings(num_images=1)):
+            assert isinstance(pickle.loads(pickle.dumps(item)), RequestError)
+
+
+class TestQuality:
+    @pytest.mark.parametrize("content", ["{}", "[]", '{"metrics": {"fid_train": 2}}', '{"accuracy": 0.9}'])
+    def test_of_another_program(self, model_folder, tmp_path, content):
+        folder = shutil.copytree(model_folder, tmp_path / "model")
+        (folder / "metrics.json").write_text(content)
+        assert Studio(str(folder)).quality() == []
+
+
 class TestMorph:
     def test_ends_are_what_draw_makes(self, studio):
         start, stop = Settings(("Bag",), 5, 6, "DDIM", 1.0, 3), Settings(("Dress",), 5, 6, "DDIM", 1.0, 9)
@@ -209,6 +237,12 @@ class TestUploads:
         with pytest.raises(RequestError, match="no picture that can be read: send a PNG"):
             generation.open_upload(tmp_path / "upload.png")
 
+    def test_sixteen_bits(self, tmp_path):
+        ramp = np.linspace(0, 65535, 28 * 28).reshape(28, 28).astype(np.uint16)
+        image = generation.open_upload(self.write(tmp_path, Image.fromarray(ramp)))
+        assert image.mode == "L"
+        assert_close(np.asarray(image).astype(float), ramp / 256, atol=1, rtol=0)
+
     def test_cut_short(self, tmp_path):
         path = self.write(tmp_path, Image.effect_noise((200, 200), 50))
         path.write_bytes(path.read_bytes()[:2000])
@@ -252,6 +286,10 @@ class TestUploads:
         kept = [np.asarray(generation.to_fashion_mnist(Image.fromarray(image))) for image in images]
         # The corners of a few show the thing itself.
         assert np.mean([np.array_equal(*pair) for pair in zip(images, kept, strict=True)]) > 0.95
+
+    @pytest.mark.parametrize("size", [(1, 3000), (3000, 2)])
+    def test_of_a_hair(self, size):
+        assert generation.to_fashion_mnist(Image.new("L", size, "white")).size == (28, 28)
 
     @pytest.mark.parametrize("value", [0, 255])
     def test_of_nothing(self, value):

@@ -81,3 +81,18 @@ def test_only_the_newest_waits(monkeypatch, tmp_path):
     go_on.set()
     publisher.finish()
     assert pushed == ["first", "third"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), MemoryError(), KeyError("name")])
+def test_whatever_goes_wrong_is_reported(monkeypatch, tmp_path, error):
+    def push_pipeline(folder, repo_id, private):
+        raise error
+
+    monkeypatch.setattr("training.push.push_pipeline", push_pipeline)
+    said = []
+    publisher = BackgroundPush(REPO_ID, True, said.append)
+    publisher.push(tmp_path / "is not there")
+    publisher.push(tmp_path)
+    publisher.finish()
+    assert len(said) == 2
+    assert all(f"--repo-id {REPO_ID} --private" in line for line in said)

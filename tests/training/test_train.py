@@ -430,6 +430,14 @@ def test_fine_tuning_refuses_what_does_not_fit(
         assert words in capsys.readouterr().err
 
 
+def test_measurements_of_older_weights_do_not_stay_beside_new_ones(make_trainer: Callable, tmp_path: Path):
+    trainer = make_trainer()
+    trainer._export(trainer._sampling_unet(), tmp_path / "pipeline")
+    (tmp_path / "pipeline" / "metrics.json").write_text("{}")
+    trainer._export(trainer._sampling_unet(), tmp_path / "pipeline")
+    assert not (tmp_path / "pipeline" / "metrics.json").exists()
+
+
 def test_a_finished_run_is_not_overwritten(launch: Callable[..., None], capsys: pytest.CaptureFixture[str]):
     launch("--max_train_steps=1")
     with pytest.raises(SystemExit) as error:
