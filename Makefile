@@ -39,7 +39,7 @@ help:  ## list the targets
 install: .venv/all  ## make .venv with everything: package, training, demo, tests
 
 sample: .venv/base  ## draw a grid of pictures with the bundled checkpoint
-	$(BIN)/fmnist-diffusion sample --num-images 36 --upscale 4
+	$(BIN)/fmnist-diffusion sample --num-images 40 --class-labels 0 1 2 3 4 5 6 7 8 9 --upscale 4
 
 demo: .venv/all  ## open the demo at http://127.0.0.1:7860
 	$(BIN)/fmnist-diffusion demo
@@ -80,7 +80,7 @@ check-space: .venv/all  ## start the demo in an empty environment with its requi
 	$(BIN)/python -c "from pathlib import Path; from fmnist_diffusion.publish import make_space; \
 		make_space('someone/model', Path('build/space/app'))"
 	cd build/space/app && ../venv/bin/python -c "import app; \
-		app.launch(app.build(app.App('$(CURDIR)/fmnist_diffusion/pretrained/spec')), prevent_thread_lock=True)"
+		app.launch(app.build(app.App('$(CURDIR)/fmnist_diffusion/pretrained/base')), prevent_thread_lock=True)"
 
 clean:  ## remove all that the targets above made
 	rm -rf .venv build dist samples .pytest_cache .ruff_cache

@@ -6,6 +6,7 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
+import diffusers
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline
 
@@ -16,6 +17,7 @@ from .pipelines.pipeline_fmnist import FashionMNISTPipeline
 
 
 PRETRAINED_DIR = Path(__file__).parent / "pretrained"
+DEFAULT_SCHEDULER = "UniPCMultistepScheduler"
 
 STOCK_PIPELINES: dict[type, Callable[..., DiffusionPipeline]] = {
     DDPMScheduler: DDPMPipeline,
@@ -28,7 +30,9 @@ def bundled_pipelines() -> tuple[str, ...]:
     return tuple(sorted(index.parent.name for index in PRETRAINED_DIR.glob("*/model_index.json")))
 
 
-def load_pipeline(pretrained_model_name_or_path: str | os.PathLike, **kwargs) -> FashionMNISTPipeline:
+def load_pipeline(
+    pretrained_model_name_or_path: str | os.PathLike, *, scheduler: str | None = DEFAULT_SCHEDULER, **kwargs
+) -> FashionMNISTPipeline:
     r"""
     Loads a pipeline with the classes of this package, without remote code.
 
@@ -36,6 +40,9 @@ def load_pipeline(pretrained_model_name_or_path: str | os.PathLike, **kwargs) ->
         pretrained_model_name_or_path (`str` or `os.PathLike`):
             One of [`bundled_pipelines`], else a folder that [`export_pipeline`] or `save_pretrained` wrote, else the
             id of such a repository on the Hub. A folder named like a bundled pipeline is reached as `./name`.
+        scheduler (`str`, *optional*, defaults to `"UniPCMultistepScheduler"`):
+            The class of diffusers to sample with, made from the config of the scheduler that was stored, which `None`
+            keeps. The default draws best in few steps (`tests/benchmarks/samplers.py`).
         kwargs:
             What `from_pretrained` of both [`ModelMixin`] and [`DiffusionPipeline`] takes: `dtype`, `variant`,
             `revision`, `cache_dir`, `local_files_only`, `force_download`, `token`.
@@ -52,7 +59,7 @@ def load_pipeline(pretrained_model_name_or_path: str | os.PathLike, **kwargs) ->
     if os.path.isdir(path):
         if not os.path.isfile(os.path.join(path, "model_index.json")):
             raise OSError(f"The folder {path} holds no pipeline, for it has no model_index.json: give another folder.")
-        return _load(path, **kwargs)
+        return _load(path, scheduler, **kwargs)
 
     missing = (
         f"There is no pipeline {path!r}: give a bundled one ({', '.join(bundled_pipelines())}), a folder with"
@@ -62,16 +69,19 @@ def load_pipeline(pretrained_model_name_or_path: str | os.PathLike, **kwargs) ->
     if path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise OSError(missing)
     try:
-        return _load(path, **kwargs)
+        return _load(path, scheduler, **kwargs)
     except OSError as error:
         raise OSError(missing) from error
 
 
-def _load(path: str, **kwargs) -> FashionMNISTPipeline:
+def _load(path: str, scheduler: str | None, **kwargs) -> FashionMNISTPipeline:
     unet = FashionMNISTUNet2DModel.from_pretrained(path, subfolder="unet", **kwargs)
     # Faster by a fifth on a CPU (tests/benchmarks/throughput.py).
     unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
-    return FashionMNISTPipeline.from_pretrained(path, unet=unet, **kwargs)
+    pipe = FashionMNISTPipeline.from_pretrained(path, unet=unet, **kwargs)
+    if scheduler is not None:
+        pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+    return pipe
 
 
 def export_pipeline(
@@ -105,8 +115,8 @@ def export_pipeline(
         )
     if type(scheduler) not in STOCK_PIPELINES:
         raise TypeError(
-            f"`scheduler` is a {type(scheduler).__name__} but must be a DDPMScheduler or a DDIMScheduler; others are"
-            " made from it with `from_config` when the pipeline is used."
+            f"`scheduler` is a {type(scheduler).__name__} but must be a DDPMScheduler or a DDIMScheduler: give the one"
+            " that was trained with, which `load_pipeline(..., scheduler=None)` keeps."
         )
     folder = Path(folder)
     STOCK_PIPELINES[type(scheduler)](unet, scheduler).save_pretrained(folder)

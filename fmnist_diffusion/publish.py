@@ -112,7 +112,7 @@ def push_pipeline(
     repo_id = full_repo_id(api, repo_id)
     with TemporaryDirectory() as staging:
         make_repository(Path(folder), repo_id, Path(staging))
-        ask_hub(lambda: api.create_repo(repo_id, private=private, exist_ok=True), repo_id)
+        make_repo(api, repo_id, private)
         if revision is not None:
             ask_hub(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), repo_id)
         commit = ask_hub(
@@ -142,7 +142,7 @@ def push_space(repo_id: str, model_id: str, *, private: bool = False, token: str
 
     Args:
         repo_id (`str`): `owner/name`, or `name` for one of your own.
-        model_id (`str`): The repository of the model.
+        model_id (`str`): The repository of the model, `owner/name`, or `name` for one of your own.
         private (`bool`, defaults to `False`): Whether a Space that is made now is private.
         token (`str`, *optional*): A token that may write; without it, that of `hf auth login` or HF_TOKEN.
 
@@ -150,16 +150,15 @@ def push_space(repo_id: str, model_id: str, *, private: bool = False, token: str
         `str`: The address of the Space.
 
     Raises:
-        [`PublishError`]: the Hub could not be reached, or refused.
+        [`PublishError`]: the Hub could not be reached, or refused; or the model is not there or private.
     """
     api = connect(token)
-    repo_id = full_repo_id(api, repo_id)
+    repo_id, model_id = full_repo_id(api, repo_id), full_repo_id(api, model_id)
+    if ask_hub(lambda: api.model_info(model_id), model_id).private:
+        raise PublishError(f"{model_id} is private, and the Space could not read it: make the model public first")
     with TemporaryDirectory() as staging:
         make_space(model_id, Path(staging))
-        ask_hub(
-            lambda: api.create_repo(repo_id, repo_type="space", space_sdk="gradio", private=private, exist_ok=True),
-            repo_id,
-        )
+        make_repo(api, repo_id, private, repo_type="space", space_sdk="gradio")
         ask_hub(lambda: api.add_space_variable(repo_id, "MODEL_ID", model_id), repo_id)
         ask_hub(
             lambda: api.upload_folder(
@@ -182,9 +181,7 @@ def space_dir() -> Path:
 
 def make_space(model_id: str, target: Path) -> None:
     """Writes into `target` all that the Space of a model holds."""
-    # The pictures are those of this project's own README.
-    left_out = shutil.ignore_patterns("__pycache__", "screenshot.png", "denoising.gif")
-    shutil.copytree(space_dir(), target, dirs_exist_ok=True, ignore=left_out)
+    shutil.copytree(space_dir(), target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     for source in sorted(PACKAGE_DIR.rglob("*.py")):
         path = source.relative_to(PACKAGE_DIR)
         # What measures and what is bundled stays at home, and the Space's own files are there already.
@@ -207,6 +204,18 @@ def full_repo_id(api: HfApi, repo_id: str) -> str:
     if "/" in repo_id:
         return repo_id
     return f"{ask_hub(api.whoami, repo_id)['name']}/{repo_id}"
+
+
+def make_repo(api: HfApi, repo_id: str, private: bool, **options: Any) -> None:
+    """Makes the repository where there is none; with `private`, refuses one that everybody can see."""
+    ask_hub(lambda: api.create_repo(repo_id, private=private, exist_ok=True, **options), repo_id)
+    if private:
+        found = ask_hub(lambda: api.repo_info(repo_id, repo_type=options.get("repo_type")), repo_id)
+        if not found.private:
+            raise PublishError(
+                f"{repo_id} exists and is public: leave out --private, make it private on the Hub, or give another"
+                " --repo-id"
+            )
 
 
 def set_tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
@@ -254,7 +263,7 @@ def explain(error: BaseException, repo_id: str) -> str:
     if status == 403:
         return f"your token may not write to {repo_id}: give a --repo-id of your own, or {LOGIN}"
     if status == 404:
-        return f"{repo_id} is not there, or your token may not see it: check --repo-id, or {LOGIN}"
+        return f"{repo_id} is not there, or your token may not see it: check its name, or {LOGIN}"
     if status in (409, 412):
         return f"somebody else is writing to {repo_id}: run the same command again"
     if status in PASSING_STATUS:
@@ -278,8 +287,9 @@ def make_repository(folder: Path, repo_id: str, target: Path) -> None:
     """
     # The weights as they are stored.
     dtypes = set().union(*(weights_dtypes(path) for path in (folder / "unet").glob("*.safetensors")))
-    pipe = load_pipeline(folder.resolve(), dtype=DTYPES[dtypes.pop()] if len(dtypes) == 1 else torch.float32)
-    train_config, metrics = (read_json(folder / f"{name}.json") for name in ("train_config", "metrics"))
+    dtype = DTYPES[dtypes.pop()] if len(dtypes) == 1 else torch.float32
+    pipe = load_pipeline(folder.resolve(), scheduler=None, dtype=dtype)
+    train_config, metrics = read_json(folder / "train_config.json"), read_metrics(folder / "metrics.json")
     export_pipeline(pipe.unet, pipe.scheduler, target, train_config=train_config)
     if metrics is not None:
         shutil.copyfile(folder / "metrics.json", target / "metrics.json")
@@ -298,7 +308,18 @@ def weights_dtypes(path: Path) -> set[str]:
 
 
 def read_json(path: Path) -> dict[str, Any] | None:
-    return json.loads(path.read_text()) if path.is_file() else None
+    if not path.is_file():
+        return None
+    try:
+        return json.loads(path.read_text())
+    except ValueError as error:
+        raise ValueError(f"{path.name} is no JSON ({error}): mend it, or remove it") from error
+
+
+def read_metrics(path: Path) -> dict[str, Any] | None:
+    """What `fmnist-diffusion evaluate` wrote to `path`; `None` where that is not there, or is another program's."""
+    metrics = read_json(path)
+    return metrics if isinstance(metrics, dict) and {"metrics", "num_samples", "real"} <= metrics.keys() else None
 
 
 def model_card(
@@ -321,6 +342,9 @@ def model_card(
     images = images or []
     settings = dict(flatten(train_config or {}))
     dataset = None if settings.get("data.train_data_dir") else settings.get("data.dataset_name")
+    if dataset and "/" not in dataset:
+        # A folder's name.
+        dataset = None
     measured = measured_metrics(metrics) if metrics else []
     model_name = repo_id.rpartition("/")[2]
     card_data = ModelCardData(

@@ -5,7 +5,7 @@ import html
 import io
 import os
 import tempfile
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterator, Sequence
 from contextlib import closing, contextmanager
 from pathlib import Path
 from typing import Any
@@ -13,6 +13,7 @@ from typing import Any
 import generation
 import gradio as gr
 from generation import SCHEDULERS, RequestError, Settings, Step, Studio, get_studio
+from gradio_client.utils import is_http_url_like
 from PIL import Image
 
 from fmnist_diffusion import bundled_pipelines
@@ -26,16 +27,44 @@ DOWNLOAD_SCALE = 8
 RUNNING, WAITING = 2, 30
 OWN_CLASSES = "all in turn"
 
+# The fonts need no network, the colours have the contrast of WCAG's level AA.
 theme = gr.themes.Base(
     primary_hue="orange",
     neutral_hue="stone",
-    # None from the network.
     font=[gr.themes.Font("system-ui"), gr.themes.Font("sans-serif")],
     font_mono=[gr.themes.Font("ui-monospace"), gr.themes.Font("monospace")],
     radius_size="lg",
+).set(
+    body_text_color_subdued="*neutral_600",
+    body_text_color_subdued_dark="*neutral_400",
+    block_info_text_color="*neutral_600",
+    block_info_text_color_dark="*neutral_400",
+    button_primary_background_fill="*primary_700",
+    button_primary_background_fill_hover="*primary_800",
+    button_primary_background_fill_dark="*primary_700",
+    button_primary_background_fill_hover_dark="*primary_800",
 )
 
 Update = Any
+# What a download button has to offer until a run has ended.
+NOTHING_YET = gr.update(interactive=False)
+
+
+def download(path: Path) -> Update:
+    """Gradio copies the file before the function that yields this goes on."""
+    return gr.update(value=str(path), interactive=True)
+
+
+def refuse_addresses(file: gr.File) -> None:
+    """Has `file` fetch nothing from an address that it is given, for nothing would limit what comes."""
+    move = file.async_move_resource_to_block_cache
+
+    async def move_file(path: str | Path | None) -> str | None:
+        if is_http_url_like(str(path)):
+            raise gr.Error("Send the picture itself, not its address.", title="Not drawn", print_exception=False)
+        return await move(path)
+
+    file.async_move_resource_to_block_cache = move_file
 
 
 def data_uri(image: Image.Image) -> str:
@@ -66,11 +95,13 @@ def empty(button: str, what: str) -> str:
 def bar(step: Step) -> str:
     share = round(100 * step.number / step.total)
     text = f"step {step.number} of {step.total}"
+    role = f'role="progressbar" aria-label="Steps" aria-valuenow="{share}"'
     if step.number == step.total:
+        role = 'role="status"'
         text = (
             f"{step.evaluations} network evaluations a picture, {step.seconds:.1f} s for {len(step.images)} pictures"
         )
-    return f'<div class="bar" role="status"><i style="width:{share}%"></i><span>{text}</span></div>'
+    return f'<div class="bar" {role}><i style="width:{share}%"></i><span>{text}</span></div>'
 
 
 @contextmanager
@@ -103,7 +134,8 @@ class App:
         count = min(len(names) or 10, generation.MAX_IMAGES)
         self.first = Settings(labels=names, num_images=count, num_inference_steps=20, seed=3)
         # Before the first visitor comes, ZeroGPU lends no GPU.
-        *_, self.shown = Studio(model_id, device="cpu").draw(self.first)
+        studio = self.studio if self.studio.device.type == "cpu" else Studio(model_id, device="cpu")
+        *_, self.shown = studio.draw(self.first)
 
     def other(self, name: str) -> Studio:
         if name not in self.studios:
@@ -115,6 +147,12 @@ class App:
         count = 1 if labels else min(len(self.studio.label_names) or 6, generation.MAX_IMAGES)
         return Settings(labels, count, steps, scheduler, guidance, seed)
 
+    def morph_settings(self, first, second, first_seed, second_seed, frames, steps, scheduler) -> list[Settings]:
+        return [
+            Settings((label,) if label else (), frames, steps, scheduler, 1.0, seed)
+            for label, seed in ((first, first_seed), (second, second_seed))
+        ]
+
     # What the buttons do: generators, for a picture of every step.
 
     def draw(self, labels, num_images, steps, scheduler, guidance, seed) -> Iterator[tuple[Update, ...]]:
@@ -124,7 +162,7 @@ class App:
             with closing(self.studio.draw(settings)) as run:
                 for step in run:
                     seen.append(step)
-                    yield wall(step.images, names), bar(step), gr.skip(), gr.skip(), gr.skip()
+                    yield wall(step.images, names), bar(step), gr.skip(), NOTHING_YET, NOTHING_YET
             film = generation.strip(seen)
             text = f"The denoising of the first {min(5, len(names))} pictures, from noise on the left"
             with tempfile.TemporaryDirectory() as folder:
@@ -137,19 +175,15 @@ class App:
                 factor = max(1, generation.MAX_GIF_CELL // self.studio.size[0])
                 frames = [generation.enlarge(generation.grid(step.images, columns), factor) for step in thinned]
                 generation.save_gif(frames, gif, 80, hold=1500)
-                # Gradio copies them before it goes on here.
-                yield wall(seen[-1].images, names), bar(seen[-1]), sheet(film, text), str(png), str(gif)
+                yield wall(seen[-1].images, names), bar(seen[-1]), sheet(film, text), download(png), download(gif)
 
     def morph(self, first, second, first_seed, second_seed, frames, steps, scheduler) -> Iterator[tuple[Update, ...]]:
         with in_words():
-            start, stop = (
-                Settings((label,) if label else (), frames, steps, scheduler, 1.0, seed)
-                for label, seed in ((first, first_seed), (second, second_seed))
-            )
+            start, stop = self.morph_settings(first, second, first_seed, second_seed, frames, steps, scheduler)
             names = [f"{round(100 * i / max(frames - 1, 1))} %" for i in range(frames)]
             with closing(self.studio.morph(start, stop)) as run:
                 for step in run:
-                    yield wall(step.images, names), gr.skip(), bar(step), gr.skip(), gr.skip()
+                    yield wall(step.images, names), gr.skip(), bar(step), NOTHING_YET, NOTHING_YET
             images = step.images
             with tempfile.TemporaryDirectory() as folder:
                 png, gif = Path(folder, "morph.png"), Path(folder, "morph.gif")
@@ -160,7 +194,7 @@ class App:
                 film = (
                     f'<div class="sheet"><img src="data:image/gif;base64,{moving}" alt="The way there and back"></div>'
                 )
-                yield wall(images, names), film, bar(step), str(png), str(gif)
+                yield wall(images, names), film, bar(step), download(png), download(gif)
 
     def prepare(self, upload, example) -> Image.Image:
         """The picture to repaint as the model sees it: one that was sent, or an example."""
@@ -174,6 +208,10 @@ class App:
         with in_words():
             return wall([self.prepare(upload, example)], ["what the model gets"], 1)
 
+    def choose(self, example) -> tuple[str, None]:
+        """The preview of an example, which takes the place of what was sent before."""
+        return self.preview(None, example), None
+
     def repaint(
         self, upload, example, label, strength, steps, scheduler, guidance, seed
     ) -> Iterator[tuple[Update, ...]]:
@@ -183,12 +221,12 @@ class App:
             names = captions(self.studio, settings)
             with closing(self.studio.repaint(image, strength, settings)) as run:
                 for step in run:
-                    yield wall(step.images, names), bar(step), gr.skip()
+                    yield wall(step.images, names), bar(step), NOTHING_YET
             with tempfile.TemporaryDirectory() as folder:
                 png = Path(folder, "repainted.png")
                 row = [image.convert(self.studio.mode), *step.images]
                 generation.enlarge(generation.grid(row, len(row)), DOWNLOAD_SCALE).save(png)
-                yield wall(step.images, names), bar(step), str(png)
+                yield wall(step.images, names), bar(step), download(png)
 
     def compare(self, labels, num_images, seed, *sides) -> Iterator[tuple[Update, ...]]:
         """Draws with the settings of both sides, one after the other, from the same noise."""
@@ -206,36 +244,60 @@ class App:
                         shown[2 * side : 2 * side + 2] = wall(step.images, names), bar(step)
                         yield tuple(shown)
 
-    # What programs call: whole results.
+    # What programs call: pictures and facts at the end, and until then nothing, but a chance to be cancelled.
 
-    def api_draw(
-        self, labels, num_images, steps, scheduler, guidance, seed
-    ) -> tuple[list[Image.Image], dict[str, Any]]:
-        """Draws Fashion-MNIST pictures with a diffusion model, of the named classes in turn.
+    def api_draw(self, labels, num_images, steps, scheduler, guidance, seed) -> Iterator[tuple[Update, Update]]:
+        """Draws Fashion-MNIST pictures with a diffusion model; returns them, their classes and what the run took.
 
-        Returns the pictures, and with them their class, the seed and what the run took.
+        Args:
+            labels: Names of classes, drawn in turn; empty for all of them.
+            num_images: Pictures, from 1 to 40.
+            steps: Denoising steps, from 1 to 100; more take longer.
+            scheduler: The sampler; UniPC needs the fewest steps.
+            guidance: Classifier-free guidance towards the class, from 1 (none) to 8.
+            seed: Picture i starts from the noise of seed + i; a whole number below 2^32.
         """
         with in_words():
             settings = Settings(tuple(labels or ()), num_images, steps, scheduler, guidance, seed)
-            *_, step = self.studio.draw(settings)
-            return step.images, facts(step, settings, captions(self.studio, settings))
+            yield from whole(self.studio.draw(settings), settings, captions(self.studio, settings))
 
-    def api_morph(self, first, second, first_seed, second_seed, frames, steps, scheduler):
-        """Draws pictures on the way from one class and seed to another."""
+    def api_morph(
+        self, first, second, first_seed, second_seed, frames, steps, scheduler
+    ) -> Iterator[tuple[Update, Update]]:
+        """Draws pictures on the way from one class and seed to another.
+
+        Args:
+            first: Name of the class at the start.
+            second: Name of the class at the end.
+            first_seed: Seed of the noise at the start.
+            second_seed: Seed of the noise at the end.
+            frames: Pictures in all, from 3 to 24.
+            steps: Denoising steps, from 1 to 100.
+            scheduler: The sampler.
+        """
         with in_words():
-            start, stop = (
-                Settings((label,) if label else (), frames, steps, scheduler, 1.0, seed)
-                for label, seed in ((first, first_seed), (second, second_seed))
-            )
-            *_, step = self.studio.morph(start, stop)
-            return step.images, facts(step, start, [])
+            start, stop = self.morph_settings(first, second, first_seed, second_seed, frames, steps, scheduler)
+            yield from whole(self.studio.morph(start, stop), start, [*start.labels, *stop.labels])
 
-    def api_repaint(self, upload, example, label, strength, steps, scheduler, guidance, seed):
-        """Noises a picture, one that is sent or an example, to a strength and denoises it again as another class."""
+    def api_repaint(
+        self, upload, example, label, strength, steps, scheduler, guidance, seed
+    ) -> Iterator[tuple[Update, Update]]:
+        """Noises a picture to a strength and denoises it again, as another class if you like.
+
+        Args:
+            upload: The picture, of any size; none for an example.
+            example: Name of an example, where no picture is sent.
+            label: Name of the class, or "all in turn".
+            strength: How much of the picture is made anew, above 0 up to 1.
+            steps: Denoising steps of a whole drawing, from 1 to 100; the strength is the part of them that is done.
+            scheduler: The sampler.
+            guidance: Classifier-free guidance towards the class, from 1 (none) to 8.
+            seed: Seed of the noise.
+        """
         with in_words():
             settings = self.repaint_settings(label, steps, scheduler, guidance, seed)
-            *_, step = self.studio.repaint(self.prepare(upload, example), strength, settings)
-            return step.images, facts(step, settings, captions(self.studio, settings))
+            run = self.studio.repaint(self.prepare(upload, example), strength, settings)
+            yield from whole(run, settings, captions(self.studio, settings))
 
     def api_quality(self) -> dict[str, Any]:
         """What was measured of the checkpoint, beside the real test images."""
@@ -243,6 +305,14 @@ class App:
         return {"model": self.name, "num_samples": self.studio.metrics["num_samples"] if rows else None} | {
             title: {"samples": value, "real": real} for title, value, real in rows
         }
+
+
+def whole(run: Generator[Step], settings: Settings, names: list[str]) -> Iterator[tuple[Update, Update]]:
+    with closing(run):
+        for last in run:
+            step = last
+            yield gr.skip(), gr.skip()
+    yield step.images, facts(step, settings, names)
 
 
 def facts(step: Step, settings: Settings, names: list[str]) -> dict[str, Any]:
@@ -264,10 +334,11 @@ def quality_table(app: App) -> str:
     metrics = app.studio.metrics
     if metrics is None or not rows:
         return "<p>This checkpoint has not been measured.</p>"
+    how = f" by {metrics['scheduler']} in {metrics['num_inference_steps']} steps" if "scheduler" in metrics else ""
     return (
-        f"<p>{metrics['num_samples']:,} pictures by {metrics['scheduler']} in {metrics['num_inference_steps']} steps,"
-        " measured against the 60,000 training images of Fashion-MNIST. The last column is what 10,000 real test"
-        " images get.</p><table><thead><tr><th>metric</th><th>this checkpoint</th><th>real images</th></tr></thead>"
+        f"<p>{metrics['num_samples']:,} pictures{how}, measured against the 60,000 training images of Fashion-MNIST."
+        " The last column is what 10,000 real test images get.</p>"
+        "<table><thead><tr><th>metric</th><th>this checkpoint</th><th>real images</th></tr></thead>"
         f"<tbody>{rows}</tbody></table>"
     )
 
@@ -276,7 +347,7 @@ def settings_row(steps: int = 20, with_guidance: bool = True) -> list[gr.compone
     """Steps, scheduler and guidance."""
     return [
         gr.Slider(1, generation.MAX_STEPS, steps, step=1, label="Steps"),
-        gr.Dropdown(list(SCHEDULERS), value="DDPM", label="Scheduler"),
+        gr.Dropdown(list(SCHEDULERS), value=Settings.scheduler, label="Scheduler"),
         gr.Slider(
             1, generation.MAX_GUIDANCE, 1, step=0.25, label="Guidance", info="towards the class", visible=with_guidance
         ),
@@ -340,7 +411,7 @@ def build(app: App) -> gr.Blocks:
                 progress = gr.HTML(bar(app.shown), elem_id="draw-bar")
                 film = gr.HTML(elem_id="draw-strip")
                 with gr.Row():
-                    png, gif = gr.DownloadButton("PNG", size="sm"), gr.DownloadButton("GIF", size="sm")
+                    png, gif = (gr.DownloadButton(name, size="sm", interactive=False) for name in ("PNG", "GIF"))
             inputs = [labels, count, steps, scheduler, guidance, seed]
             on(go, stop, app.draw, inputs, [stage, progress, film, png, gif])
             endpoint("draw", app.api_draw, inputs, [pictures, run_facts])
@@ -357,14 +428,14 @@ def build(app: App) -> gr.Blocks:
                 seeds = [seed_row(3, "From seed"), seed_row(4, "To seed")]
                 frames = gr.Slider(3, generation.MAX_FRAMES, 12, step=1, label="Pictures on the way")
                 steps = gr.Slider(1, generation.MAX_STEPS, 20, step=1, label="Steps")
-                scheduler = gr.Dropdown(list(SCHEDULERS), value="DDPM", label="Scheduler")
+                scheduler = gr.Dropdown(list(SCHEDULERS), value=Settings.scheduler, label="Scheduler")
                 go, stop = buttons("Morph")
             with gr.Column(scale=3, min_width=280):
                 film = gr.HTML(empty("Morph", "a moving picture from one seed to another"), elem_id="morph-film")
                 stage = gr.HTML(elem_id="morph-wall")
                 progress = gr.HTML(elem_id="morph-bar")
                 with gr.Row():
-                    png, gif = gr.DownloadButton("PNG", size="sm"), gr.DownloadButton("GIF", size="sm")
+                    png, gif = (gr.DownloadButton(name, size="sm", interactive=False) for name in ("PNG", "GIF"))
             inputs = [*ends, *seeds, frames, steps, scheduler]
             on(go, stop, app.morph, inputs, [stage, film, progress, png, gif])
             endpoint("morph", app.api_morph, inputs, [pictures, run_facts])
@@ -375,6 +446,7 @@ def build(app: App) -> gr.Blocks:
                 upload = gr.File(
                     label="or your own", file_types=["image"], type="filepath", height=110, elem_id="upload"
                 )
+                refuse_addresses(upload)
                 preview = gr.HTML(app.preview(None, "sneaker"), elem_id="preview")
                 label = gr.Dropdown(
                     [OWN_CLASSES, *names], value=OWN_CLASSES, label="Denoise as", visible=knows_classes
@@ -386,11 +458,9 @@ def build(app: App) -> gr.Blocks:
             with gr.Column(scale=3, min_width=280):
                 stage = gr.HTML(empty("Repaint", "the picture made anew"), elem_id="repaint-wall")
                 progress = gr.HTML(elem_id="repaint-bar")
-                png = gr.DownloadButton("PNG", size="sm")
-            for changed in (example, upload):
-                changed.change(
-                    app.preview, [upload, example], preview, show_progress="hidden", api_visibility="private"
-                )
+                png = gr.DownloadButton("PNG", size="sm", interactive=False)
+            upload.change(app.preview, [upload, example], preview, show_progress="hidden", api_visibility="private")
+            example.input(app.choose, example, [preview, upload], show_progress="hidden", api_visibility="private")
             inputs = [upload, example, label, strength, steps, scheduler, guidance, seed]
             on(go, stop, app.repaint, inputs, [stage, progress, png])
             endpoint("repaint", app.api_repaint, inputs, [pictures, run_facts])
@@ -434,5 +504,4 @@ def launch(page: gr.Blocks, **options: Any):
 
 
 if __name__ == "__main__":
-    default = "base" if "base" in bundled_pipelines() else "spec"
-    launch(build(App(os.environ.get("MODEL_ID", default))))
+    launch(build(App(os.environ.get("MODEL_ID", "base"))))

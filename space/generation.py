@@ -17,10 +17,10 @@ from typing import Any
 import diffusers
 import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
-from PIL import Image, ImageChops, ImageOps
+from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from fmnist_diffusion import FashionMNISTPipeline, bundled_pipelines, load_pipeline
-from fmnist_diffusion.publish import measured_metrics, read_json
+from fmnist_diffusion.publish import measured_metrics, read_metrics
 
 
 SCHEDULERS = {
@@ -28,10 +28,9 @@ SCHEDULERS = {
     "DDIM": "DDIMScheduler",
     "DPM-Solver++": "DPMSolverMultistepScheduler",
     "UniPC": "UniPCMultistepScheduler",
-    "Heun": "HeunDiscreteScheduler",
     "Euler ancestral": "EulerAncestralDiscreteScheduler",
 }
-MAX_IMAGES, MAX_STEPS, MAX_FRAMES, MAX_GUIDANCE = 40, 100, 24, 8.0
+MAX_IMAGES, MAX_STEPS, MAX_FRAMES, MAX_GUIDANCE = 40, 100, 24, 8
 MAX_SEED = 2**32 - 1
 MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS = 5_000_000, 25_000_000
 UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
@@ -74,7 +73,7 @@ class Settings:
     labels: tuple[str, ...] = ()
     num_images: int = 10
     num_inference_steps: int = 20
-    scheduler: str = "DDPM"
+    scheduler: str = "UniPC"
     guidance_scale: float = 1.0
     seed: int = 0
 
@@ -86,7 +85,7 @@ class Settings:
             ("seed", self.seed, 0, MAX_SEED),
         ):
             if not isinstance(value, int | float) or isinstance(value, bool) or not low <= value <= high:
-                raise RequestError(f"The {name} must be from {low:g} to {high:g}.")
+                raise RequestError(f"The {name} must be from {low} to {high:,}.")
         for name in ("num_images", "num_inference_steps", "seed"):
             if getattr(self, name) != int(getattr(self, name)):
                 raise RequestError(f"The {name.replace('_', ' ')} must be a whole number.")
@@ -166,7 +165,7 @@ class Studio:
 
     def __init__(self, model_id: str, device: str | None = None):
         self.model_id = model_id
-        pipe = load_pipeline(model_id)
+        pipe = load_pipeline(model_id, scheduler=None)
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.unet: Any = pipe.unet.eval().requires_grad_(False).to(self.device)
         self.scheduler_config = pipe.scheduler.config
@@ -181,18 +180,19 @@ class Studio:
 
     @cached_property
     def metrics(self) -> dict[str, Any] | None:
-        """What is in the `metrics.json` of the checkpoint, if it has one."""
+        """What is in the `metrics.json` of the checkpoint, if it has one that can be read."""
         from fmnist_diffusion.hub import PRETRAINED_DIR
 
         folder = PRETRAINED_DIR / self.model_id if self.model_id in bundled_pipelines() else Path(self.model_id)
-        if folder.is_dir():
-            return read_json(folder / "metrics.json")
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
         try:
-            return read_json(Path(hf_hub_download(self.model_id, "metrics.json")))
-        except (EntryNotFoundError, OSError):
+            local = folder.is_dir()
+            return read_metrics(
+                folder / "metrics.json" if local else Path(hf_hub_download(self.model_id, "metrics.json"))
+            )
+        except (EntryNotFoundError, OSError, ValueError):
             return None
 
     def quality(self) -> list[tuple[str, float, float]]:
@@ -417,9 +417,12 @@ def open_upload(path: str | os.PathLike) -> Image.Image:
             )
         image.draft("RGB", (512, 512))
         image.load()
-        image = ImageOps.exif_transpose(image)
-        # Sixteen bits a pixel.
-        return image.point(lambda value: value / 256).convert("L") if image.mode.startswith("I") else image
+        if image.mode.startswith("I"):
+            # Sixteen bits a pixel.
+            image = image.point(lambda value: value / 256).convert("L")
+        # Copies of it shall be small.
+        image.thumbnail((1024, 1024))
+        return ImageOps.exif_transpose(image)
     except RequestError:
         raise
     # Pillow's decoders raise what they like at a broken file.
@@ -430,12 +433,14 @@ def open_upload(path: str | os.PathLike) -> Image.Image:
 def to_fashion_mnist(image: Image.Image, size: tuple[int, int] = (28, 28)) -> Image.Image:
     """Any picture as one of the data set: grey, a light thing on black, filling the frame.
 
-    What is transparent becomes background; a light background, by the corners, is inverted.
+    What is transparent becomes background, and a dark thing on it is inverted; so is a picture of light corners.
     """
     rgba = image.convert("RGBA")
     grey, alpha = rgba.convert("L"), rgba.getchannel("A")
-    if alpha.getextrema()[0] < 255:
-        thing = ImageChops.multiply(grey, alpha)
+    if alpha.getextrema()[0] < 128:
+        opaque = alpha.point(lambda value: 255 * (value > 127))
+        dark = opaque.getbbox() is not None and ImageStat.Stat(grey, opaque).mean[0] < 80
+        thing = ImageChops.multiply(ImageChops.invert(grey) if dark else grey, alpha)
     else:
         patch = max(1, min(grey.size) // 8)
         corners = Image.new("L", (2 * patch, 2 * patch))

@@ -17,6 +17,7 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 from torch.testing import assert_close
 
@@ -122,7 +123,7 @@ class TestExportPipeline:
         assert not (tmp_path / "train_config.json").exists()
 
     def test_of_a_loaded_model_does_not_tell_its_path(self, folder, tmp_path):
-        pipe = load_pipeline(folder)
+        pipe = load_pipeline(folder, scheduler=None)
         export_pipeline(pipe.unet, pipe.scheduler, tmp_path / "again")
         for name in ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json"):
             assert (tmp_path / "again" / name).read_text() == (folder / name).read_text()
@@ -149,13 +150,20 @@ class TestExportPipeline:
 
 class TestLocalFolder:
     def test_load_pipeline(self, folder):
-        pipe = load_pipeline(folder)
+        pipe = load_pipeline(folder, scheduler=None)
         assert type(pipe) is FashionMNISTPipeline
         assert type(pipe.unet) is FashionMNISTUNet2DModel
         assert not pipe.unet.training
         expected = FashionMNISTPipeline(get_unet(), DDPMScheduler())
         assert_close(draw(pipe, class_labels="bag"), draw(expected, class_labels="bag"))
         assert load_pipeline(str(folder), dtype=torch.float16).unet.dtype == torch.float16
+
+    def test_load_pipeline_samples_with_the_scheduler_that_is_asked_for(self, folder):
+        stored = load_pipeline(folder, scheduler=None).scheduler
+        assert type(load_pipeline(folder).scheduler) is UniPCMultistepScheduler
+        asked = load_pipeline(folder, scheduler="DDIMScheduler").scheduler
+        assert type(asked) is DDIMScheduler
+        assert torch.equal(asked.betas, stored.betas)
 
     def test_load_pipeline_of_a_native_save(self, tmp_path):
         DDPMPipeline(get_unet(), DDPMScheduler()).save_pretrained(tmp_path / "stock")  # type: ignore[arg-type]

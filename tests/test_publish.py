@@ -138,6 +138,25 @@ class TestPush:
         push_pipeline(folder, REPO_ID, private=True)
         assert hub.repositories[REPO_ID].private
 
+    def test_private_never_goes_public(self, hub, folder):
+        push_pipeline(folder, REPO_ID)
+        before = dict(hub.repositories[REPO_ID].commits)
+        with pytest.raises(PublishError, match="someone/tiny exists and is public: leave out --private"):
+            push_pipeline(folder, REPO_ID, private=True)
+        assert hub.repositories[REPO_ID].commits == before
+
+    @pytest.mark.parametrize("content", ["[]", '{"accuracy": 0.9}'])
+    def test_measurements_of_another_program_are_left_out(self, hub, folder, content):
+        (folder / "metrics.json").write_text(content)
+        push_pipeline(folder, REPO_ID)
+        assert "metrics.json" not in hub.repositories[REPO_ID].files
+        assert b"Not measured yet" in hub.repositories[REPO_ID].files["README.md"]
+
+    def test_a_broken_file_is_named(self, hub, folder):
+        (folder / "metrics.json").write_text("{")
+        with pytest.raises(ValueError, match=r"metrics\.json is no JSON .*: mend it, or remove it"):
+            push_pipeline(folder, REPO_ID)
+
     def test_branch_and_tag(self, hub, folder):
         push_pipeline(folder, REPO_ID, revision="trial", tag="v0.1")
         repository = hub.repositories[REPO_ID]
@@ -333,9 +352,13 @@ class TestCard:
 
 
 class TestSpace:
-    def test_push(self, hub, folder):
-        push_pipeline(folder, REPO_ID)
-        assert push_space("demo", REPO_ID) == f"{hub.endpoint}/spaces/someone/demo"
+    @pytest.fixture(autouse=True)
+    def model(self, hub):
+        hub.repositories[REPO_ID] = Repository()
+        hub.repositories[REPO_ID].commit({"model_index.json": b"{}"})
+
+    def test_push(self, hub):
+        assert push_space("demo", "tiny") == f"{hub.endpoint}/spaces/someone/demo"
         space = hub.repositories["spaces/someone/demo"]
         assert space.variables == {"MODEL_ID": REPO_ID}
         card = yaml.safe_load(space.files["README.md"].decode().split("---\n")[1])
@@ -354,6 +377,14 @@ class TestSpace:
         commits = dict(hub.repositories["spaces/someone/demo"].commits)
         push_space("demo", REPO_ID)
         assert hub.repositories["spaces/someone/demo"].commits == commits
+
+    def test_a_model_that_the_space_could_not_read(self, hub):
+        with pytest.raises(PublishError, match="someone/missing is not there"):
+            push_space("demo", "missing")
+        hub.repositories[REPO_ID].private = True
+        with pytest.raises(PublishError, match="someone/tiny is private, and the Space could not read it"):
+            push_space("demo", REPO_ID)
+        assert list(hub.repositories) == [REPO_ID]
 
     def test_what_is_pushed_runs_without_the_package(self, tmp_path, folder):
         """Up to its first picture, in a process where the Space's own copy of the source is all there is."""
@@ -376,7 +407,8 @@ class TestSpace:
 
 
 class TestCommand:
-    def test_push_space(self, hub, capsys):
+    def test_push_space(self, hub, folder, capsys):
+        push_pipeline(folder, REPO_ID)
         main(["push-space", "--repo-id", "demo", "--model", REPO_ID])
         assert capsys.readouterr().out == f"The demo is at {hub.endpoint}/spaces/someone/demo\n"
 

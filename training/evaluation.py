@@ -11,10 +11,9 @@ from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.evaluation import (
     Classifier,
     InceptionFeatures,
-    Samples,
     SamplingSettings,
     classifier_metrics,
-    draw,
+    draw_all,
     find_inception,
     inception_metrics,
 )
@@ -52,12 +51,7 @@ class SampleEvaluator:
             config.guidance_scale,
             conditional=unet.config["num_class_embeds"] is not None,
         )
-        samples = Samples.joined(
-            [
-                draw(pipeline, settings, start, min(BATCH, config.num_samples - start), config.seed)
-                for start in range(0, config.num_samples, BATCH)
-            ]
-        )
+        samples = draw_all(pipeline, settings, config.num_samples, BATCH, config.seed)
         features = self.classifier(samples.images)
         metrics = classifier_metrics(features, self.classifier.classify(features), samples.labels)
         del metrics["class_shares"]
@@ -74,12 +68,18 @@ class SampleEvaluator:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= global_step]
 
     def record(self, step: int, epoch: int, metrics: dict[str, float]) -> bool:
-        """Adds a row; returns whether it is the best of all, by FID where that was measured."""
+        """Adds a row; returns whether it is the best of those measured in the same way, by FID where there is one."""
         name = "fid_train" if "fid_train" in metrics else "classifier_frechet_distance_train"
-        best = all(metrics[name] < float(row.get(name) or "inf") for row in self.rows)
-        self.rows.append({"step": step, "epoch": epoch, **metrics})
+        way = {
+            "num_samples": str(self.config.num_samples),
+            "num_inference_steps": str(self.config.num_inference_steps),
+        }
+        alike = [row for row in self.rows if way.items() <= row.items()]
+        best = all(metrics[name] < float(row.get(name) or "inf") for row in alike)
+        self.rows.append({"step": step, "epoch": epoch, **way, **metrics})
         with self.path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, self.rows[-1].keys(), extrasaction="ignore")
+            # A resumed run may measure more than the one before it.
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in self.rows for name in row)))
             writer.writeheader()
             writer.writerows(self.rows)
         return best

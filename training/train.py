@@ -103,7 +103,7 @@ class Trainer:
 
         # 1. data and model, the same in every process
         set_seed(config.seed)
-        pretrained = load_pipeline(config.init_from) if config.init_from else None
+        pretrained = load_pipeline(config.init_from, scheduler=None) if config.init_from else None
         channels = config.data.channels or (pretrained.unet.config["in_channels"] if pretrained else 1)
         resolution = config.data.resolution or (pretrained.unet.config["sample_size"] if pretrained else 28)
         images, label_names = load_training_images(config, resolution, channels)
@@ -153,9 +153,6 @@ class Trainer:
         unet.to(memory_format=self.memory_format)  # pyright: ignore[reportCallIssue]
         if config.gradient_checkpointing:
             unet.enable_gradient_checkpointing()
-        if self.device.type == "cpu":
-            # The backward pass of torch's own fused attention is a tenth of a step here, for so few tokens.
-            unet.set_attention_backend("_native_math")
         if config.compile:
             unet.compile()
 
@@ -496,7 +493,8 @@ class Trainer:
             metrics = self.evaluator.measure(unet.to(memory_format=self.memory_format), self.scheduler)
         self.accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, self.progress.global_step)
         self.bar.write(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        if self.evaluator.record(self.progress.global_step, epoch, metrics):
+        best = self.evaluator.record(self.progress.global_step, epoch, metrics)
+        if best or not (self.folder / "best").exists():
             self._export(unet, self.folder / "best")
 
     def _export(self, unet: FashionMNISTUNet2DModel, folder: Path) -> None:
@@ -504,15 +502,23 @@ class Trainer:
         # Where things lie on this machine is nobody else's business.
         for name in ("output_dir", "resume", "push_to_hub", "push_to_hub_epochs", "hub_model_id", "hub_private_repo"):
             del train_config[name]
-        for settings, name in ((train_config, "init_from"), (train_config["data"], "train_data_dir")):
-            if settings[name] is not None and Path(settings[name]).exists():
-                settings[name] = Path(settings[name]).name
+        data = train_config["data"]
+        for settings, name in ((train_config, "init_from"), (data, "dataset_name"), (data, "train_data_dir")):
+            if settings[name] is not None:
+                settings[name] = public_name(settings[name])
         export_pipeline(unet, self.scheduler, folder, train_config=train_config)
         # It was measured of other weights.
         (folder / "metrics.json").unlink(missing_ok=True)
         (folder / "images").mkdir(exist_ok=True)
         for grid in self.sample_grids()[-1:]:
             shutil.copyfile(grid, folder / "images" / "samples.png")
+
+
+def public_name(source: str) -> str:
+    """The name of a data set or pipeline as others may see it: of a path on this machine, the last part."""
+    path = Path(source)
+    local = source.startswith((".", "~")) or source.count("/") > 1 or path.is_absolute() or path.exists()
+    return path.name if local else source
 
 
 def load_training_images(

@@ -4,7 +4,7 @@ from .classifier import Classifier
 from .evaluate import classifier_metrics, evaluate_pipeline, evaluate_samples, inception_metrics
 from .inception import InceptionFeatures, download_inception, find_inception
 from .metrics import frechet_distance, kernel_distance, manifold_metrics
-from .samples import Samples, SamplingSettings, draw, load_samples
+from .samples import Samples, SamplingSettings, draw, draw_all, load_samples
 
 
 __all__ = [
@@ -15,6 +15,7 @@ __all__ = [
     "classifier_metrics",
     "download_inception",
     "draw",
+    "draw_all",
     "evaluate_pipeline",
     "evaluate_samples",
     "find_inception",

@@ -41,9 +41,11 @@ class Classifier:
         """Features before the last layer, float32 `(num_images, 256)` on the CPU, of uint8 images
         `(num_images, 1, height, width)`."""
         features = []
-        for batch in images.split(BATCH):
-            sample = to_classifier_input(to_model_input(batch.to(self.device)))
-            features.append(self.model.regnet(sample).pooler_output.flatten(1).cpu())
+        # Whatever the model that drew them computes in.
+        with torch.autocast(self.device.type, enabled=False):
+            for batch in images.split(BATCH):
+                sample = to_classifier_input(to_model_input(batch.to(self.device)))
+                features.append(self.model.regnet(sample).pooler_output.flatten(1).cpu())
         return torch.cat(features)
 
     @torch.no_grad()

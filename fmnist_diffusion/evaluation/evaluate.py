@@ -5,7 +5,7 @@ import json
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
-from importlib.metadata import version
+from importlib.metadata import distributions
 from pathlib import Path
 from typing import Any
 
@@ -14,7 +14,7 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from tqdm.auto import tqdm
 
-from fmnist_diffusion.data import load_images
+from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images
 
 from .classifier import Classifier
 from .inception import InceptionFeatures
@@ -43,7 +43,9 @@ from .samples import IMAGES_PER_SEED, RESOLUTION, Samples, SamplingSettings, dra
 
 PROTOCOL = (
     "uint8 images of 28x28, grey repeated to 3 channels, resized bilinearly to 299x299 (align_corners false), scaled"
-    " to [-1, 1]; float32 features of the last pooling layer; statistics in float64"
+    " to [-1, 1]; float32 features of the last pooling layer; statistics in float64. KID (100 pairs of subsets of"
+    " 1,000), precision, recall, density and coverage (5 nearest neighbours) against the first 10,000 training images,"
+    " the latter four of as many samples"
 )
 PACKAGES = ("fmnist-diffusion", "torch", "diffusers", "transformers", "torchmetrics", "openvino", "numpy")
 
@@ -117,15 +119,14 @@ def classifier_metrics(features: torch.Tensor, classes: torch.Tensor, labels: to
 
 def inception_metrics(features: torch.Tensor, reference: torch.Tensor | None = None) -> dict[str, float]:
     """FID against all training and all test images; with the features of a `reference` of real images also the kernel
-    distance to them, and precision, recall, density and coverage."""
+    distance to them, and precision, recall, density and coverage, of at most as many samples."""
     metrics = {
         "fid_train": frechet_distance(features, load_moments("inception", "train")),
         "fid_test": frechet_distance(features, load_moments("inception", "test")),
     }
     if reference is not None:
         metrics["kid_train"] = kernel_distance(features, reference)
-        count = min(len(features), len(reference))
-        metrics |= manifold_metrics(features[:count], reference[:count])
+        metrics |= manifold_metrics(features[: len(reference)], reference)
     return metrics
 
 
@@ -195,7 +196,7 @@ class Evaluation:
         metrics = classifier_metrics(features, classes, samples.labels)
         if samples.inception is not None:
             assert self.inception is not None
-            reference = self.train[: min(NUM_REFERENCE_IMAGES, len(samples))]
+            reference = self.train[:NUM_REFERENCE_IMAGES]
             real = cached_features(self.inception, reference, "real images, once")
             metrics = inception_metrics(samples.inception, real) | metrics
 
@@ -225,10 +226,12 @@ class Evaluation:
             **settings,
             "metrics": summarise(results),
             "real": load_real_metrics(),
-            "num_real_images": {key: load_moments(*of).num_images for key, of in statistics.items()},
+            "num_real_images": {
+                **{key: load_moments(*of).num_images for key, of in statistics.items()},
+                "nearest": len(self.train),
+            },
             "protocol": PROTOCOL,
             "num_threads": torch.get_num_threads(),
-            "versions": {name: version(name) for name in PACKAGES},
             "sha256": {
                 **{name: network_hash(name) for name in networks},
                 **{
@@ -282,6 +285,12 @@ def pipeline_hash(pipe: Any) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def versions() -> dict[str, str]:
+    """Those of this package and of what it measures with; on a GPU, OpenVINO may be missing."""
+    installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}
 
 
 def device_name(device: torch.device) -> str:
@@ -348,6 +357,12 @@ def evaluate_pipeline(
             f"{name} draws {shape[0]}-channel images of size {shape[1]}, which cannot be compared with grey 28x28"
             " ones: give another pipeline"
         )
+    num_classes = pipe.unet.config.num_class_embeds
+    if sampling.conditional and num_classes != len(FASHION_MNIST_LABELS):
+        raise ValueError(
+            f"{name} knows {num_classes} classes, which are not those of Fashion-MNIST: give --unconditional, or"
+            " another pipeline"
+        )
     settings = {
         "source": name,
         "unet_sha256": pipeline_hash(pipe),
@@ -359,6 +374,7 @@ def evaluate_pipeline(
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "device": device_name(pipe.unet.device),
         "inception": inception is not None,
+        "versions": versions(),
     }
     prepare_folder(folder, settings)
     evaluation = Evaluation(inception, pipe.unet.device, train_data_dir)
@@ -385,6 +401,7 @@ def evaluate_samples(
         "images_sha256": hashlib.sha256(samples.images.numpy().tobytes()).hexdigest(),
         "num_samples": len(samples),
         "inception": inception is not None,
+        "versions": versions(),
     }
     prepare_folder(folder, settings)
     features = cached_features(inception, samples.images, "samples") if inception else None

@@ -90,8 +90,8 @@ def kernel_distance(features: torch.Tensor, real: torch.Tensor, seed: int = 0) -
         # It keeps all features, which are here anyway.
         warnings.simplefilter("ignore", UserWarning)
         metric = KernelInceptionDistance(Identity(features.shape[1]), subsets=KID_SUBSETS, subset_size=KID_SUBSET_SIZE)
-    metric.update(real, real=True)
-    metric.update(features, real=False)
+    metric.update(real.double(), real=True)
+    metric.update(features.double(), real=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
         return float(metric.compute()[0])

@@ -5,7 +5,6 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
-from zipfile import BadZipFile
 
 import numpy as np
 import torch
@@ -78,6 +77,9 @@ def draw(pipe: Any, settings: SamplingSettings, start: int, count: int, seed: in
 
     Image i starts from the noise of the generator that is seeded with `seed * 2**20 + i`, and is of class i modulo the
     number of classes. (Of a seed, torch's generator on the CPU heeds the lower 32 bits only.)
+
+    Raises:
+        `ValueError`: what the model draws is not finite.
     """
     indices = range(start, start + count)
     labels = [i % pipe.unet.config.num_class_embeds for i in indices] if settings.conditional else None
@@ -99,11 +101,21 @@ def draw(pipe: Any, settings: SamplingSettings, start: int, count: int, seed: in
             generator=[torch.Generator().manual_seed(seed * IMAGES_PER_SEED + i) for i in indices],
             output_type="latent",
         ).images
+        if not images.isfinite().all():
+            raise ValueError("the model draws pixels that are not finite: give another --dtype, or another pipeline")
         pixels = to_uint8(images).cpu()
     finally:
         hook.remove()
     seconds = time.perf_counter() - began
     return Samples(pixels, None if labels is None else torch.tensor(labels), evaluations, seconds)
+
+
+def draw_all(pipe: Any, settings: SamplingSettings, num_samples: int, batch_size: int, seed: int = 0) -> Samples:
+    """[`draw`]s the first `num_samples` images of `seed`, a batch at a time."""
+    starts = range(0, num_samples, batch_size)
+    return Samples.joined(
+        [draw(pipe, settings, start, min(batch_size, num_samples - start), seed) for start in starts]
+    )
 
 
 def load_samples(path: Path, num_samples: int | None = None) -> Samples:
@@ -141,7 +153,8 @@ def read_npz(path: Path) -> Samples:
     try:
         with np.load(path, allow_pickle=False) as file:
             arrays = dict(file)
-    except (BadZipFile, EOFError, OSError, ValueError) as error:
+    # At a broken file, NumPy and the modules beneath it raise what they like.
+    except Exception as error:
         raise ValueError(f"{path} cannot be read as .npz ({error}): write it with numpy.savez") from error
     name = "images" if "images" in arrays else next(iter(arrays), "images")
     if name not in arrays or (name != "images" and len(arrays) > 1):
@@ -164,7 +177,7 @@ def read_picture(path: Path) -> torch.Tensor:
         raise ValueError(f"{path} cannot be read ({error}): remove it or write it anew") from error
     if pixels.ndim == 3 and pixels.shape[2] == 3 and (pixels == pixels[..., :1]).all():
         pixels = pixels[..., 0]
-    if pixels.dtype != np.uint8 or pixels.shape != (RESOLUTION, RESOLUTION):
+    if picture.mode not in ("L", "RGB") or pixels.shape != (RESOLUTION, RESOLUTION):
         raise ValueError(
             f"{path} is {picture.mode} of {picture.width}x{picture.height}: give grey 8-bit pictures of"
             f" {RESOLUTION}x{RESOLUTION}"

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from diffusers.configuration_utils import ConfigMixin, register_to_config
 from diffusers.models.activations import ACT2CLS, get_activation
 from diffusers.models.attention import AttentionMixin, AttentionModuleMixin
-from diffusers.models.attention_dispatch import dispatch_attention_fn
+from diffusers.models.attention_dispatch import AttentionBackendName, dispatch_attention_fn
 from diffusers.models.embeddings import TimestepEmbedding, Timesteps
 from diffusers.models.modeling_utils import ModelMixin
 from diffusers.models.unets.unet_2d import UNet2DOutput
@@ -65,8 +65,12 @@ class FashionMNISTAttnProcessor:
             query, key, value = attn.to_q(hidden_states), attn.to_k(hidden_states), attn.to_v(hidden_states)
         # (B, H*W, C) -> (B, H*W, heads, C/heads)
         query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))
+        backend = self._attention_backend
+        if backend is None and query.device.type == "cpu" and torch.is_grad_enabled():
+            # The backward pass of the fused attention would be a tenth of a training step, for so few tokens.
+            backend = AttentionBackendName._NATIVE_MATH
         hidden_states = dispatch_attention_fn(
-            query, key, value, backend=self._attention_backend, parallel_config=self._parallel_config
+            query, key, value, backend=backend, parallel_config=self._parallel_config
         )
         return attn.to_out[1](attn.to_out[0](hidden_states.flatten(2, 3)))
 

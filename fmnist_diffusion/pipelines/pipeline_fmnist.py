@@ -42,16 +42,12 @@ EXAMPLE_DOC_STRING = """
     Examples:
         ```py
         >>> import torch
-        >>> from diffusers import DPMSolverMultistepScheduler
         >>> from fmnist_diffusion import load_pipeline
 
         >>> pipe = load_pipeline("path/or/repo-id")
-        >>> pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
         >>> images = pipe(
         ...     class_labels=["Ankle boot", 8],
         ...     num_images_per_prompt=4,
-        ...     num_inference_steps=20,
-        ...     guidance_scale=2.0,
         ...     generator=torch.manual_seed(0),
         ... ).images
         >>> images[0].save("ankle_boot.png")
@@ -264,7 +260,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self,
         class_labels: int | str | Sequence[int | str] | None = None,
         num_images_per_prompt: int = 1,
-        num_inference_steps: int = 50,
+        num_inference_steps: int = 20,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -285,7 +281,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 without a class.
             num_images_per_prompt (`int`, defaults to `1`):
                 Images of each label. All images of the first label come first, then those of the second.
-            num_inference_steps (`int`, defaults to `50`):
+            num_inference_steps (`int`, defaults to `20`):
                 Denoising steps, from 1 to the scheduler's `num_train_timesteps`. A scheduler of the second order
                 evaluates the model about twice in a step.
             guidance_scale (`float`, defaults to `1.0`):

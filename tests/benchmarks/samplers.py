@@ -2,41 +2,57 @@
 
     python tests/benchmarks/samplers.py base
 
-All settings start from the same noise, and are asked for the same classes.
+All settings start from the same noise, and are asked for the same classes. With `--weak`, an earlier checkpoint of the
+same model, guidance is by that one (autoguidance, arXiv 2406.02070, equation 3) and not by the null label.
 """
 
 import argparse
 from itertools import product
+from typing import Any
 
 import diffusers
 import torch
+from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from fmnist_diffusion import load_pipeline
-from fmnist_diffusion.cli import SCHEDULERS
-from fmnist_diffusion.evaluation import Classifier, SamplingSettings, classifier_metrics, draw
+from fmnist_diffusion.cli import DTYPES, SCHEDULERS
+from fmnist_diffusion.evaluation import Classifier, SamplingSettings, classifier_metrics, draw_all
 
 
 class Bench:
     def __init__(self, options: argparse.Namespace):
-        self.pipe = load_pipeline(options.pipeline).to(options.device)
+        dtype = getattr(torch, options.dtype)
+        self.pipe = load_pipeline(options.pipeline, dtype=dtype).to(options.device)
         self.pipe.set_progress_bar_config(disable=True)
+        self.weak = load_pipeline(options.weak, dtype=dtype).to(options.device).unet if options.weak else None
+        self.strong_forward = self.pipe.unet.forward
         self.classifier = Classifier(options.device)
         self.num_samples, self.batch_size = options.num_samples, options.batch_size
         self.config = self.pipe.scheduler.config
 
+    def autoguide(self, scale: float) -> None:
+        def forward(*args: Any, **kwargs: Any) -> UNet2DOutput:
+            strong, weak = self.strong_forward(*args, **kwargs).sample, self.weak(*args, **kwargs).sample
+            return UNet2DOutput(weak + scale * (strong - weak))
+
+        self.pipe.unet.forward = self.strong_forward if scale == 1 else forward
+
     def row(self, scheduler: str, steps: int, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)) -> str:
         self.pipe.scheduler = getattr(diffusers, SCHEDULERS[scheduler]).from_config(self.config)
-        settings = SamplingSettings(steps, scale, interval, self.pipe.unet.config.num_class_embeds is not None)
-        parts = [
-            draw(self.pipe, settings, start, min(self.batch_size, self.num_samples - start))
-            for start in range(0, self.num_samples, self.batch_size)
-        ]
-        features = torch.cat([self.classifier(part.images) for part in parts])
-        labels = torch.cat([part.labels for part in parts]) if settings.conditional else None
-        metrics = classifier_metrics(features, self.classifier.classify(features), labels)
-        evaluations = sum(part.evaluations for part in parts) / self.num_samples
-        agreement = f"{metrics['class_agreement']:.1%}" if settings.conditional else ""
-        guidance = "" if scale == 1 else f"{scale:g} in {interval[0]:g} to {interval[1]:g}"
+        conditional = self.pipe.unet.config.num_class_embeds is not None
+        settings = SamplingSettings(steps, scale, interval, conditional)
+        if self.weak is not None:
+            self.autoguide(scale)
+            settings = SamplingSettings(steps, conditional=conditional)
+        samples = draw_all(self.pipe, settings, self.num_samples, self.batch_size)
+        features = self.classifier(samples.images)
+        metrics = classifier_metrics(features, self.classifier.classify(features), samples.labels)
+        evaluations = samples.evaluations / self.num_samples
+        if self.weak is not None and scale != 1:
+            evaluations *= 2
+        agreement = f"{metrics['class_agreement']:.1%}" if conditional else ""
+        where = "by the weak one" if self.weak is not None else f"in {interval[0]:g} to {interval[1]:g}"
+        guidance = "" if scale == 1 else f"{scale:g} {where}"
         distance = metrics["classifier_frechet_distance_train"]
         return f"| {scheduler} | {steps} | {guidance} | {evaluations:.0f} | {distance:.3f} | {agreement} |"
 
@@ -44,9 +60,11 @@ class Bench:
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipeline", help="a bundled pipeline, a folder, or a repository on the Hub")
+    parser.add_argument("--weak", metavar="PIPELINE", help="an earlier checkpoint of it, to guide by")
     parser.add_argument("-n", "--num-samples", type=int, default=1000)
     parser.add_argument("--batch-size", type=int, default=100)
     parser.add_argument("--device", default="cpu")
+    parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument(
         "--schedulers", nargs="+", choices=SCHEDULERS, default=["ddpm", "ddim", "dpmsolver++", "unipc", "heun"]
     )

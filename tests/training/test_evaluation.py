@@ -64,6 +64,23 @@ def test_the_best_is_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ]
 
 
+def test_measurements_of_another_size_are_kept_and_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluation, "Classifier", lambda device: None)
+    name, path = "classifier_frechet_distance_train", tmp_path / "eval.csv"
+    first = SampleEvaluator(EvalConfig(num_samples=1000), device=None)  # pyright: ignore[reportArgumentType]
+    first.keep(path, None, 0)
+    assert first.record(1, 1, {name: 1.0})
+    resumed = SampleEvaluator(EvalConfig(num_samples=500), device=None)  # pyright: ignore[reportArgumentType]
+    resumed.keep(path, path, 1)
+    assert resumed.record(2, 2, {name: 3.0, "fid_train": 5.0})
+    assert not resumed.record(3, 3, {name: 3.5, "fid_train": 6.0})
+    assert [(row["num_samples"], row[name]) for row in table(tmp_path)] == [
+        ("1000", "1.0"),
+        ("500", "3.0"),
+        ("500", "3.5"),
+    ]
+
+
 def test_the_same_weights_measure_the_same(tmp_path: Path):
     evaluator = SampleEvaluator(EvalConfig(num_samples=257, num_inference_steps=2), device="cpu")  # pyright: ignore
     unet = FashionMNISTUNet2DModel(block_out_channels=(8, 16), attention_head_dim=8).eval()

@@ -21,7 +21,7 @@ import fmnist_diffusion
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from training.checkpoint import list_checkpoints
 from training.config import parse_config
-from training.train import main
+from training.train import main, public_name
 
 
 ROOT = Path(__file__).parents[2]
@@ -436,6 +436,21 @@ def test_measurements_of_older_weights_do_not_stay_beside_new_ones(make_trainer:
     (tmp_path / "pipeline" / "metrics.json").write_text("{}")
     trainer._export(trainer._sampling_unet(), tmp_path / "pipeline")
     assert not (tmp_path / "pipeline" / "metrics.json").exists()
+
+
+@pytest.mark.parametrize(
+    ("source", "name"),
+    [
+        ("zalando-datasets/fashion_mnist", "zalando-datasets/fashion_mnist"),
+        ("spec", "spec"),
+        ("/home/somebody/secret/pets", "pets"),
+        ("./secret/pets", "pets"),
+        ("~/pets", "pets"),
+        ("secret/project/pets", "pets"),
+    ],
+)
+def test_what_is_exported_names_no_path(source: str, name: str):
+    assert public_name(source) == name
 
 
 def test_a_finished_run_is_not_overwritten(launch: Callable[..., None], capsys: pytest.CaptureFixture[str]):
