@@ -80,8 +80,8 @@ def draw_report(
     axis.bar(positions.tolist(), shares, color=SAMPLE)
     axis.axhline(10, color=REAL, linestyle="--", label="the data")
     axis.set_xticks(positions.tolist(), FASHION_MNIST_LABELS, rotation=35, ha="right")
-    axis.set(ylabel="% of samples", title="what the classifier takes them for")
-    axis.legend(frameon=False)
+    axis.set(ylabel="% of samples", ylim=(0, 1.25 * max(shares)), title="what the classifier takes them for")
+    axis.legend(frameon=False, loc="upper right")
 
     axis = figure.add_subplot(grid[1, 2])
     near = memorisation["pixels"]
