@@ -31,7 +31,7 @@ def test_each_was_measured_with_the_weights_that_it_has(name: str):
     measured = json.loads((PRETRAINED_DIR / name / "metrics.json").read_text())
     assert measured["num_samples"] >= 10_000
     assert measured["metrics"]["fid_train"] > 0
-    assert measured["unet_sha256"] == pipeline_hash(load_pipeline(name, dtype=torch.float32))
+    assert measured["unet_sha256"] == pipeline_hash(load_pipeline(name, dtype=getattr(torch, measured["dtype"])))
 
 
 def test_spec_is_the_specification():

@@ -41,7 +41,7 @@ def real_and_generated() -> None:
         axis.imshow(class_columns(images[:, 0], labels).numpy(), cmap="gray", vmin=0, vmax=255)
         axis.set_xticks([28 * (i + 0.5) - 0.5 for i in range(10)], FASHION_MNIST_LABELS, rotation=35, ha="right")
         axis.set(yticks=[], title=title)
-    figure.savefig(HERE / "real-and-generated.png", dpi=90)
+    figure.savefig(HERE / "real-and-generated.png", dpi=90, bbox_inches="tight")
 
 
 def denoising(studio: generation.Studio) -> None:

@@ -23,6 +23,9 @@ TIME_CONDITIONINGS = ("bottleneck", "all")
 TIME_SCALE_SHIFTS = ("default", "scale_shift")
 SKIP_CONNECTIONS = ("concat", "add", "none")
 
+# For so few tokens, the backward pass of torch's fused attention on a CPU would be a tenth of a training step.
+MATH_ATTENTION_TOKENS = 256
+
 
 class CheckpointSafeBatchNorm2d(nn.BatchNorm2d):
     """Batch normalization whose running statistics see each batch once under gradient checkpointing too."""
@@ -66,8 +69,12 @@ class FashionMNISTAttnProcessor:
         # (B, H*W, C) -> (B, H*W, heads, C/heads)
         query, key, value = (x.unflatten(-1, (attn.heads, -1)) for x in (query, key, value))
         backend = self._attention_backend
-        if backend is None and query.device.type == "cpu" and torch.is_grad_enabled():
-            # The backward pass of the fused attention would be a tenth of a training step, for so few tokens.
+        if (
+            backend is None
+            and attn.training
+            and query.device.type == "cpu"
+            and query.shape[1] <= MATH_ATTENTION_TOKENS
+        ):
             backend = AttentionBackendName._NATIVE_MATH
         hidden_states = dispatch_attention_fn(
             query, key, value, backend=backend, parallel_config=self._parallel_config
