@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, expect, sync_playwright
+from playwright.sync_api import Browser, Page, TimeoutError, expect, sync_playwright
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 
@@ -67,11 +67,20 @@ def pictures(page: Page, place: str):
 def open_tab(page: Page, name: str) -> None:
     expect(page.get_by_role("tab", name="Draw", exact=True)).to_be_visible()
     tab = page.get_by_role("tab", name=name, exact=True)
-    if not tab.is_visible():
-        # On a phone the last tabs are in a menu.
-        page.locator(".overflow-menu button:visible").first.click()
-        tab = page.locator(".overflow-dropdown").get_by_text(name, exact=True)
-    tab.click()
+    entry = page.locator(".overflow-dropdown").get_by_text(name, exact=True)
+    # On a phone the last tabs move into a menu, some time after the page is there.
+    for _ in range(10):
+        try:
+            if tab.is_visible():
+                tab.click(timeout=PATIENCE / 10)
+            else:
+                if not entry.is_visible():
+                    page.locator(".overflow-menu button:visible").first.click(timeout=PATIENCE / 10)
+                entry.click(timeout=PATIENCE / 10)
+            return
+        except TimeoutError:
+            continue
+    raise AssertionError(f"there is no tab {name}")
 
 
 def press(page: Page, name: str) -> None:
