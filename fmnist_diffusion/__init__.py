@@ -14,12 +14,14 @@ if TYPE_CHECKING or Path(sys.argv[0]).stem != "fmnist-diffusion":
 if TYPE_CHECKING:
     from .hub import bundled_pipelines, export_pipeline, load_pipeline
     from .pipelines.pipeline_fmnist import FashionMNISTPipeline
+    from .schedulers import SDEDPMSolverScheduler
 
 __version__ = "0.1.0"
 
 __all__ = [
     "FashionMNISTPipeline",
     "FashionMNISTUNet2DModel",
+    "SDEDPMSolverScheduler",
     "bundled_pipelines",
     "export_pipeline",
     "load_pipeline",
@@ -28,6 +30,7 @@ __all__ = [
 LAZY_MODULES = {
     "FashionMNISTPipeline": ".pipelines.pipeline_fmnist",
     "FashionMNISTUNet2DModel": ".models.unet_fmnist",
+    "SDEDPMSolverScheduler": ".schedulers",
     "bundled_pipelines": ".hub",
     "export_pipeline": ".hub",
     "load_pipeline": ".hub",

@@ -29,6 +29,7 @@ SCHEDULERS = {
     "ddim": "DDIMScheduler",
     "pndm": "PNDMScheduler",
     "dpmsolver++": "DPMSolverMultistepScheduler",
+    "sde-dpmsolver++": "SDEDPMSolverScheduler",
     "unipc": "UniPCMultistepScheduler",
     "deis": "DEISMultistepScheduler",
     "euler": "EulerDiscreteScheduler",
@@ -262,7 +263,7 @@ def add_sampling_options(verb: argparse.ArgumentParser, batch_size: int) -> None
     verb.add_argument(
         "--scheduler",
         choices=SCHEDULERS,
-        default="unipc",
+        default="sde-dpmsolver++",
         help="the sampler (default: %(default)s; heun cannot draw with a cosine noise schedule)",
     )
     verb.add_argument(

@@ -6,7 +6,6 @@ import shutil
 from collections.abc import Callable
 from pathlib import Path
 
-import diffusers
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, DiffusionPipeline
 
@@ -14,10 +13,11 @@ from .models import unet_fmnist
 from .models.unet_fmnist import FashionMNISTUNet2DModel
 from .pipelines import pipeline_fmnist
 from .pipelines.pipeline_fmnist import FashionMNISTPipeline
+from .schedulers import scheduler_class
 
 
 PRETRAINED_DIR = Path(__file__).parent / "pretrained"
-DEFAULT_SCHEDULER = "UniPCMultistepScheduler"
+DEFAULT_SCHEDULER = "SDEDPMSolverScheduler"
 
 STOCK_PIPELINES: dict[type, Callable[..., DiffusionPipeline]] = {
     DDPMScheduler: DDPMPipeline,
@@ -40,8 +40,8 @@ def load_pipeline(
         pretrained_model_name_or_path (`str` or `os.PathLike`):
             One of [`bundled_pipelines`], else a folder that [`export_pipeline`] or `save_pretrained` wrote, else the
             id of such a repository on the Hub. A folder named like a bundled pipeline is reached as `./name`.
-        scheduler (`str`, *optional*, defaults to `"UniPCMultistepScheduler"`):
-            The class of diffusers to sample with, made from the config of the scheduler that was stored, which `None`
+        scheduler (`str`, *optional*, defaults to `"SDEDPMSolverScheduler"`):
+            The class to sample with, of this package or of diffusers, made from the config of the scheduler that was stored, which `None`
             keeps. The default draws best in few steps (`tests/benchmarks/samplers.py`).
         kwargs:
             What `from_pretrained` of both [`ModelMixin`] and [`DiffusionPipeline`] takes: `dtype`, `variant`,
@@ -52,6 +52,7 @@ def load_pipeline(
 
     Raises:
         `OSError`: there is no pipeline of that name, or it has no such `revision` or `variant`.
+        `ValueError`: there is no scheduler of that name.
     """
     path = os.fspath(pretrained_model_name_or_path)
     if path in bundled_pipelines():
@@ -80,7 +81,7 @@ def _load(path: str, scheduler: str | None, **kwargs) -> FashionMNISTPipeline:
     unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     pipe = FashionMNISTPipeline.from_pretrained(path, unet=unet, **kwargs)
     if scheduler is not None:
-        pipe.scheduler = getattr(diffusers, scheduler).from_config(pipe.scheduler.config)
+        pipe.scheduler = scheduler_class(scheduler).from_config(pipe.scheduler.config)
     return pipe
 
 

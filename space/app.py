@@ -253,7 +253,7 @@ class App:
             labels: Names of classes, drawn in turn; empty for all of them.
             num_images: Pictures, from 1 to 40.
             steps: Denoising steps, from 1 to 100; more take longer.
-            scheduler: The sampler; UniPC needs the fewest steps.
+            scheduler: The sampler; SDE-DPM-Solver++ draws best.
             guidance: Classifier-free guidance towards the class, from 1 (none) to 8.
             seed: Picture i starts from the noise of seed + i; a whole number below 2^32.
         """

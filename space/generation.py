@@ -14,19 +14,20 @@ from pathlib import Path
 from queue import Empty, Queue
 from typing import Any
 
-import diffusers
 import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
 from fmnist_diffusion import FashionMNISTPipeline, bundled_pipelines, load_pipeline
 from fmnist_diffusion.publish import measured_metrics, read_metrics
+from fmnist_diffusion.schedulers import scheduler_class
 
 
 SCHEDULERS = {
     "DDPM": "DDPMScheduler",
     "DDIM": "DDIMScheduler",
     "DPM-Solver++": "DPMSolverMultistepScheduler",
+    "SDE-DPM-Solver++": "SDEDPMSolverScheduler",
     "UniPC": "UniPCMultistepScheduler",
     "Euler ancestral": "EulerAncestralDiscreteScheduler",
 }
@@ -73,7 +74,7 @@ class Settings:
     labels: tuple[str, ...] = ()
     num_images: int = 10
     num_inference_steps: int = 20
-    scheduler: str = "UniPC"
+    scheduler: str = "SDE-DPM-Solver++"
     guidance_scale: float = 1.0
     seed: int = 0
 
@@ -289,7 +290,7 @@ class Studio:
     def _run(self, settings: Settings, blend: Any = None, **kwargs: Any) -> Generator[Step | RequestError]:
         """Runs a pipeline of its own in a thread of its own, which ends at its next step when this is closed."""
         unet = RequestUNet(self.unet, blend)
-        scheduler = getattr(diffusers, SCHEDULERS[settings.scheduler]).from_config(self.scheduler_config)
+        scheduler = scheduler_class(SCHEDULERS[settings.scheduler]).from_config(self.scheduler_config)
         pipe = FashionMNISTPipeline(unet, scheduler)  # pyright: ignore[reportArgumentType]
         pipe.set_progress_bar_config(disable=True)
         queue: Queue[Any] = Queue()

@@ -17,12 +17,17 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     PNDMScheduler,
-    UniPCMultistepScheduler,
 )
 from torch.testing import assert_close
 
 import fmnist_diffusion
-from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, export_pipeline, load_pipeline
+from fmnist_diffusion import (
+    FashionMNISTPipeline,
+    FashionMNISTUNet2DModel,
+    SDEDPMSolverScheduler,
+    export_pipeline,
+    load_pipeline,
+)
 from fmnist_diffusion import hub as hub_module
 from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
@@ -160,10 +165,12 @@ class TestLocalFolder:
 
     def test_load_pipeline_samples_with_the_scheduler_that_is_asked_for(self, folder):
         stored = load_pipeline(folder, scheduler=None).scheduler
-        assert type(load_pipeline(folder).scheduler) is UniPCMultistepScheduler
+        assert type(load_pipeline(folder).scheduler) is SDEDPMSolverScheduler
         asked = load_pipeline(folder, scheduler="DDIMScheduler").scheduler
         assert type(asked) is DDIMScheduler
         assert torch.equal(asked.betas, stored.betas)
+        with pytest.raises(ValueError, match="no scheduler 'ddim'"):
+            load_pipeline(folder, scheduler="ddim")
 
     def test_load_pipeline_of_a_native_save(self, tmp_path):
         DDPMPipeline(get_unet(), DDPMScheduler()).save_pretrained(tmp_path / "stock")  # type: ignore[arg-type]

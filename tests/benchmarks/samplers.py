@@ -10,13 +10,13 @@ import argparse
 from itertools import product
 from typing import Any
 
-import diffusers
 import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.cli import DTYPES, SCHEDULERS
 from fmnist_diffusion.evaluation import Classifier, SamplingSettings, classifier_metrics, draw_all
+from fmnist_diffusion.schedulers import scheduler_class
 
 
 class Bench:
@@ -38,7 +38,7 @@ class Bench:
         self.pipe.unet.forward = self.strong_forward if scale == 1 else forward
 
     def row(self, scheduler: str, steps: int, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)) -> str:
-        self.pipe.scheduler = getattr(diffusers, SCHEDULERS[scheduler]).from_config(self.config)
+        self.pipe.scheduler = scheduler_class(SCHEDULERS[scheduler]).from_config(self.config)
         conditional = self.pipe.unet.config.num_class_embeds is not None
         settings = SamplingSettings(steps, scale, interval, conditional)
         if self.weak is not None:
@@ -66,7 +66,7 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument(
-        "--schedulers", nargs="+", choices=SCHEDULERS, default=["ddpm", "ddim", "dpmsolver++", "unipc", "heun"]
+        "--schedulers", nargs="+", choices=SCHEDULERS, default=["ddpm", "ddim", "dpmsolver++", "unipc", "heun", "sde-dpmsolver++"]
     )
     parser.add_argument(
         "--evaluations", nargs="+", type=int, default=[50, 20, 10, 5], help="guided images take twice these"

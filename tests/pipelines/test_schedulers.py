@@ -21,7 +21,7 @@ from diffusers import (
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from torch.testing import assert_close
 
-from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, SDEDPMSolverScheduler
 
 
 # Inside diffusers, where NumPy turns a tensor into an array.
@@ -33,6 +33,7 @@ SCHEDULERS = {
     "pndm": (PNDMScheduler, {}),
     "dpmsolver++ multistep": (DPMSolverMultistepScheduler, {"algorithm_type": "dpmsolver++"}),
     "dpmsolver++ singlestep": (DPMSolverSinglestepScheduler, {"algorithm_type": "dpmsolver++"}),
+    "sde-dpmsolver++": (SDEDPMSolverScheduler, {}),
     "unipc": (UniPCMultistepScheduler, {}),
     "deis": (DEISMultistepScheduler, {}),
     "euler": (EulerDiscreteScheduler, {}),
@@ -207,3 +208,40 @@ def test_half_precision(name, dtype):
     assert images.dtype == torch.float32
     assert distance(images, expected) < 0.02
     assert images.std() > 0.05
+
+
+class TestSDEDPMSolverScheduler:
+    @pytest.mark.parametrize("num_inference_steps", [1, 2, 20, 100, 999, 1000])
+    def test_timesteps_fall_from_the_last_to_the_first(self, num_inference_steps):
+        scheduler = SDEDPMSolverScheduler()
+        scheduler.set_timesteps(num_inference_steps)
+        timesteps = scheduler.timesteps.tolist()
+        assert len(timesteps) == num_inference_steps == len(set(timesteps))
+        assert timesteps == sorted(timesteps, reverse=True)
+        assert timesteps[0] == 999 and timesteps[-1] >= 0
+        gaps = -scheduler.timesteps.diff()
+        assert (gaps.diff() <= 1).all()  # but for rounding they shrink
+
+    def test_timesteps_of_ones_own(self):
+        scheduler = SDEDPMSolverScheduler()
+        scheduler.set_timesteps(timesteps=[900, 400, 20])
+        assert scheduler.timesteps.tolist() == [900, 400, 20]
+
+    def test_is_the_solver_of_diffusers(self, tmp_path):
+        """Of a stored scheduler, everything is kept that says what the model was trained for."""
+        trained = {"prediction_type": "v_prediction", "beta_schedule": "squaredcos_cap_v2"}
+        DDPMScheduler(**trained, rescale_betas_zero_snr=True).save_pretrained(tmp_path)
+        scheduler = SDEDPMSolverScheduler.from_config(DDPMScheduler.from_pretrained(tmp_path).config)
+        assert scheduler.config["algorithm_type"] == "sde-dpmsolver++"
+        expected = DPMSolverMultistepScheduler(**trained, rescale_betas_zero_snr=True, algorithm_type="sde-dpmsolver++")
+        expected.set_timesteps(timesteps=[999, 500, 250, 60])
+        scheduler.set_timesteps(timesteps=[999, 500, 250, 60])
+        sample = torch.randn(2, 1, 8, 8, generator=torch.manual_seed(0))
+        ours = theirs = sample
+        for t in expected.timesteps:
+            theirs = expected.step(sample, t, theirs, generator=torch.manual_seed(1)).prev_sample
+            ours = scheduler.step(sample, t, ours, generator=torch.manual_seed(1)).prev_sample
+        assert_close(ours, theirs)
+        scheduler.save_pretrained(tmp_path / "ours")
+        again = SDEDPMSolverScheduler.from_pretrained(tmp_path / "ours")
+        assert torch.equal(again.alphas_cumprod, expected.alphas_cumprod)

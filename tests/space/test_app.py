@@ -192,7 +192,7 @@ def test_a_language_model_draws(url):
             return tool, await session.call_tool(tool.name, arguments)
 
     tool, result = anyio.run(call)
-    assert "UniPC needs the fewest steps" in tool.inputSchema["properties"]["scheduler"]["description"]
+    assert "SDE-DPM-Solver++ draws best" in tool.inputSchema["properties"]["scheduler"]["description"]
     assert not result.isError
     assert "'seed': 5" in str(result.content) or '"seed": 5' in str(result.content)
 
