@@ -41,8 +41,8 @@ def load_pipeline(
             One of [`bundled_pipelines`], else a folder that [`export_pipeline`] or `save_pretrained` wrote, else the
             id of such a repository on the Hub. A folder named like a bundled pipeline is reached as `./name`.
         scheduler (`str`, *optional*, defaults to `"SDEDPMSolverScheduler"`):
-            The class to sample with, of this package or of diffusers, made from the config of the scheduler that was stored, which `None`
-            keeps. The default draws best in few steps (`tests/benchmarks/samplers.py`).
+            The class to sample with, of this package or of diffusers, made from the config of the scheduler that was
+            stored, which `None` keeps. The default draws best in few steps (`tests/benchmarks/samplers.py`).
         kwargs:
             What `from_pretrained` of both [`ModelMixin`] and [`DiffusionPipeline`] takes: `dtype`, `variant`,
             `revision`, `cache_dir`, `local_files_only`, `force_download`, `token`.

@@ -1,5 +1,7 @@
 """The sampler that draws best in few steps, and the table of those to choose from."""
 
+from typing import Any
+
 import diffusers
 import numpy as np
 import torch
@@ -12,8 +14,8 @@ class SDEDPMSolverScheduler(DPMSolverMultistepScheduler):
     diffusers' [`DPMSolverMultistepScheduler`] as SDE-DPM-Solver++ of the second order (arXiv 2211.01095, section 5),
     with timesteps that lie closer together the less noise there is.
 
-    Of `n` steps, the timesteps are `T * (k / n) ** 1.5 - 1` for `k` from `n` to 1: the noise that is added at each step
-    corrects the errors of the ones before it, and small steps at the end leave fine detail sharp.
+    Of `n` steps, the timesteps are `T * (k / n) ** 1.5 - 1` for `k` from `n` to 1. The noise that each step adds
+    corrects the errors of the steps before it, and short steps at the end keep fine detail.
 
     Args:
         num_train_timesteps (`int`, defaults to 1000): Number of noise levels, `T`.
@@ -44,7 +46,7 @@ class SDEDPMSolverScheduler(DPMSolverMultistepScheduler):
             beta_end=beta_end,
             beta_schedule=beta_schedule,
             trained_betas=trained_betas,
-            prediction_type=prediction_type,
+            prediction_type=prediction_type,  # pyright: ignore[reportArgumentType]
             rescale_betas_zero_snr=rescale_betas_zero_snr,
             algorithm_type="sde-dpmsolver++",
         )
@@ -53,6 +55,7 @@ class SDEDPMSolverScheduler(DPMSolverMultistepScheduler):
         self,
         num_inference_steps: int | None = None,
         device: str | torch.device | None = None,
+        mu: float | None = None,
         timesteps: list[int] | None = None,
     ) -> None:
         """Sets the timesteps of `num_inference_steps` denoising steps, or exactly `timesteps`, in falling order."""
@@ -62,10 +65,10 @@ class SDEDPMSolverScheduler(DPMSolverMultistepScheduler):
             # No two of many steps are at the same timestep.
             timesteps = np.maximum(np.floor(spaced - 0.5).astype(int), left - 1).tolist()
             num_inference_steps = None
-        super().set_timesteps(num_inference_steps, device=device, timesteps=timesteps)
+        super().set_timesteps(num_inference_steps, device, mu, timesteps)  # pyright: ignore[reportArgumentType]
 
 
-def scheduler_class(name: str) -> type[SchedulerMixin]:
+def scheduler_class(name: str) -> type[Any]:
     """The scheduler of that class name, of this package or of diffusers.
 
     Raises:

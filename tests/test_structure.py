@@ -55,7 +55,15 @@ def test_plugin_never_imports_training_or_space():
 def test_hub_and_evaluation_import_foundations_only():
     for path in sources("fmnist_diffusion/hub.py", "fmnist_diffusion/evaluation/**/*.py"):
         rooms = {name.split(".")[1] for name in ours(path)}
-        assert rooms <= {"models", "pipelines", "objectives", "data", "schedulers", path.parent.name, "FashionMNISTPipeline"}
+        assert rooms <= {
+            "models",
+            "pipelines",
+            "objectives",
+            "data",
+            "schedulers",
+            path.parent.name,
+            "FashionMNISTPipeline",
+        }
 
 
 def test_training_and_space_import_public_names_only():

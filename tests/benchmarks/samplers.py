@@ -66,7 +66,10 @@ def main() -> None:
     parser.add_argument("--device", default="cpu")
     parser.add_argument("--dtype", choices=DTYPES, default="float32")
     parser.add_argument(
-        "--schedulers", nargs="+", choices=SCHEDULERS, default=["ddpm", "ddim", "dpmsolver++", "unipc", "heun", "sde-dpmsolver++"]
+        "--schedulers",
+        nargs="+",
+        choices=SCHEDULERS,
+        default=["ddpm", "ddim", "dpmsolver++", "unipc", "heun", "sde-dpmsolver++"],
     )
     parser.add_argument(
         "--evaluations", nargs="+", type=int, default=[50, 20, 10, 5], help="guided images take twice these"

@@ -233,7 +233,9 @@ class TestSDEDPMSolverScheduler:
         DDPMScheduler(**trained, rescale_betas_zero_snr=True).save_pretrained(tmp_path)
         scheduler = SDEDPMSolverScheduler.from_config(DDPMScheduler.from_pretrained(tmp_path).config)
         assert scheduler.config["algorithm_type"] == "sde-dpmsolver++"
-        expected = DPMSolverMultistepScheduler(**trained, rescale_betas_zero_snr=True, algorithm_type="sde-dpmsolver++")
+        expected = DPMSolverMultistepScheduler(
+            **trained, rescale_betas_zero_snr=True, algorithm_type="sde-dpmsolver++"
+        )
         expected.set_timesteps(timesteps=[999, 500, 250, 60])
         scheduler.set_timesteps(timesteps=[999, 500, 250, 60])
         sample = torch.randn(2, 1, 8, 8, generator=torch.manual_seed(0))
