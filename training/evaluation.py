@@ -1,6 +1,7 @@
 """Measurement of the samples of a run while it trains: the fast metric, and FID where its network is at hand."""
 
 import csv
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import Any
 
@@ -41,8 +42,10 @@ class SampleEvaluator:
         weights = find_inception() if config.num_samples > InceptionFeatures.num_features else None
         self.inception = None if weights is None else InceptionFeatures(weights, device)
 
-    def measure(self, unet: FashionMNISTUNet2DModel, scheduler: DDPMScheduler) -> dict[str, float]:
-        """The metrics by name; `images_per_second` is that of drawing."""
+    def measure(
+        self, unet: FashionMNISTUNet2DModel, scheduler: DDPMScheduler, autocast: AbstractContextManager
+    ) -> dict[str, float]:
+        """The metrics by name, of samples drawn within `autocast`; `images_per_second` is that of drawing."""
         config = self.config
         pipeline = FashionMNISTPipeline(unet, scheduler)
         pipeline.set_progress_bar_config(disable=True)
@@ -51,7 +54,8 @@ class SampleEvaluator:
             config.guidance_scale,
             conditional=unet.config["num_class_embeds"] is not None,
         )
-        samples = draw_all(pipeline, settings, config.num_samples, BATCH, config.seed)
+        with autocast:
+            samples = draw_all(pipeline, settings, config.num_samples, BATCH, config.seed)
         features = self.classifier(samples.images)
         metrics = classifier_metrics(features, self.classifier.classify(features), samples.labels)
         del metrics["class_shares"]

@@ -489,8 +489,8 @@ class Trainer:
     def _measure(self, unet: FashionMNISTUNet2DModel, epoch: int) -> None:
         """Measures samples, and exports the pipeline to `best` where they are the best so far."""
         assert self.evaluator is not None
-        with self.accelerator.autocast():
-            metrics = self.evaluator.measure(unet.to(memory_format=self.memory_format), self.scheduler)
+        unet = unet.to(memory_format=self.memory_format)
+        metrics = self.evaluator.measure(unet, self.scheduler, self.accelerator.autocast())
         self.accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, self.progress.global_step)
         self.bar.write(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         best = self.evaluator.record(self.progress.global_step, epoch, metrics)
