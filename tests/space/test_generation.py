@@ -7,6 +7,7 @@ import pickle
 import shutil
 import struct
 import threading
+import time
 import zlib
 
 import generation
@@ -163,8 +164,9 @@ class TestElsewhere:
     def test_errors_come_back_in_words(self, model_folder, monkeypatch):
         studio = generation.get_studio(model_folder)
         monkeypatch.setattr(generation, "TIME_LIMIT", 0.0)
-        for item in studio._run(Settings(num_images=1)):
-            assert isinstance(pickle.loads(pickle.dumps(item)), RequestError)
+        monkeypatch.setattr(generation.FashionMNISTPipeline, "__call__", lambda *args, **kwargs: time.sleep(0.5))
+        (item,) = studio._run(Settings(num_images=1))
+        assert isinstance(pickle.loads(pickle.dumps(item)), RequestError)
 
 
 class TestQuality:
