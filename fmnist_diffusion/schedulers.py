@@ -1,4 +1,4 @@
-"""The sampler that draws best in few steps, and the table of those to choose from."""
+"""The sampler that draws best in few steps, and the look-up of a sampler by its name."""
 
 from typing import Any
 
