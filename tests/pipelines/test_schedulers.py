@@ -247,3 +247,11 @@ class TestSDEDPMSolverScheduler:
         scheduler.save_pretrained(tmp_path / "ours")
         again = SDEDPMSolverScheduler.from_pretrained(tmp_path / "ours")
         assert torch.equal(again.alphas_cumprod, expected.alphas_cumprod)
+
+    def test_sigmoid_schedule_which_its_parent_lacks(self, tmp_path):
+        trained = DDPMScheduler(beta_schedule="sigmoid", num_train_timesteps=200)
+        scheduler = SDEDPMSolverScheduler.from_config(trained.config)
+        assert_close(scheduler.alphas_cumprod, trained.alphas_cumprod)
+        assert scheduler.config["trained_betas"] is None
+        scheduler.save_pretrained(tmp_path)
+        assert_close(SDEDPMSolverScheduler.from_pretrained(tmp_path).alphas_cumprod, trained.alphas_cumprod)
