@@ -25,6 +25,7 @@ class SDEDPMSolverScheduler(DPMSolverMultistepScheduler):
         trained_betas (`np.ndarray`, *optional*): All variances, in place of the three above.
         prediction_type (`str`, defaults to `"epsilon"`): `epsilon`, `v_prediction` or `sample`.
         rescale_betas_zero_snr (`bool`, defaults to `False`): Rescale to a zero terminal signal-to-noise ratio.
+        timestep_spacing (`str`, defaults to `"leading"`): Of schedulers that are made from the config of this one.
     """
 
     POWER = 1.5
@@ -39,6 +40,7 @@ class SDEDPMSolverScheduler(DPMSolverMultistepScheduler):
         trained_betas: np.ndarray | list[float] | None = None,
         prediction_type: str = "epsilon",
         rescale_betas_zero_snr: bool = False,
+        timestep_spacing: str = "leading",
     ):
         betas = trained_betas
         if betas is None and beta_schedule == "sigmoid":
@@ -52,6 +54,7 @@ class SDEDPMSolverScheduler(DPMSolverMultistepScheduler):
             trained_betas=betas,
             prediction_type=prediction_type,  # pyright: ignore[reportArgumentType]
             rescale_betas_zero_snr=rescale_betas_zero_snr,
+            timestep_spacing=timestep_spacing,
             algorithm_type="sde-dpmsolver++",
         )
         self.register_to_config(trained_betas=trained_betas)
