@@ -5,7 +5,7 @@ from typing import Any
 import diffusers
 import numpy as np
 import torch
-from diffusers import DDPMScheduler, DPMSolverMultistepScheduler, SchedulerMixin
+from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
 
@@ -21,7 +21,7 @@ class SDEDPMSolverScheduler(DPMSolverMultistepScheduler):
         num_train_timesteps (`int`, defaults to 1000): Number of noise levels, `T`.
         beta_start (`float`, defaults to 0.0001): Variance of the first noising step.
         beta_end (`float`, defaults to 0.02): Variance of the last noising step.
-        beta_schedule (`str`, defaults to `"linear"`): `linear`, `scaled_linear`, `squaredcos_cap_v2` or `sigmoid`.
+        beta_schedule (`str`, defaults to `"linear"`): `linear`, `scaled_linear` or `squaredcos_cap_v2`.
         trained_betas (`np.ndarray`, *optional*): All variances, in place of the three above.
         prediction_type (`str`, defaults to `"epsilon"`): `epsilon`, `v_prediction` or `sample`.
         rescale_betas_zero_snr (`bool`, defaults to `False`): Rescale to a zero terminal signal-to-noise ratio.
@@ -42,22 +42,17 @@ class SDEDPMSolverScheduler(DPMSolverMultistepScheduler):
         rescale_betas_zero_snr: bool = False,
         timestep_spacing: str = "leading",
     ):
-        betas = trained_betas
-        if betas is None and beta_schedule == "sigmoid":
-            # The parent does not know this one.
-            betas = DDPMScheduler(num_train_timesteps, beta_start, beta_end, beta_schedule).betas.numpy()
         super().__init__(
             num_train_timesteps=num_train_timesteps,
             beta_start=beta_start,
             beta_end=beta_end,
             beta_schedule=beta_schedule,
-            trained_betas=betas,
+            trained_betas=trained_betas,
             prediction_type=prediction_type,  # pyright: ignore[reportArgumentType]
             rescale_betas_zero_snr=rescale_betas_zero_snr,
             timestep_spacing=timestep_spacing,
             algorithm_type="sde-dpmsolver++",
         )
-        self.register_to_config(trained_betas=trained_betas)
 
     def set_timesteps(
         self,

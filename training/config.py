@@ -138,13 +138,13 @@ class SamplesConfig:
 
     Args:
         num_images: Pictures in a grid; a class-conditional model draws them by class.
-        num_inference_steps: Denoising steps of DDPM for each picture.
+        num_inference_steps: Denoising steps of SDEDPMSolverScheduler for each picture.
         guidance_scale: Classifier-free guidance of a class-conditional model; 1 is none.
         seed: Of the starting noise, which is the same in every grid.
     """
 
     num_images: int = 40
-    num_inference_steps: int = 50
+    num_inference_steps: int = 20
     guidance_scale: float = 1.0
     seed: int = 0
 
@@ -156,7 +156,7 @@ class EvalConfig:
     Args:
         every_n_epochs: Measure every so many epochs, and at the end; never if null.
         num_samples: Samples; from 2049 on FID is measured too, where the Inception network has been downloaded.
-        num_inference_steps: Denoising steps of DDPM for each sample.
+        num_inference_steps: Denoising steps of SDEDPMSolverScheduler for each sample.
         guidance_scale: Classifier-free guidance of a class-conditional model; 1 is none.
         seed: Of the starting noise, which is the same in every measurement.
     """

@@ -6,9 +6,8 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 
-from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, SDEDPMSolverScheduler
 from fmnist_diffusion.evaluation import (
     Classifier,
     InceptionFeatures,
@@ -43,11 +42,11 @@ class SampleEvaluator:
         self.inception = None if weights is None else InceptionFeatures(weights, device)
 
     def measure(
-        self, unet: FashionMNISTUNet2DModel, scheduler: DDPMScheduler, autocast: AbstractContextManager
+        self, unet: FashionMNISTUNet2DModel, sampler: SDEDPMSolverScheduler, autocast: AbstractContextManager
     ) -> dict[str, float]:
         """The metrics by name, of samples drawn within `autocast`; `images_per_second` is that of drawing."""
         config = self.config
-        pipeline = FashionMNISTPipeline(unet, scheduler)
+        pipeline = FashionMNISTPipeline(unet, sampler)
         pipeline.set_progress_bar_config(disable=True)
         settings = SamplingSettings(
             config.num_inference_steps,

@@ -33,6 +33,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 from fmnist_diffusion import (
     FashionMNISTPipeline,
     FashionMNISTUNet2DModel,
+    SDEDPMSolverScheduler,
     export_pipeline,
     load_pipeline,
 )
@@ -122,6 +123,7 @@ class Trainer:
                 " less."
             )
         unet, self.scheduler = make_model(config, resolution, channels, label_names, pretrained)
+        self.sampler = SDEDPMSolverScheduler.from_config(self.scheduler.config)
         self.unet_config = unet.config
         self.num_class_embeds = unet.config["num_class_embeds"]
         self.evaluator = None
@@ -452,7 +454,7 @@ class Trainer:
 
     def _draw_samples(self, unet: FashionMNISTUNet2DModel, epoch: int) -> None:
         samples = self.config.samples
-        pipeline = FashionMNISTPipeline(unet, self.scheduler)
+        pipeline = FashionMNISTPipeline(unet, self.sampler)
         pipeline.set_progress_bar_config(leave=False)
         settings = {"num_images_per_prompt": samples.num_images}
         columns = GRID_COLUMNS
@@ -490,7 +492,7 @@ class Trainer:
         """Measures samples, and exports the pipeline to `best` where they are the best so far."""
         assert self.evaluator is not None
         unet = unet.to(memory_format=self.memory_format)
-        metrics = self.evaluator.measure(unet, self.scheduler, self.accelerator.autocast())
+        metrics = self.evaluator.measure(unet, self.sampler, self.accelerator.autocast())
         self.accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, self.progress.global_step)
         self.bar.write(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         best = self.evaluator.record(self.progress.global_step, epoch, metrics)
