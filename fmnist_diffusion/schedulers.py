@@ -9,13 +9,18 @@ from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
 
+# Squared. The end of a linear schedule has 4e-5, that of a cosine schedule 2e-9.
+LEAST_SIGNAL = 1e-6
+
+
 class SDEDPMSolverScheduler(DPMSolverMultistepScheduler):
     r"""
     diffusers' [`DPMSolverMultistepScheduler`] as SDE-DPM-Solver++ of the second order (arXiv 2211.01095, section 5),
     with timesteps that lie closer together the less noise there is.
 
     Of `n` steps, the timesteps are `T * (k / n) ** 1.5 - 1` for `k` from `n` to 1. The noise that each step adds
-    corrects the errors of the steps before it, and short steps at the end keep fine detail.
+    corrects the errors of the steps before it, and short steps at the end keep fine detail. Pictures that are expected
+    are clipped to [-1, 1] where a model predicts the noise on a schedule that ends in noise alone, such as cosine.
 
     Args:
         num_train_timesteps (`int`, defaults to 1000): Number of noise levels, `T`.
@@ -50,9 +55,16 @@ class SDEDPMSolverScheduler(DPMSolverMultistepScheduler):
             trained_betas=trained_betas,
             prediction_type=prediction_type,  # pyright: ignore[reportArgumentType]
             rescale_betas_zero_snr=rescale_betas_zero_snr,
-            timestep_spacing=timestep_spacing,
+            timestep_spacing=timestep_spacing,  # pyright: ignore[reportArgumentType]
             algorithm_type="sde-dpmsolver++",
         )
+        # A hundredth of an error in the noise would be hundreds of times the range of the picture there.
+        self.clips = prediction_type == "epsilon" and float(self.alphas_cumprod[-1]) < LEAST_SIGNAL
+
+    def convert_model_output(self, model_output: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
+        """The picture that the model expects, of the shape of `model_output`."""
+        expected = super().convert_model_output(model_output, *args, **kwargs)
+        return expected.clamp(-1, 1) if self.clips else expected
 
     def set_timesteps(
         self,
