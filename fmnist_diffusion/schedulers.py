@@ -1,5 +1,6 @@
 """The sampler that draws best in few steps, and the look-up of a sampler by its name."""
 
+import inspect
 from typing import Any
 
 import diffusers
@@ -9,7 +10,7 @@ from diffusers import DPMSolverMultistepScheduler, SchedulerMixin
 from diffusers.configuration_utils import register_to_config
 
 
-# Squared. The end of a linear schedule has 4e-5, that of a cosine schedule 2e-9.
+# Of alphas_cumprod, which end at 4e-5 with a linear schedule and at 2e-9 with a cosine schedule, of 1000 timesteps.
 LEAST_SIGNAL = 1e-6
 
 
@@ -30,7 +31,8 @@ class SDEDPMSolverScheduler(DPMSolverMultistepScheduler):
         trained_betas (`np.ndarray`, *optional*): All variances, in place of the three above.
         prediction_type (`str`, defaults to `"epsilon"`): `epsilon`, `v_prediction` or `sample`.
         rescale_betas_zero_snr (`bool`, defaults to `False`): Rescale to a zero terminal signal-to-noise ratio.
-        timestep_spacing (`str`, defaults to `"leading"`): Of schedulers that are made from the config of this one.
+        timestep_spacing (`str`, defaults to `"leading"`):
+            `leading`, `linspace` or `trailing`. Not used here, but kept for schedulers made from this one's config.
     """
 
     POWER = 1.5
@@ -58,8 +60,18 @@ class SDEDPMSolverScheduler(DPMSolverMultistepScheduler):
             timestep_spacing=timestep_spacing,  # pyright: ignore[reportArgumentType]
             algorithm_type="sde-dpmsolver++",
         )
-        # A hundredth of an error in the noise would be hundreds of times the range of the picture there.
+        # Another scheduler made from this config keeps its own algorithm.
+        self.register_to_config(_use_default_values=[*self.config["_use_default_values"], "algorithm_type"])
+        # A hundredth of an error in the noise would be a hundred times the range of the picture there.
         self.clips = prediction_type == "epsilon" and float(self.alphas_cumprod[-1]) < LEAST_SIGNAL
+
+    @classmethod
+    def from_config(cls, config: Any = None, return_unused_kwargs: bool = False, **kwargs: Any) -> Any:
+        # What a stored solver says of its algorithm would take the place of this one's.
+        own = inspect.signature(cls.__init__).parameters
+        foreign = inspect.signature(DPMSolverMultistepScheduler.__init__).parameters.keys() - own.keys()
+        config = {name: value for name, value in config.items() if name not in foreign}
+        return super().from_config(config, return_unused_kwargs, **kwargs)
 
     def convert_model_output(self, model_output: torch.Tensor, *args: Any, **kwargs: Any) -> torch.Tensor:
         """The picture that the model expects, of the shape of `model_output`."""

@@ -55,7 +55,8 @@ class SchedulerConfig:
         beta_schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine) or sigmoid.
         prediction_type: What the model predicts: epsilon (the noise), v_prediction or sample (the clean image).
         rescale_betas_zero_snr: Rescale to a zero terminal signal-to-noise ratio; not with epsilon.
-        timestep_spacing: How few sampling steps are spread over T: leading, linspace or trailing.
+        timestep_spacing: How other schedulers than SDEDPMSolverScheduler, which has its own way, spread few sampling
+            steps over T: leading, linspace or trailing.
     """
 
     num_train_timesteps: int = 1000

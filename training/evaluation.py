@@ -74,6 +74,7 @@ class SampleEvaluator:
         """Adds a row; returns whether it is the best of those measured in the same way, by FID where there is one."""
         name = "fid_train" if "fid_train" in metrics else "classifier_frechet_distance_train"
         way = {
+            "scheduler": SDEDPMSolverScheduler.__name__,
             "num_samples": str(self.config.num_samples),
             "num_inference_steps": str(self.config.num_inference_steps),
         }

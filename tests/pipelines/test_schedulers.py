@@ -1,5 +1,6 @@
 """Every scheduler with every prediction type that it has, against a model that knows the answer."""
 
+import inspect
 from tempfile import TemporaryDirectory
 
 import numpy as np
@@ -248,24 +249,36 @@ class TestSDEDPMSolverScheduler:
         again = SDEDPMSolverScheduler.from_pretrained(tmp_path / "ours")
         assert torch.equal(again.alphas_cumprod, expected.alphas_cumprod)
 
-    def test_another_scheduler_of_its_config_is_that_of_the_model(self):
-        trained = {
-            "beta_schedule": "squaredcos_cap_v2",
-            "rescale_betas_zero_snr": True,
-            "timestep_spacing": "trailing",
-        }
-        ours = SDEDPMSolverScheduler.from_config(DDPMScheduler(**trained, prediction_type="sample").config)
-        other = DDIMScheduler.from_config(ours.config)
-        assert {name: other.config[name] for name in trained} == trained
-        assert other.config["prediction_type"] == "sample"
+    @pytest.mark.parametrize("name", SCHEDULERS)
+    def test_another_scheduler_of_its_config_is_that_of_the_model(self, name, tmp_path):
+        DDPMScheduler(
+            beta_schedule="squaredcos_cap_v2",
+            prediction_type="v_prediction",
+            rescale_betas_zero_snr=True,
+            timestep_spacing="trailing",
+        ).save_pretrained(tmp_path)
+        trained = DDPMScheduler.from_pretrained(tmp_path)
+        scheduler_class, kwargs = SCHEDULERS[name]
+        expected = scheduler_class.from_config(trained.config, **kwargs).config
+        config = scheduler_class.from_config(SDEDPMSolverScheduler.from_config(trained.config).config, **kwargs).config
+        # A solver reads of the variance type only whether the model learned it.
+        own = inspect.signature(scheduler_class.__init__).parameters.keys() - {"self", "variance_type"}
+        assert {key: config[key] for key in own} == {key: expected[key] for key in own}
+
+    def test_of_another_solver_takes_what_the_model_was_trained_for_only(self):
+        stored = DPMSolverMultistepScheduler(
+            prediction_type="sample", algorithm_type="dpmsolver++", solver_order=3, use_karras_sigmas=True
+        )
+        scheduler = SDEDPMSolverScheduler.from_config(stored.config)
+        scheduler.set_timesteps(4)
+        config = scheduler.config
+        assert (config["algorithm_type"], config["solver_order"]) == ("sde-dpmsolver++", 2)
+        assert config["prediction_type"] == "sample"
 
     def test_predicting_the_noise_where_there_is_next_to_nothing_else(self):
         """A noise that is wrong by a hundredth still leads into the range of pictures."""
-        trained = DDPMScheduler(beta_schedule="squaredcos_cap_v2", thresholding=False)
-        scheduler = SDEDPMSolverScheduler.from_config(trained.config)
+        scheduler = SDEDPMSolverScheduler.from_config(DDPMScheduler(beta_schedule="squaredcos_cap_v2").config)
         scheduler.set_timesteps(2)
         noise = torch.randn(4, 1, 28, 28, generator=torch.manual_seed(0))
         last = scheduler.step(0.99 * noise, scheduler.timesteps[0], noise, generator=torch.manual_seed(1)).prev_sample
         assert last.std() < 1.1
-        # What is not needed there would cost quality.
-        assert not SDEDPMSolverScheduler().clips
