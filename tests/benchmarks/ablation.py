@@ -28,11 +28,12 @@ from fmnist_diffusion.evaluation import (
 
 
 ROOT = Path(__file__).resolve().parents[2]
+BATCH = 32
 # In float32, for the sake of any machine, and with an average over fewer steps, of which there are fewer.
 RECIPE = {
-    "config": str(ROOT / "training" / "configs" / "base.yaml"),
+    "config": ROOT / "training" / "configs" / "base.yaml",
     "model.block_out_channels": [16, 32, 64, 128],
-    "train_batch_size": 32,
+    "train_batch_size": BATCH,
     "ema.max_decay": 0.995,
     "mixed_precision": "no",
     "compile": "false",
@@ -78,7 +79,7 @@ def train(row: str, options: argparse.Namespace) -> Path:
     folder = options.output_dir / f"{file_name(row)}-{options.num_images}"
     if not (folder / "pipeline" / "model_index.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        settings = RECIPE | {"max_train_steps": options.num_images // 32, "output_dir": folder} | ROWS[row]
+        settings = RECIPE | {"max_train_steps": options.num_images // BATCH, "output_dir": folder} | ROWS[row]
         command = [sys.executable, ROOT / "training" / "train.py"]
         command += [f"--{name}={value}" for name, value in settings.items()]
         subprocess.run([str(word) for word in command], check=True, stdout=sys.stderr)
