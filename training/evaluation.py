@@ -8,15 +8,7 @@ from typing import Any
 import torch
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, SDEDPMSolverScheduler
-from fmnist_diffusion.evaluation import (
-    Classifier,
-    InceptionFeatures,
-    SamplingSettings,
-    classifier_metrics,
-    draw_all,
-    find_inception,
-    inception_metrics,
-)
+from fmnist_diffusion.evaluation import FastMetrics, SamplingSettings, draw_all
 from training.config import EvalConfig
 
 
@@ -37,9 +29,7 @@ class SampleEvaluator:
     def __init__(self, config: EvalConfig, device: torch.device):
         self.config = config
         self.rows: list[dict[str, Any]] = []
-        self.classifier = Classifier(device)
-        weights = find_inception() if config.num_samples > InceptionFeatures.num_features else None
-        self.inception = None if weights is None else InceptionFeatures(weights, device)
+        self.metrics = FastMetrics(config.num_samples, device)
 
     def measure(
         self, unet: FashionMNISTUNet2DModel, sampler: SDEDPMSolverScheduler, autocast: AbstractContextManager
@@ -55,11 +45,8 @@ class SampleEvaluator:
         )
         with autocast:
             samples = draw_all(pipeline, settings, config.num_samples, BATCH, config.seed)
-        features = self.classifier(samples.images)
-        metrics = classifier_metrics(features, self.classifier.classify(features), samples.labels)
+        metrics = self.metrics(samples)
         del metrics["class_shares"]
-        if self.inception is not None:
-            metrics |= inception_metrics(self.inception(samples.images))
         return metrics | {"images_per_second": len(samples) / samples.seconds}
 
     def keep(self, path: Path, resumed: Path | None, global_step: int) -> None:

@@ -1,7 +1,7 @@
 """Measures how good samples are: FID, KID, precision and recall, a second feature space, memorisation, balance."""
 
 from .classifier import Classifier
-from .evaluate import classifier_metrics, evaluate_pipeline, evaluate_samples, inception_metrics
+from .evaluate import FastMetrics, classifier_metrics, evaluate_pipeline, evaluate_samples, inception_metrics
 from .inception import InceptionFeatures, download_inception, find_inception
 from .metrics import frechet_distance, kernel_distance, manifold_metrics
 from .samples import Samples, SamplingSettings, draw, draw_all, load_samples
@@ -9,6 +9,7 @@ from .samples import Samples, SamplingSettings, draw, draw_all, load_samples
 
 __all__ = [
     "Classifier",
+    "FastMetrics",
     "InceptionFeatures",
     "Samples",
     "SamplingSettings",

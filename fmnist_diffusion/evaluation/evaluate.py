@@ -17,7 +17,7 @@ from tqdm.auto import tqdm
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images
 
 from .classifier import Classifier
-from .inception import InceptionFeatures
+from .inception import InceptionFeatures, find_inception
 from .metrics import (
     class_shares,
     distance_from_uniform,
@@ -128,6 +128,32 @@ def inception_metrics(features: torch.Tensor, reference: torch.Tensor | None = N
         metrics["kid_train"] = kernel_distance(features, reference)
         metrics |= manifold_metrics(features[: len(reference)], reference)
     return metrics
+
+
+class FastMetrics:
+    """What a training run and the benchmarks measure of samples: the classifier's metrics, and FID of samples that are
+    enough for it, where its network is in the cache.
+
+    Args:
+        num_samples (`int`): How many samples there will be.
+        device (`str` or `torch.device`, defaults to `"cpu"`): Where the feature networks run.
+
+    Raises:
+        `ValueError`: the file that names the Inception network is another.
+    """
+
+    def __init__(self, num_samples: int, device: str | torch.device = "cpu"):
+        self.classifier = Classifier(device)
+        weights = find_inception() if num_samples > InceptionFeatures.num_features else None
+        self.inception = None if weights is None else InceptionFeatures(weights, device)
+
+    def __call__(self, samples: Samples) -> dict[str, Any]:
+        """The metrics by name."""
+        features = self.classifier(samples.images)
+        metrics = classifier_metrics(features, self.classifier.classify(features), samples.labels)
+        if self.inception is not None:
+            metrics |= inception_metrics(self.inception(samples.images))
+        return metrics
 
 
 @dataclass

@@ -16,15 +16,7 @@ from pathlib import Path
 
 from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.cli import choose_device
-from fmnist_diffusion.evaluation import (
-    Classifier,
-    InceptionFeatures,
-    SamplingSettings,
-    classifier_metrics,
-    draw_all,
-    find_inception,
-    inception_metrics,
-)
+from fmnist_diffusion.evaluation import FastMetrics, InceptionFeatures, SamplingSettings, draw_all, find_inception
 
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -98,11 +90,7 @@ def measure(row: str, options: argparse.Namespace) -> dict[str, float]:
         pipe = load_pipeline(train(trained_row, options)).to(device)
         pipe.set_progress_bar_config(disable=True)
         samples = draw_all(pipe, settings, options.num_samples, batch_size=100)
-        classifier = Classifier(device)
-        features = classifier(samples.images)
-        metrics = classifier_metrics(features, classifier.classify(features), samples.labels)
-        if options.inception:
-            metrics |= inception_metrics(InceptionFeatures(options.inception, device)(samples.images))
+        metrics = FastMetrics(options.num_samples, device)(samples)
         path.write_text(json.dumps(metrics, indent=2) + "\n")
     return json.loads(path.read_text())
 
@@ -115,8 +103,7 @@ def main() -> None:
     parser.add_argument("-n", "--num-samples", type=int, default=2500, help="from 2049 on with FID")
     parser.add_argument("-o", "--output-dir", type=Path, default=Path("output/ablation"))
     options = parser.parse_args()
-    options.inception = find_inception() if options.num_samples > InceptionFeatures.num_features else None
-    if options.num_samples > InceptionFeatures.num_features and options.inception is None:
+    if options.num_samples > InceptionFeatures.num_features and find_inception() is None:
         parser.error("the network of FID is missing: run make inception, or give -n 2048 or less")
     options.output_dir.mkdir(parents=True, exist_ok=True)
     print("| changed | classifier's distance | of the class asked for | FID |")

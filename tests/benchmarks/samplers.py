@@ -1,4 +1,5 @@
-"""How well each scheduler draws with so many evaluations, and with guidance, by the classifier's distance.
+"""How well each scheduler draws with so many evaluations, and with guidance: by the classifier's distance, and by FID
+where there are more than 2,048 samples and its network is in the cache.
 
     python tests/benchmarks/samplers.py base
 
@@ -16,7 +17,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.cli import DTYPES, SCHEDULERS
-from fmnist_diffusion.evaluation import Classifier, SamplingSettings, classifier_metrics, draw_all
+from fmnist_diffusion.evaluation import FastMetrics, SamplingSettings, draw_all
 from fmnist_diffusion.schedulers import scheduler_class
 
 
@@ -30,7 +31,7 @@ class Bench:
         self.pipe.set_progress_bar_config(disable=True)
         self.weak = load_pipeline(options.weak, dtype=dtype).to(options.device).unet if options.weak else None
         self.strong_forward = self.pipe.unet.forward
-        self.classifier = Classifier(options.device)
+        self.metrics = FastMetrics(options.num_samples, options.device)
         self.num_samples, self.batch_size = options.num_samples, options.batch_size
         self.trained = self.pipe.scheduler
 
@@ -58,8 +59,7 @@ class Bench:
             self.autoguide(scale)
             settings = SamplingSettings(steps, conditional=conditional)
         samples = draw_all(self.pipe, settings, self.num_samples, self.batch_size)
-        features = self.classifier(samples.images)
-        metrics = classifier_metrics(features, self.classifier.classify(features), samples.labels)
+        metrics = self.metrics(samples)
         evaluations = samples.evaluations / self.num_samples
         if self.weak is not None and scale != 1:
             evaluations *= 2
@@ -67,7 +67,8 @@ class Bench:
         where = "by the weak one" if self.weak is not None else f"in {interval[0]:g} to {interval[1]:g}"
         guidance = "" if scale == 1 else f"{scale:g} {where}"
         distance = metrics["classifier_frechet_distance_train"]
-        return f"| {scheduler} | {steps} | {guidance} | {evaluations:.0f} | {distance:.3f} | {agreement} |"
+        fid = f"{metrics['fid_train']:.2f}" if "fid_train" in metrics else ""
+        return f"| {scheduler} | {steps} | {guidance} | {evaluations:.0f} | {distance:.3f} | {agreement} | {fid} |"
 
 
 def main() -> None:
@@ -91,8 +92,8 @@ def main() -> None:
     parser.add_argument("--guidance-interval", nargs=2, type=float, default=[0.0, 1.0])
     options = parser.parse_args()
     bench = Bench(options)
-    print("| scheduler | steps | guidance | evaluations | classifier's distance | of the class asked for |")
-    print("|---|---|---|---|---|---|")
+    print("| scheduler | steps | guidance | evaluations | classifier's distance | of the class asked for | FID |")
+    print("|---|---|---|---|---|---|---|")
     for scheduler, evaluations, scale in product(options.schedulers, options.evaluations, options.guidance_scales):
         # Heun evaluates twice in each step but the last.
         steps = (evaluations + 1) // 2 if scheduler == "heun" else evaluations

@@ -64,7 +64,7 @@ def test_a_resumed_run_keeps_its_table(tmp_path: Path, launch: Callable[..., Non
 
 
 def test_the_best_is_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(evaluation, "Classifier", lambda device: None)
+    monkeypatch.setattr(evaluation, "FastMetrics", lambda num_samples, device: None)
     evaluator = SampleEvaluator(EvalConfig(), device=None)  # pyright: ignore[reportArgumentType]
     evaluator.keep(tmp_path / "eval.csv", None, 0)
     name = "classifier_frechet_distance_train"
@@ -77,7 +77,7 @@ def test_the_best_is_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
 
 
 def test_measurements_of_another_size_are_kept_and_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(evaluation, "Classifier", lambda device: None)
+    monkeypatch.setattr(evaluation, "FastMetrics", lambda num_samples, device: None)
     name, path = "classifier_frechet_distance_train", tmp_path / "eval.csv"
     first = SampleEvaluator(EvalConfig(num_samples=1000), device=None)  # pyright: ignore[reportArgumentType]
     first.keep(path, None, 0)
