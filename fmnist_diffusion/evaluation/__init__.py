@@ -1,9 +1,10 @@
 """Measures how good samples are: FID, KID, precision and recall, a second feature space, memorisation, balance."""
 
 from .classifier import Classifier
-from .evaluate import FastMetrics, classifier_metrics, evaluate_pipeline, evaluate_samples, inception_metrics
+from .evaluate import evaluate_pipeline, evaluate_samples
 from .inception import InceptionFeatures, download_inception, find_inception
 from .metrics import frechet_distance, kernel_distance, manifold_metrics
+from .sample_metrics import FastMetrics
 from .samples import Samples, SamplingSettings, draw, draw_all, load_samples
 
 
@@ -13,7 +14,6 @@ __all__ = [
     "InceptionFeatures",
     "Samples",
     "SamplingSettings",
-    "classifier_metrics",
     "download_inception",
     "draw",
     "draw_all",
@@ -21,7 +21,6 @@ __all__ = [
     "evaluate_samples",
     "find_inception",
     "frechet_distance",
-    "inception_metrics",
     "kernel_distance",
     "load_samples",
     "manifold_metrics",

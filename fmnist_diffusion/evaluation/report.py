@@ -1,7 +1,7 @@
 """One picture of a measurement: samples by class, the closest training images, the balance of classes, the numbers."""
 
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
@@ -9,11 +9,9 @@ from matplotlib.figure import Figure
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 
+from .sample_metrics import Memorisation
 from .samples import Samples
 
-
-if TYPE_CHECKING:
-    from .evaluate import Memorisation
 
 ROWS, PAIRS = 8, 10
 SAMPLE, REAL = "#1f6fb4", "#9aa0a6"
@@ -38,7 +36,7 @@ def draw_report(
     facts: dict[str, Any],
     samples: Samples,
     classes: torch.Tensor,
-    memorisation: "dict[str, Memorisation]",
+    memorisation: dict[str, Memorisation],
     train: torch.Tensor,
 ) -> None:
     """Writes a PNG of about 1500x1700 pixels.
