@@ -42,7 +42,7 @@ def load_pipeline(
             id of such a repository on the Hub. A folder named like a bundled pipeline is reached as `./name`.
         scheduler (`str`, *optional*, defaults to `"SDEDPMSolverScheduler"`):
             The class to sample with, of this package or of diffusers, made from the config of the scheduler that was
-            stored, which `None` keeps. The default draws best in few steps (`tests/benchmarks/samplers.py`).
+            stored, which `None` keeps. The default draws best in 20 steps (`tests/benchmarks/samplers.py`).
         kwargs:
             What `from_pretrained` of both [`ModelMixin`] and [`DiffusionPipeline`] takes: `dtype`, `variant`,
             `revision`, `cache_dir`, `local_files_only`, `force_download`, `token`.
@@ -77,7 +77,7 @@ def load_pipeline(
 
 def _load(path: str, scheduler: str | None, **kwargs) -> FashionMNISTPipeline:
     unet = FashionMNISTUNet2DModel.from_pretrained(path, subfolder="unet", **kwargs)
-    # Faster by a fifth on a CPU (tests/benchmarks/throughput.py).
+    # Faster on a CPU.
     unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     pipe = FashionMNISTPipeline.from_pretrained(path, unet=unet, **kwargs)
     if scheduler is not None:

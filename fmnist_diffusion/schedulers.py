@@ -1,4 +1,4 @@
-"""The sampler that draws best in few steps, and the look-up of a sampler by its name."""
+"""The sampler that draws best in 20 steps, and the look-up of a sampler by its name."""
 
 import inspect
 from typing import Any

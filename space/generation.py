@@ -238,7 +238,8 @@ class Studio:
         """Noises one picture to `strength`, in (0, 1], and denoises it again as each of the labels of `settings`."""
         if not isinstance(strength, int | float) or not 0 < strength <= 1:
             raise RequestError("The strength must be above 0 and at most 1.")
-        steps = max(1, math.ceil(settings.num_inference_steps * strength))
+        # 0.07 * 100 is a little more than 7.
+        steps = max(1, math.ceil(round(settings.num_inference_steps * strength, 6)))
         labels = self.label_ids(settings)
         yield from self._steps(
             settings,

@@ -82,7 +82,7 @@ def find_checkpoint(resume: str, folder: Path) -> Path:
         if not checkpoints:
             raise ValueError(f"there is no checkpoint in {folder} to resume from; leave out --resume to start anew.")
         return checkpoints[-1]
-    path = Path(resume)
+    path, folder = Path(resume).resolve(), folder.resolve()
     if path not in list_checkpoints(path.parent):
         raise ValueError(f"{resume} is no checkpoint; give the folder of one, or --resume=latest.")
     later = [other.name for other in list_checkpoints(folder) if step_of(other) > step_of(path)]

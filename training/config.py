@@ -100,7 +100,7 @@ class OptimizerConfig:
         adam_beta2: Decay of the gradient's running square.
         adam_epsilon: Added to the root of the running square.
         adam_weight_decay: Weight decay (decoupled with adamw).
-        lr_scheduler: A name that diffusers' get_scheduler knows.
+        lr_scheduler: constant_with_warmup, linear, cosine or polynomial.
         lr_warmup_steps: Optimizer steps from zero to the highest learning rate.
         max_grad_norm: Gradients are clipped to this norm; not at all if null.
     """

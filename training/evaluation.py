@@ -64,6 +64,8 @@ class SampleEvaluator:
             "scheduler": SDEDPMSolverScheduler.__name__,
             "num_samples": str(self.config.num_samples),
             "num_inference_steps": str(self.config.num_inference_steps),
+            "guidance_scale": str(self.config.guidance_scale),
+            "seed": str(self.config.seed),
         }
         alike = [row for row in self.rows if way.items() <= row.items()]
         best = all(metrics[name] < float(row.get(name) or "inf") for row in alike)

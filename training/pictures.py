@@ -12,7 +12,7 @@ matplotlib.use("Agg")
 from matplotlib import pyplot as plt
 
 
-def image_grid(images: list[Image.Image], columns: int = 10, upscale: int = 2) -> Image.Image:
+def image_grid(images: list[Image.Image], columns: int, upscale: int) -> Image.Image:
     """A grid of equal images, `columns` in a row, enlarged without smoothing; the last row is filled with black."""
     width, height = images[0].size
     columns = min(columns, len(images))

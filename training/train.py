@@ -409,7 +409,7 @@ class Trainer:
                 if unet is not None and draw:
                     self._draw_samples(unet, epoch)
                 if unet is not None and (export or publish):
-                    self._export(unet, self.folder / "pipeline")
+                    self._export(unet, self.folder / "pipeline", epoch)
                 if self.publisher is not None and publish:
                     self.publisher.push(self.folder / "pipeline")
                 if unet is not None and measure:
@@ -497,9 +497,9 @@ class Trainer:
         self.bar.write(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         best = self.evaluator.record(self.progress.global_step, epoch, metrics)
         if best or not (self.folder / "best").exists():
-            self._export(unet, self.folder / "best")
+            self._export(unet, self.folder / "best", epoch)
 
-    def _export(self, unet: FashionMNISTUNet2DModel, folder: Path) -> None:
+    def _export(self, unet: FashionMNISTUNet2DModel, folder: Path, epoch: int) -> None:
         train_config = self.config.to_dict() | {"progress": asdict(self.progress)}
         # Where things lie on this machine is nobody else's business.
         for name in ("output_dir", "resume", "push_to_hub", "push_to_hub_epochs", "hub_model_id", "hub_private_repo"):
@@ -509,11 +509,14 @@ class Trainer:
             if settings[name] is not None:
                 settings[name] = public_name(settings[name])
         export_pipeline(unet, self.scheduler, folder, train_config=train_config)
-        # It was measured of other weights.
-        (folder / "metrics.json").unlink(missing_ok=True)
-        (folder / "images").mkdir(exist_ok=True)
-        for grid in self.sample_grids()[-1:]:
-            shutil.copyfile(grid, folder / "images" / "samples.png")
+        # They would be of other weights.
+        shown = folder / "images" / "samples.png"
+        for stale in (folder / "metrics.json", shown):
+            stale.unlink(missing_ok=True)
+        grid = self.folder / "samples" / f"epoch-{epoch:04d}.png"
+        if grid.exists():
+            shown.parent.mkdir(exist_ok=True)
+            shutil.copyfile(grid, shown)
 
 
 def public_name(source: str) -> str:

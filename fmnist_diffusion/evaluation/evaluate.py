@@ -2,6 +2,7 @@
 
 import hashlib
 import json
+import math
 import platform
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
@@ -38,8 +39,9 @@ PROTOCOL = (
     "uint8 images of 28x28, grey repeated to 3 channels, resized bilinearly to 299x299 (align_corners false), scaled"
     " to [-1, 1]; float32 features of the last pooling layer; statistics in float64. KID (100 pairs of subsets of"
     " 1,000), precision, recall, density and coverage (5 nearest neighbours) against the first 10,000 training images,"
-    " the latter four of as many samples"
+    " the latter four of at most as many samples"
 )
+FAST_PROTOCOL = "uint8 images of 28x28; features of this package's classifier; statistics in float64"
 PACKAGES = ("fmnist-diffusion", "torch", "diffusers", "transformers", "torchmetrics", "openvino", "numpy")
 
 
@@ -56,7 +58,6 @@ def draw_and_measure(
 
     Each batch becomes a file `{first}.safetensors` in `folder`.
     """
-    folder.mkdir(parents=True, exist_ok=True)
     parts: list[Samples] = []
     with tqdm(total=num_samples, desc=f"seed {seed}", unit="image", disable=None) as bar:
         while (start := sum(len(part) for part in parts)) < num_samples:
@@ -75,6 +76,7 @@ def draw_and_measure(
 def save_part(part: Samples, path: Path) -> None:
     tensors = {"images": part.images, "labels": part.labels, "inception": part.inception}
     tensors = {name: tensor for name, tensor in tensors.items() if tensor is not None}
+    path.parent.mkdir(exist_ok=True)
     unfinished = path.with_suffix(".unfinished")
     save_file(tensors, unfinished, {"evaluations": str(part.evaluations), "seconds": str(part.seconds)})
     unfinished.replace(path)
@@ -155,7 +157,7 @@ class Evaluation:
                 **{key: load_moments(*of).num_images for key, of in statistics.items()},
                 "nearest": len(self.train),
             },
-            "protocol": PROTOCOL,
+            "protocol": FAST_PROTOCOL if self.inception is None else PROTOCOL,
             "num_threads": torch.get_num_threads(),
             "sha256": {
                 **{name: network_hash(name) for name in networks},
@@ -210,6 +212,11 @@ def pipeline_hash(pipe: Any) -> str:
         digest.update(name.encode())
         digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
+
+
+def as_json(value: Any) -> Any:
+    """That value; an infinite one, for which JSON has no number, in words."""
+    return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def versions() -> dict[str, str]:
@@ -295,7 +302,7 @@ def evaluate_pipeline(
         "seeds": list(seeds),
         **asdict(sampling) | {"guidance_interval": list(sampling.guidance_interval)},
         "scheduler": type(pipe.scheduler).__name__,
-        "scheduler_config": {key: value for key, value in pipe.scheduler.config.items() if not key.startswith("_")},
+        "scheduler_config": {key: as_json(value) for key, value in pipe.scheduler.config.items() if key[0] != "_"},
         "dtype": str(pipe.unet.dtype).removeprefix("torch."),
         "device": device_name(pipe.unet.device),
         "inception": inception is not None,
@@ -308,7 +315,13 @@ def evaluate_pipeline(
         draw_and_measure(pipe, sampling, num_samples, seed, folder / f"seed-{seed}", inception, batch_size)
         for seed in seeds
     )
-    return evaluation.write(runs, folder, settings)
+    try:
+        return evaluation.write(runs, folder, settings)
+    except ValueError:
+        # Where nothing could be drawn, other settings may have the folder.
+        if [path.name for path in folder.iterdir()] == ["settings.json"]:
+            (folder / "settings.json").unlink()
+        raise
 
 
 def evaluate_samples(

@@ -66,7 +66,7 @@ class SamplingSettings:
         conditional (`bool`): Draw the classes in turn, rather than with no label.
     """
 
-    num_inference_steps: int = 50
+    num_inference_steps: int = 20
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     conditional: bool = False

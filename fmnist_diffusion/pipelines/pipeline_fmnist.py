@@ -5,13 +5,15 @@ repository and be used there as `custom_pipeline="pipeline_fmnist"`.
 """
 
 import inspect
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from numbers import Integral
 from typing import Any
 
 import torch
 from diffusers import (
     DiffusionPipeline,
+    HeunDiscreteScheduler,
     ImagePipelineOutput,
     LMSDiscreteScheduler,
     ModelMixin,
@@ -36,6 +38,8 @@ FASHION_MNIST_LABELS = (
     "Ankle boot",
 )
 
+# Of alphas_cumprod, which end at 4e-5 with a linear schedule and at 2e-9 with a cosine schedule, of 1000 timesteps.
+LEAST_SIGNAL = 1e-6
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 EXAMPLE_DOC_STRING = """
@@ -53,6 +57,11 @@ EXAMPLE_DOC_STRING = """
         >>> images[0].save("ankle_boot.png")
         ```
 """
+
+
+def part_of(num_steps: int, part: float) -> float:
+    # 0.29 * 100 is a little less than 29.
+    return round(num_steps * part, 6)
 
 
 @contextmanager
@@ -127,11 +136,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
         numbers = {name.lower(): number for number, name in enumerate(names or ())}
 
         label_ids = []
-        for label in class_labels if isinstance(class_labels, (list, tuple)) else [class_labels]:
+        if isinstance(class_labels, str) or not isinstance(class_labels, Iterable):
+            class_labels = [class_labels]
+        for label in class_labels:
             number = numbers.get(label.strip().lower()) if isinstance(label, str) else label
-            if not isinstance(number, int) or isinstance(number, bool) or not 0 <= number < num_classes:
+            if not isinstance(number, Integral) or isinstance(number, bool) or int(number) not in range(num_classes):
                 raise ValueError(f"`class_labels` has {label!r} but a label must be {choices}.")
-            label_ids.append(number)
+            label_ids.append(int(number))
         if not label_ids:
             raise ValueError(f"`class_labels` is empty but must hold at least one label, {choices}.")
         return label_ids
@@ -157,6 +168,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"`num_inference_steps` is {num_inference_steps} but must be 1 to {num_train_timesteps}, the"
                 " scheduler's `num_train_timesteps`."
             )
+        if isinstance(self.scheduler, HeunDiscreteScheduler) and self.scheduler.alphas_cumprod[-1] < LEAST_SIGNAL:
+            raise ValueError(
+                "HeunDiscreteScheduler cannot start from the endless noise of this model's schedule: take another"
+                " scheduler, such as UniPCMultistepScheduler."
+            )
         if isinstance(self.scheduler, PNDMScheduler) and num_inference_steps < self.scheduler.pndm_order:
             raise ValueError(
                 f"`num_inference_steps` is {num_inference_steps} but PNDM needs at least {self.scheduler.pndm_order}."
@@ -173,7 +189,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 raise ValueError(
                     "`latents` and `image` are both given, but there is one thing to start from: leave one out."
                 )
-            if not 0 < strength <= 1 or int(num_inference_steps * strength) < 1:
+            if not 0 < strength <= 1 or int(part_of(num_inference_steps, strength)) < 1:
                 raise ValueError(
                     f"`strength` is {strength} but must be a part of the steps in (0, 1] that leaves one or more of"
                     f" `num_inference_steps`={num_inference_steps}."
@@ -353,7 +369,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
         if image is not None:
-            skipped = (num_inference_steps - int(num_inference_steps * strength)) * self.scheduler.order
+            skipped = (num_inference_steps - int(part_of(num_inference_steps, strength))) * self.scheduler.order
             timesteps = timesteps[skipped:]
             if hasattr(self.scheduler, "set_begin_index"):
                 self.scheduler.set_begin_index(skipped)
@@ -371,7 +387,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
                 scaled_sample = self.scheduler.scale_model_input(sample, t)
                 model_input = scaled_sample.to(self.unet.dtype)
-                start, stop = (fraction * self.num_timesteps for fraction in guidance_interval)
+                start, stop = (part_of(self.num_timesteps, fraction) for fraction in guidance_interval)
                 if labels is not None and self.guidance_scale != 1 and start <= i < stop:
                     model_input = torch.cat([model_input, model_input])
                     prediction = self.unet(model_input, t, class_labels=guided_labels).sample.float()

@@ -59,6 +59,8 @@ class Crowd:
                 if FULL not in str(error):
                     print(answer)
             with self.lock:
+                if self.over.is_set():
+                    return
                 self.answers[answer] += 1
                 if answer == "drawn":
                     self.waits.append(time.perf_counter() - began)

@@ -86,7 +86,7 @@ def main() -> None:
         default=["ddpm", "ddim", "dpmsolver++", "unipc", "heun", "sde-dpmsolver++"],
     )
     parser.add_argument(
-        "--evaluations", nargs="+", type=int, default=[50, 20, 10, 5], help="guided images take twice these"
+        "--evaluations", nargs="+", type=int, default=[50, 20, 10, 5], help="guided images take up to twice these"
     )
     parser.add_argument("--guidance-scales", nargs="+", type=float, default=[1.0])
     parser.add_argument("--guidance-interval", nargs=2, type=float, default=[0.0, 1.0])

@@ -48,7 +48,10 @@ OPTIONS = ("--num-samples", "300", "--num-inference-steps", "2", "--batch-size",
 
 
 def test_fast_metrics_of_a_pipeline(pipeline: str, fast, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    facts = fast(pipeline, *OPTIONS, "--scheduler", "ddim", "--guidance-scale", "2")
+    facts = fast(pipeline, *OPTIONS, "--scheduler", "dpmsolver++", "--guidance-scale", "2")
+    # An infinite default, for which JSON has no number.
+    assert facts["scheduler_config"]["lambda_min_clipped"] == "-inf"
+    assert "Inception" not in facts["protocol"] and "KID" not in facts["protocol"]
     metrics = facts["metrics"]
     assert metrics["evaluations_per_image"] == 4
     assert metrics["images_per_second"] > 0
@@ -57,7 +60,7 @@ def test_fast_metrics_of_a_pipeline(pipeline: str, fast, tmp_path: Path, capsys:
     assert 0 <= metrics["class_agreement"] <= 1
     assert metrics["nearest_pixels"]["median"] > metrics["nearest_pixels"]["test_median"]
     assert "fid_train" not in metrics
-    assert (facts["num_samples"], facts["seeds"], facts["scheduler"]) == (300, [0], "DDIMScheduler")
+    assert (facts["num_samples"], facts["seeds"], facts["scheduler"]) == (300, [0], "DPMSolverMultistepScheduler")
     assert facts["guidance_scale"] == 2
     assert {"torch", "diffusers", "fmnist-diffusion"} <= facts["versions"].keys()
     assert {"classifier", "statistics_classifier_train", "statistics_classifier_test"} == facts["sha256"].keys()
@@ -115,6 +118,14 @@ def test_another_run_in_the_folder_is_left_alone(pipeline: str, fast, tmp_path: 
     message = refusal(capsys, pipeline, *OPTIONS, "--seeds", "5", "--fast", "-o", str(tmp_path / "out"))
     assert "holds another run or other files: give another --output-dir" in message
     assert (tmp_path / "out" / "metrics.json").read_bytes() == before
+
+
+def test_a_refused_run_leaves_the_folder_to_the_right_one(
+    pipeline: str, fast, fashion_mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    wrong = (pipeline, "--num-inference-steps", "2000", "--fast", "--train-data-dir", str(fashion_mnist_folder))
+    assert "must be 1 to 1000" in refusal(capsys, *wrong, "-o", str(tmp_path / "out"))
+    assert fast(pipeline, *OPTIONS)["num_samples"] == 300
 
 
 def test_what_cannot_be_measured_is_refused(pipeline: str, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):

@@ -46,6 +46,9 @@ class TestClassLabels:
         assert pipe.get_label_ids("ankle BOOT") == [9]
         assert pipe.get_label_ids(3) == [3]
         assert pipe.get_label_ids(["T-shirt/top", 8, " bag "]) == [0, 8, 8]
+        assert pipe.get_label_ids(range(10)) == list(range(10))
+        assert pipe.get_label_ids(np.array([1, 2])) == [1, 2]
+        assert type(pipe.get_label_ids(np.int64(3))[0]) is int
         assert_close(draw(pipe, class_labels="Ankle boot"), draw(pipe, class_labels=[9]))
         assert (draw(pipe, class_labels=1) - draw(pipe, class_labels=2)).abs().max() > 1e-3
 
@@ -121,6 +124,12 @@ class TestImage:
         dark, light = draw(pipe, image=images, class_labels=[1, 2], num_inference_steps=50, strength=0.02)
         assert dark.mean() < 0.1 and light.mean() > 0.9
 
+    @pytest.mark.parametrize("strength, steps", [(1 / 49, 1), (29 / 49, 29), (0.5, 24)])
+    def test_strength_is_a_number_of_steps(self, strength, steps):
+        pipe = get_pipeline()
+        draw(pipe, image=torch.zeros(1, 1, 8, 8), num_inference_steps=49, strength=strength)
+        assert pipe.num_timesteps == steps
+
     def test_depends_on_the_generator(self):
         pipe, image = get_pipeline(), torch.zeros(1, 1, 8, 8)
         assert_close(draw(pipe, image=image), draw(pipe, image=image))
@@ -151,7 +160,7 @@ class TestGuidance:
         pipe = get_pipeline()
         batches = []
         hook = pipe.unet.register_forward_pre_hook(lambda module, args: batches.append(len(args[0])))
-        draw(pipe, class_labels=[1, 2, 3], num_inference_steps=4, **kwargs)
+        draw(pipe, class_labels=[1, 2, 3], **{"num_inference_steps": 4, **kwargs})
         hook.remove()
         return batches
 
@@ -161,6 +170,8 @@ class TestGuidance:
         assert self.calls(guidance_scale=2.0, guidance_interval=(0.25, 0.75)) == [3, 6, 6, 3]
         assert self.calls(guidance_scale=2.0, guidance_interval=(0.5, 1.0)) == [3, 3, 6, 6]
         assert self.calls(guidance_scale=2.0, guidance_interval=(0.5, 0.5)) == [3, 3, 3, 3]
+        many = self.calls(guidance_scale=2.0, guidance_interval=(0.28, 0.56), num_inference_steps=50)
+        assert [i for i, batch in enumerate(many) if batch == 6] == list(range(14, 28))
 
     def test_scale_zero_is_unconditional(self):
         pipe = get_pipeline()
@@ -308,6 +319,11 @@ class TestSteps:
         pipe = get_pipeline(HeunDiscreteScheduler())
         assert torch.isfinite(draw(pipe, num_inference_steps=3)).all()
         assert pipe.num_timesteps == 5
+
+    def test_second_order_does_not_start_from_endless_noise(self):
+        pipe = get_pipeline(HeunDiscreteScheduler(beta_schedule="squaredcos_cap_v2"))
+        with pytest.raises(ValueError, match="HeunDiscreteScheduler cannot start from the endless noise"):
+            draw(pipe, num_inference_steps=3)
 
     def test_progress_bar(self, capfd):
         pipe = get_pipeline()

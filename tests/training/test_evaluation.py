@@ -34,6 +34,17 @@ def test_a_run_measures_its_epochs_and_keeps_the_best(tmp_path: Path, launch: Ca
     best = json.loads((run / "best" / "train_config.json").read_text())["progress"]["global_step"]
     assert best == [6, 12][distances.index(min(distances))]
     load_pipeline(run / "best")
+    # The grid is of those weights.
+    grid = (run / "samples" / f"epoch-{best // 6:04d}.png").read_bytes()
+    assert (run / "best" / "images" / "samples.png").read_bytes() == grid
+
+
+def test_the_best_shows_no_pictures_of_other_weights(tmp_path: Path, launch: Callable[..., None]):
+    launch(*EVAL, "--save_images_epochs=3", "--save_model_epochs=1", "--num_epochs=3", "--max_train_steps=12")
+    names = [path.name for path in (tmp_path / "run" / "samples").iterdir()]
+    assert names == ["epoch-0002.png"]
+    best = json.loads((tmp_path / "run" / "best" / "train_config.json").read_text())["progress"]["global_step"]
+    assert (tmp_path / "run" / "best" / "images" / "samples.png").exists() == (best == 12)
 
 
 def test_what_is_measured_is_what_the_exported_pipeline_draws(tmp_path: Path, launch: Callable[..., None]):
@@ -89,6 +100,19 @@ def test_measurements_of_another_size_are_kept_and_not_compared(tmp_path: Path, 
         ("500", "3.0"),
         ("500", "3.5"),
     ]
+
+
+def test_measurements_of_guided_samples_are_not_compared_with_plain_ones(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(evaluation, "FastMetrics", lambda num_samples, device: None)
+    name, path = "classifier_frechet_distance_train", tmp_path / "eval.csv"
+    guided = SampleEvaluator(EvalConfig(guidance_scale=1.5), device=None)  # pyright: ignore[reportArgumentType]
+    guided.keep(path, None, 0)
+    assert guided.record(1, 1, {name: 1.0})
+    plain = SampleEvaluator(EvalConfig(), device=None)  # pyright: ignore[reportArgumentType]
+    plain.keep(path, path, 1)
+    assert plain.record(2, 2, {name: 1.5})
 
 
 def test_the_same_weights_measure_the_same(tmp_path: Path):

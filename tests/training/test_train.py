@@ -282,7 +282,10 @@ def test_the_saved_config_resumes_its_run_and_no_other_does(
 
 
 def test_an_older_checkpoint_goes_on_in_another_folder(
-    tmp_path: Path, launch: Callable[..., None], capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    launch: Callable[..., None],
+    capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
 ):
     launch("--checkpointing_steps=6")
     older = tmp_path / "run" / "checkpoints" / "checkpoint-6"
@@ -290,7 +293,8 @@ def test_an_older_checkpoint_goes_on_in_another_folder(
         launch(f"--resume={older}")
     assert error.value.code == 2
     assert "another --output_dir" in capsys.readouterr().err
-    launch(f"--resume={older}", f"--output_dir={tmp_path / 'branch'}", "--optimizer.learning_rate=1e-3")
+    monkeypatch.chdir(older.parent)
+    launch("--resume=checkpoint-6", f"--output_dir={tmp_path / 'branch'}", "--optimizer.learning_rate=1e-3")
     rows = read_losses(tmp_path / "branch")
     assert rows[:6] == read_losses(tmp_path / "run")[:6]
     assert [int(row["step"]) for row in rows] == list(range(1, 13))
