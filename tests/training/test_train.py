@@ -434,12 +434,15 @@ def test_fine_tuning_refuses_what_does_not_fit(
         assert words in capsys.readouterr().err
 
 
-def test_measurements_of_older_weights_do_not_stay_beside_new_ones(make_trainer: Callable, tmp_path: Path):
-    trainer = make_trainer()
-    trainer._export(trainer._sampling_unet(), tmp_path / "pipeline")
-    (tmp_path / "pipeline" / "metrics.json").write_text("{}")
-    trainer._export(trainer._sampling_unet(), tmp_path / "pipeline")
-    assert not (tmp_path / "pipeline" / "metrics.json").exists()
+def test_what_is_of_older_weights_does_not_stay_beside_new_ones(make_trainer: Callable, tmp_path: Path):
+    trainer, folder = make_trainer(), tmp_path / "pipeline"
+    trainer._export(trainer._sampling_unet(), folder, epoch=1)
+    stale = [folder / "metrics.json", folder / "images" / "samples.png"]
+    stale[1].parent.mkdir(exist_ok=True)
+    for path in stale:
+        path.write_text("{}")
+    trainer._export(trainer._sampling_unet(), folder, epoch=2)
+    assert not any(path.exists() for path in stale)
 
 
 @pytest.mark.parametrize(
