@@ -469,7 +469,7 @@ class Trainer:
             **settings,
         ).images
         grid = image_grid(images, columns, GRID_UPSCALE)
-        grid.save(self.folder / "samples" / f"epoch-{epoch:04d}.png")
+        grid.save(self.grid_path(epoch))
         self._report_samples(grid)
         grids = {int(path.stem.removeprefix("epoch-")): path for path in self.sample_grids()}
         draw_strip(grids, images[0].height * GRID_UPSCALE, self.folder / "progress.png")
@@ -484,6 +484,9 @@ class Trainer:
             layout = {"dataformats": "NHWC"} if report_to == "tensorboard" else {}
             tracker = self.accelerator.get_tracker(report_to)
             tracker.log_images({"samples": np.asarray(grid)[None]}, step=step, **layout)
+
+    def grid_path(self, epoch: int) -> Path:
+        return self.folder / "samples" / f"epoch-{epoch:04d}.png"
 
     def sample_grids(self) -> list[Path]:
         return sorted((self.folder / "samples").glob("epoch-*.png"))
@@ -513,7 +516,7 @@ class Trainer:
         shown = folder / "images" / "samples.png"
         for stale in (folder / "metrics.json", shown):
             stale.unlink(missing_ok=True)
-        grid = self.folder / "samples" / f"epoch-{epoch:04d}.png"
+        grid = self.grid_path(epoch)
         if grid.exists():
             shown.parent.mkdir(exist_ok=True)
             shutil.copyfile(grid, shown)

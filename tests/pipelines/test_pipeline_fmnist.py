@@ -18,7 +18,7 @@ from diffusers import (
 from PIL import Image
 from torch.testing import assert_close
 
-from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, data
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, data, schedulers
 from fmnist_diffusion.pipelines import pipeline_fmnist
 
 
@@ -98,9 +98,10 @@ class TestClassLabels:
         assert (images[1] - images[2]).abs().max() > 1e-3
 
 
-def test_fashion_mnist_names_are_those_of_the_data():
-    """The file stands alone, so it has a copy of them."""
+def test_copies_are_of_what_is_elsewhere():
+    """The file stands alone, so it has copies."""
     assert pipeline_fmnist.FASHION_MNIST_LABELS == data.FASHION_MNIST_LABELS
+    assert pipeline_fmnist.LEAST_SIGNAL == schedulers.LEAST_SIGNAL
 
 
 class TestImage:
