@@ -190,7 +190,8 @@ def check_num_samples(num_samples: int, inception: bool) -> None:
 
 
 def prepare_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Makes `folder`, or finds in it an earlier run of the same `settings`, whose samples are then used.
+    """Makes `folder`, or finds in it an earlier run of the same `settings`, whose samples are then used, or of others
+    that drew nothing.
 
     Raises:
         `ValueError`: the folder is that of another run, or of something else.
@@ -199,7 +200,7 @@ def prepare_folder(folder: Path, settings: dict[str, Any]) -> None:
     text = json.dumps(settings, indent=2) + "\n"
     if path.is_file() and path.read_text() == text:
         return
-    if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
+    if folder.exists() and (not folder.is_dir() or any(other != path for other in folder.iterdir())):
         raise ValueError(f"{folder} holds another run or other files: give another --output-dir")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(text)
@@ -315,13 +316,7 @@ def evaluate_pipeline(
         draw_and_measure(pipe, sampling, num_samples, seed, folder / f"seed-{seed}", inception, batch_size)
         for seed in seeds
     )
-    try:
-        return evaluation.write(runs, folder, settings)
-    except ValueError:
-        # Where nothing could be drawn, other settings may have the folder.
-        if [path.name for path in folder.iterdir()] == ["settings.json"]:
-            (folder / "settings.json").unlink()
-        raise
+    return evaluation.write(runs, folder, settings)
 
 
 def evaluate_samples(
