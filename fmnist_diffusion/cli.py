@@ -469,7 +469,7 @@ def push(args: argparse.Namespace) -> None:
     diffusers.utils.logging.disable_progress_bar()
     with publishing():
         url = push_pipeline(
-            pipeline_folder(args.folder),
+            existing_folder(args.folder),
             args.repo_id,
             private=args.private,
             revision=args.revision,
@@ -510,11 +510,11 @@ def demo(args: argparse.Namespace) -> None:
         raise ValueError(f"{error.name} is not installed: run pip install 'fmnist-diffusion[space]'") from error
 
 
-def pipeline_folder(name: str) -> Path:
+def existing_folder(name: str) -> Path:
     """The folder of that path, or of the bundled pipeline of that name."""
-    from fmnist_diffusion.hub import PRETRAINED_DIR, bundled_pipelines
+    from fmnist_diffusion.hub import bundled_pipelines, pipeline_folder
 
-    folder = PRETRAINED_DIR / name if name in bundled_pipelines() else Path(name)
+    folder = pipeline_folder(name)
     if not folder.is_dir():
         names = ", ".join(bundled_pipelines())
         raise ValueError(f"{folder} is no folder: give a pipeline's folder, or a bundled pipeline ({names})")
@@ -527,7 +527,7 @@ def info(args: argparse.Namespace) -> None:
     from fmnist_diffusion.hub import load_pipeline
 
     diffusers.utils.logging.disable_progress_bar()
-    folder = pipeline_folder(args.pipeline)
+    folder = existing_folder(args.pipeline)
     pipe = load_pipeline(folder.resolve(), scheduler=None)
     facts = describe(pipe, folder)
     print(json.dumps(facts, indent=2) if args.json else "\n".join(text_lines(facts)))

@@ -30,6 +30,11 @@ def bundled_pipelines() -> tuple[str, ...]:
     return tuple(sorted(index.parent.name for index in PRETRAINED_DIR.glob("*/model_index.json")))
 
 
+def pipeline_folder(name: str | os.PathLike) -> Path:
+    """The folder of the bundled pipeline of that name, else of that path."""
+    return PRETRAINED_DIR / name if name in bundled_pipelines() else Path(name)
+
+
 def load_pipeline(
     pretrained_model_name_or_path: str | os.PathLike, *, scheduler: str | None = DEFAULT_SCHEDULER, **kwargs
 ) -> FashionMNISTPipeline:
@@ -55,12 +60,11 @@ def load_pipeline(
         `ValueError`: there is no scheduler of that name.
     """
     path = os.fspath(pretrained_model_name_or_path)
-    if path in bundled_pipelines():
-        path = str(PRETRAINED_DIR / path)
-    if os.path.isdir(path):
-        if not os.path.isfile(os.path.join(path, "model_index.json")):
+    folder = pipeline_folder(path)
+    if folder.is_dir():
+        if not (folder / "model_index.json").is_file():
             raise OSError(f"The folder {path} holds no pipeline, for it has no model_index.json: give another folder.")
-        return _load(path, scheduler, **kwargs)
+        return _load(str(folder), scheduler, **kwargs)
 
     missing = (
         f"There is no pipeline {path!r}: give a bundled one ({', '.join(bundled_pipelines())}), a folder with"

@@ -11,6 +11,7 @@ from typing import Any, NamedTuple, TypeVar
 
 import httpx2
 import torch
+from diffusers import DDPMScheduler
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, SpaceCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import safe_open
@@ -184,8 +185,8 @@ def make_space(model_id: str, target: Path) -> None:
     shutil.copytree(space_dir(), target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     for source in sorted(PACKAGE_DIR.rglob("*.py")):
         path = source.relative_to(PACKAGE_DIR)
-        # What measures and what is bundled stays at home, and the Space's own files are there already.
-        if path.parts[0] not in ("evaluation", "pretrained", "space"):
+        # What measures stays at home, and the Space's own files are there already.
+        if path.parts[0] not in ("evaluation", "space"):
             (target / PACKAGE_DIR.name / path).parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, target / PACKAGE_DIR.name / path)
     card = SpaceCard.load(target / "README.md")
@@ -341,6 +342,13 @@ def model_card(
     """
     images = images or []
     settings = dict(flatten(train_config or {}))
+    # Fine-tuning goes on with the same noise schedule.
+    defaults = {f"scheduler.{name}": value for name, value in DDPMScheduler().config.items()}
+    schedule = [
+        f" \\\n    --{name}={settings[name]}"
+        for name in settings
+        if settings[name] != defaults.get(name, settings[name])
+    ]
     dataset = None if settings.get("data.train_data_dir") else settings.get("data.dataset_name")
     if dataset and "/" not in dataset:
         # A folder's name.
@@ -380,6 +388,7 @@ def model_card(
         parameters=pipe.unet.num_parameters(),
         dtype=str(pipe.unet.dtype).removeprefix("torch."),
         dataset=dataset,
+        schedule="".join(schedule),
         fashion_mnist=dataset == DEFAULT_DATASET,
         grid="samples.png" if "samples.png" in images else next(iter(images), None),
         settings={name: value for name, value in settings.items() if value is not None},

@@ -336,7 +336,7 @@ def quality_table(app: App) -> str:
         return "<p>This checkpoint has not been measured.</p>"
     how = f" by {metrics['scheduler']} in {metrics['num_inference_steps']} steps" if "scheduler" in metrics else ""
     return (
-        f"<p>{metrics['num_samples']:,} pictures{how}, measured against the 60,000 training images of Fashion-MNIST."
+        f"<p>{metrics['num_samples']:,} pictures{how}, measured against the training images of Fashion-MNIST."
         " The last column is what 10,000 real test images get.</p>"
         "<table><thead><tr><th>metric</th><th>this checkpoint</th><th>real images</th></tr></thead>"
         f"<tbody>{rows}</tbody></table>"

@@ -18,7 +18,9 @@ import torch
 from diffusers.models.unets.unet_2d import UNet2DOutput
 from PIL import Image, ImageChops, ImageOps, ImageStat
 
-from fmnist_diffusion import FashionMNISTPipeline, bundled_pipelines, load_pipeline
+from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
+from fmnist_diffusion.data import to_uint8
+from fmnist_diffusion.hub import pipeline_folder
 from fmnist_diffusion.publish import measured_metrics, read_metrics
 from fmnist_diffusion.schedulers import scheduler_class
 
@@ -182,12 +184,10 @@ class Studio:
     @cached_property
     def metrics(self) -> dict[str, Any] | None:
         """What is in the `metrics.json` of the checkpoint, if it has one that can be read."""
-        from fmnist_diffusion.hub import PRETRAINED_DIR
-
-        folder = PRETRAINED_DIR / self.model_id if self.model_id in bundled_pipelines() else Path(self.model_id)
         from huggingface_hub import hf_hub_download
         from huggingface_hub.errors import EntryNotFoundError
 
+        folder = pipeline_folder(self.model_id)
         try:
             local = folder.is_dir()
             return read_metrics(
@@ -366,7 +366,7 @@ def slerp(first: torch.Tensor, second: torch.Tensor, weight: float) -> torch.Ten
 
 def to_images(sample: torch.Tensor) -> list[Image.Image]:
     """Pictures of a sample `(batch, channels, height, width)` in [-1, 1]."""
-    arrays = (sample / 2 + 0.5).clamp(0, 1).mul(255).round().to(torch.uint8).permute(0, 2, 3, 1).cpu().numpy()
+    arrays = to_uint8(sample).permute(0, 2, 3, 1).cpu().numpy()
     return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
 
 

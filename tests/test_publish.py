@@ -19,6 +19,8 @@ from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
 from fmnist_diffusion.publish import PublishError, make_repository, make_space, push_pipeline, push_space
 from hub_stand_in import Fault, Repository, card_problems
+from training.config import parse_config
+from training.model import check_fine_tuning, make_scheduler
 
 
 REPO_ID = "someone/tiny"
@@ -349,6 +351,17 @@ class TestCard:
         card = self.card(PRETRAINED_DIR / "spec", tmp_path)
         assert card_problems(str(card), "model") == []
         assert "13,246,913 parameters, in float16" in card.text
+        assert "--data.train_data_dir=path/to/images\n```" in card.text
+
+    def test_fine_tuning_by_the_card_goes_on_with_the_noise_schedule(self, tmp_path):
+        text = self.card(PRETRAINED_DIR / "base", tmp_path).text
+        command = text.partition("accelerate launch training/train.py")[2].partition("```")[0]
+        config = parse_config(command.replace("\\\n", " ").split())
+        assert config.init_from == REPO_ID
+        pretrained = load_pipeline("base", scheduler=None)
+        check_fine_tuning(
+            config, pretrained.unet.config, make_scheduler(config.scheduler), pretrained.scheduler.config
+        )
 
 
 class TestSpace:

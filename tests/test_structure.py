@@ -77,7 +77,3 @@ def test_training_and_space_import_public_names_only():
 def test_public_names_exist():
     for name in fmnist_diffusion.__all__:
         assert getattr(fmnist_diffusion, name).__name__ == name
-
-
-def test_importing_the_package_registers_the_model_for_diffusers():
-    assert "fmnist_diffusion.models.unet_fmnist" in sys.modules

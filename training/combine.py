@@ -20,7 +20,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, export_pipeline, load_pipeline
 from fmnist_diffusion.evaluation.evaluate import pipeline_hash
-from fmnist_diffusion.hub import PRETRAINED_DIR, bundled_pipelines
+from fmnist_diffusion.hub import pipeline_folder
 from fmnist_diffusion.publish import read_json
 
 
@@ -37,7 +37,7 @@ def combine(pipelines: Sequence[FashionMNISTPipeline], weights: Sequence[float])
         `ValueError`: the weights are not that, the pipelines hold different models, or a running variance of BatchNorm
             would not be positive.
     """
-    if len(weights) != len(pipelines) or abs(sum(weights) - 1) > 1e-6:
+    if len(weights) != len(pipelines) or not abs(sum(weights) - 1) < 1e-6:
         raise ValueError(
             f"--weights are {' '.join(map(str, weights))}; give one for each pipeline, which add up to 1."
         )
@@ -75,20 +75,17 @@ def main(args: list[str] | None = None) -> None:
         "--dtype", choices=["float32", "float16", "bfloat16"], default="float32", help="(default: %(default)s)"
     )
     options = parser.parse_args(args)
-    name = options.pipelines[0]
-    folder = PRETRAINED_DIR / name if name in bundled_pipelines() else Path(name)
+    output_dir = Path(options.output_dir)
     try:
+        if output_dir.exists() and any(output_dir.iterdir()):
+            raise ValueError(f"{output_dir} holds files already; give a new folder as --output_dir.")
         pipelines = [load_pipeline(name, scheduler=None) for name in options.pipelines]
-        unet = combine(pipelines, options.weights)
-    except (OSError, ValueError) as error:
+        unet = combine(pipelines, options.weights).to(getattr(torch, options.dtype))
+        train_config = read_json(pipeline_folder(options.pipelines[0]) / "train_config.json") or {}
+        combined = {"weights": options.weights, "unet_sha256": [pipeline_hash(pipe) for pipe in pipelines]}
+        export_pipeline(unet, pipelines[0].scheduler, output_dir, train_config=train_config | {"combined": combined})
+    except (OSError, TypeError, ValueError) as error:
         parser.exit(2, f"combine.py: error: {error}\n")
-    combined = {"weights": options.weights, "unet_sha256": [pipeline_hash(pipe) for pipe in pipelines]}
-    export_pipeline(
-        unet.to(getattr(torch, options.dtype)),
-        pipelines[0].scheduler,
-        options.output_dir,
-        train_config=(read_json(folder / "train_config.json") or {}) | {"combined": combined},
-    )
     print(f"The pipeline is in {options.output_dir}.")
 
 

@@ -23,7 +23,7 @@ class SampleEvaluator:
         device: Where the feature networks run.
 
     Raises:
-        `ValueError`: the file that names the Inception network is another.
+        `ValueError`: the file that `FMNIST_DIFFUSION_INCEPTION` names is missing or another, or OpenVINO is missing.
     """
 
     def __init__(self, config: EvalConfig, device: torch.device):
@@ -36,12 +36,11 @@ class SampleEvaluator:
     ) -> dict[str, float]:
         """The metrics by name, of samples drawn within `autocast`; `images_per_second` is that of drawing."""
         config = self.config
+        conditional = unet.config["num_class_embeds"] is not None
         pipeline = FashionMNISTPipeline(unet, sampler)
         pipeline.set_progress_bar_config(disable=True)
         settings = SamplingSettings(
-            config.num_inference_steps,
-            config.guidance_scale,
-            conditional=unet.config["num_class_embeds"] is not None,
+            config.num_inference_steps, config.guidance_scale if conditional else 1.0, conditional=conditional
         )
         with autocast:
             samples = draw_all(pipeline, settings, config.num_samples, BATCH, config.seed)

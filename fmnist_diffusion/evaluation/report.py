@@ -9,6 +9,7 @@ from matplotlib.figure import Figure
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 
+from .metrics import class_shares
 from .sample_metrics import Memorisation
 from .samples import Samples
 
@@ -74,7 +75,7 @@ def draw_report(
 
     axis = figure.add_subplot(grid[1, :2])
     positions = torch.arange(10)
-    shares = (classes.bincount(minlength=10) / len(classes) * 100).tolist()
+    shares = [100 * share for share in class_shares(classes)]
     axis.bar(positions.tolist(), shares, color=SAMPLE)
     axis.axhline(10, color=REAL, linestyle="--", label="the data")
     axis.set_xticks(positions.tolist(), FASHION_MNIST_LABELS, rotation=35, ha="right")

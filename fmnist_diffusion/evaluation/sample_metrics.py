@@ -64,7 +64,7 @@ class FastMetrics:
         device (`str` or `torch.device`, defaults to `"cpu"`): Where the feature networks run.
 
     Raises:
-        `ValueError`: the file that names the Inception network is another.
+        `ValueError`: the file that `FMNIST_DIFFUSION_INCEPTION` names is missing or another, or OpenVINO is missing.
     """
 
     def __init__(self, num_samples: int, device: str | torch.device = "cpu"):

@@ -1,6 +1,6 @@
 """How the demo bears a crowd: `python tests/benchmarks/load.py --clients 50 --seconds 120`.
 
-Every client draws one picture after the other in five steps, and comes back at once when the queue turns it away.
+Every client draws one picture after the other in five steps; turned away by the queue, it comes back after a second.
 """
 
 import argparse

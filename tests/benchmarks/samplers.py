@@ -91,6 +91,8 @@ def main() -> None:
     parser.add_argument("--guidance-scales", nargs="+", type=float, default=[1.0])
     parser.add_argument("--guidance-interval", nargs=2, type=float, default=[0.0, 1.0])
     options = parser.parse_args()
+    if options.weak and options.guidance_interval != [0.0, 1.0]:
+        parser.error("--weak guides all the way: leave out --guidance-interval")
     bench = Bench(options)
     print("| scheduler | steps | guidance | evaluations | classifier's distance | of the class asked for | FID |")
     print("|---|---|---|---|---|---|---|")

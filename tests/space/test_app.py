@@ -14,6 +14,7 @@ from threading import Thread
 
 import anyio
 import generation
+import httpx2
 import pytest
 import yaml
 from gradio_client import Client, handle_file
@@ -152,11 +153,26 @@ def test_started_as_a_script(model_folder):
             server.terminate()
 
 
-def test_files_of_the_machine_cannot_be_named(client):
-    upload = {"path": "/etc/passwd", "meta": {"_type": "gradio.FileData"}}
-    with pytest.raises(Exception) as caught:
-        client.predict(upload, "bag", "Shirt", 0.5, 4, "DDIM", 1, 0, api_name="/repaint")
-    assert "root:" not in str(caught.value)
+def test_files_of_the_machine_cannot_be_named(url: str, tmp_path: Path):
+    picture = tmp_path / "picture.png"
+    Image.new("L", (28, 28)).save(picture)
+
+    def repaint(path: str) -> str:
+        # gradio_client would upload the file that it is given the name of.
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        body = json.dumps({"data": [file, "bag", "Shirt", 0.5, 4, "DDIM", 1, 0]}).encode()
+        call = f"{url}gradio_api/call/repaint"
+        request = urllib.request.Request(call, body, {"Content-Type": "application/json"})
+        event = json.load(urllib.request.urlopen(request))["event_id"]
+        return urllib.request.urlopen(f"{call}/{event}").read().decode()
+
+    with picture.open("rb") as file:
+        uploaded = httpx2.post(f"{url}gradio_api/upload", files={"files": file}).json()[0]
+    assert "event: complete" in repaint(uploaded)
+    for path in (str(picture), "/etc/passwd"):
+        answer = repaint(path)
+        assert "event: error" in answer
+        assert "event: complete" not in answer
 
 
 def assert_polite(message: str) -> None:

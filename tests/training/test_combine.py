@@ -9,6 +9,7 @@ from diffusers import DDPMScheduler
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, export_pipeline, load_pipeline
 from fmnist_diffusion.evaluation.evaluate import pipeline_hash
+from fmnist_diffusion.publish import weights_dtypes
 from training.combine import combine, main
 
 
@@ -41,12 +42,13 @@ def test_every_weight_is_the_sum(folders: list[str], tmp_path: Path):
 
 def test_one_alone_is_itself_in_another_dtype(folders: list[str], tmp_path: Path):
     main([folders[0], "--weights", "1", "--dtype=float16", f"--output_dir={tmp_path / 'half'}"])
-    half = load_pipeline(tmp_path / "half", dtype=torch.float16).unet.state_dict()
-    whole = load_pipeline(folders[0]).unet.state_dict()
-    assert all(torch.equal(half[name], tensor.to(half[name].dtype)) for name, tensor in whole.items())
+    assert weights_dtypes(tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors") == {"F16"}
+    half, whole = load_pipeline(tmp_path / "half").unet, load_pipeline(folders[0]).unet
+    for name, tensor in whole.state_dict().items():
+        torch.testing.assert_close(half.state_dict()[name], tensor, rtol=1e-3, atol=1e-4)
 
 
-@pytest.mark.parametrize("weights", [["1"], ["1.2", "-0.3"], ["0.5", "0.2", "0.3"]])
+@pytest.mark.parametrize("weights", [["1"], ["1.2", "-0.3"], ["0.5", "0.2", "0.3"], ["nan", "1"]])
 def test_weights_that_are_none_are_refused_in_a_sentence(
     weights: list[str], folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
 ):
@@ -54,6 +56,24 @@ def test_weights_that_are_none_are_refused_in_a_sentence(
         main([*folders, f"--output_dir={tmp_path / 'sum'}", "--weights", *weights])
     assert "one for each pipeline, which add up to 1." in capsys.readouterr().err
     assert not (tmp_path / "sum").exists()
+
+
+def test_a_folder_that_holds_files_is_left_alone(folders: list[str], capsys: pytest.CaptureFixture):
+    before = load_pipeline(folders[0]).unet.state_dict()
+    with pytest.raises(SystemExit, match="2"):
+        main([*folders, "--weights", "0.5", "0.5", f"--output_dir={folders[0]}"])
+    assert "holds files already; give a new folder as --output_dir." in capsys.readouterr().err
+    after = load_pipeline(folders[0]).unet.state_dict()
+    assert all(torch.equal(after[name], tensor) for name, tensor in before.items())
+
+
+def test_a_pipeline_that_cannot_be_exported_is_refused_in_a_sentence(
+    folders: list[str], tmp_path: Path, capsys: pytest.CaptureFixture
+):
+    load_pipeline(folders[0]).save_pretrained(tmp_path / "other")
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "other"), "--weights", "1", f"--output_dir={tmp_path / 'sum'}"])
+    assert "but must be a DDPMScheduler or a DDIMScheduler" in capsys.readouterr().err
 
 
 def test_other_models_are_refused(folders: list[str]):

@@ -24,7 +24,7 @@ def table(folder: Path) -> list[dict[str, str]]:
 
 
 def test_a_run_measures_its_epochs_and_keeps_the_best(tmp_path: Path, launch: Callable[..., None]):
-    launch(*EVAL, "--model.num_class_embeds=10")
+    launch(*EVAL, "--model.num_class_embeds=10", "--save_images_epochs=1")
     run = tmp_path / "run"
     rows = table(run)
     assert [(float(row["epoch"]), float(row["step"])) for row in rows] == [(1, 6), (2, 12)]
@@ -54,6 +54,12 @@ def test_what_is_measured_is_what_the_exported_pipeline_draws(tmp_path: Path, la
     [row] = table(tmp_path / "run")
     for name in ("classifier_frechet_distance_train", "class_agreement"):
         assert float(row[name]) == pytest.approx(expected[name], rel=0.01)
+
+
+def test_guidance_asks_nothing_of_a_model_without_classes(tmp_path: Path, launch: Callable[..., None]):
+    launch(*EVAL, "--num_epochs=1", "--eval.guidance_scale=1.5", "--samples.guidance_scale=1.5")
+    [row] = table(tmp_path / "run")
+    assert float(row["classifier_frechet_distance_train"]) > 0
 
 
 def test_measuring_changes_nothing_of_the_training(tmp_path: Path, launch: Callable[..., None]):

@@ -436,13 +436,15 @@ def test_fine_tuning_refuses_what_does_not_fit(
 
 def test_what_is_of_older_weights_does_not_stay_beside_new_ones(make_trainer: Callable, tmp_path: Path):
     trainer, folder = make_trainer(), tmp_path / "pipeline"
+    grid = trainer.grid_path(1)
+    grid.write_bytes(b"a grid of the first epoch")
     trainer._export(trainer._sampling_unet(), folder, epoch=1)
-    stale = [folder / "metrics.json", folder / "images" / "samples.png"]
-    stale[1].parent.mkdir(exist_ok=True)
-    for path in stale:
-        path.write_text("{}")
+    shown, metrics = folder / "images" / "samples.png", folder / "metrics.json"
+    assert shown.read_bytes() == grid.read_bytes()
+    metrics.write_text("{}")
     trainer._export(trainer._sampling_unet(), folder, epoch=2)
-    assert not any(path.exists() for path in stale)
+    assert not shown.exists()
+    assert not metrics.exists()
 
 
 @pytest.mark.parametrize(
