@@ -301,14 +301,19 @@ def main(argv: Sequence[str] | None = None) -> None:
     args = parser.parse_args(argv)
     try:
         args.run(args)
-    except (OSError, ValueError) as error:  # what loading a pipeline and checking its inputs raise
+    except (NotImplementedError, OSError, ValueError) as error:  # what loading a pipeline and drawing with it raise
         parser.error(" ".join(str(error).split()))
+    except KeyboardInterrupt:
+        goes_on = "; the same command goes on from here" if args.run is evaluate else ""
+        parser.exit(130, f"fmnist-diffusion: stopped{goes_on}\n")
 
 
 def sample(args: argparse.Namespace) -> None:
     output_dir = make_output_dir(args.output_dir)
 
     import torch
+
+    from fmnist_diffusion.pictures import enlarge, image_grid
 
     pipe = load_to_draw(args.pipeline, args)
     pipe.set_progress_bar_config(disable=None)  # shown in a terminal only
@@ -317,7 +322,7 @@ def sample(args: argparse.Namespace) -> None:
         numbers = pipe.get_label_ids(args.class_labels)
         labels = [numbers[i % len(numbers)] for i in range(args.num_images)]
         if len(numbers) > 1:
-            columns = min(len(numbers), args.num_images)
+            columns = len(numbers)
     images: list[Image] = []
     for start in range(0, args.num_images, args.batch_size):
         indices = range(start, min(start + args.batch_size, args.num_images))
@@ -331,7 +336,7 @@ def sample(args: argparse.Namespace) -> None:
             generator=[torch.Generator().manual_seed(args.seed + i) for i in indices],
         ).images
 
-    images = [upscale(image, args.upscale) for image in images]
+    images = [enlarge(image, args.upscale) for image in images]
     for i, image in enumerate(images):
         label = f"-{label_slug(pipe.label_names, labels[i])}" if labels else ""
         image.save(output_dir / f"{i:04d}{label}.png")
@@ -387,21 +392,6 @@ def choose_device(name: str) -> "torch.device":
 def label_slug(label_names: Sequence[str] | None, number: int) -> str:
     name = label_names[number] if label_names else str(number)
     return re.sub(r"[^a-z0-9]+", "-", name.lower()).strip("-")
-
-
-def upscale(image: "Image", factor: int) -> "Image":
-    return image.resize((image.width * factor, image.height * factor), resample=0)  # nearest neighbour
-
-
-def image_grid(images: "list[Image]", columns: int) -> "Image":
-    """A grid of equal images, `columns` in a row; what is left of the last row is black."""
-    from PIL import Image
-
-    width, height = images[0].size
-    grid = Image.new(images[0].mode, (columns * width, math.ceil(len(images) / columns) * height))
-    for i, image in enumerate(images):
-        grid.paste(image, (i % columns * width, i // columns * height))
-    return grid
 
 
 def evaluate(args: argparse.Namespace) -> None:
@@ -535,10 +525,10 @@ def info(args: argparse.Namespace) -> None:
 
 def describe(pipe: Any, folder: Path) -> dict[str, Any]:
     """What `info` says, for JSON: `pipe` is the pipeline that was loaded from `folder`."""
-    from fmnist_diffusion.publish import read_json, weights_dtypes
+    from fmnist_diffusion.publish import read_metrics, read_train_config, weights_dtypes
 
     weights = sorted((folder / "unet").glob("*.safetensors"))
-    facts = {
+    return {
         "folder": str(folder),
         "model": type(pipe.unet).__name__,
         "parameters": pipe.unet.num_parameters(),
@@ -552,8 +542,9 @@ def describe(pipe: Any, folder: Path) -> dict[str, Any]:
         "num_train_timesteps": pipe.scheduler.config.num_train_timesteps,
         "prediction_type": pipe.scheduler.config.prediction_type,
         "scheduler_config": changed_options(pipe.scheduler),
+        "train_config": read_train_config(folder / "train_config.json"),
+        "metrics": read_metrics(folder / "metrics.json"),
     }
-    return facts | {name: read_json(folder / f"{name}.json") for name in ("train_config", "metrics")}
 
 
 def changed_options(component: Any) -> dict[str, Any]:

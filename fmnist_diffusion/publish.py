@@ -14,7 +14,7 @@ import torch
 from diffusers import DDPMScheduler
 from huggingface_hub import EvalResult, HfApi, ModelCard, ModelCardData, SpaceCard, get_token
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from safetensors import safe_open
+from safetensors import SafetensorError, safe_open
 
 from .data import DEFAULT_DATASET
 from .hub import export_pipeline, load_pipeline
@@ -288,9 +288,9 @@ def make_repository(folder: Path, repo_id: str, target: Path) -> None:
     """
     # The weights as they are stored.
     dtypes = set().union(*(weights_dtypes(path) for path in (folder / "unet").glob("*.safetensors")))
-    dtype = DTYPES[dtypes.pop()] if len(dtypes) == 1 else torch.float32
+    dtype = DTYPES.get(dtypes.pop(), torch.float32) if len(dtypes) == 1 else torch.float32
     pipe = load_pipeline(folder.resolve(), scheduler=None, dtype=dtype)
-    train_config, metrics = read_json(folder / "train_config.json"), read_metrics(folder / "metrics.json")
+    train_config, metrics = read_train_config(folder / "train_config.json"), read_metrics(folder / "metrics.json")
     export_pipeline(pipe.unet, pipe.scheduler, target, train_config=train_config)
     if metrics is not None:
         shutil.copyfile(folder / "metrics.json", target / "metrics.json")
@@ -304,17 +304,28 @@ def make_repository(folder: Path, repo_id: str, target: Path) -> None:
 
 def weights_dtypes(path: Path) -> set[str]:
     """The names, such as `"F16"`, of the floating-point types in a safetensors file."""
-    with safe_open(path, framework="pt") as file:
-        return {dtype for name in file.keys() if "F" in (dtype := file.get_slice(name).get_dtype())}  # noqa: SIM118
+    try:
+        with safe_open(path, framework="pt") as file:
+            return {dtype for name in file.keys() if "F" in (dtype := file.get_slice(name).get_dtype())}  # noqa: SIM118
+    except SafetensorError as error:
+        raise ValueError(f"{path} holds no weights ({error}): fetch or export it again") from error
 
 
-def read_json(path: Path) -> dict[str, Any] | None:
+def read_json(path: Path) -> Any:
     if not path.is_file():
         return None
     try:
         return json.loads(path.read_text())
     except ValueError as error:
         raise ValueError(f"{path.name} is no JSON ({error}): mend it, or remove it") from error
+
+
+def read_train_config(path: Path) -> dict[str, Any] | None:
+    """What the trainer wrote to `path`; `None` where that is not there."""
+    config = read_json(path)
+    if not isinstance(config, dict | None):
+        raise ValueError(f"{path.name} holds no settings by name: mend it, or remove it")
+    return config
 
 
 def read_metrics(path: Path) -> dict[str, Any] | None:

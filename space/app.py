@@ -17,12 +17,13 @@ from gradio_client.utils import is_http_url_like
 from PIL import Image
 
 from fmnist_diffusion import bundled_pipelines
+from fmnist_diffusion.pictures import enlarge, image_grid
 
 
 HERE = Path(__file__).parent
 STYLE = HERE / "style.css"
 EXAMPLES = {path.stem.partition("-")[2]: path for path in sorted((HERE / "examples").glob("*.png"))}
-DOWNLOAD_SCALE = 8
+DOWNLOAD_SCALE, DOWNLOAD_COLUMNS = 8, 10
 # Requests that compute at once, and that wait; one more is told to come back.
 RUNNING, WAITING = 2, 30
 OWN_CLASSES = "all in turn"
@@ -148,6 +149,8 @@ class App:
         return Settings(labels, count, steps, scheduler, guidance, seed)
 
     def morph_settings(self, first, second, first_seed, second_seed, frames, steps, scheduler) -> list[Settings]:
+        if self.studio.label_names and not (first and second):
+            raise RequestError("Choose a class to begin with and one to end with.")
         return [
             Settings((label,) if label else (), frames, steps, scheduler, 1.0, seed)
             for label, seed in ((first, first_seed), (second, second_seed))
@@ -167,13 +170,12 @@ class App:
             text = f"The denoising of the first {min(5, len(names))} pictures, from noise on the left"
             with tempfile.TemporaryDirectory() as folder:
                 png, gif = Path(folder, "pictures.png"), Path(folder, "denoising.gif")
-                columns = min(10, len(names))
-                generation.enlarge(generation.grid(seen[-1].images, columns), DOWNLOAD_SCALE).save(png)
+                enlarge(image_grid(seen[-1].images, DOWNLOAD_COLUMNS, border=1), DOWNLOAD_SCALE).save(png)
                 thinned = seen[:: -(-len(seen) // generation.MAX_GIF_FRAMES)]
                 if thinned[-1] is not seen[-1]:
                     thinned.append(seen[-1])
                 factor = max(1, generation.MAX_GIF_CELL // self.studio.size[0])
-                frames = [generation.enlarge(generation.grid(step.images, columns), factor) for step in thinned]
+                frames = [enlarge(image_grid(step.images, DOWNLOAD_COLUMNS, border=1), factor) for step in thinned]
                 generation.save_gif(frames, gif, 80, hold=1500)
                 yield wall(seen[-1].images, names), bar(seen[-1]), sheet(film, text), download(png), download(gif)
 
@@ -187,8 +189,8 @@ class App:
             images = step.images
             with tempfile.TemporaryDirectory() as folder:
                 png, gif = Path(folder, "morph.png"), Path(folder, "morph.gif")
-                generation.enlarge(generation.grid(images, min(8, frames)), DOWNLOAD_SCALE).save(png)
-                large = [generation.enlarge(image, DOWNLOAD_SCALE) for image in images]
+                enlarge(image_grid(images, 8, border=1), DOWNLOAD_SCALE).save(png)
+                large = [enlarge(image, DOWNLOAD_SCALE) for image in images]
                 generation.save_gif(large, gif, 110, hold=500, swing=True)
                 moving = base64.b64encode(gif.read_bytes()).decode()
                 film = (
@@ -225,7 +227,7 @@ class App:
             with tempfile.TemporaryDirectory() as folder:
                 png = Path(folder, "repainted.png")
                 row = [image.convert(self.studio.mode), *step.images]
-                generation.enlarge(generation.grid(row, len(row)), DOWNLOAD_SCALE).save(png)
+                enlarge(image_grid(row, len(row), border=1), DOWNLOAD_SCALE).save(png)
                 yield wall(step.images, names), bar(step), download(png)
 
     def compare(self, labels, num_images, seed, *sides) -> Iterator[tuple[Update, ...]]:
@@ -389,7 +391,7 @@ def build(app: App) -> gr.Blocks:
         with gr.Row():
             return gr.Button(text, variant="primary"), gr.Button("Stop", elem_classes="stop", scale=0, min_width=80)
 
-    with gr.Blocks(title="Fashion from noise", delete_cache=(600, 3600)) as page:
+    with gr.Blocks(title="Fashion from noise", delete_cache=(600, 3600), analytics_enabled=False) as page:
         gr.HTML(
             "<header><h1>Fashion from noise</h1><p>A diffusion model, trained on Fashion-MNIST, that makes a picture"
             f" out of noise, step by step. Checkpoint: <code>{html.escape(app.name)}</code>.</p></header>"
@@ -422,7 +424,7 @@ def build(app: App) -> gr.Blocks:
                     gr.Dropdown(names, value=name, label=label, visible=knows_classes)
                     for label, name in (
                         ("From", names[-1] if names else None),
-                        ("To", names[7] if len(names) > 7 else None),
+                        ("To", names[min(7, len(names) - 1)] if names else None),
                     )
                 ]
                 seeds = [seed_row(3, "From seed"), seed_row(4, "To seed")]

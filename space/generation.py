@@ -21,6 +21,7 @@ from PIL import Image, ImageChops, ImageOps, ImageStat
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.data import to_uint8
 from fmnist_diffusion.hub import pipeline_folder
+from fmnist_diffusion.pictures import image_grid
 from fmnist_diffusion.publish import measured_metrics, read_metrics
 from fmnist_diffusion.schedulers import scheduler_class
 
@@ -218,10 +219,9 @@ class Studio:
             raise RequestError(f"{unknown[0]!r} is none of the classes: choose of {', '.join(self.label_names)}.")
         return [self.label_names.index(names[i % len(names)]) for i in range(settings.num_images)]
 
-    def noise(self, seeds: Sequence[int]) -> torch.Tensor:
-        """The noise of each seed, as `fmnist-diffusion sample` draws it: `(len(seeds), channels, height, width)`."""
-        shape = (1, self.unet.config.in_channels, self.size[1], self.size[0])
-        return torch.cat([torch.randn(shape, generator=generator) for generator in generators(seeds)])
+    def noise(self, generator: torch.Generator) -> torch.Tensor:
+        """The noise that a picture of this generator begins with: `(1, channels, height, width)`."""
+        return torch.randn((1, self.unet.config.in_channels, self.size[1], self.size[0]), generator=generator)
 
     def draw(self, settings: Settings) -> Generator[Step]:
         """Draws pictures, step by step."""
@@ -260,8 +260,12 @@ class Studio:
         """
         count = start.num_images
         weights = torch.linspace(0, 1, count)
-        first, second = self.noise([start.seed]), self.noise([stop.seed])
-        noise = torch.cat([slerp(first, second, float(weight)) for weight in weights])
+        (end,) = generators([stop.seed])
+        second = self.noise(end)
+        # What a scheduler adds on the way is the same for all, or they would not move smoothly.
+        made = generators([start.seed] * count)
+        ways = zip(made, weights, strict=True)
+        noise = torch.cat([slerp(self.noise(generator), second, float(weight)) for generator, weight in ways])
         blend = None
         if self.label_names:
             labels = [self.label_ids(replace(settings, num_images=count)) for settings in (start, stop)]
@@ -272,8 +276,7 @@ class Studio:
             blend,
             num_images_per_prompt=count,
             latents=noise,
-            # What a scheduler adds on the way is the same for all, or they would not move smoothly.
-            generator=generators([start.seed] * count),
+            generator=made,
         )
 
     def _steps(self, *args: Any, **kwargs: Any) -> Generator[Step]:
@@ -328,7 +331,7 @@ class Studio:
                 except Empty:
                     yield RequestError(f"This took more than {TIME_LIMIT:.0f} seconds: ask for less.")
                     return
-                if isinstance(item, ValueError):
+                if isinstance(item, NotImplementedError | ValueError):
                     yield RequestError(str(item))
                     return
                 if isinstance(item, Exception):
@@ -370,27 +373,13 @@ def to_images(sample: torch.Tensor) -> list[Image.Image]:
     return [Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
 
 
-def enlarge(image: Image.Image, factor: int) -> Image.Image:
-    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
-
-
-def grid(images: Sequence[Image.Image], columns: int) -> Image.Image:
-    """Equal pictures in rows of `columns`, with a border of one pixel between them."""
-    width, height = images[0].size
-    rows = math.ceil(len(images) / columns)
-    sheet = Image.new(images[0].mode, (columns * (width + 1) - 1, rows * (height + 1) - 1), "black")
-    for i, image in enumerate(images):
-        sheet.paste(image, (i % columns * (width + 1), i // columns * (height + 1)))
-    return sheet
-
-
 def strip(steps: Sequence[Step], num_images: int = 5) -> Image.Image:
     """The denoising of the first pictures, each a row, from noise to picture."""
     last = len(steps) - 1
     columns = min(STRIP_COLUMNS, len(steps))
     chosen = [steps[round(i * last / max(columns - 1, 1))] for i in range(columns)]
     rows = min(num_images, len(steps[-1].images))
-    return grid([step.images[row] for row in range(rows) for step in chosen], columns)
+    return image_grid([step.images[row] for row in range(rows) for step in chosen], columns, border=1)
 
 
 def save_gif(frames: Sequence[Image.Image], path: Path, milliseconds: int, hold: int = 0, swing: bool = False) -> Path:

@@ -2,6 +2,7 @@
 
 import json
 import os
+import signal
 import subprocess
 import sys
 import time
@@ -173,6 +174,8 @@ class TestSample:
             (["--class-labels", "10"], "must be 0 to 9"),
             (["--guidance-scale", "2"], "give labels"),
             (["--class-labels", "1", "--guidance-scale", "2", "--guidance-interval", "1", "0"], "start <= stop"),
+            (["--class-labels", "1", "--guidance-scale", "nan"], "must be a finite number"),
+            (["--num-inference-steps", "1000", "--scheduler", "dpmsolver++"], "cannot draw in 1000 steps"),
             (["--device", "abacus"], "no device 'abacus'"),
             (["--device", "cpu", "--dtype", "float16"], "give --dtype float32 or bfloat16"),
             (["--output-dir", f"{__file__}/out"], "give another --output-dir"),
@@ -181,6 +184,21 @@ class TestSample:
     def test_refuses(self, pipeline, tmp_path, monkeypatch, capsys, args, words):
         monkeypatch.chdir(tmp_path)
         assert words in refusal(capsys, "sample", pipeline, *args)
+
+    def test_refuses_a_scheduler_that_cannot_draw_with_the_model(self, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        unet = FashionMNISTUNet2DModel(block_out_channels=(8, 16), attention_head_dim=8)
+        export_pipeline(unet, DDPMScheduler(prediction_type="sample"), tmp_path / "model")
+        assert "not implemented yet: sample" in refusal(capsys, "sample", "model", "--scheduler", "euler_a")
+
+    def test_ctrl_c_is_one_line(self, monkeypatch, capsys):
+        monkeypatch.setattr(
+            "fmnist_diffusion.hub.load_pipeline", lambda *args, **options: signal.raise_signal(signal.SIGINT)
+        )
+        with pytest.raises(SystemExit) as exit_info:
+            main(["info", str(Path(__file__).parent)])
+        assert exit_info.value.code == 130
+        assert capsys.readouterr().err == "fmnist-diffusion: stopped\n"
 
     def test_refuses_what_is_no_pipeline(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)

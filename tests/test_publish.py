@@ -159,6 +159,18 @@ class TestPush:
         with pytest.raises(ValueError, match=r"metrics\.json is no JSON .*: mend it, or remove it"):
             push_pipeline(folder, REPO_ID)
 
+    def test_settings_of_another_program_are_named(self, hub, folder):
+        (folder / "train_config.json").write_text("[]")
+        with pytest.raises(ValueError, match=r"train_config\.json holds no settings by name: mend it, or remove it"):
+            push_pipeline(folder, REPO_ID)
+
+    def test_weights_that_were_not_fetched(self, hub, folder):
+        (folder / "unet" / "diffusion_pytorch_model.safetensors").write_text(
+            "version https://git-lfs.github.com/spec/v1"
+        )
+        with pytest.raises(ValueError, match=r"holds no weights .*: fetch or export it again"):
+            push_pipeline(folder, REPO_ID)
+
     def test_branch_and_tag(self, hub, folder):
         push_pipeline(folder, REPO_ID, revision="trial", tag="v0.1")
         repository = hub.repositories[REPO_ID]

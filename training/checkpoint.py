@@ -46,7 +46,7 @@ def save_checkpoint(
 ) -> None:
     """Writes `checkpoint-{global_step}`, which appears once it is complete, and removes the oldest over the limit.
 
-    Every process calls it: each has random states of its own, and a shard of the weights and of their average.
+    Every process calls it: each has random states of its own, and with FSDP2 a shard of the weights and their average.
     """
     target = folder / f"checkpoint-{global_step}"
     unfinished = target.with_suffix(".unfinished")
@@ -55,7 +55,7 @@ def save_checkpoint(
             shutil.rmtree(stopped)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(unfinished))
-    if ema is not None:
+    if ema is not None and (accelerator.is_main_process or accelerator.is_fsdp2):
         torch.save(ema.state_dict(), unfinished / f"ema_{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -68,10 +68,18 @@ def save_checkpoint(
 
 
 def load_checkpoint(accelerator: Accelerator, ema: EMAModel | None, checkpoint: Path) -> None:
-    """Restores all that `save_checkpoint` wrote."""
+    """Restores all that `save_checkpoint` wrote.
+
+    Raises:
+        `ValueError`: the average is in shards of another number of processes.
+    """
+    if ema is not None and accelerator.is_fsdp2:
+        shards = len(list(checkpoint.glob("ema_*.pt")))
+        if shards != accelerator.num_processes:
+            raise ValueError(f"{checkpoint} is of {shards} processes, with FSDP2; resume with as many.")
     accelerator.load_state(str(checkpoint))
     if ema is not None:
-        path = checkpoint / f"ema_{accelerator.process_index}.pt"
+        path = checkpoint / f"ema_{accelerator.process_index if accelerator.is_fsdp2 else 0}.pt"
         ema.load_state_dict(torch.load(path, map_location=accelerator.device.type))
 
 
@@ -80,7 +88,10 @@ def find_checkpoint(resume: str, folder: Path) -> Path:
     if resume == "latest":
         checkpoints = list_checkpoints(folder)
         if not checkpoints:
-            raise ValueError(f"there is no checkpoint in {folder} to resume from; leave out --resume to start anew.")
+            raise ValueError(
+                f"there is no checkpoint in {folder} to resume from; leave out --resume to start anew, and remove"
+                f" {folder.parent} or give another --output_dir."
+            )
         return checkpoints[-1]
     path, folder = Path(resume).resolve(), folder.resolve()
     if path not in list_checkpoints(path.parent):

@@ -22,7 +22,7 @@ from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, expo
 from fmnist_diffusion.cli import DTYPES
 from fmnist_diffusion.evaluation.evaluate import pipeline_hash
 from fmnist_diffusion.hub import pipeline_folder
-from fmnist_diffusion.publish import read_json
+from fmnist_diffusion.publish import read_train_config
 
 
 def combine(pipelines: Sequence[FashionMNISTPipeline], weights: Sequence[float]) -> FashionMNISTUNet2DModel:
@@ -80,7 +80,7 @@ def main(args: list[str] | None = None) -> None:
             raise ValueError(f"{output_dir} holds files already; give a new folder as --output_dir.")
         pipelines = [load_pipeline(name, scheduler=None) for name in options.pipelines]
         unet = combine(pipelines, options.weights).to(getattr(torch, options.dtype))
-        train_config = read_json(pipeline_folder(options.pipelines[0]) / "train_config.json") or {}
+        train_config = read_train_config(pipeline_folder(options.pipelines[0]) / "train_config.json") or {}
         combined = {"weights": options.weights, "unet_sha256": [pipeline_hash(pipe) for pipe in pipelines]}
         export_pipeline(unet, pipelines[0].scheduler, output_dir, train_config=train_config | {"combined": combined})
     except (OSError, TypeError, ValueError) as error:

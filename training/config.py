@@ -1,8 +1,9 @@
 """What a training run is: dataclasses, read from YAML and the command line by jsonargparse."""
 
+import math
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, NoReturn
 
 import yaml
 from jsonargparse import ArgumentParser
@@ -270,6 +271,12 @@ class TrainingConfig:
                     f"{name}.num_inference_steps is {steps}; give one up to scheduler.num_train_timesteps,"
                     f" {self.scheduler.num_train_timesteps}."
                 )
+        for name, value in (
+            ("objective.snr_gamma", self.objective.snr_gamma),
+            ("optimizer.max_grad_norm", self.optimizer.max_grad_norm),
+        ):
+            if value is not None and not 0 < value < math.inf:
+                raise ValueError(f"{name} is {value}; give a number above 0, or leave it out.")
         if not 0 <= self.objective.label_dropout <= 1:
             raise ValueError(f"objective.label_dropout is {self.objective.label_dropout}; give a share in [0, 1].")
         if self.scheduler.rescale_betas_zero_snr and self.scheduler.prediction_type == "epsilon":
@@ -300,9 +307,14 @@ class TrainingConfig:
                 raise ValueError(f"{name} is not that of the run to resume; give --config={path} with --resume.")
 
 
+class Parser(ArgumentParser):
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+
+
 def parse_config(args: list[str] | None = None) -> TrainingConfig:
     """Reads `--config file.yaml` and `--any.field=value`, the later one wins; what is wrong ends with exit code 2."""
-    parser = ArgumentParser(
+    parser = Parser(
         prog="train.py",
         allow_abbrev=False,
         description="Trains a FashionMNISTUNet2DModel: accelerate launch training/train.py --config FILE [overrides]",

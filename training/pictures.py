@@ -1,24 +1,14 @@
-"""What a run shows of its samples: grids, and a strip of them epoch by epoch."""
+"""What a run shows of its samples, epoch by epoch."""
 
 from pathlib import Path
 
 import matplotlib
 import numpy as np
-from diffusers.utils import make_image_grid
 from PIL import Image
 
 
 matplotlib.use("Agg")
 from matplotlib import pyplot as plt
-
-
-def image_grid(images: list[Image.Image], columns: int, upscale: int) -> Image.Image:
-    """A grid of equal images, `columns` in a row, enlarged without smoothing; the last row is filled with black."""
-    width, height = images[0].size
-    columns = min(columns, len(images))
-    images = [image.resize((width * upscale, height * upscale), Image.Resampling.NEAREST) for image in images]
-    images += [Image.new(images[0].mode, images[0].size)] * (-len(images) % columns)
-    return make_image_grid(images, rows=len(images) // columns, cols=columns)
 
 
 def draw_strip(grids: dict[int, Path], row_height: int, path: Path) -> None:

@@ -53,13 +53,14 @@ from fmnist_diffusion.objectives import (
     per_image_loss,
     training_target,
 )
+from fmnist_diffusion.pictures import enlarge, image_grid
 from fmnist_diffusion.publish import flatten
 from training.batches import Batches, augment
 from training.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
 from training.config import TrainingConfig, parse_config
 from training.losses import LossRecord
 from training.model import make_model
-from training.pictures import draw_strip, image_grid
+from training.pictures import draw_strip
 from training.push import BackgroundPush
 
 
@@ -83,15 +84,15 @@ class Trainer:
             raise ValueError(
                 f"{config.report_to} is not installed; run pip install {config.report_to}, or give --report_to=none."
             )
+        checkpoint = None
         if config.resume is not None:
             checkpoint = find_checkpoint(config.resume, self.folder / "checkpoints")
             config.check_resumable(checkpoint.parents[1] / "config.yaml")
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        begins_here = checkpoint is None or checkpoint.resolve().parents[1] != self.folder.resolve()
+        if begins_here and self.folder.exists() and any(self.folder.iterdir()):
             raise ValueError(
                 f"{self.folder} holds a run; give --resume=latest to continue it, or another --output_dir."
             )
-        else:
-            checkpoint = None
         self.accelerator = Accelerator(
             # Else Accelerate takes the processes of torchrun for unrelated ones where there is no GPU.
             cpu=not torch.accelerator.is_available(),
@@ -209,13 +210,17 @@ class Trainer:
         # From here on each process draws noise of its own.
         set_seed(config.seed, device_specific=True)
         if checkpoint is not None:
+            # The settings are those of this command, not of the checkpoint.
+            groups = [dict(group) for group in self.optimizer.param_groups]
             load_checkpoint(self.accelerator, self.ema, checkpoint)
-            # The learning rate is the one of this command, not of the checkpoint.
             highest = config.optimizer.learning_rate
             rate = highest * self.lr_scheduler.lr_lambdas[0](self.progress.global_step)
             self.lr_scheduler.base_lrs, self.lr_scheduler._last_lr = [highest], [rate]
-            for group in self.optimizer.param_groups:
-                group["initial_lr"], group["lr"] = highest, rate
+            for group, settings in zip(self.optimizer.param_groups, groups, strict=True):
+                group.update(settings, lr=rate)
+            if self.ema is not None:
+                self.ema.decay, self.ema.inv_gamma = config.ema.max_decay, config.ema.inv_gamma
+                self.ema.power = config.ema.power
 
         # 4. records
         self.micro_losses: list[torch.Tensor] = []
@@ -468,7 +473,7 @@ class Trainer:
             generator=torch.Generator().manual_seed(samples.seed),
             **settings,
         ).images
-        grid = image_grid(images, columns, GRID_UPSCALE)
+        grid = enlarge(image_grid(images, columns), GRID_UPSCALE)
         grid.save(self.grid_path(epoch))
         self._report_samples(grid)
         grids = {int(path.stem.removeprefix("epoch-")): path for path in self.sample_grids()}
@@ -495,7 +500,11 @@ class Trainer:
         """Measures samples, and exports the pipeline to `best` where they are the best so far."""
         assert self.evaluator is not None
         unet = unet.to(memory_format=self.memory_format)
-        metrics = self.evaluator.measure(unet, self.sampler, self.accelerator.autocast())
+        try:
+            metrics = self.evaluator.measure(unet, self.sampler, self.accelerator.autocast())
+        except ValueError as error:
+            self.bar.write(f"epoch {epoch}: not measured: {error}")
+            return
         self.accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, self.progress.global_step)
         self.bar.write(f"epoch {epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
         best = self.evaluator.record(self.progress.global_step, epoch, metrics)
@@ -568,6 +577,8 @@ def main(args: list[str] | None = None) -> None:
         trainer = Trainer(config)
     except (ValueError, OSError) as error:
         stop(f"error: {error}", 2)
+    except KeyboardInterrupt:
+        stop("stopped before the first step.", 130)
     try:
         trainer.train()
     except DataError as error:

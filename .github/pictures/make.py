@@ -14,6 +14,7 @@ from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images
 from fmnist_diffusion.evaluation import SamplingSettings, draw
 from fmnist_diffusion.evaluation.report import class_columns
+from fmnist_diffusion.pictures import enlarge, image_grid
 
 
 HERE = Path(__file__).parent
@@ -46,7 +47,7 @@ def real_and_generated() -> None:
 
 def denoising(studio: generation.Studio) -> None:
     settings = generation.Settings(studio.label_names, 10, 25, seed=20)
-    frames = [generation.enlarge(generation.grid(step.images, 10), 3) for step in studio.draw(settings)]
+    frames = [enlarge(image_grid(step.images, 10, border=1), 3) for step in studio.draw(settings)]
     generation.save_gif(frames, HERE / "denoising.gif", 90, hold=1500)
 
 

@@ -7,6 +7,7 @@ package. On a CPU that takes two hours, most of it in the Inception network; sto
 import argparse
 import hashlib
 import json
+import os
 from pathlib import Path
 
 import torch
@@ -15,7 +16,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
-from fmnist_diffusion.data import ImageTensors, load_images
+from fmnist_diffusion.data import DataError, ImageTensors, load_images
 
 from .classifier import CLASSIFIER_DIR, Classifier
 from .inception import INCEPTION_SHA256, InceptionFeatures, cache_dir, download_inception, find_inception
@@ -86,7 +87,7 @@ def cached_features(network: FeatureNetwork, images: torch.Tensor, progress: str
                 features.append(load_file(path)["features"])
             else:
                 features.append(network(chunk))
-                unfinished = path.with_suffix(".unfinished")
+                unfinished = path.with_suffix(f".{os.getpid()}")
                 save_file({"features": features[-1]}, unfinished)
                 unfinished.replace(path)
             bar.update(len(chunk))
@@ -174,7 +175,10 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--only", choices=("inception", "classifier"), help="measure with this network alone")
     options = parser.parse_args(args)
 
-    splits = {split: load_images(split=split, train_data_dir=options.train_data_dir) for split in SPLITS}
+    try:
+        splits = {split: load_images(split=split, train_data_dir=options.train_data_dir) for split in SPLITS}
+    except DataError as error:
+        parser.error(str(error))
     train, test = splits["train"].images, splits["test"]
     networks: list[FeatureNetwork] = []
     if options.only != "inception":

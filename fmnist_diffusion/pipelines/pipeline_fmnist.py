@@ -5,6 +5,7 @@ repository and be used there as `custom_pipeline="pipeline_fmnist"`.
 """
 
 import inspect
+import math
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
@@ -179,6 +180,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             )
         if guidance_scale != 1 and class_labels is None:
             raise ValueError("`guidance_scale` needs `class_labels` to guide to: give labels, or leave it at 1.")
+        if not math.isfinite(guidance_scale):
+            raise ValueError(f"`guidance_scale` is {guidance_scale} but must be a finite number.")
         if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
             raise ValueError(
                 f"`guidance_interval` is {guidance_interval} but must be two numbers (start, stop) with"
@@ -368,6 +371,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         # 3. timesteps and noise
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
+        if num_inference_steps > 1 and timesteps[0] == timesteps[-1]:
+            # diffusers' multistep solvers, of all timesteps spaced "leading".
+            raise ValueError(
+                f"{type(self.scheduler).__name__} cannot draw in {num_inference_steps} steps here: take fewer, or"
+                " another scheduler."
+            )
         if image is not None:
             skipped = (num_inference_steps - int(part_of(num_inference_steps, strength))) * self.scheduler.order
             timesteps = timesteps[skipped:]

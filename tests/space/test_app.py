@@ -230,4 +230,5 @@ def test_requirements_are_the_versions_of_the_tests():
     )
     for line in (SPACE / "requirements.txt").read_text().splitlines():
         name, _, version = re.sub(r"\[.*\]", "", line).partition("==")
-        assert constraints.get(name.replace("-", "_"), constraints.get(name, version)) == version, line
+        # ZeroGPU's own package is of no use elsewhere.
+        assert name == "spaces" or version in (constraints.get(name), constraints.get(name.replace("-", "_"))), line

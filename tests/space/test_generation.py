@@ -1,7 +1,6 @@
 """What the demo draws, without its page."""
 
 import dataclasses
-import io
 import itertools
 import pickle
 import shutil
@@ -14,11 +13,12 @@ import generation
 import numpy as np
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from generation import RequestError, Settings, Studio
 from PIL import Image, ImageDraw
 from torch.testing import assert_close
 
-from fmnist_diffusion import load_pipeline
+from fmnist_diffusion import FashionMNISTUNet2DModel, export_pipeline, load_pipeline
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images
 
 
@@ -97,6 +97,12 @@ class TestDraw:
         step = last(studio.draw(Settings(("Coat",), 2, 3, scheduler)))
         assert step.evaluations == 3
         assert arrays(step.images).std() > 5
+
+    def test_a_scheduler_that_cannot_draw_with_the_model(self, tmp_path):
+        unet = FashionMNISTUNet2DModel(block_out_channels=(8, 16), attention_head_dim=8)
+        export_pipeline(unet, DDPMScheduler(prediction_type="sample"), tmp_path)
+        with pytest.raises(RequestError, match="prediction_type not implemented yet: sample"):
+            last(Studio(str(tmp_path)).draw(Settings((), 1, 2, "Euler ancestral")))
 
     def test_bundled_checkpoint_takes_shape(self, plain_studio):
         """The expected picture changes less and less, and ends as a thing on black."""
@@ -192,6 +198,13 @@ class TestMorph:
             alone = last(studio.draw(dataclasses.replace(settings, num_images=1))).images
             assert abs(arrays([image]) - arrays(alone)).max() <= 1
         assert abs(arrays(images[:1]) - arrays(images[-1:])).mean() > 1
+
+    @pytest.mark.parametrize("scheduler", generation.SCHEDULERS)
+    def test_starts_with_what_draw_makes_of_the_seed(self, studio, scheduler):
+        start = Settings(("Bag",), 3, 6, scheduler, 1.0, 3)
+        first = last(studio.morph(start, Settings(("Dress",), 3, 6, scheduler, 1.0, 9))).images[:1]
+        alone = last(studio.draw(dataclasses.replace(start, num_images=1))).images
+        assert abs(arrays(first) - arrays(alone)).max() <= 1
 
     def test_without_classes(self, plain_studio):
         step = last(plain_studio.morph(Settings((), 3, 3, seed=1), Settings((), 3, 3, seed=2)))
@@ -334,14 +347,6 @@ class TestFiles:
                 values.append(gif.convert("L").getpixel((0, 0)))
             assert values == [0, 100, 200, 100]
             assert gif.info["duration"] == 1080
-
-    def test_enlarged_pixels_are_hard(self):
-        image = Image.fromarray(np.array([[0, 255], [255, 0]], dtype=np.uint8))
-        large = np.asarray(generation.enlarge(image, 8))
-        assert large.shape == (16, 16)
-        assert set(np.unique(large)) == {0, 255}
-        buffer = io.BytesIO()
-        generation.enlarge(image, 8).save(buffer, "PNG")
 
 
 def test_examples_are_pictures_of_the_data_set():

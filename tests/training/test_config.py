@@ -64,6 +64,8 @@ def test_saved_config_reads_back_the_same(tmp_path: Path):
         (["--data.max_train_samples=0"], "data.max_train_samples is 0"),
         (["--samples.num_inference_steps=20", "--scheduler.num_train_timesteps=10"], "num_train_timesteps, 10"),
         (["--objective.label_dropout=1.5"], "share in [0, 1]"),
+        (["--objective.snr_gamma=0"], "objective.snr_gamma is 0"),
+        (["--optimizer.max_grad_norm=-1"], "give a number above 0"),
         (["--scheduler.rescale_betas_zero_snr=true"], "v_prediction"),
     ],
 )
@@ -71,7 +73,10 @@ def test_wrong_settings_are_refused_in_words(args: list[str], words: str, capsys
     with pytest.raises(SystemExit) as error:
         parse_config(args)
     assert error.value.code == 2
-    assert words in capsys.readouterr().err
+    line = capsys.readouterr().err
+    assert words in line
+    assert line.startswith("train.py: error: ")
+    assert line.count("\n") == 1
 
 
 def test_unknown_key_in_yaml_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):

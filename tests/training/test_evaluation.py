@@ -121,6 +121,19 @@ def test_measurements_of_guided_samples_are_not_compared_with_plain_ones(
     assert plain.record(2, 2, {name: 1.5})
 
 
+def test_what_cannot_be_measured_does_not_end_the_run(
+    tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def measure(*args):
+        raise ValueError("the model draws pixels that are not finite")
+
+    monkeypatch.setattr(SampleEvaluator, "measure", measure)
+    launch("--eval.every_n_epochs=1", "--eval.num_samples=257")
+    assert "epoch 2: not measured: the model draws pixels that are not finite" in "".join(capsys.readouterr())
+    assert (tmp_path / "run" / "pipeline").is_dir()
+    assert not (tmp_path / "run" / "best").exists()
+
+
 def test_the_same_weights_measure_the_same(tmp_path: Path):
     evaluator = SampleEvaluator(EvalConfig(num_samples=257, num_inference_steps=2), device="cpu")  # pyright: ignore
     unet = FashionMNISTUNet2DModel(block_out_channels=(8, 16), attention_head_dim=8).eval()

@@ -6,6 +6,7 @@ import subprocess
 import sys
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import numpy as np
@@ -14,12 +15,13 @@ import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from accelerate.commands.launch import launch_command_parser
 from diffusers import DDPMPipeline
+from diffusers.training_utils import EMAModel
 from PIL import Image
 from safetensors.torch import load_file
 
 import fmnist_diffusion
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
-from training.checkpoint import list_checkpoints
+from training.checkpoint import list_checkpoints, load_checkpoint
 from training.config import parse_config
 from training.train import main, public_name
 
@@ -299,6 +301,53 @@ def test_an_older_checkpoint_goes_on_in_another_folder(
     assert rows[:6] == read_losses(tmp_path / "run")[:6]
     assert [int(row["step"]) for row in rows] == list(range(1, 13))
     assert rows[-1] != read_losses(tmp_path / "run")[-1]
+
+
+def test_a_run_in_another_folder_is_not_overwritten(
+    tmp_path: Path, launch: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    launch("--checkpointing_steps=6")
+    branch = tmp_path / "branch"
+    launch(f"--output_dir={branch}", "--max_train_steps=3")
+    losses = (branch / "loss.csv").read_bytes()
+    with pytest.raises(SystemExit):
+        launch(f"--output_dir={branch}", f"--resume={tmp_path / 'run' / 'checkpoints' / 'checkpoint-12'}")
+    assert f"{branch} holds a run" in capsys.readouterr().err
+    assert (branch / "loss.csv").read_bytes() == losses
+
+
+def test_settings_of_a_resumed_run_are_those_of_its_command(launch: Callable[..., None], make_trainer: Callable):
+    launch("--max_train_steps=2", "--ema.enabled=true", "--optimizer.name=adamw")
+    trainer = make_trainer(
+        "--resume=latest",
+        "--ema.enabled=true",
+        "--ema.max_decay=0.5",
+        "--ema.power=1",
+        "--optimizer.name=adamw",
+        "--optimizer.adam_weight_decay=0.3",
+        "--optimizer.adam_beta2=0.9",
+    )
+    (group,) = trainer.optimizer.param_groups
+    assert (group["weight_decay"], group["betas"]) == (0.3, (0.9, 0.9))
+    assert (trainer.ema.decay, trainer.ema.power, trainer.ema.optimization_step) == (0.5, 1, 2)
+    assert len(trainer.optimizer.state) > 0
+
+
+def test_a_run_of_one_process_goes_on_with_two(launch: Callable[..., None], tmp_path: Path):
+    launch("--max_train_steps=2", "--ema.enabled=true")
+    second = SimpleNamespace(process_index=1, is_fsdp2=False, device=torch.device("cpu"), load_state=lambda path: None)
+    ema = EMAModel([torch.zeros(1)])
+    load_checkpoint(second, ema, tmp_path / "run" / "checkpoints" / "checkpoint-2")  # pyright: ignore
+    assert ema.optimization_step == 2
+
+
+def test_a_stop_before_the_first_checkpoint_is_begun_anew(
+    tmp_path: Path, make_trainer: Callable, launch: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    make_trainer()
+    with pytest.raises(SystemExit):
+        launch("--resume=latest")
+    assert f"remove {tmp_path / 'run'} or give another --output_dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
