@@ -304,7 +304,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     except (NotImplementedError, OSError, ValueError) as error:  # what loading a pipeline and drawing with it raise
         parser.error(" ".join(str(error).split()))
     except KeyboardInterrupt:
-        goes_on = "; the same command goes on from here" if args.run is evaluate else ""
+        goes_on = "; the same command goes on from here" if args.run is evaluate and args.source else ""
         parser.exit(130, f"fmnist-diffusion: stopped{goes_on}\n")
 
 

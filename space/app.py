@@ -424,7 +424,7 @@ def build(app: App) -> gr.Blocks:
                     gr.Dropdown(names, value=name, label=label, visible=knows_classes)
                     for label, name in (
                         ("From", names[-1] if names else None),
-                        ("To", names[7 if len(names) > 7 else 0] if names else None),
+                        ("To", names[7 if len(names) > 8 else 0] if names else None),
                     )
                 ]
                 seeds = [seed_row(3, "From seed"), seed_row(4, "To seed")]

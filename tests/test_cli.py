@@ -2,7 +2,6 @@
 
 import json
 import os
-import signal
 import subprocess
 import sys
 import time
@@ -191,14 +190,20 @@ class TestSample:
         export_pipeline(unet, DDPMScheduler(prediction_type="sample"), tmp_path / "model")
         assert "not implemented yet: sample" in refusal(capsys, "sample", "model", "--scheduler", "euler_a")
 
-    def test_ctrl_c_is_one_line(self, monkeypatch, capsys):
-        monkeypatch.setattr(
-            "fmnist_diffusion.hub.load_pipeline", lambda *args, **options: signal.raise_signal(signal.SIGINT)
-        )
+    @pytest.mark.parametrize(
+        ("verb", "line"), [("info", "stopped"), ("evaluate", "stopped; the same command goes on from here")]
+    )
+    def test_ctrl_c_is_one_line(self, pipeline, monkeypatch, tmp_path, capsys, verb, line):
+        def load(*args, **options):
+            raise KeyboardInterrupt
+
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr("fmnist_diffusion.hub.load_pipeline", load)
+        monkeypatch.setattr("fmnist_diffusion.load_pipeline", load)
         with pytest.raises(SystemExit) as exit_info:
-            main(["info", str(Path(__file__).parent)])
+            main([verb, pipeline])
         assert exit_info.value.code == 130
-        assert capsys.readouterr().err == "fmnist-diffusion: stopped\n"
+        assert capsys.readouterr().err == f"fmnist-diffusion: {line}\n"
 
     def test_refuses_what_is_no_pipeline(self, tmp_path, monkeypatch, capsys):
         monkeypatch.chdir(tmp_path)

@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from diffusers.training_utils import EMAModel
 
 
@@ -46,7 +46,7 @@ def save_checkpoint(
 ) -> None:
     """Writes `checkpoint-{global_step}`, which appears once it is complete, and removes the oldest over the limit.
 
-    Every process calls it: each has random states of its own, and with FSDP2 a shard of the weights and their average.
+    Every process calls it: each has random states of its own, and with FSDP a shard of the weights and their average.
     """
     target = folder / f"checkpoint-{global_step}"
     unfinished = target.with_suffix(".unfinished")
@@ -55,7 +55,7 @@ def save_checkpoint(
             shutil.rmtree(stopped)
     accelerator.wait_for_everyone()
     accelerator.save_state(str(unfinished))
-    if ema is not None and (accelerator.is_main_process or accelerator.is_fsdp2):
+    if ema is not None and (accelerator.is_main_process or is_sharded(accelerator)):
         torch.save(ema.state_dict(), unfinished / f"ema_{accelerator.process_index}.pt")
     accelerator.wait_for_everyone()
     if accelerator.is_main_process:
@@ -73,14 +73,18 @@ def load_checkpoint(accelerator: Accelerator, ema: EMAModel | None, checkpoint: 
     Raises:
         `ValueError`: the average is in shards of another number of processes.
     """
-    if ema is not None and accelerator.is_fsdp2:
+    if ema is not None and is_sharded(accelerator):
         shards = len(list(checkpoint.glob("ema_*.pt")))
         if shards != accelerator.num_processes:
-            raise ValueError(f"{checkpoint} is of {shards} processes, with FSDP2; resume with as many.")
+            raise ValueError(f"{checkpoint} is of {shards} processes, with FSDP; resume with as many.")
     accelerator.load_state(str(checkpoint))
     if ema is not None:
-        path = checkpoint / f"ema_{accelerator.process_index if accelerator.is_fsdp2 else 0}.pt"
+        path = checkpoint / f"ema_{accelerator.process_index if is_sharded(accelerator) else 0}.pt"
         ema.load_state_dict(torch.load(path, map_location=accelerator.device.type))
+
+
+def is_sharded(accelerator: Accelerator) -> bool:
+    return accelerator.distributed_type == DistributedType.FSDP
 
 
 def find_checkpoint(resume: str, folder: Path) -> Path:

@@ -1,6 +1,7 @@
 """What a training run is: dataclasses, read from YAML and the command line by jsonargparse."""
 
 import math
+import os
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -175,9 +176,9 @@ class TrainingConfig:
     """Training run.
 
     Args:
-        output_dir: Folder for everything that the run writes; it must be new, unless resume is given.
+        output_dir: Folder for everything that the run writes; it must be new, unless resume continues the run in it.
         init_from: Fine-tune this pipeline: a folder, a bundled name or a Hub repository.
-        resume: Continue a run of this output_dir: latest, or the path of a checkpoint.
+        resume: Continue a run: latest of this output_dir, or the path of a checkpoint, of another run too.
         seed: Of the weights, the data order and the noise.
         num_epochs: Passes over the images.
         max_train_steps: Stop after so many optimizer steps, if num_epochs has more; the lr_scheduler ends there too.
@@ -277,6 +278,12 @@ class TrainingConfig:
         ):
             if value is not None and not 0 < value < math.inf:
                 raise ValueError(f"{name} is {value}; give a number above 0, or leave it out.")
+        for name, value in (
+            ("samples.guidance_scale", self.samples.guidance_scale),
+            ("eval.guidance_scale", self.eval.guidance_scale),
+        ):
+            if not math.isfinite(value):
+                raise ValueError(f"{name} is {value}; give a finite number.")
         if not 0 <= self.objective.label_dropout <= 1:
             raise ValueError(f"objective.label_dropout is {self.objective.label_dropout}; give a share in [0, 1].")
         if self.scheduler.rescale_betas_zero_snr and self.scheduler.prediction_type == "epsilon":
@@ -309,7 +316,9 @@ class TrainingConfig:
 
 class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n")
+        # Once, of all processes.
+        first_process = os.environ.get("RANK", "0") == "0"
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n" if first_process else None)
 
 
 def parse_config(args: list[str] | None = None) -> TrainingConfig:

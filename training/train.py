@@ -88,7 +88,7 @@ class Trainer:
         if config.resume is not None:
             checkpoint = find_checkpoint(config.resume, self.folder / "checkpoints")
             config.check_resumable(checkpoint.parents[1] / "config.yaml")
-        begins_here = checkpoint is None or checkpoint.resolve().parents[1] != self.folder.resolve()
+        begins_here = checkpoint is None or checkpoint.parent.resolve() != (self.folder / "checkpoints").resolve()
         if begins_here and self.folder.exists() and any(self.folder.iterdir()):
             raise ValueError(
                 f"{self.folder} holds a run; give --resume=latest to continue it, or another --output_dir."
@@ -480,6 +480,7 @@ class Trainer:
         draw_strip(grids, images[0].height * GRID_UPSCALE, self.folder / "progress.png")
 
     def _report_samples(self, grid: Image.Image) -> None:
+        grid = grid.convert("RGB")
         step, report_to = self.progress.global_step, self.config.report_to
         if report_to == "trackio":
             import trackio
@@ -578,7 +579,7 @@ def main(args: list[str] | None = None) -> None:
     except (ValueError, OSError) as error:
         stop(f"error: {error}", 2)
     except KeyboardInterrupt:
-        stop("stopped before the first step.", 130)
+        stop("stopped before training began.", 130)
     try:
         trainer.train()
     except DataError as error:

@@ -333,15 +333,17 @@ def test_settings_of_a_resumed_run_are_those_of_its_command(launch: Callable[...
     assert len(trainer.optimizer.state) > 0
 
 
-def test_a_run_of_one_process_goes_on_with_two(launch: Callable[..., None], tmp_path: Path):
+def test_every_process_loads_the_one_average(launch: Callable[..., None], tmp_path: Path):
     launch("--max_train_steps=2", "--ema.enabled=true")
-    second = SimpleNamespace(process_index=1, is_fsdp2=False, device=torch.device("cpu"), load_state=lambda path: None)
+    second = SimpleNamespace(
+        process_index=1, distributed_type=None, device=torch.device("cpu"), load_state=lambda path: None
+    )
     ema = EMAModel([torch.zeros(1)])
     load_checkpoint(second, ema, tmp_path / "run" / "checkpoints" / "checkpoint-2")  # pyright: ignore
     assert ema.optimization_step == 2
 
 
-def test_a_stop_before_the_first_checkpoint_is_begun_anew(
+def test_where_there_is_no_checkpoint_resume_says_how_to_begin_anew(
     tmp_path: Path, make_trainer: Callable, launch: Callable[..., None], capsys: pytest.CaptureFixture[str]
 ):
     make_trainer()
@@ -558,7 +560,9 @@ def test_two_processes_share_the_batch_draw_their_own_noise_and_resume(tmp_path:
     assert not torch.equal(noise, other_noise)
     run = tmp_path / "run"
     assert [int(row["step"]) for row in read_losses(run)] == list(range(1, 13))
-    assert len(list(list_checkpoints(run / "checkpoints")[-1].glob("random_states_*"))) == 2
+    checkpoint = list_checkpoints(run / "checkpoints")[-1]
+    assert len(list(checkpoint.glob("random_states_*"))) == 2
+    assert [path.name for path in checkpoint.glob("ema_*")] == ["ema_0.pt"]
 
     # The same in two goes.
     again = [*tiny_args, f"--output_dir={tmp_path / 'again'}", *options]
