@@ -66,7 +66,7 @@ def test_saved_config_reads_back_the_same(tmp_path: Path):
         (["--objective.label_dropout=1.5"], "share in [0, 1]"),
         (["--objective.snr_gamma=0"], "objective.snr_gamma is 0"),
         (["--optimizer.max_grad_norm=-1"], "give a number above 0"),
-        (["--samples.guidance_scale=nan"], "samples.guidance_scale is nan; give a finite number"),
+        (["--samples.guidance_scale=.nan"], "samples.guidance_scale is nan; give a finite number"),
         (["--scheduler.rescale_betas_zero_snr=true"], "v_prediction"),
     ],
 )
