@@ -314,11 +314,14 @@ class TrainingConfig:
                 raise ValueError(f"{name} is not that of the run to resume; give --config={path} with --resume.")
 
 
+def is_first_process() -> bool:
+    """Whether this process is the one that speaks, before Accelerate is asked."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 class Parser(ArgumentParser):
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        # Once, of all processes.
-        first_process = os.environ.get("RANK", "0") == "0"
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n" if first_process else None)
+        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n" if is_first_process() else None)
 
 
 def parse_config(args: list[str] | None = None) -> TrainingConfig:

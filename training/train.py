@@ -4,7 +4,6 @@ import importlib.util
 import itertools
 import logging
 import math
-import os
 import shutil
 import signal
 import sys
@@ -57,7 +56,7 @@ from fmnist_diffusion.pictures import enlarge, image_grid
 from fmnist_diffusion.publish import flatten
 from training.batches import Batches, augment
 from training.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
-from training.config import TrainingConfig, parse_config
+from training.config import TrainingConfig, is_first_process, parse_config
 from training.losses import LossRecord
 from training.model import make_model
 from training.pictures import draw_strip
@@ -563,14 +562,13 @@ def load_training_images(
 
 
 def main(args: list[str] | None = None) -> None:
-    first_process = os.environ.get("RANK", "0") == "0"
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("training").setLevel(logging.INFO if first_process else logging.ERROR)
+    logging.getLogger("training").setLevel(logging.INFO if is_first_process() else logging.ERROR)
     config = parse_config(args)
     again = f"--config={Path(config.output_dir) / 'config.yaml'} --resume=latest"
 
     def stop(message: str, code: int) -> NoReturn:
-        if first_process:
+        if is_first_process():
             print(f"train.py: {message}", file=sys.stderr)
         raise SystemExit(code)
 
