@@ -200,7 +200,9 @@ def prepare_folder(folder: Path, settings: dict[str, Any]) -> None:
     text = json.dumps(settings, indent=2) + "\n"
     if path.is_file() and path.read_text() == text:
         return
-    if folder.exists() and (not folder.is_dir() or any(other != path for other in folder.iterdir())):
+    # Another run's file begins with the same key.
+    ours = path.is_file() and path.read_text().startswith(text.partition(":")[0])
+    if folder.exists() and (not folder.is_dir() or any(other != path or not ours for other in folder.iterdir())):
         raise ValueError(f"{folder} holds another run or other files: give another --output-dir")
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

@@ -120,6 +120,15 @@ def test_another_run_in_the_folder_is_left_alone(pipeline: str, fast, tmp_path: 
     assert (tmp_path / "out" / "metrics.json").read_bytes() == before
 
 
+def test_a_file_of_another_program_is_left_alone(pipeline: str, tmp_path: Path, capsys):
+    path = tmp_path / "out" / "settings.json"
+    path.parent.mkdir()
+    path.write_text('{"editor": "theirs"}')
+    message = refusal(capsys, pipeline, *OPTIONS, "--fast", "-o", str(path.parent))
+    assert "holds another run or other files: give another --output-dir" in message
+    assert path.read_text() == '{"editor": "theirs"}'
+
+
 def test_a_refused_run_leaves_the_folder_to_the_right_one(
     pipeline: str, fast, fashion_mnist_folder: Path, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):

@@ -1,5 +1,7 @@
 """The shipped statistics are those of the data, and each metric moves the way a known damage must move it."""
 
+from pathlib import Path
+
 import pytest
 import torch
 from safetensors import safe_open
@@ -16,6 +18,7 @@ from fmnist_diffusion.evaluation.real_data import (
     load_moments,
     load_real_metrics,
     load_test_distances,
+    main,
     network_hash,
     save_statistics,
     set_metrics,
@@ -151,3 +154,11 @@ def test_the_shipped_table_of_damage_is_in_order(network: str):
     assert rows["test, five classes only"]["recall"] < rows["test"]["recall"]
     assert rows["half of test, each image twice"]["frechet_distance"] > rows["test"]["frechet_distance"]
     assert rows["half of test, each image twice"]["coverage"] < rows["test"]["coverage"]
+
+
+def test_missing_data_is_said_in_one_sentence(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as error:
+        main(["--train-data-dir", str(tmp_path / "none"), "--output-dir", str(tmp_path)])
+    assert error.value.code == 2
+    assert "error:" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())

@@ -63,6 +63,11 @@ def test_morph(client):
     assert facts["evaluations_per_picture"] == 6
 
 
+def test_morph_wants_both_classes(client):
+    with pytest.raises(AppError, match="Choose a class to begin with and one to end with"):
+        client.predict("Bag", None, 1, 2, 4, 3, "DDIM", api_name="/morph")
+
+
 def test_repaint_an_example_and_an_upload(client, tmp_path):
     result, facts = client.predict(None, "bag", "all in turn", 0.5, 4, "DDIM", 1, 0, api_name="/repaint")
     assert facts["classes"] == list(FASHION_MNIST_LABELS)

@@ -410,6 +410,19 @@ def test_ctrl_c_loses_nothing(tmp_path: Path, make_trainer: Callable, launch: Ca
     assert len(read_losses(tmp_path / "run")) == 12
 
 
+def test_ctrl_c_before_the_first_step_is_said_in_one_line(
+    launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupt(*args: object, **kwargs: object):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("training.train.load_images", interrupt)
+    with pytest.raises(SystemExit) as error:
+        launch()
+    assert error.value.code == 130
+    assert capsys.readouterr().err.splitlines()[-1] == "train.py: stopped before training began."
+
+
 def test_fine_tuning_begins_with_the_given_weights(
     tmp_path: Path, launch: Callable[..., None], make_trainer: Callable
 ):
