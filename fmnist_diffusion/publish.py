@@ -17,7 +17,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from safetensors import SafetensorError, safe_open
 
 from .data import DEFAULT_DATASET
-from .hub import export_pipeline, load_pipeline
+from .hub import STOCK_PIPELINES, export_pipeline, load_pipeline
 from .pipelines.pipeline_fmnist import FashionMNISTPipeline
 
 
@@ -83,6 +83,7 @@ def push_pipeline(
     revision: str | None = None,
     tag: str | None = None,
     create_pr: bool = False,
+    license: str | None = None,
     token: str | None = None,
 ) -> str:
     r"""
@@ -98,6 +99,9 @@ def push_pipeline(
         revision (`str`, *optional*): The branch to push to, made where there is none; `main` without it.
         tag (`str`, *optional*): A tag for the commit.
         create_pr (`bool`, defaults to `False`): Propose the change as a pull request instead.
+        license (`str`, *optional*):
+            The Hub's name of the weights' licence, for the card. Without it, `mit` for a model of Fashion-MNIST, else
+            none.
         token (`str`, *optional*): A token that may write; without it, that of `hf auth login` or HF_TOKEN.
 
     Returns:
@@ -112,7 +116,7 @@ def push_pipeline(
     api = connect(token)
     repo_id = full_repo_id(api, repo_id)
     with TemporaryDirectory() as staging:
-        make_repository(Path(folder), repo_id, Path(staging))
+        make_repository(Path(folder), repo_id, Path(staging), license)
         make_repo(api, repo_id, private)
         if revision is not None:
             ask_hub(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), repo_id)
@@ -272,7 +276,7 @@ def explain(error: BaseException, repo_id: str) -> str:
     return f"the Hub refused {repo_id} ({reason}): check --repo-id and the names of branch and tag"
 
 
-def make_repository(folder: Path, repo_id: str, target: Path) -> None:
+def make_repository(folder: Path, repo_id: str, target: Path, license: str | None = None) -> None:
     r"""
     Writes into `target` all that a model repository holds: the pipeline in the layout of [`export_pipeline`], its
     settings, metrics and pictures, and a model card.
@@ -281,24 +285,29 @@ def make_repository(folder: Path, repo_id: str, target: Path) -> None:
         folder (`Path`): A pipeline's folder; nothing else that lies there, such as checkpoints, is taken along.
         repo_id (`str`): What the card calls the repository.
         target (`Path`): Where to write.
+        license (`str`, *optional*): As for [`push_pipeline`].
 
     Raises:
         `OSError`, `ValueError`: `folder` holds no pipeline, or one that cannot be loaded.
-        `TypeError`: its scheduler is of a class that no stock pipeline holds.
+        `TypeError`: its scheduler has no noise schedule of a DDPMScheduler.
     """
     # The weights as they are stored.
     dtypes = set().union(*(weights_dtypes(path) for path in (folder / "unet").glob("*.safetensors")))
     dtype = DTYPES.get(dtypes.pop(), torch.float32) if len(dtypes) == 1 else torch.float32
     pipe = load_pipeline(folder.resolve(), scheduler=None, dtype=dtype)
+    scheduler: Any = pipe.scheduler
+    if type(scheduler) not in STOCK_PIPELINES and DDPMScheduler in scheduler.compatibles:
+        # One to sample with, made from the config of the one that was trained with.
+        scheduler = DDPMScheduler.from_config(scheduler.config)
     train_config, metrics = read_train_config(folder / "train_config.json"), read_metrics(folder / "metrics.json")
-    export_pipeline(pipe.unet, pipe.scheduler, target, train_config=train_config)
+    export_pipeline(pipe.unet, scheduler, target, train_config=train_config)
     if metrics is not None:
         shutil.copyfile(folder / "metrics.json", target / "metrics.json")
     images = sorted((folder / "images").glob("*.png"))
     for image in images:
         (target / "images").mkdir(exist_ok=True)
         shutil.copyfile(image, target / "images" / image.name)
-    card = model_card(pipe, repo_id, train_config, metrics, [image.name for image in images])
+    card = model_card(pipe, repo_id, train_config, metrics, [image.name for image in images], license)
     card.save(target / "README.md")
 
 
@@ -340,6 +349,7 @@ def model_card(
     train_config: dict[str, Any] | None = None,
     metrics: dict[str, Any] | None = None,
     images: list[str] | None = None,
+    license: str | None = None,
 ) -> ModelCard:
     r"""
     Fills `templates/model_card.md`, with the metrics as a model index.
@@ -350,6 +360,7 @@ def model_card(
         train_config (`dict`, *optional*): What is in `train_config.json`.
         metrics (`dict`, *optional*): What is in `metrics.json`.
         images (`list[str]`, *optional*): Names of the pictures in `images/`.
+        license (`str`, *optional*): As for [`push_pipeline`].
     """
     images = images or []
     settings = dict(flatten(train_config or {}))
@@ -364,14 +375,17 @@ def model_card(
     if dataset and "/" not in dataset:
         # A folder's name.
         dataset = None
+    fashion_mnist = dataset == DEFAULT_DATASET
+    if license is None and fashion_mnist:
+        license = "mit"
     measured = measured_metrics(metrics) if metrics else []
     model_name = repo_id.rpartition("/")[2]
     card_data = ModelCardData(
-        license="mit",
+        license=license,
         library_name="diffusers",
         pipeline_tag=TASK,
         datasets=[dataset] if dataset else None,
-        tags=["diffusers", "ddpm", "image-generation", *(["fashion-mnist"] if dataset == DEFAULT_DATASET else [])],
+        tags=["diffusers", "ddpm", "image-generation", *(["fashion-mnist"] if fashion_mnist else [])],
         model_name=model_name,
         widget=[{"text": Path(name).stem, "output": {"url": f"images/{name}"}} for name in images] or None,
         metrics=[metric.type for metric in measured] or None,
@@ -400,7 +414,8 @@ def model_card(
         dtype=str(pipe.unet.dtype).removeprefix("torch."),
         dataset=dataset,
         schedule="".join(schedule),
-        fashion_mnist=dataset == DEFAULT_DATASET,
+        fashion_mnist=fashion_mnist,
+        license=license,
         grid="samples.png" if "samples.png" in images else next(iter(images), None),
         settings={name: value for name, value in settings.items() if value is not None},
         metrics=metrics,

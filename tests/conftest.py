@@ -1,5 +1,3 @@
-import shutil
-import sysconfig
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -34,5 +32,7 @@ def hub(monkeypatch, tmp_path) -> Iterator[HubStandIn]:
 @pytest.fixture(scope="session")
 def cpp_compiler() -> None:
     """What `torch.compile` builds with on a CPU; `.ci/run` installs it."""
-    if shutil.which("g++") is None or not (Path(sysconfig.get_path("include")) / "Python.h").is_file():
+    from training.train import can_compile
+
+    if not can_compile():
         pytest.skip("torch.compile needs g++ and Python's headers: install g++ and python3-dev")

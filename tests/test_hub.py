@@ -187,6 +187,8 @@ class TestLocalFolder:
     def test_load_pipeline_by_bundled_name(self, folder, monkeypatch):
         monkeypatch.setattr(hub_module, "PRETRAINED_DIR", folder.parent)
         assert fmnist_diffusion.bundled_pipelines() == ("export",)
+        with pytest.raises(OSError, match="There is no pipeline 'export'"):
+            load_pipeline(Path("export"))
         assert type(load_pipeline("export")) is FashionMNISTPipeline
 
     @pytest.mark.parametrize("name", ["nothing", "./nothing", "/no/such/folder", "a/b/c"])

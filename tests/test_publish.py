@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 import torch
 import yaml
-from diffusers import DDPMScheduler, LMSDiscreteScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from huggingface_hub import ModelCard, constants
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, export_pipeline, load_pipeline, publish
@@ -207,8 +207,22 @@ class TestPush:
         index = json.loads(hub.repositories[REPO_ID].files["model_index.json"])
         assert index["_class_name"] == "DDPMPipeline"
 
-    def test_other_schedulers_are_refused(self, hub, tmp_path):
-        FashionMNISTPipeline(get_unet(), LMSDiscreteScheduler()).save_pretrained(tmp_path / "native")
+    def test_a_scheduler_to_sample_with_is_pushed_as_that_of_the_training(self, hub, folder, tmp_path):
+        load_pipeline(folder).save_pretrained(tmp_path / "native")
+        push_pipeline(tmp_path / "native", REPO_ID)
+        files = hub.repositories[REPO_ID].files
+        assert json.loads(files["model_index.json"])["scheduler"] == ["diffusers", "DDPMScheduler"]
+        config, trained = (
+            DDPMScheduler.from_config(json.loads(text)).config
+            for text in (
+                files["scheduler/scheduler_config.json"],
+                (folder / "scheduler" / "scheduler_config.json").read_text(),
+            )
+        )
+        assert config == trained
+
+    def test_schedulers_of_other_models_are_refused(self, hub, tmp_path):
+        FashionMNISTPipeline(get_unet(), FlowMatchEulerDiscreteScheduler()).save_pretrained(tmp_path / "native")
         with pytest.raises(TypeError, match="must be a DDPMScheduler"):
             push_pipeline(tmp_path / "native", REPO_ID)
 
@@ -310,6 +324,7 @@ class TestCard:
     def test_metadata(self, folder, tmp_path):
         data = self.card(folder, tmp_path).data
         assert data.license == "mit"
+        assert "and so are the weights" in (tmp_path / "repository" / "README.md").read_text()
         assert data.library_name == "diffusers"
         assert data.pipeline_tag == "unconditional-image-generation"
         assert data.datasets == ["zalando-datasets/fashion_mnist"]

@@ -273,6 +273,7 @@ class TrainingConfig:
                     f" {self.scheduler.num_train_timesteps}."
                 )
         for name, value in (
+            ("ema.inv_gamma", self.ema.inv_gamma),
             ("objective.snr_gamma", self.objective.snr_gamma),
             ("optimizer.max_grad_norm", self.optimizer.max_grad_norm),
         ):

@@ -4,9 +4,11 @@ import importlib.util
 import itertools
 import logging
 import math
+import os
 import shutil
 import signal
 import sys
+import sysconfig
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -55,7 +57,7 @@ from fmnist_diffusion.objectives import (
 from fmnist_diffusion.pictures import enlarge, image_grid
 from fmnist_diffusion.publish import flatten
 from training.batches import Batches, augment
-from training.checkpoint import Progress, find_checkpoint, load_checkpoint, save_checkpoint
+from training.checkpoint import Progress, find_checkpoint, list_checkpoints, load_checkpoint, save_checkpoint
 from training.config import TrainingConfig, is_first_process, parse_config
 from training.losses import LossRecord
 from training.model import make_model
@@ -151,6 +153,10 @@ class Trainer:
                 )
             repo_id = config.hub_model_id or self.folder.resolve().name
             self.publisher = BackgroundPush(repo_id, config.hub_private_repo, tqdm.write)
+        if config.compile and self.device.type == "cpu" and not can_compile():
+            raise ValueError(
+                "compile needs g++ and Python's headers; install g++ and python3-dev, or give --compile=false."
+            )
         self.memory_format = torch.channels_last if config.channels_last else torch.contiguous_format
         unet.to(memory_format=self.memory_format)  # pyright: ignore[reportCallIssue]
         if config.gradient_checkpointing:
@@ -212,6 +218,12 @@ class Trainer:
             # The settings are those of this command, not of the checkpoint.
             groups = [dict(group) for group in self.optimizer.param_groups]
             load_checkpoint(self.accelerator, self.ema, checkpoint)
+            step = self.progress.global_step
+            if step > self.total_steps or (step == self.total_steps and not self.progress.batch):
+                raise ValueError(
+                    f"the run to resume is at step {step} and would end at {self.total_steps}; give more --num_epochs"
+                    " or --max_train_steps."
+                )
             highest = config.optimizer.learning_rate
             rate = highest * self.lr_scheduler.lr_lambdas[0](self.progress.global_step)
             self.lr_scheduler.base_lrs, self.lr_scheduler._last_lr = [highest], [rate]
@@ -538,6 +550,12 @@ def public_name(source: str) -> str:
     return path.name if local else source
 
 
+def can_compile() -> bool:
+    """Whether there is what `torch.compile` builds with on a CPU."""
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return headers.is_file() and shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
 def load_training_images(
     config: TrainingConfig, resolution: int | tuple[int, int], channels: int
 ) -> tuple[ImageTensors | Dataset, tuple[str, ...] | None]:
@@ -565,7 +583,14 @@ def main(args: list[str] | None = None) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("training").setLevel(logging.INFO if is_first_process() else logging.ERROR)
     config = parse_config(args)
-    again = f"--config={Path(config.output_dir) / 'config.yaml'} --resume=latest"
+
+    def how_to_go_on() -> str:
+        if list_checkpoints(Path(config.output_dir) / "checkpoints"):
+            return (
+                f"continue from the last checkpoint with --config={Path(config.output_dir) / 'config.yaml'}"
+                " --resume=latest"
+            )
+        return "there is no checkpoint yet; begin anew with another --output_dir"
 
     def stop(message: str, code: int) -> NoReturn:
         if is_first_process():
@@ -585,12 +610,12 @@ def main(args: list[str] | None = None) -> None:
         stop(f"error: {str(error).strip().rpartition('DataError: ')[2]}", 2)
     except FloatingPointError as error:
         stop(
-            f"stopped, {error}; continue from the last good checkpoint with {again} and a lower"
-            " --optimizer.learning_rate or --optimizer.max_grad_norm=1.",
+            f"stopped, {error}; {how_to_go_on()} and a lower --optimizer.learning_rate or"
+            " --optimizer.max_grad_norm=1.",
             1,
         )
     except KeyboardInterrupt:
-        stop(f"stopped at step {trainer.progress.global_step}; continue from the last checkpoint with {again}.", 130)
+        stop(f"stopped at step {trainer.progress.global_step}; {how_to_go_on()}.", 130)
 
 
 if __name__ == "__main__":

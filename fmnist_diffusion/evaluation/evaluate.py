@@ -175,18 +175,13 @@ class Evaluation:
 
 def check_num_samples(num_samples: int, inception: bool) -> None:
     """Raises `ValueError` where a covariance of that few samples would say nothing."""
-    least = (InceptionFeatures if inception else Classifier).num_features + 1
-    if inception and num_samples < least:
+    num_features = (InceptionFeatures if inception else Classifier).num_features
+    if num_samples <= num_features:
+        instead = " (10000 and 50000 are usual), or give --fast" if inception else ""
         raise ValueError(
-            f"FID of {num_samples} samples means nothing, for the covariance of 2,048 features takes more than that:"
-            f" give --num-samples {least} or more (10000 and 50000 are usual), or --fast"
+            f"{num_samples} samples are too few for the covariance of {num_features} features: take"
+            f" {num_features + 1} or more{instead}"
         )
-    if num_samples > IMAGES_PER_SEED:
-        raise ValueError(
-            f"{num_samples} samples of one seed would repeat: give --num-samples {IMAGES_PER_SEED} or less"
-        )
-    if num_samples < least:
-        raise ValueError(f"the fast metrics need {least} samples or more, not {num_samples}: give more --num-samples")
 
 
 def prepare_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -286,6 +281,10 @@ def evaluate_pipeline(
             folder holds something else.
     """
     check_num_samples(num_samples, inception is not None)
+    if num_samples > IMAGES_PER_SEED:
+        raise ValueError(
+            f"{num_samples} samples of one seed would repeat: give --num-samples {IMAGES_PER_SEED} or less"
+        )
     shape = (pipe.unet.config.in_channels, pipe.unet.config.sample_size)
     if shape not in ((1, RESOLUTION), (1, [RESOLUTION] * 2), (1, (RESOLUTION,) * 2)):
         raise ValueError(

@@ -121,7 +121,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
         Args:
             class_labels (`int` or `str` or a list of both):
-                Labels in `[0, num_class_embeds)`, or names of `label_names` in upper or lower case.
+                Labels in `[0, num_class_embeds)`, or names of `label_names` in upper or lower case; text that is no
+                name may be a number.
 
         Returns:
             `list[int]`: the number of each label.
@@ -140,7 +141,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if isinstance(class_labels, str) or not isinstance(class_labels, Iterable):
             class_labels = [class_labels]
         for label in class_labels:
-            number = numbers.get(label.strip().lower()) if isinstance(label, str) else label
+            number = label
+            if isinstance(label, str):
+                text = label.strip()
+                number = numbers.get(text.lower(), int(text) if text.isdecimal() else None)
             if not isinstance(number, Integral) or isinstance(number, bool) or int(number) not in range(num_classes):
                 raise ValueError(f"`class_labels` has {label!r} but a label must be {choices}.")
             label_ids.append(int(number))

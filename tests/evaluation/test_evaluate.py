@@ -1,6 +1,7 @@
 """A measurement from the command to metrics.json and the report, stopped and continued, and refused in words."""
 
 import json
+import shutil
 from pathlib import Path
 
 import numpy as np
@@ -143,7 +144,9 @@ def test_what_cannot_be_measured_is_refused(pipeline: str, tmp_path: Path, capsy
     assert "give what to measure" in refusal(capsys)
     assert "run fmnist-diffusion evaluate --download-inception once, or give --fast" in refusal(capsys, pipeline, *out)
     assert "there is no Inception network" in refusal(capsys, pipeline, *out, "--inception-weights", "nowhere.pt")
-    assert "the fast metrics need 257 samples" in refusal(capsys, pipeline, *out, "--fast", "-n", "100")
+    assert "100 samples are too few for the covariance of 256 features: take 257" in refusal(
+        capsys, pipeline, *out, "--fast", "-n", "100"
+    )
     assert "There is no pipeline" in refusal(capsys, str(tmp_path / "missing"), *out, "--fast")
     assert "must be below 4096" in refusal(capsys, pipeline, "--seeds", "4096")
     (tmp_path / "empty").mkdir()
@@ -160,11 +163,26 @@ def test_what_cannot_be_measured_is_refused(pipeline: str, tmp_path: Path, capsy
 
 
 def test_fid_of_few_samples_is_refused():
-    with pytest.raises(ValueError, match=r"FID of 50 samples means nothing, .* give --num-samples 2049 or more"):
+    with pytest.raises(ValueError, match=r"50 samples are too few .* take 2049 or more .* or give --fast"):
         check_num_samples(50, inception=True)
-    with pytest.raises(ValueError, match="would repeat"):
-        check_num_samples(2**21, inception=True)
     check_num_samples(2049, inception=True)
+
+
+def test_samples_that_would_repeat_are_refused(pipeline: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    message = refusal(capsys, pipeline, "--fast", "-n", str(2**21), "-o", str(tmp_path / "out"))
+    assert "2097152 samples of one seed would repeat: give --num-samples 1048576 or less" in message
+
+
+def test_a_run_gives_its_name_to_the_measurement(
+    pipeline: str, fashion_mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    trained = tmp_path / "mine" / "pipeline"
+    trained.parent.mkdir()
+    shutil.copytree(pipeline, trained)
+    monkeypatch.chdir(tmp_path)
+    main(["evaluate", str(trained), *OPTIONS, "--fast", "--train-data-dir", str(fashion_mnist_folder)])
+    facts = json.loads((tmp_path / "evaluation" / "mine-pipeline" / "metrics.json").read_text())
+    assert facts["source"] == "mine-pipeline"
 
 
 def test_summary_of_one_seed_is_its_numbers():

@@ -59,6 +59,10 @@ class TestClassLabels:
         with pytest.raises(ValueError, match="'Bag' but a label must be 0 to 1 or one of Cat, dog"):
             draw(pipe, class_labels="Bag")
 
+    def test_names_that_are_numbers(self):
+        pipe = get_pipeline(num_class_embeds=3, label_names=("0", "1", "10"))
+        assert pipe.get_label_ids(["10", 1, "2", 2]) == [2, 1, 2, 2]
+
     def test_no_names(self):
         pipe = get_pipeline(num_class_embeds=3)
         assert pipe.label_names is None

@@ -64,6 +64,7 @@ def test_saved_config_reads_back_the_same(tmp_path: Path):
         (["--data.max_train_samples=0"], "data.max_train_samples is 0"),
         (["--samples.num_inference_steps=20", "--scheduler.num_train_timesteps=10"], "num_train_timesteps, 10"),
         (["--objective.label_dropout=1.5"], "share in [0, 1]"),
+        (["--ema.inv_gamma=0"], "ema.inv_gamma is 0"),
         (["--objective.snr_gamma=0"], "objective.snr_gamma is 0"),
         (["--optimizer.max_grad_norm=-1"], "give a number above 0"),
         (["--samples.guidance_scale=.nan"], "samples.guidance_scale is nan; give a finite number"),

@@ -121,6 +121,18 @@ def test_measurements_of_guided_samples_are_not_compared_with_plain_ones(
     assert plain.record(2, 2, {name: 1.5})
 
 
+def test_the_best_of_a_branch_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr(evaluation, "FastMetrics", lambda num_samples, device: None)
+    name, path = "classifier_frechet_distance_train", tmp_path / "eval.csv"
+    run = SampleEvaluator(EvalConfig(), device=None)  # pyright: ignore[reportArgumentType]
+    run.keep(path, None, 0)
+    assert run.record(1, 1, {name: 1.0})
+    branch = SampleEvaluator(EvalConfig(), device=None)  # pyright: ignore[reportArgumentType]
+    branch.keep(tmp_path / "branch.csv", path, 1)
+    assert [branch.record(i, i, {name: value}) for i, value in ((2, 2.0), (3, 1.5), (4, 1.8))] == [True, True, False]
+    assert len(branch.rows) == 4
+
+
 def test_what_cannot_be_measured_does_not_end_the_run(
     tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -283,6 +283,41 @@ def test_the_saved_config_resumes_its_run_and_no_other_does(
     assert parse_config([config]).resume is None
 
 
+def test_a_run_at_its_end_is_not_resumed(
+    tmp_path: Path, launch: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    launch()
+    for option, end in (("--num_epochs=2", 12), ("--max_train_steps=7", 7)):
+        with pytest.raises(SystemExit) as error:
+            launch("--resume=latest", option)
+        assert error.value.code == 2
+        assert f"is at step 12 and would end at {end}; give more --num_epochs" in capsys.readouterr().err
+
+
+def test_advice_without_a_checkpoint_is_to_begin_anew(
+    launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(trainer: object):
+        raise FloatingPointError("the loss is nan at step 1")
+
+    monkeypatch.setattr("training.train.Trainer.train", fail)
+    with pytest.raises(SystemExit) as error:
+        launch()
+    assert error.value.code == 1
+    message = capsys.readouterr().err.splitlines()[-1]
+    assert "there is no checkpoint yet; begin anew with another --output_dir and a lower" in message
+
+
+def test_compile_without_a_compiler_is_refused(
+    launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    with pytest.raises(SystemExit) as error:
+        launch("--compile=true")
+    assert error.value.code == 2
+    assert "install g++ and python3-dev, or give --compile=false" in capsys.readouterr().err
+
+
 def test_an_older_checkpoint_goes_on_in_another_folder(
     tmp_path: Path,
     launch: Callable[..., None],
