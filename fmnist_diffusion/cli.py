@@ -211,8 +211,8 @@ def make_parser() -> Parser:
     verb.add_argument(
         "--license",
         metavar="ID",
-        help="the Hub's name of the weights' licence, such as cc-by-4.0 (default: mit for a model of Fashion-MNIST,"
-        " else none)",
+        help="the Hub's name of the weights' licence, such as cc-by-4.0 (default: mit where train_config.json names"
+        " the Hub's Fashion-MNIST, else none)",
     )
 
     verb = verbs.add_parser(
@@ -422,10 +422,11 @@ def evaluate(args: argparse.Namespace) -> None:
 
     source = Path(args.source)
     name = source.stem if source.is_file() else source.resolve().name
-    if name in ("pipeline", "best") and (source / "model_index.json").is_file():
-        # The trainer's names, the same in every run.
-        name = f"{source.resolve().parent.name}-{name}"
-    folder = args.output_dir or Path("evaluation", name)
+    folder = args.output_dir
+    if folder is None:
+        # The trainer's names are the same in every run.
+        run = source.resolve().parent.name if name in ("pipeline", "best") else ""
+        folder = Path("evaluation", f"{run}-{name}" if run else name)
     options = {"name": name, "inception": inception, "train_data_dir": args.train_data_dir}
     bundled = args.source in bundled_pipelines()
     if not bundled and source.exists() and not (source / "model_index.json").is_file():

@@ -100,8 +100,8 @@ def push_pipeline(
         tag (`str`, *optional*): A tag for the commit.
         create_pr (`bool`, defaults to `False`): Propose the change as a pull request instead.
         license (`str`, *optional*):
-            The Hub's name of the weights' licence, for the card. Without it, `mit` for a model of Fashion-MNIST, else
-            none.
+            The Hub's name of the weights' licence, for the card. Without it, `mit` where `train_config.json` names the
+            Hub's Fashion-MNIST, else none.
         token (`str`, *optional*): A token that may write; without it, that of `hf auth login` or HF_TOKEN.
 
     Returns:
@@ -296,7 +296,8 @@ def make_repository(folder: Path, repo_id: str, target: Path, license: str | Non
     dtype = DTYPES.get(dtypes.pop(), torch.float32) if len(dtypes) == 1 else torch.float32
     pipe = load_pipeline(folder.resolve(), scheduler=None, dtype=dtype)
     scheduler: Any = pipe.scheduler
-    if type(scheduler) not in STOCK_PIPELINES and DDPMScheduler in scheduler.compatibles:
+    trainable = scheduler.config.get("prediction_type") in ("epsilon", "sample", "v_prediction")
+    if type(scheduler) not in STOCK_PIPELINES and DDPMScheduler in scheduler.compatibles and trainable:
         # One to sample with, made from the config of the one that was trained with.
         scheduler = DDPMScheduler.from_config(scheduler.config)
     train_config, metrics = read_train_config(folder / "train_config.json"), read_metrics(folder / "metrics.json")

@@ -317,6 +317,18 @@ class TestTrouble:
 
 
 class TestCard:
+    @pytest.mark.parametrize("license", [None, "cc-by-4.0"])
+    def test_licence_of_a_model_of_other_pictures(self, folder, tmp_path, license):
+        config = json.loads((folder / "train_config.json").read_text())
+        config["data"]["dataset_name"] = "me/own"
+        (folder / "train_config.json").write_text(json.dumps(config))
+        make_repository(folder, REPO_ID, tmp_path / "repository", license)
+        card = ModelCard.load(tmp_path / "repository" / "README.md")
+        assert card.data.get("license") == license
+        assert (
+            f"the weights are under `{license}`" if license else "for the weights no licence is named"
+        ) in card.text
+
     def card(self, folder, tmp_path) -> ModelCard:
         make_repository(folder, REPO_ID, tmp_path / "repository")
         return ModelCard.load(tmp_path / "repository" / "README.md")

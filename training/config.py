@@ -198,6 +198,8 @@ class TrainingConfig:
         push_to_hub_epochs: Publish it every so many epochs, too.
         hub_model_id: Repository to publish in, owner/name or name; named like output_dir if null.
         hub_private_repo: Make a new repository private.
+        hub_license: The Hub's name of the weights' licence, such as cc-by-4.0; if null, mit where dataset_name is the
+            Hub's Fashion-MNIST, else none.
         model: Arguments of FashionMNISTUNet2DModel, such as norm_type; the defaults are the specification.
         data: Images to train on.
         scheduler: Noise schedule.
@@ -230,6 +232,7 @@ class TrainingConfig:
     push_to_hub_epochs: int | None = None
     hub_model_id: str | None = None
     hub_private_repo: bool = False
+    hub_license: str | None = None
     model: dict[str, Any] = field(default_factory=dict)
     data: DataConfig = field(default_factory=DataConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)

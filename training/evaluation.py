@@ -48,21 +48,17 @@ class SampleEvaluator:
         del metrics["class_shares"]
         return metrics | {"images_per_second": len(samples) / samples.seconds}
 
-    def keep(self, path: Path, resumed: Path | None, global_step: int) -> None:
-        """Keeps a table at `path`, a row for each measurement; a run that goes on from `global_step` takes along the
-        rows of the table `resumed` up to there."""
+    def keep(self, path: Path, global_step: int) -> None:
+        """Keeps a table at `path`, a row for each measurement; a run that goes on there from `global_step` keeps the
+        rows up to it."""
         self.path = path
-        self.num_inherited = 0
-        if resumed is not None and resumed.exists():
-            with resumed.open() as file:
+        if path.exists():
+            with path.open() as file:
                 self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= global_step]
-            if resumed.resolve() != path.resolve():
-                # Their best pipeline lies in another folder.
-                self.num_inherited = len(self.rows)
 
     def record(self, step: int, epoch: int, metrics: dict[str, float]) -> bool:
-        """Adds a row; returns whether it is the best of this folder's that were measured in the same way, by FID where
-        there is one."""
+        """Adds a row, in place of an earlier one of that step; returns whether it is the best of those measured in the
+        same way, by FID where there is one."""
         name = "fid_train" if "fid_train" in metrics else "classifier_frechet_distance_train"
         way = {
             "scheduler": SDEDPMSolverScheduler.__name__,
@@ -71,7 +67,8 @@ class SampleEvaluator:
             "guidance_scale": str(self.config.guidance_scale),
             "seed": str(self.config.seed),
         }
-        alike = [row for row in self.rows[self.num_inherited :] if way.items() <= row.items()]
+        self.rows = [row for row in self.rows if int(row["step"]) != step]
+        alike = [row for row in self.rows if way.items() <= row.items()]
         best = all(metrics[name] < float(row.get(name) or "inf") for row in alike)
         self.rows.append({"step": step, "epoch": epoch, **way, **metrics})
         with self.path.open("w", newline="") as file:

@@ -15,11 +15,12 @@ class BackgroundPush:
     Args:
         repo_id (`str`): The repository, which is made where there is none.
         private (`bool`): Whether one that is made now is private.
+        license (`str`, *optional*): That of the weights, as for [`push_pipeline`].
         report (`Callable[[str], None]`): What happened, as a line of text.
     """
 
-    def __init__(self, repo_id: str, private: bool, report: Callable[[str], None]):
-        self.repo_id, self.private, self.report = repo_id, private, report
+    def __init__(self, repo_id: str, private: bool, license: str | None, report: Callable[[str], None]):
+        self.repo_id, self.private, self.license, self.report = repo_id, private, license, report
         self.executor = ThreadPoolExecutor(max_workers=1)
         self.newest: Future[None] | None = None
 
@@ -39,7 +40,8 @@ class BackgroundPush:
 
     def _push(self, copy: TemporaryDirectory, folder: Path) -> None:
         try:
-            self.report(f"the pipeline is published at {push_pipeline(copy.name, self.repo_id, private=self.private)}")
+            url = push_pipeline(copy.name, self.repo_id, private=self.private, license=self.license)
+            self.report(f"the pipeline is published at {url}")
         # Whatever it is, the run goes on.
         except Exception as error:
             self._report_failure(folder, error)
@@ -47,7 +49,7 @@ class BackgroundPush:
     def _report_failure(self, folder: Path, error: Exception) -> None:
         self.report(
             f"not published, {error}; to do it by hand: fmnist-diffusion push {folder} --repo-id {self.repo_id}"
-            f"{' --private' if self.private else ''}"
+            f"{' --private' if self.private else ''}{f' --license {self.license}' if self.license else ''}"
         )
 
     def finish(self) -> None:

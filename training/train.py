@@ -152,7 +152,7 @@ class Trainer:
                     "push_to_hub needs a token of the Hub; run hf auth login, or set HF_TOKEN, or leave it out."
                 )
             repo_id = config.hub_model_id or self.folder.resolve().name
-            self.publisher = BackgroundPush(repo_id, config.hub_private_repo, tqdm.write)
+            self.publisher = BackgroundPush(repo_id, config.hub_private_repo, config.hub_license, tqdm.write)
         if config.compile and self.device.type == "cpu" and not can_compile():
             raise ValueError(
                 "compile needs g++ and Python's headers; install g++ and python3-dev, or give --compile=false."
@@ -218,11 +218,11 @@ class Trainer:
             # The settings are those of this command, not of the checkpoint.
             groups = [dict(group) for group in self.optimizer.param_groups]
             load_checkpoint(self.accelerator, self.ema, checkpoint)
-            step = self.progress.global_step
-            if step > self.total_steps or (step == self.total_steps and not self.progress.batch):
+            if self.progress.global_step > self.total_steps:
+                option = "--max_train_steps" if config.max_train_steps == self.total_steps else "--num_epochs"
                 raise ValueError(
-                    f"the run to resume is at step {step} and would end at {self.total_steps}; give more --num_epochs"
-                    " or --max_train_steps."
+                    f"the run to resume is at step {self.progress.global_step} and would end at {self.total_steps};"
+                    f" give more {option}."
                 )
             highest = config.optimizer.learning_rate
             rate = highest * self.lr_scheduler.lr_lambdas[0](self.progress.global_step)
@@ -243,7 +243,7 @@ class Trainer:
             step = self.progress.global_step
             self.losses = LossRecord(self.folder / "loss.csv", resumed and resumed / "loss.csv", step)
             if self.evaluator is not None:
-                self.evaluator.keep(self.folder / "eval.csv", resumed and resumed / "eval.csv", step)
+                self.evaluator.keep(self.folder / "eval.csv", step)
         if config.report_to != "none":
             # In the types that trackers take.
             tracked = {
@@ -269,8 +269,8 @@ class Trainer:
         )
         self.logged_at = time.perf_counter()
         with self._stop_between_steps():
-            if progress.batch and progress.global_step == self.total_steps:
-                # The last checkpoint is from before the end of its epoch.
+            if progress.global_step == self.total_steps:
+                # The checkpoint may be from before the end of its epoch, or be resumed elsewhere or to publish.
                 self._end_epoch()
             while progress.global_step < self.total_steps:
                 for images, labels in self.batches.epoch(progress.epoch, start=progress.batch):
@@ -406,7 +406,9 @@ class Trainer:
         """Closes an epoch, also one that max_train_steps cut short: losses, sample grid, exported pipeline."""
         self._log()
         config, progress = self.config, self.progress
-        epoch, finished = progress.epoch + 1, progress.global_step == self.total_steps
+        # At the end of a run that is resumed there, the epoch has been counted.
+        epoch = progress.epoch + (progress.batch > 0)
+        finished = progress.global_step == self.total_steps
         if progress.batch == len(self.batches):
             progress.epoch, progress.batch = epoch, 0
         if self.accelerator.is_main_process:
@@ -526,8 +528,9 @@ class Trainer:
     def _export(self, unet: FashionMNISTUNet2DModel, folder: Path, epoch: int) -> None:
         train_config = self.config.to_dict() | {"progress": asdict(self.progress)}
         # Where things lie on this machine is nobody else's business.
-        for name in ("output_dir", "resume", "push_to_hub", "push_to_hub_epochs", "hub_model_id", "hub_private_repo"):
-            del train_config[name]
+        for name in list(train_config):
+            if name in ("output_dir", "resume") or name.startswith(("push_to_hub", "hub_")):
+                del train_config[name]
         data = train_config["data"]
         for settings, name in ((train_config, "init_from"), (data, "dataset_name"), (data, "train_data_dir")):
             if settings[name] is not None:

@@ -182,7 +182,7 @@ def test_a_run_gives_its_name_to_the_measurement(
     monkeypatch.chdir(tmp_path)
     main(["evaluate", str(trained), *OPTIONS, "--fast", "--train-data-dir", str(fashion_mnist_folder)])
     facts = json.loads((tmp_path / "evaluation" / "mine-pipeline" / "metrics.json").read_text())
-    assert facts["source"] == "mine-pipeline"
+    assert facts["source"] == "pipeline"
 
 
 def test_summary_of_one_seed_is_its_numbers():

@@ -81,7 +81,7 @@ def test_a_resumed_run_keeps_its_table(tmp_path: Path, launch: Callable[..., Non
 def test_the_best_is_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(evaluation, "FastMetrics", lambda num_samples, device: None)
     evaluator = SampleEvaluator(EvalConfig(), device=None)  # pyright: ignore[reportArgumentType]
-    evaluator.keep(tmp_path / "eval.csv", None, 0)
+    evaluator.keep(tmp_path / "eval.csv", 0)
     name = "classifier_frechet_distance_train"
     assert [evaluator.record(i, i, {name: value}) for i, value in enumerate([3.0, 2.0, 2.5, 1.0])] == [
         True,
@@ -95,10 +95,10 @@ def test_measurements_of_another_size_are_kept_and_not_compared(tmp_path: Path, 
     monkeypatch.setattr(evaluation, "FastMetrics", lambda num_samples, device: None)
     name, path = "classifier_frechet_distance_train", tmp_path / "eval.csv"
     first = SampleEvaluator(EvalConfig(num_samples=1000), device=None)  # pyright: ignore[reportArgumentType]
-    first.keep(path, None, 0)
+    first.keep(path, 0)
     assert first.record(1, 1, {name: 1.0})
     resumed = SampleEvaluator(EvalConfig(num_samples=500), device=None)  # pyright: ignore[reportArgumentType]
-    resumed.keep(path, path, 1)
+    resumed.keep(path, 1)
     assert resumed.record(2, 2, {name: 3.0, "fid_train": 5.0})
     assert not resumed.record(3, 3, {name: 3.5, "fid_train": 6.0})
     assert [(row["num_samples"], row[name]) for row in table(tmp_path)] == [
@@ -114,23 +114,23 @@ def test_measurements_of_guided_samples_are_not_compared_with_plain_ones(
     monkeypatch.setattr(evaluation, "FastMetrics", lambda num_samples, device: None)
     name, path = "classifier_frechet_distance_train", tmp_path / "eval.csv"
     guided = SampleEvaluator(EvalConfig(guidance_scale=1.5), device=None)  # pyright: ignore[reportArgumentType]
-    guided.keep(path, None, 0)
+    guided.keep(path, 0)
     assert guided.record(1, 1, {name: 1.0})
     plain = SampleEvaluator(EvalConfig(), device=None)  # pyright: ignore[reportArgumentType]
-    plain.keep(path, path, 1)
+    plain.keep(path, 1)
     assert plain.record(2, 2, {name: 1.5})
 
 
-def test_the_best_of_a_branch_is_its_own(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def test_a_step_that_is_measured_again_has_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr(evaluation, "FastMetrics", lambda num_samples, device: None)
     name, path = "classifier_frechet_distance_train", tmp_path / "eval.csv"
     run = SampleEvaluator(EvalConfig(), device=None)  # pyright: ignore[reportArgumentType]
-    run.keep(path, None, 0)
-    assert run.record(1, 1, {name: 1.0})
-    branch = SampleEvaluator(EvalConfig(), device=None)  # pyright: ignore[reportArgumentType]
-    branch.keep(tmp_path / "branch.csv", path, 1)
-    assert [branch.record(i, i, {name: value}) for i, value in ((2, 2.0), (3, 1.5), (4, 1.8))] == [True, True, False]
-    assert len(branch.rows) == 4
+    run.keep(path, 0)
+    assert [run.record(step, step, {name: value}) for step, value in ((1, 2.0), (2, 1.0))] == [True, True]
+    again = SampleEvaluator(EvalConfig(), device=None)  # pyright: ignore[reportArgumentType]
+    again.keep(path, 2)
+    assert again.record(2, 2, {name: 1.0})
+    assert [row["step"] for row in table(tmp_path)] == ["1", "2"]
 
 
 def test_what_cannot_be_measured_does_not_end_the_run(

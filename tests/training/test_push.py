@@ -5,6 +5,7 @@ import threading
 from pathlib import Path
 
 import pytest
+from huggingface_hub import ModelCard
 
 from fmnist_diffusion import load_pipeline
 from hub_stand_in import Fault
@@ -37,9 +38,10 @@ def test_train_push_load_fine_tune_push(hub, launch, tmp_path):
 
 
 def test_every_so_many_epochs(hub, launch, tmp_path):
-    launch("--push_to_hub=true", "--push_to_hub_epochs=1", "--hub_private_repo=true")
+    launch("--push_to_hub=true", "--push_to_hub_epochs=1", "--hub_private_repo=true", "--hub_license=cc0-1.0")
     repository = hub.repositories["someone/run"]
     assert repository.private
+    assert ModelCard(repository.files["README.md"].decode()).data.license == "cc0-1.0"
     # The empty one and the last; the first epoch's is left out where it still waits when that of the second comes.
     assert len(repository.commits) in (2, 3)
     assert json.loads(repository.files["train_config.json"])["progress"]["epoch"] == 2
@@ -65,13 +67,13 @@ def test_without_a_token_the_run_does_not_start(launch, monkeypatch, capsys):
 def test_only_the_newest_waits(monkeypatch, tmp_path):
     pushed, began, go_on = [], threading.Event(), threading.Event()
 
-    def push_pipeline(folder, repo_id, private):
+    def push_pipeline(folder, repo_id, private, license):
         began.set()
         go_on.wait(timeout=60)
         pushed.append(Path(folder, "state").read_text())
 
     monkeypatch.setattr("training.push.push_pipeline", push_pipeline)
-    publisher = BackgroundPush(REPO_ID, False, print)
+    publisher = BackgroundPush(REPO_ID, False, None, print)
     folder = tmp_path / "pipeline"
     folder.mkdir()
     for state in ("first", "second", "third"):
@@ -85,14 +87,14 @@ def test_only_the_newest_waits(monkeypatch, tmp_path):
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), MemoryError(), KeyError("name")])
 def test_whatever_goes_wrong_is_reported(monkeypatch, tmp_path, error):
-    def push_pipeline(folder, repo_id, private):
+    def push_pipeline(folder, repo_id, private, license):
         raise error
 
     monkeypatch.setattr("training.push.push_pipeline", push_pipeline)
     said = []
-    publisher = BackgroundPush(REPO_ID, True, said.append)
+    publisher = BackgroundPush(REPO_ID, True, "cc0-1.0", said.append)
     publisher.push(tmp_path / "is not there")
     publisher.push(tmp_path)
     publisher.finish()
     assert len(said) == 2
-    assert all(f"--repo-id {REPO_ID} --private" in line for line in said)
+    assert all(f"--repo-id {REPO_ID} --private --license cc0-1.0" in line for line in said)

@@ -283,15 +283,26 @@ def test_the_saved_config_resumes_its_run_and_no_other_does(
     assert parse_config([config]).resume is None
 
 
-def test_a_run_at_its_end_is_not_resumed(
-    tmp_path: Path, launch: Callable[..., None], capsys: pytest.CaptureFixture[str]
-):
+@pytest.mark.parametrize("steps", [12, 7])
+def test_a_run_at_its_end_is_finished_again_elsewhere(tmp_path: Path, launch: Callable[..., None], steps: int):
+    launch(f"--max_train_steps={steps}")
+    checkpoint = tmp_path / "run" / "checkpoints" / f"checkpoint-{steps}"
+    launch(f"--max_train_steps={steps}", f"--resume={checkpoint}", f"--output_dir={tmp_path / 'branch'}")
+    assert_same_weights(weights(tmp_path / "branch"), weights(tmp_path / "run"))
+    grids = [sorted(path.name for path in (tmp_path / run / "samples").iterdir()) for run in ("run", "branch")]
+    assert grids[1] == ["epoch-0002.png"] and set(grids[1]) <= set(grids[0])
+
+
+def test_a_run_behind_its_end_is_refused(launch: Callable[..., None], capsys: pytest.CaptureFixture[str]):
     launch()
-    for option, end in (("--num_epochs=2", 12), ("--max_train_steps=7", 7)):
+    for option, advice in (
+        ("--num_epochs=1", "at 6; give more --num_epochs"),
+        ("--max_train_steps=7", "at 7; give more --max_train_steps"),
+    ):
         with pytest.raises(SystemExit) as error:
             launch("--resume=latest", option)
         assert error.value.code == 2
-        assert f"is at step 12 and would end at {end}; give more --num_epochs" in capsys.readouterr().err
+        assert f"the run to resume is at step 12 and would end {advice}" in capsys.readouterr().err
 
 
 def test_advice_without_a_checkpoint_is_to_begin_anew(
