@@ -45,6 +45,12 @@ ROWS = {
     "attention at the bottleneck only": {"model.attention_levels": [3]},
     "predicting the image": {"scheduler.prediction_type": "sample"},
     "linear schedule": {"scheduler.beta_schedule": "linear"},
+    # The timesteps at which that schedule has the noise that the recipe's has at its own.
+    "linear schedule, trained on the recipe's noise": {
+        "scheduler.beta_schedule": "linear",
+        "objective.logit_mean": -1.55,
+        "objective.logit_std": 1.0,
+    },
     "linear schedule, predicting the noise": {
         "scheduler.beta_schedule": "linear",
         "scheduler.prediction_type": "epsilon",
