@@ -59,6 +59,7 @@ ROWS = {
     "min-SNR weights (gamma 5)": {"objective.snr_gamma": 5},
     "uniform timesteps": {"objective.timestep_sampling": "uniform"},
     "logit-normal timesteps, unshifted": {"objective.logit_mean": 0, "objective.logit_std": 1},
+    "logit-normal timesteps, shifted further": {"objective.logit_mean": -1.1},
     "no EMA": {"ema.enabled": "false"},
     "EMA of 0.98": {"ema.max_decay": 0.98},
     "EMA of 0.9995": {"ema.max_decay": 0.9995},
