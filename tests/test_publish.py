@@ -317,26 +317,26 @@ class TestTrouble:
 
 
 class TestCard:
+    def card(self, folder, tmp_path, license=None) -> ModelCard:
+        make_repository(folder, REPO_ID, tmp_path / "repository", license)
+        return ModelCard.load(tmp_path / "repository" / "README.md")
+
     @pytest.mark.parametrize("license", [None, "cc-by-4.0"])
     def test_licence_of_a_model_of_other_pictures(self, folder, tmp_path, license):
         config = json.loads((folder / "train_config.json").read_text())
         config["data"]["dataset_name"] = "me/own"
         (folder / "train_config.json").write_text(json.dumps(config))
-        make_repository(folder, REPO_ID, tmp_path / "repository", license)
-        card = ModelCard.load(tmp_path / "repository" / "README.md")
+        card = self.card(folder, tmp_path, license)
         assert card.data.get("license") == license
         assert (
             f"the weights are under `{license}`" if license else "for the weights no licence is named"
         ) in card.text
 
-    def card(self, folder, tmp_path) -> ModelCard:
-        make_repository(folder, REPO_ID, tmp_path / "repository")
-        return ModelCard.load(tmp_path / "repository" / "README.md")
-
     def test_metadata(self, folder, tmp_path):
-        data = self.card(folder, tmp_path).data
+        card = self.card(folder, tmp_path)
+        data = card.data
         assert data.license == "mit"
-        assert "and so are the weights" in (tmp_path / "repository" / "README.md").read_text()
+        assert "and so are the weights" in card.text
         assert data.library_name == "diffusers"
         assert data.pipeline_tag == "unconditional-image-generation"
         assert data.datasets == ["zalando-datasets/fashion_mnist"]

@@ -528,9 +528,9 @@ class Trainer:
     def _export(self, unet: FashionMNISTUNet2DModel, folder: Path, epoch: int) -> None:
         train_config = self.config.to_dict() | {"progress": asdict(self.progress)}
         # Where things lie on this machine is nobody else's business.
-        for name in list(train_config):
-            if name in ("output_dir", "resume") or name.startswith(("push_to_hub", "hub_")):
-                del train_config[name]
+        published = ("push_to_hub", "push_to_hub_epochs", "hub_model_id", "hub_private_repo", "hub_license")
+        for name in ("output_dir", "resume", *published):
+            del train_config[name]
         data = train_config["data"]
         for settings, name in ((train_config, "init_from"), (data, "dataset_name"), (data, "train_data_dir")):
             if settings[name] is not None:
@@ -588,11 +588,9 @@ def main(args: list[str] | None = None) -> None:
     config = parse_config(args)
 
     def how_to_go_on() -> str:
-        if list_checkpoints(Path(config.output_dir) / "checkpoints"):
-            return (
-                f"continue from the last checkpoint with --config={Path(config.output_dir) / 'config.yaml'}"
-                " --resume=latest"
-            )
+        folder = Path(config.output_dir)
+        if list_checkpoints(folder / "checkpoints"):
+            return f"continue from the last checkpoint with --config={folder / 'config.yaml'} --resume=latest"
         return "there is no checkpoint yet; begin anew with another --output_dir"
 
     def stop(message: str, code: int) -> NoReturn:

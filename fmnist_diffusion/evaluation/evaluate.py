@@ -193,10 +193,11 @@ def prepare_folder(folder: Path, settings: dict[str, Any]) -> None:
     """
     path = folder / "settings.json"
     text = json.dumps(settings, indent=2) + "\n"
-    if path.is_file() and path.read_text() == text:
+    kept = path.read_text() if path.is_file() else ""
+    if kept == text:
         return
     # Another run's file begins with the same key.
-    ours = path.is_file() and path.read_text().startswith(text.partition(":")[0])
+    ours = kept.startswith(text.partition(":")[0])
     if folder.exists() and (not folder.is_dir() or any(other != path or not ours for other in folder.iterdir())):
         raise ValueError(f"{folder} holds another run or other files: give another --output-dir")
     folder.mkdir(parents=True, exist_ok=True)

@@ -16,6 +16,7 @@ from training.evaluation import SampleEvaluator
 
 
 EVAL = ["--eval.every_n_epochs=1", "--eval.num_samples=257", "--eval.num_inference_steps=2"]
+DISTANCE = "classifier_frechet_distance_train"
 
 
 def table(folder: Path) -> list[dict[str, str]]:
@@ -78,12 +79,22 @@ def test_a_resumed_run_keeps_its_table(tmp_path: Path, launch: Callable[..., Non
     assert len(rows) == 2
 
 
-def test_the_best_is_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+@pytest.fixture
+def make_evaluator(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Callable[..., SampleEvaluator]:
+    """One that keeps the table of `tmp_path`, up to a step."""
     monkeypatch.setattr(evaluation, "FastMetrics", lambda num_samples, device: None)
-    evaluator = SampleEvaluator(EvalConfig(), device=None)  # pyright: ignore[reportArgumentType]
-    evaluator.keep(tmp_path / "eval.csv", 0)
-    name = "classifier_frechet_distance_train"
-    assert [evaluator.record(i, i, {name: value}) for i, value in enumerate([3.0, 2.0, 2.5, 1.0])] == [
+
+    def make(global_step: int, **settings) -> SampleEvaluator:
+        evaluator = SampleEvaluator(EvalConfig(**settings), device=None)  # pyright: ignore[reportArgumentType]
+        evaluator.keep(tmp_path / "eval.csv", global_step)
+        return evaluator
+
+    return make
+
+
+def test_the_best_is_the_lowest(make_evaluator: Callable[..., SampleEvaluator]):
+    evaluator = make_evaluator(0)
+    assert [evaluator.record(i, i, {DISTANCE: value}) for i, value in enumerate([3.0, 2.0, 2.5, 1.0])] == [
         True,
         True,
         False,
@@ -91,17 +102,14 @@ def test_the_best_is_the_lowest(tmp_path: Path, monkeypatch: pytest.MonkeyPatch)
     ]
 
 
-def test_measurements_of_another_size_are_kept_and_not_compared(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(evaluation, "FastMetrics", lambda num_samples, device: None)
-    name, path = "classifier_frechet_distance_train", tmp_path / "eval.csv"
-    first = SampleEvaluator(EvalConfig(num_samples=1000), device=None)  # pyright: ignore[reportArgumentType]
-    first.keep(path, 0)
-    assert first.record(1, 1, {name: 1.0})
-    resumed = SampleEvaluator(EvalConfig(num_samples=500), device=None)  # pyright: ignore[reportArgumentType]
-    resumed.keep(path, 1)
-    assert resumed.record(2, 2, {name: 3.0, "fid_train": 5.0})
-    assert not resumed.record(3, 3, {name: 3.5, "fid_train": 6.0})
-    assert [(row["num_samples"], row[name]) for row in table(tmp_path)] == [
+def test_measurements_of_another_size_are_kept_and_not_compared(
+    tmp_path: Path, make_evaluator: Callable[..., SampleEvaluator]
+):
+    assert make_evaluator(0, num_samples=1000).record(1, 1, {DISTANCE: 1.0})
+    resumed = make_evaluator(1, num_samples=500)
+    assert resumed.record(2, 2, {DISTANCE: 3.0, "fid_train": 5.0})
+    assert not resumed.record(3, 3, {DISTANCE: 3.5, "fid_train": 6.0})
+    assert [(row["num_samples"], row[DISTANCE]) for row in table(tmp_path)] == [
         ("1000", "1.0"),
         ("500", "3.0"),
         ("500", "3.5"),
@@ -109,27 +117,16 @@ def test_measurements_of_another_size_are_kept_and_not_compared(tmp_path: Path, 
 
 
 def test_measurements_of_guided_samples_are_not_compared_with_plain_ones(
-    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+    make_evaluator: Callable[..., SampleEvaluator],
 ):
-    monkeypatch.setattr(evaluation, "FastMetrics", lambda num_samples, device: None)
-    name, path = "classifier_frechet_distance_train", tmp_path / "eval.csv"
-    guided = SampleEvaluator(EvalConfig(guidance_scale=1.5), device=None)  # pyright: ignore[reportArgumentType]
-    guided.keep(path, 0)
-    assert guided.record(1, 1, {name: 1.0})
-    plain = SampleEvaluator(EvalConfig(), device=None)  # pyright: ignore[reportArgumentType]
-    plain.keep(path, 1)
-    assert plain.record(2, 2, {name: 1.5})
+    assert make_evaluator(0, guidance_scale=1.5).record(1, 1, {DISTANCE: 1.0})
+    assert make_evaluator(1).record(2, 2, {DISTANCE: 1.5})
 
 
-def test_a_step_that_is_measured_again_has_one_row(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(evaluation, "FastMetrics", lambda num_samples, device: None)
-    name, path = "classifier_frechet_distance_train", tmp_path / "eval.csv"
-    run = SampleEvaluator(EvalConfig(), device=None)  # pyright: ignore[reportArgumentType]
-    run.keep(path, 0)
-    assert [run.record(step, step, {name: value}) for step, value in ((1, 2.0), (2, 1.0))] == [True, True]
-    again = SampleEvaluator(EvalConfig(), device=None)  # pyright: ignore[reportArgumentType]
-    again.keep(path, 2)
-    assert again.record(2, 2, {name: 1.0})
+def test_a_step_that_is_measured_again_has_one_row(tmp_path: Path, make_evaluator: Callable[..., SampleEvaluator]):
+    run = make_evaluator(0)
+    assert [run.record(step, step, {DISTANCE: value}) for step, value in ((1, 2.0), (2, 1.0))] == [True, True]
+    assert make_evaluator(2).record(2, 2, {DISTANCE: 1.0})
     assert [row["step"] for row in table(tmp_path)] == ["1", "2"]
 
 
