@@ -191,9 +191,10 @@ class TestSample:
         assert "not implemented yet: sample" in refusal(capsys, "sample", "model", "--scheduler", "euler_a")
 
     @pytest.mark.parametrize(
-        ("verb", "line"), [("info", "stopped"), ("evaluate", "stopped; the same command goes on from here")]
+        ("options", "line"),
+        [(["info"], "stopped"), (["evaluate", "--fast"], "stopped; the same command goes on from here")],
     )
-    def test_ctrl_c_is_one_line(self, pipeline, monkeypatch, tmp_path, capsys, verb, line):
+    def test_ctrl_c_is_one_line(self, pipeline, monkeypatch, tmp_path, capsys, options, line):
         def load(*args, **options):
             raise KeyboardInterrupt
 
@@ -201,7 +202,7 @@ class TestSample:
         monkeypatch.setattr("fmnist_diffusion.hub.load_pipeline", load)
         monkeypatch.setattr("fmnist_diffusion.load_pipeline", load)
         with pytest.raises(SystemExit) as exit_info:
-            main([verb, pipeline])
+            main([*options, pipeline])
         assert exit_info.value.code == 130
         assert capsys.readouterr().err == f"fmnist-diffusion: {line}\n"
 
