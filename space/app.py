@@ -279,7 +279,8 @@ class App:
         """
         with in_words():
             start, stop = self.morph_settings(first, second, first_seed, second_seed, frames, steps, scheduler)
-            yield from whole(self.studio.morph(start, stop), start, [*start.labels, *stop.labels])
+            names = [*start.labels, *stop.labels]
+            yield from whole(self.studio.morph(start, stop), start, names, second_seed=stop.seed)
 
     def api_repaint(
         self, upload, example, label, strength, steps, scheduler, guidance, seed
@@ -309,12 +310,12 @@ class App:
         }
 
 
-def whole(run: Generator[Step], settings: Settings, names: list[str]) -> Iterator[tuple[Update, Update]]:
+def whole(run: Generator[Step], settings: Settings, names: list[str], **more: int) -> Iterator[tuple[Update, Update]]:
     with closing(run):
         for last in run:
             step = last
             yield gr.skip(), gr.skip()
-    yield step.images, facts(step, settings, names)
+    yield step.images, facts(step, settings, names) | more
 
 
 def facts(step: Step, settings: Settings, names: list[str]) -> dict[str, Any]:

@@ -61,6 +61,7 @@ def test_morph(client):
     assert len(pictures(result)) == 4
     # Both classes are asked at each step.
     assert facts["evaluations_per_picture"] == 6
+    assert (facts["seed"], facts["second_seed"]) == (1, 2)
 
 
 def test_morph_wants_both_classes(client):
