@@ -7,7 +7,7 @@ import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from tempfile import TemporaryDirectory
-from typing import Any, NamedTuple, TypeVar
+from typing import Any, NamedTuple, TypeVar, get_args
 
 import httpx2
 import torch
@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 
 from .data import DEFAULT_DATASET
 from .hub import STOCK_PIPELINES, export_pipeline, load_pipeline
+from .objectives import PredictionType
 from .pipelines.pipeline_fmnist import FashionMNISTPipeline
 
 
@@ -296,7 +297,7 @@ def make_repository(folder: Path, repo_id: str, target: Path, license: str | Non
     dtype = DTYPES.get(dtypes.pop(), torch.float32) if len(dtypes) == 1 else torch.float32
     pipe = load_pipeline(folder.resolve(), scheduler=None, dtype=dtype)
     scheduler: Any = pipe.scheduler
-    trainable = scheduler.config.get("prediction_type") in ("epsilon", "sample", "v_prediction")
+    trainable = scheduler.config.get("prediction_type") in get_args(PredictionType)
     if type(scheduler) not in STOCK_PIPELINES and DDPMScheduler in scheduler.compatibles and trainable:
         # One to sample with, made from the config of the one that was trained with.
         scheduler = DDPMScheduler.from_config(scheduler.config)
