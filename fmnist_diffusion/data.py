@@ -17,7 +17,7 @@ import threading
 import urllib.error
 import urllib.request
 import zlib
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
@@ -65,7 +65,7 @@ class ImageTensors:
         images (`torch.Tensor`):
             Pixels, uint8 in [0, 255], of shape `(num_images, channels, height, width)`.
         labels (`torch.Tensor`, *optional*):
-            Class indices, int64, of shape `(num_images,)`.
+            Class indices, int64, of shape `(num_images,)`; `len(label_names)` is the null label, of no class.
         label_names (`tuple[str, ...]`, *optional*):
             The name of each class index, where there are labels.
     """
@@ -282,7 +282,7 @@ def _load_tensors(path: Path) -> ImageTensors:
             )
         if label_names is None:
             raise DataError(f"{path} has labels but no label_names; write it again with save_tensors")
-        _check_label_range(path, labels, label_names)
+        _check_label_range(path, labels, len(label_names) + 1)
     return ImageTensors(images, labels, label_names)
 
 
@@ -406,7 +406,7 @@ def _load_idx(folder: Path, split: str) -> dict[str, datasets.Dataset]:
             f"{images_path} holds {len(images)} images but {labels_path} holds {len(labels)} labels; "
             "replace both by files of one data set"
         )
-    _check_label_range(labels_path, labels, FASHION_MNIST_LABELS)
+    _check_label_range(labels_path, labels, len(FASHION_MNIST_LABELS))
     features = datasets.Features(
         image=datasets.Array2D(shape=images.shape[1:], dtype="uint8"),
         label=datasets.ClassLabel(names=list(FASHION_MNIST_LABELS)),
@@ -638,16 +638,14 @@ def _check_rows(source: str, dataset: datasets.Dataset) -> None:
         if missing:
             raise DataError(f"{source} has {missing} rows without {name}; fill them in or remove them")
     if "label" in dataset.features:
-        _check_label_range(source, _arrow_column(dataset, "label").to_numpy(), dataset.features["label"].names)
+        _check_label_range(source, _arrow_column(dataset, "label").to_numpy(), len(dataset.features["label"].names))
 
 
-def _check_label_range(source: str | Path, labels: np.ndarray | torch.Tensor, label_names: Sequence[str]) -> None:
+def _check_label_range(source: str | Path, labels: np.ndarray | torch.Tensor, num_labels: int) -> None:
     lowest, highest = int(labels.min()), int(labels.max())
-    if lowest < 0 or highest >= len(label_names):
+    if lowest < 0 or highest >= num_labels:
         wrong = lowest if lowest < 0 else highest
-        raise DataError(
-            f"{source} has the label {wrong} outside 0 to {len(label_names) - 1}; correct or replace the labels"
-        )
+        raise DataError(f"{source} has the label {wrong} outside 0 to {num_labels - 1}; correct or replace the labels")
 
 
 def _first_line(error: BaseException) -> str:

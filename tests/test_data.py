@@ -484,6 +484,14 @@ def test_tensors_round_trip(tmp_path, fixture_images, monkeypatch):
     assert len(load_images(train_data_dir=str(path), max_samples=5)) == 5
 
 
+def test_tensors_may_have_the_null_label(tmp_path, fixture_images):
+    path = tmp_path / "split.safetensors"
+    labels = fixture_images.labels.clone()
+    labels[0] = len(FASHION_MNIST_LABELS)
+    save_tensors(ImageTensors(fixture_images.images, labels, FASHION_MNIST_LABELS), path)
+    assert torch.equal(load_images(train_data_dir=str(path)).labels, labels)
+
+
 def test_tensors_without_labels(tmp_path, fixture_images):
     path = tmp_path / "split.safetensors"
     save_tensors(ImageTensors(fixture_images.images[:4]), path)
@@ -514,8 +522,8 @@ def test_bad_tensor_files(tmp_path):
     assert "holds no images" in error_of(path)
     save_tensors(ImageTensors(images, torch.tensor([1])), path)
     assert "one label for each of its 2 images" in error_of(path)
-    save_tensors(ImageTensors(images, torch.tensor([0, 2]), ("a", "b")), path)
-    assert "the label 2 outside 0 to 1" in error_of(path)
+    save_tensors(ImageTensors(images, torch.tensor([0, 3]), ("a", "b")), path)
+    assert "the label 3 outside 0 to 2" in error_of(path)
     with pytest.raises(DataError, match=r"must end in \.safetensors"):
         save_tensors(ImageTensors(images), tmp_path / "split.pt")
 

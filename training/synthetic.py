@@ -1,0 +1,65 @@
+"""Makes training images of the samples that evaluations drew, for a model to be trained on what it draws itself:
+
+    fmnist-diffusion evaluate base --num-samples 50000
+    fmnist-diffusion evaluate base --num-samples 10000 --unconditional -o evaluation/base-unconditional
+    python training/synthetic.py evaluation/base evaluation/base-unconditional -o synthetic.safetensors
+    accelerate launch training/train.py --config training/configs/base_self.yaml \
+        --data.train_data_dir=synthetic.safetensors
+
+That exaggerates what is wrong with its pictures, so the weights in the opposite direction, `training/combine.py base
+output/base_self/pipeline --weights 1.5 -0.5`, draw better ones (arXiv 2510.03597).
+"""
+
+import argparse
+import sys
+from pathlib import Path
+
+import torch
+
+
+# A script's modules are looked for in its own folder, and ours are beside that.
+sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+
+from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, save_tensors
+from fmnist_diffusion.evaluation.evaluate import load_part
+
+
+NULL_LABEL = len(FASHION_MNIST_LABELS)
+
+
+def synthetic_images(folders: list[Path]) -> ImageTensors:
+    """The samples in `folders` of `fmnist-diffusion evaluate`, with the labels that they were asked to be of.
+
+    Samples of no class get the null label; where all are that, there are no labels.
+
+    Raises:
+        `ValueError`: a folder holds no samples.
+    """
+    images, labels = [], []
+    for folder in folders:
+        parts = [load_part(path) for path in sorted(folder.glob("seed-*/*.safetensors"))]
+        if not parts:
+            raise ValueError(f"{folder} holds no samples; give a folder that fmnist-diffusion evaluate wrote.")
+        for part in parts:
+            images.append(part.images)
+            labels.append(torch.full((len(part),), NULL_LABEL) if part.labels is None else part.labels)
+    if all((label == NULL_LABEL).all() for label in labels):
+        return ImageTensors(torch.cat(images))
+    return ImageTensors(torch.cat(images), torch.cat(labels), FASHION_MNIST_LABELS)
+
+
+def main(args: list[str] | None = None) -> None:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("folders", nargs="+", type=Path, help="folders that fmnist-diffusion evaluate wrote")
+    parser.add_argument("-o", "--output", type=Path, required=True, help="the .safetensors file to write")
+    options = parser.parse_args(args)
+    try:
+        tensors = synthetic_images(options.folders)
+        save_tensors(tensors, options.output)
+    except (OSError, ValueError) as error:
+        parser.exit(2, f"synthetic.py: error: {error}\n")
+    print(f"{len(tensors)} images are in {options.output}.")
+
+
+if __name__ == "__main__":
+    main()
