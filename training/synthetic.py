@@ -3,11 +3,11 @@
     fmnist-diffusion evaluate base --num-samples 50000
     fmnist-diffusion evaluate base --num-samples 10000 --unconditional -o evaluation/base-unconditional
     python training/synthetic.py evaluation/base evaluation/base-unconditional -o synthetic.safetensors
-    accelerate launch training/train.py --config training/configs/base_self.yaml \
-        --data.train_data_dir=synthetic.safetensors
+    accelerate launch training/train.py --config training/configs/base_self.yaml
+    python training/combine.py base output/base_self/pipeline --weights 1.5 -0.5 --output_dir output/better
 
-That exaggerates what is wrong with its pictures, so the weights in the opposite direction, `training/combine.py base
-output/base_self/pipeline --weights 1.5 -0.5`, draw better ones (arXiv 2510.03597).
+So it learns what is wrong with its pictures twice over, and the weights in the opposite direction draw better ones
+(arXiv 2510.03597).
 """
 
 import argparse
