@@ -12,6 +12,7 @@ So it learns what is wrong with its pictures twice over, and the weights in the 
 
 import argparse
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -21,10 +22,8 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, save_tensors
+from fmnist_diffusion.evaluation import Samples
 from fmnist_diffusion.evaluation.evaluate import load_part
-
-
-NULL_LABEL = len(FASHION_MNIST_LABELS)
 
 
 def synthetic_images(folders: list[Path]) -> ImageTensors:
@@ -35,17 +34,18 @@ def synthetic_images(folders: list[Path]) -> ImageTensors:
     Raises:
         `ValueError`: a folder holds no samples.
     """
-    images, labels = [], []
+    parts = []
     for folder in folders:
-        parts = [load_part(path) for path in sorted(folder.glob("seed-*/*.safetensors"))]
-        if not parts:
+        paths = sorted(folder.glob("seed-*/*.safetensors"))
+        if not paths:
             raise ValueError(f"{folder} holds no samples; give a folder that fmnist-diffusion evaluate wrote.")
-        for part in parts:
-            images.append(part.images)
-            labels.append(torch.full((len(part),), NULL_LABEL) if part.labels is None else part.labels)
-    if all((label == NULL_LABEL).all() for label in labels):
-        return ImageTensors(torch.cat(images))
-    return ImageTensors(torch.cat(images), torch.cat(labels), FASHION_MNIST_LABELS)
+        parts += [replace(load_part(path), inception=None) for path in paths]
+    if all(part.labels is None for part in parts):
+        return ImageTensors(Samples.joined(parts).images)
+    null = len(FASHION_MNIST_LABELS)
+    parts = [replace(part, labels=torch.full((len(part),), null)) if part.labels is None else part for part in parts]
+    samples = Samples.joined(parts)
+    return ImageTensors(samples.images, samples.labels, FASHION_MNIST_LABELS)
 
 
 def main(args: list[str] | None = None) -> None:
