@@ -7,7 +7,8 @@
     python training/combine.py base output/base_self/pipeline --weights 1.5 -0.5 --output_dir output/better
 
 So it learns what is wrong with its pictures twice over, and the weights in the opposite direction draw better ones
-(arXiv 2510.03597).
+(arXiv 2510.03597). Where some of the samples' labels are wrong (`--label_noise=0.2`), more pictures are of the class
+asked for, away from that.
 """
 
 import argparse
@@ -26,14 +27,17 @@ from fmnist_diffusion.evaluation import Samples
 from fmnist_diffusion.evaluation.evaluate import load_part
 
 
-def synthetic_images(folders: list[Path]) -> ImageTensors:
+def synthetic_images(folders: list[Path], label_noise: float = 0.0) -> ImageTensors:
     """The samples in `folders` of `fmnist-diffusion evaluate`, with the labels that they were asked to be of.
 
-    Samples of no class get the null label; where all are that, there are no labels.
+    Samples of no class get the null label; where all are that, there are no labels. Of the others, each has a label
+    drawn at random instead with the probability `label_noise`.
 
     Raises:
-        `ValueError`: a folder holds no samples.
+        `ValueError`: a folder holds no samples, or `label_noise` is not in [0, 1].
     """
+    if not 0 <= label_noise <= 1:
+        raise ValueError(f"--label_noise is {label_noise}; give a probability from 0 to 1.")
     parts = []
     for folder in folders:
         paths = sorted(folder.glob("seed-*/*.safetensors"))
@@ -45,16 +49,23 @@ def synthetic_images(folders: list[Path]) -> ImageTensors:
     null = len(FASHION_MNIST_LABELS)
     parts = [replace(part, labels=torch.full((len(part),), null)) if part.labels is None else part for part in parts]
     samples = Samples.joined(parts)
-    return ImageTensors(samples.images, samples.labels, FASHION_MNIST_LABELS)
+    assert samples.labels is not None
+    generator = torch.Generator().manual_seed(0)
+    noisy = (torch.rand(len(samples), generator=generator) < label_noise) & (samples.labels < null)
+    labels = samples.labels.masked_scatter(noisy, torch.randint(null, (len(samples),), generator=generator))
+    return ImageTensors(samples.images, labels, FASHION_MNIST_LABELS)
 
 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("folders", nargs="+", type=Path, help="folders that fmnist-diffusion evaluate wrote")
     parser.add_argument("-o", "--output", type=Path, required=True, help="the .safetensors file to write")
+    parser.add_argument(
+        "--label_noise", type=float, default=0.0, help="how many of the labels to draw at random instead, from 0 to 1"
+    )
     options = parser.parse_args(args)
     try:
-        tensors = synthetic_images(options.folders)
+        tensors = synthetic_images(options.folders, options.label_noise)
         save_tensors(tensors, options.output)
     except (OSError, ValueError) as error:
         parser.exit(2, f"synthetic.py: error: {error}\n")

@@ -63,3 +63,25 @@ def test_a_folder_without_samples_is_refused_in_a_sentence(tmp_path: Path, capsy
         main([str(tmp_path), f"--output={tmp_path / 'synthetic.safetensors'}"])
     assert "holds no samples; give a folder that fmnist-diffusion evaluate wrote." in capsys.readouterr().err
     assert not (tmp_path / "synthetic.safetensors").exists()
+
+
+def test_label_noise_draws_a_share_of_the_labels_anew(tmp_path: Path):
+    of_classes = write_evaluation(tmp_path / "labels", [3] * 400, num_images=400)
+    write_evaluation(tmp_path / "none", None)
+    path = tmp_path / "synthetic.safetensors"
+    main([str(tmp_path / "labels"), str(tmp_path / "none"), f"--output={path}", "--label_noise=0.5"])
+    tensors = load_images(train_data_dir=str(path))
+    assert torch.equal(tensors.images[:400], of_classes)
+    assert tensors.labels is not None
+    counts = tensors.labels.bincount()
+    assert counts[10] == 4
+    # Half keep theirs, and a tenth of the others draw the same again: 220 of 400 expected, standard deviation 10.
+    assert 180 < counts[3] < 260
+    assert all(counts[:10] > 0)
+
+
+def test_label_noise_that_is_no_probability_is_refused_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture):
+    write_evaluation(tmp_path / "labels", [3, 1, 9, 0])
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "labels"), f"--output={tmp_path / 'synthetic.safetensors'}", "--label_noise=20"])
+    assert "--label_noise is 20.0; give a probability from 0 to 1." in capsys.readouterr().err
