@@ -24,7 +24,7 @@ sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, save_tensors
 from fmnist_diffusion.evaluation import Samples
-from fmnist_diffusion.evaluation.evaluate import load_part
+from fmnist_diffusion.evaluation.evaluate import load_parts
 
 
 def synthetic_images(folders: list[Path], label_noise: float = 0.0) -> ImageTensors:
@@ -34,17 +34,14 @@ def synthetic_images(folders: list[Path], label_noise: float = 0.0) -> ImageTens
     drawn at random instead with the probability `label_noise`.
 
     Raises:
-        `ValueError`: a folder holds no samples, or `label_noise` is not in [0, 1].
+        `ValueError`: a folder holds no samples, `label_noise` is not in [0, 1], or there are no labels for it.
     """
     if not 0 <= label_noise <= 1:
         raise ValueError(f"--label_noise is {label_noise}; give a probability from 0 to 1.")
-    parts = []
-    for folder in folders:
-        paths = sorted(folder.glob("seed-*/*.safetensors"))
-        if not paths:
-            raise ValueError(f"{folder} holds no samples; give a folder that fmnist-diffusion evaluate wrote.")
-        parts += [replace(load_part(path), inception=None) for path in paths]
+    parts = [replace(part, inception=None) for folder in folders for part in load_parts(folder)]
     if all(part.labels is None for part in parts):
+        if label_noise:
+            raise ValueError("none of the samples has a label; leave out --label_noise.")
         return ImageTensors(Samples.joined(parts).images)
     null = len(FASHION_MNIST_LABELS)
     parts = [replace(part, labels=torch.full((len(part),), null)) if part.labels is None else part for part in parts]
@@ -65,6 +62,8 @@ def main(args: list[str] | None = None) -> None:
     )
     options = parser.parse_args(args)
     try:
+        if options.output.exists():
+            raise ValueError(f"{options.output} exists already; give another --output.")
         tensors = synthetic_images(options.folders, options.label_noise)
         save_tensors(tensors, options.output)
     except (OSError, ValueError) as error:

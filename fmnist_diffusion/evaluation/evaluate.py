@@ -89,6 +89,18 @@ def load_part(path: Path) -> Samples:
     return Samples(**tensors, evaluations=int(metadata["evaluations"]), seconds=float(metadata["seconds"]))
 
 
+def load_parts(folder: Path) -> list[Samples]:
+    """The batches that [`evaluate_pipeline`] left in `folder`, one seed after another.
+
+    Raises:
+        `ValueError`: there are none.
+    """
+    paths = sorted(folder.glob("seed-*/*.safetensors"))
+    if not paths:
+        raise ValueError(f"{folder} holds no samples; give a folder that fmnist-diffusion evaluate wrote.")
+    return [load_part(path) for path in paths]
+
+
 class Evaluation:
     r"""
     Measures samples against Fashion-MNIST.

@@ -85,3 +85,22 @@ def test_label_noise_that_is_no_probability_is_refused_in_a_sentence(tmp_path: P
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path / "labels"), f"--output={tmp_path / 'synthetic.safetensors'}", "--label_noise=20"])
     assert "--label_noise is 20.0; give a probability from 0 to 1." in capsys.readouterr().err
+
+
+def test_label_noise_without_labels_is_refused_in_a_sentence(tmp_path: Path, capsys: pytest.CaptureFixture):
+    write_evaluation(tmp_path / "none", None)
+    path = tmp_path / "synthetic.safetensors"
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "none"), f"--output={path}", "--label_noise=0.2"])
+    assert "none of the samples has a label; leave out --label_noise." in capsys.readouterr().err
+    assert not path.exists()
+
+
+def test_a_file_that_exists_is_left_alone(tmp_path: Path, capsys: pytest.CaptureFixture):
+    write_evaluation(tmp_path / "labels", [3, 1, 9, 0])
+    path = tmp_path / "synthetic.safetensors"
+    path.write_bytes(b"made before")
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "labels"), f"--output={path}"])
+    assert "exists already; give another --output." in capsys.readouterr().err
+    assert path.read_bytes() == b"made before"
