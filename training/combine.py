@@ -81,7 +81,12 @@ def main(args: list[str] | None = None) -> None:
         pipelines = [load_pipeline(name, scheduler=None) for name in options.pipelines]
         unet = combine(pipelines, options.weights).to(getattr(torch, options.dtype))
         train_config = read_train_config(pipeline_folder(options.pipelines[0]) / "train_config.json") or {}
-        combined = {"weights": options.weights, "unet_sha256": [pipeline_hash(pipe) for pipe in pipelines]}
+        combined = {
+            "weights": options.weights,
+            "unet_sha256": [pipeline_hash(pipe) for pipe in pipelines],
+            # Where the first is a sum itself.
+            "first": train_config.get("combined"),
+        }
         export_pipeline(unet, pipelines[0].scheduler, output_dir, train_config=train_config | {"combined": combined})
     except (OSError, TypeError, ValueError) as error:
         parser.exit(2, f"combine.py: error: {error}\n")

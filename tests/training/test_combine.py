@@ -34,10 +34,14 @@ def test_every_weight_is_the_sum(folders: list[str], tmp_path: Path):
         expected = 1.25 * new - 0.25 * old if tensor.is_floating_point() else new
         torch.testing.assert_close(tensor, expected)
     assert combined(output_type="pt", num_inference_steps=2).images.isfinite().all()
-    assert json.loads((tmp_path / "sum" / "train_config.json").read_text()) == {
-        "progress": {"global_step": 7},
-        "combined": {"weights": [1.25, -0.25], "unet_sha256": [pipeline_hash(after), pipeline_hash(before)]},
-    }
+    once = {"weights": [1.25, -0.25], "unet_sha256": [pipeline_hash(after), pipeline_hash(before)], "first": None}
+    settings = json.loads((tmp_path / "sum" / "train_config.json").read_text())
+    assert settings == {"progress": {"global_step": 7}, "combined": once}
+
+    main([str(tmp_path / "sum"), folders[0], "--weights", "0.5", "0.5", f"--output_dir={tmp_path / 'of-sum'}"])
+    settings = json.loads((tmp_path / "of-sum" / "train_config.json").read_text())
+    assert settings["combined"]["unet_sha256"] == [pipeline_hash(combined), pipeline_hash(before)]
+    assert settings["combined"]["first"] == once
 
 
 def test_one_alone_is_itself_in_another_dtype(folders: list[str], tmp_path: Path):
