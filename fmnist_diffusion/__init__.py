@@ -6,15 +6,15 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 
-# diffusers resolves the model of a saved pipeline in `sys.modules`, so this import cannot be lazy but in the console
+# diffusers resolves the parts of a saved pipeline in `sys.modules`, so these imports cannot be lazy but in the console
 # script, whose help and refusals shall not wait seconds for torch, and which loads pipelines through `hub` alone.
 if TYPE_CHECKING or Path(sys.argv[0]).stem != "fmnist-diffusion":
     from .models.unet_fmnist import FashionMNISTUNet2DModel
+    from .schedulers import SDEDPMSolverScheduler
 
 if TYPE_CHECKING:
     from .hub import bundled_pipelines, export_pipeline, load_pipeline
     from .pipelines.pipeline_fmnist import FashionMNISTPipeline
-    from .schedulers import SDEDPMSolverScheduler
 
 __version__ = "0.1.0"
 

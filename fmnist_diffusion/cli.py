@@ -154,18 +154,7 @@ def make_parser() -> Parser:
         type=positive_int,
         help="how many to measure (default: 10000 of a pipeline, all pictures of a folder or file)",
     )
-    verb.add_argument(
-        "--seeds",
-        metavar="N",
-        nargs="+",
-        type=sampling_seed,
-        default=[0],
-        help="draw and measure once with each; of several, mean and minimum are reported (default: 0)",
-    )
-    add_sampling_options(verb, batch_size=100)
-    verb.add_argument(
-        "--unconditional", action="store_true", help="draw without class labels, of a model that knows them"
-    )
+    add_evaluation_sampling_options(verb)
     verb.add_argument(
         "--fast",
         action="store_true",
@@ -182,7 +171,7 @@ def make_parser() -> Parser:
     verb.add_argument(
         "--train-data-dir",
         metavar="DIR",
-        help="the real images as an IDX folder (default: the Hub's, or Debian's)",
+        help="a copy of Fashion-MNIST, such as an IDX folder (default: the Hub's, or Debian's)",
     )
     verb.add_argument(
         "-o",
@@ -297,6 +286,21 @@ def add_sampling_options(verb: argparse.ArgumentParser, batch_size: int) -> None
     )
 
 
+def add_evaluation_sampling_options(verb: argparse.ArgumentParser) -> None:
+    verb.add_argument(
+        "--seeds",
+        metavar="N",
+        nargs="+",
+        type=sampling_seed,
+        default=[0],
+        help="draw and measure once with each; of several, mean and minimum are reported (default: 0)",
+    )
+    add_sampling_options(verb, batch_size=100)
+    verb.add_argument(
+        "--unconditional", action="store_true", help="draw without class labels, of a model that knows them"
+    )
+
+
 def main(argv: Sequence[str] | None = None) -> None:
     parser = make_parser()
     args = parser.parse_args(argv)
@@ -328,7 +332,7 @@ def sample(args: argparse.Namespace) -> None:
     for start in range(0, args.num_images, args.batch_size):
         indices = range(start, min(start + args.batch_size, args.num_images))
         # The generators are the CPU's on every device, for the same pictures.
-        images += pipe(
+        drawn = pipe(
             class_labels=[labels[i] for i in indices] if labels else None,
             num_images_per_prompt=1 if labels else len(indices),
             num_inference_steps=args.num_inference_steps,
@@ -336,11 +340,11 @@ def sample(args: argparse.Namespace) -> None:
             guidance_interval=tuple(args.guidance_interval),
             generator=[torch.Generator().manual_seed(args.seed + i) for i in indices],
         ).images
+        for i, image in zip(indices, drawn, strict=True):
+            images.append(enlarge(image, args.upscale))
+            label = f"-{label_slug(pipe.label_names, labels[i])}" if labels else ""
+            images[-1].save(output_dir / f"{i:04d}{label}.png")
 
-    images = [enlarge(image, args.upscale) for image in images]
-    for i, image in enumerate(images):
-        label = f"-{label_slug(pipe.label_names, labels[i])}" if labels else ""
-        image.save(output_dir / f"{i:04d}{label}.png")
     grid = output_dir / "grid.png"
     image_grid(images, columns).save(grid)
     print(f"The pictures are in {output_dir}, and together in {grid}")
@@ -430,6 +434,7 @@ def evaluate(args: argparse.Namespace) -> None:
     options = {"name": name, "inception": inception, "train_data_dir": args.train_data_dir}
     bundled = args.source in bundled_pipelines()
     if not bundled and source.exists() and not (source / "model_index.json").is_file():
+        refuse_sampling_options(args)
         samples = evaluation.load_samples(source, args.num_samples)
         facts = evaluation.evaluate_samples(samples, folder, **options)
     else:
@@ -454,6 +459,17 @@ def evaluate(args: argparse.Namespace) -> None:
         floor = facts["real"]["inception"]["test"]["frechet_distance"]
         print(f"The floor, FID of the 10,000 real test images against the training images, is {floor:.2f}")
     print(f"All of it is in {folder / 'metrics.json'}, and to look at in {folder / 'report.png'}")
+
+
+def refuse_sampling_options(args: argparse.Namespace) -> None:
+    """Raises `ValueError` where `evaluate` is told how to draw, but has pictures already."""
+    parser = argparse.ArgumentParser()
+    add_evaluation_sampling_options(parser)
+    for name, default in vars(parser.parse_args([])).items():
+        if name != "device" and getattr(args, name) != default:
+            raise ValueError(
+                f"{args.source} holds pictures, which are not drawn again: leave out --{name.replace('_', '-')}"
+            )
 
 
 def push(args: argparse.Namespace) -> None:

@@ -20,6 +20,7 @@ import zlib
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -230,15 +231,15 @@ def stream_images(dataset: datasets.Dataset, *, resolution: int | tuple[int, int
         where there are labels, `"labels": int`. Reading an item raises [`DataError`] if its picture is broken.
     """
     height, width = _height_width(resolution, channels)
+    return _undecoded(dataset).with_transform(partial(_decode_batch, height=height, width=width, channels=channels))
 
-    def transform(batch: dict[str, list[Any]]) -> dict[str, list[Any]]:
-        pictures = (_decode_picture(picture, height, width, channels) for picture in batch["image"])
-        decoded: dict[str, list[Any]] = {"images": [torch.from_numpy(picture) for picture in pictures]}
-        if "label" in batch:
-            decoded["labels"] = batch["label"]
-        return decoded
 
-    return _undecoded(dataset).with_transform(transform)
+def _decode_batch(batch: dict[str, list[Any]], height: int, width: int, channels: int) -> dict[str, list[Any]]:
+    pictures = (_decode_picture(picture, height, width, channels) for picture in batch["image"])
+    decoded: dict[str, list[Any]] = {"images": [torch.from_numpy(picture) for picture in pictures]}
+    if "label" in batch:
+        decoded["labels"] = batch["label"]
+    return decoded
 
 
 def save_tensors(tensors: ImageTensors, path: str | Path) -> None:

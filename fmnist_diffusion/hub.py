@@ -76,6 +76,9 @@ def load_pipeline(
     try:
         return _load(path, scheduler, **kwargs)
     except OSError as error:
+        # Such as a full disk; what the Hub's client raises has no number.
+        if error.errno is not None:
+            raise
         raise OSError(missing) from error
 
 

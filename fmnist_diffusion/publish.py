@@ -25,6 +25,16 @@ from .pipelines.pipeline_fmnist import FashionMNISTPipeline
 PACKAGE_DIR = Path(__file__).parent
 CARD_TEMPLATE = PACKAGE_DIR / "templates" / "model_card.md"
 TASK = "unconditional-image-generation"
+# What `training/train.py` takes as `--scheduler.*`.
+SCHEDULE = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "timestep_spacing",
+)
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
 
 # Somebody else's commit that came between, too many requests, trouble of the Hub's own: all of it passes.
@@ -367,11 +377,11 @@ def model_card(
     images = images or []
     settings = dict(flatten(train_config or {}))
     # Fine-tuning goes on with the same noise schedule.
-    defaults = {f"scheduler.{name}": value for name, value in DDPMScheduler().config.items()}
+    trained_with, defaults = dict(pipe.scheduler.config), DDPMScheduler().config
     schedule = [
-        f" \\\n    --{name}={settings[name]}"
-        for name in settings
-        if settings[name] != defaults.get(name, settings[name])
+        f" \\\n    --scheduler.{name}={trained_with[name]}"
+        for name in SCHEDULE
+        if trained_with.get(name, defaults[name]) != defaults[name]
     ]
     dataset = None if settings.get("data.train_data_dir") else settings.get("data.dataset_name")
     if dataset and "/" not in dataset:

@@ -22,6 +22,7 @@ class SDEDPMSolverScheduler(DPMSolverMultistepScheduler):
     Of `n` steps, the timesteps are `T * (k / n) ** 1.5 - 1` for `k` from `n` to 1. The noise that each step adds
     corrects the errors of the steps before it, and short steps at the end keep fine detail. Pictures that are expected
     are clipped to [-1, 1] where a model predicts the noise on a schedule that ends in noise alone, such as cosine.
+    Not to be taken for diffusers' [`DPMSolverSDEScheduler`], which evaluates the network twice a step.
 
     Args:
         num_train_timesteps (`int`, defaults to 1000): Number of noise levels, `T`.

@@ -14,7 +14,7 @@ from diffusers import DDPMScheduler
 from PIL import Image
 
 import fmnist_diffusion
-from fmnist_diffusion import FashionMNISTUNet2DModel, export_pipeline
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, export_pipeline
 from fmnist_diffusion.cli import SCHEDULERS, main
 
 
@@ -112,6 +112,20 @@ class TestSample:
             x, y = i % 3 * 28, i // 3 * 28
             assert grid.crop((x, y, x + 28, y + 28)).tobytes() == image.tobytes()
         assert str(tmp_path / "out/grid.png") in capsys.readouterr().out
+
+    def test_what_was_drawn_stays_where_the_rest_fails(self, pipeline, tmp_path, monkeypatch):
+        call, calls = FashionMNISTPipeline.__call__, []
+
+        def once(*args, **kwargs):
+            if calls:
+                raise KeyboardInterrupt
+            calls.append(kwargs)
+            return call(*args, **kwargs)
+
+        monkeypatch.setattr(FashionMNISTPipeline, "__call__", once)
+        with pytest.raises(SystemExit, match="130"):
+            draw(pipeline, tmp_path / "out", "-n", "5", "--batch-size", "2")
+        assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0000.png", "0001.png"]
 
     def test_picture_depends_on_its_seed_alone(self, pipeline, tmp_path):
         many = draw(pipeline, tmp_path / "many", "-n", "5", "--seed", "7", "--class-labels", "bag")

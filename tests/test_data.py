@@ -1,6 +1,7 @@
 import gzip
 import logging
 import os
+import pickle
 import shutil
 import sys
 import threading
@@ -442,6 +443,11 @@ def test_stream_equals_decode(fashion_mnist_folder, fixture_images, tmp_path, so
     batches = list(loader)
     assert torch.equal(torch.cat([batch["images"] for batch in batches]), expected.images)
     assert torch.equal(torch.cat([batch["labels"] for batch in batches]), expected.labels)
+
+
+def test_stream_reaches_worker_processes_that_are_not_forked(fashion_mnist_folder):
+    stream = stream_images(load_split(train_data_dir=str(fashion_mnist_folder)), resolution=28, channels=1)
+    assert torch.equal(pickle.loads(pickle.dumps(stream))[3]["images"], stream[3]["images"])
 
 
 def test_stream_names_an_unreadable_picture(tmp_path, fixture_images):

@@ -178,6 +178,22 @@ class TestLocalFolder:
         for name in ("stock", "ours"):
             assert type(load_pipeline(tmp_path / name)) is FashionMNISTPipeline
 
+    def test_a_save_with_the_default_sampler_loads_in_another_process(self, folder, tmp_path):
+        load_pipeline(folder).save_pretrained(tmp_path / "saved")
+        code = f"""
+            from fmnist_diffusion import FashionMNISTPipeline
+            print(type(FashionMNISTPipeline.from_pretrained({str(tmp_path / "saved")!r}).scheduler).__name__)
+        """
+        assert run_python(code, package=True, home=tmp_path / "home").strip() == "SDEDPMSolverScheduler"
+
+    def test_an_error_of_the_machine_is_told_as_it_is(self, monkeypatch):
+        def full(*args, **kwargs):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(hub_module, "_load", full)
+        with pytest.raises(OSError, match="No space left on device"):
+            load_pipeline(REPO_ID)
+
     def test_load_pipeline_of_a_variant(self, tmp_path):
         DDPMPipeline(get_unet(), DDPMScheduler()).save_pretrained(tmp_path, variant="fp16")  # type: ignore[arg-type]
         load_pipeline(tmp_path, variant="fp16")

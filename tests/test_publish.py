@@ -392,8 +392,13 @@ class TestCard:
         assert "13,246,913 parameters, in float16" in card.text
         assert "--data.train_data_dir=path/to/images\n```" in card.text
 
-    def test_fine_tuning_by_the_card_goes_on_with_the_noise_schedule(self, tmp_path):
-        text = self.card(PRETRAINED_DIR / "base", tmp_path).text
+    @pytest.mark.parametrize("with_settings", [True, False])
+    def test_fine_tuning_by_the_card_goes_on_with_the_noise_schedule(self, tmp_path, with_settings):
+        folder = PRETRAINED_DIR / "base"
+        if not with_settings:
+            folder = tmp_path / "saved"
+            load_pipeline("base", scheduler=None).save_pretrained(folder)
+        text = self.card(folder, tmp_path / "repository").text
         command = text.partition("accelerate launch training/train.py")[2].partition("```")[0]
         config = parse_config(command.replace("\\\n", " ").split())
         assert config.init_from == REPO_ID

@@ -312,7 +312,8 @@ class TrainingConfig:
         for settings in (saved, now):
             settings["data"].pop("dataloader_num_workers")
             settings["ema.enabled"] = settings["ema"]["enabled"]
-        for name in ("seed", "train_batch_size", "model", "data", "scheduler", "ema.enabled"):
+        steps = ("train_batch_size", "gradient_accumulation_steps")
+        for name in ("seed", *steps, "model", "data", "scheduler", "ema.enabled"):
             # YAML has lists for tuples.
             if yaml.safe_load(yaml.safe_dump(now[name])) != saved[name]:
                 raise ValueError(f"{name} is not that of the run to resume; give --config={path} with --resume.")

@@ -23,8 +23,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, save_tensors
-from fmnist_diffusion.evaluation import Samples
-from fmnist_diffusion.evaluation.evaluate import load_parts
+from fmnist_diffusion.evaluation import Samples, load_parts
 
 
 def synthetic_images(folders: list[Path], label_noise: float = 0.0) -> ImageTensors:

@@ -1,7 +1,7 @@
 """Measures how good samples are: FID, KID, precision and recall, a second feature space, memorisation, balance."""
 
 from .classifier import Classifier
-from .evaluate import evaluate_pipeline, evaluate_samples
+from .evaluate import evaluate_pipeline, evaluate_samples, load_parts, pipeline_hash
 from .inception import InceptionFeatures, download_inception, find_inception
 from .metrics import frechet_distance, kernel_distance, manifold_metrics
 from .sample_metrics import FastMetrics
@@ -22,6 +22,8 @@ __all__ = [
     "find_inception",
     "frechet_distance",
     "kernel_distance",
+    "load_parts",
     "load_samples",
     "manifold_metrics",
+    "pipeline_hash",
 ]

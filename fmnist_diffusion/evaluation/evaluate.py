@@ -22,6 +22,7 @@ from .inception import InceptionFeatures
 from .real_data import (
     NUM_REFERENCE_IMAGES,
     SPLITS,
+    TRAIN_SHA256,
     cached_features,
     load_moments,
     load_real_metrics,
@@ -108,10 +109,12 @@ class Evaluation:
     Args:
         inception ([`InceptionFeatures`], *optional*): Without it there are the classifier's metrics only.
         device (`str` or `torch.device`, defaults to `"cpu"`): Where the classifier runs.
-        train_data_dir (`str`, *optional*): Local real images, such as an IDX folder; the Hub's or Debian's without it.
+        train_data_dir (`str`, *optional*): A local copy of Fashion-MNIST, such as an IDX folder; the Hub's or
+            Debian's without it.
 
     Raises:
-        `ValueError`: the real images cannot be had.
+        `ValueError`: the real images cannot be had, or are others than those of which the Inception network's
+            statistics are.
     """
 
     def __init__(
@@ -121,6 +124,11 @@ class Evaluation:
         train_data_dir: str | None = None,
     ):
         self.train = load_images(split="train", train_data_dir=train_data_dir).images
+        if inception is not None and hashlib.sha256(self.train.numpy().tobytes()).hexdigest() != TRAIN_SHA256:
+            raise ValueError(
+                f"{train_data_dir} holds other images than the 60,000 training images of Fashion-MNIST, against which"
+                " FID is measured: give another --train-data-dir, or none"
+            )
         self.classifier = Classifier(device)
         self.inception = inception
 
@@ -351,7 +359,7 @@ def evaluate_samples(
         "versions": versions(),
     }
     prepare_folder(folder, settings)
-    features = cached_features(inception, samples.images, "samples") if inception else None
-    measured = replace(samples, inception=features)
     evaluation = Evaluation(inception, inception.device if inception else "cpu", train_data_dir)
+    features = cached_features(inception, samples.images, "samples", folder / "features") if inception else None
+    measured = replace(samples, inception=features)
     return evaluation.write([measured], folder, settings)

@@ -28,6 +28,8 @@ SPLITS = ("train", "test")
 NUM_SLICE_IMAGES = 16
 # Of the first training images, with which precision, recall and the kernel distance compare samples.
 NUM_REFERENCE_IMAGES = 10_000
+# Of the pixels of the 60,000 training images, in their order.
+TRAIN_SHA256 = "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012"
 CHUNK = 1000
 FeatureNetwork = InceptionFeatures | Classifier
 
@@ -69,15 +71,18 @@ def network_hash(network: str) -> str:
     return hashlib.sha256((CLASSIFIER_DIR / "model.safetensors").read_bytes()).hexdigest()
 
 
-def cached_features(network: FeatureNetwork, images: torch.Tensor, progress: str | None = None) -> torch.Tensor:
-    """`network(images)`, kept in the cache a thousand images at a time, from where it is taken the next time.
+def cached_features(
+    network: FeatureNetwork, images: torch.Tensor, progress: str | None = None, folder: Path | None = None
+) -> torch.Tensor:
+    """`network(images)`, kept in files of a thousand images, from where it is taken the next time.
 
     Args:
         network ([`InceptionFeatures`] or [`Classifier`]): The feature network.
         images (`torch.Tensor`): uint8 images `(num_images, 1, height, width)`.
         progress (`str`, *optional*): The title of a progress bar, shown in a terminal.
+        folder (`Path`, *optional*): Where the files are; in the cache without it.
     """
-    folder = cache_dir() / "features" / f"{network.name}-{network_hash(network.name)[:12]}"
+    folder = folder or cache_dir() / "features" / f"{network.name}-{network_hash(network.name)[:12]}"
     folder.mkdir(parents=True, exist_ok=True)
     features = []
     with tqdm(total=len(images), desc=progress, unit="image", disable=None if progress else True) as bar:

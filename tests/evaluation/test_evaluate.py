@@ -3,6 +3,7 @@
 import json
 import shutil
 from pathlib import Path
+from typing import cast
 
 import numpy as np
 import pytest
@@ -12,8 +13,9 @@ from PIL import Image
 
 from fmnist_diffusion import FashionMNISTUNet2DModel, export_pipeline
 from fmnist_diffusion.cli import main
+from fmnist_diffusion.evaluation import InceptionFeatures
 from fmnist_diffusion.evaluation import evaluate as module
-from fmnist_diffusion.evaluation.evaluate import check_num_samples, summarise
+from fmnist_diffusion.evaluation.evaluate import Evaluation, check_num_samples, summarise
 
 
 @pytest.fixture(scope="module")
@@ -110,6 +112,20 @@ def test_pictures_of_a_file_are_measured_without_a_pipeline(fast, tmp_path: Path
     assert facts["source"] == "noise"
     assert facts["num_samples"] == 300
     assert "evaluations_per_image" not in facts["metrics"]
+
+
+@pytest.mark.parametrize("option", [["--num-inference-steps", "50"], ["--unconditional"], ["--seeds", "1"]])
+def test_how_to_draw_is_refused_for_pictures(option: list[str], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    np.savez(tmp_path / "noise.npz", images=np.zeros((300, 28, 28), np.uint8))
+    message = refusal(capsys, str(tmp_path / "noise.npz"), "--fast", *option, "-o", str(tmp_path / "out"))
+    assert f"noise.npz holds pictures, which are not drawn again: leave out {option[0]}" in message
+    assert not (tmp_path / "out").exists()
+
+
+def test_fid_against_other_images_is_refused(fashion_mnist_folder: Path):
+    inception = cast(InceptionFeatures, torch.nn.Identity())
+    with pytest.raises(ValueError, match="other images than the 60,000 training images of Fashion-MNIST"):
+        Evaluation(inception, train_data_dir=str(fashion_mnist_folder))
 
 
 def test_another_run_in_the_folder_is_left_alone(pipeline: str, fast, tmp_path: Path, capsys):

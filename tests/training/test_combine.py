@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, export_pipeline, load_pipeline
-from fmnist_diffusion.evaluation.evaluate import pipeline_hash
+from fmnist_diffusion.evaluation import pipeline_hash
 from fmnist_diffusion.publish import weights_dtypes
 from training.combine import combine, main
 

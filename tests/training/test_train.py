@@ -272,6 +272,7 @@ def test_the_saved_config_resumes_its_run_and_no_other_does(
         "--ema.enabled=false": "ema.enabled is not that of the run to resume",
         "--model.act_fn=silu": "model is not that of the run",
         "--train_batch_size=8": "train_batch_size is not that of the run",
+        "--gradient_accumulation_steps=2": "gradient_accumulation_steps is not that of the run",
     }.items():
         with pytest.raises(SystemExit) as error:
             launch("--ema.enabled=true", option, "--resume=latest")
