@@ -13,13 +13,14 @@ import time
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict
+from datetime import timedelta
 from pathlib import Path
 from typing import NoReturn
 
 import numpy as np
 import torch
 from accelerate import Accelerator
-from accelerate.utils import ProjectConfiguration, set_seed
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from huggingface_hub import get_token
@@ -101,6 +102,8 @@ class Trainer:
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             log_with=None if config.report_to == "none" else config.report_to,
             project_config=ProjectConfiguration(str(self.folder), logging_dir=str(self.folder / "logs")),
+            # The other processes wait while one measures samples, which may take longer than the usual half hour.
+            kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
         )
         self.device = self.accelerator.device
 
