@@ -268,7 +268,7 @@ def add_sampling_options(verb: argparse.ArgumentParser, batch_size: int) -> None
         metavar=("START", "STOP"),
         nargs=2,
         type=float,
-        default=(0.0, 1.0),
+        default=[0.0, 1.0],
         help="the part of the steps that is guided, from 0 (noise) to 1 (picture) (default: 0 1)",
     )
     verb.add_argument(
@@ -407,6 +407,9 @@ def evaluate(args: argparse.Namespace) -> None:
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed: run pip install 'fmnist-diffusion[eval]'") from error
 
+    pictures = args.source is not None and args.source not in bundled_pipelines() and holds_pictures(Path(args.source))
+    if pictures:
+        refuse_sampling_options(args)
     if args.download_inception:
         print(f"The Inception network is in {evaluation.download_inception()}")
     if args.source is None:
@@ -432,9 +435,7 @@ def evaluate(args: argparse.Namespace) -> None:
         run = source.resolve().parent.name if name in ("pipeline", "best") else ""
         folder = Path("evaluation", f"{run}-{name}" if run else name)
     options = {"name": name, "inception": inception, "train_data_dir": args.train_data_dir}
-    bundled = args.source in bundled_pipelines()
-    if not bundled and source.exists() and not (source / "model_index.json").is_file():
-        refuse_sampling_options(args)
+    if pictures:
         samples = evaluation.load_samples(source, args.num_samples)
         facts = evaluation.evaluate_samples(samples, folder, **options)
     else:
@@ -459,6 +460,10 @@ def evaluate(args: argparse.Namespace) -> None:
         floor = facts["real"]["inception"]["test"]["frechet_distance"]
         print(f"The floor, FID of the 10,000 real test images against the training images, is {floor:.2f}")
     print(f"All of it is in {folder / 'metrics.json'}, and to look at in {folder / 'report.png'}")
+
+
+def holds_pictures(source: Path) -> bool:
+    return source.exists() and not (source / "model_index.json").is_file()
 
 
 def refuse_sampling_options(args: argparse.Namespace) -> None:

@@ -1,5 +1,6 @@
 """Pushing to the Hub, with the real clients against a stand-in."""
 
+import dataclasses
 import importlib.metadata
 import json
 import subprocess
@@ -17,9 +18,9 @@ from fmnist_diffusion.cli import main
 from fmnist_diffusion.hub import PRETRAINED_DIR
 from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
-from fmnist_diffusion.publish import PublishError, make_repository, make_space, push_pipeline, push_space
+from fmnist_diffusion.publish import SCHEDULE, PublishError, make_repository, make_space, push_pipeline, push_space
 from hub_stand_in import Fault, Repository, card_problems
-from training.config import parse_config
+from training.config import SchedulerConfig, parse_config
 from training.model import check_fine_tuning, make_scheduler
 
 
@@ -391,6 +392,9 @@ class TestCard:
         assert card_problems(str(card), "model") == []
         assert "13,246,913 parameters, in float16" in card.text
         assert "--data.train_data_dir=path/to/images\n```" in card.text
+
+    def test_its_command_knows_every_setting_of_the_schedule(self):
+        assert tuple(field.name for field in dataclasses.fields(SchedulerConfig)) == SCHEDULE
 
     @pytest.mark.parametrize("with_settings", [True, False])
     def test_fine_tuning_by_the_card_goes_on_with_the_noise_schedule(self, tmp_path, with_settings):

@@ -19,6 +19,7 @@ import torch
 sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, export_pipeline, load_pipeline
+from fmnist_diffusion.cli import DTYPES
 from fmnist_diffusion.evaluation import pipeline_hash
 from fmnist_diffusion.hub import pipeline_folder
 from fmnist_diffusion.publish import read_train_config
@@ -71,9 +72,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("pipelines", nargs="+", help="folders or bundled pipelines; the first one's settings are kept")
     parser.add_argument("--weights", nargs="+", type=float, required=True, help="one for each, which add up to 1")
     parser.add_argument("--output_dir", required=True, help="where the pipeline is written")
-    parser.add_argument(
-        "--dtype", choices=("float32", "float16", "bfloat16"), default="float32", help="(default: %(default)s)"
-    )
+    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
     options = parser.parse_args(args)
     output_dir = Path(options.output_dir)
     try:
@@ -82,12 +81,9 @@ def main(args: list[str] | None = None) -> None:
         pipelines = [load_pipeline(name, scheduler=None) for name in options.pipelines]
         unet = combine(pipelines, options.weights).to(getattr(torch, options.dtype))
         train_config = read_train_config(pipeline_folder(options.pipelines[0]) / "train_config.json") or {}
-        combined = {
-            "weights": options.weights,
-            "unet_sha256": [pipeline_hash(pipe) for pipe in pipelines],
-            # Where the first is a sum itself.
-            "first": train_config.get("combined"),
-        }
+        combined = {"weights": options.weights, "unet_sha256": [pipeline_hash(pipe) for pipe in pipelines]}
+        if "combined" in train_config:
+            combined["first"] = train_config["combined"]
         export_pipeline(unet, pipelines[0].scheduler, output_dir, train_config=train_config | {"combined": combined})
     except (OSError, TypeError, ValueError) as error:
         parser.exit(2, f"combine.py: error: {error}\n")

@@ -1,8 +1,8 @@
 """Makes training images of the samples that evaluations drew, for a model to be trained on what it draws itself:
 
-    fmnist-diffusion evaluate base --num-samples 50000
+    fmnist-diffusion evaluate base --num-samples 50000 -o evaluation/base-50000
     fmnist-diffusion evaluate base --num-samples 10000 --unconditional -o evaluation/base-unconditional
-    python training/synthetic.py evaluation/base evaluation/base-unconditional -o synthetic.safetensors
+    python training/synthetic.py evaluation/base-50000 evaluation/base-unconditional -o synthetic.safetensors
     accelerate launch training/train.py --config training/configs/base_self.yaml
     python training/combine.py base output/base_self/pipeline --weights 1.5 -0.5 --output_dir output/better
 

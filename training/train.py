@@ -102,7 +102,7 @@ class Trainer:
             gradient_accumulation_steps=config.gradient_accumulation_steps,
             log_with=None if config.report_to == "none" else config.report_to,
             project_config=ProjectConfiguration(str(self.folder), logging_dir=str(self.folder / "logs")),
-            # The other processes wait while one measures samples, which may take longer than the usual half hour.
+            # The other processes wait while one measures samples, which may take longer than is usually waited.
             kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
         )
         self.device = self.accelerator.device

@@ -4,7 +4,7 @@ import hashlib
 import json
 import math
 import platform
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import asdict, replace
 from importlib.metadata import distributions
 from pathlib import Path
@@ -90,8 +90,8 @@ def load_part(path: Path) -> Samples:
     return Samples(**tensors, evaluations=int(metadata["evaluations"]), seconds=float(metadata["seconds"]))
 
 
-def load_parts(folder: Path) -> list[Samples]:
-    """The batches that [`evaluate_pipeline`] left in `folder`, one seed after another.
+def load_parts(folder: Path) -> Iterator[Samples]:
+    """Yields the batches that [`evaluate_pipeline`] left in `folder`, one seed after another.
 
     Raises:
         `ValueError`: there are none.
@@ -99,7 +99,7 @@ def load_parts(folder: Path) -> list[Samples]:
     paths = sorted(folder.glob("seed-*/*.safetensors"))
     if not paths:
         raise ValueError(f"{folder} holds no samples; give a folder that fmnist-diffusion evaluate wrote.")
-    return [load_part(path) for path in paths]
+    yield from map(load_part, paths)
 
 
 class Evaluation:
@@ -113,8 +113,8 @@ class Evaluation:
             Debian's without it.
 
     Raises:
-        `ValueError`: the real images cannot be had, or are others than those of which the Inception network's
-            statistics are.
+        `ValueError`: the real images cannot be had, or, with `inception`, are not the training images of
+            Fashion-MNIST in their order, of which its statistics are.
     """
 
     def __init__(
@@ -126,8 +126,8 @@ class Evaluation:
         self.train = load_images(split="train", train_data_dir=train_data_dir).images
         if inception is not None and hashlib.sha256(self.train.numpy().tobytes()).hexdigest() != TRAIN_SHA256:
             raise ValueError(
-                f"{train_data_dir} holds other images than the 60,000 training images of Fashion-MNIST, against which"
-                " FID is measured: give another --train-data-dir, or none"
+                f"{train_data_dir or 'the default source'} holds other images than the 60,000 training images of"
+                " Fashion-MNIST in their order, against which FID is measured: give another --train-data-dir"
             )
         self.classifier = Classifier(device)
         self.inception = inception

@@ -87,7 +87,8 @@ def test_statistics_are_written_and_read_back(tmp_path, classifier: Classifier, 
     assert torch.allclose(read.covariance, moments.covariance, rtol=1e-6)
 
 
-def test_features_are_taken_from_the_cache_the_second_time():
+@pytest.mark.parametrize("in_cache", [True, False])
+def test_features_are_taken_from_their_files_the_second_time(in_cache: bool, tmp_path: Path):
     class Network:
         name, calls = "classifier", 0
 
@@ -96,14 +97,16 @@ def test_features_are_taken_from_the_cache_the_second_time():
             return images.flatten(1)[:, :4].float()
 
     network, images = Network(), torch.randint(0, 256, (1500, 1, 28, 28), dtype=torch.uint8)
-    first = cached_features(network, images)
+    folder = None if in_cache else tmp_path / "features"
+    first = cached_features(network, images, folder=folder)
     assert network.calls == 2
-    assert torch.equal(cached_features(network, images), first)
+    assert torch.equal(cached_features(network, images, folder=folder), first)
     assert network.calls == 2
-    assert torch.equal(cached_features(network, images[:1000]), first[:1000])
+    assert torch.equal(cached_features(network, images[:1000], folder=folder), first[:1000])
     assert network.calls == 2
-    cached_features(network, images.flip(0))
+    cached_features(network, images.flip(0), folder=folder)
     assert network.calls == 4
+    assert len(list((tmp_path / "features").glob("*.safetensors"))) == (0 if in_cache else 4)
 
 
 @pytest.mark.parametrize("split", SPLITS)

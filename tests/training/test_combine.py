@@ -34,7 +34,7 @@ def test_every_weight_is_the_sum(folders: list[str], tmp_path: Path):
         expected = 1.25 * new - 0.25 * old if tensor.is_floating_point() else new
         torch.testing.assert_close(tensor, expected)
     assert combined(output_type="pt", num_inference_steps=2).images.isfinite().all()
-    once = {"weights": [1.25, -0.25], "unet_sha256": [pipeline_hash(after), pipeline_hash(before)], "first": None}
+    once = {"weights": [1.25, -0.25], "unet_sha256": [pipeline_hash(after), pipeline_hash(before)]}
     settings = json.loads((tmp_path / "sum" / "train_config.json").read_text())
     assert settings == {"progress": {"global_step": 7}, "combined": once}
 
