@@ -403,11 +403,12 @@ def evaluate(args: argparse.Namespace) -> None:
     if args.source is None and not args.download_inception:
         raise ValueError("give what to measure: a pipeline, a folder of pictures or an .npz file")
     try:
-        from fmnist_diffusion import bundled_pipelines, evaluation
+        from fmnist_diffusion import evaluation
+        from fmnist_diffusion.hub import pipeline_folder
     except ImportError as error:
         raise ValueError(f"{error.name} is not installed: run pip install 'fmnist-diffusion[eval]'") from error
 
-    pictures = args.source is not None and args.source not in bundled_pipelines() and holds_pictures(Path(args.source))
+    pictures = args.source is not None and holds_pictures(pipeline_folder(args.source))
     if pictures:
         refuse_sampling_options(args)
     if args.download_inception:
