@@ -34,6 +34,7 @@ class Bench:
         self.metrics = FastMetrics(options.num_samples, options.device)
         self.num_samples, self.batch_size = options.num_samples, options.batch_size
         self.trained = self.pipe.scheduler
+        self.own = {} if options.timestep_power is None else {"timestep_power": options.timestep_power}
 
     def autoguide(self, scale: float) -> None:
         def forward(*args: Any, **kwargs: Any) -> UNet2DOutput:
@@ -43,7 +44,7 @@ class Bench:
         self.pipe.unet.forward = self.strong_forward if scale == 1 else forward
 
     def row(self, scheduler: str, steps: int, scale: float = 1.0, interval: tuple[float, float] = (0.0, 1.0)) -> str:
-        config = {}
+        config = self.own if scheduler == "sde-dpmsolver++" else {}
         if scheduler == "heun":
             noise_levels = (1 / self.trained.alphas_cumprod - 1).sqrt()
             num_timesteps = int((noise_levels <= HEUN_SIGMA_MAX).sum())
@@ -88,6 +89,7 @@ def main() -> None:
     parser.add_argument(
         "--evaluations", nargs="+", type=int, default=[50, 20, 10, 5], help="guided images take up to twice these"
     )
+    parser.add_argument("--timestep-power", type=float, help="of sde-dpmsolver++, in place of its default")
     parser.add_argument("--guidance-scales", nargs="+", type=float, default=[1.0])
     parser.add_argument("--guidance-interval", nargs=2, type=float, default=[0.0, 1.0])
     options = parser.parse_args()

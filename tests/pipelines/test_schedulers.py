@@ -223,6 +223,28 @@ class TestSDEDPMSolverScheduler:
         gaps = -scheduler.timesteps.diff()
         assert (gaps.diff() <= 1).all()  # but for rounding they shrink
 
+    def test_the_last_step_begins_at_about_the_same_noise_on_any_schedule(self):
+        noise = []
+        for schedule in ("linear", "squaredcos_cap_v2"):
+            scheduler = SDEDPMSolverScheduler(beta_schedule=schedule)
+            scheduler.set_timesteps(20)
+            noise.append(float(1 - scheduler.alphas_cumprod[scheduler.timesteps[-1]]) ** 0.5)
+        assert 0.04 < min(noise) < max(noise) < 0.06
+
+    def test_timestep_power(self, tmp_path, caplog):
+        even = SDEDPMSolverScheduler(timestep_power=1)
+        even.set_timesteps(4)
+        assert even.timesteps.tolist() == [999, 749, 499, 249]
+        even.save_pretrained(tmp_path)
+        for copy in (SDEDPMSolverScheduler.from_config(even.config), SDEDPMSolverScheduler.from_pretrained(tmp_path)):
+            assert copy.config["timestep_power"] == 1
+            with caplog.at_level("WARNING"):
+                DDPMScheduler.from_config(copy.config)
+            assert not caplog.records
+        finer = SDEDPMSolverScheduler.from_config(even.config, timestep_power=2)
+        finer.set_timesteps(4)
+        assert finer.timesteps.tolist() == [999, 562, 249, 62]
+
     def test_timesteps_of_ones_own(self):
         scheduler = SDEDPMSolverScheduler()
         scheduler.set_timesteps(timesteps=[900, 400, 20])
