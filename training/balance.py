@@ -46,6 +46,7 @@ def balance(unet: FashionMNISTUNet2DModel, class_shares: Sequence[float], streng
     shares = torch.tensor(class_shares)
     if shares.min() <= 0:
         raise ValueError("a class was never drawn, which no step from there could mend; give more samples.")
+    assert unet.class_embedding is not None
     embeddings = unet.class_embedding.weight.data
     classes = embeddings[:num_classes]
     embeddings[num_classes] += strength * -(num_classes * shares).log() @ (classes - classes.mean(dim=0))
