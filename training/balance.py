@@ -24,6 +24,7 @@ from fmnist_diffusion.cli import DTYPES
 from fmnist_diffusion.evaluation import pipeline_hash
 from fmnist_diffusion.hub import pipeline_folder
 from fmnist_diffusion.publish import read_train_config
+from training.combine import check_new
 
 
 def balance(unet: FashionMNISTUNet2DModel, class_shares: Sequence[float], strength: float) -> None:
@@ -61,8 +62,7 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
     options = parser.parse_args(args)
     try:
-        if options.output_dir.exists() and any(options.output_dir.iterdir()):
-            raise ValueError(f"{options.output_dir} holds files already; give a new folder as --output_dir.")
+        check_new(options.output_dir)
         pipe = load_pipeline(options.pipeline, scheduler=None)
         measured = json.loads((options.evaluation / "metrics.json").read_text())
         if measured.get("conditional", True) or measured["unet_sha256"] != pipeline_hash(pipe):

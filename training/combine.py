@@ -67,6 +67,12 @@ def combine(pipelines: Sequence[FashionMNISTPipeline], weights: Sequence[float])
     return unet.eval()
 
 
+def check_new(output_dir: Path) -> None:
+    """Raises `ValueError` where the folder holds files."""
+    if output_dir.exists() and any(output_dir.iterdir()):
+        raise ValueError(f"{output_dir} holds files already; give a new folder as --output_dir.")
+
+
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipelines", nargs="+", help="folders or bundled pipelines; the first one's settings are kept")
@@ -76,8 +82,7 @@ def main(args: list[str] | None = None) -> None:
     options = parser.parse_args(args)
     output_dir = Path(options.output_dir)
     try:
-        if output_dir.exists() and any(output_dir.iterdir()):
-            raise ValueError(f"{output_dir} holds files already; give a new folder as --output_dir.")
+        check_new(output_dir)
         pipelines = [load_pipeline(name, scheduler=None) for name in options.pipelines]
         unet = combine(pipelines, options.weights).to(getattr(torch, options.dtype))
         train_config = read_train_config(pipeline_folder(options.pipelines[0]) / "train_config.json") or {}
