@@ -1,7 +1,4 @@
-"""The maths of training: targets, losses, loss weights and the choice of timesteps.
-
-Functions on tensors; `alphas_cumprod` (T,) is the scheduler's cumulative product of 1 - beta, in [0, 1].
-"""
+"""The maths of training that diffusers leaves to its users: losses, loss weights and the choice of timesteps."""
 
 from typing import Literal
 
@@ -17,42 +14,6 @@ TimestepSampling = Literal["uniform", "logit_normal", "importance"]
 HUBER_C = 0.1
 
 
-def _coefficients(alphas_cumprod: torch.Tensor, timesteps: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    alpha_bar = alphas_cumprod[timesteps][:, None, None, None]
-    return alpha_bar.sqrt(), (1 - alpha_bar).sqrt()
-
-
-def add_noise(
-    sample: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor, alphas_cumprod: torch.Tensor
-) -> torch.Tensor:
-    """Draws x_t from q(x_t | x_0), equation 4 of DDPM (arXiv 2006.11239).
-
-    `sample` and `noise` are (B, C, H, W), `timesteps` is int64 (B,) in [0, T).
-    """
-    signal, sigma = _coefficients(alphas_cumprod, timesteps)
-    return signal * sample + sigma * noise
-
-
-def training_target(
-    prediction_type: PredictionType,
-    sample: torch.Tensor,
-    noise: torch.Tensor,
-    timesteps: torch.Tensor,
-    alphas_cumprod: torch.Tensor,
-) -> torch.Tensor:
-    """What the model shall predict, (B, C, H, W).
-
-    That is the noise, the clean sample, or v = sqrt(alpha_bar) noise - sqrt(1 - alpha_bar) sample (arXiv 2202.00512,
-    section 4).
-    """
-    if prediction_type == "epsilon":
-        return noise
-    if prediction_type == "sample":
-        return sample
-    signal, sigma = _coefficients(alphas_cumprod, timesteps)
-    return signal * noise - sigma * sample
-
-
 def per_image_loss(prediction: torch.Tensor, target: torch.Tensor, loss_type: LossType) -> torch.Tensor:
     """The loss of each image, (B,), a mean over its pixels. `"huber"` is sqrt(x^2 + c^2) - c with c = 0.1."""
     if loss_type == "mse":
@@ -64,16 +25,12 @@ def per_image_loss(prediction: torch.Tensor, target: torch.Tensor, loss_type: Lo
     return loss.flatten(1).mean(1)
 
 
-def min_snr_weights(
-    timesteps: torch.Tensor, alphas_cumprod: torch.Tensor, snr_gamma: float, prediction_type: PredictionType
-) -> torch.Tensor:
+def min_snr_weights(snr: torch.Tensor, snr_gamma: float, prediction_type: PredictionType) -> torch.Tensor:
     """Min-SNR-gamma loss weights, (B,) (arXiv 2303.09556, section 3.4).
 
     The loss on the clean sample is weighted by min(SNR, gamma); in terms of epsilon that is min(SNR, gamma) / SNR, of
-    v it is min(SNR, gamma) / (SNR + 1).
+    v it is min(SNR, gamma) / (SNR + 1). `snr` (B,) is not negative, as `compute_snr` of diffusers gives it.
     """
-    alpha_bar = alphas_cumprod[timesteps]
-    snr = alpha_bar / (1 - alpha_bar)
     clipped = snr.clamp(max=snr_gamma)
     if prediction_type == "epsilon":
         # The limit at SNR 0 is 1.

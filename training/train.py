@@ -22,7 +22,7 @@ import torch
 from accelerate import Accelerator
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration, set_seed
 from diffusers.optimization import get_scheduler
-from diffusers.training_utils import EMAModel
+from diffusers.training_utils import EMAModel, compute_snr
 from huggingface_hub import get_token
 from PIL import Image
 from torch.utils.data import Dataset
@@ -49,11 +49,9 @@ from fmnist_diffusion.data import (
 )
 from fmnist_diffusion.objectives import (
     TimestepSampler,
-    add_noise,
     drop_labels,
     min_snr_weights,
     per_image_loss,
-    training_target,
 )
 from fmnist_diffusion.pictures import enlarge, image_grid
 from fmnist_diffusion.publish import flatten
@@ -205,7 +203,6 @@ class Trainer:
             )
 
         # 3. place in the run
-        self.alphas_cumprod = self.scheduler.alphas_cumprod.to(self.device)
         self.timestep_sampler = TimestepSampler(
             config.objective.timestep_sampling,
             config.scheduler.num_train_timesteps,
@@ -333,10 +330,14 @@ class Trainer:
             class_labels = drop_labels(labels, objective.label_dropout, self.num_class_embeds)
         timesteps, weights = self.timestep_sampler.sample(len(sample))
         noise = torch.randn_like(sample)
-        noisy = add_noise(sample, noise, timesteps, self.alphas_cumprod)
-        target = training_target(prediction_type, sample, noise, timesteps, self.alphas_cumprod)
+        noisy = self.scheduler.add_noise(sample, noise, timesteps)
+        if prediction_type == "v_prediction":
+            target = self.scheduler.get_velocity(sample, noise, timesteps)
+        else:
+            target = noise if prediction_type == "epsilon" else sample
         if objective.snr_gamma is not None:
-            weights = weights * min_snr_weights(timesteps, self.alphas_cumprod, objective.snr_gamma, prediction_type)
+            snr = compute_snr(self.scheduler, timesteps)
+            weights = weights * min_snr_weights(snr, objective.snr_gamma, prediction_type)
         return noisy, timesteps, class_labels, target, weights
 
     def _train_batch(self, images: torch.Tensor, labels: torch.Tensor | None) -> None:

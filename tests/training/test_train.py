@@ -179,6 +179,16 @@ def test_compiled_training_takes_the_same_steps(tmp_path: Path, launch: Callable
     np.testing.assert_allclose(compiled, eager, rtol=1e-3)
 
 
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
+def test_from_the_target_a_sampler_gets_the_clean_image(make_trainer: Callable, prediction_type: str):
+    trainer = make_trainer(f"--scheduler.prediction_type={prediction_type}")
+    images = torch.randint(256, (8, 1, 28, 28), dtype=torch.uint8)
+    noisy, timesteps, _, target, _ = trainer._make_inputs(images, None)
+    for image, picture, timestep, prediction in zip(images, noisy, timesteps, target, strict=True):
+        step = trainer.scheduler.step(prediction[None], int(timestep), picture[None])
+        torch.testing.assert_close(step.pred_original_sample[0], image / 127.5 - 1, rtol=0, atol=2e-3)
+
+
 def test_accumulated_gradients_are_those_of_the_whole_batch(make_trainer: Callable, tmp_path: Path):
     """GroupNorm sees one image at a time, so that the sum of half batches is the gradient of the whole."""
     group = ["--model.norm_type=group", "--model.norm_num_groups=4", "--max_train_steps=1"]
