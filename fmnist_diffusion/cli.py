@@ -12,7 +12,7 @@ import re
 import runpy
 import sys
 from collections.abc import Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
@@ -200,8 +200,8 @@ def make_parser() -> Parser:
     verb.add_argument(
         "--license",
         metavar="ID",
-        help="the Hub's name of the weights' licence, such as cc-by-4.0 (default: mit where train_config.json names"
-        " the Hub's Fashion-MNIST, else none)",
+        help="the Hub's name of the weights' licence, such as cc-by-4.0 (default: mit where train_config.json says"
+        " that it was trained on the Hub's Fashion-MNIST, else none)",
     )
 
     verb = verbs.add_parser(
@@ -228,7 +228,8 @@ def make_parser() -> Parser:
         "pipeline",
         metavar="PIPELINE",
         nargs="?",
-        help="a bundled pipeline, a pipeline's folder, or its repository on the Hub (default: base)",
+        help="a bundled pipeline, a pipeline's folder, or its repository on the Hub (default: MODEL_ID of the"
+        " environment, or base)",
     )
 
     verb = verbs.add_parser(
@@ -315,7 +316,16 @@ def main(argv: Sequence[str] | None = None) -> None:
 
 def sample(args: argparse.Namespace) -> None:
     output_dir = make_output_dir(args.output_dir)
+    try:
+        draw(args, output_dir)
+    except BaseException:
+        if args.output_dir is None:
+            with suppress(OSError):  # where it holds pictures
+                output_dir.rmdir()
+        raise
 
+
+def draw(args: argparse.Namespace, output_dir: Path) -> None:
     import torch
 
     from fmnist_diffusion.pictures import enlarge, image_grid
@@ -367,8 +377,7 @@ def load_to_draw(pipeline: str, args: argparse.Namespace) -> Any:
 def make_output_dir(folder: Path | None) -> Path:
     """Makes `folder`, or the next numbered one, and refuses one that holds something: no file is ever overwritten."""
     if folder is None:
-        numbered = (Path("samples", f"{number:03d}") for number in count(1))
-        folder = next(path for path in numbered if not any(path.glob("*")))
+        return next_numbered(Path("samples"))
     try:
         folder.mkdir(parents=True, exist_ok=True)
         holds_something = any(folder.iterdir())
@@ -379,6 +388,19 @@ def make_output_dir(folder: Path | None) -> Path:
     if not os.access(folder, os.W_OK):
         raise ValueError(f"cannot write to {folder}: give another --output-dir")
     return folder
+
+
+def next_numbered(folder: Path) -> Path:
+    """Makes the first of `folder`/001, 002, ... that is not there, for another run may be about to draw into an empty
+    one."""
+    path = next(path for number in count(1) if not (path := folder / f"{number:03d}").exists())
+    try:
+        path.mkdir(parents=True)
+    except FileExistsError:
+        return next_numbered(folder)
+    except OSError as error:
+        raise ValueError(f"cannot write to {folder} ({error.strerror}): give another --output-dir") from error
+    return path
 
 
 def choose_device(name: str) -> "torch.device":
@@ -419,6 +441,8 @@ def evaluate(args: argparse.Namespace) -> None:
 
     transformers.utils.logging.disable_progress_bar()
     inception = None
+    if args.fast and args.inception_weights is not None:
+        raise ValueError("--fast measures without the network of FID: leave out --fast or --inception-weights")
     if not args.fast:
         weights = evaluation.find_inception(args.inception_weights)
         if weights is None:

@@ -111,8 +111,8 @@ def push_pipeline(
         tag (`str`, *optional*): A tag for the commit.
         create_pr (`bool`, defaults to `False`): Propose the change as a pull request instead.
         license (`str`, *optional*):
-            The Hub's name of the weights' licence, for the card. Without it, `mit` where `train_config.json` names the
-            Hub's Fashion-MNIST, else none.
+            The Hub's name of the weights' licence, for the card. Without it, `mit` where `train_config.json` says
+            that it was trained on the Hub's Fashion-MNIST, else none.
         token (`str`, *optional*): A token that may write; without it, that of `hf auth login` or HF_TOKEN.
 
     Returns:

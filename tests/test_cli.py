@@ -148,7 +148,9 @@ class TestSample:
     @pytest.mark.parametrize("scheduler", [name for name in SCHEDULERS if name != "heun"])
     def test_schedulers(self, pipeline, tmp_path, scheduler):
         args = ("--scheduler", scheduler, "--class-labels", "1", "--guidance-scale", "2", "--dtype", "bfloat16")
-        assert set(draw(pipeline, tmp_path / "out", "-n", "1", *args)) == {"0000-trouser.png", "grid.png"}
+        images = draw(pipeline, tmp_path / "out", "-n", "1", *args)
+        assert set(images) == {"0000-trouser.png", "grid.png"}
+        assert np.asarray(images["grid.png"]).std() > 5
 
     def test_heun_does_not_start_from_endless_noise(self, pipeline, tmp_path, capsys):
         message = refusal(capsys, "sample", pipeline, "-o", str(tmp_path / "out"), "--scheduler", "heun")
@@ -167,6 +169,19 @@ class TestSample:
         for _ in range(2):
             main(["sample", pipeline, "-n", "1", "--num-inference-steps", "1"])
         assert sorted(path.name for path in (tmp_path / "samples").iterdir()) == ["001", "002"]
+
+    def test_a_numbered_folder_is_of_one_run_alone(self, pipeline, tmp_path, monkeypatch, capsys):
+        monkeypatch.chdir(tmp_path)
+        (tmp_path / "samples" / "001").mkdir(parents=True)  # of a run that has not drawn yet
+        main(["sample", pipeline, "-n", "1", "--num-inference-steps", "1"])
+        capsys.readouterr()
+        refusal(capsys, "sample", pipeline, "--class-labels", "hat")
+        assert sorted(str(path.relative_to(tmp_path)) for path in (tmp_path / "samples").rglob("*")) == [
+            "samples/001",
+            "samples/002",
+            "samples/002/0000.png",
+            "samples/002/grid.png",
+        ]
 
     def test_never_overwrites(self, pipeline, tmp_path, capsys):
         mine = tmp_path / "grid.png"

@@ -65,7 +65,8 @@ def main(args: list[str] | None = None) -> None:
         check_new(options.output_dir)
         pipe = load_pipeline(options.pipeline, scheduler=None)
         measured = json.loads((options.evaluation / "metrics.json").read_text())
-        if measured.get("conditional", True) or measured["unet_sha256"] != pipeline_hash(pipe):
+        as_measured = load_pipeline(options.pipeline, dtype=getattr(torch, measured.get("dtype", "float32")))
+        if measured.get("conditional", True) or measured["unet_sha256"] != pipeline_hash(as_measured):
             raise ValueError(
                 f"{options.evaluation} is not of samples of {options.pipeline} without labels; give what"
                 " fmnist-diffusion evaluate --unconditional wrote of it."

@@ -93,8 +93,8 @@ def find_checkpoint(resume: str, folder: Path) -> Path:
         checkpoints = list_checkpoints(folder)
         if not checkpoints:
             raise ValueError(
-                f"there is no checkpoint in {folder} to resume from; leave out --resume to start anew, and remove"
-                f" {folder.parent} or give another --output_dir."
+                f"there is no checkpoint in {folder} to resume from; leave out --resume and give a new --output_dir to"
+                " start anew."
             )
         return checkpoints[-1]
     path, folder = Path(resume).resolve(), folder.resolve()

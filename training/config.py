@@ -198,8 +198,8 @@ class TrainingConfig:
         push_to_hub_epochs: Publish it every so many epochs, too.
         hub_model_id: Repository to publish in, owner/name or name; named like output_dir if null.
         hub_private_repo: Make a new repository private.
-        hub_license: The Hub's name of the weights' licence, such as cc-by-4.0; if null, mit where dataset_name is the
-            Hub's Fashion-MNIST, else none.
+        hub_license: The Hub's name of the weights' licence, such as cc-by-4.0; if null, mit where the images are
+            the Hub's Fashion-MNIST (and no train_data_dir is given), else none.
         model: Arguments of FashionMNISTUNet2DModel, such as norm_type; the defaults are the specification.
         data: Images to train on.
         scheduler: Noise schedule.
@@ -210,7 +210,7 @@ class TrainingConfig:
         eval: Measurement of samples.
     """
 
-    output_dir: str = "output"
+    output_dir: str = "output/run"
     init_from: str | None = None
     resume: str | None = None
     seed: int = 0

@@ -91,7 +91,7 @@ class Trainer:
         begins_here = checkpoint is None or checkpoint.parent.resolve() != (self.folder / "checkpoints").resolve()
         if begins_here and self.folder.exists() and any(self.folder.iterdir()):
             raise ValueError(
-                f"{self.folder} holds a run; give --resume=latest to continue it, or another --output_dir."
+                f"{self.folder} holds files already; give another --output_dir, or --resume=latest to continue a run."
             )
         self.accelerator = Accelerator(
             # Else Accelerate takes the processes of torchrun for unrelated ones where there is no GPU.

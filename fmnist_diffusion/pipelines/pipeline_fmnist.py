@@ -41,6 +41,8 @@ FASHION_MNIST_LABELS = (
 
 # Of alphas_cumprod, which end at 4e-5 with a linear schedule and at 2e-9 with a cosine schedule, of 1000 timesteps.
 LEAST_SIGNAL = 1e-6
+# The part of the training's timesteps that the steps of a sampler must span.
+LEAST_SPAN = 0.7
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 
 EXAMPLE_DOC_STRING = """
@@ -135,7 +137,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             raise ValueError("This model was trained without classes: leave `class_labels` out.")
         names = self.label_names
         choices = f"0 to {num_classes - 1}" + (f" or one of {', '.join(names)}" if names else "")
-        numbers = {name.lower(): number for number, name in enumerate(names or ())}
+        numbers = {name: number for number, name in enumerate(names or ())}
+        in_lower_case = {name.lower(): number for name, number in numbers.items()}
 
         label_ids = []
         if isinstance(class_labels, str) or not isinstance(class_labels, Iterable):
@@ -144,7 +147,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             number = label
             if isinstance(label, str):
                 text = label.strip()
-                number = numbers.get(text.lower(), int(text) if text.isdecimal() else None)
+                number = int(text) if text.isdecimal() else None
+                number = numbers.get(text, in_lower_case.get(text.lower(), number))
             if not isinstance(number, Integral) or isinstance(number, bool) or int(number) not in range(num_classes):
                 raise ValueError(f"`class_labels` has {label!r} but a label must be {choices}.")
             label_ids.append(int(number))
@@ -173,10 +177,19 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"`num_inference_steps` is {num_inference_steps} but must be 1 to {num_train_timesteps}, the"
                 " scheduler's `num_train_timesteps`."
             )
-        if isinstance(self.scheduler, HeunDiscreteScheduler) and self.scheduler.alphas_cumprod[-1] < LEAST_SIGNAL:
+        least_signal = self.scheduler.alphas_cumprod[-1]
+        if isinstance(self.scheduler, HeunDiscreteScheduler) and least_signal < LEAST_SIGNAL:
             raise ValueError(
                 "HeunDiscreteScheduler cannot start from the endless noise of this model's schedule: take another"
                 " scheduler, such as UniPCMultistepScheduler."
+            )
+        # Where a scheduler does not know this, and the schedule does not end in noise by itself, it has another one.
+        known = inspect.signature(type(self.scheduler)).parameters
+        rescaled = self.scheduler.config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known
+        if rescaled and not 0 < least_signal < LEAST_SIGNAL:
+            raise ValueError(
+                f"{type(self.scheduler).__name__} cannot rescale the noise schedule as the model was trained with it"
+                " (`rescale_betas_zero_snr`): take another scheduler, such as UniPCMultistepScheduler."
             )
         if isinstance(self.scheduler, PNDMScheduler) and num_inference_steps < self.scheduler.pndm_order:
             raise ValueError(
@@ -344,7 +357,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             [`ImagePipelineOutput`] or `tuple`: the images, in float32 but for `"pil"`.
 
         Raises:
-            `ValueError`: an argument is none of its choices, or does not fit the model; the message names the choices.
+            `ValueError`: an argument is none of its choices, or does not fit the model, or the scheduler cannot draw so
+                with it; the message names the choices. Or what the model draws is not finite.
         """
         # 1. check inputs
         self.check_inputs(
@@ -375,8 +389,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
         # 3. timesteps and noise
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
-        if num_inference_steps > 1 and timesteps[0] == timesteps[-1]:
-            # diffusers' multistep solvers, of all timesteps spaced "leading".
+        num_train_timesteps = self.scheduler.config.num_train_timesteps
+        span = timesteps[0] + num_train_timesteps / num_inference_steps
+        if span < LEAST_SPAN * num_train_timesteps or timesteps[-1] < 0:
+            # Where the number does not divide that of the timesteps, diffusers may begin half-way ("leading"), or add
+            # a step at -1 ("trailing").
             raise ValueError(
                 f"{type(self.scheduler).__name__} cannot draw in {num_inference_steps} steps here: take fewer, or"
                 " another scheduler."
@@ -420,6 +437,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 progress_bar.update()
 
         # 5. images
+        if not sample.isfinite().all():
+            raise ValueError("The model draws pixels that are not finite: take another dtype, scheduler or model.")
         images: Any = sample
         if output_type != "latent":
             images = (sample / 2 + 0.5).clamp(0, 1)

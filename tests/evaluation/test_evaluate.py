@@ -160,6 +160,9 @@ def test_what_cannot_be_measured_is_refused(pipeline: str, tmp_path: Path, capsy
     assert "give what to measure" in refusal(capsys)
     assert "run fmnist-diffusion evaluate --download-inception once, or give --fast" in refusal(capsys, pipeline, *out)
     assert "there is no Inception network" in refusal(capsys, pipeline, *out, "--inception-weights", "nowhere.pt")
+    assert "leave out --fast or --inception-weights" in refusal(
+        capsys, pipeline, *out, "--fast", "--inception-weights", "nowhere.pt"
+    )
     assert "100 samples are too few for the covariance of 256 features: take 257" in refusal(
         capsys, pipeline, *out, "--fast", "-n", "100"
     )

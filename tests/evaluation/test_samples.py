@@ -62,7 +62,7 @@ def test_a_scheduler_of_second_order_counts_twice_but_once(pipe: FashionMNISTPip
 
 def test_a_model_that_draws_no_numbers_is_refused(pipe: FashionMNISTPipeline):
     torch.nn.init.constant_(pipe.unet.conv_out.bias, float("nan"))
-    with pytest.raises(ValueError, match="pixels that are not finite: give another"):
+    with pytest.raises(ValueError, match="pixels that are not finite: take another"):
         draw(pipe, SamplingSettings(2), 0, 2)
 
 
@@ -76,7 +76,8 @@ def write_pictures(folder: Path, count: int = 3) -> np.ndarray:
 
 def test_a_folder_is_read_in_the_order_of_names_without_the_grid(tmp_path: Path):
     images = write_pictures(tmp_path)
-    Image.new("L", (56, 56)).save(tmp_path / "grid.png")
+    for name in ("grid.png", "report.png"):
+        Image.new("L", (56, 56)).save(tmp_path / name)
     (tmp_path / "notes.txt").write_text("no picture")
     samples = load_samples(tmp_path)
     assert np.array_equal(samples.images[:, 0].numpy(), images)

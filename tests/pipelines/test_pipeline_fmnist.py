@@ -14,6 +14,7 @@ from diffusers import (
     ImagePipelineOutput,
     LMSDiscreteScheduler,
     PNDMScheduler,
+    UniPCMultistepScheduler,
 )
 from PIL import Image
 from torch.testing import assert_close
@@ -56,6 +57,7 @@ class TestClassLabels:
         pipe = get_pipeline(num_class_embeds=2, label_names=("Cat", "dog"))
         assert pipe.label_names == ("Cat", "dog")
         assert pipe.get_label_ids(["cat", "DOG", 1]) == [0, 1, 1]
+        assert get_pipeline(num_class_embeds=2, label_names=("A", "a")).get_label_ids(["A", "a"]) == [0, 1]
         with pytest.raises(ValueError, match="'Bag' but a label must be 0 to 1 or one of Cat, dog"):
             draw(pipe, class_labels="Bag")
 
@@ -329,6 +331,29 @@ class TestSteps:
         pipe = get_pipeline(HeunDiscreteScheduler(beta_schedule="squaredcos_cap_v2"))
         with pytest.raises(ValueError, match="HeunDiscreteScheduler cannot start from the endless noise"):
             draw(pipe, num_inference_steps=3)
+
+    @pytest.mark.parametrize("scheduler", [PNDMScheduler, LMSDiscreteScheduler])
+    @pytest.mark.parametrize("written_out", [False, True])
+    def test_a_noise_schedule_that_the_scheduler_cannot_make(self, scheduler, written_out):
+        config = {"prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+        trained = DDPMScheduler(**config)
+        if written_out:
+            trained = DDPMScheduler(**config, trained_betas=trained.betas.tolist())
+        pipe = get_pipeline(scheduler.from_config(trained.config))
+        with pytest.raises(ValueError, match=r"cannot rescale the noise schedule .* take another scheduler"):
+            draw(pipe, num_inference_steps=4)
+
+    @pytest.mark.parametrize("steps", [340, 501, 1000])
+    def test_steps_that_would_begin_half_way(self, steps):
+        pipe = get_pipeline(UniPCMultistepScheduler(timestep_spacing="leading"))
+        with pytest.raises(ValueError, match=f"cannot draw in {steps} steps here: take fewer"):
+            draw(pipe, num_inference_steps=steps)
+
+    def test_pixels_that_are_not_finite(self):
+        pipe = get_pipeline()
+        torch.nn.init.constant_(pipe.unet.conv_out.bias, float("inf"))
+        with pytest.raises(ValueError, match="pixels that are not finite: take another dtype"):
+            draw(pipe, num_inference_steps=2)
 
     def test_progress_bar(self, capfd):
         pipe = get_pipeline()

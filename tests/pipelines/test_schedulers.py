@@ -121,6 +121,30 @@ def test_arrives_at_the_clean_image(name, prediction_type):
     assert unet.noise_error > 0.1
 
 
+@pytest.mark.parametrize("num_inference_steps", [5, 20, 61, 100])
+@pytest.mark.parametrize("name", sorted(SCHEDULERS.keys() - {"heun"}))
+def test_arrives_from_endless_noise_with_trailing_timesteps(name, num_inference_steps):
+    """With the noise schedule of the bundled `base`; of 61 steps, diffusers would make one more, at -1."""
+    trained = DDPMScheduler(
+        beta_schedule="squaredcos_cap_v2",
+        prediction_type="v_prediction",
+        rescale_betas_zero_snr=True,
+        timestep_spacing="trailing",
+    )
+    unet = get_oracle("v_prediction")
+    unet.alphas_cumprod = trained.alphas_cumprod.clamp(min=2**-24).double().numpy()
+    scheduler_class, kwargs = SCHEDULERS[name]
+    pipe = FashionMNISTPipeline(unet, scheduler_class.from_config(trained.config, **kwargs))
+    settings = {"num_inference_steps": num_inference_steps, "output_type": "latent"}
+    if num_inference_steps == 61 and name not in ("sde-dpmsolver++", "dpmsolver++ singlestep"):
+        with pytest.raises(ValueError, match="cannot draw in 61 steps here: take fewer"):
+            pipe([2, 0], **settings)
+        return
+    images = pipe([2, 0], generator=torch.manual_seed(0), **settings).images
+    assert distance(images, unet.clean[[2, 0]]) < 0.01
+    assert unet.noise_error < 0.12
+
+
 @pytest.mark.parametrize("name, prediction_type", COMBINATIONS)
 def test_every_step_knows_the_picture_that_it_leads_to(name, prediction_type):
     unet = get_oracle(prediction_type)

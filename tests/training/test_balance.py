@@ -52,6 +52,12 @@ def test_only_the_null_label_moves_towards_the_rare_class_and_away_from_the_freq
     }
 
 
+def test_samples_may_be_drawn_in_half_precision(pipeline: str, tmp_path: Path):
+    drawn_with = {"dtype": "bfloat16", "unet_sha256": pipeline_hash(load_pipeline(pipeline, dtype=torch.bfloat16))}
+    main([pipeline, evaluation(pipeline, tmp_path / "shares", **drawn_with), f"--output_dir={tmp_path / 'new'}"])
+    assert load_pipeline(tmp_path / "new").unet.dtype == torch.float32
+
+
 @pytest.mark.parametrize(
     ("measured", "message"),
     [

@@ -369,7 +369,7 @@ def test_a_run_in_another_folder_is_not_overwritten(
     losses = (branch / "loss.csv").read_bytes()
     with pytest.raises(SystemExit):
         launch(f"--output_dir={branch}", f"--resume={tmp_path / 'run' / 'checkpoints' / 'checkpoint-12'}")
-    assert f"{branch} holds a run" in capsys.readouterr().err
+    assert f"{branch} holds files already; give another --output_dir" in capsys.readouterr().err
     assert (branch / "loss.csv").read_bytes() == losses
 
 
@@ -406,7 +406,7 @@ def test_where_there_is_no_checkpoint_resume_says_how_to_begin_anew(
     make_trainer()
     with pytest.raises(SystemExit):
         launch("--resume=latest")
-    assert f"remove {tmp_path / 'run'} or give another --output_dir" in capsys.readouterr().err
+    assert "leave out --resume and give a new --output_dir" in capsys.readouterr().err
 
 
 @pytest.mark.parametrize("num_workers", [0, 1])
