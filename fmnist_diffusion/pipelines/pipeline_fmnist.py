@@ -357,8 +357,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             [`ImagePipelineOutput`] or `tuple`: the images, in float32 but for `"pil"`.
 
         Raises:
-            `ValueError`: an argument is none of its choices, or does not fit the model, or the scheduler cannot draw so
-                with it; the message names the choices. Or what the model draws is not finite.
+            `ValueError`: an argument is none of its choices, or does not fit the model or the scheduler, for which the
+                message names the choices; or what the model draws is not finite.
         """
         # 1. check inputs
         self.check_inputs(
