@@ -249,7 +249,8 @@ def add_sampling_options(verb: argparse.ArgumentParser, batch_size: int) -> None
         metavar="N",
         type=positive_int,
         default=20,
-        help="denoising steps, up to those of the training; more take longer (default: %(default)s)",
+        help="denoising steps, up to those of the training; more take longer, and some samplers refuse numbers that do"
+        " not divide those (default: %(default)s)",
     )
     verb.add_argument(
         "--scheduler",
@@ -393,14 +394,16 @@ def make_output_dir(folder: Path | None) -> Path:
 def next_numbered(folder: Path) -> Path:
     """Makes the first of `folder`/001, 002, ... that is not there, for another run may be about to draw into an empty
     one."""
-    path = next(path for number in count(1) if not (path := folder / f"{number:03d}").exists())
     try:
-        path.mkdir(parents=True)
-    except FileExistsError:
-        return next_numbered(folder)
+        folder.mkdir(parents=True, exist_ok=True)
+        numbers = count(1)
+        while True:
+            path = folder / f"{next(numbers):03d}"
+            with suppress(FileExistsError):
+                path.mkdir()
+                return path
     except OSError as error:
         raise ValueError(f"cannot write to {folder} ({error.strerror}): give another --output-dir") from error
-    return path
 
 
 def choose_device(name: str) -> "torch.device":

@@ -12,6 +12,7 @@ import json
 import sys
 from collections.abc import Sequence
 from pathlib import Path
+from typing import Any
 
 import torch
 
@@ -53,6 +54,11 @@ def balance(unet: FashionMNISTUNet2DModel, class_shares: Sequence[float], streng
     embeddings[num_classes] += strength * -(num_classes * shares).log() @ (classes - classes.mean(dim=0))
 
 
+def is_of(measured: dict[str, Any], pipeline: str) -> bool:
+    """Whether that measurement is of `pipeline`, as loaded in the dtype that it was drawn with."""
+    return measured["unet_sha256"] == pipeline_hash(load_pipeline(pipeline, dtype=getattr(torch, measured["dtype"])))
+
+
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipeline", help="a folder or a bundled pipeline")
@@ -63,14 +69,13 @@ def main(args: list[str] | None = None) -> None:
     options = parser.parse_args(args)
     try:
         check_new(options.output_dir)
-        pipe = load_pipeline(options.pipeline, scheduler=None)
         measured = json.loads((options.evaluation / "metrics.json").read_text())
-        as_measured = load_pipeline(options.pipeline, dtype=getattr(torch, measured.get("dtype", "float32")))
-        if measured.get("conditional", True) or measured["unet_sha256"] != pipeline_hash(as_measured):
+        if measured.get("conditional", True) or not is_of(measured, options.pipeline):
             raise ValueError(
                 f"{options.evaluation} is not of samples of {options.pipeline} without labels; give what"
                 " fmnist-diffusion evaluate --unconditional wrote of it."
             )
+        pipe = load_pipeline(options.pipeline, scheduler=None)
         shares = measured["metrics"]["class_shares"]
         balance(pipe.unet, shares, options.strength)
         train_config = read_train_config(pipeline_folder(options.pipeline) / "train_config.json") or {}

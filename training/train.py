@@ -369,7 +369,7 @@ class Trainer:
             self.bar.update()
 
     def _log(self) -> None:
-        """Reports the losses since the last call, and stops the run if one of them is not finite."""
+        """Reports the losses since the last call, and stops the run if one of them, or a weight, is not finite."""
         if not self.pending:
             return
         losses = self.accelerator.reduce(
@@ -392,11 +392,11 @@ class Trainer:
         for step, _, loss, _ in rows:
             if not math.isfinite(loss):
                 raise FloatingPointError(f"the loss is {loss} at step {step}")
+        if not all(bool(weight.isfinite().all()) for weight in self.unet.parameters()):
+            raise FloatingPointError(f"the weights are not finite at step {self.progress.global_step}")
 
     def _save_checkpoint(self) -> None:
         self._log()
-        if not all(bool(weight.isfinite().all()) for weight in self.unet.parameters()):
-            raise FloatingPointError(f"the weights are not finite at step {self.progress.global_step}")
         save_checkpoint(
             self.accelerator,
             self.ema,
@@ -485,11 +485,15 @@ class Trainer:
             columns = self.num_class_embeds
             labels = [i % columns for i in range(samples.num_images)]
             settings = {"class_labels": labels, "guidance_scale": samples.guidance_scale}
-        images = pipeline(
-            num_inference_steps=samples.num_inference_steps,
-            generator=torch.Generator().manual_seed(samples.seed),
-            **settings,
-        ).images
+        try:
+            images = pipeline(
+                num_inference_steps=samples.num_inference_steps,
+                generator=torch.Generator().manual_seed(samples.seed),
+                **settings,
+            ).images
+        except ValueError as error:
+            self.bar.write(f"epoch {epoch}: no samples: {error}")
+            return
         grid = enlarge(image_grid(images, columns), GRID_UPSCALE)
         grid.save(self.grid_path(epoch))
         self._report_samples(grid)

@@ -177,19 +177,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"`num_inference_steps` is {num_inference_steps} but must be 1 to {num_train_timesteps}, the"
                 " scheduler's `num_train_timesteps`."
             )
-        least_signal = self.scheduler.alphas_cumprod[-1]
-        if isinstance(self.scheduler, HeunDiscreteScheduler) and least_signal < LEAST_SIGNAL:
+        if isinstance(self.scheduler, HeunDiscreteScheduler) and self.scheduler.alphas_cumprod[-1] < LEAST_SIGNAL:
             raise ValueError(
                 "HeunDiscreteScheduler cannot start from the endless noise of this model's schedule: take another"
                 " scheduler, such as UniPCMultistepScheduler."
-            )
-        # Where a scheduler does not know this, and the schedule does not end in noise by itself, it has another one.
-        known = inspect.signature(type(self.scheduler)).parameters
-        rescaled = self.scheduler.config.get("rescale_betas_zero_snr") and "rescale_betas_zero_snr" not in known
-        if rescaled and not 0 < least_signal < LEAST_SIGNAL:
-            raise ValueError(
-                f"{type(self.scheduler).__name__} cannot rescale the noise schedule as the model was trained with it"
-                " (`rescale_betas_zero_snr`): take another scheduler, such as UniPCMultistepScheduler."
             )
         if isinstance(self.scheduler, PNDMScheduler) and num_inference_steps < self.scheduler.pndm_order:
             raise ValueError(
@@ -318,8 +309,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             num_images_per_prompt (`int`, defaults to `1`):
                 Images of each label. All images of the first label come first, then those of the second.
             num_inference_steps (`int`, defaults to `20`):
-                Denoising steps, from 1 to the scheduler's `num_train_timesteps`. A scheduler of the second order
-                evaluates the model about twice in a step.
+                Denoising steps, from 1 to the scheduler's `num_train_timesteps`; some of diffusers refuse some numbers
+                that do not divide it. A scheduler of the second order evaluates the model about twice in a step.
             guidance_scale (`float`, defaults to `1.0`):
                 Weight `s` of classifier-free guidance in `null + s * (label - null)`, where `null` and `label` are the
                 predictions without and with the label: 1 is none, more is closer to the label. This is `1 + w` of
@@ -390,8 +381,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self.scheduler.set_timesteps(num_inference_steps, device=device)
         timesteps = self.scheduler.timesteps
         num_train_timesteps = self.scheduler.config.num_train_timesteps
-        span = timesteps[0] + num_train_timesteps / num_inference_steps
-        if span < LEAST_SPAN * num_train_timesteps or timesteps[-1] < 0:
+        span = timesteps.max() + num_train_timesteps / num_inference_steps
+        if span < LEAST_SPAN * num_train_timesteps or timesteps.min() < 0:
             # Where the number does not divide that of the timesteps, diffusers may begin half-way ("leading"), or add
             # a step at -1 ("trailing").
             raise ValueError(

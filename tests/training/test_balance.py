@@ -27,7 +27,7 @@ def pipeline(tmp_path: Path) -> str:
 def evaluation(pipeline: str, folder: Path, **measured: object) -> str:
     """The part of an evaluation's `metrics.json` that is read."""
     folder.mkdir()
-    facts = {"conditional": False, "unet_sha256": pipeline_hash(load_pipeline(pipeline))}
+    facts = {"conditional": False, "dtype": "float32", "unet_sha256": pipeline_hash(load_pipeline(pipeline))}
     (folder / "metrics.json").write_text(json.dumps(facts | {"metrics": {"class_shares": SHARES}} | measured))
     return str(folder)
 

@@ -20,7 +20,7 @@ from PIL import Image
 from safetensors.torch import load_file
 
 import fmnist_diffusion
-from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, load_pipeline
 from training.checkpoint import list_checkpoints, load_checkpoint
 from training.config import parse_config
 from training.train import main, public_name
@@ -441,6 +441,33 @@ def test_integer_labels_count_to_the_highest_of_the_whole_set(tmp_path: Path, ma
         "--model.num_class_embeds=6",
     )
     assert list(trainer.unet.config.label_names) == ["0", "1", "2", "3", "4", "5"]
+
+
+def test_weights_that_are_not_finite_are_never_exported(tmp_path: Path, make_trainer: Callable):
+    trainer = make_trainer("--num_epochs=1", "--logging_steps=100")
+    train_batch = trainer._train_batch
+
+    def poison_behind_the_last(*args):
+        train_batch(*args)
+        if trainer.progress.global_step == trainer.total_steps:
+            torch.nn.init.constant_(trainer.unet.conv_out.weight, float("nan"))
+
+    trainer._train_batch = poison_behind_the_last
+    with pytest.raises(FloatingPointError, match="weights are not finite at step 6"):
+        trainer.train()
+    assert not (tmp_path / "run" / "pipeline").exists()
+
+
+def test_samples_that_cannot_be_drawn_do_not_end_the_run(
+    tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def draw(*args, **kwargs):
+        raise ValueError("The model draws pixels that are not finite")
+
+    monkeypatch.setattr(FashionMNISTPipeline, "__call__", draw)
+    launch("--num_epochs=1")
+    assert "epoch 1: no samples: The model draws pixels that are not finite" in "".join(capsys.readouterr())
+    assert (tmp_path / "run" / "pipeline").is_dir()
 
 
 def test_weights_that_are_not_finite_are_never_saved(tmp_path: Path, make_trainer: Callable):
