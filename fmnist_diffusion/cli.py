@@ -377,13 +377,14 @@ def load_to_draw(pipeline: str, args: argparse.Namespace) -> Any:
 
 def make_output_dir(folder: Path | None) -> Path:
     """Makes `folder`, or the next numbered one, and refuses one that holds something: no file is ever overwritten."""
-    if folder is None:
-        return next_numbered(Path("samples"))
     try:
+        if folder is None:
+            return next_numbered(Path("samples"))
         folder.mkdir(parents=True, exist_ok=True)
         holds_something = any(folder.iterdir())
     except OSError as error:
-        raise ValueError(f"cannot write to {folder} ({error.strerror}): give another --output-dir") from error
+        where = folder or "samples"
+        raise ValueError(f"cannot write to {where} ({error.strerror}): give another --output-dir") from error
     if holds_something:
         raise ValueError(f"{folder} holds files already: give a new or empty folder as --output-dir")
     if not os.access(folder, os.W_OK):
@@ -394,16 +395,13 @@ def make_output_dir(folder: Path | None) -> Path:
 def next_numbered(folder: Path) -> Path:
     """Makes the first of `folder`/001, 002, ... that is not there, for another run may be about to draw into an empty
     one."""
-    try:
-        folder.mkdir(parents=True, exist_ok=True)
-        numbers = count(1)
-        while True:
-            path = folder / f"{next(numbers):03d}"
-            with suppress(FileExistsError):
-                path.mkdir()
-                return path
-    except OSError as error:
-        raise ValueError(f"cannot write to {folder} ({error.strerror}): give another --output-dir") from error
+    folder.mkdir(parents=True, exist_ok=True)
+    numbers = count(1)
+    while True:
+        path = folder / f"{next(numbers):03d}"
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
 
 
 def choose_device(name: str) -> "torch.device":
