@@ -1,47 +1,50 @@
-"""Fashion-MNIST diffusion models for diffusers: a U-Net, a class-conditional pipeline and their loading."""
+"""Fashion-MNIST diffusion models for Hugging Face diffusers."""
 
 import importlib
 import sys
-from pathlib import Path
+import types
 from typing import TYPE_CHECKING
 
 
-# diffusers resolves the parts of a saved pipeline in `sys.modules`, so these imports cannot be lazy but in the console
-# script, whose help and refusals shall not wait seconds for torch, and which loads pipelines through `hub` alone.
-if TYPE_CHECKING or Path(sys.argv[0]).stem != "fmnist-diffusion":
-    from .models.unet_fmnist import FashionMNISTUNet2DModel
-    from .schedulers import SDEDPMSolverScheduler
-
 if TYPE_CHECKING:
-    from .hub import bundled_pipelines, export_pipeline, load_pipeline
-    from .pipelines.pipeline_fmnist import FashionMNISTPipeline
+    from .loading import bundled_pipelines, load_pipeline
+    from .models import FashionMNISTUNet2DModel
+    from .pipelines import FashionMNISTPipeline
 
 __version__ = "0.1.0"
 
-__all__ = [
-    "FashionMNISTPipeline",
-    "FashionMNISTUNet2DModel",
-    "SDEDPMSolverScheduler",
-    "bundled_pipelines",
-    "export_pipeline",
-    "load_pipeline",
-]
+__all__ = ["FashionMNISTPipeline", "FashionMNISTUNet2DModel", "bundled_pipelines", "load_pipeline"]
 
-LAZY_MODULES = {
-    "FashionMNISTPipeline": ".pipelines.pipeline_fmnist",
-    "FashionMNISTUNet2DModel": ".models.unet_fmnist",
-    "SDEDPMSolverScheduler": ".schedulers",
-    "bundled_pipelines": ".hub",
-    "export_pipeline": ".hub",
-    "load_pipeline": ".hub",
+LAZY_IMPORTS = {
+    "FashionMNISTPipeline": ".pipelines",
+    "FashionMNISTUNet2DModel": ".models",
+    "bundled_pipelines": ".loading",
+    "load_pipeline": ".loading",
 }
 
 
+class LazyModule(types.ModuleType):
+    """Stands in for the module of its name, which it imports when one of the attributes is first used."""
+
+    def __getattr__(self, name: str):
+        # Tools that look at all modules read attributes such as __file__.
+        if name.startswith("__"):
+            raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
+        if sys.modules.get(self.__name__) is self:
+            del sys.modules[self.__name__]
+        return getattr(importlib.import_module(self.__name__), name)
+
+
+# A stock pipeline that was saved with this model names its module, and diffusers only looks for that in `sys.modules`.
+MODEL_MODULE = f"{__name__}.models.unet_fmnist"
+sys.modules[MODEL_MODULE] = LazyModule(MODEL_MODULE)
+
+
 def __getattr__(name: str):
-    if name not in LAZY_MODULES:
+    if name not in LAZY_IMPORTS:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    return getattr(importlib.import_module(LAZY_MODULES[name], __name__), name)
+    return getattr(importlib.import_module(LAZY_IMPORTS[name], __name__), name)
 
 
 def __dir__() -> list[str]:
-    return sorted([*globals(), *LAZY_MODULES])
+    return sorted([*globals(), *LAZY_IMPORTS])

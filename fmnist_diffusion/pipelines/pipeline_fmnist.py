@@ -1,19 +1,26 @@
-"""The class-conditional Fashion-MNIST pipeline for diffusers.
+"""A class-conditional pipeline for Fashion-MNIST diffusion models.
 
-This file stands alone: it needs torch and diffusers only, so that a byte copy of it can travel inside a model
-repository and be used there as `custom_pipeline="pipeline_fmnist"`.
+This file only needs torch and diffusers, because a copy of it travels with every saved pipeline and is run by
+`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` where the package is not installed.
 """
 
+import difflib
 import inspect
+import json
 import math
+import shutil
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
+from pathlib import Path
 from typing import Any
 
+import diffusers
+import PIL.Image
 import torch
 from diffusers import (
     DiffusionPipeline,
+    DPMSolverMultistepScheduler,
     HeunDiscreteScheduler,
     ImagePipelineOutput,
     LMSDiscreteScheduler,
@@ -39,11 +46,20 @@ FASHION_MNIST_LABELS = (
     "Ankle boot",
 )
 
-# Of alphas_cumprod, which end at 4e-5 with a linear schedule and at 2e-9 with a cosine schedule, of 1000 timesteps.
-LEAST_SIGNAL = 1e-6
-# The part of the training's timesteps that the steps of a sampler must span.
-LEAST_SPAN = 0.7
+# alphas_cumprod of the last of 1000 timesteps is 4e-5 on a linear schedule and 2e-9 on a cosine schedule.
+NEAR_ZERO_SNR = 1e-6
+# The fraction of the training timesteps that sampling must cover.
+MIN_TIMESTEP_COVERAGE = 0.7
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# Options of DPMSolverMultistepScheduler that define a timestep spacing.
+SPACING_OPTIONS = (
+    "use_karras_sigmas",
+    "use_exponential_sigmas",
+    "use_beta_sigmas",
+    "use_lu_lambdas",
+    "use_flow_sigmas",
+)
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -51,25 +67,55 @@ EXAMPLE_DOC_STRING = """
         >>> import torch
         >>> from fmnist_diffusion import load_pipeline
 
-        >>> pipe = load_pipeline("path/or/repo-id")
-        >>> images = pipe(
-        ...     class_labels=["Ankle boot", 8],
-        ...     num_images_per_prompt=4,
-        ...     generator=torch.manual_seed(0),
-        ... ).images
+        >>> pipe = load_pipeline("base")
+        >>> images = pipe(["Ankle boot", "Bag"], num_images_per_prompt=4, generator=torch.manual_seed(0)).images
         >>> images[0].save("ankle_boot.png")
         ```
 """
 
 
-def part_of(num_steps: int, part: float) -> float:
-    # 0.29 * 100 is a little less than 29.
-    return round(num_steps * part, 6)
+def get_num_steps(num_steps: int, fraction: float) -> float:
+    # In floating point, 0.29 * 100 is slightly less than 29.
+    return round(num_steps * fraction, 6)
+
+
+def power_law_timesteps(num_inference_steps: int, num_train_timesteps: int, power: float) -> list[int]:
+    """
+    Timesteps `T * (k / n) ** power - 1` for `k` from `n` to 1, which are spaced more densely at low noise levels.
+
+    Args:
+        num_inference_steps (`int`): Number of timesteps, `n`.
+        num_train_timesteps (`int`): Number of training timesteps, `T`.
+        power (`float`): 1 for equal spacing; larger values move timesteps to lower noise levels.
+    """
+    timesteps = []
+    for k in range(num_inference_steps, 0, -1):
+        spaced = math.floor(num_train_timesteps * (k / num_inference_steps) ** power - 0.5)
+        # With many steps, no two of them are at the same timestep.
+        timesteps.append(max(spaced, k - 1))
+    return timesteps
+
+
+def slerp(first: torch.Tensor, last: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
+    """
+    Spherical interpolation between two noise tensors (Shoemake, "Animating rotation with quaternion curves", 1985).
+
+    Args:
+        first, last (`torch.Tensor` of shape `(1, channels, height, width)`): The noise at weight 0 and at weight 1.
+        weights (`torch.Tensor` of shape `(batch, 1, 1, 1)`): The position of each result, in [0, 1].
+
+    Returns:
+        `torch.Tensor` of shape `(batch, channels, height, width)`.
+    """
+    angle = torch.arccos(((first * last).sum() / (first.norm() * last.norm())).clamp(-1, 1))
+    if angle < 1e-4:
+        return torch.lerp(first, last, weights)
+    return (torch.sin((1 - weights) * angle) * first + torch.sin(weights * angle) * last) / torch.sin(angle)
 
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
-    # In training mode BatchNorm would mix the images of a batch, and sampling would change the model.
+    # In training mode, BatchNorm would mix the images of a batch and sampling would change its running statistics.
     training = model.training
     model.eval()
     try:
@@ -80,26 +126,132 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 
 class FashionMNISTPipeline(DiffusionPipeline):
     r"""
-    Draws images, of a class where the model knows classes, with any scheduler of diffusers that fits the model.
+    Generates images with a class-conditional or unconditional model and any compatible diffusers scheduler.
 
-    A pipeline of another class is taken over with `FashionMNISTPipeline.from_pipe(pipe, unet=pipe.unet)`.
+    A saved pipeline contains the source of this class and of the model. [`DiffusionPipeline.from_pretrained`] with
+    `trust_remote_code=True` loads it without the `fmnist_diffusion` package; pin `revision` together with
+    `trust_remote_code`, so that the code cannot change later. [`FashionMNISTPipeline.from_pretrained`] of the package
+    loads it without remote code.
 
     Parameters:
-        unet ([`~fmnist_diffusion.FashionMNISTUNet2DModel`]): The model that denoises.
-        scheduler ([`SchedulerMixin`]): The scheduler, whose `prediction_type` is what the model was trained for.
+        unet ([`~fmnist_diffusion.FashionMNISTUNet2DModel`]): The denoising model.
+        scheduler ([`SchedulerMixin`]):
+            The scheduler, with the noise schedule and `prediction_type` that the model was trained with.
+        num_inference_steps (`int`, defaults to 20): Default number of denoising steps.
+        timestep_power (`float`, *optional*):
+            Power of the power-law timestep spacing `T * (k / n) ** timestep_power - 1`, from 1 on. It applies to
+            `scheduler` if that is a [`DPMSolverMultistepScheduler`] without Karras, exponential, beta, Lu or flow
+            sigmas. A scheduler that is assigned to the pipeline later uses its own spacing.
     """
 
     model_cpu_offload_seq = "unet"
-    _callback_tensor_inputs = ["latents", "pred_original_sample"]
+    _callback_tensor_inputs = ["latents", "model_input", "pred_original_sample"]
+    # The installed package sets this class, so that its `from_pretrained` needs no remote code.
+    _unet_class: type[ModelMixin] | None = None
 
-    def __init__(self, unet: ModelMixin, scheduler: SchedulerMixin):
+    def __init__(
+        self,
+        unet: ModelMixin,
+        scheduler: SchedulerMixin,
+        num_inference_steps: int = 20,
+        timestep_power: float | None = None,
+    ):
         super().__init__()
         self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_to_config(num_inference_steps=num_inference_steps, timestep_power=timestep_power)
+        self._original_scheduler, self._timestep_power = scheduler, timestep_power
+        if not hasattr(unet, "hf_device_map"):
+            # This layout is faster on a CPU. It also changes the last bits of the result, so it is used everywhere.
+            unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        super().__setattr__(name, value)
+        if name == "scheduler" and hasattr(self, "_original_scheduler"):
+            original = value is self._original_scheduler
+            self.register_to_config(timestep_power=self._timestep_power if original else None)
+
+    @classmethod
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "FashionMNISTPipeline":
+        r"""
+        Loads a pipeline from a local folder or a Hub repository, with the classes of this package and no remote code.
+
+        Args:
+            pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or a repository id such as `owner/name`.
+            kwargs:
+                The arguments of [`DiffusionPipeline.from_pretrained`], such as `dtype`, `variant`, `revision`,
+                `token`, `cache_dir`, `local_files_only`, `force_download` and `device_map`; and `unet`, `scheduler`,
+                `num_inference_steps` and `timestep_power`, which replace what is stored.
+
+        Returns:
+            [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
+
+        Raises:
+            `OSError`: If there is no such pipeline, revision or variant.
+        """
+        if cls._unet_class is None:
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+        path = str(pretrained_model_name_or_path)
+        hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
+        config = cls.load_config(path, **hub_options)
+        settings = {
+            name: kwargs.pop(name, config.get(name, inspect.signature(cls).parameters[name].default))
+            for name in ("num_inference_steps", "timestep_power")
+        }
+        scheduler = kwargs.pop("scheduler", None)
+        if scheduler is None:
+            scheduler_class = getattr(diffusers, config["scheduler"][1])
+            scheduler = scheduler_class.from_pretrained(path, subfolder="scheduler", **hub_options)
+        unet, device_map = kwargs.pop("unet", None), kwargs.pop("device_map", None)
+        if unet is None:
+            kwargs.pop("trust_remote_code", None)
+            unet_device_map = {"": device_map["unet"]} if isinstance(device_map, dict) else device_map
+            unet = cls._unet_class.from_pretrained(path, subfolder="unet", device_map=unet_device_map, **kwargs)
+        pipe = cls(unet, scheduler, **settings)
+        pipe.register_to_config(_name_or_path=path)
+        if device_map is not None:
+            pipe.hf_device_map = device_map
+        return pipe
+
+    @classmethod
+    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "FashionMNISTPipeline":
+        """Creates a pipeline with the components of another one; see [`DiffusionPipeline.from_pipe`]."""
+        # diffusers only takes over a model of exactly the annotated class.
+        return super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
+
+    def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Writes `model_index.json` and the source files that it names; [`save_pretrained`] calls this last."""
+        super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
+        folder = Path(save_directory)
+        index_path = folder / self.config_name
+        index = json.loads(index_path.read_text(encoding="utf-8"))
+        index.pop("_name_or_path", None)
+        index["_class_name"] = self._copy_source(self, folder)
+        # A compiled model is wrapped in a class of torch.
+        unet = getattr(self.unet, "_orig_mod", self.unet)
+        if not type(unet).__module__.startswith("diffusers."):
+            index["unet"] = self._copy_source(unet, folder / "unet")
+        index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+        # Do not publish the local path that from_pretrained stores in the config.
+        unet_config_path = folder / "unet" / "config.json"
+        if unet_config_path.is_file():
+            unet_config = json.loads(unet_config_path.read_text(encoding="utf-8"))
+            unet_config.pop("_name_or_path", None)
+            unet_config_path.write_text(json.dumps(unet_config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+
+    @staticmethod
+    def _copy_source(component: Any, folder: Path) -> list[str]:
+        """Copies the source file of the class of `component`, and returns the names of its module and class."""
+        source = Path(inspect.getsourcefile(type(component)))  # pyright: ignore[reportArgumentType]
+        folder.mkdir(parents=True, exist_ok=True)
+        if source.resolve() != (folder / source.name).resolve():
+            shutil.copyfile(source, folder / source.name)
+        return [source.stem, type(component).__name__]
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
-        """Names of the classes in the order of their labels; `None` where the model has no names or no classes."""
-        if self.unet.config.label_names is not None:
+        """Names of the classes in the order of their labels; `None` if the model has no names or no classes."""
+        if self.unet.config.get("label_names") is not None:
             return tuple(self.unet.config.label_names)
         if self.unet.config.num_class_embeds == len(FASHION_MNIST_LABELS):
             return FASHION_MNIST_LABELS
@@ -114,116 +266,262 @@ class FashionMNISTPipeline(DiffusionPipeline):
         return self._num_timesteps
 
     @property
+    def num_function_evaluations(self) -> int:
+        """Number of model evaluations per image in the current or last call; a guided step counts as two."""
+        return self._num_function_evaluations
+
+    @property
     def interrupt(self) -> bool:
         return self._interrupt
 
-    def get_label_ids(self, class_labels: int | str | Sequence[int | str]) -> list[int]:
+    def get_label_ids(self, class_labels: Any) -> list[int]:
         r"""
-        Turns class labels into their numbers.
+        Converts class labels to indices.
 
         Args:
-            class_labels (`int` or `str` or a list of both):
-                Labels in `[0, num_class_embeds)`, or names of `label_names` in upper or lower case; text that is no
-                name may be a number.
+            class_labels (`int`, `str`, `list`, `np.ndarray` or `torch.Tensor`):
+                One or more labels: indices in `[0, num_class_embeds)` or names of `label_names`, in upper or lower
+                case. A string that is not a name may be an index.
 
         Returns:
-            `list[int]`: the number of each label.
+            `list[int]`: The index of each label.
 
         Raises:
-            `ValueError`: the model has no classes, the list is empty, or a label is none of the classes.
+            `ValueError`: If the model is unconditional, there are no labels, or a label is unknown.
         """
         num_classes = self.unet.config.num_class_embeds
         if num_classes is None:
-            raise ValueError("This model was trained without classes: leave `class_labels` out.")
-        names = self.label_names
-        choices = f"0 to {num_classes - 1}" + (f" or one of {', '.join(names)}" if names else "")
-        numbers = {name: number for number, name in enumerate(names or ())}
-        in_lower_case = {name.lower(): number for name, number in numbers.items()}
-
-        label_ids = []
+            raise ValueError("`class_labels` must be None, because the model is unconditional.")
+        if hasattr(class_labels, "tolist"):
+            class_labels = class_labels.tolist()
         if isinstance(class_labels, str) or not isinstance(class_labels, Iterable):
             class_labels = [class_labels]
-        for label in class_labels:
-            number = label
-            if isinstance(label, str):
-                text = label.strip()
-                number = int(text) if text.isdecimal() else None
-                number = numbers.get(text, in_lower_case.get(text.lower(), number))
-            if not isinstance(number, Integral) or isinstance(number, bool) or int(number) not in range(num_classes):
-                raise ValueError(f"`class_labels` has {label!r} but a label must be {choices}.")
-            label_ids.append(int(number))
+        label_ids = [self._get_label_id(label, num_classes) for label in class_labels]
         if not label_ids:
-            raise ValueError(f"`class_labels` is empty but must hold at least one label, {choices}.")
+            raise ValueError("`class_labels` must contain at least one label, got an empty list.")
         return label_ids
+
+    def _get_label_id(self, label: Any, num_classes: int) -> int:
+        names = self.label_names or ()
+        label_id = label
+        if isinstance(label, str):
+            text = label.strip()
+            if text in names:
+                return names.index(text)
+            lower_case = [name.lower() for name in names]
+            if text.lower() in lower_case:
+                return lower_case.index(text.lower())
+            label_id = int(text) if text.isdecimal() else None
+        if isinstance(label_id, Integral) and not isinstance(label_id, bool) and int(label_id) in range(num_classes):
+            return int(label_id)
+        choices = f"an index from 0 to {num_classes - 1}" + (f" or one of {', '.join(names)}" if names else "")
+        raise ValueError(f"`class_labels` must be {choices}, got {label!r}.{self._suggest_label(label, names)}")
+
+    @staticmethod
+    def _suggest_label(label: Any, names: Sequence[str]) -> str:
+        if not isinstance(label, str) or not label.strip():
+            return ""
+        text = label.strip().lower()
+        similar = difflib.get_close_matches(text, [name.lower() for name in names], n=1)
+        found = [name for name in names if text in name.lower()] or [name for name in names if name.lower() in similar]
+        return f" Did you mean {found[0]!r}?" if found else ""
 
     def check_inputs(
         self,
-        class_labels,
-        num_images_per_prompt,
-        num_inference_steps,
-        guidance_scale,
-        guidance_interval,
-        image,
-        strength,
-        latents,
-        output_type,
-        callback_on_step_end_tensor_inputs,
-    ):
-        num_train_timesteps = self.scheduler.config.num_train_timesteps
-        if num_images_per_prompt < 1:
-            raise ValueError(f"`num_images_per_prompt` is {num_images_per_prompt} but must be at least 1.")
-        if not 1 <= num_inference_steps <= num_train_timesteps:
-            raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps} but must be 1 to {num_train_timesteps}, the"
-                " scheduler's `num_train_timesteps`."
-            )
-        if isinstance(self.scheduler, HeunDiscreteScheduler) and self.scheduler.alphas_cumprod[-1] < LEAST_SIGNAL:
-            raise ValueError(
-                "HeunDiscreteScheduler cannot start from the endless noise of this model's schedule: take another"
-                " scheduler, such as UniPCMultistepScheduler."
-            )
-        if isinstance(self.scheduler, PNDMScheduler) and num_inference_steps < self.scheduler.pndm_order:
-            raise ValueError(
-                f"`num_inference_steps` is {num_inference_steps} but PNDM needs at least {self.scheduler.pndm_order}."
-            )
-        if guidance_scale != 1 and class_labels is None:
-            raise ValueError("`guidance_scale` needs `class_labels` to guide to: give labels, or leave it at 1.")
+        class_labels: Any,
+        num_images_per_prompt: int,
+        num_inference_steps: int,
+        guidance_scale: float,
+        guidance_interval: tuple[float, float],
+        generator: Any,
+        latents: torch.Tensor | None,
+        image: PipelineImageInput | None,
+        strength: float,
+        output_type: str,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> None:
+        for name, value in (
+            ("num_images_per_prompt", num_images_per_prompt),
+            ("num_inference_steps", num_inference_steps),
+        ):
+            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
+        for one in generator if isinstance(generator, list) else [generator]:
+            if one is not None and not isinstance(one, torch.Generator):
+                raise ValueError(f"`generator` must be a `torch.Generator` or a list of them, got {one!r}.")
         if not math.isfinite(guidance_scale):
-            raise ValueError(f"`guidance_scale` is {guidance_scale} but must be a finite number.")
+            raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale}.")
+        if guidance_scale != 1 and class_labels is None:
+            raise ValueError(
+                f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass `class_labels` to"
+                " use guidance."
+            )
         if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
             raise ValueError(
-                f"`guidance_interval` is {guidance_interval} but must be two numbers (start, stop) with"
-                " 0 <= start <= stop <= 1."
+                f"`guidance_interval` must be (start, stop) with 0 <= start <= stop <= 1, got {guidance_interval}."
             )
         if image is not None:
             if latents is not None:
+                raise ValueError("Cannot start from both `latents` and `image`. Pass only one of them.")
+            if not 0 < strength <= 1 or int(get_num_steps(num_inference_steps, strength)) < 1:
                 raise ValueError(
-                    "`latents` and `image` are both given, but there is one thing to start from: leave one out."
+                    f"`strength` must be in (0, 1] and leave at least one of `num_inference_steps`="
+                    f"{num_inference_steps} steps, got {strength}."
                 )
-            if not 0 < strength <= 1 or int(part_of(num_inference_steps, strength)) < 1:
-                raise ValueError(
-                    f"`strength` is {strength} but must be a part of the steps in (0, 1] that leaves one or more of"
-                    f" `num_inference_steps`={num_inference_steps}."
-                )
-            # In diffusers both take it that they began with the noise.
+            # LMS and PNDM assume that sampling starts at the first timestep, from pure noise.
             if isinstance(self.scheduler, (LMSDiscreteScheduler, PNDMScheduler)):
                 raise ValueError(
-                    f"{type(self.scheduler).__name__} cannot start from an `image`: take another scheduler, such as"
+                    f"{type(self.scheduler).__name__} cannot start from an `image`. Use another scheduler, such as"
                     " DPMSolverMultistepScheduler."
                 )
+        self._check_output_type(output_type)
+        self._check_callback_inputs(callback_on_step_end_tensor_inputs)
+
+    def _check_output_type(self, output_type: str) -> None:
         if output_type not in OUTPUT_TYPES:
-            raise ValueError(f"`output_type` is {output_type!r} but must be one of {', '.join(OUTPUT_TYPES)}.")
+            raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
         if output_type == "pil" and self.unet.config.out_channels not in (1, 3):
             raise ValueError(
-                f"`output_type` is 'pil' but an image of {self.unet.config.out_channels} channels has no PIL mode: use"
-                " 'np' or 'pt'."
+                f"`output_type` must be 'np', 'pt' or 'latent' for images with {self.unet.config.out_channels}"
+                " channels, got 'pil'."
             )
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+
+    def _check_callback_inputs(self, names: Sequence[str]) -> None:
+        unknown = set(names) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` has {', '.join(sorted(unknown))} but may hold"
-                f" {', '.join(self._callback_tensor_inputs)} only."
+                f"`callback_on_step_end_tensor_inputs` must be in {', '.join(self._callback_tensor_inputs)}, got"
+                f" {', '.join(sorted(unknown))}."
             )
+
+    def set_timesteps(
+        self,
+        num_inference_steps: int,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
+        device: torch.device | None = None,
+    ) -> torch.Tensor:
+        """
+        Sets the timesteps of the scheduler, with the power-law spacing where it applies.
+
+        Args:
+            num_inference_steps (`int`): Number of denoising steps; ignored if `timesteps` or `sigmas` are passed.
+            timesteps, sigmas: See [`~FashionMNISTPipeline.__call__`].
+            device (`torch.device`, *optional*): Device of the timesteps.
+
+        Returns:
+            `torch.Tensor` of shape `(num_timesteps,)`: The timesteps, from high to low noise levels.
+
+        Raises:
+            `ValueError`: If the scheduler does not support the arguments or does not fit the model.
+        """
+        scheduler: Any = self.scheduler
+        name = type(scheduler).__name__
+        step_parameters = inspect.signature(scheduler.step).parameters.values()
+        required = [p.name for p in step_parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+        if (
+            not hasattr(scheduler, "alphas_cumprod")
+            or required != ["model_output", "timestep", "sample"]
+            or scheduler.config.get("use_flow_sigmas", False)
+        ):
+            raise ValueError(
+                f"{name} does not support the noise schedule of this model. Use another scheduler, such as"
+                " DPMSolverMultistepScheduler or DDIMScheduler."
+            )
+        num_train_timesteps = scheduler.config.num_train_timesteps
+        if timesteps is not None and sigmas is not None:
+            raise ValueError("Only one of `timesteps` and `sigmas` can be passed.")
+        if timesteps is None and sigmas is None:
+            if num_inference_steps > num_train_timesteps:
+                raise ValueError(
+                    f"`num_inference_steps` must be between 1 and {num_train_timesteps}, the scheduler's"
+                    f" `num_train_timesteps`, got {num_inference_steps}."
+                )
+            if isinstance(scheduler, HeunDiscreteScheduler) and scheduler.alphas_cumprod[-1] < NEAR_ZERO_SNR:
+                raise ValueError(
+                    "HeunDiscreteScheduler cannot start from the noise level of this model's schedule, which is"
+                    " almost infinite. Use another scheduler, such as UniPCMultistepScheduler."
+                )
+            if isinstance(scheduler, PNDMScheduler) and num_inference_steps < scheduler.pndm_order:
+                raise ValueError(
+                    f"`num_inference_steps` must be at least {scheduler.pndm_order} with PNDMScheduler, got"
+                    f" {num_inference_steps}."
+                )
+            if self._uses_power_law():
+                timesteps = power_law_timesteps(num_inference_steps, num_train_timesteps, self.config.timestep_power)
+                scheduler.set_timesteps(timesteps=timesteps, device=device)
+            else:
+                scheduler.set_timesteps(num_inference_steps, device=device)
+        else:
+            option, values = ("sigmas", sigmas) if timesteps is None else ("timesteps", timesteps)
+            if option not in inspect.signature(scheduler.set_timesteps).parameters:
+                raise ValueError(f"{name} does not support custom `{option}`. Pass `num_inference_steps` instead.")
+            scheduler.set_timesteps(**{option: list(values)}, device=device)
+        self._check_timesteps(name, timesteps is None and sigmas is None)
+        return scheduler.timesteps
+
+    def _uses_power_law(self) -> bool:
+        return (
+            self.config.timestep_power is not None
+            and isinstance(self.scheduler, DPMSolverMultistepScheduler)
+            and not any(self.scheduler.config.get(option, False) for option in SPACING_OPTIONS)
+        )
+
+    def _check_timesteps(self, name: str, spaced_by_scheduler: bool) -> None:
+        scheduler: Any = self.scheduler
+        timesteps, num_train_timesteps = scheduler.timesteps, scheduler.config.num_train_timesteps
+        if not len(timesteps) or timesteps.min() < 0 or timesteps.max() > num_train_timesteps - 1:
+            raise ValueError(
+                f"{name} uses timesteps outside 0 to {num_train_timesteps - 1} for these arguments. Use another number"
+                " of steps, another `steps_offset` or another scheduler."
+            )
+        if (timesteps.diff() > 0).any():
+            raise ValueError(f"{name} does not go from noise to image. Use decreasing `timesteps`, or another scheduler.")
+        gap = num_train_timesteps / max(1, len(timesteps.unique()))
+        if spaced_by_scheduler and timesteps.max() + gap < MIN_TIMESTEP_COVERAGE * num_train_timesteps:
+            # With "leading" spacing, diffusers may start half-way if the number of steps does not divide T.
+            raise ValueError(
+                f"{name} starts at timestep {int(timesteps.max())} of {num_train_timesteps} with this number of steps,"
+                " which skips the high noise levels. Use fewer steps, or another `timestep_spacing`."
+            )
+
+    def _preprocess_image(self, image: Any, height: int, width: int) -> torch.Tensor:
+        """Converts `image` to a float32 tensor `(batch, channels, height, width)` in [-1, 1]."""
+        channels = self.unet.config.in_channels
+        images = image if isinstance(image, (list, tuple)) else [image]
+        if not images:
+            raise ValueError("`image` must contain at least one image, got an empty list.")
+        if not all(isinstance(one, PIL.Image.Image) for one in images):
+            images = [self._to_image_tensor(one) for one in images]
+        else:
+            for one in images:
+                if one.mode in ("I", "F") or one.mode.startswith("I;16"):
+                    raise ValueError(f"`image` must have 8 bits per channel, got mode {one.mode!r}. Convert it first.")
+        processor = VaeImageProcessor(
+            vae_scale_factor=1, do_convert_rgb=channels == 3, do_convert_grayscale=channels == 1
+        )
+        return processor.preprocess(images, height, width)
+
+    @staticmethod
+    def _to_image_tensor(image: Any) -> torch.Tensor:
+        """Converts an array `(..., height, width, channels)` or a tensor `(..., channels, height, width)` to [0, 1]."""
+        if not hasattr(image, "dtype") or not hasattr(image, "ndim") or image.ndim not in (2, 3, 4):
+            raise ValueError(
+                "`image` must be a PIL image, an array, a tensor or a list of one of these, with 2 to 4 dimensions, got"
+                f" {type(image).__name__}."
+            )
+        tensor = image if torch.is_tensor(image) else torch.as_tensor(image)
+        if tensor.ndim == 2:
+            tensor = tensor[None]
+        elif not torch.is_tensor(image):
+            tensor = tensor.movedim(-1, -3)
+        if tensor.dtype == torch.uint8:
+            return tensor.float() / 255
+        if tensor.dtype == torch.bool:
+            return tensor.float()
+        if not tensor.is_floating_point() or not tensor.isfinite().all() or tensor.min() < 0 or tensor.max() > 1:
+            raise ValueError(f"`image` must have uint8 values or floats in [0, 1], got {tensor.dtype} values.")
+        return tensor
 
     def prepare_latents(
         self,
@@ -234,42 +532,49 @@ class FashionMNISTPipeline(DiffusionPipeline):
         timestep: torch.Tensor,
         device: torch.device,
     ) -> torch.Tensor:
-        sample_size, channels = self.unet.config.sample_size, self.unet.config.in_channels
-        height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-        shape = (batch_size, channels, height, width)
+        shape = (batch_size, *self._get_image_shape())
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
-                f"`generator` is a list of {len(generator)} but must have one for each of {batch_size} images."
+                f"`generator` must have one generator for each of the {batch_size} images, got {len(generator)}."
             )
         if latents is None:
             latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
         elif latents.shape != shape:
-            raise ValueError(f"`latents` has shape {tuple(latents.shape)} but must have {shape}.")
+            raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
         if image is not None:
-            processor = VaeImageProcessor(
-                vae_scale_factor=1, do_convert_rgb=channels == 3, do_convert_grayscale=channels == 1
-            )
-            original = processor.preprocess(image, height, width).to(device, torch.float32)
-            if len(original) not in (1, batch_size) or original.shape[1] != channels:
+            original = self._preprocess_image(image, *shape[2:]).to(device, torch.float32)
+            if len(original) not in (1, batch_size) or original.shape[1] != shape[1]:
                 raise ValueError(
-                    f"`image` has shape {tuple(original.shape)} but must be one image, or one for each of the"
-                    f" {batch_size} that are drawn, of {channels} channels."
+                    f"`image` must be one image or {batch_size} images with {shape[1]} channels, got shape"
+                    f" {tuple(original.shape)}."
                 )
             return self.scheduler.add_noise(original.expand(shape), latents, timestep.expand(batch_size))
         return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
 
+    def _get_image_shape(self) -> tuple[int, int, int]:
+        sample_size = self.unet.config.sample_size
+        height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+        return self.unet.config.in_channels, height, width
+
     def pred_original_sample(
         self, prediction: torch.Tensor, model_input: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
-        """The clean image that a prediction for a noisy one amounts to, clamped to [-1, 1] (arXiv 2006.11239, equation
-        15; arXiv 2202.00512, appendix D)."""
+        """
+        Computes the clean image from a prediction, clamped to [-1, 1] (arXiv 2006.11239, equation 15; arXiv
+        2202.00512, appendix D).
+
+        Args:
+            prediction (`torch.Tensor`): Output of the model.
+            model_input (`torch.Tensor` of the same shape): The noisy images that the model received.
+            timestep (`torch.Tensor`): Their timestep, a scalar.
+        """
         alphas_cumprod = self.scheduler.alphas_cumprod.to(prediction)
         sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
-        # Some schedulers stop between the timesteps of the training.
-        below, fraction = divmod(float(timestep), 1)
-        noise_level = sigmas[int(below)]
+        # Some schedulers use timesteps between those of the training.
+        lower, fraction = divmod(float(timestep), 1)
+        noise_level = sigmas[int(lower)]
         if fraction:
-            noise_level = torch.lerp(noise_level, sigmas[int(below) + 1], fraction)
+            noise_level = torch.lerp(noise_level, sigmas[int(lower) + 1], fraction)
         signal = (1 + noise_level**2).rsqrt()
         sigma = (1 - signal**2).sqrt()
         prediction_type = self.scheduler.config.prediction_type
@@ -281,13 +586,70 @@ class FashionMNISTPipeline(DiffusionPipeline):
             original = prediction
         return original.clamp(-1, 1)
 
+    def _denoise(
+        self,
+        sample: torch.Tensor,
+        timesteps: torch.Tensor,
+        predict: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
+        step_kwargs: Callable[[], dict[str, Any]],
+        callback_on_step_end: Callable[..., dict | None] | None,
+        callback_on_step_end_tensor_inputs: Sequence[str],
+    ) -> torch.Tensor:
+        """
+        Runs the denoising loop.
+
+        Args:
+            sample (`torch.Tensor` of shape `(batch, channels, height, width)`): The noisy images to start from.
+            timesteps (`torch.Tensor` of shape `(num_timesteps,)`): The timesteps.
+            predict (`Callable`): Returns the float32 prediction for a model input, a timestep and a step index.
+            step_kwargs (`Callable`): Returns the arguments of the next `scheduler.step`.
+        """
+        self._interrupt = False
+        self._num_timesteps = len(timesteps)
+        self._num_function_evaluations = 0
+        progress_bar = self.progress_bar(total=self.num_timesteps)  # pyright: ignore[reportCallIssue]
+        with evaluation_mode(self.unet), progress_bar:
+            for i, t in enumerate(timesteps):
+                if self.interrupt:
+                    break
+                scaled_sample = self.scheduler.scale_model_input(sample, t)
+                prediction = predict(scaled_sample.to(self.unet.dtype), t, i)
+                # The scheduler computes in float32, whatever the dtype of the model is.
+                sample = self.scheduler.step(prediction, t, sample, **step_kwargs()).prev_sample
+                if callback_on_step_end is not None:
+                    tensors = {"latents": sample, "model_input": scaled_sample}
+                    if "pred_original_sample" in callback_on_step_end_tensor_inputs:
+                        tensors["pred_original_sample"] = self.pred_original_sample(prediction, scaled_sample, t)
+                    tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                    changed = callback_on_step_end(self, i, t, tensors) or {}
+                    sample = changed.pop("latents", sample)
+                progress_bar.update()
+        return sample
+
+    def _postprocess(self, sample: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
+        if not sample.isfinite().all():
+            raise ValueError(
+                "Sampling produced NaN or infinite pixels. Try float32 or another scheduler, or check the weights."
+            )
+        images: Any = sample
+        if output_type != "latent":
+            images = (sample / 2 + 0.5).clamp(0, 1)
+            if output_type != "pt":
+                images = images.permute(0, 2, 3, 1).cpu().numpy()
+                if output_type == "pil":
+                    images = self.numpy_to_pil(images)
+        self.maybe_free_model_hooks()
+        return ImagePipelineOutput(images=images) if return_dict else (images,)
+
     @torch.no_grad()
     @replace_example_docstring(EXAMPLE_DOC_STRING)
     def __call__(
         self,
-        class_labels: int | str | Sequence[int | str] | None = None,
+        class_labels: Any = None,
         num_images_per_prompt: int = 1,
-        num_inference_steps: int = 20,
+        num_inference_steps: int | None = None,
+        timesteps: Sequence[int] | None = None,
+        sigmas: Sequence[float] | None = None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         generator: torch.Generator | list[torch.Generator] | None = None,
@@ -296,150 +658,291 @@ class FashionMNISTPipeline(DiffusionPipeline):
         strength: float = 0.8,
         output_type: str = "pil",
         return_dict: bool = True,
-        callback_on_step_end: Callable[["FashionMNISTPipeline", int, int, dict], dict] | None = None,
+        callback_on_step_end: Callable[["FashionMNISTPipeline", int, int, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple:
         r"""
-        Draws `num_images_per_prompt` images of each label.
+        Generates `num_images_per_prompt` images for each label.
 
         Args:
-            class_labels (`int` or `str` or a list of both, *optional*):
-                Labels in `[0, num_class_embeds)` or names of `label_names`, in upper or lower case. `None` draws
-                without a class.
-            num_images_per_prompt (`int`, defaults to `1`):
-                Images of each label. All images of the first label come first, then those of the second.
-            num_inference_steps (`int`, defaults to `20`):
-                Denoising steps, from 1 to the scheduler's `num_train_timesteps`; some of diffusers refuse some numbers
-                that do not divide it. A scheduler of the second order evaluates the model about twice in a step.
-            guidance_scale (`float`, defaults to `1.0`):
+            class_labels (`int`, `str`, `list`, `np.ndarray` or `torch.Tensor`, *optional*):
+                Labels in `[0, num_class_embeds)` or names in `label_names`, in upper or lower case. `None` samples
+                unconditionally.
+            num_images_per_prompt (`int`, defaults to 1):
+                Number of images for each label. All images of the first label come first.
+            num_inference_steps (`int`, *optional*):
+                Number of denoising steps, from 1 to the scheduler's `num_train_timesteps`. By default, the number that
+                is stored with the pipeline. A scheduler of second order evaluates the model about twice per step.
+            timesteps (`Sequence[int]`, *optional*):
+                Custom decreasing timesteps, for schedulers whose `set_timesteps` supports them.
+            sigmas (`Sequence[float]`, *optional*):
+                Custom decreasing noise levels, for schedulers whose `set_timesteps` supports them.
+            guidance_scale (`float`, defaults to 1.0):
                 Weight `s` of classifier-free guidance in `null + s * (label - null)`, where `null` and `label` are the
-                predictions without and with the label: 1 is none, more is closer to the label. This is `1 + w` of
-                arXiv 2207.12598, equation 6.
+                predictions without and with the label. 1 disables guidance; larger values follow the label more
+                closely. This is `1 + w` in arXiv 2207.12598, equation 6.
             guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
-                Part of the steps that is guided, from 0 (noise) to 1 (image); the others run the model once
-                (arXiv 2404.07724).
+                Range of sampling steps that use guidance, as fractions from 0 (noise) to 1 (image) (arXiv 2404.07724).
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-                One for all images, or one for each image. With one for each, an image depends on its own generator
-                and not on the batch that it is drawn in.
+                One generator for all images, or one for each. With one for each, an image only depends on its own
+                generator and not on the batch.
             latents (`torch.Tensor` of shape `(batch, in_channels, height, width)`, *optional*):
-                Standard normal noise to start from, in place of noise from `generator`.
+                Standard normal noise to start from. A stochastic scheduler, such as the stored one of the bundled
+                checkpoints, also adds noise from `generator` at every step, so that the result depends little on
+                `latents`. Use a deterministic scheduler or [`~FashionMNISTPipeline.interpolate`] to interpolate.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-                One image for all, or one for each, to noise and denoise again (arXiv 2108.01073); resized to the
-                model's size. Tensors and arrays are in [0, 1].
-            strength (`float`, defaults to `0.8`):
-                The part of the steps, the last ones, that an `image` goes through, in (0, 1]: how much of it is made
-                anew.
+                Image-to-image: one image for all, or one for each, that is resized, noised and denoised again (arXiv
+                2108.01073). Arrays `(height, width, channels)` and tensors `(channels, height, width)`, with or
+                without a batch dimension, contain uint8 values or floats in [0, 1].
+            strength (`float`, defaults to 0.8):
+                Fraction of the steps, in (0, 1], that an `image` goes through.
             output_type (`str`, defaults to `"pil"`):
-                `"pil"` (mode "L" with one channel, "RGB" with three), `"np"` of shape `(batch, height, width,
-                channels)` in [0, 1], `"pt"` of shape `(batch, channels, height, width)` in [0, 1], or `"latent"`, the
-                same shape as the scheduler leaves it, about [-1, 1].
+                `"pil"` (mode "L" or "RGB"), `"np"` of shape `(batch, height, width, channels)` in [0, 1], `"pt"` of
+                shape `(batch, channels, height, width)` in [0, 1], or `"latent"`, the same shape in about [-1, 1].
             return_dict (`bool`, defaults to `True`): Whether to return an [`ImagePipelineOutput`] or a tuple.
             callback_on_step_end (`Callable`, *optional*):
-                Called after each step as `callback(pipe, step, timestep, tensors)`; the `latents` of the dict that it
-                returns go on. It may set `pipe._guidance_scale`, or `pipe._interrupt` to skip the steps left.
+                Called after each step as `callback(pipe, step, timestep, tensors)`. Sampling continues with the
+                `latents` that it returns, if any. It may set `pipe._guidance_scale`, or `pipe._interrupt` to stop.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
-                The tensors that the callback gets: `"latents"`, and `"pred_original_sample"`, the picture as the model
-                expects it at this step, in [-1, 1]. With a scheduler that computes in noise levels, the former is
-                noisier than [-1, 1].
+                The tensors that the callback receives: `"latents"`, the state of the scheduler after the step;
+                `"model_input"`, the noisy images before the step, scaled to unit variance; and
+                `"pred_original_sample"`, the clean images that the model predicts at this step, in [-1, 1].
 
         Examples:
 
         Returns:
-            [`ImagePipelineOutput`] or `tuple`: the images, in float32 but for `"pil"`.
+            [`ImagePipelineOutput`] or `tuple`: The images, in float32 unless they are PIL images.
 
         Raises:
-            `ValueError`: an argument is none of its choices, or does not fit the model or the scheduler, for which the
-                message names the choices; or what the model draws is not finite.
+            `ValueError`: If an argument is out of range or does not fit the model or the scheduler, or if an image has
+                NaN or infinite pixels.
         """
-        # 1. check inputs
+        # 1. Check inputs
+        if num_inference_steps is None:
+            num_inference_steps = self.config.num_inference_steps
         self.check_inputs(
             class_labels,
             num_images_per_prompt,
             num_inference_steps,
             guidance_scale,
             guidance_interval,
+            generator,
+            latents,
             image,
             strength,
-            latents,
             output_type,
             callback_on_step_end_tensor_inputs,
         )
         self._guidance_scale = guidance_scale
-        self._interrupt = False
         device = self._execution_device
 
-        # 2. labels
+        # 2. Class labels
         batch_size = num_images_per_prompt
-        labels = guided_labels = None
+        label_kwargs, guided_labels = {}, None
         if class_labels is not None:
             labels = torch.tensor(self.get_label_ids(class_labels), device=device)
             labels = labels.repeat_interleave(num_images_per_prompt)  # (B,)
             guided_labels = torch.cat([torch.full_like(labels, self.unet.config.num_class_embeds), labels])  # (2B,)
+            label_kwargs = {"class_labels": labels}
             batch_size = len(labels)
 
-        # 3. timesteps and noise
-        self.scheduler.set_timesteps(num_inference_steps, device=device)
-        timesteps = self.scheduler.timesteps
-        num_train_timesteps = self.scheduler.config.num_train_timesteps
-        span = timesteps.max() + num_train_timesteps / num_inference_steps
-        if span < LEAST_SPAN * num_train_timesteps or timesteps.min() < 0:
-            # Where the number does not divide that of the timesteps, diffusers may begin half-way ("leading"), or add
-            # a step at -1 ("trailing").
-            raise ValueError(
-                f"{type(self.scheduler).__name__} cannot draw in {num_inference_steps} steps here: take fewer, or"
-                " another scheduler."
-            )
+        # 3. Timesteps
+        timesteps_tensor = self.set_timesteps(num_inference_steps, timesteps, sigmas, device)
         if image is not None:
-            skipped = (num_inference_steps - int(part_of(num_inference_steps, strength))) * self.scheduler.order
-            timesteps = timesteps[skipped:]
+            num_steps = len(timesteps_tensor) if timesteps or sigmas else num_inference_steps
+            skipped = (num_steps - int(get_num_steps(num_steps, strength))) * self.scheduler.order
+            timesteps_tensor = timesteps_tensor[skipped:]
             if hasattr(self.scheduler, "set_begin_index"):
                 self.scheduler.set_begin_index(skipped)
-        self._num_timesteps = len(timesteps)
-        sample = self.prepare_latents(batch_size, generator, latents, image, timesteps[:1], device)
+        num_timesteps = len(timesteps_tensor)
+
+        # 4. Noise
+        sample = self.prepare_latents(batch_size, generator, latents, image, timesteps_tensor[:1], device)
         takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if takes_generator else {}
 
-        # 4. denoise; the scheduler computes in float32, whatever the model computes in
-        progress_bar = self.progress_bar(total=self.num_timesteps)  # pyright: ignore[reportCallIssue]
-        with evaluation_mode(self.unet), progress_bar:
-            for i, t in enumerate(timesteps):
-                if self.interrupt:
-                    continue
+        # 5. Denoising loop
+        def predict(model_input: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
+            start, stop = (get_num_steps(num_timesteps, fraction) for fraction in guidance_interval)
+            if guided_labels is not None and self.guidance_scale != 1 and start <= i < stop:
+                self._num_function_evaluations += 2
+                model_input = torch.cat([model_input, model_input])
+                prediction = self.unet(model_input, t, class_labels=guided_labels).sample.float()
+                null, label = prediction.chunk(2)
+                return null + self.guidance_scale * (label - null)
+            self._num_function_evaluations += 1
+            return self.unet(model_input, t, **label_kwargs).sample.float()
 
-                scaled_sample = self.scheduler.scale_model_input(sample, t)
-                model_input = scaled_sample.to(self.unet.dtype)
-                start, stop = (part_of(self.num_timesteps, fraction) for fraction in guidance_interval)
-                if labels is not None and self.guidance_scale != 1 and start <= i < stop:
-                    model_input = torch.cat([model_input, model_input])
-                    prediction = self.unet(model_input, t, class_labels=guided_labels).sample.float()
-                    null, label = prediction.chunk(2)
-                    prediction = null + self.guidance_scale * (label - null)
-                else:
-                    prediction = self.unet(model_input, t, class_labels=labels).sample.float()
+        sample = self._denoise(
+            sample,
+            timesteps_tensor,
+            predict,
+            lambda: step_kwargs,
+            callback_on_step_end,
+            callback_on_step_end_tensor_inputs,
+        )
 
-                sample = self.scheduler.step(prediction, t, sample, **step_kwargs).prev_sample
+        # 6. Images
+        return self._postprocess(sample, output_type, return_dict)
 
-                if callback_on_step_end is not None:
-                    tensors = {"latents": sample}
-                    if "pred_original_sample" in callback_on_step_end_tensor_inputs:
-                        tensors["pred_original_sample"] = self.pred_original_sample(prediction, scaled_sample, t)
-                    tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    sample = callback_on_step_end(self, i, t, tensors).pop("latents", sample)
-                progress_bar.update()
+    @torch.no_grad()
+    def interpolate(
+        self,
+        class_labels: Any = None,
+        seeds: tuple[int, int] = (0, 1),
+        num_images: int = 8,
+        num_inference_steps: int | None = None,
+        output_type: str = "pil",
+        return_dict: bool = True,
+        callback_on_step_end: Callable[["FashionMNISTPipeline", int, int, dict], dict | None] | None = None,
+        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+    ) -> ImagePipelineOutput | tuple:
+        r"""
+        Generates images that interpolate between two seeds, two classes, or both.
 
-        # 5. images
-        if not sample.isfinite().all():
-            raise ValueError("The model draws pixels that are not finite: take another dtype, scheduler or model.")
-        images: Any = sample
-        if output_type != "latent":
-            images = (sample / 2 + 0.5).clamp(0, 1)
-            if output_type != "pt":
-                images = images.permute(0, 2, 3, 1).cpu().numpy()
-                if output_type == "pil":
-                    images = self.numpy_to_pil(images)
+        The noise of both seeds, at the start and at every step of a stochastic scheduler, is interpolated on the
+        sphere, and the predictions for two classes are interpolated linearly. The first image is therefore the one
+        that `pipe(first_label, generator=torch.Generator().manual_seed(seeds[0]))` generates, and the last image is
+        that of the last label and seed.
 
-        self.maybe_free_model_hooks()
+        Args:
+            class_labels (*optional*):
+                One label, or a pair with the first and the last label; see [`~FashionMNISTPipeline.__call__`]. `None`
+                samples unconditionally. Two different labels need two model evaluations per step.
+            seeds (`tuple[int, int]`, defaults to `(0, 1)`): The seeds of the first and of the last image.
+            num_images (`int`, defaults to 8): Number of images, at least 2.
+            num_inference_steps, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs:
+                See [`~FashionMNISTPipeline.__call__`].
 
-        if not return_dict:
-            return (images,)
-        return ImagePipelineOutput(images=images)
+        Returns:
+            [`ImagePipelineOutput`] or `tuple`: The images, from the first to the last.
+
+        Raises:
+            `ValueError`: If an argument is out of range, or if the scheduler adds noise that cannot be interpolated
+                because its `step` has no `variance_noise` argument, such as [`DDPMScheduler`].
+
+        Examples:
+            ```py
+            >>> from fmnist_diffusion import load_pipeline
+
+            >>> pipe = load_pipeline("base")
+            >>> images = pipe.interpolate(["Sneaker", "Ankle boot"], seeds=(3, 4), num_images=12).images
+            ```
+        """
+        # 1. Check inputs
+        if num_inference_steps is None:
+            num_inference_steps = self.config.num_inference_steps
+        if not isinstance(num_images, Integral) or num_images < 2:
+            raise ValueError(f"`num_images` must be an integer from 2 on, got {num_images!r}.")
+        if len(seeds) != 2:
+            raise ValueError(f"`seeds` must be the seeds of the first and of the last image, got {seeds!r}.")
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        self.check_inputs(
+            class_labels,
+            num_images,
+            num_inference_steps,
+            1.0,
+            (0.0, 1.0),
+            generators,
+            None,
+            None,
+            1.0,
+            output_type,
+            callback_on_step_end_tensor_inputs,
+        )
+        self._guidance_scale = 1.0
+        device = self._execution_device
+        weights = torch.linspace(0, 1, int(num_images), device=device).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
+
+        # 2. Class labels
+        first = last = None
+        if class_labels is not None:
+            label_ids = self.get_label_ids(class_labels)
+            if len(label_ids) > 2:
+                raise ValueError(f"`class_labels` must be one label or two labels, got {len(label_ids)}.")
+            first, last = (torch.full((int(num_images),), label_ids[i], device=device) for i in (0, -1))
+
+        # 3. Timesteps and noise
+        timesteps = self.set_timesteps(num_inference_steps, device=device)
+        shape = (1, *self._get_image_shape())
+
+        def sample_noise() -> torch.Tensor:
+            noise = (randn_tensor(shape, generator=g, device=device, dtype=torch.float32) for g in generators)
+            return slerp(*noise, weights)
+
+        sample = sample_noise() * self.scheduler.init_noise_sigma
+        step_parameters = inspect.signature(self.scheduler.step).parameters
+        unused = torch.Generator(device)
+        initial_state = unused.get_state()
+
+        def step_kwargs() -> dict[str, Any]:
+            if "variance_noise" in step_parameters:
+                return {"variance_noise": sample_noise()}
+            if not torch.equal(unused.get_state(), initial_state):
+                raise ValueError(
+                    f"{type(self.scheduler).__name__} adds noise that cannot be interpolated. Use a deterministic"
+                    " scheduler, such as DDIMScheduler, or a DPMSolverMultistepScheduler."
+                )
+            return {"generator": unused} if "generator" in step_parameters else {}
+
+        # 4. Denoising loop
+        def predict(model_input: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
+            if first is None or torch.equal(first, last):
+                self._num_function_evaluations += 1
+                label_kwargs = {} if first is None else {"class_labels": first}
+                return self.unet(model_input, t, **label_kwargs).sample.float()
+            self._num_function_evaluations += 2
+            both = torch.cat([model_input, model_input]), t, torch.cat([first, last])
+            return torch.lerp(*self.unet(*both).sample.float().chunk(2), weights)
+
+        sample = self._denoise(
+            sample, timesteps, predict, step_kwargs, callback_on_step_end, callback_on_step_end_tensor_inputs
+        )
+
+        # 5. Images
+        return self._postprocess(sample, output_type, return_dict)
+
+    def trajectory(
+        self, class_labels: Any = None, *, tensor_name: str = "model_input", **kwargs: Any
+    ) -> list[list[PIL.Image.Image]]:
+        r"""
+        Generates images and returns how they form, from noise to the final images.
+
+        Args:
+            class_labels (*optional*): See [`~FashionMNISTPipeline.__call__`].
+            tensor_name (`str`, defaults to `"model_input"`):
+                What the frames show: `"model_input"`, the noisy images before each step, or `"pred_original_sample"`,
+                the clean images that the model predicts at each step.
+            kwargs: Other arguments of [`~FashionMNISTPipeline.__call__`], such as `generator`.
+
+        Returns:
+            `list[list[PIL.Image.Image]]`: One list of images for each step, followed by the final images.
+
+        Raises:
+            `ValueError`: If an argument is out of range.
+
+        Examples:
+            ```py
+            >>> import torch
+            >>> from fmnist_diffusion import load_pipeline
+            >>> from fmnist_diffusion.images import image_grid, save_gif
+
+            >>> pipe = load_pipeline("base")
+            >>> frames = pipe.trajectory(["Bag", "Coat"], generator=torch.manual_seed(0))
+            >>> save_gif([image_grid(images, columns=2) for images in frames], "denoising.gif", hold=1000)
+            ```
+        """
+        if tensor_name not in ("model_input", "pred_original_sample"):
+            raise ValueError(f"`tensor_name` must be 'model_input' or 'pred_original_sample', got {tensor_name!r}.")
+        self._check_output_type("pil")
+        frames = []
+
+        def keep_frame(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict:
+            array = (tensors[tensor_name] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
+            frames.append(self.numpy_to_pil(array))
+            return {}
+
+        output = self(
+            class_labels, callback_on_step_end=keep_frame, callback_on_step_end_tensor_inputs=[tensor_name], **kwargs
+        )
+        return [*frames, output.images]

@@ -1,0 +1,49 @@
+"""Image grids and animations for display."""
+
+import os
+from collections.abc import Sequence
+
+from PIL import Image
+
+
+def upscale(image: Image.Image, factor: int) -> Image.Image:
+    """Enlarges `image` by an integer `factor` with nearest-neighbor interpolation."""
+    return image.resize((image.width * factor, image.height * factor), Image.Resampling.NEAREST)
+
+
+def image_grid(images: Sequence[Image.Image], columns: int, border: int = 0) -> Image.Image:
+    """
+    Arranges images of equal size in rows of `columns` images, in the mode of the first image.
+
+    Unlike diffusers' `make_image_grid`, it keeps grayscale images grayscale and accepts an incomplete last row.
+
+    Args:
+        images (`Sequence[PIL.Image.Image]`): At least one image; all have the same size.
+        columns (`int`): Images per row; fewer if there are not as many images.
+        border (`int`, defaults to 0): Width of the black border between images, in pixels.
+    """
+    columns = min(columns, len(images))
+    rows = -(-len(images) // columns)
+    width, height = images[0].size
+    size = (columns * (width + border) - border, rows * (height + border) - border)
+    grid = Image.new(images[0].mode, size)
+    for i, image in enumerate(images):
+        grid.paste(image, (i % columns * (width + border), i // columns * (height + border)))
+    return grid
+
+
+def save_gif(frames: Sequence[Image.Image], path: str | os.PathLike, duration: int = 100, hold: int = 0) -> None:
+    """
+    Saves `frames` as a GIF that repeats forever.
+
+    Args:
+        frames (`Sequence[PIL.Image.Image]`): At least one frame; all have the same size.
+        path (`str` or `os.PathLike`): File to write.
+        duration (`int`, defaults to 100): Time per frame, in milliseconds.
+        hold (`int`, defaults to 0): Additional time for the last frame, in milliseconds.
+    """
+    durations = [duration] * len(frames)
+    durations[-1] += hold
+    frames[0].save(
+        path, "GIF", save_all=True, append_images=frames[1:], duration=durations, loop=0, optimize=False, disposal=1
+    )

@@ -1,0 +1,78 @@
+"""Loading of bundled checkpoints, local folders and Hub repositories."""
+
+import os
+from pathlib import Path
+from typing import Any
+
+from .pipelines import FashionMNISTPipeline
+from .sampling import make_scheduler
+
+
+PRETRAINED_DIR = Path(__file__).parent / "pretrained"
+
+
+def bundled_pipelines() -> tuple[str, ...]:
+    """Returns the names of the checkpoints that are part of the package."""
+    return tuple(sorted(index.parent.name for index in PRETRAINED_DIR.glob("*/model_index.json")))
+
+
+def get_pipeline_folder(name_or_path: str | os.PathLike) -> Path:
+    """Returns the folder of a bundled checkpoint if `name_or_path` is its name (a `str`), else `name_or_path`."""
+    if isinstance(name_or_path, str) and name_or_path in bundled_pipelines():
+        return PRETRAINED_DIR / name_or_path
+    return Path(name_or_path)
+
+
+def load_pipeline(
+    pretrained_model_name_or_path: str | os.PathLike, *, scheduler: str | type | None = None, **kwargs: Any
+) -> FashionMNISTPipeline:
+    r"""
+    Loads a bundled checkpoint, a local folder or a Hub repository, without remote code.
+
+    Args:
+        pretrained_model_name_or_path (`str` or `os.PathLike`):
+            A name in [`bundled_pipelines`], a folder, or a repository id such as `owner/name`. To load a folder with
+            the name of a bundled checkpoint, pass `./name` or a `Path`.
+        scheduler (`str` or a subclass of [`SchedulerMixin`], *optional*):
+            A scheduler to use in place of the stored one, with the same noise schedule: a name in
+            `fmnist_diffusion.sampling.SCHEDULERS` such as `"ddim"`, or a diffusers scheduler class.
+        kwargs: Arguments of [`FashionMNISTPipeline.from_pretrained`], such as `dtype`, `variant` and `revision`.
+
+    Returns:
+        [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
+
+    Raises:
+        `OSError`: If there is no such pipeline, revision or variant, or if it cannot be read.
+        `ValueError`: If there is no such scheduler.
+
+    Examples:
+        ```py
+        >>> from fmnist_diffusion import load_pipeline
+
+        >>> pipe = load_pipeline("base")
+        >>> image = pipe("Ankle boot").images[0]
+        ```
+    """
+    path, folder = os.fspath(pretrained_model_name_or_path), get_pipeline_folder(pretrained_model_name_or_path)
+    if folder.is_dir():
+        if not (folder / FashionMNISTPipeline.config_name).is_file():
+            raise OSError(f"The folder {path} contains no pipeline: it has no {FashionMNISTPipeline.config_name}.")
+        pipe = FashionMNISTPipeline.from_pretrained(folder, **kwargs)
+    else:
+        missing = (
+            f"Could not find a pipeline at {path!r}: pass the name of a bundled checkpoint"
+            f" ({', '.join(bundled_pipelines())}), a local folder with {FashionMNISTPipeline.config_name}, or a Hub"
+            " repository id (`owner/name`) that you can access and that has the `revision` and `variant`."
+        )
+        if path.count("/") != 1 or path.startswith((".", "/", "~")):
+            raise OSError(missing)
+        try:
+            pipe = FashionMNISTPipeline.from_pretrained(path, **kwargs)
+        except OSError as error:
+            # Errors of the machine, such as a full disk, have an error number; those of the Hub's client have none.
+            if error.errno is not None:
+                raise
+            raise OSError(missing) from error
+    if scheduler is not None:
+        pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
+    return pipe
