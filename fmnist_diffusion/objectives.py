@@ -1,4 +1,4 @@
-"""The maths of training that diffusers leaves to its users: losses, loss weights and the choice of timesteps."""
+"""Training objectives: losses, loss weights and timestep densities."""
 
 from typing import Literal
 
@@ -10,12 +10,21 @@ PredictionType = Literal["epsilon", "v_prediction", "sample"]
 LossType = Literal["mse", "l1", "huber"]
 TimestepSampling = Literal["uniform", "logit_normal", "importance"]
 
-# Of the pseudo-Huber loss, in units of the noise's standard deviation.
+# Constant c of the pseudo-Huber loss, in units of the standard deviation of the noise.
 HUBER_C = 0.1
 
 
 def per_image_loss(prediction: torch.Tensor, target: torch.Tensor, loss_type: LossType) -> torch.Tensor:
-    """The loss of each image, (B,), a mean over its pixels. `"huber"` is sqrt(x^2 + c^2) - c with c = 0.1."""
+    """
+    Computes the mean loss over the pixels of each image.
+
+    Args:
+        prediction, target (`torch.Tensor` of shape `(batch, channels, height, width)`): The prediction and its target.
+        loss_type (`str`): `"mse"`, `"l1"`, or `"huber"`, which is `sqrt(x**2 + c**2) - c` with `c = 0.1`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch,)`.
+    """
     if loss_type == "mse":
         loss = F.mse_loss(prediction, target, reduction="none")
     elif loss_type == "l1":
@@ -26,10 +35,19 @@ def per_image_loss(prediction: torch.Tensor, target: torch.Tensor, loss_type: Lo
 
 
 def min_snr_weights(snr: torch.Tensor, snr_gamma: float, prediction_type: PredictionType) -> torch.Tensor:
-    """Min-SNR-gamma loss weights, (B,) (arXiv 2303.09556, section 3.4).
+    """
+    Computes Min-SNR-gamma loss weights (arXiv 2303.09556, section 3.4).
 
-    The loss on the clean sample is weighted by min(SNR, gamma); in terms of epsilon that is min(SNR, gamma) / SNR, of
-    v it is min(SNR, gamma) / (SNR + 1). `snr` (B,) is not negative, as `compute_snr` of diffusers gives it.
+    The weight of the loss on the clean sample is `min(SNR, gamma)`. The equivalent weight is `min(SNR, gamma) / SNR`
+    for epsilon and `min(SNR, gamma) / (SNR + 1)` for v.
+
+    Args:
+        snr (`torch.Tensor` of shape `(batch,)`): Signal-to-noise ratios, from 0 on; see diffusers' `compute_snr`.
+        snr_gamma (`float`): The constant gamma, above 0.
+        prediction_type (`str`): `"epsilon"`, `"v_prediction"` or `"sample"`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch,)`.
     """
     clipped = snr.clamp(max=snr_gamma)
     if prediction_type == "epsilon":
@@ -41,15 +59,21 @@ def min_snr_weights(snr: torch.Tensor, snr_gamma: float, prediction_type: Predic
 
 
 class TimestepSampler:
-    """Chooses the timesteps to train on, with the loss weights that keep the objective unbiased where that is meant.
+    """
+    Samples the timesteps to train on, with their loss weights, from torch's global generator of `device`.
 
-    - `"uniform"`: every timestep alike, weight 1 (arXiv 2006.11239, algorithm 1).
-    - `"logit_normal"`: T * sigmoid(n) with n from N(mean, std), weight 1: the middle is trained more (arXiv
-      2403.03206, section 3.1).
-    - `"importance"`: in proportion to the root mean square of each timestep's last ten losses, weighted by the inverse
-      (arXiv 2102.09672, section 3.3). Uniform until each timestep has ten.
+    - `"uniform"`: all timesteps have the same probability, and weight 1 (arXiv 2006.11239, algorithm 1).
+    - `"logit_normal"`: `T * sigmoid(n)` with `n` from a normal distribution, and weight 1, which trains the middle
+      more (arXiv 2403.03206, section 3.1).
+    - `"importance"`: in proportion to the root mean square of the last ten losses of each timestep, with the inverse
+      as weight, which keeps the objective unbiased (arXiv 2102.09672, section 3.3). Uniform until each timestep has
+      ten losses.
 
-    Draws from torch's global generator of `device`.
+    Args:
+        timestep_sampling (`str`): One of the above.
+        num_train_timesteps (`int`): Number of timesteps, `T`.
+        device (`str` or `torch.device`, defaults to `"cpu"`): Device of the timesteps.
+        logit_mean, logit_std (`float`, defaults to 0 and 1): Mean and standard deviation of `"logit_normal"`.
     """
 
     history_length = 10
@@ -85,9 +109,9 @@ class TimestepSampler:
         return timesteps, torch.ones(batch_size, device=device)
 
     def update(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
-        """Remembers the unweighted losses (B,) of `timesteps` (B,), from all processes, for `"importance"`."""
+        """Records the unweighted losses (B,) of `timesteps` (B,), from all processes, for `"importance"`."""
         timesteps, order = timesteps.sort(stable=True)
-        # In a range whose squares are positive and finite.
+        # The squares of the losses must be positive and finite.
         losses = losses.detach().float()[order].nan_to_num(1.0).clamp(1e-9, 1e9)
         batch_counts = torch.bincount(timesteps, minlength=self.num_train_timesteps)
         place = torch.arange(len(timesteps), device=timesteps.device)
@@ -106,9 +130,15 @@ class TimestepSampler:
 
 
 def drop_labels(class_labels: torch.Tensor, probability: float, null_label: int) -> torch.Tensor:
-    """Replaces each of `class_labels` (B,) by `null_label` with `probability`.
+    """
+    Replaces each label by `null_label` with `probability`.
 
-    That trains the unconditional branch of classifier-free guidance (arXiv 2207.12598, algorithm 1).
+    This trains the unconditional branch of classifier-free guidance (arXiv 2207.12598, algorithm 1).
+
+    Args:
+        class_labels (`torch.Tensor` of shape `(batch,)`): Class labels.
+        probability (`float`): Probability in [0, 1].
+        null_label (`int`): The label that stands for unconditional.
     """
     dropped = torch.rand(class_labels.shape, device=class_labels.device) < probability
     return class_labels.masked_fill(dropped, null_label)

@@ -29,7 +29,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
     "sde-dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
     "unipc": ("UniPCMultistepScheduler", {}),
-    "deis": ("DEISMultistepScheduler", {"algorithm_type": "deis"}),
+    "deis": ("DEISMultistepScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}),
     "heun": ("HeunDiscreteScheduler", {}),
@@ -172,7 +172,12 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
     Raises:
         `ValueError`: If there is no such scheduler.
     """
+    from diffusers import DPMSolverMultistepScheduler
+
     scheduler_class, options = get_scheduler_class(scheduler)
+    if not issubclass(scheduler_class, DPMSolverMultistepScheduler):
+        # Other solvers have an option of this name with other values.
+        config = {name: value for name, value in config.items() if name != "algorithm_type"}
     return scheduler_class.from_config(config, **options)
 
 

@@ -1,7 +1,7 @@
-"""The Fashion-MNIST U-Net for diffusers.
+"""A U-Net for Fashion-MNIST diffusion models.
 
-This file stands alone: it needs torch and diffusers only, so that a byte copy of it can travel inside a model
-repository and be loaded with `trust_remote_code=True` where the package is not installed.
+This file only needs torch and diffusers, because a copy of it travels with every saved pipeline and is run by
+`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` where the package is not installed.
 """
 
 from collections.abc import Callable
@@ -23,16 +23,36 @@ TIME_CONDITIONINGS = ("bottleneck", "all")
 TIME_SCALE_SHIFTS = ("default", "scale_shift")
 SKIP_CONNECTIONS = ("concat", "add", "none")
 
-# For so few tokens, the backward pass of torch's fused attention on a CPU would be a tenth of a training step.
+# Up to this number of tokens, torch's fused attention is slower than plain matrix products in training on a CPU.
 MATH_ATTENTION_TOKENS = 256
+
+# Arguments of UNet2DModel that this model does not have, and what to use in their place.
+UNSUPPORTED_ARGUMENTS = {
+    "down_block_types": "use `block_out_channels`, `layers_per_block` and `attention_levels`",
+    "up_block_types": "use `block_out_channels`, `layers_per_block` and `attention_levels`",
+    "mid_block_type": "the last level of `block_out_channels` is the bottleneck",
+    "mid_block_scale_factor": "residual blocks are not rescaled",
+    "add_attention": "use `attention_levels=()` for a model without attention",
+    "attn_norm_num_groups": "attention is normalized by LayerNorm, without groups",
+    "center_input_sample": "pass images in [-1, 1]",
+    "class_embed_type": "use `num_class_embeds`",
+    "downsample_padding": "downsampling always is a 3x3 convolution with stride 2 and padding 1",
+    "downsample_type": "downsampling always is a 3x3 convolution with stride 2 and padding 1",
+    "upsample_type": "upsampling always is a transposed convolution",
+    "flip_sin_to_cos": "the time embedding always is sinusoidal, with the cosine first",
+    "freq_shift": "the time embedding always is sinusoidal, with a frequency shift of 0",
+    "time_embedding_type": "the time embedding always is sinusoidal",
+    "norm_eps": "use `norm_type` and `norm_num_groups`",
+    "num_train_timesteps": "any timestep can be passed to `forward`",
+}
 
 
 class CheckpointSafeBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalization whose running statistics see each batch once under gradient checkpointing too."""
+    """Batch normalization that updates its running statistics once per batch, also with gradient checkpointing."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        # Inside a backward pass this is the recomputation of a forward pass that has already been counted, so the
-        # momentum leaves the running statistics as they are. A compiled graph updates them once without our help.
+        # In a backward pass, gradient checkpointing repeats a forward pass that has already updated the statistics, so
+        # they are left as they are. A compiled graph updates them only once.
         if self.training and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, True, 0.0, self.eps
@@ -56,7 +76,7 @@ def condition_on_time(hidden_states: torch.Tensor, temb: torch.Tensor, time_scal
 
 
 class FashionMNISTAttnProcessor:
-    """Multi-head self-attention through diffusers' attention dispatcher, so that every backend of it can be chosen."""
+    """Multi-head self-attention through diffusers' attention dispatcher, which supports several backends."""
 
     _attention_backend = None
     _parallel_config = None
@@ -83,7 +103,7 @@ class FashionMNISTAttnProcessor:
 
 
 class FashionMNISTAttention(nn.Module, AttentionModuleMixin):
-    """Multi-head self-attention over tokens (B, H*W, C). Takes diffusers' own `AttnProcessor`s as well as ours."""
+    """Multi-head self-attention over tokens (B, H*W, C), which also works with diffusers' `AttnProcessor`s."""
 
     _default_processor_cls = FashionMNISTAttnProcessor
     _available_processors = [FashionMNISTAttnProcessor]
@@ -94,7 +114,7 @@ class FashionMNISTAttention(nn.Module, AttentionModuleMixin):
         self.heads = channels // head_dim
         self.use_bias = True
         self.is_cross_attention = False
-        # What the stock processors read besides the projections.
+        # diffusers' processors read these attributes.
         self.scale = head_dim**-0.5
         self.rescale_output_factor = 1.0
         self.spatial_norm = self.group_norm = self.norm_q = self.norm_k = None
@@ -127,7 +147,7 @@ class FashionMNISTAttentionBlock(nn.Module):
 class FashionMNISTResidualBlock(nn.Module):
     """conv-norm-act-conv-norm, plus the shortcut, then act (He et al., arXiv 1512.03385, figure 2).
 
-    With `temb_channels` a projection of the time embedding enters behind the first norm.
+    With `temb_channels`, a projection of the time embedding is added after the first normalization.
     """
 
     def __init__(
@@ -165,7 +185,7 @@ class FashionMNISTResidualBlock(nn.Module):
 
 
 class FashionMNISTDownBlock(nn.Module):
-    """One encoder level: a convolution (stride 2 but on the first level), residual blocks, time, attention."""
+    """One encoder level: a convolution (stride 2 except on the first level), residual blocks, time, attention."""
 
     def __init__(
         self,
@@ -246,49 +266,54 @@ class FashionMNISTUpBlock(nn.Module):
 
 class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     r"""
-    A U-Net with [`UNet2DModel`]'s contract that predicts the noise (or v, or the clean sample) in a noisy image.
+    A U-Net with the interface of [`UNet2DModel`] that predicts the noise (or v, or the clean sample) of a noisy image.
 
-    The defaults are the project's specification: four levels of 64/128/256/512 channels at 28/14/7/4 pixels, one
-    BatchNorm residual block each, self-attention and the time embedding at the bottleneck, 13.2 M parameters.
+    The defaults have 13.2 M parameters: four levels of 64, 128, 256 and 512 channels at 28, 14, 7 and 4 pixels with
+    one BatchNorm residual block each, and self-attention and the time embedding at the bottleneck.
 
     Parameters:
         sample_size (`int` or `tuple[int, int]`, defaults to `28`):
-            Height and width of the images that a pipeline draws. `forward` takes any height and width.
+            Height and width of the images that a pipeline generates. `forward` accepts any height and width.
         in_channels (`int`, defaults to `1`): Channels of the noisy image.
         out_channels (`int`, defaults to `1`): Channels of the prediction.
         block_out_channels (`tuple[int, ...]`, defaults to `(64, 128, 256, 512)`):
-            Channels of each level; the last one is the bottleneck. Each level after the first halves the size
-            (rounded up).
+            Channels of each level; the last level is the bottleneck. Each level after the first halves the height
+            and width (rounded up).
         layers_per_block (`int`, defaults to `1`): Residual blocks of each level, in the encoder and in the decoder.
         norm_type (`str`, defaults to `"batch"`): Normalization of the residual blocks, `"batch"` or `"group"`.
-        norm_num_groups (`int`, defaults to `32`): Groups of `"group"`; divides every entry of `block_out_channels`.
+        norm_num_groups (`int`, defaults to `32`):
+            Groups of `norm_type="group"`, which must divide every entry of `block_out_channels`.
         act_fn (`str`, defaults to `"relu"`): `"relu"`, `"silu"`, `"swish"`, `"gelu"` or `"mish"`.
         time_conditioning (`str`, defaults to `"bottleneck"`):
-            Where the time embedding enters: added to the `"bottleneck"` features, or in `"all"` residual blocks.
+            Whether the time embedding is added at the `"bottleneck"` or in `"all"` residual blocks.
         resnet_time_scale_shift (`str`, defaults to `"default"`):
-            How it enters: `"default"` adds it, `"scale_shift"` scales and shifts (arXiv 2105.05233, section 3).
+            `"default"` adds the time embedding, `"scale_shift"` scales and shifts the features (arXiv 2105.05233,
+            section 3).
         time_embedding_dim (`int`, defaults to `128`): Width of the sinusoidal embedding; even.
         attention_levels (`tuple[int, ...]`, *optional*):
-            Levels (0 is the full size) with self-attention in the encoder and in the decoder. `None` is the
-            bottleneck alone, `()` is nowhere.
-        attention_head_dim (`int`, defaults to `64`): Channels of a head; divides the channels of those levels.
+            Levels (0 is the full size) with self-attention in the encoder and in the decoder. `None` means only the
+            bottleneck, and `()` no attention.
+        attention_head_dim (`int`, defaults to `64`):
+            Channels per head, which must divide the channels of these levels.
         skip_connection (`str`, defaults to `"concat"`):
-            How an encoder level reaches its decoder level: `"concat"`, `"add"` or `"none"`.
-        dropout (`float`, defaults to `0.0`): Dropout probability in residual blocks and behind attention, in [0, 1).
+            How the output of an encoder level enters the decoder: `"concat"`, `"add"` or `"none"`.
+        dropout (`float`, defaults to `0.0`): Dropout probability in residual blocks and after attention, in [0, 1).
         num_class_embeds (`int`, *optional*):
-            Number of class labels. The model then learns one label more, the null label, which stands for
+            Number of classes of a class-conditional model. The model also learns a null label, which stands for
             `class_labels=None` and is the unconditional branch of classifier-free guidance.
         label_names (`tuple[str, ...]`, *optional*):
-            Names of the classes in the order of their labels, for pipelines that take a label by its name.
+            Names of the classes in the order of their labels, which a pipeline accepts as class labels.
 
     Raises:
-        `ValueError`: a parameter is none of its choices, or two parameters do not fit; the message names the choices.
+        `ValueError`:
+            If a parameter is out of range, or is an argument of [`UNet2DModel`] that this model does not have.
     """
 
+    ignore_for_config = ["kwargs"]
     _supports_gradient_checkpointing = True
     _supports_group_offloading = True
     _no_split_modules = ["FashionMNISTDownBlock", "FashionMNISTUpBlock"]
-    # Residual blocks differ in width from level to level, so compiling them one by one would save nothing.
+    # Residual blocks differ in width from level to level, so regional compilation would not save time for them.
     _repeated_blocks = ["FashionMNISTAttentionBlock"]
     _skip_layerwise_casting_patterns = ["norm", "time_embedding", "class_embedding", "conv_out"]
     _gradient_checkpointing_func: Callable[..., torch.Tensor]
@@ -313,10 +338,15 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         dropout: float = 0.0,
         num_class_embeds: int | None = None,
         label_names: tuple[str, ...] | None = None,
+        **kwargs,
     ):
         super().__init__()
 
         # Check inputs
+        for name in kwargs:
+            if name in UNSUPPORTED_ARGUMENTS:
+                raise ValueError(f"`{name}` is not supported by {type(self).__name__}: {UNSUPPORTED_ARGUMENTS[name]}.")
+            raise TypeError(f"{type(self).__name__} got an unexpected argument {name!r}.")
         for name, value, choices in (
             ("norm_type", norm_type, NORM_TYPES),
             ("act_fn", act_fn, tuple(ACT2CLS)),
@@ -325,7 +355,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             ("skip_connection", skip_connection, SKIP_CONNECTIONS),
         ):
             if value not in choices:
-                raise ValueError(f"`{name}` is {value!r} but must be one of {', '.join(map(repr, choices))}.")
+                raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
         for name, value in (
             ("in_channels", in_channels),
             ("out_channels", out_channels),
@@ -335,18 +365,18 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             ("num_class_embeds", 1 if num_class_embeds is None else num_class_embeds),
         ):
             if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` is {value!r} but must be a positive integer.")
+                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
         if not isinstance(time_embedding_dim, int) or time_embedding_dim < 2 or time_embedding_dim % 2:
-            raise ValueError(f"`time_embedding_dim` is {time_embedding_dim!r} but must be a positive even number.")
+            raise ValueError(f"`time_embedding_dim` must be a positive even number, got {time_embedding_dim!r}.")
         if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
-            raise ValueError(f"`dropout` is {dropout!r} but must be a number in [0, 1).")
+            raise ValueError(f"`dropout` must be a number in [0, 1), got {dropout!r}.")
         if (
             not isinstance(block_out_channels, (list, tuple))
             or not block_out_channels
             or any(not isinstance(channels, int) or channels < 1 for channels in block_out_channels)
         ):
             raise ValueError(
-                f"`block_out_channels` is {block_out_channels!r} but must be a tuple of one or more positive integers."
+                f"`block_out_channels` must be a tuple of one or more positive integers, got {block_out_channels!r}."
             )
         bottleneck = len(block_out_channels) - 1
         if attention_levels is None:
@@ -355,23 +385,23 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             level not in range(bottleneck + 1) for level in attention_levels
         ):
             raise ValueError(
-                f"`attention_levels` is {attention_levels!r} but must be a tuple of levels from 0 to {bottleneck}."
+                f"`attention_levels` must be a tuple of levels from 0 to {bottleneck}, got {attention_levels!r}."
             )
         for channels in (block_out_channels[level] for level in attention_levels):
             if channels % attention_head_dim:
                 raise ValueError(
-                    f"`attention_head_dim` is {attention_head_dim} but must divide the {channels} channels of a level"
-                    " in `attention_levels`."
+                    f"`attention_head_dim` must divide the {channels} channels of a level in `attention_levels`, got"
+                    f" {attention_head_dim}."
                 )
         if norm_type == "group" and any(channels % norm_num_groups for channels in block_out_channels):
             raise ValueError(
-                f"`norm_num_groups` is {norm_num_groups} but must divide every entry of `block_out_channels`,"
-                f" {tuple(block_out_channels)}."
+                f"`norm_num_groups` must divide every entry of `block_out_channels` {tuple(block_out_channels)}, got"
+                f" {norm_num_groups}."
             )
         if label_names is not None and len(label_names) != num_class_embeds:
             raise ValueError(
-                f"`label_names` has {len(label_names)} names but must have one for each of the"
-                f" `num_class_embeds`={num_class_embeds} classes."
+                f"`label_names` must have one name for each of the `num_class_embeds`={num_class_embeds} classes, got"
+                f" {len(label_names)}."
             )
 
         # 1. time and class
@@ -435,25 +465,26 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         r"""
-        Predicts what the scheduler's `prediction_type` names.
+        Predicts the noise, v or the clean sample, depending on the `prediction_type` that the model was trained for.
 
         Args:
             sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`): The noisy images, about [-1, 1].
             timestep (`torch.Tensor` or `float` or `int`):
-                The noise level, in `[0, num_train_timesteps)`; one for all images or one for each.
+                Timestep in `[0, num_train_timesteps)`, one for all images or one for each.
             class_labels (`torch.Tensor` of shape `(batch,)`, *optional*):
-                Labels in `[0, num_class_embeds]`; `num_class_embeds` itself is the null label, and so is `None`.
+                Labels in `[0, num_class_embeds]`, where `num_class_embeds` is the null label. `None` means the null
+                label for all images.
             return_dict (`bool`, defaults to `True`): Whether to return a [`UNet2DOutput`] or a tuple.
 
         Returns:
-            [`UNet2DOutput`] or `tuple`: the prediction, of shape `(batch, out_channels, height, width)`.
+            [`UNet2DOutput`] or `tuple`: The prediction, of shape `(batch, out_channels, height, width)`.
 
         Raises:
-            `ValueError`: `class_labels` are given to a model without `num_class_embeds`.
+            `ValueError`: If `class_labels` are passed to an unconditional model.
         """
         # 1. time and class
         if not torch.is_tensor(timestep):
-            # Not `torch.tensor`, for which `torch.compile` would make a new graph for each number.
+            # With `torch.tensor`, `torch.compile` would compile a new graph for each number.
             timestep = torch.full((), timestep, dtype=torch.float32, device=sample.device)
         timesteps = timestep.to(sample.device, torch.float32).expand(sample.shape[0])
         temb = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
@@ -463,7 +494,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 class_labels = torch.full_like(timesteps, null_label, dtype=torch.long)
             temb = temb + self.class_embedding(class_labels)
         elif class_labels is not None:
-            raise ValueError("`class_labels` need a model that was made with `num_class_embeds`.")
+            raise ValueError("`class_labels` must be None, because the model is unconditional.")
 
         # 2. down
         skips = []

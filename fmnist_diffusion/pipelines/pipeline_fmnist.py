@@ -6,6 +6,7 @@ This file only needs torch and diffusers, because a copy of it travels with ever
 
 import difflib
 import inspect
+import itertools
 import json
 import math
 import shutil
@@ -353,8 +354,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale}.")
         if guidance_scale != 1 and class_labels is None:
             raise ValueError(
-                f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass `class_labels` to"
-                " use guidance."
+                f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass `class_labels`"
+                " to use guidance."
             )
         if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
             raise ValueError(
@@ -417,30 +418,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
         """
         scheduler: Any = self.scheduler
         name = type(scheduler).__name__
-        step_parameters = inspect.signature(scheduler.step).parameters.values()
-        required = [p.name for p in step_parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
-        if (
-            not hasattr(scheduler, "alphas_cumprod")
-            or required != ["model_output", "timestep", "sample"]
-            or scheduler.config.get("use_flow_sigmas", False)
-        ):
-            raise ValueError(
-                f"{name} does not support the noise schedule of this model. Use another scheduler, such as"
-                " DPMSolverMultistepScheduler or DDIMScheduler."
-            )
+        self._check_scheduler(name)
         num_train_timesteps = scheduler.config.num_train_timesteps
-        if timesteps is not None and sigmas is not None:
-            raise ValueError("Only one of `timesteps` and `sigmas` can be passed.")
         if timesteps is None and sigmas is None:
             if num_inference_steps > num_train_timesteps:
                 raise ValueError(
                     f"`num_inference_steps` must be between 1 and {num_train_timesteps}, the scheduler's"
                     f" `num_train_timesteps`, got {num_inference_steps}."
-                )
-            if isinstance(scheduler, HeunDiscreteScheduler) and scheduler.alphas_cumprod[-1] < NEAR_ZERO_SNR:
-                raise ValueError(
-                    "HeunDiscreteScheduler cannot start from the noise level of this model's schedule, which is"
-                    " almost infinite. Use another scheduler, such as UniPCMultistepScheduler."
                 )
             if isinstance(scheduler, PNDMScheduler) and num_inference_steps < scheduler.pndm_order:
                 raise ValueError(
@@ -452,13 +436,61 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 scheduler.set_timesteps(timesteps=timesteps, device=device)
             else:
                 scheduler.set_timesteps(num_inference_steps, device=device)
+                self._check_coverage(name, num_inference_steps)
+        elif timesteps is not None and sigmas is not None:
+            raise ValueError("Only one of `timesteps` and `sigmas` can be passed.")
         else:
             option, values = ("sigmas", sigmas) if timesteps is None else ("timesteps", timesteps)
+            values = torch.as_tensor(values).tolist()
             if option not in inspect.signature(scheduler.set_timesteps).parameters:
                 raise ValueError(f"{name} does not support custom `{option}`. Pass `num_inference_steps` instead.")
-            scheduler.set_timesteps(**{option: list(values)}, device=device)
-        self._check_timesteps(name, timesteps is None and sigmas is None)
+            if not values or any(value <= following for value, following in itertools.pairwise(values)):
+                raise ValueError(f"`{option}` must be one or more decreasing numbers, got {values}.")
+            if option == "timesteps" and not 0 <= values[-1] <= values[0] < num_train_timesteps:
+                raise ValueError(f"`timesteps` must be between 0 and {num_train_timesteps - 1}, got {values}.")
+            scheduler.set_timesteps(**{option: values}, device=device)
+        lowest, highest = float(scheduler.timesteps.min()), float(scheduler.timesteps.max())
+        if lowest < 0 or highest > num_train_timesteps - 1:
+            raise ValueError(
+                f"{name} uses timesteps from {lowest:g} to {highest:g}, which must be between 0 and"
+                f" {num_train_timesteps - 1}. Use another number of steps, `steps_offset` or `timestep_spacing`."
+            )
+        if hasattr(scheduler, "set_begin_index"):
+            # Otherwise a scheduler skips the first step if two of its timesteps are equal.
+            scheduler.set_begin_index(0)
         return scheduler.timesteps
+
+    def _check_scheduler(self, name: str) -> None:
+        scheduler: Any = self.scheduler
+        step_parameters = inspect.signature(scheduler.step).parameters.values() if hasattr(scheduler, "step") else ()
+        required = [p.name for p in step_parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+        if (
+            not hasattr(scheduler, "alphas_cumprod")
+            or required != ["model_output", "timestep", "sample"]
+            or "Inverse" in name
+            or scheduler.config.get("use_flow_sigmas", False)
+        ):
+            option = " with `use_flow_sigmas`" if scheduler.config.get("use_flow_sigmas", False) else ""
+            raise ValueError(
+                f"{name}{option} does not support this model. Use another scheduler, such as"
+                " DPMSolverMultistepScheduler or DDIMScheduler."
+            )
+        if isinstance(scheduler, HeunDiscreteScheduler) and scheduler.alphas_cumprod[-1] < NEAR_ZERO_SNR:
+            raise ValueError(
+                "HeunDiscreteScheduler cannot start from the noise level of this model's schedule, which is almost"
+                " infinite. Use another scheduler, such as UniPCMultistepScheduler."
+            )
+
+    def _check_coverage(self, name: str, num_inference_steps: int) -> None:
+        num_train_timesteps = self.scheduler.config.num_train_timesteps
+        first = float(self.scheduler.timesteps.max())
+        if first + num_train_timesteps / num_inference_steps < MIN_TIMESTEP_COVERAGE * num_train_timesteps:
+            # With "leading" spacing, diffusers may start half-way if the number of steps does not divide T.
+            raise ValueError(
+                f"{name} starts at timestep {first:g} of {num_train_timesteps} with `num_inference_steps`="
+                f"{num_inference_steps}, which skips the high noise levels. Use fewer steps, or another"
+                " `timestep_spacing`."
+            )
 
     def _uses_power_law(self) -> bool:
         return (
@@ -466,24 +498,6 @@ class FashionMNISTPipeline(DiffusionPipeline):
             and isinstance(self.scheduler, DPMSolverMultistepScheduler)
             and not any(self.scheduler.config.get(option, False) for option in SPACING_OPTIONS)
         )
-
-    def _check_timesteps(self, name: str, spaced_by_scheduler: bool) -> None:
-        scheduler: Any = self.scheduler
-        timesteps, num_train_timesteps = scheduler.timesteps, scheduler.config.num_train_timesteps
-        if not len(timesteps) or timesteps.min() < 0 or timesteps.max() > num_train_timesteps - 1:
-            raise ValueError(
-                f"{name} uses timesteps outside 0 to {num_train_timesteps - 1} for these arguments. Use another number"
-                " of steps, another `steps_offset` or another scheduler."
-            )
-        if (timesteps.diff() > 0).any():
-            raise ValueError(f"{name} does not go from noise to image. Use decreasing `timesteps`, or another scheduler.")
-        gap = num_train_timesteps / max(1, len(timesteps.unique()))
-        if spaced_by_scheduler and timesteps.max() + gap < MIN_TIMESTEP_COVERAGE * num_train_timesteps:
-            # With "leading" spacing, diffusers may start half-way if the number of steps does not divide T.
-            raise ValueError(
-                f"{name} starts at timestep {int(timesteps.max())} of {num_train_timesteps} with this number of steps,"
-                " which skips the high noise levels. Use fewer steps, or another `timestep_spacing`."
-            )
 
     def _preprocess_image(self, image: Any, height: int, width: int) -> torch.Tensor:
         """Converts `image` to a float32 tensor `(batch, channels, height, width)` in [-1, 1]."""
@@ -504,10 +518,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     @staticmethod
     def _to_image_tensor(image: Any) -> torch.Tensor:
-        """Converts an array `(..., height, width, channels)` or a tensor `(..., channels, height, width)` to [0, 1]."""
+        """Converts an array `(..., H, W, C)` or a tensor `(..., C, H, W)` to a tensor `(..., C, H, W)` in [0, 1]."""
         if not hasattr(image, "dtype") or not hasattr(image, "ndim") or image.ndim not in (2, 3, 4):
             raise ValueError(
-                "`image` must be a PIL image, an array, a tensor or a list of one of these, with 2 to 4 dimensions, got"
+                "`image` must be a PIL image, an array or tensor with 2 to 4 dimensions, or a list of these, got"
                 f" {type(image).__name__}."
             )
         tensor = image if torch.is_tensor(image) else torch.as_tensor(image)
@@ -749,7 +763,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         # 3. Timesteps
         timesteps_tensor = self.set_timesteps(num_inference_steps, timesteps, sigmas, device)
         if image is not None:
-            num_steps = len(timesteps_tensor) if timesteps or sigmas else num_inference_steps
+            custom = timesteps is not None or sigmas is not None
+            num_steps = len(timesteps_tensor) if custom else num_inference_steps
             skipped = (num_steps - int(get_num_steps(num_steps, strength))) * self.scheduler.order
             timesteps_tensor = timesteps_tensor[skipped:]
             if hasattr(self.scheduler, "set_begin_index"):

@@ -1,0 +1,114 @@
+"""Reader of the IDX files of Fashion-MNIST. The format is described at http://yann.lecun.com/exdb/mnist/."""
+
+from __future__ import annotations
+
+import gzip
+import math
+import zlib
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import numpy as np
+
+from .datasets_utils import import_datasets
+from .errors import DataError, get_reason
+from .fashion_mnist import FASHION_MNIST_LABELS
+from .image_tensors import check_label_range
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+FILE_PREFIXES = {"train": "train", "test": "t10k"}
+MAGIC_NUMBERS = {"images": 2051, "labels": 2049}
+
+
+def is_idx_folder(folder: Path) -> bool:
+    return any(folder.glob("*-idx[13]-ubyte*"))
+
+
+def load_idx_folder(folder: Path, split: str) -> dict[str, datasets.Dataset]:
+    """Load one split from a folder with the four IDX files of Fashion-MNIST, plain or compressed with gzip."""
+    datasets = import_datasets()
+    if split not in FILE_PREFIXES:
+        raise DataError(
+            f"Could not find the split {split!r} in the IDX folder {folder}."
+            f" Choose one of: {', '.join(FILE_PREFIXES)}."
+        )
+    images_path = _find_file(folder, f"{FILE_PREFIXES[split]}-images-idx3-ubyte")
+    labels_path = _find_file(folder, f"{FILE_PREFIXES[split]}-labels-idx1-ubyte")
+    images = read_idx(images_path, "images")
+    labels = read_idx(labels_path, "labels")
+    if len(images) != len(labels):
+        raise DataError(
+            f"The file {images_path} contains {len(images)} images, but {labels_path} contains {len(labels)} labels."
+            " Replace both with files of the same dataset."
+        )
+    check_label_range(labels, len(FASHION_MNIST_LABELS), labels_path)
+    features = datasets.Features(
+        image=datasets.Array2D(shape=images.shape[1:], dtype="uint8"),
+        label=datasets.ClassLabel(names=list(FASHION_MNIST_LABELS)),
+    )
+    return {split: _create_dataset(images, labels, features)}
+
+
+def read_idx(path: Path, kind: str) -> np.ndarray:
+    """
+    Read an IDX file of uint8 values.
+
+    Args:
+        path (`Path`): The file. It is decompressed if its name ends with `.gz`.
+        kind (`str`): `"images"` or `"labels"`.
+
+    Returns:
+        `np.ndarray`: Images of shape `(num_images, height, width)` or labels of shape `(num_labels,)`.
+    """
+    try:
+        contents = path.read_bytes()
+        if path.suffix == ".gz":
+            contents = gzip.decompress(contents)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"Could not read {path} ({get_reason(error)}). Replace it with an intact copy.") from error
+    magic_number = MAGIC_NUMBERS[kind]
+    if int.from_bytes(contents[:4], "big") != magic_number:
+        raise DataError(
+            f"The file {path} does not start with {magic_number}, the magic number of IDX {kind}."
+            f" Replace it with an IDX file of {kind}."
+        )
+    ndim = magic_number % 256
+    header_size = 4 + 4 * ndim
+    shape = tuple(int.from_bytes(contents[start : start + 4], "big") for start in range(4, header_size, 4))
+    if 0 in shape:
+        raise DataError(f"The file {path} contains no {kind}. Replace it with a file that does.")
+    size = header_size + math.prod(shape)
+    if len(contents) != size:
+        raise DataError(
+            f"The file {path} has {len(contents)} bytes, but its header requires {size}."
+            " Replace it with an intact copy."
+        )
+    return np.frombuffer(contents, dtype=np.uint8, offset=header_size).reshape(shape)
+
+
+def _find_file(folder: Path, name: str) -> Path:
+    for path in (folder / name, folder / f"{name}.gz"):
+        if path.is_file():
+            return path
+    raise DataError(
+        f"Could not find {name} or {name}.gz in the IDX folder {folder}. Add the file or pass another folder."
+    )
+
+
+def _create_dataset(images: np.ndarray, labels: np.ndarray, features: datasets.Features) -> datasets.Dataset:
+    # Dataset.from_dict creates an object for each row of pixels, which takes seconds for 60,000 images. This function
+    # wraps the existing buffer instead.
+    import datasets
+    import pyarrow as pa
+
+    schema = features.arrow_schema
+    image_type = schema.field("image").type
+    _, height, width = images.shape
+    rows = pa.FixedSizeListArray.from_arrays(pa.array(images.reshape(-1)), width)
+    pixels = pa.FixedSizeListArray.from_arrays(rows, height).cast(image_type.storage_type)
+    columns = [pa.ExtensionArray.from_storage(image_type, pixels), pa.array(labels, type=pa.int64())]
+    return datasets.Dataset(pa.table(columns, schema=schema))

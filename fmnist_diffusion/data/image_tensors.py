@@ -1,0 +1,41 @@
+"""A split that is decoded into memory."""
+
+from dataclasses import dataclass
+from pathlib import Path
+
+import numpy as np
+import torch
+
+from .errors import DataError
+
+
+@dataclass(frozen=True)
+class ImageTensors:
+    """
+    A split that is decoded into memory.
+
+    Attributes:
+        images (`torch.Tensor`):
+            The pixels, uint8 in [0, 255], of shape `(num_images, channels, height, width)`.
+        labels (`torch.Tensor`, *optional*):
+            The class indices, int64, of shape `(num_images,)`. The index `len(label_names)` is the null label of
+            unconditional images.
+        label_names (`tuple[str, ...]`, *optional*):
+            The name of each class index. `None` if there are no labels.
+    """
+
+    images: torch.Tensor
+    labels: torch.Tensor | None = None
+    label_names: tuple[str, ...] | None = None
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+
+def check_label_range(labels: np.ndarray | torch.Tensor, num_labels: int, source: str | Path) -> None:
+    """Raise a [`DataError`] that names `source` unless all labels are between 0 and `num_labels - 1`."""
+    for label in (int(labels.min()), int(labels.max())):
+        if not 0 <= label < num_labels:
+            raise DataError(
+                f"The labels in {source} must be between 0 and {num_labels - 1}, got {label}. Fix the labels."
+            )

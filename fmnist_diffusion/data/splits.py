@@ -1,0 +1,145 @@
+"""Load a split from the Hub, from local files or from a file of tensors."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+import torch
+
+from .columns import standardize_columns
+from .decoding import decode, decode_arrays, get_height_width
+from .errors import DataError
+from .fashion_mnist import DEFAULT_DATASET
+from .hub_dataset import load_hub_dataset
+from .idx import is_idx_folder, load_idx_folder
+from .image_folder import is_image_folder, load_image_folder
+from .image_tensors import ImageTensors
+from .parquet import is_parquet_folder, load_parquet
+from .tensor_file import SAFETENSORS_SUFFIX, load_tensors
+
+
+if TYPE_CHECKING:
+    import datasets
+
+
+def load_images(
+    dataset_name: str = DEFAULT_DATASET,
+    split: str = "train",
+    *,
+    dataset_config_name: str | None = None,
+    train_data_dir: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+    resolution: int | tuple[int, int] = 28,
+    channels: int = 1,
+    max_samples: int | None = None,
+) -> ImageTensors:
+    """
+    Load a split and decode it into memory.
+
+    Args:
+        dataset_name, split, dataset_config_name, image_column, label_column:
+            As in [`load_split`].
+        train_data_dir (`str`, *optional*):
+            As in [`load_split`], or a `.safetensors` file written by [`save_tensors`]. Such a file contains one split,
+            which is loaded for any `split`. It does not require the `datasets` package.
+        resolution (`int` or `tuple[int, int]`, defaults to 28), channels (`int`, defaults to 1):
+            As in [`decode`].
+        max_samples (`int`, *optional*):
+            Load only the first `max_samples` images of the split.
+
+    Raises:
+        DataError: If the data is missing, broken or not as described.
+    """
+    if max_samples is not None and max_samples < 1:
+        raise DataError(f"`max_samples` must be at least 1 or None, got {max_samples}.")
+    height, width = get_height_width(resolution, channels)
+    if train_data_dir is not None and Path(train_data_dir).suffix == SAFETENSORS_SUFFIX:
+        _check_exists(Path(train_data_dir))
+        tensors = load_tensors(Path(train_data_dir))
+        images = tensors.images[:max_samples]
+        labels = None if tensors.labels is None else tensors.labels[:max_samples]
+        if images.shape[1:] != (channels, height, width):
+            arrays = images[:, 0] if images.shape[1] == 1 else images.permute(0, 2, 3, 1)
+            images = torch.from_numpy(decode_arrays(arrays.numpy(), height, width, channels))
+        return ImageTensors(images, labels, tensors.label_names)
+    dataset = load_split(
+        dataset_name,
+        split,
+        dataset_config_name=dataset_config_name,
+        train_data_dir=train_data_dir,
+        image_column=image_column,
+        label_column=label_column,
+    )
+    if max_samples is not None:
+        dataset = dataset.select(range(min(max_samples, len(dataset))))
+    return decode(dataset, resolution=resolution, channels=channels)
+
+
+def load_split(
+    dataset_name: str = DEFAULT_DATASET,
+    split: str = "train",
+    *,
+    dataset_config_name: str | None = None,
+    train_data_dir: str | None = None,
+    image_column: str | None = None,
+    label_column: str | None = None,
+) -> datasets.Dataset:
+    """
+    Load a split as a `datasets.Dataset` with the columns `image` and, if there are labels, `label`.
+
+    Args:
+        dataset_name (`str`, defaults to `"zalando-datasets/fashion_mnist"`):
+            A dataset on the Hub. If the Hub is not reachable, the dataset is loaded from the local cache. If the
+            default dataset is not cached either, the IDX files of the Debian package `dataset-fashion-mnist` are used.
+        split (`str`, defaults to `"train"`):
+            The name of the split.
+        dataset_config_name (`str`, *optional*):
+            The configuration of a Hub dataset that has several.
+        train_data_dir (`str`, *optional*):
+            Local data to use instead of the Hub: a folder with the four IDX files of Fashion-MNIST (plain or `.gz`,
+            splits `train` and `test`), an image folder (subfolders are classes, `train/` and `test/` above them are
+            splits), a folder of parquet files, or one parquet file, which is loaded for any `split`.
+        image_column (`str`, *optional*):
+            The column of images. By default, the column with images is found by its type.
+        label_column (`str`, *optional*):
+            The column of labels: class labels, integers (classes named "0", "1", ...) or strings (classes in sorted
+            order). By default, the column of type `ClassLabel`, or the column `label` if there is none.
+
+    Raises:
+        DataError: If the data is missing, broken or not as described.
+    """
+    if train_data_dir is not None:
+        source = train_data_dir
+        splits = _load_local(Path(train_data_dir), split)
+    else:
+        source = dataset_name
+        splits = load_hub_dataset(dataset_name, dataset_config_name, split)
+    if split not in splits:
+        raise DataError(f"Could not find the split {split!r} in {source}. Choose one of: {', '.join(splits)}.")
+    return standardize_columns(splits, split, source, image_column, label_column)
+
+
+def _load_local(path: Path, split: str) -> dict[str, datasets.Dataset]:
+    _check_exists(path)
+    if path.suffix == SAFETENSORS_SUFFIX:
+        raise DataError(f"The file {path} is already decoded and cannot be streamed. Read it with `load_images`.")
+    if path.suffix == ".parquet":
+        return load_parquet(path, split)
+    if not path.is_dir():
+        raise DataError(f"`train_data_dir` must be a folder, a .parquet file or a .safetensors file, got {path}.")
+    if is_idx_folder(path):
+        return load_idx_folder(path, split)
+    if is_parquet_folder(path):
+        return load_parquet(path, split)
+    if is_image_folder(path):
+        return load_image_folder(path)
+    raise DataError(
+        f"The folder {path} contains no IDX, image or parquet files. Pass a folder that does as `train_data_dir`."
+    )
+
+
+def _check_exists(path: Path) -> None:
+    if not path.exists():
+        raise DataError(f"Could not find {path}. Pass an existing file or folder as `train_data_dir`.")

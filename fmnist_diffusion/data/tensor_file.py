@@ -1,0 +1,57 @@
+"""Reader and writer of decoded splits in safetensors files."""
+
+import json
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+
+from .errors import DataError
+from .image_tensors import ImageTensors, check_label_range
+
+
+SAFETENSORS_SUFFIX = ".safetensors"
+
+
+def save_tensors(tensors: ImageTensors, path: str | Path) -> None:
+    """Write a decoded split to a `.safetensors` file, which [`load_images`] reads as its `train_data_dir`."""
+    if Path(path).suffix != SAFETENSORS_SUFFIX:
+        raise DataError(f"`path` must end with {SAFETENSORS_SUFFIX}, got {path}.")
+    contents = {"images": tensors.images.contiguous()}
+    if tensors.labels is not None:
+        contents["labels"] = tensors.labels.contiguous()
+    metadata = {} if tensors.label_names is None else {"label_names": json.dumps(tensors.label_names)}
+    save_file(contents, path, metadata=metadata)
+
+
+def load_tensors(path: Path) -> ImageTensors:
+    """Read a file that [`save_tensors`] wrote."""
+    advice = "Write it again with `save_tensors`."
+    try:
+        with safe_open(path, framework="pt") as file:
+            names = file.keys()
+            contents = {name: file.get_tensor(name) for name in names}
+            metadata = file.metadata() or {}
+    except (SafetensorError, OSError) as error:
+        raise DataError(f"Could not read {path} ({error}). {advice}") from error
+    images, labels = contents.get("images"), contents.get("labels")
+    if images is None or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
+        raise DataError(
+            f"The file {path} must contain a uint8 tensor `images` of shape (num_images, 1 or 3, height, width)."
+            f" {advice}"
+        )
+    if len(images) == 0:
+        raise DataError(f"The file {path} contains no images. {advice}")
+    label_names = tuple(json.loads(metadata["label_names"])) if "label_names" in metadata else None
+    if labels is not None:
+        if labels.shape != (len(images),) or labels.dtype != torch.int64:
+            raise DataError(
+                f"The file {path} must contain an int64 tensor `labels` with one label per image"
+                f" ({len(images)} images). {advice}"
+            )
+        if label_names is None:
+            raise DataError(f"The file {path} contains labels but no label names. {advice}")
+        # The null label of unconditional images follows the class indices.
+        check_label_range(labels, len(label_names) + 1, path)
+    return ImageTensors(images, labels, label_names)

@@ -1,0 +1,80 @@
+"""Upload of the demo as a Space."""
+
+import shutil
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+from huggingface_hub import SpaceCard
+
+from .client import HubError, call_hub, connect, get_full_repo_id
+from .repository import create_repository
+
+
+PACKAGE_DIR = Path(__file__).parents[1]
+# Folders of the package that the demo does not use. A wheel also contains the demo and the trainer.
+UNUSED_FOLDERS = ("commands", "evaluation", "pretrained", "space", "training")
+
+
+def push_space(repo_id: str, model_id: str, *, private: bool = False, token: str | None = None) -> str:
+    """
+    Uploads the demo as a Space that shows one model. The Space contains the source of this package.
+
+    A second call with the same files makes no commit.
+
+    Args:
+        repo_id (`str`): The Space: `owner/name`, or `name` for a Space of your own.
+        model_id (`str`): The model repository: `owner/name`, or `name` for a repository of your own.
+        private (`bool`, defaults to `False`): Whether the Space must be private.
+        token (`str`, *optional*): A token with write access; by default, that of `hf auth login` or `HF_TOKEN`.
+
+    Returns:
+        `str`: The URL of the Space.
+
+    Raises:
+        [`HubError`]: If the Hub cannot be reached or rejects a request, or if the model does not exist or is private.
+    """
+    api = connect(token)
+    repo_id, model_id = get_full_repo_id(api, repo_id), get_full_repo_id(api, model_id)
+    if call_hub(lambda: api.model_info(model_id), model_id).private:
+        raise HubError(f"{model_id} is private, so the Space could not load it. Make the model public first.")
+    with TemporaryDirectory() as staging:
+        make_space(model_id, Path(staging))
+        create_repository(api, repo_id, private, repo_type="space", space_sdk="gradio")
+        call_hub(lambda: api.add_space_variable(repo_id, "MODEL_ID", model_id), repo_id)
+        call_hub(
+            lambda: api.upload_folder(
+                repo_id=repo_id,
+                repo_type="space",
+                folder_path=staging,
+                commit_message="Upload demo",
+                delete_patterns=["*.py", "*.css", "examples/*", "fmnist_diffusion/*"],
+            ),
+            repo_id,
+        )
+    return f"{api.endpoint}/spaces/{repo_id}"
+
+
+def space_dir() -> Path:
+    """Returns the folder of the demo: a wheel has it inside the package, a checkout next to the package."""
+    inside = PACKAGE_DIR / "space"
+    return inside if inside.is_dir() else PACKAGE_DIR.parent / "space"
+
+
+def make_space(model_id: str, target: Path) -> None:
+    """
+    Writes the complete content of a Space: the demo, and the source of this package that it uses.
+
+    Args:
+        model_id (`str`): The model repository that the card of the Space names.
+        target (`Path`): Where to write.
+    """
+    shutil.copytree(space_dir(), target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    for source in sorted(PACKAGE_DIR.rglob("*.py")):
+        path = source.relative_to(PACKAGE_DIR)
+        if path.parts[0] not in UNUSED_FOLDERS:
+            copy = target / PACKAGE_DIR.name / path
+            copy.parent.mkdir(parents=True, exist_ok=True)
+            shutil.copyfile(source, copy)
+    card = SpaceCard.load(target / "README.md")
+    card.data["models"] = [model_id]
+    card.save(target / "README.md")

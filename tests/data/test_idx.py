@@ -1,0 +1,148 @@
+import gzip
+import os
+import shutil
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from image_files import get_error
+
+from fmnist_diffusion.data import DEBIAN_FOLDER, FASHION_MNIST_LABELS, load_images, load_split
+
+
+IMAGES = "train-images-idx3-ubyte"
+LABELS = "train-labels-idx1-ubyte"
+
+
+def test_split_is_a_dataset_with_image_and_label_columns(fashion_mnist_folder):
+    dataset = load_split(train_data_dir=str(fashion_mnist_folder))
+    assert isinstance(dataset, datasets.Dataset)
+    assert dataset.column_names == ["image", "label"]
+    assert dataset.features["label"].names == list(FASHION_MNIST_LABELS)
+    assert len(dataset) == 512
+    assert np.shape(dataset[0]["image"]) == (28, 28)
+    assert FASHION_MNIST_LABELS[dataset[0]["label"]] == "Ankle boot"
+
+
+@pytest.mark.parametrize(("split", "count"), [("train", 512), ("test", 128)])
+def test_shapes_and_labels_of_both_splits(fashion_mnist_folder, split, count):
+    tensors = load_images(split=split, train_data_dir=str(fashion_mnist_folder))
+    assert len(tensors) == count
+    assert tensors.images.shape == (count, 1, 28, 28)
+    assert tensors.images.dtype == torch.uint8
+    assert tensors.labels.shape == (count,)
+    assert tensors.labels.dtype == torch.int64
+    assert tensors.label_names == FASHION_MNIST_LABELS
+    assert tensors.labels.unique().tolist() == list(range(10))
+
+
+def test_pixels_equal_the_bytes_of_the_file(fashion_mnist_folder, fashion_mnist):
+    raw = gzip.decompress((fashion_mnist_folder / f"{IMAGES}.gz").read_bytes())[16:]
+    assert fashion_mnist.images.numpy().tobytes() == raw
+
+
+def test_uncompressed_files_equal_gz_files(idx_folder, fashion_mnist):
+    tensors = load_images(train_data_dir=str(idx_folder))
+    assert torch.equal(tensors.images, fashion_mnist.images)
+    assert torch.equal(tensors.labels, fashion_mnist.labels)
+
+
+@pytest.mark.parametrize(("name", "kind"), [(IMAGES, "images"), (LABELS, "labels")])
+def test_wrong_magic_number_is_an_error(idx_folder, name, kind):
+    path = idx_folder / name
+    path.write_bytes(b"\x00\x00\x0d\x03" + path.read_bytes()[4:])
+    assert f"the magic number of IDX {kind}. Replace it" in get_error(idx_folder)
+
+
+def test_swapped_files_are_an_error(idx_folder):
+    shutil.copy(idx_folder / LABELS, idx_folder / IMAGES)
+    assert "does not start with 2051" in get_error(idx_folder)
+
+
+@pytest.mark.parametrize("contents", [b"", b"\x00\x00", b"\x00\x00\x08\x03", b"\x00\x00\x08\x03\x00\x00\x02\x00"])
+def test_truncated_header_is_an_error(idx_folder, contents):
+    (idx_folder / IMAGES).write_bytes(contents)
+    assert IMAGES in get_error(idx_folder)
+
+
+@pytest.mark.parametrize("change", [lambda raw: raw[:-1], lambda raw: raw + b"\x00"], ids=["short", "long"])
+@pytest.mark.parametrize("name", [IMAGES, LABELS])
+def test_size_that_differs_from_the_header_is_an_error(idx_folder, name, change):
+    path = idx_folder / name
+    path.write_bytes(change(path.read_bytes()))
+    assert "bytes, but its header requires" in get_error(idx_folder)
+
+
+def test_file_without_images_is_an_error(idx_folder):
+    (idx_folder / IMAGES).write_bytes(b"\x00\x00\x08\x03" + bytes(4) + b"\x00\x00\x00\x1c" * 2)
+    assert f"{IMAGES} contains no images" in get_error(idx_folder)
+
+
+def truncate(raw):
+    return raw[: len(raw) // 2]
+
+
+def corrupt_payload(raw):
+    middle = len(raw) // 2
+    return raw[:middle] + bytes(64) + raw[middle + 64 :]
+
+
+def corrupt_checksum(raw):
+    return raw[:-8] + bytes([raw[-8] ^ 255]) + raw[-7:]
+
+
+def replace_with_text(raw):
+    return b"not a gzip file"
+
+
+@pytest.mark.parametrize("damage", [truncate, corrupt_payload, corrupt_checksum, replace_with_text])
+def test_damaged_gz_file_is_an_error(fashion_mnist_folder, tmp_path, damage):
+    folder = shutil.copytree(fashion_mnist_folder, tmp_path / "gz")
+    path = folder / f"{IMAGES}.gz"
+    path.write_bytes(damage(path.read_bytes()))
+    assert f"Could not read {path} (" in get_error(folder)
+
+
+def test_different_numbers_of_images_and_labels_are_an_error(idx_folder):
+    shutil.copy(idx_folder / "t10k-labels-idx1-ubyte", idx_folder / LABELS)
+    message = get_error(idx_folder)
+    assert "contains 512 images" in message
+    assert "contains 128 labels" in message
+
+
+def test_label_out_of_range_is_an_error(idx_folder):
+    path = idx_folder / LABELS
+    path.write_bytes(path.read_bytes()[:-1] + b"\x0a")
+    assert f"The labels in {path} must be between 0 and 9, got 10." in get_error(idx_folder)
+
+
+@pytest.mark.parametrize("name", [IMAGES, LABELS])
+def test_missing_file_is_an_error(idx_folder, name):
+    (idx_folder / name).unlink()
+    assert f"Could not find {name} or {name}.gz" in get_error(idx_folder)
+
+
+def test_unknown_split_is_an_error(idx_folder):
+    message = get_error(idx_folder, split="validation")
+    assert message.startswith("Could not find the split 'validation'")
+    assert message.endswith("Choose one of: train, test.")
+
+
+@pytest.mark.full_data
+@pytest.mark.skipif(
+    os.environ.get("FMNIST_DIFFUSION_FULL_DATA") is None, reason="FMNIST_DIFFUSION_FULL_DATA=1 enables this test"
+)
+def test_complete_dataset():
+    if not DEBIAN_FOLDER.is_dir():
+        pytest.fail(
+            f"FMNIST_DIFFUSION_FULL_DATA is set, but {DEBIAN_FOLDER} does not exist. Install the Debian package"
+            " dataset-fashion-mnist."
+        )
+    train = load_images(train_data_dir=str(DEBIAN_FOLDER))
+    test = load_images(split="test", train_data_dir=str(DEBIAN_FOLDER))
+    assert train.images.shape == (60_000, 1, 28, 28)
+    assert test.images.shape == (10_000, 1, 28, 28)
+    assert train.labels.bincount().tolist() == [6_000] * 10
+    assert test.labels.bincount().tolist() == [1_000] * 10
+    assert train.images.sum().item() / train.images.numel() == pytest.approx(72.94, abs=0.005)

@@ -1,0 +1,177 @@
+import json
+import threading
+from http.server import BaseHTTPRequestHandler, HTTPServer
+
+import pytest
+from huggingface_hub import HfApi, constants
+from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.utils import get_session, httpx
+
+from fmnist_diffusion.hub import client
+from fmnist_diffusion.hub.client import HubError, call_hub, connect, get_full_repo_id, is_hub_reachable
+
+
+def get_http_error(status):
+    response = httpx.Response(status, request=httpx.Request("POST", "https://huggingface.co"))
+    return HfHubHTTPError("the reason", response=response)
+
+
+def get_upload_error(cause):
+    """The error of an LFS upload."""
+    error = RuntimeError("Error while uploading 'model.safetensors' to the Hub.")
+    error.__cause__ = cause
+    return error
+
+
+class Action:
+    """Raises the given errors in turn, then returns "done"."""
+
+    def __init__(self, *errors):
+        self.errors = list(errors)
+        self.num_calls = 0
+
+    def __call__(self):
+        self.num_calls += 1
+        if self.errors:
+            raise self.errors.pop(0)
+        return "done"
+
+
+@pytest.fixture(autouse=True)
+def delays(monkeypatch):
+    """Record the delays instead of waiting."""
+    delays = []
+    monkeypatch.setattr(client.time, "sleep", delays.append)
+    return delays
+
+
+class TestCallHub:
+    @pytest.mark.parametrize(
+        "error",
+        [
+            *(get_http_error(status) for status in client.TEMPORARY_STATUS_CODES),
+            httpx.ConnectError("refused"),
+            httpx.ReadTimeout("slow"),
+            ConnectionError("reset"),
+            TimeoutError("slow"),
+            json.JSONDecodeError("Expecting value", "<html>", 0),
+            RuntimeError("Xet error"),
+            get_upload_error(get_http_error(503)),
+        ],
+        ids=repr,
+    )
+    def test_temporary_errors_are_retried(self, error, delays):
+        action = Action(error, error)
+        assert call_hub(action, "me/model") == "done"
+        assert action.num_calls == 3
+        assert delays == list(client.DELAYS)
+
+    @pytest.mark.parametrize("error", [get_http_error(400), get_http_error(404), OfflineModeIsEnabled()], ids=repr)
+    def test_permanent_errors_are_not_retried(self, error, delays):
+        action = Action(error)
+        with pytest.raises(HubError) as raised:
+            call_hub(action, "me/model")
+        assert raised.value.__cause__ is error
+        assert action.num_calls == 1
+        assert delays == []
+
+    def test_last_attempt_raises(self):
+        action = Action(*[ConnectionError("reset")] * 3)
+        with pytest.raises(HubError):
+            call_hub(action, "me/model")
+        assert action.num_calls == 3
+
+    def test_number_of_retries_is_the_number_of_delays(self, delays):
+        action = Action(ConnectionError("reset"))
+        with pytest.raises(HubError):
+            call_hub(action, "me/model", delays=())
+        assert action.num_calls == 1
+        assert delays == []
+
+    @pytest.mark.parametrize("error", [TypeError("bug"), get_upload_error(KeyError("bug")), OSError("disk full")])
+    def test_other_errors_are_not_hidden(self, error):
+        with pytest.raises(type(error)) as raised:
+            call_hub(Action(error), "me/model")
+        assert raised.value is error
+
+    @pytest.mark.parametrize(
+        ("error", "message"),
+        [
+            (OfflineModeIsEnabled(), "HF_HUB_OFFLINE is set"),
+            (get_http_error(401), "The Hub rejected the token. Please run `hf auth login`"),
+            (get_http_error(403), "The token has no write access to me/model. Use a repository of your own"),
+            (get_http_error(404), "Could not find me/model, or the token cannot access it."),
+            (get_http_error(409), "Another commit to me/model is in progress."),
+            (get_http_error(503), r"The Hub is unavailable \(HTTP 503\)"),
+            (get_http_error(400), r"The Hub rejected the request \(the reason\)"),
+            (ConnectionError("connection\nreset"), r"Could not reach the Hub \(connection reset\)"),
+            (TimeoutError(), r"Could not reach the Hub \(TimeoutError\)"),
+            (get_upload_error(httpx.ConnectError("refused")), r"Could not reach the Hub \(refused\)"),
+        ],
+        ids=repr,
+    )
+    def test_messages_say_what_to_do(self, error, message):
+        with pytest.raises(HubError, match=message) as raised:
+            call_hub(Action(error), "me/model", delays=())
+        assert str(raised.value).endswith(".")
+
+
+class TestConnect:
+    def test_explicit_token_is_used(self):
+        assert connect("hf_explicit").token == "hf_explicit"
+
+    def test_stored_token_is_the_default(self, monkeypatch):
+        monkeypatch.setattr(client, "get_token", lambda: "hf_stored")
+        assert connect().token == "hf_stored"
+
+    def test_missing_token_is_an_error(self, monkeypatch):
+        monkeypatch.setattr(client, "get_token", lambda: None)
+        with pytest.raises(HubError, match=r"^You are not logged in to the Hub\. Please run `hf auth login`"):
+            connect()
+
+
+def test_user_name_is_added_to_a_short_repo_id(monkeypatch):
+    monkeypatch.setattr(HfApi, "whoami", lambda self: {"name": "me"})
+    assert get_full_repo_id(HfApi(), "model") == "me/model"
+    assert get_full_repo_id(HfApi(), "other/model") == "other/model"
+
+
+class TestIsHubReachable:
+    @pytest.mark.parametrize("status", [200, 404, 503])
+    def test_any_response_counts(self, monkeypatch, status):
+        class Handler(BaseHTTPRequestHandler):
+            def do_HEAD(self):
+                self.send_response(status)
+                self.end_headers()
+
+            def log_message(self, *args):
+                pass
+
+        with HTTPServer(("127.0.0.1", 0), Handler) as server:
+            thread = threading.Thread(target=server.handle_request)
+            thread.start()
+            monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
+            assert is_hub_reachable()
+            thread.join()
+
+    def test_refused_connection(self, monkeypatch):
+        monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        assert not is_hub_reachable()
+
+    def test_offline_mode(self, monkeypatch):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        assert not is_hub_reachable()
+
+    def test_request_that_hangs(self, monkeypatch):
+        end = threading.Event()
+        monkeypatch.setattr(client, "TIMEOUT", 0.01)
+        monkeypatch.setattr(get_session(), "head", lambda *args, **kwargs: end.wait())
+        try:
+            assert not is_hub_reachable()
+        finally:
+            end.set()
+
+    def test_programming_errors_are_not_hidden(self, monkeypatch):
+        monkeypatch.setattr(get_session(), "head", lambda *args: None)
+        with pytest.raises(TypeError):
+            is_hub_reachable()

@@ -1,0 +1,108 @@
+import json
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from checkpoints import METRICS, TRAIN_CONFIG
+from fmnist_diffusion.hub.metadata import (
+    Metric,
+    flatten,
+    format_number,
+    measured_metrics,
+    read_metrics,
+    read_train_config,
+    stored_dtype,
+    weights_dtypes,
+)
+
+
+def test_reads_settings_and_metrics(folder):
+    assert read_train_config(folder / "train_config.json") == TRAIN_CONFIG
+    assert read_metrics(folder / "metrics.json") == METRICS
+
+
+def test_missing_files_give_none(tmp_path):
+    assert read_train_config(tmp_path / "train_config.json") is None
+    assert read_metrics(tmp_path / "metrics.json") is None
+
+
+@pytest.mark.parametrize("content", [[], {"accuracy": 0.9}])
+def test_metrics_of_another_program_are_ignored(tmp_path, content):
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(content))
+    assert read_metrics(path) is None
+
+
+@pytest.mark.parametrize("read", [read_metrics, read_train_config])
+def test_error_names_the_file_that_is_not_json(tmp_path, read):
+    path = tmp_path / "file.json"
+    path.write_text("{")
+    with pytest.raises(ValueError, match=r"file\.json is not valid JSON .*\. Fix or remove the file\."):
+        read(path)
+
+
+def test_settings_must_be_an_object(tmp_path):
+    path = tmp_path / "train_config.json"
+    path.write_text("[]")
+    with pytest.raises(ValueError, match=r"train_config\.json must contain a JSON object, got list"):
+        read_train_config(path)
+
+
+def test_measured_metrics_use_the_mean_of_several_seeds():
+    assert measured_metrics(METRICS) == [
+        Metric("fid", "FID (training images)", 4.25, 2.5),
+        Metric("precision", "Precision", 0.75, 0.8),
+        Metric("accuracy", "Class accuracy", 0.9, 0.94),
+    ]
+
+
+def test_flatten():
+    nested = {"seed": 7, "model": {"norm": {"groups": 8}, "levels": [1, 2]}}
+    assert dict(flatten(nested)) == {"seed": 7, "model.norm.groups": 8, "model.levels": [1, 2]}
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        (0.09700000286102295, "0.097"),
+        (-1.399278608005261e-05, "-0.00001399"),
+        (2.1767323194700907, "2.177"),
+        (20.0, "20"),
+        (1234567.8, "1235000"),
+        (float("nan"), "NaN"),
+        (float("inf"), "Infinity"),
+    ],
+)
+def test_numbers_are_rounded_to_four_digits(value, text):
+    assert format_number(value) == text
+
+
+class TestDtypes:
+    @pytest.fixture
+    def save(self, tmp_path):
+        (tmp_path / "unet").mkdir()
+        path = tmp_path / "unet" / "diffusion_pytorch_model.safetensors"
+
+        def save(*dtypes):
+            save_file({str(i): torch.zeros(1, dtype=dtype) for i, dtype in enumerate(dtypes)}, path)
+            return path
+
+        return save
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
+    def test_dtype_of_the_weights(self, save, tmp_path, dtype):
+        save(dtype, torch.int64)
+        assert stored_dtype(tmp_path) == dtype
+
+    def test_mixed_dtypes_are_loaded_in_float32(self, save, tmp_path):
+        assert weights_dtypes(save(torch.float16, torch.float32)) == {"F16", "F32"}
+        assert stored_dtype(tmp_path) == torch.float32
+
+    def test_error_names_damaged_weights(self, save):
+        path = save(torch.float32)
+        path.write_text("version https://git-lfs.github.com/spec/v1")
+        with pytest.raises(
+            ValueError, match=r"safetensors is not a valid safetensors file .*Download or save it again"
+        ):
+            weights_dtypes(path)

@@ -1,0 +1,242 @@
+import json
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from huggingface_hub import constants
+
+from checkpoints import save_pipeline
+from fmnist_diffusion import load_pipeline
+from fmnist_diffusion.hub.client import HubError
+from fmnist_diffusion.hub.push import make_repository, push_pipeline
+from fmnist_diffusion.models import unet_fmnist
+from fmnist_diffusion.pipelines import pipeline_fmnist
+from hub_stand_in import Fault, Repository
+
+
+REPO_ID = "someone/tiny"
+WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+
+
+def read_files(folder: Path) -> dict[str, bytes]:
+    return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+class TestMakeRepository:
+    def test_contains_no_local_paths(self, folder, tmp_path):
+        make_repository(folder, REPO_ID, tmp_path / "repository")
+        for content in read_files(tmp_path / "repository").values():
+            assert str(tmp_path).encode() not in content
+            assert f"{Path.home()}/".encode() not in content
+
+    @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
+    def test_keeps_the_weights_and_the_stored_sampler(self, folder, tmp_path, dtype):
+        load_pipeline(folder, scheduler="ddim", dtype=dtype).save_pretrained(tmp_path / "saved")
+        make_repository(tmp_path / "saved", REPO_ID, tmp_path / "repository")
+        before, after = read_files(tmp_path / "saved"), read_files(tmp_path / "repository")
+        assert {name: after[name] for name in before} == before
+
+    @pytest.mark.parametrize("scheduler", [DDPMScheduler(), FlowMatchEulerDiscreteScheduler()])
+    def test_any_scheduler_is_kept(self, folder, tmp_path, scheduler):
+        pipe = load_pipeline(folder)
+        pipe.scheduler = scheduler
+        pipe.save_pretrained(tmp_path / "saved")
+        make_repository(tmp_path / "saved", REPO_ID, tmp_path / "repository")
+        index = json.loads((tmp_path / "repository" / "model_index.json").read_text())
+        assert index["scheduler"] == ["diffusers", type(scheduler).__name__]
+
+    def test_metrics_of_another_program_are_left_out(self, folder, tmp_path):
+        (folder / "metrics.json").write_text('{"accuracy": 0.9}')
+        make_repository(folder, REPO_ID, tmp_path / "repository")
+        assert not (tmp_path / "repository" / "metrics.json").exists()
+        assert "not been evaluated" in (tmp_path / "repository" / "README.md").read_text()
+
+    def test_license(self, folder, tmp_path):
+        make_repository(folder, REPO_ID, tmp_path / "repository", license="cc0-1.0")
+        assert "license: cc0-1.0" in (tmp_path / "repository" / "README.md").read_text()
+
+
+class TestPush:
+    def test_uploads_the_complete_repository(self, hub, folder):
+        before = read_files(folder)
+        assert push_pipeline(folder, REPO_ID) == f"{hub.endpoint}/{REPO_ID}"
+        repository = hub.repositories[REPO_ID]
+        assert set(repository.files) == {
+            ".gitattributes",
+            "README.md",
+            "images/samples.png",
+            "metrics.json",
+            "model_index.json",
+            "pipeline_fmnist.py",
+            "scheduler/scheduler_config.json",
+            "train_config.json",
+            "unet/config.json",
+            WEIGHTS,
+            "unet/unet_fmnist.py",
+        }
+        assert repository.files["unet/unet_fmnist.py"] == Path(unet_fmnist.__file__).read_bytes()
+        assert repository.files["pipeline_fmnist.py"] == Path(pipeline_fmnist.__file__).read_bytes()
+        assert repository.files[WEIGHTS] == before[WEIGHTS]
+        assert repository.lfs == {WEIGHTS, "images/samples.png"}
+        assert not repository.private
+        assert read_files(folder) == before
+
+    def test_unchanged_files_make_no_commit(self, hub, folder):
+        push_pipeline(folder, REPO_ID, tag="v1.0")
+        commits = dict(hub.repositories[REPO_ID].commits)
+        push_pipeline(folder, REPO_ID, tag="v1.0")
+        assert hub.repositories[REPO_ID].commits == commits
+
+    def test_removes_files_of_an_earlier_upload(self, hub, folder):
+        hub.repositories[REPO_ID] = repository = Repository()
+        stale = {"unet/fmnist_diffusion.models.unet_fmnist.py", "scheduler/old.json", "images/old.png", "metrics.json"}
+        repository.commit(dict.fromkeys((*stale, "notes.md"), b"old"))
+        (folder / "metrics.json").unlink()
+        push_pipeline(folder, REPO_ID)
+        assert not stale & set(repository.files)
+        assert {"images/samples.png", "notes.md"} <= set(repository.files)
+
+    def test_user_name_is_added(self, hub, folder):
+        push_pipeline(folder, "tiny")
+        assert b'from_pretrained("someone/tiny"' in hub.repositories[REPO_ID].files["README.md"]
+
+    def test_private(self, hub, folder):
+        push_pipeline(folder, REPO_ID, private=True)
+        assert hub.repositories[REPO_ID].private
+
+    def test_private_is_an_error_for_a_public_repository(self, hub, folder):
+        push_pipeline(folder, REPO_ID)
+        commits = dict(hub.repositories[REPO_ID].commits)
+        with pytest.raises(HubError, match="someone/tiny already exists and is public"):
+            push_pipeline(folder, REPO_ID, private=True)
+        assert hub.repositories[REPO_ID].commits == commits
+
+    def test_branch_and_tag(self, hub, folder):
+        push_pipeline(folder, REPO_ID, revision="trial", tag="v0.1")
+        repository = hub.repositories[REPO_ID]
+        assert set(repository.files) == {".gitattributes"}
+        assert repository.refs["trial"] == repository.refs["v0.1"] != repository.refs["main"]
+        assert repository.tags == {"v0.1"}
+
+    def test_tag_of_another_commit_is_an_error(self, hub, folder):
+        push_pipeline(folder, REPO_ID, tag="v1.0")
+        save_pipeline(folder, num_class_embeds=3)
+        with pytest.raises(HubError, match=r"uploaded to someone/tiny, but the tag v1\.0 names another commit"):
+            push_pipeline(folder, REPO_ID, tag="v1.0")
+
+    def test_pull_request(self, hub, folder):
+        hub.repositories[REPO_ID] = repository = Repository()
+        repository.commit({"README.md": b"hello"})
+        assert push_pipeline(folder, REPO_ID, create_pr=True) == f"{hub.endpoint}/{REPO_ID}/discussions/1"
+        assert repository.files == {"README.md": b"hello"}
+        assert "model_index.json" in repository.commits[repository.refs["refs/pr/1"]]
+
+    @pytest.mark.parametrize("options", [{"tag": "v1"}, {"revision": "trial"}])
+    def test_pull_request_has_no_branch_or_tag(self, hub, folder, options):
+        with pytest.raises(ValueError, match="must not be passed together with `create_pr`"):
+            push_pipeline(folder, REPO_ID, create_pr=True, **options)
+
+
+class TestInvalidFolder:
+    """An invalid folder is an error before the first request to the Hub."""
+
+    @pytest.fixture(autouse=True)
+    def no_requests(self, hub):
+        yield
+        assert hub.requests == []
+
+    def test_folder_without_a_pipeline(self, tmp_path):
+        with pytest.raises(OSError, match=r"no model_index\.json"):
+            push_pipeline(tmp_path, REPO_ID)
+
+    @pytest.mark.parametrize(
+        ("name", "content", "message"),
+        [
+            ("metrics.json", "{", "is not valid JSON"),
+            ("train_config.json", "[]", "must contain a JSON object"),
+            (WEIGHTS, "version https://git-lfs.github.com/spec/v1", "Download or save it again"),
+        ],
+    )
+    def test_damaged_file(self, folder, name, content, message):
+        (folder / name).write_text(content)
+        with pytest.raises(ValueError, match=rf"{Path(name).name} .*{message}"):
+            push_pipeline(folder, REPO_ID)
+
+    def test_missing_token(self, folder, monkeypatch):
+        monkeypatch.setattr("fmnist_diffusion.hub.client.get_token", lambda: None)
+        with pytest.raises(HubError, match="not logged in to the Hub"):
+            push_pipeline(folder, REPO_ID)
+
+
+class TestHubErrors:
+    @pytest.mark.parametrize("token", ["hf_wrong", "hf_other"])
+    def test_token_without_access(self, hub, folder, token):
+        with pytest.raises(HubError, match="token"):
+            push_pipeline(folder, REPO_ID, token=token)
+        assert hub.repositories == {}
+
+    def test_private_repository_of_another_user(self, hub, folder):
+        push_pipeline(folder, REPO_ID, private=True)
+        with pytest.raises(HubError, match="no write access to someone/tiny"):
+            push_pipeline(folder, REPO_ID, token="hf_other")
+
+    @pytest.mark.parametrize(
+        ("part", "status"), [("/commit/", 503), ("/create", None), ("/validate-yaml", 503), ("/preupload/", None)]
+    )
+    def test_requests_are_retried(self, hub, folder, part, status):
+        hub.faults = [Fault("POST", part, status)]
+        push_pipeline(folder, REPO_ID)
+        assert "model_index.json" in hub.repositories[REPO_ID].files
+
+    @pytest.mark.parametrize(("method", "part"), [("POST", "/commit/"), ("PUT", "/lfs/")])
+    def test_lost_response_makes_no_second_commit(self, hub, folder, method, part):
+        hub.faults = [Fault(method, part, after=True)]
+        push_pipeline(folder, REPO_ID)
+        assert "model_index.json" in hub.repositories[REPO_ID].files
+        assert len(hub.repositories[REPO_ID].commits) == 2
+
+    def test_lost_response_opens_no_second_pull_request(self, hub, folder):
+        hub.repositories[REPO_ID] = repository = Repository()
+        repository.commit({})
+        hub.faults = [Fault("POST", "/commit/", after=True)]
+        with pytest.raises(HubError, match="Could not reach the Hub"):
+            push_pipeline(folder, REPO_ID, create_pr=True)
+        assert [ref for ref in repository.refs if ref.startswith("refs/pr")] == ["refs/pr/1"]
+
+    @pytest.mark.parametrize(
+        ("status", "message"),
+        [
+            (409, "Another commit to someone/tiny is in progress"),
+            (503, r"unavailable \(HTTP 503\)"),
+            (None, "Could not reach the Hub"),
+            (400, "rejected the request .*a fault of the test"),
+        ],
+    )
+    def test_push_completes_after_the_hub_recovers(self, hub, folder, status, message):
+        before = read_files(folder)
+        hub.faults = [Fault("POST", "/commit/", status, times=99)]
+        with pytest.raises(HubError, match=message):
+            push_pipeline(folder, REPO_ID)
+        assert read_files(folder) == before
+        hub.faults = []
+        push_pipeline(folder, REPO_ID)
+        assert "model_index.json" in hub.repositories[REPO_ID].files
+
+    def test_offline_mode(self, hub, folder, monkeypatch):
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
+            push_pipeline(folder, REPO_ID)
+
+
+def test_huggingface_command_line_downloads_the_pipeline(hub, folder, tmp_path):
+    push_pipeline(folder, REPO_ID, tag="v1.0")
+    command = [Path(sys.executable).with_name("hf"), "download", REPO_ID, "--revision", "v1.0"]
+    command += ["--local-dir", str(tmp_path / "copy")]
+    env = {"HF_ENDPOINT": hub.endpoint, "HF_HOME": str(tmp_path / "home"), "PATH": "/usr/bin:/bin"}
+    env |= {"HF_HUB_DISABLE_UPDATE_CHECK": "1"}
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert result.returncode == 0, result.stderr
+    assert load_pipeline(tmp_path / "copy").label_names[-1] == "Ankle boot"

@@ -1,0 +1,87 @@
+import importlib.metadata
+import subprocess
+import sys
+
+import pytest
+import yaml
+
+from fmnist_diffusion.hub.client import HubError
+from fmnist_diffusion.hub.space import PACKAGE_DIR, make_space, push_space, space_dir
+from hub_stand_in import Fault, Repository
+
+
+REPO_ID = "someone/tiny"
+
+
+@pytest.fixture
+def model(hub) -> Repository:
+    """A model repository on the Hub."""
+    hub.repositories[REPO_ID] = repository = Repository()
+    repository.commit({"model_index.json": b"{}"})
+    return repository
+
+
+def test_space_contains_the_demo_and_the_source_that_it_uses(tmp_path):
+    make_space(REPO_ID, tmp_path)
+    card = yaml.safe_load((tmp_path / "README.md").read_text().split("---\n")[1])
+    assert card["models"] == [REPO_ID]
+    assert card["sdk_version"] == importlib.metadata.version("gradio")
+    for path in ("__init__.py", "hub/metadata.py", "loading.py", "models/unet_fmnist.py", "sampling.py"):
+        assert (tmp_path / "fmnist_diffusion" / path).read_bytes() == (PACKAGE_DIR / path).read_bytes()
+    for path in space_dir().glob("*.py"):
+        assert (tmp_path / path.name).read_bytes() == path.read_bytes()
+    folders = {path.name for path in (tmp_path / "fmnist_diffusion").iterdir() if path.is_dir()}
+    assert folders == {"data", "hub", "models", "pipelines"}
+    assert not list(tmp_path.rglob("__pycache__"))
+
+
+def test_push(hub, model):
+    assert push_space("demo", "tiny") == f"{hub.endpoint}/spaces/someone/demo"
+    space = hub.repositories["spaces/someone/demo"]
+    assert space.variables == {"MODEL_ID": REPO_ID}
+    assert {"README.md", "app.py", "requirements.txt", "examples/7-sneaker.png"} <= set(space.files)
+    assert not space.private
+
+
+def test_unchanged_files_make_no_commit(hub, model):
+    push_space("demo", REPO_ID)
+    commits = dict(hub.repositories["spaces/someone/demo"].commits)
+    push_space("demo", REPO_ID)
+    assert hub.repositories["spaces/someone/demo"].commits == commits
+
+
+def test_missing_model_is_an_error(hub, model):
+    with pytest.raises(HubError, match="Could not find someone/missing"):
+        push_space("demo", "missing")
+    assert list(hub.repositories) == [REPO_ID]
+
+
+def test_private_model_is_an_error(hub, model):
+    model.private = True
+    with pytest.raises(HubError, match="someone/tiny is private, so the Space could not load it"):
+        push_space("demo", REPO_ID)
+    assert list(hub.repositories) == [REPO_ID]
+
+
+def test_rejected_variable_is_an_error(hub, model):
+    hub.faults = [Fault("POST", "/variables", 403, times=9)]
+    with pytest.raises(HubError, match="no write access to someone/demo"):
+        push_space("someone/demo", REPO_ID)
+
+
+@pytest.mark.slow
+def test_space_runs_with_its_own_copy_of_the_source(tmp_path, folder):
+    make_space(REPO_ID, tmp_path / "space")
+    code = (
+        "import sys, fmnist_diffusion; from handlers import Handlers; from layout import build;"
+        "build(Handlers(sys.argv[1])); print(fmnist_diffusion.__file__)"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code, str(folder)],
+        cwd=tmp_path / "space",
+        capture_output=True,
+        text=True,
+        timeout=300,
+    )
+    assert result.returncode == 0, result.stderr
+    assert result.stdout.splitlines()[-1] == str(tmp_path / "space" / "fmnist_diffusion" / "__init__.py")
