@@ -6,6 +6,7 @@ table without waiting for these imports.
 
 from __future__ import annotations
 
+import inspect
 import math
 import time
 from collections.abc import Iterator, Mapping, Sequence
@@ -32,7 +33,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "deis": ("DEISMultistepScheduler", {}),
     "euler": ("EulerDiscreteScheduler", {}),
     "euler_a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {"clip_sample": True}),
 }
 
 # The options that define the noise schedule and the prediction of a model.
@@ -170,14 +171,21 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
         [`SchedulerMixin`]: The new scheduler.
 
     Raises:
-        `ValueError`: If there is no such scheduler.
+        `ValueError`: If there is no such scheduler, or if it needs more than a noise schedule.
     """
     from diffusers import DPMSolverMultistepScheduler
 
     scheduler_class, options = get_scheduler_class(scheduler)
+    parameters = inspect.signature(scheduler_class).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if required:
+        raise ValueError(f"{scheduler_class.__name__} does not support this model: it requires `{required[0]}`.")
+    # With this entry, `from_config` drops the options that have the defaults of the other scheduler's class.
+    ignored = {"_use_default_values"}
     if not issubclass(scheduler_class, DPMSolverMultistepScheduler):
         # Other solvers have an option of this name with other values.
-        config = {name: value for name, value in config.items() if name != "algorithm_type"}
+        ignored.add("algorithm_type")
+    config = {name: value for name, value in config.items() if name not in ignored}
     return scheduler_class.from_config(config, **options)
 
 
@@ -226,14 +234,12 @@ def copy_pipeline(
     Raises:
         `ValueError`: If there is no such scheduler.
     """
-    stored = pipe.scheduler
-    timestep_power = pipe.config.timestep_power if scheduler is None else None
-    copy = type(pipe)(
-        pipe.unet,
-        make_scheduler(scheduler or type(stored), stored.config),
-        pipe.config.num_inference_steps,
-        timestep_power,
-    )
+    config = pipe.scheduler.config
+    if scheduler is None:
+        new_scheduler, timestep_power = type(pipe.scheduler).from_config(config), pipe.config.timestep_power
+    else:
+        new_scheduler, timestep_power = make_scheduler(scheduler, config), None
+    copy = type(pipe)(pipe.unet, new_scheduler, pipe.config.num_inference_steps, timestep_power)
     copy.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return copy
 
@@ -299,13 +305,13 @@ def generate(
                 "guidance_interval": config.guidance_interval,
             }
         start_time = time.perf_counter()
-        images = pipe(
+        output: Any = pipe(
             num_inference_steps=config.num_inference_steps,
             generator=make_generators(config.seed, count, first),
             output_type="latent",
             **kwargs,
-        ).images
-        images = to_uint8(images).cpu()
+        )
+        images = to_uint8(output.images).cpu()
         yield Samples(
             images,
             None if labels is None else torch.tensor(labels),

@@ -10,7 +10,7 @@ from hub_stand_in import HubStandIn
 @pytest.fixture(scope="session")
 def fashion_mnist_folder() -> Path:
     """An IDX folder of the first 512 training and 128 test images."""
-    return Path(__file__).parent / "data"
+    return Path(__file__).parent / "fixtures"
 
 
 @pytest.fixture
@@ -32,7 +32,7 @@ def hub(monkeypatch, tmp_path) -> Iterator[HubStandIn]:
 @pytest.fixture(scope="session")
 def cpp_compiler() -> None:
     """What `torch.compile` builds with on a CPU; `.ci/run` installs it."""
-    from training.train import can_compile
+    from training.components import can_compile
 
     if not can_compile():
         pytest.skip("torch.compile needs g++ and Python's headers: install g++ and python3-dev")

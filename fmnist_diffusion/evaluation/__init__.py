@@ -1,22 +1,19 @@
-"""Measures how good samples are: FID, KID, precision and recall, a second feature space, memorisation, balance."""
+"""Evaluation of samples: FID, KID, precision and recall, FD-classifier, class accuracy and balance, memorization."""
 
 from .classifier import Classifier
-from .evaluate import evaluate_pipeline, evaluate_samples, load_parts, pipeline_hash
+from .distances import frechet_distance, kernel_distance, manifold_metrics
 from .inception import InceptionFeatures, download_inception, find_inception
-from .metrics import frechet_distance, kernel_distance, manifold_metrics
+from .provenance import weights_hash
+from .runner import evaluate_pipeline, evaluate_samples
 from .sample_metrics import FastMetrics
-from .samples import Samples, SamplingSettings, draw, draw_all, load_samples
+from .samples import load_parts, load_samples
 
 
 __all__ = [
     "Classifier",
     "FastMetrics",
     "InceptionFeatures",
-    "Samples",
-    "SamplingSettings",
     "download_inception",
-    "draw",
-    "draw_all",
     "evaluate_pipeline",
     "evaluate_samples",
     "find_inception",
@@ -25,5 +22,5 @@ __all__ = [
     "load_parts",
     "load_samples",
     "manifold_metrics",
-    "pipeline_hash",
+    "weights_hash",
 ]

@@ -1,4 +1,4 @@
-"""The second pair of eyes: a small Fashion-MNIST classifier, for the class of a sample and for a fast distance."""
+"""A small Fashion-MNIST classifier: class predictions, and features for a fast Fréchet distance (FD-classifier)."""
 
 from pathlib import Path
 
@@ -7,24 +7,30 @@ from transformers import RegNetForImageClassification
 
 from fmnist_diffusion.data import to_model_input
 
+from .provenance import file_hash
+
 
 CLASSIFIER_DIR = Path(__file__).parent / "classifier"
 IMAGE_SIZE = 56
-BATCH = 250
+BATCH_SIZE = 250
 
 
 def to_classifier_input(sample: torch.Tensor) -> torch.Tensor:
-    """Enlarges images in [-1, 1], `(batch, 1, height, width)`, to the `(batch, 1, 56, 56)` that is classified."""
+    """Resizes images in [-1, 1], `(batch, 1, height, width)`, to the classifier's input `(batch, 1, 56, 56)`."""
     resized = torch.nn.functional.interpolate(sample, size=(IMAGE_SIZE, IMAGE_SIZE), mode="bilinear")
     return resized.contiguous(memory_format=torch.channels_last)
 
 
 class Classifier:
     r"""
-    The bundled classifier, a `transformers` [`RegNetForImageClassification`] that `training/train_classifier.py` made.
+    The bundled classifier, a `transformers` [`RegNetForImageClassification`] trained by
+    `training/train_classifier.py`.
 
     Args:
-        device (`str` or `torch.device`, defaults to `"cpu"`): Where to run.
+        device (`str` or `torch.device`, defaults to `"cpu"`): The device to run on.
+
+    Attributes:
+        sha256 (`str`): Hash of the weights file.
     """
 
     name = "classifier"
@@ -32,23 +38,24 @@ class Classifier:
 
     def __init__(self, device: str | torch.device = "cpu"):
         self.device = torch.device(device)
+        self.sha256 = file_hash(CLASSIFIER_DIR / "model.safetensors")
         self.model = RegNetForImageClassification.from_pretrained(CLASSIFIER_DIR)
         self.model.eval().requires_grad_(False)
         self.model.to(device=self.device, memory_format=torch.channels_last)  # pyright: ignore
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Features before the last layer, float32 `(num_images, 256)` on the CPU, of uint8 images
+        """Computes the features before the last layer, float32 `(num_images, 256)` on the CPU, of uint8 images
         `(num_images, 1, height, width)`."""
         features = []
-        # Whatever the model that drew them computes in.
+        # Features are always float32, also if the caller samples within an autocast context.
         with torch.autocast(self.device.type, enabled=False):
-            for batch in images.split(BATCH):
+            for batch in images.split(BATCH_SIZE):
                 sample = to_classifier_input(to_model_input(batch.to(self.device)))
                 features.append(self.model.regnet(sample).pooler_output.flatten(1).cpu())
         return torch.cat(features)
 
     @torch.no_grad()
     def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """The most likely class, int64 `(num_images,)`, of images with these features."""
+        """Returns the most likely class, int64 `(num_images,)`, of images with these features."""
         return self.model.classifier(features.to(self.device)).argmax(1).cpu()

@@ -1,144 +1,154 @@
-"""One picture of a measurement: samples by class, the closest training images, the balance of classes, the numbers."""
+"""Draws `report.png`: samples by class, metrics, class balance and the samples nearest to training images."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
 import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 
-from .metrics import class_shares
-from .sample_metrics import Memorisation
-from .samples import Samples
+from .distances import class_shares
+from .sample_metrics import Measurement, Memorization
+from .samples import RESOLUTION
 
 
-ROWS, PAIRS = 8, 10
-SAMPLE, REAL = "#1f6fb4", "#9aa0a6"
-NUMBERS = {
-    "fid_train": "FID, to the training images",
-    "fid_test": "FID, to the test images",
+NUM_CLASSES = len(FASHION_MNIST_LABELS)
+IMAGES_PER_CLASS, NUM_PAIRS, PAIR_MARGIN = 8, 10, 4
+SAMPLE_COLOR, REAL_COLOR, TEXT_COLOR = "#1f6fb4", "#9aa0a6", "#5f6368"
+METRIC_TITLES = {
+    "fid_train": "FID (training images)",
+    "fid_test": "FID (test images)",
     "kid_train": "KID x 1000",
-    "precision": "precision",
-    "recall": "recall",
-    "density": "density",
-    "coverage": "coverage",
-    "classifier_frechet_distance_train": "classifier's Fréchet distance",
-    "class_agreement": "of the class asked for",
-    "class_distance_from_uniform": "classes' distance from uniform",
-    "evaluations_per_image": "network evaluations an image",
-    "images_per_second": "images a second",
+    "precision": "Precision",
+    "recall": "Recall",
+    "density": "Density",
+    "coverage": "Coverage",
+    "classifier_frechet_distance_train": "FD-classifier",
+    "class_agreement": "Class accuracy",
+    "class_distance_from_uniform": "Distance from uniform classes",
+    "evaluations_per_image": "Function evaluations per image",
+    "images_per_second": "Images per second",
 }
+SPACE_TITLES = {"pixels": "pixels", "classifier": "classifier features"}
 
 
-def draw_report(
-    path: Path,
-    facts: dict[str, Any],
-    samples: Samples,
-    classes: torch.Tensor,
-    memorisation: dict[str, Memorisation],
-    train: torch.Tensor,
-) -> None:
+def save_report(path: Path, results: dict[str, Any], measurement: Measurement, train: torch.Tensor) -> None:
     """Writes a PNG of about 1500x1700 pixels.
 
     Args:
         path (`Path`): The file.
-        facts (`dict`): What `metrics.json` says.
-        samples ([`Samples`]): The samples.
-        classes (`torch.Tensor`): The class that each is taken for.
-        memorisation (`dict[str, Memorisation]`): The nearest training images, by space.
-        train (`torch.Tensor`): The training images.
+        results (`dict`): Content of `metrics.json`.
+        measurement ([`Measurement`]): The samples to show, and what was measured of them.
+        train (`torch.Tensor`): All training images, uint8 `(60000, 1, 28, 28)`.
     """
     figure = Figure(figsize=(12.5, 14), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(facts["source"], fontsize=15, fontweight="bold")
+    figure.suptitle(results["source"], fontsize=15, fontweight="bold")
     grid = figure.add_gridspec(4, 3, height_ratios=(9, 3.2, 2.7, 2.7))
-
-    shown = classes if samples.labels is None else samples.labels
-    asked = "taken for the class" if samples.labels is None else "asked to be of the class"
-    axis = figure.add_subplot(grid[0, :2])
-    axis.imshow(class_columns(samples.images[:, 0], shown).numpy(), cmap="gray", vmin=0, vmax=255)
-    axis.set_xticks([28 * (i + 0.5) - 0.5 for i in range(10)], FASHION_MNIST_LABELS, rotation=35, ha="right")
-    axis.set(yticks=[], title=f"the first samples {asked}")
-
-    axis = figure.add_subplot(grid[0, 2])
-    axis.axis("off")
-    axis.set_title("measured")
-    lines = list(number_lines(facts))
-    for i, (name, value, real) in enumerate(lines):
-        y = 0.97 - i * 0.055
-        weight = "bold" if i == 0 else "normal"
-        axis.text(0.0, y, name, transform=axis.transAxes, fontsize=9, fontweight=weight)
-        axis.text(0.82, y, value, transform=axis.transAxes, fontsize=9, ha="right", fontweight=weight)
-        axis.text(1.0, y, real, transform=axis.transAxes, fontsize=9, ha="right", color="#5f6368", fontweight=weight)
-
-    axis = figure.add_subplot(grid[1, :2])
-    positions = torch.arange(10)
-    shares = [100 * share for share in class_shares(classes)]
-    axis.bar(positions.tolist(), shares, color=SAMPLE)
-    axis.axhline(10, color=REAL, linestyle="--", label="the data")
-    axis.set_xticks(positions.tolist(), FASHION_MNIST_LABELS, rotation=35, ha="right")
-    axis.set(ylabel="% of samples", ylim=(0, 1.25 * max(shares)), title="what the classifier takes them for")
-    axis.legend(frameon=False, loc="upper right")
-
-    axis = figure.add_subplot(grid[1, 2])
-    near = memorisation["pixels"]
-    top = float(torch.cat([near.distances, near.test_distances]).quantile(0.995))
-    for distances, colour, name in ((near.test_distances, REAL, "test images"), (near.distances, SAMPLE, "samples")):
-        axis.hist(distances.numpy(), bins=50, range=(0, top), density=True, color=colour, alpha=0.65, label=name)
-    axis.set(title="distance to the nearest training image", xlabel="Euclidean, pixels in [0, 1]", yticks=[])
-    axis.legend(frameon=False)
-
-    for row, (space, found) in enumerate(memorisation.items()):
-        axis = figure.add_subplot(grid[2 + row, :])
-        order = found.distances.argsort()[:PAIRS]
-        pairs = torch.cat([samples.images[order, 0], train[found.indices[order], 0]], dim=1)  # (pairs, 56, 28)
-        axis.imshow(torch.cat(list(spaced(pairs)), dim=1).numpy(), cmap="gray", vmin=0, vmax=255)
-        words = {"pixels": "in pixels", "classifier": "in the classifier's features"}[space]
-        axis.set_title(f"the closest pairs {words}: sample above, training image below")
-        axis.set_xticks(
-            [32 * i + 13.5 for i in range(len(order))], [f"{found.distances[i]:.2f}" for i in order.tolist()]
-        )
-        axis.set_yticks([])
+    plot_samples(figure.add_subplot(grid[0, :2]), measurement)
+    plot_metrics(figure.add_subplot(grid[0, 2]), results)
+    plot_class_balance(figure.add_subplot(grid[1, :2]), measurement.predicted_classes)
+    plot_distances(figure.add_subplot(grid[1, 2]), measurement.memorization["pixels"])
+    for row, (space, memorization) in enumerate(measurement.memorization.items(), start=2):
+        axis = figure.add_subplot(grid[row, :])
+        plot_nearest_pairs(axis, measurement.samples.images, train, memorization)
+        axis.set_title(f"Nearest pairs in {SPACE_TITLES[space]}: sample above, training image below")
     figure.savefig(path, dpi=120)
 
 
-def class_columns(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """The first images of each class as a column, `(ROWS * 28, 10 * 28)`; black where a class has fewer."""
-    columns = torch.zeros(10, ROWS, 28, 28, dtype=torch.uint8)
-    for number in range(10):
-        found = images[classes == number][:ROWS]
+def plot_samples(axis: Axes, measurement: Measurement) -> None:
+    labels = measurement.samples.labels
+    classes, kind = (measurement.predicted_classes, "predicted class") if labels is None else (labels, "class label")
+    image = class_grid(measurement.samples.images[:, 0], classes)
+    axis.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255)
+    centers = [RESOLUTION * (i + 0.5) - 0.5 for i in range(NUM_CLASSES)]
+    axis.set_xticks(centers, FASHION_MNIST_LABELS, rotation=35, ha="right")
+    axis.set(yticks=[], title=f"First samples by {kind}")
+
+
+def class_grid(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+    """Arranges the first images of each class in a column.
+
+    Args:
+        images (`torch.Tensor`): uint8 `(num_images, 28, 28)`.
+        classes (`torch.Tensor`): int64 `(num_images,)`.
+
+    Returns:
+        `torch.Tensor`: uint8 `(8 * 28, 10 * 28)`; black where a class has fewer than 8 images.
+    """
+    columns = torch.zeros(NUM_CLASSES, IMAGES_PER_CLASS, RESOLUTION, RESOLUTION, dtype=torch.uint8)
+    for number in range(NUM_CLASSES):
+        found = images[classes == number][:IMAGES_PER_CLASS]
         columns[number, : len(found)] = found
-    return columns.permute(1, 2, 0, 3).reshape(ROWS * 28, 10 * 28)
+    return columns.permute(1, 2, 0, 3).reshape(IMAGES_PER_CLASS * RESOLUTION, NUM_CLASSES * RESOLUTION)
 
 
-def spaced(pairs: torch.Tensor) -> torch.Tensor:
-    return torch.nn.functional.pad(pairs, (0, 4), value=255)
+def plot_metrics(axis: Axes, results: dict[str, Any]) -> None:
+    axis.axis("off")
+    axis.set_title("Metrics")
+    for i, (title, value, real) in enumerate(metric_rows(results)):
+        y = 0.97 - i * 0.055
+        font = {"transform": axis.transAxes, "fontsize": 9, "fontweight": "bold" if i == 0 else "normal"}
+        axis.text(0.0, y, title, **font)
+        axis.text(0.82, y, value, ha="right", **font)
+        axis.text(1.0, y, real, ha="right", color=TEXT_COLOR, **font)
 
 
-def number_lines(facts: dict[str, Any]):
-    """Rows of a name, the value of samples and that of test images."""
-    yield "", "samples", "test"
-    real = facts["real"]
+def metric_rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
+    """Yields rows of a title, the value of the samples and the value of the real test images."""
+    metrics, real = results["metrics"], results["real"]
     test = real.get("inception", {}).get("test", {})
-    beside = {
+    test_values = {
         "fid_train": test.get("frechet_distance"),
         "kid_train": test.get("kernel_distance"),
         "classifier_frechet_distance_train": real["classifier"]["test"]["frechet_distance"],
         "class_agreement": real["classifier_accuracy"]["test"],
         **{name: test.get(name) for name in ("precision", "recall", "density", "coverage")},
     }
-    yield "images", f"{facts['num_samples']:,}", "10,000"
-    for name, words in NUMBERS.items():
-        if name in facts["metrics"]:
-            value = facts["metrics"][name]
-            value = value["mean"] if isinstance(value, dict) else value
-            scale = 1000 if name.startswith("kid") else 1
-            other = beside.get(name)
-            yield words, f"{value * scale:.3f}", "" if other is None else f"{other * scale:.3f}"
-    for space, words in (("pixels", "pixels"), ("classifier", "features")):
-        found = facts["metrics"][f"nearest_{space}"]
-        share = found["nearer_than_99_percent_of_test"]
-        share = share["mean"] if isinstance(share, dict) else share
-        yield f"nearer than 1 % of test, {words}", f"{share * 100:.1f} %", "1.0 %"
+    yield "", "samples", "test"
+    yield "Images", f"{results['num_samples']:,}", "10,000"
+    for name, title in METRIC_TITLES.items():
+        if name in metrics:
+            scale = 1000 if name == "kid_train" else 1
+            value, test_value = get_mean(metrics[name]), test_values.get(name)
+            yield title, f"{value * scale:.3f}", "" if test_value is None else f"{test_value * scale:.3f}"
+    for space, title in SPACE_TITLES.items():
+        share = get_mean(metrics[f"nearest_{space}"]["nearer_than_99_percent_of_test"])
+        yield f"Nearer than 99 % of test ({title})", f"{share:.1%}", "1.0%"
+
+
+def get_mean(value: Any) -> float:
+    """Returns the mean over the seeds of a metric, which is a plain number if there is only one seed."""
+    return value["mean"] if isinstance(value, dict) else value
+
+
+def plot_class_balance(axis: Axes, predicted_classes: torch.Tensor) -> None:
+    shares = [100 * share for share in class_shares(predicted_classes)]
+    axis.bar(range(NUM_CLASSES), shares, color=SAMPLE_COLOR)
+    axis.axhline(100 / NUM_CLASSES, color=REAL_COLOR, linestyle="--", label="Fashion-MNIST")
+    axis.set_xticks(range(NUM_CLASSES), FASHION_MNIST_LABELS, rotation=35, ha="right")
+    axis.set(ylabel="% of samples", ylim=(0, 1.25 * max(shares)), title="Classes predicted by the classifier")
+    axis.legend(frameon=False, loc="upper right")
+
+
+def plot_distances(axis: Axes, memorization: Memorization) -> None:
+    samples, test = memorization.distances, memorization.test_distances
+    end = float(torch.cat([samples, test]).quantile(0.995))
+    for distances, color, title in ((test, REAL_COLOR, "test images"), (samples, SAMPLE_COLOR, "samples")):
+        axis.hist(distances.numpy(), bins=50, range=(0, end), density=True, color=color, alpha=0.65, label=title)
+    axis.set(title="Distance to the nearest training image", xlabel="Euclidean, pixels in [0, 1]", yticks=[])
+    axis.legend(frameon=False)
+
+
+def plot_nearest_pairs(axis: Axes, images: torch.Tensor, train: torch.Tensor, memorization: Memorization) -> None:
+    order = memorization.distances.argsort()[:NUM_PAIRS]
+    pairs = torch.cat([images[order, 0], train[memorization.indices[order], 0]], dim=1)  # (pairs, 56, 28)
+    pairs = torch.nn.functional.pad(pairs, (0, PAIR_MARGIN), value=255)
+    axis.imshow(torch.cat(list(pairs), dim=1).numpy(), cmap="gray", vmin=0, vmax=255)
+    centers = [(RESOLUTION + PAIR_MARGIN) * i + (RESOLUTION - 1) / 2 for i in range(len(order))]
+    axis.set_xticks(centers, [f"{distance:.2f}" for distance in memorization.distances[order].tolist()])
+    axis.set_yticks([])

@@ -1,36 +1,40 @@
-"""What is measured of a set of samples: by the classifier, by the Inception network, and against memorisation."""
+"""Metrics of a set of samples: classifier and Inception metrics, and the nearest training images (memorization)."""
 
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from fmnist_diffusion.sampling import Samples
+
+from .bundled_statistics import load_moments
 from .classifier import Classifier
-from .inception import InceptionFeatures, find_inception
-from .metrics import (
+from .distances import (
     class_shares,
     distance_from_uniform,
     frechet_distance,
     kernel_distance,
     manifold_metrics,
-    nearest_neighbours,
+    nearest_neighbors,
 )
-from .real_data import load_moments
-from .samples import Samples
+from .inception import InceptionFeatures, find_inception
 
 
-def classifier_metrics(features: torch.Tensor, classes: torch.Tensor, labels: torch.Tensor | None) -> dict[str, Any]:
-    """What the classifier sees in samples, in seconds: the metric to follow while a model trains.
+def classifier_metrics(
+    features: torch.Tensor, predicted_classes: torch.Tensor, labels: torch.Tensor | None
+) -> dict[str, Any]:
+    """Computes the metrics in the features of the bundled classifier, which takes seconds.
 
     Args:
-        features, classes (`torch.Tensor`): Of [`Classifier`], `(num_images, 256)` and `(num_images,)`.
-        labels (`torch.Tensor`, *optional*): The classes that the samples were asked to be of.
+        features (`torch.Tensor`): Features of [`Classifier`], float32 `(num_images, 256)`.
+        predicted_classes (`torch.Tensor`): Classes predicted by [`Classifier`], int64 `(num_images,)`.
+        labels (`torch.Tensor`, *optional*): Class labels that the samples were generated with, int64 `(num_images,)`.
 
     Returns:
-        `dict`: the Fréchet distances to the training and test images in the classifier's features; the share
-            of each class; their distance from equal shares; and, with labels, the share classified as asked.
+        `dict`: Fréchet distances to the training and test images in classifier features, the share of each predicted
+            class and its distance from the uniform distribution, and, with labels, the class accuracy.
     """
-    shares = class_shares(classes)
+    shares = class_shares(predicted_classes)
     metrics = {
         "classifier_frechet_distance_train": frechet_distance(features, load_moments("classifier", "train")),
         "classifier_frechet_distance_test": frechet_distance(features, load_moments("classifier", "test")),
@@ -38,13 +42,21 @@ def classifier_metrics(features: torch.Tensor, classes: torch.Tensor, labels: to
         "class_shares": shares,
     }
     if labels is not None:
-        metrics["class_agreement"] = float((classes == labels).float().mean())
+        metrics["class_agreement"] = float((predicted_classes == labels).float().mean())
     return metrics
 
 
 def inception_metrics(features: torch.Tensor, reference: torch.Tensor | None = None) -> dict[str, float]:
-    """FID against all training and all test images; with the features of a `reference` of real images also the kernel
-    distance to them, and precision, recall, density and coverage, of at most as many samples."""
+    """Computes the metrics in Inception features.
+
+    Args:
+        features (`torch.Tensor`): Features of the samples, float32 `(num_images, 2048)`.
+        reference (`torch.Tensor`, *optional*): Features of real images, float32 `(num_real_images, 2048)`.
+
+    Returns:
+        `dict[str, float]`: FID to all training images and to all test images; with `reference` also KID, precision,
+            recall, density and coverage. The last four use at most as many samples as there are real images.
+    """
     metrics = {
         "fid_train": frechet_distance(features, load_moments("inception", "train")),
         "fid_test": frechet_distance(features, load_moments("inception", "test")),
@@ -56,15 +68,16 @@ def inception_metrics(features: torch.Tensor, reference: torch.Tensor | None = N
 
 
 class FastMetrics:
-    """What a training run and the benchmarks measure of samples: the classifier's metrics, and FID of samples that are
-    enough for it, where its network is in the cache.
+    """Metrics that are fast enough to follow a training run: those of the bundled classifier, and FID if there are
+    more than 2,048 samples and the Inception network is available (see [`find_inception`]).
 
     Args:
-        num_samples (`int`): How many samples there will be.
-        device (`str` or `torch.device`, defaults to `"cpu"`): Where the feature networks run.
+        num_samples (`int`): Number of samples that will be evaluated.
+        device (`str` or `torch.device`, defaults to `"cpu"`): Device of the feature networks.
 
     Raises:
-        `ValueError`: the file that `FMNIST_DIFFUSION_INCEPTION` names is missing or another, or OpenVINO is missing.
+        `ValueError`: The file that `FMNIST_DIFFUSION_INCEPTION` names is missing or is not the Inception network, or
+            OpenVINO is not installed.
     """
 
     def __init__(self, num_samples: int, device: str | torch.device = "cpu"):
@@ -73,7 +86,7 @@ class FastMetrics:
         self.inception = None if weights is None else InceptionFeatures(weights, device)
 
     def __call__(self, samples: Samples) -> dict[str, Any]:
-        """The metrics by name."""
+        """Computes the metrics by name; see [`classifier_metrics`] and [`inception_metrics`]."""
         features = self.classifier(samples.images)
         metrics = classifier_metrics(features, self.classifier.classify(features), samples.labels)
         if self.inception is not None:
@@ -82,32 +95,53 @@ class FastMetrics:
 
 
 @dataclass
-class Memorisation:
-    """The nearest training image of each sample, in one space.
+class Memorization:
+    """Distances of the samples and of the test images to their nearest training images, in one feature space.
 
     Attributes:
-        distances (`torch.Tensor`): From each sample to it, float32 `(num_images,)`.
-        indices (`torch.Tensor`): Its place among the training images, int64 `(num_images,)`.
-        test_distances (`torch.Tensor`): From each test image to the training image nearest to that.
+        distances (`torch.Tensor`): Distance of each sample to its nearest training image, float32 `(num_images,)`.
+        indices (`torch.Tensor`): Index of that training image, int64 `(num_images,)`.
+        test_distances (`torch.Tensor`): Distance of each test image to its nearest training image, float32.
     """
 
     distances: torch.Tensor
     indices: torch.Tensor
     test_distances: torch.Tensor
 
-    @classmethod
-    def of(cls, samples: torch.Tensor, train: torch.Tensor, test_distances: torch.Tensor) -> "Memorisation":
-        """Of vectors of samples and of training images, `(count, num_features)`."""
-        distances, indices = nearest_neighbours(samples, train)
-        return cls(distances[:, 0], indices[:, 0], test_distances)
-
-    def summary(self) -> dict[str, float]:
-        """Medians, and the share of samples that are nearer than 99 % of test images are: 0.01 where nothing is
-        memorised."""
+    def summarize(self) -> dict[str, float]:
+        """Returns the median distances, and the share of samples that are nearer to a training image than 99 % of the
+        test images are. The share is about 0.01 if the model has not memorized training images."""
+        threshold = self.test_distances.quantile(0.01)
         return {
             "median": float(self.distances.median()),
             "test_median": float(self.test_distances.median()),
-            "nearer_than_99_percent_of_test": float(
-                (self.distances < self.test_distances.quantile(0.01)).float().mean()
-            ),
+            "nearer_than_99_percent_of_test": float((self.distances < threshold).float().mean()),
         }
+
+
+def measure_memorization(samples: torch.Tensor, train: torch.Tensor, test_distances: torch.Tensor) -> Memorization:
+    """Finds the nearest training image of each sample.
+
+    Args:
+        samples, train (`torch.Tensor`): Vectors of the samples and training images, `(count, num_features)`.
+        test_distances (`torch.Tensor`): Distances of the test images in the same space; see [`Memorization`].
+    """
+    distances, indices = nearest_neighbors(samples, train)
+    return Memorization(distances[:, 0], indices[:, 0], test_distances)
+
+
+@dataclass
+class Measurement:
+    """All results for one set of samples.
+
+    Attributes:
+        samples ([`Samples`]): The samples.
+        predicted_classes (`torch.Tensor`): Classes predicted by the bundled classifier, int64 `(num_images,)`.
+        memorization (`dict[str, Memorization]`): Nearest training images in `"pixels"` and `"classifier"` features.
+        metrics (`dict`): Metrics by name.
+    """
+
+    samples: Samples
+    predicted_classes: torch.Tensor
+    memorization: dict[str, Memorization]
+    metrics: dict[str, Any]

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import diffusers
 import PIL.Image
@@ -145,6 +145,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
             sigmas. A scheduler that is assigned to the pipeline later uses its own spacing.
     """
 
+    config: Any
+    unet: Any
+    scheduler: Any
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents", "model_input", "pred_original_sample"]
     # The installed package sets this class, so that its `from_pretrained` needs no remote code.
@@ -172,7 +175,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             self.register_to_config(timestep_power=self._timestep_power if original else None)
 
     @classmethod
-    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> "FashionMNISTPipeline":
+    def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
         r"""
         Loads a pipeline from a local folder or a Hub repository, with the classes of this package and no remote code.
 
@@ -190,10 +193,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
             `OSError`: If there is no such pipeline, revision or variant.
         """
         if cls._unet_class is None:
-            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)
+            return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # pyright: ignore[reportReturnType]
         path = str(pretrained_model_name_or_path)
         hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-        config = cls.load_config(path, **hub_options)
+        config: Any = cls.load_config(path, **hub_options)
         settings = {
             name: kwargs.pop(name, config.get(name, inspect.signature(cls).parameters[name].default))
             for name in ("num_inference_steps", "timestep_power")
@@ -205,19 +208,22 @@ class FashionMNISTPipeline(DiffusionPipeline):
         unet, device_map = kwargs.pop("unet", None), kwargs.pop("device_map", None)
         if unet is None:
             kwargs.pop("trust_remote_code", None)
+            # Weights in other formats are unpickled, which can run code.
+            kwargs.setdefault("use_safetensors", True)
             unet_device_map = {"": device_map["unet"]} if isinstance(device_map, dict) else device_map
             unet = cls._unet_class.from_pretrained(path, subfolder="unet", device_map=unet_device_map, **kwargs)
-        pipe = cls(unet, scheduler, **settings)
+        pipe: Any = cls(unet, scheduler, **settings)
         pipe.register_to_config(_name_or_path=path)
         if device_map is not None:
             pipe.hf_device_map = device_map
         return pipe
 
     @classmethod
-    def from_pipe(cls, pipeline: DiffusionPipeline, **kwargs: Any) -> "FashionMNISTPipeline":
+    def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Self:
         """Creates a pipeline with the components of another one; see [`DiffusionPipeline.from_pipe`]."""
         # diffusers only takes over a model of exactly the annotated class.
-        return super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
+        pipe: Any = super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
+        return pipe
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes `model_index.json` and the source files that it names; [`save_pretrained`] calls this last."""
@@ -364,11 +370,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if image is not None:
             if latents is not None:
                 raise ValueError("Cannot start from both `latents` and `image`. Pass only one of them.")
-            if not 0 < strength <= 1 or int(get_num_steps(num_inference_steps, strength)) < 1:
-                raise ValueError(
-                    f"`strength` must be in (0, 1] and leave at least one of `num_inference_steps`="
-                    f"{num_inference_steps} steps, got {strength}."
-                )
+            if not 0 < strength <= 1:
+                raise ValueError(f"`strength` must be in (0, 1], got {strength}.")
             # LMS and PNDM assume that sampling starts at the first timestep, from pure noise.
             if isinstance(self.scheduler, (LMSDiscreteScheduler, PNDMScheduler)):
                 raise ValueError(
@@ -416,9 +419,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
         Raises:
             `ValueError`: If the scheduler does not support the arguments or does not fit the model.
         """
-        scheduler: Any = self.scheduler
+        scheduler = self.scheduler
         name = type(scheduler).__name__
         self._check_scheduler(name)
+        set_scheduler_timesteps: Any = scheduler.set_timesteps
         num_train_timesteps = scheduler.config.num_train_timesteps
         if timesteps is None and sigmas is None:
             if num_inference_steps > num_train_timesteps:
@@ -433,9 +437,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 )
             if self._uses_power_law():
                 timesteps = power_law_timesteps(num_inference_steps, num_train_timesteps, self.config.timestep_power)
-                scheduler.set_timesteps(timesteps=timesteps, device=device)
+                set_scheduler_timesteps(timesteps=timesteps, device=device)
             else:
-                scheduler.set_timesteps(num_inference_steps, device=device)
+                set_scheduler_timesteps(num_inference_steps, device=device)
                 self._check_coverage(name, num_inference_steps)
         elif timesteps is not None and sigmas is not None:
             raise ValueError("Only one of `timesteps` and `sigmas` can be passed.")
@@ -448,8 +452,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 raise ValueError(f"`{option}` must be one or more decreasing numbers, got {values}.")
             if option == "timesteps" and not 0 <= values[-1] <= values[0] < num_train_timesteps:
                 raise ValueError(f"`timesteps` must be between 0 and {num_train_timesteps - 1}, got {values}.")
-            scheduler.set_timesteps(**{option: values}, device=device)
-        lowest, highest = float(scheduler.timesteps.min()), float(scheduler.timesteps.max())
+            set_scheduler_timesteps(**{option: values}, device=device)
+        lowest, highest = float(self.scheduler.timesteps.min()), float(self.scheduler.timesteps.max())
         if lowest < 0 or highest > num_train_timesteps - 1:
             raise ValueError(
                 f"{name} uses timesteps from {lowest:g} to {highest:g}, which must be between 0 and"
@@ -458,10 +462,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if hasattr(scheduler, "set_begin_index"):
             # Otherwise a scheduler skips the first step if two of its timesteps are equal.
             scheduler.set_begin_index(0)
-        return scheduler.timesteps
+        return self.scheduler.timesteps
 
     def _check_scheduler(self, name: str) -> None:
-        scheduler: Any = self.scheduler
+        scheduler = self.scheduler
         step_parameters = inspect.signature(scheduler.step).parameters.values() if hasattr(scheduler, "step") else ()
         required = [p.name for p in step_parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
         if (
@@ -469,6 +473,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             or required != ["model_output", "timestep", "sample"]
             or "Inverse" in name
             or scheduler.config.get("use_flow_sigmas", False)
+            # This option, of CogVideoXDDIMScheduler, changes the noise schedule.
+            or scheduler.config.get("snr_shift_scale", 1.0) != 1.0
         ):
             option = " with `use_flow_sigmas`" if scheduler.config.get("use_flow_sigmas", False) else ""
             raise ValueError(
@@ -502,33 +508,39 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def _preprocess_image(self, image: Any, height: int, width: int) -> torch.Tensor:
         """Converts `image` to a float32 tensor `(batch, channels, height, width)` in [-1, 1]."""
         channels = self.unet.config.in_channels
-        images = image if isinstance(image, (list, tuple)) else [image]
+        images: Any = list(image) if isinstance(image, (list, tuple)) else [image]
         if not images:
             raise ValueError("`image` must contain at least one image, got an empty list.")
-        if not all(isinstance(one, PIL.Image.Image) for one in images):
-            images = [self._to_image_tensor(one) for one in images]
-        else:
-            for one in images:
-                if one.mode in ("I", "F") or one.mode.startswith("I;16"):
-                    raise ValueError(f"`image` must have 8 bits per channel, got mode {one.mode!r}. Convert it first.")
         processor = VaeImageProcessor(
-            vae_scale_factor=1, do_convert_rgb=channels == 3, do_convert_grayscale=channels == 1
+            vae_scale_factor=1, vae_latent_channels=0, do_convert_rgb=channels == 3, do_convert_grayscale=channels == 1
         )
-        return processor.preprocess(images, height, width)
+        tensors = []
+        for one in images:
+            if not isinstance(one, PIL.Image.Image):
+                one = self._to_image_tensor(one)
+            elif one.mode in ("I", "F") or one.mode.startswith("I;16"):
+                raise ValueError(f"`image` must have 8 bits per channel, got mode {one.mode!r}. Convert it first.")
+            tensors.append(processor.preprocess(one, height, width))
+            if tensors[-1].shape[1] != channels:
+                raise ValueError(f"`image` must have {channels} channels, got {tensors[-1].shape[1]}.")
+        return torch.cat(tensors)
 
     @staticmethod
     def _to_image_tensor(image: Any) -> torch.Tensor:
-        """Converts an array `(..., H, W, C)` or a tensor `(..., C, H, W)` to a tensor `(..., C, H, W)` in [0, 1]."""
-        if not hasattr(image, "dtype") or not hasattr(image, "ndim") or image.ndim not in (2, 3, 4):
+        """Converts an array `(..., H, W, C)` or a tensor `(..., C, H, W)` to a tensor `(B, C, H, W)` in [0, 1]."""
+        shape = getattr(image, "shape", ())
+        if not hasattr(image, "dtype") or len(shape) not in (2, 3, 4) or 0 in shape:
             raise ValueError(
-                "`image` must be a PIL image, an array or tensor with 2 to 4 dimensions, or a list of these, got"
-                f" {type(image).__name__}."
+                "`image` must be a PIL image, a non-empty array or tensor with 2 to 4 dimensions, or a list of these,"
+                f" got {type(image).__name__} of shape {tuple(shape)}."
             )
-        tensor = image if torch.is_tensor(image) else torch.as_tensor(image)
+        # torch does not support read-only arrays, such as those of PIL images, and negative strides.
+        tensor = image if torch.is_tensor(image) else torch.as_tensor(image.copy())
         if tensor.ndim == 2:
             tensor = tensor[None]
         elif not torch.is_tensor(image):
             tensor = tensor.movedim(-1, -3)
+        tensor = tensor.reshape(-1, *tensor.shape[-3:])
         if tensor.dtype == torch.uint8:
             return tensor.float() / 255
         if tensor.dtype == torch.bool:
@@ -557,11 +569,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
         if image is not None:
             original = self._preprocess_image(image, *shape[2:]).to(device, torch.float32)
-            if len(original) not in (1, batch_size) or original.shape[1] != shape[1]:
-                raise ValueError(
-                    f"`image` must be one image or {batch_size} images with {shape[1]} channels, got shape"
-                    f" {tuple(original.shape)}."
-                )
+            if len(original) not in (1, batch_size):
+                raise ValueError(f"`image` must be one image or {batch_size} images, got {len(original)}.")
             return self.scheduler.add_noise(original.expand(shape), latents, timestep.expand(batch_size))
         return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
 
@@ -732,12 +741,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 NaN or infinite pixels.
         """
         # 1. Check inputs
-        if num_inference_steps is None:
-            num_inference_steps = self.config.num_inference_steps
+        num_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.check_inputs(
             class_labels,
             num_images_per_prompt,
-            num_inference_steps,
+            num_steps,
             guidance_scale,
             guidance_interval,
             generator,
@@ -761,11 +769,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
             batch_size = len(labels)
 
         # 3. Timesteps
-        timesteps_tensor = self.set_timesteps(num_inference_steps, timesteps, sigmas, device)
+        timesteps_tensor = self.set_timesteps(num_steps, timesteps, sigmas, device)
         if image is not None:
-            custom = timesteps is not None or sigmas is not None
-            num_steps = len(timesteps_tensor) if custom else num_inference_steps
-            skipped = (num_steps - int(get_num_steps(num_steps, strength))) * self.scheduler.order
+            # A scheduler of second order has two timesteps for every step but one.
+            num_steps = math.ceil(len(timesteps_tensor) / self.scheduler.order)
+            num_remaining = int(get_num_steps(num_steps, strength))
+            if num_remaining < 1:
+                raise ValueError(f"`strength` must leave at least one of the {num_steps} steps, got {strength}.")
+            skipped = (num_steps - num_remaining) * self.scheduler.order
             timesteps_tensor = timesteps_tensor[skipped:]
             if hasattr(self.scheduler, "set_begin_index"):
                 self.scheduler.set_begin_index(skipped)
@@ -845,8 +856,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             ```
         """
         # 1. Check inputs
-        if num_inference_steps is None:
-            num_inference_steps = self.config.num_inference_steps
+        num_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         if not isinstance(num_images, Integral) or num_images < 2:
             raise ValueError(f"`num_images` must be an integer from 2 on, got {num_images!r}.")
         if len(seeds) != 2:
@@ -855,7 +865,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self.check_inputs(
             class_labels,
             num_images,
-            num_inference_steps,
+            num_steps,
             1.0,
             (0.0, 1.0),
             generators,
@@ -867,23 +877,24 @@ class FashionMNISTPipeline(DiffusionPipeline):
         )
         self._guidance_scale = 1.0
         device = self._execution_device
-        weights = torch.linspace(0, 1, int(num_images), device=device).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
+        weights = torch.linspace(0, 1, num_images, device=device).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
 
         # 2. Class labels
-        first = last = None
+        labels = []
         if class_labels is not None:
             label_ids = self.get_label_ids(class_labels)
             if len(label_ids) > 2:
                 raise ValueError(f"`class_labels` must be one label or two labels, got {len(label_ids)}.")
-            first, last = (torch.full((int(num_images),), label_ids[i], device=device) for i in (0, -1))
+            # Two equal labels need only one prediction.
+            labels = [torch.full((num_images,), label_id, device=device) for label_id in dict.fromkeys(label_ids)]
 
         # 3. Timesteps and noise
-        timesteps = self.set_timesteps(num_inference_steps, device=device)
+        timesteps = self.set_timesteps(num_steps, device=device)
         shape = (1, *self._get_image_shape())
 
         def sample_noise() -> torch.Tensor:
-            noise = (randn_tensor(shape, generator=g, device=device, dtype=torch.float32) for g in generators)
-            return slerp(*noise, weights)
+            first, last = (randn_tensor(shape, generator=g, device=device, dtype=torch.float32) for g in generators)
+            return slerp(first, last, weights)
 
         sample = sample_noise() * self.scheduler.init_noise_sigma
         step_parameters = inspect.signature(self.scheduler.step).parameters
@@ -902,13 +913,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
         # 4. Denoising loop
         def predict(model_input: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
-            if first is None or torch.equal(first, last):
+            if len(labels) < 2:
                 self._num_function_evaluations += 1
-                label_kwargs = {} if first is None else {"class_labels": first}
+                label_kwargs = {"class_labels": labels[0]} if labels else {}
                 return self.unet(model_input, t, **label_kwargs).sample.float()
             self._num_function_evaluations += 2
-            both = torch.cat([model_input, model_input]), t, torch.cat([first, last])
-            return torch.lerp(*self.unet(*both).sample.float().chunk(2), weights)
+            model_input = torch.cat([model_input, model_input])
+            first, last = self.unet(model_input, t, class_labels=torch.cat(labels)).sample.float().chunk(2)
+            return torch.lerp(first, last, weights)
 
         sample = self._denoise(
             sample, timesteps, predict, step_kwargs, callback_on_step_end, callback_on_step_end_tensor_inputs
@@ -957,7 +969,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             frames.append(self.numpy_to_pil(array))
             return {}
 
-        output = self(
+        output: Any = self(
             class_labels, callback_on_step_end=keep_frame, callback_on_step_end_tensor_inputs=[tensor_name], **kwargs
         )
         return [*frames, output.images]

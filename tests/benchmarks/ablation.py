@@ -1,10 +1,11 @@
-"""What each choice of base.yaml is worth: trained at half its width and briefly, with one thing changed at a time.
+"""Trains base.yaml at half its width for a short time, with one setting changed per row, and compares the samples.
 
     python tests/benchmarks/ablation.py
 
-All rows have the same images, steps and starting noise. Where the architecture changes, so do the starting weights,
-for which "the recipe with another seed" is the measure. Rows that `--output-dir` has already are not done again;
-several processes can each do some of the `--rows`, the guided one after the recipe that it draws with.
+All rows use the same images, number of steps and initial noise. Changes of the architecture also change the initial
+weights; the row "another seed" shows how much of the difference is random. Results in `--output-dir` are not computed
+again. Several processes can compute different `--rows`; compute the row with guidance after the baseline, whose
+checkpoint it uses.
 """
 
 import argparse
@@ -14,18 +15,20 @@ import subprocess
 import sys
 from pathlib import Path
 
-from fmnist_diffusion import SDEDPMSolverScheduler, load_pipeline
-from fmnist_diffusion.cli import choose_device
-from fmnist_diffusion.evaluation import FastMetrics, InceptionFeatures, SamplingSettings, draw_all, find_inception
+import torch
+
+from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
+from fmnist_diffusion.evaluation import FastMetrics, InceptionFeatures, find_inception
+from fmnist_diffusion.sampling import Samples, SamplingConfig, generate
 
 
 ROOT = Path(__file__).resolve().parents[2]
-BATCH = 32
-# In float32, for the sake of any machine, and with an average over fewer steps, of which there are fewer.
+BATCH_SIZE = 32
+# The recipe runs on any machine in float32, and its EMA is shorter because there are fewer steps.
 RECIPE = {
     "config": ROOT / "training" / "configs" / "base.yaml",
     "model.block_out_channels": [16, 32, 64, 128],
-    "train_batch_size": BATCH,
+    "train_batch_size": BATCH_SIZE,
     "ema.max_decay": 0.995,
     "mixed_precision": "no",
     "compile": "false",
@@ -36,93 +39,111 @@ RECIPE = {
     "eval.every_n_epochs": "null",
     "report_to": "none",
 }
+BASELINE = "baseline"
 ROWS = {
-    "the recipe": {},
-    "the recipe with another seed": {"seed": 1},
+    BASELINE: {},
+    "another seed": {"seed": 1},
     "BatchNorm": {"model.norm_type": "batch"},
-    "time at the bottleneck only": {"model.time_conditioning": "bottleneck"},
-    "time added, not scale and shift": {"model.resnet_time_scale_shift": "default"},
+    "timestep embedding at the bottleneck only": {"model.time_conditioning": "bottleneck"},
+    "timestep embedding added, without scale and shift": {"model.resnet_time_scale_shift": "default"},
     "attention at the bottleneck only": {"model.attention_levels": [3]},
-    "predicting the image": {"scheduler.prediction_type": "sample"},
+    "sample prediction": {"scheduler.prediction_type": "sample"},
     "linear schedule": {"scheduler.beta_schedule": "linear"},
-    # The timesteps at which that schedule has the noise that the recipe's has at its own.
-    "linear schedule, trained on the recipe's noise": {
+    # These timesteps of the linear schedule have the noise levels of the recipe.
+    "linear schedule, noise levels of the baseline": {
         "scheduler.beta_schedule": "linear",
         "objective.logit_mean": -1.55,
         "objective.logit_std": 1.0,
     },
-    "linear schedule, predicting the noise": {
+    "linear schedule, epsilon prediction": {
         "scheduler.beta_schedule": "linear",
         "scheduler.prediction_type": "epsilon",
         "scheduler.rescale_betas_zero_snr": "false",
     },
     "min-SNR weights (gamma 5)": {"objective.snr_gamma": 5},
     "uniform timesteps": {"objective.timestep_sampling": "uniform"},
-    "logit-normal timesteps, unshifted": {"objective.logit_mean": 0, "objective.logit_std": 1},
-    "logit-normal timesteps, shifted further": {"objective.logit_mean": -1.1},
+    "logit-normal timesteps, mean 0": {"objective.logit_mean": 0, "objective.logit_std": 1},
+    "logit-normal timesteps, mean -1.1": {"objective.logit_mean": -1.1},
     "no EMA": {"ema.enabled": "false"},
-    "EMA of 0.98": {"ema.max_decay": 0.98},
-    "EMA of 0.9995": {"ema.max_decay": 0.9995},
-    "flips": {"data.augmentation": "flip"},
+    "EMA decay 0.98": {"ema.max_decay": 0.98},
+    "EMA decay 0.9995": {"ema.max_decay": 0.9995},
+    "horizontal flips": {"data.augmentation": "flip"},
     "no label dropout": {"objective.label_dropout": 0},
     "constant learning rate": {"optimizer.lr_scheduler": "constant_with_warmup"},
 }
-# It takes 19 evaluations an image, and the plain one 20.
-GUIDED = "guidance 1.5 in the middle"
-PLAIN_SAMPLING = SamplingSettings(20, conditional=True)
-GUIDED_SAMPLING = SamplingSettings(14, 1.5, (0.3, 0.7), conditional=True)
-# The same on any schedule.
+# The row with guidance needs 19 function evaluations per image, the others 20.
+GUIDANCE_ROW = "guidance scale 1.5 in the middle of sampling"
+SAMPLING = SamplingConfig(num_inference_steps=20)
+GUIDED_SAMPLING = SamplingConfig(num_inference_steps=14, guidance_scale=1.5, guidance_interval=(0.3, 0.7))
+# All rows use the same timestep spacing, whatever their noise schedule is.
 TIMESTEP_POWER = 1.5
 
 
+def get_slug(row: str) -> str:
+    return "".join(letter if letter.isalnum() else "-" for letter in row)
+
+
 def train(row: str, options: argparse.Namespace) -> Path:
-    """Returns the pipeline of that row, trained unless it is there already."""
-    folder = options.output_dir / f"{file_name(row)}-{options.num_images}"
+    """Returns the folder of the pipeline of a row, which is trained unless it exists."""
+    folder = options.output_dir / f"{get_slug(row)}-{options.num_images}"
     if not (folder / "pipeline" / "model_index.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
-        settings = RECIPE | {"max_train_steps": options.num_images // BATCH, "output_dir": folder} | ROWS[row]
+        settings = RECIPE | {"max_train_steps": options.num_images // BATCH_SIZE, "output_dir": folder} | ROWS[row]
         command = [sys.executable, ROOT / "training" / "train.py"]
         command += [f"--{name}={value}" for name, value in settings.items()]
         subprocess.run([str(word) for word in command], check=True, stdout=sys.stderr)
     return folder / "pipeline"
 
 
-def file_name(row: str) -> str:
-    return "".join(letter if letter.isalnum() else "-" for letter in row)
-
-
-def measure(row: str, options: argparse.Namespace) -> dict[str, float]:
-    trained_row, settings = ("the recipe", GUIDED_SAMPLING) if row == GUIDED else (row, PLAIN_SAMPLING)
-    path = options.output_dir / f"{file_name(row)}-{options.num_images}-{options.num_samples}.json"
+def evaluate(row: str, options: argparse.Namespace) -> dict[str, float]:
+    """Returns the metrics of a row, which are computed unless they are saved in the output folder."""
+    trained_row, sampling = (BASELINE, GUIDED_SAMPLING) if row == GUIDANCE_ROW else (row, SAMPLING)
+    path = options.output_dir / f"{get_slug(row)}-{options.num_images}-{options.num_samples}.json"
     if not path.is_file():
-        device = choose_device("auto")
-        pipe = load_pipeline(train(trained_row, options)).to(device)
-        pipe.scheduler = SDEDPMSolverScheduler.from_config(pipe.scheduler.config, timestep_power=TIMESTEP_POWER)
+        trained = load_pipeline(train(trained_row, options)).to(options.device)
+        pipe = FashionMNISTPipeline(trained.unet, trained.scheduler, timestep_power=TIMESTEP_POWER)
         pipe.set_progress_bar_config(disable=True)
-        samples = draw_all(pipe, settings, options.num_samples, batch_size=100)
-        metrics = FastMetrics(options.num_samples, device)(samples)
+        batches = generate(pipe, sampling, options.num_samples, class_labels=range(10), batch_size=100)
+        metrics = FastMetrics(options.num_samples, options.device)(Samples.concatenate(list(batches)))
         path.write_text(json.dumps(metrics, indent=2) + "\n")
     return json.loads(path.read_text())
 
 
 def main() -> None:
-    rows = [*ROWS, GUIDED]
+    rows = [*ROWS, GUIDANCE_ROW]
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--rows", nargs="+", choices=rows, default=rows, metavar="ROW", help="; ".join(rows))
-    parser.add_argument("--num-images", type=int, default=120_000, help="images that each row is trained for")
-    parser.add_argument("-n", "--num-samples", type=int, default=2500, help="from 2049 on with FID")
-    parser.add_argument("-o", "--output-dir", type=Path, default=Path("output/ablation"))
+    parser.add_argument(
+        "--rows", nargs="+", choices=rows, default=rows, metavar="ROW", help=f"rows to compute: {'; '.join(rows)}"
+    )
+    parser.add_argument(
+        "--num-images", type=int, default=120_000, help="training images per row (default: %(default)s)"
+    )
+    parser.add_argument(
+        "-n",
+        "--num-samples",
+        type=int,
+        default=2500,
+        help="samples per row; FID needs at least 2049 (default: %(default)s)",
+    )
+    parser.add_argument(
+        "--device",
+        default="cuda" if torch.cuda.is_available() else "cpu",
+        help="device for sampling and evaluation (default: cuda if available, else cpu)",
+    )
+    parser.add_argument(
+        "-o", "--output-dir", type=Path, default=Path("output/ablation"), help="(default: %(default)s)"
+    )
     options = parser.parse_args()
     if options.num_samples > InceptionFeatures.num_features and find_inception() is None:
-        parser.error("the network of FID is missing: run make inception, or give -n 2048 or less")
+        parser.error("FID needs the Inception network: run `make inception`, or pass -n 2048 or less.")
     options.output_dir.mkdir(parents=True, exist_ok=True)
-    print("| changed | classifier's distance | of the class asked for | FID |")
+    print("| change | FD-classifier | class accuracy | FID |")
     print("|---|---|---|---|")
     for row in options.rows:
-        metrics = measure(row, options)
-        distance, agreement = metrics["classifier_frechet_distance_train"], metrics["class_agreement"]
+        metrics = evaluate(row, options)
+        distance, accuracy = metrics["classifier_frechet_distance_train"], metrics["class_agreement"]
         fid = f"{metrics['fid_train']:.1f}" if "fid_train" in metrics else ""
-        print(f"| {row} | {distance:.3f} | {agreement:.1%} | {fid} |", flush=True)
+        print(f"| {row} | {distance:.3f} | {accuracy:.1%} | {fid} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -1,5 +1,9 @@
-"""How fast the network of FID runs here, beside plain float32 TorchScript: `python tests/benchmarks/inception.py`."""
+"""Measures the speed of InceptionFeatures and of plain float32 TorchScript on this machine.
 
+python tests/benchmarks/inception.py
+"""
+
+import argparse
 import time
 from collections.abc import Callable
 
@@ -10,36 +14,43 @@ from fmnist_diffusion.evaluation import InceptionFeatures, download_inception
 from fmnist_diffusion.evaluation.inception import to_inception_input
 
 
-BATCH, ROUNDS = 100, 3
-
-
-def timed(network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> tuple[float, torch.Tensor]:
-    began = time.perf_counter()
+def measure(network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> tuple[float, torch.Tensor]:
+    """Returns the seconds that the network takes, and its features."""
+    start = time.perf_counter()
     features = network(images)
-    return time.perf_counter() - began, features
+    return time.perf_counter() - start, features
 
 
 @torch.no_grad()
 def main() -> None:
-    weights = download_inception()
-    images = load_images(split="test", max_samples=ROUNDS * BATCH).images
-    script, ours = torch.jit.load(weights).eval(), InceptionFeatures(weights)
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    parser.add_argument("--batch-size", type=int, default=100, help="images per batch (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of batches (default: %(default)s)")
+    options = parser.parse_args()
 
-    def plain(batch: torch.Tensor) -> torch.Tensor:
+    weights = download_inception()
+    images = load_images(split="test", max_samples=options.rounds * options.batch_size).images
+    script, inception = torch.jit.load(weights).eval(), InceptionFeatures(weights)
+
+    def torchscript(batch: torch.Tensor) -> torch.Tensor:
         return script(to_inception_input(batch)).flatten(1)
 
-    for network in (plain, ours):
+    networks = {"TorchScript": torchscript, "InceptionFeatures": inception}
+    for network in networks.values():
         network(images[:4])
-    seconds = {"TorchScript": 0.0, "InceptionFeatures": 0.0}
-    for batch in images.split(BATCH):
-        spent, expected = timed(plain, batch)
-        seconds["TorchScript"] += spent
-        spent, features = timed(ours, batch)
-        seconds["InceptionFeatures"] += spent
-        print(f"largest difference of a feature: {(features - expected).abs().max():.1e} of {expected.max():.2f}")
-    for name, spent in seconds.items():
-        print(f"{name:18} {len(images) / spent:6.2f} images/s at batch {BATCH}, {torch.get_num_threads()} threads")
-    print(f"ratio {seconds['TorchScript'] / seconds['InceptionFeatures']:.2f}")
+    seconds = dict.fromkeys(networks, 0.0)
+    for batch in images.split(options.batch_size):
+        features = {}
+        for name, network in networks.items():
+            duration, features[name] = measure(network, batch)
+            seconds[name] += duration
+        expected = features["TorchScript"]
+        difference = (features["InceptionFeatures"] - expected).abs().max()
+        print(f"largest difference of a feature: {difference:.1e}, largest feature: {expected.max():.2f}")
+    print(f"batches of {options.batch_size}, {torch.get_num_threads()} threads")
+    for name, duration in seconds.items():
+        print(f"{name:18} {len(images) / duration:6.2f} images/s")
+    print(f"speedup {seconds['TorchScript'] / seconds['InceptionFeatures']:.2f}x")
 
 
 if __name__ == "__main__":

@@ -1,6 +1,9 @@
-"""How the demo bears a crowd: `python tests/benchmarks/load.py --clients 50 --seconds 120`.
+"""Measures how the demo handles many clients at the same time.
 
-Every client draws one picture after the other in five steps; turned away by the queue, it comes back after a second.
+    python tests/benchmarks/load.py --clients 50 --seconds 120
+
+Every client generates one image after another in five steps. A client that the full queue rejects tries again after a
+second.
 """
 
 import argparse
@@ -16,15 +19,15 @@ from pathlib import Path
 import numpy as np
 import psutil
 from gradio_client import Client
+from gradio_client.utils import QueueError
 
 
 APP = Path(__file__).parents[2] / "space" / "app.py"
-PICTURES, STEPS = 1, 5
-# What the queue says when it is full.
-FULL = "Queue is full"
+NUM_IMAGES, NUM_INFERENCE_STEPS, SCHEDULER, GUIDANCE_SCALE = 1, 5, "ddim", 1
+NUM_REPORTS = 6
 
 
-def serve() -> tuple[subprocess.Popen, str]:
+def start_server() -> tuple[subprocess.Popen, str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -35,66 +38,70 @@ def serve() -> tuple[subprocess.Popen, str]:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
                 return server, f"http://127.0.0.1:{port}"
         time.sleep(0.2)
-    raise SystemExit("the demo did not start")
+    raise SystemExit("The demo did not start.")
 
 
-class Crowd:
+class Clients:
+    """Statistics that are shared by the threads of all clients."""
+
     def __init__(self, url: str):
         self.url = url
-        self.waits: list[float] = []
+        self.durations: list[float] = []
         self.answers: Counter[str] = Counter()
-        self.lock, self.over = threading.Lock(), threading.Event()
+        self.lock, self.stopped = threading.Lock(), threading.Event()
 
-    def client(self, seed: int) -> None:
-        # One after the other: a crowd does not load a page at the same instant.
+    def run(self, seed: int) -> None:
+        # The clients load the page one after another.
         time.sleep(0.1 * seed)
         client = Client(self.url, verbose=False, download_files=False)
-        while not self.over.is_set():
-            began = time.perf_counter()
+        arguments = ([], NUM_IMAGES, NUM_INFERENCE_STEPS, SCHEDULER, GUIDANCE_SCALE, seed)
+        while not self.stopped.is_set():
+            start = time.perf_counter()
             try:
-                client.predict([], PICTURES, STEPS, "DDIM", 1, seed, api_name="/draw")
-                answer = "drawn"
-            except Exception as error:
-                answer = "turned away, the queue is full" if FULL in str(error) else f"ERROR {error!r}"
-                if FULL not in str(error):
-                    print(answer)
+                client.predict(*arguments, api_name="/generate")
+                answer = "image"
+            except QueueError:
+                answer = "queue is full"
+            except Exception as error:  # Thread boundary: every other error of the server is counted and reported.
+                answer = f"error {error!r}"
             with self.lock:
-                if self.over.is_set():
+                if self.stopped.is_set():
                     return
                 self.answers[answer] += 1
-                if answer == "drawn":
-                    self.waits.append(time.perf_counter() - began)
-            if answer != "drawn":
-                self.over.wait(1.0)
+                if answer == "image":
+                    self.durations.append(time.perf_counter() - start)
+            if answer != "image":
+                self.stopped.wait(1.0)
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--clients", type=int, default=50)
-    parser.add_argument("--seconds", type=int, default=120)
-    args = parser.parse_args()
-    server, url = serve()
+    parser.add_argument("--clients", type=int, default=50, help="number of clients (default: %(default)s)")
+    parser.add_argument("--seconds", type=int, default=120, help="duration of the test (default: %(default)s)")
+    options = parser.parse_args()
+    server, url = start_server()
     try:
-        crowd, process = Crowd(url), psutil.Process(server.pid)
-        threads = [threading.Thread(target=crowd.client, args=(seed,)) for seed in range(args.clients)]
+        clients, process = Clients(url), psutil.Process(server.pid)
+        threads = [threading.Thread(target=clients.run, args=(seed,)) for seed in range(options.clients)]
         for thread in threads:
             thread.start()
-        for part in range(1, 7):
-            time.sleep(args.seconds / 6)
+        for i in range(1, NUM_REPORTS + 1):
+            time.sleep(options.seconds / NUM_REPORTS)
             memory = process.memory_info().rss / 2**20
-            print(f"after {part * args.seconds // 6:4} s: {memory:6.0f} MiB, {sum(crowd.answers.values())} answers")
-        crowd.over.set()
+            elapsed, count = i * options.seconds / NUM_REPORTS, sum(clients.answers.values())
+            print(f"after {elapsed:4.0f} s: {memory:6.0f} MiB, {count} answers")
+        clients.stopped.set()
         for thread in threads:
             thread.join()
     finally:
         server.terminate()
         server.wait()
-    for answer, number in crowd.answers.most_common():
-        print(f"{number:6} {answer}")
-    p50, p95 = np.percentile(crowd.waits, [50, 95])
-    print(
-        f"{len(crowd.waits) / args.seconds:.1f} drawn a second; from press to picture p50 {p50:.2f} s, p95 {p95:.2f} s"
-    )
+    for answer, count in clients.answers.most_common():
+        print(f"{count:6} {answer}")
+    if clients.durations:
+        p50, p95 = np.percentile(clients.durations, [50, 95])
+        rate = len(clients.durations) / options.seconds
+        print(f"{rate:.1f} images/s; time per request: median {p50:.2f} s, 95th percentile {p95:.2f} s")
 
 
 if __name__ == "__main__":

@@ -1,10 +1,12 @@
-"""How fast this model trains and samples beside the U-Nets of other projects, at like parameters, batch and precision.
+"""Compares the training and sampling speed of this model and of the U-Nets of other projects, with similar numbers of
+parameters and the same batch size and precision.
 
     pip install einops==0.8.2 && pip install --no-deps denoising-diffusion-pytorch==2.3.4 smalldiffusion==0.5.0
     python tests/benchmarks/throughput.py
 
-Those two packages ask for torchvision, which their models do not use and of which PyPI has no build for a CPU alone.
-Each model lives in a process of its own, for its peak of memory, and they take turns, for a machine that is not quiet.
+The two packages depend on torchvision, which their models do not use and which PyPI only has with CUDA. Each model
+runs in its own process, so that its peak memory can be measured. The models take turns, so that other load on the
+machine affects all of them.
 """
 
 import argparse
@@ -24,7 +26,7 @@ from torch.utils.flop_counter import FlopCounterMode
 from fmnist_diffusion import FashionMNISTUNet2DModel
 
 
-# Takes noisy images (B, 1, 28, 28) and timesteps (B,).
+# The arguments are noisy images (B, 1, 28, 28) and timesteps (B,).
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
 
@@ -45,12 +47,13 @@ def make_unet2d() -> tuple[torch.nn.Module, Forward]:
     return model, lambda sample, timesteps: model(sample, timesteps).sample
 
 
-def leave_out_unused_packages() -> None:
+def mock_unused_packages() -> None:
+    """Makes packages importable that the other projects import, but that their U-Nets do not use."""
     sys.modules.update({name: MagicMock() for name in ("torchvision", "ema_pytorch", "pytorch_fid")})
 
 
 def make_denoising_diffusion() -> tuple[torch.nn.Module, Forward]:
-    leave_out_unused_packages()
+    mock_unused_packages()
     from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Unet
 
     model = Unet(dim=76, channels=1, dim_mults=(1, 2, 4))
@@ -58,28 +61,29 @@ def make_denoising_diffusion() -> tuple[torch.nn.Module, Forward]:
 
 
 def make_smalldiffusion() -> tuple[torch.nn.Module, Forward]:
-    leave_out_unused_packages()
+    mock_unused_packages()
     from smalldiffusion.model_unet import Unet
 
     model = Unet(28, 1, 1, ch=64, ch_mult=(1, 2, 4), attn_resolutions=(14,))
     return model, lambda sample, timesteps: model(sample, timesteps + 1.0)
 
 
+OWN_MODEL = "FashionMNISTUNet2DModel, spec"
 MODELS = {
-    "this, spec": make_ours,
+    OWN_MODEL: make_ours,
     "diffusers UNet2DModel": make_unet2d,
     "denoising-diffusion-pytorch Unet": make_denoising_diffusion,
     "smalldiffusion Unet": make_smalldiffusion,
 }
 
 
-class Bench:
-    """One model, its optimizer and a batch."""
+class Benchmark:
+    """One model with its optimizer and a batch of inputs."""
 
     def __init__(self, name: str, device: str, options: argparse.Namespace):
         torch.set_float32_matmul_precision("high")
         torch.manual_seed(0)
-        self.device, self.batch_size, self.rounds = device, options.batch_size, options.steps
+        self.device, self.batch_size, self.num_steps = device, options.batch_size, options.steps
         self.bf16 = options.mixed_precision == "bf16"
         self.model, self.forward = MODELS[name]()
         self.model.to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
@@ -93,124 +97,136 @@ class Bench:
         with torch.autocast(self.device, torch.bfloat16, enabled=self.bf16):
             return self.forward(self.sample, self.timesteps)
 
-    def loss_and_gradients(self) -> None:
+    def compute_gradients(self) -> None:
         torch.nn.functional.mse_loss(self.predict().float(), self.sample).backward()
 
     def train_step(self) -> None:
-        self.loss_and_gradients()
+        self.compute_gradients()
         self.optimizer.step()
         self.optimizer.zero_grad()
 
-    def timed(self, step: Callable[[], object]) -> float:
+    def measure(self, step: Callable[[], object]) -> float:
+        """Returns the images per second of `step`."""
         self.synchronize()
-        began = time.perf_counter()
-        for _ in range(self.rounds):
+        start = time.perf_counter()
+        for _ in range(self.num_steps):
             step()
         self.synchronize()
-        return self.batch_size * self.rounds / (time.perf_counter() - began)
+        return self.batch_size * self.num_steps / (time.perf_counter() - start)
 
     def synchronize(self) -> None:
         if self.device != "cpu":
             torch.accelerator.synchronize()
 
-    def train(self) -> float:
+    def measure_training(self) -> float:
         self.model.train()
-        return self.timed(self.train_step)
+        return self.measure(self.train_step)
 
     @torch.no_grad()
-    def sampling(self) -> float:
+    def measure_sampling(self) -> float:
         self.model.eval()
-        return self.timed(self.predict)
+        return self.measure(self.predict)
 
-    def facts(self) -> dict[str, float]:
+    def count(self) -> dict[str, float]:
+        """Returns the number of parameters and of floating-point operations per image in a training step."""
         self.model.train()
         with FlopCounterMode(display=False) as counter:
-            self.loss_and_gradients()
+            self.compute_gradients()
         self.optimizer.zero_grad()
         return {
             "parameters": sum(parameter.numel() for parameter in self.model.parameters()),
             "flop": counter.get_total_flops() / self.batch_size,
         }
 
-    def memory(self) -> float:
-        """The peak so far in MiB: on a CPU, of the process and all it has loaded."""
+    def measure_memory(self) -> float:
+        """Returns the peak memory in MiB: of the process on a CPU, of PyTorch's allocations on a GPU."""
         if self.device != "cpu":
             return torch.cuda.max_memory_allocated() / 2**20
         return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
 
 
-bench: Bench
+benchmark: Benchmark
 
 
 def start(name: str, device: str, options: argparse.Namespace) -> None:
-    global bench
-    bench = Bench(name, device, options)
+    """Initializes the process of a model."""
+    global benchmark
+    benchmark = Benchmark(name, device, options)
 
 
 def call(method: str):
-    return getattr(bench, method)()
+    return getattr(benchmark, method)()
 
 
-def matmul_peak(device: str, dtype: torch.dtype) -> float:
-    """FLOP/s of the best of several products of square matrices."""
+def measure_matmul(device: str, dtype: torch.dtype) -> float:
+    """Returns the highest FLOP/s of eight products of square matrices."""
     torch.set_float32_matmul_precision("high")
     size = 2048 if device == "cpu" else 8192
     left, right = (torch.randn(size, size, device=device).to(dtype) for _ in range(2))
     best = float("inf")
     for _ in range(8):
-        began = time.perf_counter()
+        start_time = time.perf_counter()
         product = left @ right
-        # Waits for the device.
+        # Reading a value waits for the device.
         product[0, 0].item()
-        best = min(best, time.perf_counter() - began)
+        best = min(best, time.perf_counter() - start_time)
     return 2 * size**3 / best
 
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=64, help="(default: %(default)s)")
-    parser.add_argument("--steps", type=int, default=2, help="steps in a turn of a model (default: %(default)s)")
-    parser.add_argument("--turns", type=int, default=3, help="turns, whose median counts (default: %(default)s)")
-    parser.add_argument("--mixed-precision", choices=("no", "bf16"), default="no", help="(default: %(default)s)")
-    parser.add_argument("--compile", action="store_true", help="run all models through torch.compile")
+    parser.add_argument("--batch-size", type=int, default=64, help="images per batch (default: %(default)s)")
+    parser.add_argument("--steps", type=int, default=2, help="steps per turn (default: %(default)s)")
+    parser.add_argument(
+        "--turns", type=int, default=3, help="turns per model, of which the median is shown (default: %(default)s)"
+    )
+    parser.add_argument(
+        "--models", nargs="+", choices=MODELS, default=list(MODELS), help="models to compare (default: all)"
+    )
+    parser.add_argument(
+        "--mixed-precision", choices=("no", "bf16"), default="no", help="autocast dtype (default: %(default)s)"
+    )
+    parser.add_argument("--compile", action="store_true", help="compile the models with torch.compile")
     options = parser.parse_args()
     device = "cuda" if torch.cuda.is_available() else "cpu"
     dtype = torch.bfloat16 if options.mixed_precision == "bf16" else torch.float32
+    names = dict.fromkeys([OWN_MODEL, *options.models])
 
-    pools = {name: ProcessPoolExecutor(1, get_context("spawn"), start, (name, device, options)) for name in MODELS}
+    pools = {name: ProcessPoolExecutor(1, get_context("spawn"), start, (name, device, options)) for name in names}
 
-    def ask(name: str, method: str):
+    def request(name: str, method: str):
         return pools[name].submit(call, method).result()
 
-    facts = {name: ask(name, "facts") for name in MODELS}
-    speeds = {(name, kind): [] for name in MODELS for kind in ("train", "sampling")}
-    memory = {}
+    counts = {name: request(name, "count") for name in names}
+    training: dict[str, list[float]] = {name: [] for name in names}
+    sampling: dict[str, list[float]] = {name: [] for name in names}
     peaks = []
     for turn in range(options.turns + 1):
-        peaks.append(matmul_peak(device, dtype))
-        for name in MODELS:
-            train, sampling = ask(name, "train"), ask(name, "sampling")
-            # The first turn warms up.
+        peaks.append(measure_matmul(device, dtype))
+        for name in names:
+            speeds = request(name, "measure_training"), request(name, "measure_sampling")
+            # The first turn is a warm-up.
             if turn:
-                speeds[name, "train"].append(train)
-                speeds[name, "sampling"].append(sampling)
-    for name in MODELS:
-        memory[name] = ask(name, "memory")
-        pools[name].shutdown()
+                training[name].append(speeds[0])
+                sampling[name].append(speeds[1])
+    memory = {name: request(name, "measure_memory") for name in names}
+    for pool in pools.values():
+        pool.shutdown()
 
     peak = max(peaks)
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else f", {torch.cuda.get_device_name()}"
     print(f"{device}{threads}, batch {options.batch_size}, {dtype}{', compiled' if options.compile else ''}")
     print(f"matrix product: {peak / 1e12:.3f} TFLOP/s\n")
-    print("| model | parameters (M) | training (images/s) | sampling (evaluations/s) | times | of peak | MiB |")
+    print("| model | parameters (M) | training (images/s) | sampling (NFE/s) | own speedup | of peak | MiB |")
     print("|---|---|---|---|---|---|---|")
-    own = {kind: median(speeds["this, spec", kind]) for kind in ("train", "sampling")}
-    for name in MODELS:
-        train, sampling = (median(speeds[name, kind]) for kind in ("train", "sampling"))
-        share = train * facts[name]["flop"] / peak
+    own_training, own_sampling = median(training[OWN_MODEL]), median(sampling[OWN_MODEL])
+    for name in names:
+        images, evaluations = median(training[name]), median(sampling[name])
+        utilization = images * counts[name]["flop"] / peak
+        speedup = f"{own_training / images:.2f} / {own_sampling / evaluations:.2f}"
         print(
-            f"| {name} | {facts[name]['parameters'] / 1e6:.1f} | {train:.1f} | {sampling:.1f} |"
-            f" {own['train'] / train:.2f} / {own['sampling'] / sampling:.2f} | {share:.0%} | {memory[name]:.0f} |"
+            f"| {name} | {counts[name]['parameters'] / 1e6:.1f} | {images:.1f} | {evaluations:.1f} | {speedup} |"
+            f" {utilization:.0%} | {memory[name]:.0f} |"
         )
 
 

@@ -1,14 +1,15 @@
-"""What is measured of samples, on real and made-up ones."""
-
 import pytest
 import torch
 
 from fmnist_diffusion.data import ImageTensors
-from fmnist_diffusion.evaluation.sample_metrics import Memorisation, classifier_metrics, inception_metrics
+from fmnist_diffusion.evaluation import Classifier, FastMetrics
+from fmnist_diffusion.evaluation.inception import WEIGHTS_VARIABLE
+from fmnist_diffusion.evaluation.sample_metrics import classifier_metrics, inception_metrics, measure_memorization
+from fmnist_diffusion.sampling import Samples
 
 
-def test_inception_metrics_of_a_whole_set():
-    """On made-up features: the numbers of the shipped statistics' space, finite and in range."""
+@pytest.mark.slow
+def test_inception_metrics_of_random_features():
     generator = torch.Generator().manual_seed(0)
     features = torch.rand(2100, 2048, generator=generator)
     metrics = inception_metrics(features, torch.rand(2100, 2048, generator=generator))
@@ -18,26 +19,40 @@ def test_inception_metrics_of_a_whole_set():
     assert metrics["coverage"] > 0.9
 
 
-def test_classifier_metrics_tell_balance_and_agreement(
-    test_features: torch.Tensor, real_test: ImageTensors, classifier
+@pytest.mark.slow
+def test_classifier_metrics_of_real_images(
+    test_features: torch.Tensor, real_test: ImageTensors, classifier: Classifier
 ):
     labels = real_test.labels
     classes = classifier.classify(test_features)
-    whole = classifier_metrics(test_features, classes, labels)
+    metrics = classifier_metrics(test_features, classes, labels)
+    assert metrics["classifier_frechet_distance_test"] == pytest.approx(0, abs=1e-2)
+    assert metrics["class_distance_from_uniform"] < 0.02
+    assert metrics["class_agreement"] > 0.9
     shirts = classifier_metrics(test_features[labels == 6], classes[labels == 6], None)
-    assert whole["classifier_frechet_distance_test"] == pytest.approx(0, abs=1e-2)
-    assert whole["class_distance_from_uniform"] < 0.02
     assert shirts["class_distance_from_uniform"] > 0.5
-    assert whole["class_agreement"] > 0.9
     assert "class_agreement" not in shirts
 
 
-def test_copies_are_found():
+@pytest.mark.usefixtures("cache_folder")
+def test_fast_metrics_without_the_inception_network(monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
+    images = torch.randint(0, 256, (300, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    metrics = FastMetrics(10_000)(Samples(images, torch.arange(300) % 10))
+    assert metrics.keys() == {
+        "classifier_frechet_distance_train",
+        "classifier_frechet_distance_test",
+        "class_distance_from_uniform",
+        "class_shares",
+        "class_agreement",
+    }
+
+
+def test_memorized_training_images_are_detected():
     generator = torch.Generator().manual_seed(0)
-    train = torch.rand(500, 20, generator=generator)
-    test_distances = Memorisation.of(torch.rand(400, 20, generator=generator), train, torch.ones(1)).distances
-    fresh = Memorisation.of(torch.rand(400, 20, generator=generator), train, test_distances)
-    copies = Memorisation.of(train[100:500] + 1e-4, train, test_distances)
+    train, test, new = (torch.rand(count, 20, generator=generator) for count in (500, 400, 400))
+    test_distances = measure_memorization(test, train, torch.ones(1)).distances
+    copies = measure_memorization(train[100:500] + 1e-4, train, test_distances)
     assert copies.indices.tolist() == list(range(100, 500))
-    assert copies.summary()["nearer_than_99_percent_of_test"] == 1
-    assert fresh.summary()["nearer_than_99_percent_of_test"] < 0.05
+    assert copies.summarize()["nearer_than_99_percent_of_test"] == 1
+    assert measure_memorization(new, train, test_distances).summarize()["nearer_than_99_percent_of_test"] < 0.05

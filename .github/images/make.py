@@ -1,0 +1,83 @@
+"""Generates the images of the documentation with the bundled checkpoint base; the screenshot needs Debian's chromium.
+
+python .github/images/make.py
+"""
+
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import torch
+from matplotlib.backends.backend_agg import FigureCanvasAgg
+from matplotlib.figure import Figure
+from playwright.sync_api import sync_playwright
+
+from fmnist_diffusion import load_pipeline
+from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images
+from fmnist_diffusion.evaluation.report import class_grid
+from fmnist_diffusion.images import image_grid, save_gif, upscale
+from fmnist_diffusion.sampling import Samples, SamplingConfig, generate
+
+
+FOLDER = Path(__file__).parent
+URL = "http://127.0.0.1:7860"
+
+
+def save_comparison() -> None:
+    """Saves the first test images and the first samples of each class, without any selection."""
+    pipe = load_pipeline("base")
+    pipe.set_progress_bar_config(disable=True)
+    samples = Samples.concatenate(list(generate(pipe, SamplingConfig(), 80, class_labels=range(10))))
+    real = load_images(split="test")
+    figure = Figure(figsize=(11, 4.8), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, title, images, labels in zip(
+        figure.subplots(1, 2),
+        ("test images", "samples of base, 20 NFE"),
+        (real.images, samples.images),
+        (real.labels, samples.labels),
+        strict=True,
+    ):
+        axis.imshow(class_grid(images[:, 0], labels).numpy(), cmap="gray", vmin=0, vmax=255)
+        axis.set_xticks([28 * (i + 0.5) - 0.5 for i in range(10)], FASHION_MNIST_LABELS, rotation=35, ha="right")
+        axis.set(yticks=[], title=title)
+    figure.savefig(FOLDER / "real-and-generated.png", dpi=90, bbox_inches="tight")
+
+
+def save_animation() -> None:
+    """Saves the denoising of two images of each class, from pure noise to the images."""
+    pipe = load_pipeline("base")
+    frames = pipe.trajectory(range(10), num_images_per_prompt=2, generator=torch.manual_seed(20))
+    order = [*range(0, 20, 2), *range(1, 20, 2)]
+    grids = [upscale(image_grid([images[i] for i in order], 10, border=1), 3) for images in frames]
+    save_gif(grids, FOLDER / "denoising.gif", duration=90, hold=2000)
+
+
+def save_screenshot() -> None:
+    demo = subprocess.Popen([sys.executable, "-m", "fmnist_diffusion.commands", "demo", "base"])
+    try:
+        for _ in range(120):
+            try:
+                urllib.request.urlopen(URL).close()
+                break
+            except OSError:
+                time.sleep(1)
+        with sync_playwright() as playwright:
+            browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
+            page = browser.new_page(viewport={"width": 1280, "height": 720})
+            page.goto(URL)
+            page.get_by_role("button", name="Generate", exact=True).wait_for()
+            page.wait_for_timeout(2000)
+            page.screenshot(path=FOLDER / "demo.png")
+            browser.close()
+    finally:
+        demo.terminate()
+        demo.wait()
+
+
+if __name__ == "__main__":
+    save_comparison()
+    save_animation()
+    save_screenshot()

@@ -1,0 +1,169 @@
+"""Metrics of feature vectors: Fréchet and kernel distance, manifold metrics, nearest neighbors and class balance."""
+
+import warnings
+from dataclasses import dataclass
+
+import torch
+from torchmetrics.image.fid import FrechetInceptionDistance
+from torchmetrics.image.kid import KernelInceptionDistance
+
+
+KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
+NEAREST_K = 5
+# Distance matrices are computed in blocks of this many rows to limit memory.
+BLOCK_ROWS = 500
+
+
+class Identity(torch.nn.Identity):
+    """Stands in for the feature network of torchmetrics, whose metrics then take features instead of images."""
+
+    def __init__(self, num_features: int):
+        super().__init__()
+        self.num_features = num_features
+
+
+@dataclass(frozen=True)
+class Moments:
+    """The first two moments of the features of a set of images.
+
+    Attributes:
+        mean (`torch.Tensor`): Mean, float64 `(num_features,)`.
+        covariance (`torch.Tensor`): Covariance, float64 `(num_features, num_features)`.
+        num_images (`int`): Number of images.
+    """
+
+    mean: torch.Tensor
+    covariance: torch.Tensor
+    num_images: int
+
+
+def compute_moments(features: torch.Tensor) -> Moments:
+    """Computes the moments of features `(num_images, num_features)` in float64."""
+    features = features.double()
+    return Moments(features.mean(0), features.T.cov(), len(features))
+
+
+def frechet_distance(features: torch.Tensor, real: Moments) -> float:
+    r"""
+    Computes the Fréchet distance between two Gaussians with the moments of the features (arXiv 1706.08500, equation
+    6). In Inception features this is FID.
+
+    Args:
+        features (`torch.Tensor`): Features of the samples, `(num_images, num_features)`.
+        real ([`Moments`]): Moments of the features of the real images.
+
+    Raises:
+        `ValueError`: There are not more images than features, so the covariance is singular.
+    """
+    num_images, num_features = features.shape
+    if num_images <= num_features:
+        raise ValueError(
+            f"The Fréchet distance needs more images than features: at least {num_features + 1} images, got"
+            f" {num_images}."
+        )
+    metric = FrechetInceptionDistance(Identity(num_features))
+    # This is the state of the metric after an update with all real images.
+    count = real.num_images
+    metric.real_features_num_samples = torch.tensor(count)
+    metric.real_features_sum = real.mean * count
+    metric.real_features_cov_sum = real.covariance * (count - 1) + count * torch.outer(real.mean, real.mean)
+    metric.update(features.double(), real=False)
+    return float(metric.compute())
+
+
+def kernel_distance(features: torch.Tensor, real: torch.Tensor, seed: int = 0) -> float:
+    """Computes the kernel distance (KID, arXiv 1801.01401) as the mean over 100 pairs of random subsets of 1,000.
+
+    Args:
+        features, real (`torch.Tensor`):
+            Features of the samples and of the real images, `(num_images, num_features)`.
+        seed (`int`, defaults to 0): Seed of the random subsets. The global random state is not changed.
+
+    Raises:
+        `ValueError`: There are fewer than 1,000 images.
+    """
+    num_images = min(len(features), len(real))
+    if num_images < KID_SUBSET_SIZE:
+        raise ValueError(f"The kernel distance needs at least {KID_SUBSET_SIZE} images, got {num_images}.")
+    with warnings.catch_warnings():
+        # The metric warns that it stores all features, which are in memory anyway.
+        warnings.simplefilter("ignore", UserWarning)
+        metric = KernelInceptionDistance(Identity(features.shape[1]), subsets=KID_SUBSETS, subset_size=KID_SUBSET_SIZE)
+    metric.update(real.double(), real=True)
+    metric.update(features.double(), real=False)
+    with torch.random.fork_rng(devices=[]):
+        torch.manual_seed(seed)
+        return float(metric.compute()[0])
+
+
+def nearest_neighbors(queries: torch.Tensor, points: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
+    """Finds the `k` nearest `points` of each query by Euclidean distance.
+
+    Args:
+        queries, points (`torch.Tensor`): Vectors `(num_queries, num_features)` and `(num_points, num_features)`.
+        k (`int`, defaults to 1): Number of neighbors.
+
+    Returns:
+        `tuple[torch.Tensor, torch.Tensor]`: Distances, float32, and indices into `points`, int64, both
+            `(num_queries, k)` with the nearest point first.
+    """
+    distances, indices = [], []
+    for rows in queries.float().split(BLOCK_ROWS):
+        # `cdist` uses matrix products, which are inexact near zero, so the distances are recomputed by subtraction.
+        near = torch.cdist(rows, points.float()).topk(k, largest=False)
+        indices.append(near.indices)
+        distances.append((rows[:, None] - points[near.indices].float()).norm(dim=2))
+    return torch.cat(distances), torch.cat(indices)
+
+
+def manifold_metrics(features: torch.Tensor, real: torch.Tensor, nearest_k: int = NEAREST_K) -> dict[str, float]:
+    r"""
+    Computes precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797).
+
+    The results equal those of the package `prdc`, which needs memory for three complete matrices of float64
+    distances; this function computes 500 rows at a time.
+
+    Args:
+        features, real (`torch.Tensor`):
+            Features of the samples and of the real images, `(num_images, num_features)`. Use equal numbers of images
+            for values that can be compared with published ones.
+        nearest_k (`int`, defaults to 5): The radius around each point is the distance to this neighbor.
+
+    Returns:
+        `dict[str, float]`: `precision`, `recall` and `coverage` in [0, 1], and `density`, which is 1 on average for
+            real images.
+
+    Raises:
+        `ValueError`: There are not more than `nearest_k` images.
+    """
+    num_images = min(len(features), len(real))
+    if num_images <= nearest_k:
+        raise ValueError(f"Precision and recall need at least {nearest_k + 1} images, got {num_images}.")
+    features, real = features.float(), real.float()
+    # The nearest neighbor of each point is the point itself, so the radius is the distance to the next one.
+    real_radii = nearest_neighbors(real, real, nearest_k + 1)[0][:, -1]
+    fake_radii = nearest_neighbors(features, features, nearest_k + 1)[0][:, -1]
+    real_balls = torch.zeros(len(features))
+    recalled = covered = 0
+    for rows, radii in zip(real.split(BLOCK_ROWS), real_radii.split(BLOCK_ROWS), strict=True):
+        distances = torch.cdist(rows, features)
+        real_balls += (distances < radii[:, None]).sum(0)
+        recalled += int((distances < fake_radii).any(1).sum())
+        covered += int((distances.amin(1) < radii).sum())
+    return {
+        "precision": float((real_balls > 0).float().mean()),
+        "recall": recalled / len(real),
+        "density": float(real_balls.mean()) / nearest_k,
+        "coverage": covered / len(real),
+    }
+
+
+def class_shares(classes: torch.Tensor, num_classes: int = 10) -> list[float]:
+    """Computes the share of each class, in [0, 1], among `classes`, int64 `(num_images,)`."""
+    return (classes.bincount(minlength=num_classes) / len(classes)).tolist()
+
+
+def distance_from_uniform(shares: list[float]) -> float:
+    """Computes the total variation distance of class shares from the uniform distribution, from 0 (balanced) to
+    1 - 1 / num_classes (only one class)."""
+    return sum(abs(share - 1 / len(shares)) for share in shares) / 2

@@ -1,0 +1,45 @@
+"""Hashes, package versions and device names that identify what an evaluation measured."""
+
+import hashlib
+import platform
+from importlib.metadata import distributions
+from pathlib import Path
+
+import torch
+
+from fmnist_diffusion import FashionMNISTPipeline
+
+
+PACKAGES = ("fmnist-diffusion", "torch", "diffusers", "transformers", "torchmetrics", "openvino", "numpy")
+
+
+def weights_hash(pipe: FashionMNISTPipeline) -> str:
+    """Returns the SHA-256 of the names and float32 values of the U-Net's weights and buffers."""
+    digest = hashlib.sha256()
+    for name, tensor in sorted(pipe.unet.state_dict().items()):
+        digest.update(name.encode())
+        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    return digest.hexdigest()
+
+
+def images_hash(images: torch.Tensor) -> str:
+    """Returns the SHA-256 of the pixels of uint8 images."""
+    return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
+
+
+def file_hash(path: Path) -> str:
+    """Returns the SHA-256 of the content of a file."""
+    return hashlib.sha256(path.read_bytes()).hexdigest()
+
+
+def get_versions() -> dict[str, str]:
+    """Returns the versions of the installed packages that influence the metrics. OpenVINO is optional on a GPU."""
+    installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
+    return {name: installed[name] for name in PACKAGES if name in installed}
+
+
+def get_device_name(device: torch.device) -> str:
+    """Returns the name of the GPU, or the type of the device and of the machine, such as "cpu (x86_64)"."""
+    if device.type == "cuda":
+        return torch.cuda.get_device_name(device)
+    return f"{device.type} ({platform.machine()})"

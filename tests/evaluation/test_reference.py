@@ -1,0 +1,48 @@
+from pathlib import Path
+
+import pytest
+import torch
+
+from fmnist_diffusion.data import ImageTensors
+from fmnist_diffusion.evaluation import Classifier
+from fmnist_diffusion.evaluation.bundled_statistics import load_moments
+from fmnist_diffusion.evaluation.distances import compute_moments
+from fmnist_diffusion.evaluation.reference import add_noise, blur, compute_set_metrics, main, save_statistics
+
+
+def test_statistics_are_saved_and_loaded(tmp_path: Path, classifier: Classifier):
+    images = torch.randint(0, 256, (300, 1, 28, 28), dtype=torch.uint8)
+    expected = save_statistics(classifier, {"train": ImageTensors(images)}, tmp_path)["train"]
+    moments = load_moments("classifier", "train", tmp_path)
+    assert moments.num_images == 300
+    assert torch.allclose(moments.mean, expected.mean, rtol=1e-6)
+    assert torch.allclose(moments.covariance, expected.covariance, rtol=1e-6)
+
+
+@pytest.mark.slow
+def test_metrics_of_altered_images_are_worse(
+    classifier: Classifier, real_test: ImageTensors, test_features: torch.Tensor
+):
+    assert real_test.labels is not None
+    reference, moments = test_features[5000:], compute_moments(test_features[5000:])
+    first, labels = real_test.images[:2000], real_test.labels[:5000]
+    unaltered = compute_set_metrics(test_features[:2000], moments, reference)
+    noisy = compute_set_metrics(classifier(add_noise(first)), moments, reference)
+    blurred = compute_set_metrics(classifier(blur(first)), moments, reference)
+    five_classes = compute_set_metrics(test_features[:5000][labels < 5], moments, reference)
+    for altered in (noisy, blurred, five_classes):
+        assert altered["frechet_distance"] > 2 * unaltered["frechet_distance"]
+        assert altered["kernel_distance"] > unaltered["kernel_distance"]
+    for altered in (noisy, blurred):
+        assert altered["precision"] < unaltered["precision"]
+        assert altered["density"] < unaltered["density"]
+    assert five_classes["recall"] < unaltered["recall"] - 0.2
+    assert five_classes["coverage"] < unaltered["coverage"] - 0.2
+
+
+def test_missing_data_is_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit) as error:
+        main(["--train-data-dir", str(tmp_path / "none"), "--output-dir", str(tmp_path)])
+    assert error.value.code == 2
+    assert "error:" in capsys.readouterr().err.splitlines()[-1]
+    assert not list(tmp_path.iterdir())

@@ -1,0 +1,265 @@
+import json
+from pathlib import Path
+from typing import Any, cast
+
+import pytest
+import torch
+from diffusers import DDPMScheduler
+
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
+from fmnist_diffusion.evaluation import InceptionFeatures, evaluate_pipeline, evaluate_samples, load_parts, runner
+from fmnist_diffusion.evaluation.runner import Evaluator, check_num_samples, prepare_folder, summarize
+from fmnist_diffusion.loading import get_pipeline_folder
+from fmnist_diffusion.sampling import Samples, SamplingConfig, generate, make_pipeline
+
+
+def make_small_pipeline(**config) -> FashionMNISTPipeline:
+    torch.manual_seed(0)
+    config = {"block_out_channels": (8, 16), "attention_head_dim": 8, "num_class_embeds": 10} | config
+    unet = FashionMNISTUNet2DModel(**config).eval()
+    return make_pipeline(unet, DDPMScheduler(beta_schedule="squaredcos_cap_v2"), num_inference_steps=2)
+
+
+@pytest.fixture(scope="module")
+def pipe() -> FashionMNISTPipeline:
+    return make_small_pipeline()
+
+
+@pytest.fixture(scope="module")
+def evaluate(pipe: FashionMNISTPipeline, fashion_mnist_folder: Path):
+    """Evaluates a small pipeline with the classifier against 512 training images."""
+
+    def evaluate(folder: Path, **kwargs) -> dict[str, Any]:
+        kwargs = {"pipe": pipe, "sampling": SamplingConfig(), "conditional": True, "num_samples": 300} | kwargs
+        results = evaluate_pipeline(
+            folder=folder, name="test", batch_size=128, train_data_dir=str(fashion_mnist_folder), **kwargs
+        )
+        assert json.loads((folder / "metrics.json").read_text()) == results
+        return results
+
+    return evaluate
+
+
+@pytest.fixture(scope="module")
+def run_folder(evaluate, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The folder of a complete run with seed 3."""
+    folder = tmp_path_factory.mktemp("runner") / "run"
+    evaluate(folder, seeds=[3])
+    return folder
+
+
+def read_results(folder: Path) -> dict[str, Any]:
+    return json.loads((folder / "metrics.json").read_text())
+
+
+def test_results_of_a_pipeline(run_folder: Path):
+    results = read_results(run_folder)
+    metrics = results["metrics"]
+    assert metrics["evaluations_per_image"] == 2
+    assert metrics["images_per_second"] > 0
+    assert metrics["classifier_frechet_distance_train"] > results["real"]["classifier"]["test"]["frechet_distance"]
+    assert sum(metrics["class_shares"]) == pytest.approx(1)
+    assert 0 <= metrics["class_agreement"] <= 1
+    assert metrics["nearest_pixels"]["median"] > metrics["nearest_pixels"]["test_median"]
+    assert "fid_train" not in metrics
+    assert "Inception" not in results["protocol"] and "KID" not in results["protocol"]
+    assert (results["source"], results["num_samples"], results["seeds"]) == ("test", 300, [3])
+    assert (results["num_inference_steps"], results["guidance_scale"]) == (2, 1)
+    assert (results["scheduler"], results["timestep_power"]) == ("DPMSolverMultistepScheduler", 1.2)
+    # JSON has no number for infinity.
+    assert results["scheduler_config"]["lambda_min_clipped"] == "-inf"
+    assert {"torch", "diffusers", "fmnist-diffusion"} <= results["versions"].keys()
+    assert results["sha256"].keys() == {"classifier", "statistics_classifier_train", "statistics_classifier_test"}
+    assert results["num_real_images"] == {"classifier_train": 60_000, "classifier_test": 10_000, "nearest": 512}
+    assert (run_folder / "report.png").is_file()
+
+
+def test_results_have_the_keys_of_the_bundled_metrics(run_folder: Path):
+    bundled = json.loads((get_pipeline_folder("base") / "metrics.json").read_text())
+    assert list(read_results(run_folder)) == list(bundled)
+
+
+def test_results_describe_the_sampling_settings_that_were_used(evaluate, pipe: FashionMNISTPipeline, tmp_path: Path):
+    sampling = SamplingConfig("ddim", num_inference_steps=4, guidance_scale=2.0, guidance_interval=(0.5, 1.0))
+    results = evaluate(tmp_path / "out", sampling=sampling)
+    assert (results["scheduler"], results["timestep_power"]) == ("DDIMScheduler", None)
+    assert "algorithm_type" not in results["scheduler_config"]
+    assert (results["num_inference_steps"], results["guidance_interval"]) == (4, [0.5, 1.0])
+    assert results["metrics"]["evaluations_per_image"] == 6
+    assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
+
+
+def test_samples_of_a_seed_start_at_a_multiple_of_2_to_the_20(run_folder: Path, pipe: FashionMNISTPipeline):
+    saved = Samples.concatenate(list(load_parts(run_folder)))
+    (expected,) = generate(pipe, SamplingConfig(seed=3 * 2**20), 128, class_labels=range(10), batch_size=128)
+    assert torch.equal(saved.images[:128], expected.images)
+    assert saved.labels is not None
+    assert saved.labels.tolist() == [i % 10 for i in range(300)]
+
+
+def test_an_interrupted_run_continues_with_the_same_results(
+    evaluate, run_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    starts = []
+
+    def generate_with_interrupt(*args, start: int, **kwargs):
+        starts.append(start)
+        if starts == [0, 128]:
+            raise KeyboardInterrupt
+        return generate(*args, start=start, **kwargs)
+
+    monkeypatch.setattr(runner, "generate", generate_with_interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        evaluate(tmp_path / "out", seeds=[3])
+    results, expected = evaluate(tmp_path / "out", seeds=[3]), read_results(run_folder)
+    assert starts == [0, 128, 128, 256]
+    for metrics in (expected["metrics"], results["metrics"]):
+        del metrics["images_per_second"]
+    assert results == expected
+
+
+def test_several_seeds_give_mean_and_minimum(evaluate, tmp_path: Path):
+    metrics = evaluate(tmp_path / "out", seeds=[0, 1], conditional=False)["metrics"]
+    distance = metrics["classifier_frechet_distance_train"]
+    assert distance["min"] == min(distance["seeds"])
+    assert distance["mean"] == pytest.approx(sum(distance["seeds"]) / 2)
+    assert distance["seeds"][0] != distance["seeds"][1]
+    assert "class_agreement" not in metrics
+
+
+def test_existing_samples_are_evaluated(fashion_mnist_folder: Path, tmp_path: Path):
+    images = torch.randint(0, 256, (300, 1, 28, 28), dtype=torch.uint8)
+    results = evaluate_samples(
+        Samples(images), tmp_path / "out", name="noise", train_data_dir=str(fashion_mnist_folder)
+    )
+    assert (results["source"], results["num_samples"]) == ("noise", 300)
+    assert "evaluations_per_image" not in results["metrics"] and "class_agreement" not in results["metrics"]
+    assert (tmp_path / "out" / "report.png").is_file()
+
+
+class FakeInception:
+    """Stands in for [`InceptionFeatures`]: random projections of the pixels."""
+
+    name, num_features, sha256, device = "inception", 2048, "0" * 64, torch.device("cpu")
+
+    def __call__(self, images: torch.Tensor) -> torch.Tensor:
+        projection = torch.randn(28 * 28, 2048, generator=torch.Generator().manual_seed(0))
+        return images.flatten(1).float() @ projection / 1000
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("existing", [True, False])
+def test_metrics_with_an_inception_network(
+    existing: bool, evaluate, fashion_mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+):
+    monkeypatch.setattr(
+        runner, "TRAIN_SHA256", runner.images_hash(Evaluator(None, "cpu", str(fashion_mnist_folder)).train)
+    )
+    # KID needs 1,000 real images, and there are only 512.
+    monkeypatch.setattr("fmnist_diffusion.evaluation.sample_metrics.kernel_distance", lambda features, real: 0.0)
+    inception = cast(InceptionFeatures, FakeInception())
+    if existing:
+        images = torch.randint(0, 256, (2100, 1, 28, 28), dtype=torch.uint8)
+        results = evaluate_samples(
+            Samples(images),
+            tmp_path / "out",
+            name="noise",
+            inception=inception,
+            train_data_dir=str(fashion_mnist_folder),
+        )
+    else:
+        results = evaluate(tmp_path / "out", num_samples=2100, inception=inception)
+    assert {"fid_train", "fid_test", "kid_train", "precision", "recall", "density", "coverage"} <= set(
+        results["metrics"]
+    )
+    assert results["inception"] is True
+    assert results["num_real_images"]["inception_train"] == 60_000
+    assert {"inception", "statistics_inception_train", "statistics_inception_test"} < results["sha256"].keys()
+    assert "KID" in results["protocol"]
+
+
+def test_fid_needs_the_original_training_images(fashion_mnist_folder: Path):
+    with pytest.raises(ValueError, match=r"FID needs the 60,000 training images .* Pass another `train_data_dir`\."):
+        Evaluator(cast(InceptionFeatures, FakeInception()), train_data_dir=str(fashion_mnist_folder))
+
+
+def test_a_folder_of_another_run_is_not_changed(evaluate, run_folder: Path):
+    before = (run_folder / "metrics.json").read_bytes()
+    with pytest.raises(ValueError, match=r"The folder .*run contains another run or other files\."):
+        evaluate(run_folder, seeds=[5])
+    assert (run_folder / "metrics.json").read_bytes() == before
+
+
+def test_settings_of_another_program_are_not_changed(tmp_path: Path):
+    path = tmp_path / "settings.json"
+    path.write_text('{"editor": "theirs"}')
+    with pytest.raises(ValueError, match="contains another run or other files"):
+        prepare_folder(tmp_path, {"source": "test"})
+    assert path.read_text() == '{"editor": "theirs"}'
+
+
+def test_a_folder_without_samples_can_be_used_again(tmp_path: Path):
+    prepare_folder(tmp_path / "out", {"source": "first"})
+    prepare_folder(tmp_path / "out", {"source": "second"})
+    (tmp_path / "out" / "seed-0").mkdir()
+    prepare_folder(tmp_path / "out", {"source": "second"})
+    with pytest.raises(ValueError, match="contains another run or other files"):
+        prepare_folder(tmp_path / "out", {"source": "third"})
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"num_samples": 100}, r"`num_samples` must be at least 257 for the covariance of 256 features, got 100\."),
+        ({"num_samples": 2**21}, r"`num_samples` must be at most 1048576, got 2097152\."),
+        ({"seeds": [0, 4096]}, r"`seeds` must be between 0 and 4095, got 0, 4096\."),
+        (
+            {"sampling": SamplingConfig(guidance_scale=2.0), "conditional": False},
+            r"`guidance_scale` must be 1\.0 for unconditional sampling, got 2\.0\.",
+        ),
+        ({"sampling": SamplingConfig("other")}, r"Could not find a scheduler 'other'"),
+    ],
+)
+def test_invalid_arguments_are_rejected(kwargs: dict[str, Any], message: str, evaluate, tmp_path: Path):
+    with pytest.raises(ValueError, match=message):
+        evaluate(tmp_path / "out", **kwargs)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        ({"sample_size": 32}, r"grayscale images of 28x28 pixels, got 1 channel\(s\) of size 32\."),
+        ({"in_channels": 3, "out_channels": 3}, r"got 3 channel\(s\) of size 28\."),
+        ({"num_class_embeds": 4}, r"must have the 10 classes of Fashion-MNIST, got 4 classes\."),
+        ({"num_class_embeds": None}, r"got no classes\. Evaluate it with unconditional samples\."),
+    ],
+)
+def test_other_pipelines_are_rejected(config: dict[str, Any], message: str, evaluate, tmp_path: Path):
+    with pytest.raises(ValueError, match=message):
+        evaluate(tmp_path / "out", pipe=make_small_pipeline(**config))
+    assert not (tmp_path / "out").exists()
+
+
+def test_samples_with_nan_are_rejected(evaluate, tmp_path: Path):
+    pipe = make_small_pipeline()
+    torch.nn.init.constant_(pipe.unet.conv_out.bias, float("nan"))
+    with pytest.raises(ValueError, match="NaN"):
+        evaluate(tmp_path / "out", pipe=pipe)
+
+
+def test_fid_needs_more_than_2048_samples():
+    inception = cast(InceptionFeatures, FakeInception())
+    with pytest.raises(ValueError, match=r"at least 2049 .*, got 50\. FID is usually computed with 10000 or 50000"):
+        check_num_samples(50, inception)
+    check_num_samples(2049, inception)
+
+
+def test_the_summary_of_one_seed_is_its_results():
+    one, other = {"a": 1.0, "b": {"c": 2.0}, "d": [1, 2]}, {"a": 3.0, "b": {"c": 4.0}, "d": [3, 2]}
+    assert summarize([one]) == one
+    assert summarize([one, other]) == {
+        "a": {"mean": 2.0, "min": 1.0, "seeds": [1.0, 3.0]},
+        "b": {"c": {"mean": 3.0, "min": 2.0, "seeds": [2.0, 4.0]}},
+        "d": [2.0, 2.0],
+    }
