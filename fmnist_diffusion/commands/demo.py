@@ -1,0 +1,41 @@
+"""The command `fmnist-diffusion demo`."""
+
+import importlib.util
+import signal
+import subprocess
+import sys
+from contextlib import suppress
+from typing import Annotated
+
+import typer
+
+from .options import PIPELINE_HELP
+
+
+SHUTDOWN_TIMEOUT = 5  # seconds
+
+
+def demo(
+    pipeline: Annotated[
+        str | None, typer.Argument(metavar="PIPELINE", help=PIPELINE_HELP, show_default="$MODEL_ID, or base")
+    ] = None,
+) -> None:
+    """Run the demo on this machine, at http://127.0.0.1:7860 or the next free port."""
+    from fmnist_diffusion.hub.space import space_dir
+
+    if importlib.util.find_spec("gradio") is None:
+        raise ValueError("The demo requires gradio: install it with `pip install 'fmnist-diffusion[space]'`.")
+    command = [sys.executable, str(space_dir() / "app.py"), *([] if pipeline is None else [pipeline])]
+    process = subprocess.Popen(command)
+    signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
+    try:
+        exit_code = process.wait()
+    except KeyboardInterrupt:
+        # A terminal sends Ctrl-C to both processes. If only this process was interrupted, the demo is still running.
+        with suppress(subprocess.TimeoutExpired):
+            process.wait(SHUTDOWN_TIMEOUT)
+        process.terminate()
+        process.wait()
+        raise
+    # The exit code of a process that was ended by a signal is negative.
+    raise typer.Exit(exit_code if exit_code >= 0 else 128 - exit_code)

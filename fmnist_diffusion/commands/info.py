@@ -1,0 +1,109 @@
+"""The command `fmnist-diffusion info`."""
+
+import inspect
+import json
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated, Any
+
+import typer
+
+from .formatting import format_section
+
+
+if TYPE_CHECKING:
+    from fmnist_diffusion import FashionMNISTPipeline
+
+
+def info(
+    pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help="a bundled checkpoint or a local folder")],
+    as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
+) -> None:
+    """Describe a pipeline: its model, weights, class names, scheduler, training settings and metrics."""
+    import diffusers
+
+    from fmnist_diffusion.loading import load_pipeline
+
+    diffusers.utils.logging.disable_progress_bar()
+    folder = get_existing_folder(pipeline)
+    facts = describe(load_pipeline(folder.resolve()), folder)
+    typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join(format_facts(facts)))
+
+
+def get_existing_folder(name_or_path: str) -> Path:
+    """Returns the folder of a bundled checkpoint or a local folder; raises `ValueError` if it does not exist."""
+    from fmnist_diffusion.loading import bundled_pipelines, get_pipeline_folder
+
+    folder = get_pipeline_folder(name_or_path)
+    if not folder.is_dir():
+        raise ValueError(
+            f"Could not find the folder {folder}: pass the folder of a pipeline, or the name of a bundled checkpoint"
+            f" ({', '.join(bundled_pipelines())})."
+        )
+    return folder
+
+
+def describe(pipe: "FashionMNISTPipeline", folder: Path) -> dict[str, Any]:
+    """
+    Describes a pipeline with values that JSON can represent.
+
+    Args:
+        pipe ([`FashionMNISTPipeline`]): The pipeline.
+        folder (`Path`): The folder that it was loaded from.
+    """
+    from fmnist_diffusion.hub.metadata import read_metrics, read_train_config, weights_dtypes
+
+    weights = sorted((folder / "unet").glob("*.safetensors"))
+    return {
+        "folder": str(folder),
+        "model": type(pipe.unet).__name__,
+        "parameters": pipe.unet.num_parameters(),
+        "config": get_changed_options(pipe.unet),
+        "weights": {
+            path.name: {"bytes": path.stat().st_size, "dtype": ", ".join(sorted(weights_dtypes(path)))}
+            for path in weights
+        },
+        "labels": pipe.label_names,
+        "scheduler": type(pipe.scheduler).__name__,
+        "num_train_timesteps": pipe.scheduler.config["num_train_timesteps"],
+        "prediction_type": pipe.scheduler.config["prediction_type"],
+        "scheduler_config": get_changed_options(pipe.scheduler),
+        "num_inference_steps": pipe.config["num_inference_steps"],
+        "timestep_power": pipe.config["timestep_power"],
+        "train_config": read_train_config(folder / "train_config.json"),
+        "metrics": read_metrics(folder / "metrics.json"),
+    }
+
+
+def get_changed_options(component: Any) -> dict[str, Any]:
+    """Returns the options in the config of a model or scheduler that differ from the defaults of its class."""
+
+    def to_json(value: Any) -> Any:
+        return list(value) if isinstance(value, tuple) else value
+
+    parameters = inspect.signature(type(component)).parameters
+    options = {name: to_json(value) for name, value in component.config.items() if name in parameters}
+    return {name: value for name, value in options.items() if value != to_json(parameters[name].default)}
+
+
+def format_facts(facts: dict[str, Any]) -> list[str]:
+    from fmnist_diffusion.hub.metadata import format_number
+
+    metrics = facts["metrics"]
+    steps = f"{facts['num_inference_steps']} steps"
+    if facts["timestep_power"] is not None:
+        steps += f", timestep power {facts['timestep_power']}"
+    return [
+        f"folder      {facts['folder']}",
+        f"model       {facts['model']}, {facts['parameters']:,} parameters",
+        *format_section("  options that differ from the default", facts["config"]),
+        *(
+            f"weights     {name}, {file['bytes'] / 1e6:.1f} MB, {file['dtype']}"
+            for name, file in facts["weights"].items()
+        ),
+        f"labels      {', '.join(facts['labels'] or ['none'])}",
+        f"scheduler   {facts['scheduler']}, {facts['num_train_timesteps']} timesteps, {facts['prediction_type']}",
+        *format_section("  options that differ from the default", facts["scheduler_config"]),
+        f"sampling    {steps}",
+        *format_section("training    train_config.json", facts["train_config"] or {}),
+        *(format_section("evaluation  metrics.json", metrics["metrics"], format_number) if metrics else []),
+    ]

@@ -1,0 +1,84 @@
+"""Options that several commands share."""
+
+from typing import TYPE_CHECKING, Annotated, Literal
+
+import typer
+
+from fmnist_diffusion.sampling import SCHEDULERS
+
+
+if TYPE_CHECKING:
+    import torch
+
+    from fmnist_diffusion import FashionMNISTPipeline
+
+PIPELINE_HELP = "a bundled checkpoint, a local folder, or a Hub repository id"
+
+SchedulerName = Annotated[
+    str | None,
+    typer.Option(
+        metavar="NAME",
+        help=f"sampler: {', '.join(SCHEDULERS)}, or the name of a diffusers scheduler class",
+        show_default="the scheduler of the checkpoint",
+    ),
+]
+NumInferenceSteps = Annotated[
+    int | None,
+    typer.Option(metavar="N", help="number of denoising steps", show_default="that of the checkpoint"),
+]
+GuidanceScale = Annotated[
+    float, typer.Option(metavar="SCALE", help="weight of classifier-free guidance; 1 disables it")
+]
+GuidanceInterval = Annotated[
+    tuple[float, float],
+    typer.Option(
+        metavar="START STOP",
+        help="range of sampling steps that use guidance, as fractions from 0 (noise) to 1 (image)",
+    ),
+]
+BatchSize = Annotated[
+    int, typer.Option(metavar="N", min=1, max=4096, help="images per batch; does not change the images")
+]
+Device = Annotated[
+    str,
+    typer.Option(
+        metavar="DEVICE", help="device of torch, such as cpu, cuda:1 or mps; auto uses a GPU if there is one"
+    ),
+]
+Dtype = Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="dtype of the model")]
+RepoId = Annotated[str, typer.Option(metavar="ID", help="owner/name, or name for a repository of your own")]
+
+
+def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNISTPipeline":
+    """
+    Loads a pipeline onto a device.
+
+    Raises:
+        `OSError`: If there is no such pipeline.
+        `ValueError`: If there is no such device, or if it does not suit `dtype`.
+    """
+    import diffusers
+    import torch
+
+    from fmnist_diffusion.loading import load_pipeline
+
+    diffusers.utils.logging.disable_progress_bar()
+    torch_device = get_device(device)
+    if dtype == "float16" and torch_device.type == "cpu":
+        raise ValueError("`dtype` must be float32 or bfloat16 on a CPU, got float16, which is very slow there.")
+    return load_pipeline(name_or_path, dtype=getattr(torch, dtype)).to(torch_device)
+
+
+def get_device(name: str) -> "torch.device":
+    """Returns the device of that name, or the best one for `auto`; raises `ValueError` if it cannot be used."""
+    import torch
+
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    # These are the errors of torch for unknown devices, missing backends and missing hardware.
+    except (AssertionError, ImportError, RuntimeError) as error:
+        raise ValueError(f"`device` must be auto or a device of this machine, got {name!r}.") from error
+    return device

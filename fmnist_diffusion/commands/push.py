@@ -1,0 +1,58 @@
+"""The command `fmnist-diffusion push`."""
+
+from typing import Annotated
+
+import typer
+
+from .info import get_existing_folder
+from .options import RepoId
+
+
+EXAMPLE = "Example: fmnist-diffusion push output/base/pipeline --repo-id base-fmnist --tag v1.0"
+
+
+def push(
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="the folder of a pipeline, or a bundled checkpoint")],
+    repo_id: RepoId,
+    private: Annotated[
+        bool, typer.Option("--private", help="create a private repository; fail if it exists and is public")
+    ] = False,
+    revision: Annotated[
+        str | None,
+        typer.Option(metavar="BRANCH", help="branch to push to, created if necessary", show_default="main"),
+    ] = None,
+    tag: Annotated[str | None, typer.Option(metavar="TAG", help="tag for the commit, such as v1.0")] = None,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="open a pull request")] = False,
+    license: Annotated[
+        str | None,
+        typer.Option(
+            metavar="ID",
+            help="license of the weights, as a license identifier of the Hub such as cc-by-4.0",
+            show_default="mit if train_config.json names Fashion-MNIST from the Hub, otherwise none",
+        ),
+    ] = None,
+) -> None:
+    """
+    Upload a pipeline and its model card to the Hub.
+
+    Without changes, no commit is made. After a failure, the same command completes the upload.
+    """
+    import diffusers
+
+    from fmnist_diffusion.hub.client import HubError
+    from fmnist_diffusion.hub.push import push_pipeline
+
+    diffusers.utils.logging.disable_progress_bar()
+    try:
+        url = push_pipeline(
+            get_existing_folder(folder),
+            repo_id,
+            private=private,
+            revision=revision,
+            tag=tag,
+            create_pr=create_pr,
+            license=license,
+        )
+    except HubError as error:
+        raise typer.TyperException(str(error)) from error
+    typer.echo(f"Uploaded the pipeline to {url}")

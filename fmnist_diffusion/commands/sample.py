@@ -1,0 +1,167 @@
+"""The command `fmnist-diffusion sample`."""
+
+import math
+import os
+import unicodedata
+from collections.abc import Sequence
+from contextlib import suppress
+from itertools import count
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from fmnist_diffusion.sampling import SamplingConfig
+
+from .options import (
+    PIPELINE_HELP,
+    BatchSize,
+    Device,
+    Dtype,
+    GuidanceInterval,
+    GuidanceScale,
+    NumInferenceSteps,
+    SchedulerName,
+    load_for_sampling,
+)
+
+
+if TYPE_CHECKING:
+    from fmnist_diffusion import FashionMNISTPipeline
+
+EXAMPLE = "Example: fmnist-diffusion sample --class-labels 'Ankle boot,bag' -n 12"
+# Upper bound of num_images * upscale**2. With images of 28x28, grid.png then has at most 78 million pixels.
+MAX_GRID_SIZE = 100_000
+MAX_LABEL_LENGTH = 40  # characters in a file name
+
+
+def sample(
+    pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help=PIPELINE_HELP)] = "base",
+    num_images: Annotated[
+        int,
+        typer.Option("--num-images", "-n", metavar="N", min=1, help="number of images to generate"),
+    ] = 16,
+    class_labels: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="LABELS",
+            help="class names or indices, separated by commas, that are cycled through; the option may be repeated",
+            show_default="unconditional sampling",
+        ),
+    ] = None,
+    num_inference_steps: NumInferenceSteps = SamplingConfig.num_inference_steps,
+    scheduler: SchedulerName = SamplingConfig.scheduler,
+    guidance_scale: GuidanceScale = SamplingConfig.guidance_scale,
+    guidance_interval: GuidanceInterval = SamplingConfig.guidance_interval,
+    seed: Annotated[int, typer.Option(metavar="N", help="random seed; image i uses seed N + i")] = SamplingConfig.seed,
+    batch_size: BatchSize = 64,
+    device: Device = "auto",
+    dtype: Dtype = "float32",
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output-dir",
+            "-o",
+            metavar="DIR",
+            help="new or empty folder for the images",
+            show_default="the next of samples/001, samples/002, ...",
+        ),
+    ] = None,
+    upscale: Annotated[int, typer.Option(metavar="N", min=1, help="factor by which the images are enlarged")] = 1,
+) -> None:
+    """Generate images. Each image is saved as a PNG file, and grid.png shows all of them."""
+    config = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval, seed)
+    if class_labels is None and guidance_scale != 1:
+        raise ValueError(
+            f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass `class_labels` to"
+            " use guidance."
+        )
+    if num_images * upscale**2 > MAX_GRID_SIZE:
+        raise ValueError(
+            f"`num_images` * `upscale`**2 must be at most {MAX_GRID_SIZE}, because grid.png shows all images, got"
+            f" {num_images} * {upscale}**2."
+        )
+    labels = None if class_labels is None else ",".join(class_labels).split(",")
+    folder = make_output_dir(output_dir)
+    try:
+        pipe = load_for_sampling(pipeline, device, dtype)
+        save_images(pipe, config, num_images, labels, batch_size, upscale, folder)
+    finally:
+        if output_dir is None:
+            # Remove the new folder if it is still empty.
+            with suppress(OSError):
+                folder.rmdir()
+    typer.echo(f"Saved the images and grid.png in {folder}")
+
+
+def save_images(
+    pipe: "FashionMNISTPipeline",
+    config: SamplingConfig,
+    num_images: int,
+    class_labels: list[str] | None,
+    batch_size: int,
+    upscale: int,
+    folder: Path,
+) -> None:
+    """Generates images and saves each batch as soon as it is complete."""
+    from fmnist_diffusion import images
+    from fmnist_diffusion.data import to_pil
+    from fmnist_diffusion.sampling import generate
+
+    label_ids = None if class_labels is None else pipe.get_label_ids(class_labels)
+    columns = len(label_ids) if label_ids and len(label_ids) > 1 else math.ceil(math.sqrt(num_images))
+    pipe.set_progress_bar_config(disable=None)  # only shown in a terminal
+    saved = []
+    for samples in generate(pipe, config, num_images, class_labels=label_ids, batch_size=batch_size):
+        for image in to_pil(samples.images):
+            name = f"{len(saved):04d}"
+            if label_ids:
+                name += f"-{get_file_label(pipe.label_names, label_ids[len(saved) % len(label_ids)])}"
+            saved.append(images.upscale(image, upscale))
+            saved[-1].save(folder / f"{name}.png")
+    images.image_grid(saved, columns).save(folder / "grid.png")
+
+
+def get_file_label(label_names: Sequence[str] | None, label_id: int) -> str:
+    """Returns the name of a class for a file name: letters of any alphabet and digits, else the index of the class."""
+    name = unicodedata.normalize("NFC", label_names[label_id].lower()) if label_names else ""
+    # The categories are letters, marks such as vowel signs, and numbers.
+    characters = (character if unicodedata.category(character)[0] in "LMN" else " " for character in name)
+    return "-".join("".join(characters).split())[:MAX_LABEL_LENGTH] or str(label_id)
+
+
+def make_output_dir(folder: Path | None) -> Path:
+    """
+    Creates a folder for new files.
+
+    Args:
+        folder (`Path`, *optional*): A new or empty folder; by default, the next of samples/001, samples/002, ...
+
+    Raises:
+        `ValueError`: If the folder contains files or cannot be written to.
+    """
+    try:
+        if folder is None:
+            return make_numbered_dir(Path("samples"))
+        folder.mkdir(parents=True, exist_ok=True)
+        empty = not any(folder.iterdir())
+    except OSError as error:
+        raise ValueError(
+            f"`output_dir` must be a folder that can be written to, got {folder or 'samples'} ({error.strerror})."
+        ) from error
+    if not empty:
+        raise ValueError(f"`output_dir` must be a new or empty folder, got {folder}, which contains files.")
+    if not os.access(folder, os.W_OK):
+        raise ValueError(f"`output_dir` must be a folder that can be written to, got {folder}.")
+    return folder
+
+
+def make_numbered_dir(parent: Path) -> Path:
+    """Creates the first of `parent`/001, 002, ... that does not exist; an empty folder may belong to another run."""
+    parent.mkdir(parents=True, exist_ok=True)
+    for number in count(1):
+        path = parent / f"{number:03d}"
+        with suppress(FileExistsError):
+            path.mkdir()
+            return path
+    raise AssertionError("count() is infinite")

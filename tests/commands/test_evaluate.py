@@ -1,0 +1,205 @@
+import json
+import shutil
+import sys
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+
+from fmnist_diffusion import evaluation
+from fmnist_diffusion.commands import main
+from fmnist_diffusion.sampling import SamplingConfig
+
+
+RESULT = {
+    "metrics": {
+        "class_agreement": 0.09700000286102295,
+        "kid_train": -1.399278608005261e-05,
+        "class_shares": [0.1, 1 / 3],
+    },
+    "real": {"inception": {"test": {"frechet_distance": 1.4930330891230597}}},
+    "inception": False,
+}
+
+
+@pytest.fixture
+def calls(monkeypatch, tmp_path) -> list[tuple]:
+    """Replaces the evaluation; returns the list of its calls."""
+    calls = []
+
+    def record(subject, folder, **kwargs):
+        calls.append((subject, folder, kwargs))
+        return RESULT | {"inception": kwargs["inception"] is not None}
+
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation, "evaluate_pipeline", record)
+    monkeypatch.setattr(evaluation, "evaluate_samples", record)
+    monkeypatch.setattr(evaluation, "InceptionFeatures", lambda weights, device: f"network from {weights}")
+    return calls
+
+
+@pytest.fixture
+def images(tmp_path) -> Path:
+    """An .npz file with 300 images."""
+    path = tmp_path / "noise.npz"
+    np.savez(path, images=np.random.default_rng(0).integers(0, 256, (300, 28, 28), dtype=np.uint8))
+    return path
+
+
+def test_default_options(calls, pipeline):
+    main(["evaluate", pipeline, "--fast"])
+    ((pipe, folder, kwargs),) = calls
+    assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
+    assert folder == Path(f"evaluation/{Path(pipeline).parent.name}-pipeline")
+    assert kwargs == {
+        "name": "pipeline",
+        "inception": None,
+        "train_data_dir": None,
+        "sampling": SamplingConfig(),
+        "conditional": True,
+        "num_samples": 10_000,
+        "seeds": [0],
+        "batch_size": 100,
+    }
+
+
+def test_options_reach_the_evaluation(calls, pipeline, tmp_path):
+    (tmp_path / "inception.pt").touch()
+    options = {
+        "-n": "300",
+        "--seeds": "0, 7",
+        "--num-inference-steps": "5",
+        "--scheduler": "ddim",
+        "--guidance-scale": "2",
+        "--batch-size": "50",
+        "--dtype": "bfloat16",
+        "--inception-weights": "inception.pt",
+        "--train-data-dir": "images",
+        "-o": "results",
+    }
+    args = [arg for option in options.items() for arg in option]
+    main(["evaluate", pipeline, *args, "--guidance-interval", "0.2", "1", "--unconditional"])
+    ((pipe, folder, kwargs),) = calls
+    assert pipe.unet.dtype == torch.bfloat16
+    assert folder == Path("results")
+    assert kwargs == {
+        "name": "pipeline",
+        "inception": "network from inception.pt",
+        "train_data_dir": "images",
+        "sampling": SamplingConfig("ddim", 5, 2.0, (0.2, 1.0)),
+        "conditional": False,
+        "num_samples": 300,
+        "seeds": [0, 7],
+        "batch_size": 50,
+    }
+
+
+def test_numbers_are_rounded(calls, pipeline, capsys):
+    main(["evaluate", pipeline, "--fast"])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    folder = f"evaluation/{Path(pipeline).parent.name}-pipeline"
+    assert lines == [
+        "Metrics",
+        "class_agreement 0.097",
+        "kid_train -0.00001399",
+        "class_shares 0.1, 0.3333",
+        f"Saved metrics.json and report.png in {folder}",
+    ]
+
+
+def test_fid_of_real_images_is_printed(calls, pipeline, tmp_path, capsys):
+    (tmp_path / "inception.pt").touch()
+    main(["evaluate", pipeline, "--inception-weights", "inception.pt"])
+    assert "the FID of the 10,000 real test images is 1.49\n" in capsys.readouterr().out
+
+
+def test_images_of_a_file(calls, images):
+    main(["evaluate", str(images), "--fast", "-n", "260", "--device", "cpu"])
+    ((samples, folder, kwargs),) = calls
+    assert len(samples) == 260
+    assert folder == Path("evaluation/noise")
+    assert kwargs == {"name": "noise", "inception": None, "train_data_dir": None}
+
+
+@pytest.mark.parametrize(
+    "option",
+    [
+        ["--num-inference-steps", "50"],
+        ["--guidance-scale", "1.0"],
+        ["--seeds", "1"],
+        ["--batch-size", "100"],
+        ["--dtype", "float32"],
+        ["--unconditional"],
+    ],
+)
+def test_sampling_options_only_apply_to_a_pipeline(calls, images, get_error, option):
+    message = get_error("evaluate", images, "--fast", *option)
+    assert message == f"{option[0]} only applies to a pipeline, but {images} contains images."
+    assert calls == []
+
+
+def test_default_folder_contains_the_name_of_the_run(calls, pipeline, tmp_path):
+    run = tmp_path / "mine" / "best"
+    shutil.copytree(pipeline, run)
+    main(["evaluate", str(run), "--fast"])
+    ((_, folder, kwargs),) = calls
+    assert folder == Path("evaluation/mine-best")
+    assert kwargs["name"] == "best"
+
+
+def test_interrupted_evaluation_can_be_continued(calls, pipeline, monkeypatch, capsys):
+    def interrupt(*args, **kwargs):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(evaluation, "evaluate_pipeline", interrupt)
+    with pytest.raises(SystemExit) as exit_info:
+        main(["evaluate", pipeline, "--fast"])
+    assert exit_info.value.code == 130
+    assert capsys.readouterr().err == "fmnist-diffusion: interrupted; run the same command again to continue\n"
+
+
+def test_download_inception(monkeypatch, capsys):
+    monkeypatch.setattr(evaluation, "download_inception", lambda: Path("cache/inception.pt"))
+    main(["evaluate", "--download-inception"])
+    assert capsys.readouterr().out == "Downloaded the Inception network to cache/inception.pt\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        ([], "Pass a pipeline, a folder of images or an .npz file to evaluate."),
+        (
+            ["base", "--fast", "--inception-weights", "x.pt"],
+            "--fast and --inception-weights must not be passed together.",
+        ),
+        (["nowhere", "--fast"], "Could not find a pipeline at 'nowhere'"),
+        (["base", "--fast", "--seeds", "0 1"], "--seeds must be integers that are separated by commas, got '0 1'."),
+    ],
+)
+def test_invalid_options(get_error, args, message):
+    assert get_error("evaluate", *args).startswith(message)
+
+
+def test_missing_inception_network(get_error, pipeline, monkeypatch):
+    monkeypatch.setattr(evaluation, "find_inception", lambda weights: None)
+    assert get_error("evaluate", pipeline) == (
+        "FID requires the Inception network. Run `fmnist-diffusion evaluate --download-inception` once, or pass --fast"
+        " for the metrics without it."
+    )
+
+
+def test_missing_packages(get_error, monkeypatch):
+    monkeypatch.setitem(sys.modules, "transformers", None)
+    assert get_error("evaluate", "base", "--fast") == (
+        "evaluate requires transformers: install it with `pip install 'fmnist-diffusion[eval]'`."
+    )
+
+
+@pytest.mark.slow
+def test_evaluates_a_file_of_images(images, fashion_mnist_folder, tmp_path, capsys):
+    folder = tmp_path / "out"
+    main(["evaluate", str(images), "--fast", "--train-data-dir", str(fashion_mnist_folder), "-o", str(folder)])
+    assert json.loads((folder / "metrics.json").read_text())["num_samples"] == 300
+    assert (folder / "report.png").is_file()
+    assert "classifier_frechet_distance_train" in capsys.readouterr().out

@@ -1,0 +1,68 @@
+import json
+import shutil
+from pathlib import Path
+
+from diffusers import DDPMScheduler
+
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, load_pipeline
+from fmnist_diffusion.commands import main
+from saved_pipelines import METRICS
+
+
+def test_json(pipeline, capsys):
+    main(["info", pipeline, "--json"])
+    pipe = load_pipeline(pipeline)
+    weights = Path(pipeline, "unet", "diffusion_pytorch_model.safetensors")
+    assert json.loads(capsys.readouterr().out) == {
+        "folder": pipeline,
+        "model": "FashionMNISTUNet2DModel",
+        "parameters": sum(parameter.numel() for parameter in pipe.unet.parameters()),
+        "config": {
+            "sample_size": 8,
+            "block_out_channels": [8, 16],
+            "norm_type": "group",
+            "norm_num_groups": 4,
+            "attention_head_dim": 8,
+            "time_embedding_dim": 16,
+            "num_class_embeds": 10,
+        },
+        "weights": {weights.name: {"bytes": weights.stat().st_size, "dtype": "F32"}},
+        "labels": list(pipe.label_names),
+        "scheduler": "DPMSolverMultistepScheduler",
+        "num_train_timesteps": 1000,
+        "prediction_type": "epsilon",
+        "scheduler_config": {"algorithm_type": "sde-dpmsolver++", "timestep_spacing": "leading"},
+        "num_inference_steps": 20,
+        "timestep_power": 1.5,
+        "train_config": {"num_epochs": 3, "optimizer": {"name": "adam"}},
+        "metrics": None,
+    }
+
+
+def test_default_options_are_left_out(tmp_path, capsys):
+    FashionMNISTPipeline(FashionMNISTUNet2DModel(), DDPMScheduler()).save_pretrained(tmp_path)
+    main(["info", str(tmp_path), "--json"])
+    facts = json.loads(capsys.readouterr().out)
+    assert facts["config"] == facts["scheduler_config"] == {}
+    assert facts["labels"] is facts["timestep_power"] is None
+
+
+def test_text(pipeline, tmp_path, capsys):
+    folder = shutil.copytree(pipeline, tmp_path / "pipeline")
+    (folder / "metrics.json").write_text(json.dumps(METRICS | {"metrics": {"kid_train": -1.3992786e-05}}))
+    main(["info", str(folder)])
+    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
+    for line in (
+        "block_out_channels 8, 16",
+        "scheduler DPMSolverMultistepScheduler, 1000 timesteps, epsilon",
+        "sampling 20 steps, timestep power 1.5",
+        "optimizer.name adam",
+        "kid_train -0.00001399",
+    ):
+        assert line in lines
+    assert any("Ankle boot" in line for line in lines)
+
+
+def test_missing_folder(get_error, tmp_path):
+    assert get_error("info", "nowhere").startswith("Could not find the folder nowhere")
+    assert "model_index.json" in get_error("info", tmp_path)

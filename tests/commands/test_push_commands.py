@@ -1,0 +1,66 @@
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+import fmnist_diffusion
+from fmnist_diffusion.commands import main
+from hub_stand_in import Fault, Repository
+
+
+def test_push(hub, pipeline, capsys):
+    main(["push", pipeline, "--repo-id", "someone/tiny", "--tag", "v1.0", "--private", "--license", "cc0-1.0"])
+    assert capsys.readouterr().out == f"Uploaded the pipeline to {hub.endpoint}/someone/tiny\n"
+    repository = hub.repositories["someone/tiny"]
+    assert repository.private
+    assert repository.tags == {"v1.0"}
+    assert b"license: cc0-1.0" in repository.files["README.md"]
+
+
+def test_push_space(hub, capsys):
+    hub.repositories["someone/tiny"] = Repository()
+    hub.repositories["someone/tiny"].commit({"model_index.json": b"{}"})
+    main(["push-space", "--repo-id", "demo", "--model", "someone/tiny"])
+    assert capsys.readouterr().out == f"Uploaded the demo to {hub.endpoint}/spaces/someone/demo\n"
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["push", "nowhere", "--repo-id", "me/tiny"], "Could not find the folder nowhere"),
+        (["push", "base"], "Missing option '--repo-id'"),
+        (["push", "base", "--repo-id", "me/tiny", "--create-pr", "--tag", "v1"], "--revision and --tag must not be"),
+        (["push-space", "--repo-id", "demo"], "Missing option '--model'"),
+    ],
+)
+def test_invalid_options(hub, get_error, args, message):
+    assert get_error(*args).startswith(message)
+    assert hub.requests == []
+
+
+def test_hub_errors_have_exit_code_1(hub, get_error, pipeline):
+    hub.faults = [Fault("POST", "/create", 403, times=9)]
+    message = get_error("push", pipeline, "--repo-id", "someone/tiny", exit_code=1)
+    assert message.startswith("The token has no write access to someone/tiny.")
+    message = get_error("push-space", "--repo-id", "demo", "--model", "missing", exit_code=1)
+    assert message.startswith("Could not find someone/missing")
+
+
+@pytest.mark.slow
+def test_hub_errors_are_one_line_in_a_new_process(hub, pipeline, tmp_path):
+    hub.faults = [Fault("POST", "/create", 403, times=9)]
+    code = "from fmnist_diffusion.commands import main; main()"
+    env = {
+        "HF_ENDPOINT": hub.endpoint,
+        "HF_HOME": str(tmp_path),
+        "HF_TOKEN": "hf_someone",
+        "PATH": os.environ["PATH"],
+        "PYTHONPATH": str(Path(fmnist_diffusion.__file__).parents[1]),
+    }
+    command = [sys.executable, "-c", code, "push", pipeline, "--repo-id", "someone/tiny"]
+    result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
+    assert (result.returncode, result.stdout) == (1, "")
+    assert result.stderr.startswith("fmnist-diffusion: error: The token has no write access to someone/tiny.")
+    assert result.stderr.count("\n") == 1

@@ -1,0 +1,172 @@
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from fmnist_diffusion import FashionMNISTPipeline
+from fmnist_diffusion.commands import main
+from fmnist_diffusion.commands.sample import get_file_label
+from saved_pipelines import save_pipeline
+
+
+@pytest.fixture
+def sample(pipeline, tmp_path):
+    """Generates images with two steps; returns the PNG files by name."""
+
+    def sample(*args: str, folder: Path = tmp_path / "out") -> dict[str, Image.Image]:
+        main(["sample", pipeline, "--num-inference-steps", "2", "--output-dir", str(folder), *args])
+        images = {}
+        for path in sorted(folder.iterdir()):
+            with Image.open(path) as image:
+                images[path.name] = image.copy()
+        return images
+
+    return sample
+
+
+def test_images_and_grid(sample, tmp_path, capsys):
+    images = sample("-n", "5", "--class-labels", "Ankle boot, T-SHIRT/TOP", "--class-labels", "3", "--batch-size", "2")
+    grid = images.pop("grid.png")
+    assert list(images) == [
+        "0000-ankle-boot.png",
+        "0001-t-shirt-top.png",
+        "0002-dress.png",
+        "0003-ankle-boot.png",
+        "0004-t-shirt-top.png",
+    ]
+    assert all((image.size, image.mode) == ((8, 8), "L") for image in images.values())
+    assert grid.size == (3 * 8, 2 * 8)
+    for i, image in enumerate(images.values()):
+        x, y = i % 3 * 8, i // 3 * 8
+        assert grid.crop((x, y, x + 8, y + 8)).tobytes() == image.tobytes()
+    assert capsys.readouterr().out == f"Saved the images and grid.png in {tmp_path}/out\n"
+
+
+def test_labels_and_path_are_not_confused(get_error):
+    assert get_error("sample", "--class-labels", "circle", "path/to/pipeline").startswith(
+        "Could not find a pipeline at 'path/to/pipeline'"
+    )
+
+
+def test_file_names_of_labels_in_any_script():
+    names = ["Ботинок / сапог", "जूता", "靴", "Ä\u0308rmel", "👟", "a/../b", "T_shirt", "x" * 300]
+    labels = [get_file_label(names, i) for i in range(len(names))]
+    assert labels == ["ботинок-сапог", "जूता", "靴", "ä\u0308rmel", "4", "a-b", "t-shirt", "x" * 40]
+    assert get_file_label(None, 7) == "7"
+
+
+def test_label_names_of_the_checkpoint_are_used(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    save_pipeline(tmp_path / "shoes", num_class_embeds=2, label_names=["Кеды", 'the "best"'])
+    main(["sample", "./shoes", "-n", "2", "--num-inference-steps", "1", "--class-labels", 'кеды,the "best"'])
+    names = {path.name for path in Path("samples/001").iterdir()}
+    assert names == {"0000-кеды.png", "0001-the-best.png", "grid.png"}
+
+
+def test_finished_images_stay_if_a_later_batch_fails(sample, tmp_path, monkeypatch):
+    call, calls = FashionMNISTPipeline.__call__, []
+
+    def fail_in_second_batch(*args, **kwargs):
+        calls.append(kwargs)
+        if len(calls) == 2:
+            raise KeyboardInterrupt
+        return call(*args, **kwargs)
+
+    monkeypatch.setattr(FashionMNISTPipeline, "__call__", fail_in_second_batch)
+    with pytest.raises(SystemExit, match="130"):
+        sample("-n", "5", "--batch-size", "2")
+    assert sorted(path.name for path in (tmp_path / "out").iterdir()) == ["0000.png", "0001.png"]
+
+
+def test_image_only_depends_on_its_seed(sample, tmp_path):
+    many = sample("-n", "5", "--seed", "7", "--class-labels", "bag", folder=tmp_path / "many")
+    few = sample("-n", "3", "--seed", "8", "--class-labels", "bag", "--batch-size", "2", folder=tmp_path / "few")
+    for i in range(3):
+        first, second = few[f"{i:04d}-bag.png"], many[f"{i + 1:04d}-bag.png"]
+        # Rounding errors depend on the batch size.
+        np.testing.assert_allclose(np.asarray(first, float), np.asarray(second, float), rtol=0, atol=1)
+    assert many["0000-bag.png"].tobytes() != many["0001-bag.png"].tobytes()
+
+
+def test_upscale_repeats_pixels(sample, tmp_path):
+    small = np.asarray(sample("-n", "1", folder=tmp_path / "small")["0000.png"])
+    large = np.asarray(sample("-n", "1", "--upscale", "3", folder=tmp_path / "large")["0000.png"])
+    np.testing.assert_array_equal(large, small.repeat(3, axis=0).repeat(3, axis=1))
+
+
+def test_sampling_options_reach_the_pipeline(sample, tmp_path):
+    def generate(name: str, *args: str) -> bytes:
+        images = sample("-n", "1", "--class-labels", "bag", *args, folder=tmp_path / name)
+        return images["0000-bag.png"].tobytes()
+
+    default = generate("default")
+    assert generate("ddim", "--scheduler", "ddim") != default
+    assert generate("class", "--scheduler", "DDIMScheduler") == generate("short", "--scheduler", "ddim")
+    assert generate("guided", "--guidance-scale", "9") != default
+    assert generate("never-guided", "--guidance-scale", "9", "--guidance-interval", "0", "0") == default
+    assert generate("steps", "--num-inference-steps", "3") != default
+
+
+class TestOutputDir:
+    def test_folders_are_numbered(self, pipeline, tmp_path, monkeypatch):
+        monkeypatch.chdir(tmp_path)
+        # Another run may be about to write into an empty folder.
+        (tmp_path / "samples" / "001").mkdir(parents=True)
+        for _ in range(2):
+            main(["sample", pipeline, "-n", "1", "--num-inference-steps", "1"])
+        assert sorted(path.relative_to(tmp_path).as_posix() for path in tmp_path.rglob("*.png")) == [
+            "samples/002/0000.png",
+            "samples/002/grid.png",
+            "samples/003/0000.png",
+            "samples/003/grid.png",
+        ]
+
+    def test_errors_leave_no_empty_folder(self, pipeline, get_error, tmp_path):
+        get_error("sample", pipeline, "--class-labels", "hat")
+        assert list((tmp_path / "samples").iterdir()) == []
+
+    def test_files_are_never_overwritten(self, pipeline, get_error, tmp_path):
+        (tmp_path / "grid.png").write_text("mine")
+        assert get_error("sample", pipeline, "--output-dir", tmp_path) == (
+            f"--output-dir must be a new or empty folder, got {tmp_path}, which contains files."
+        )
+        assert (tmp_path / "grid.png").read_text() == "mine"
+
+    def test_folder_that_cannot_be_created(self, pipeline, get_error):
+        assert get_error("sample", pipeline, "--output-dir", f"{__file__}/out").startswith(
+            "--output-dir must be a folder that can be written to, got"
+        )
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--num-images", "0"], "Invalid value for '--num-images' / '-n'"),
+        (["--num-images", "some"], "Invalid value for '--num-images' / '-n'"),
+        (["--batch-size", "100000000"], "Invalid value for '--batch-size'"),
+        (["--upscale", "10000"], "--num-images * --upscale**2 must be at most 100000"),
+        (["--seed", "-1"], "--seed must be"),
+        (["--scheduler", "magic"], "Could not find a scheduler 'magic'"),
+        (["--num-inference-steps", "2000"], "--num-inference-steps must be"),
+        (["--class-labels", "hat"], "--class-labels must be"),
+        (["--class-labels", "1,,2"], "--class-labels must be"),
+        (
+            ["--guidance-scale", "2"],
+            "--guidance-scale must be 1.0 for unconditional sampling, got 2.0. Pass --class-lab",
+        ),
+        (["--class-labels", "1", "--guidance-interval", "1", "0"], "--guidance-interval must be"),
+        (["--class-labels", "1", "--guidance-scale", "nan"], "--guidance-scale must be"),
+        (["--device", "abacus"], "--device must be auto or a device of this machine, got 'abacus'."),
+        (["--device", "meta"], "--device must be"),
+        (["--device", "hpu"], "--device must be"),
+        (["--device", "cpu", "--dtype", "float16"], "--dtype must be float32 or bfloat16 on a CPU"),
+        (["--dtype", "float8"], "Invalid value for '--dtype'"),
+    ],
+)
+def test_invalid_options(pipeline, get_error, args, message):
+    assert get_error("sample", pipeline, *args).startswith(message)
+
+
+def test_folder_without_a_pipeline(get_error, tmp_path):
+    assert "model_index.json" in get_error("sample", tmp_path)

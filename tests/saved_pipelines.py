@@ -1,0 +1,51 @@
+"""Small checkpoints for tests."""
+
+from pathlib import Path
+
+import torch
+from diffusers import DDPMScheduler
+
+from fmnist_diffusion import FashionMNISTUNet2DModel
+from fmnist_diffusion.sampling import make_pipeline
+
+
+TRAIN_CONFIG = {
+    "seed": 7,
+    "data": {"dataset_name": "zalando-datasets/fashion_mnist", "train_data_dir": None},
+    "optimizer": {"learning_rate": 0.0001},
+}
+METRICS = {
+    "num_samples": 12345,
+    "seeds": [0, 1],
+    "num_inference_steps": 18,
+    "guidance_scale": 1.5,
+    "conditional": True,
+    "scheduler": "DDIMScheduler",
+    "protocol": "as in the papers",
+    "metrics": {
+        "fid_train": {"mean": 4.25, "min": 4.0, "seeds": [4.0, 4.5]},
+        "precision": {"mean": 0.75, "min": 0.7, "seeds": [0.7, 0.8]},
+        "class_agreement": {"mean": 0.9, "min": 0.8, "seeds": [0.8, 1.0]},
+    },
+    "real": {
+        "inception": {"test": {"frechet_distance": 2.5, "kernel_distance": 0.0, "precision": 0.8, "recall": 0.7}},
+        "classifier": {"test": {"frechet_distance": 0.01}},
+        "classifier_accuracy": {"test": 0.94},
+    },
+}
+
+
+def save_pipeline(folder: Path, noise_scheduler: DDPMScheduler | None = None, **config) -> Path:
+    """Saves a pipeline with random weights."""
+    torch.manual_seed(0)
+    unet = FashionMNISTUNet2DModel(
+        sample_size=8,
+        block_out_channels=(8, 16),
+        norm_type="group",
+        norm_num_groups=4,
+        attention_head_dim=8,
+        time_embedding_dim=16,
+        **config,
+    )
+    make_pipeline(unet, noise_scheduler or DDPMScheduler()).save_pretrained(folder)
+    return folder
