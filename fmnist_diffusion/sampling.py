@@ -202,7 +202,7 @@ def make_pipeline(
     Args:
         unet ([`FashionMNISTUNet2DModel`]): The model.
         noise_scheduler ([`DDPMScheduler`]): The noise schedule and prediction type that it was trained with.
-        num_inference_steps (`int`, defaults to 20): Default number of denoising steps.
+        num_inference_steps (`int`, defaults to 20): Default number of denoising steps, if there are as many.
     """
     from diffusers import DPMSolverMultistepScheduler
 
@@ -215,6 +215,7 @@ def make_pipeline(
         **config, algorithm_type="sde-dpmsolver++", thresholding=thresholding, sample_max_value=1.0
     )
     timestep_power = 1.2 if config["beta_schedule"] == "squaredcos_cap_v2" else 1.5
+    num_inference_steps = min(num_inference_steps, config["num_train_timesteps"])
     return FashionMNISTPipeline(unet, scheduler, num_inference_steps, timestep_power)
 
 

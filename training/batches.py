@@ -1,74 +1,106 @@
-"""The order in which images are trained on, and how they reach the device."""
+"""Order and augmentation of the training images."""
 
 from collections.abc import Iterator
+from typing import Any, Protocol
 
 import torch
 import torch.nn.functional as F
-from torch.utils.data import DataLoader
+from torch.utils.data import DataLoader, Dataset, default_collate
 
-from fmnist_diffusion.data import ImageTensors
+from fmnist_diffusion.data import DataError, ImageTensors, to_model_input
 
 
 MAX_SHIFT = 2
 
 
-class Batches:
-    """Shuffled batches, the same for a seed and an epoch, of which each process takes its own share.
+class ImageDataset(Protocol):
+    """A dataset whose items are dicts of `images`, uint8 `(C, H, W)`, and `labels`, `int`, if there are labels."""
 
-    The order depends on nothing else, so a resumed run goes on where it stopped. An epoch drops the incomplete last
-    batch. `images` are either decoded and in memory, and then live on `device`, or a data set whose items are decoded
-    one by one in `num_workers` processes.
+    def __len__(self) -> int: ...
+
+    def __getitem__(self, index: int, /) -> dict[str, Any]: ...
+
+
+class Batches:
+    """Shuffled batches of training images, of which each process gets its own part.
+
+    The order depends only on `seed` and the epoch, so that a resumed run continues with the images that are left. The
+    incomplete last batch of an epoch is dropped.
+
+    Args:
+        images: Images in memory, which are moved to `device`, or a dataset that is read in `num_workers` processes.
+        batch_size: Number of images per batch, over all processes together.
+
+    Raises:
+        `ValueError`: If the batch size is not a multiple of the number of processes or exceeds the number of images.
     """
 
     def __init__(
         self,
-        images: ImageTensors | torch.utils.data.Dataset,
+        images: ImageTensors | ImageDataset,
         batch_size: int,
         seed: int,
         device: torch.device,
+        *,
+        augmentation: str = "none",
         process_index: int = 0,
         num_processes: int = 1,
         num_workers: int = 0,
     ):
+        self.num_images = len(images)
         if batch_size % num_processes:
             raise ValueError(
-                f"train_batch_size is {batch_size} over {num_processes} processes; give a multiple of {num_processes}."
+                f"`train_batch_size` must be a multiple of the number of processes ({num_processes}), got"
+                f" {batch_size}."
             )
-        if len(images) < batch_size:  # pyright: ignore[reportArgumentType]
+        if self.num_images < batch_size:
             raise ValueError(
-                f"there are {len(images)} images for a batch of {batch_size}; give a smaller --train_batch_size."  # pyright: ignore[reportArgumentType]
+                f"`train_batch_size` must be at most the number of images ({self.num_images}), got {batch_size}."
             )
-        self.images = self.labels = self.dataset = None
         if isinstance(images, ImageTensors):
-            self.images = images.images.to(device)
-            self.labels = None if images.labels is None else images.labels.to(device)
-        else:
-            self.dataset = images
-        self.num_images = len(images)  # pyright: ignore[reportArgumentType]
+            labels = None if images.labels is None else images.labels.to(device)
+            images = ImageTensors(images.images.to(device), labels, images.label_names)
+        self.images, self.augmentation = images, augmentation
         self.batch_size, self.seed, self.device, self.num_workers = batch_size, seed, device, num_workers
         self.process_index, self.num_processes = process_index, num_processes
 
     def __len__(self) -> int:
+        """Number of batches in an epoch."""
         return self.num_images // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Yields images, uint8 (B, C, H, W), and labels, int64 (B,) or None, from batch `start` of `epoch` on."""
+        """Yields the batches of `epoch` from number `start` on: augmented images in [-1, 1], float32 `(B, C, H, W)`,
+        and labels, int64 `(B,)` or `None`.
+
+        Raises:
+            `DataError`: If an image of a streamed dataset cannot be decoded.
+        """
         generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
         order = torch.randperm(self.num_images, generator=generator)[: len(self) * self.batch_size]
         order = order.view(len(self), self.num_processes, -1)[start:, self.process_index]
-        if self.images is not None:
-            for index in order.to(self.device):
-                yield self.images[index], None if self.labels is None else self.labels[index]
-            return
+        read = self._index if isinstance(self.images, ImageTensors) else self._stream
+        for images, labels in read(order):
+            yield augment(to_model_input(images), self.augmentation), labels
+
+    def _index(self, order: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        assert isinstance(self.images, ImageTensors)
+        for index in order.to(self.device):
+            yield self.images.images[index], None if self.images.labels is None else self.images.labels[index]
+
+    def _stream(self, order: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+        assert not isinstance(self.images, ImageTensors)
         loader = DataLoader(
-            self.dataset,  # pyright: ignore[reportArgumentType]
+            DatasetWithErrors(self.images),
             batch_sampler=order.tolist(),
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
-            # Of its own, or it would draw from the random numbers of training.
+            collate_fn=collate,
+            # By default, DataLoader would take its seed from the random numbers of the training.
             generator=torch.Generator(),
         )
         for batch in loader:
+            if isinstance(batch, DataError):
+                raise batch
             labels = batch.get("labels")
             yield (
                 batch["images"].to(self.device, non_blocking=True),
@@ -76,19 +108,41 @@ class Batches:
             )
 
 
-def augment(sample: torch.Tensor, augmentation: str) -> torch.Tensor:
-    """Augments images (B, C, H, W), each on its own: `"flip"`, `"shift"` (edge pixels repeated) or `"none"`."""
-    batch, channels, height, width = sample.shape
-    device = sample.device
+class DatasetWithErrors(Dataset):
+    """A dataset that returns a [`DataError`] instead of raising it.
+
+    DataLoader's worker processes would replace the message of an exception by a traceback.
+    """
+
+    def __init__(self, dataset: ImageDataset):
+        self.dataset = dataset
+
+    def __getitem__(self, index: int) -> dict[str, Any] | DataError:
+        try:
+            return self.dataset[index]
+        except DataError as error:
+            return error
+
+
+def collate(items: list[dict[str, Any] | DataError]) -> dict[str, torch.Tensor] | DataError:
+    """Returns a batch, or the first error among `items`."""
+    errors = [item for item in items if isinstance(item, DataError)]
+    return errors[0] if errors else default_collate(items)
+
+
+def augment(images: torch.Tensor, augmentation: str) -> torch.Tensor:
+    """Augments each of `images`, `(B, C, H, W)`: `"flip"`, `"shift"` (repeats the pixels at the edge) or `"none"`."""
+    batch, channels, height, width = images.shape
+    device = images.device
     if augmentation == "flip":
         flipped = torch.rand(batch, 1, 1, 1, device=device) < 0.5
-        return torch.where(flipped, sample.flip(-1), sample)
+        return torch.where(flipped, images.flip(-1), images)
     if augmentation == "shift":
-        padded = F.pad(sample, [MAX_SHIFT] * 4, mode="replicate")
+        padded = F.pad(images, [MAX_SHIFT] * 4, mode="replicate")
         top, left = torch.randint(2 * MAX_SHIFT + 1, (2, batch, 1), device=device)
         rows = (torch.arange(height, device=device) + top)[:, None, :, None]
         columns = (torch.arange(width, device=device) + left)[:, None, None, :]
         image = torch.arange(batch, device=device)[:, None, None, None]
         channel = torch.arange(channels, device=device)[None, :, None, None]
         return padded[image, channel, rows, columns]
-    return sample
+    return images

@@ -1,96 +1,95 @@
-"""Makes one pipeline of checkpoints of the same model, with a weighted sum of their weights (arXiv 2404.02241):
+"""Merges checkpoints of the same model by a linear combination of their weights (arXiv 2404.02241):
 
     python training/combine.py output/second/pipeline output/first/pipeline --weights 1.2 -0.2 --output_dir output/both
 
-Where the second run began with the first's weights (`--init_from`), a small negative weight of the first goes further
-in the direction that training went. `fmnist-diffusion evaluate` tells which weights are best.
+If the second run was initialized from the first one (`--init_from`), a small negative weight of the first one
+extrapolates in the direction of the training. Compare different weights with `fmnist-diffusion evaluate`.
 """
 
 import argparse
-import sys
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import DDPMScheduler
+
+from export import check_new_folder, write_train_config
+from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
+from fmnist_diffusion.evaluation import weights_hash
+from fmnist_diffusion.hub.metadata import read_train_config
+from fmnist_diffusion.loading import get_pipeline_folder
 
 
-# A script's modules are looked for in its own folder, and ours are beside that.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
+def combine(pipelines: Sequence[FashionMNISTPipeline], weights: Sequence[float]) -> dict[str, torch.Tensor]:
+    """Returns the state dict of the linear combination of the models, in float32.
 
-from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, export_pipeline, load_pipeline
-from fmnist_diffusion.cli import DTYPES
-from fmnist_diffusion.evaluation import pipeline_hash
-from fmnist_diffusion.hub import pipeline_folder
-from fmnist_diffusion.publish import read_train_config
-
-
-def combine(pipelines: Sequence[FashionMNISTPipeline], weights: Sequence[float]) -> FashionMNISTUNet2DModel:
-    """The model whose weights are the sums of those of `pipelines`, each times its weight, in float32.
-
-    The running statistics of BatchNorm are summed alike.
+    The running statistics of BatchNorm are combined like the weights.
 
     Args:
-        pipelines: Of one architecture, prediction type and noise schedule.
-        weights: One for each pipeline, of any sign, which add up to 1.
+        pipelines: Pipelines with the same architecture, prediction type and noise schedule.
+        weights: One weight per pipeline, positive or negative, with a sum of 1.
 
     Raises:
-        `ValueError`: the weights are not that, the pipelines hold different models, or a running variance of BatchNorm
-            would not be positive.
+        `ValueError`: If there is not one weight per pipeline, if their sum is not 1, if the models differ, or if a
+            running variance of BatchNorm is not positive.
     """
     if len(weights) != len(pipelines) or not abs(sum(weights) - 1) < 1e-6:
         raise ValueError(
-            f"--weights are {' '.join(map(str, weights))}; give one for each pipeline, which add up to 1."
+            f"`--weights` must be one number per pipeline with a sum of 1, got {' '.join(map(str, weights))} for"
+            f" {len(pipelines)} pipelines."
         )
-
-    def architecture(pipe: FashionMNISTPipeline) -> dict[str, Any]:
-        return {name: value for name, value in pipe.unet.config.items() if not name.startswith("_")}
-
-    first = pipelines[0]
     for other in pipelines[1:]:
-        if (
-            architecture(other) != architecture(first)
-            or other.scheduler.config["prediction_type"] != first.scheduler.config["prediction_type"]
-            or not torch.equal(other.scheduler.betas, first.scheduler.betas)
-        ):
-            raise ValueError("the pipelines hold different models; give checkpoints of one model.")
+        if not is_same_model(other, pipelines[0]):
+            raise ValueError("The pipelines must have the same architecture, prediction type and noise schedule.")
     states = [pipe.unet.state_dict() for pipe in pipelines]
     combined = {}
     for name, tensor in states[0].items():
         if tensor.is_floating_point():
-            tensor = sum(weight * state[name].float() for weight, state in zip(weights, states, strict=True))
+            terms = [weight * state[name].float() for weight, state in zip(weights, states, strict=True)]
+            tensor = sum(terms, start=torch.zeros(()))
         if name.endswith("running_var") and tensor.min() <= 0:
-            raise ValueError(f"{name} would not be positive; give --weights nearer to 0 and 1.")
+            raise ValueError(f"{name} is not positive with these `--weights`. Use weights closer to 0 and 1.")
         combined[name] = tensor
-    unet = FashionMNISTUNet2DModel.from_config(first.unet.config)
-    unet.load_state_dict(combined)
-    return unet.eval()
+    return combined
 
 
-def check_new(output_dir: Path) -> None:
-    """Raises `ValueError` where the folder holds files."""
-    if output_dir.exists() and any(output_dir.iterdir()):
-        raise ValueError(f"{output_dir} holds files already; give a new folder as --output_dir.")
+def is_same_model(first: FashionMNISTPipeline, second: FashionMNISTPipeline) -> bool:
+    def describe(pipe: FashionMNISTPipeline) -> tuple[dict[str, Any], str, list[float]]:
+        architecture = {name: value for name, value in pipe.unet.config.items() if not name.startswith("_")}
+        noise_scheduler: Any = DDPMScheduler.from_config(pipe.scheduler.config)
+        return architecture, noise_scheduler.config["prediction_type"], noise_scheduler.betas.tolist()
+
+    return describe(first) == describe(second)
 
 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pipelines", nargs="+", help="folders or bundled pipelines; the first one's settings are kept")
-    parser.add_argument("--weights", nargs="+", type=float, required=True, help="one for each, which add up to 1")
-    parser.add_argument("--output_dir", required=True, help="where the pipeline is written")
-    parser.add_argument("--dtype", choices=DTYPES, default="float32", help="(default: %(default)s)")
+    parser.add_argument(
+        "pipelines", nargs="+", help="folders or names of bundled checkpoints; the settings of the first one are kept"
+    )
+    parser.add_argument("--weights", nargs="+", type=float, required=True, help="one per pipeline, with a sum of 1")
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write the merged pipeline to")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="dtype of the merged weights (default: %(default)s)",
+    )
     options = parser.parse_args(args)
-    output_dir = Path(options.output_dir)
     try:
-        check_new(output_dir)
-        pipelines = [load_pipeline(name, scheduler=None) for name in options.pipelines]
-        unet = combine(pipelines, options.weights).to(getattr(torch, options.dtype))
-        train_config = read_train_config(pipeline_folder(options.pipelines[0]) / "train_config.json") or {}
-        combined = {"weights": options.weights, "unet_sha256": [pipeline_hash(pipe) for pipe in pipelines]}
+        check_new_folder(options.output_dir)
+        pipelines = [load_pipeline(name) for name in options.pipelines]
+        combined = {"weights": options.weights, "unet_sha256": [weights_hash(pipe) for pipe in pipelines]}
+        train_config = read_train_config(get_pipeline_folder(options.pipelines[0]) / "train_config.json") or {}
         if "combined" in train_config:
             combined["first"] = train_config["combined"]
-        export_pipeline(unet, pipelines[0].scheduler, output_dir, train_config=train_config | {"combined": combined})
-    except (OSError, TypeError, ValueError) as error:
+        pipe = pipelines[0]
+        pipe.unet.float().load_state_dict(combine(pipelines, options.weights))
+        pipe.unet.to(getattr(torch, options.dtype))
+        pipe.save_pretrained(options.output_dir)
+        write_train_config(options.output_dir, train_config | {"combined": combined})
+    except (OSError, ValueError) as error:
         parser.exit(2, f"combine.py: error: {error}\n")
     print(f"The pipeline is in {options.output_dir}.")
 

@@ -1,7 +1,9 @@
-"""What a training run is: dataclasses, read from YAML and the command line by jsonargparse."""
+"""Configuration of a training run: dataclasses that jsonargparse reads from YAML files and the command line."""
 
 import math
 import os
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -11,25 +13,52 @@ from jsonargparse import ArgumentParser
 
 from fmnist_diffusion.data import DEFAULT_DATASET
 from fmnist_diffusion.objectives import LossType, PredictionType, TimestepSampling
+from fmnist_diffusion.sampling import SamplingConfig, get_scheduler_class
+
+
+# The Fréchet distance needs more samples than the classifier has features (256).
+MIN_EVAL_SAMPLES = 257
+
+
+@contextmanager
+def error_prefix(section: str) -> Iterator[None]:
+    """Adds the name of the section to errors about its fields."""
+    try:
+        yield
+    except ValueError as error:
+        raise ValueError(f"{section}: {error}") from error
+
+
+def check_at_least(minimum: int, **values: int | None) -> None:
+    for name, value in values.items():
+        if value is not None and value < minimum:
+            raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
+
+
+def check_positive(**values: float | None) -> None:
+    for name, value in values.items():
+        if value is not None and not 0 < value < math.inf:
+            raise ValueError(f"`{name}` must be a positive number, got {value}.")
 
 
 @dataclass
 class DataConfig:
-    """Images to train on.
+    """Training images.
 
     Args:
-        dataset_name: Hub data set; Debian's local copy stands in for the default one when the Hub can't be reached.
-        dataset_config_name: Configuration of the Hub data set.
-        train_data_dir: Local data instead: an IDX folder, an image folder, parquet, or a decoded .safetensors file.
-        split: Split of the data set.
-        image_column: Column with the images; found by its type unless named.
-        label_column: Column with the labels; found by its type unless named.
-        resolution: Height and width that images are resized to; as in init_from, or else 28, if null.
-        channels: 1 (grey) or 3 (RGB), to which images are converted; as in init_from, or else 1, if null.
-        augmentation: none, flip (left-right, half of the images) or shift (by up to 2 pixels each way).
-        streaming: Decode images as they are needed instead of once into memory, for sets that do not fit there.
-        dataloader_num_workers: Processes that decode when streaming.
-        max_train_samples: Use the first so many images only.
+        dataset_name: dataset id on the Hub; if the Hub is not reachable, Debian's package dataset-fashion-mnist
+            replaces the default dataset
+        dataset_config_name: configuration of the Hub dataset
+        train_data_dir: local data instead: an IDX folder, an image folder, parquet files or a .safetensors file
+        split: split of the dataset
+        image_column: column with the images; found by its type if null
+        label_column: column with the labels; found by its type if null
+        resolution: height and width that images are resized to; if null, that of init_from or 28
+        channels: 1 (grayscale) or 3 (RGB), to which images are converted; if null, those of init_from or 1
+        augmentation: none, flip (mirrors half of the images) or shift (by up to 2 pixels in each direction)
+        streaming: decode images when they are read instead of once into memory, for datasets that do not fit in memory
+        dataloader_num_workers: number of processes that decode images with streaming
+        max_train_samples: use only the first images of the dataset
     """
 
     dataset_name: str = DEFAULT_DATASET
@@ -45,20 +74,26 @@ class DataConfig:
     dataloader_num_workers: int = 2
     max_train_samples: int | None = None
 
+    def __post_init__(self):
+        with error_prefix("data"):
+            check_at_least(8, resolution=self.resolution)
+            check_at_least(0, dataloader_num_workers=self.dataloader_num_workers)
+            check_at_least(1, max_train_samples=self.max_train_samples)
+
 
 @dataclass
 class SchedulerConfig:
-    """Noise schedule, in the words of diffusers' DDPMScheduler.
+    """Noise schedule, with the argument names of diffusers' DDPMScheduler.
 
     Args:
-        num_train_timesteps: Number of noise levels, T.
-        beta_start: Variance of the first noising step.
-        beta_end: Variance of the last noising step.
-        beta_schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine) or sigmoid.
-        prediction_type: What the model predicts: epsilon (the noise), v_prediction or sample (the clean image).
-        rescale_betas_zero_snr: Rescale to a zero terminal signal-to-noise ratio; not with epsilon.
-        timestep_spacing: How other schedulers than SDEDPMSolverScheduler, which has its own way, spread few sampling
-            steps over T: leading, linspace or trailing.
+        num_train_timesteps: number of timesteps, T
+        beta_start: variance of the first noising step
+        beta_end: variance of the last noising step
+        beta_schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine) or sigmoid
+        prediction_type: output of the model: epsilon (the noise), v_prediction or sample (the clean image)
+        rescale_betas_zero_snr: rescale to a terminal signal-to-noise ratio of zero; not with epsilon
+        timestep_spacing: leading, linspace or trailing; how samplers space their steps, except the default one, which
+            uses power-law timesteps
     """
 
     num_train_timesteps: int = 1000
@@ -69,18 +104,28 @@ class SchedulerConfig:
     rescale_betas_zero_snr: bool = False
     timestep_spacing: Literal["leading", "linspace", "trailing"] = "leading"
 
+    def __post_init__(self):
+        with error_prefix("scheduler"):
+            check_at_least(1, num_train_timesteps=self.num_train_timesteps)
+            if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
+                raise ValueError(
+                    "`rescale_betas_zero_snr` requires `prediction_type` v_prediction or sample, got epsilon. The"
+                    " noise alone does not determine the image at a signal-to-noise ratio of zero."
+                )
+
 
 @dataclass
 class ObjectiveConfig:
     """Training objective.
 
     Args:
-        loss_type: mse, l1 or huber, on what prediction_type names.
-        snr_gamma: Gamma of min-SNR loss weighting (5 is usual); no weighting if null.
-        timestep_sampling: uniform, logit_normal or importance.
-        logit_mean: Mean of logit_normal.
-        logit_std: Standard deviation of logit_normal.
-        label_dropout: Share of labels that are replaced by the null label, for classifier-free guidance.
+        loss_type: mse, l1 or huber
+        snr_gamma: gamma of min-SNR loss weighting, usually 5; no weighting if null
+        timestep_sampling: uniform, logit_normal or importance
+        logit_mean: mean of logit_normal
+        logit_std: standard deviation of logit_normal
+        label_dropout: fraction of labels that are replaced by the null label, for unconditional sampling and
+            classifier-free guidance
     """
 
     loss_type: LossType = "mse"
@@ -90,21 +135,27 @@ class ObjectiveConfig:
     logit_std: float = 1.0
     label_dropout: float = 0.1
 
+    def __post_init__(self):
+        with error_prefix("objective"):
+            check_positive(snr_gamma=self.snr_gamma)
+            if not 0 <= self.label_dropout <= 1:
+                raise ValueError(f"`label_dropout` must be between 0 and 1, got {self.label_dropout}.")
+
 
 @dataclass
 class OptimizerConfig:
     """Optimizer and learning rate.
 
     Args:
-        name: adam or adamw.
-        learning_rate: Highest learning rate.
-        adam_beta1: Decay of the gradient's running mean.
-        adam_beta2: Decay of the gradient's running square.
-        adam_epsilon: Added to the root of the running square.
-        adam_weight_decay: Weight decay (decoupled with adamw).
-        lr_scheduler: constant_with_warmup, linear, cosine or polynomial.
-        lr_warmup_steps: Optimizer steps from zero to the highest learning rate.
-        max_grad_norm: Gradients are clipped to this norm; not at all if null.
+        name: adam or adamw
+        learning_rate: highest learning rate
+        adam_beta1: decay of the running mean of the gradient
+        adam_beta2: decay of the running mean of the squared gradient
+        adam_epsilon: constant that is added to the denominator of the update
+        adam_weight_decay: weight decay (decoupled with adamw)
+        lr_scheduler: constant_with_warmup, linear, cosine or polynomial
+        lr_warmup_steps: number of optimizer steps over which the learning rate increases from zero
+        max_grad_norm: norm that gradients are clipped to; no clipping if null
     """
 
     name: Literal["adam", "adamw"] = "adam"
@@ -117,16 +168,20 @@ class OptimizerConfig:
     lr_warmup_steps: int = 0
     max_grad_norm: float | None = None
 
+    def __post_init__(self):
+        with error_prefix("optimizer"):
+            check_positive(max_grad_norm=self.max_grad_norm)
+
 
 @dataclass
 class EMAConfig:
-    """Exponential moving average of the weights; it is what is sampled and exported.
+    """Exponential moving average (EMA) of the weights, which is sampled from and exported instead of the weights.
 
     Args:
-        enabled: Whether to keep it.
-        max_decay: Highest decay per optimizer step.
-        inv_gamma: Of the warm-up of the decay, 1 - (1 + step / inv_gamma) ** -power.
-        power: Of the warm-up of the decay.
+        enabled: use the moving average
+        max_decay: highest decay per optimizer step
+        inv_gamma: inverse multiplicative factor of the decay warm-up, 1 - (1 + step / inv_gamma) ** -power
+        power: exponent of the decay warm-up
     """
 
     enabled: bool = False
@@ -134,41 +189,51 @@ class EMAConfig:
     inv_gamma: float = 1.0
     power: float = 0.75
 
+    def __post_init__(self):
+        with error_prefix("ema"):
+            check_positive(inv_gamma=self.inv_gamma)
 
-@dataclass
-class SamplesConfig:
-    """Sample grids while training.
+
+@dataclass(frozen=True)
+class SamplesConfig(SamplingConfig):
+    """Sample grids during training.
 
     Args:
-        num_images: Pictures in a grid; a class-conditional model draws them by class.
-        num_inference_steps: Denoising steps of SDEDPMSolverScheduler for each picture.
-        guidance_scale: Classifier-free guidance of a class-conditional model; 1 is none.
-        seed: Of the starting noise, which is the same in every grid.
+        num_images: number of images in a grid; a class-conditional model generates all classes in turn
     """
 
     num_images: int = 40
-    num_inference_steps: int = 20
-    guidance_scale: float = 1.0
-    seed: int = 0
+
+    def __post_init__(self):
+        with error_prefix("samples"):
+            super().__post_init__()
+            check_scheduler(self.scheduler)
+            check_at_least(1, num_images=self.num_images)
 
 
-@dataclass
-class EvalConfig:
-    """Measurement of samples of Fashion-MNIST while training; the pipeline that measured best is kept in `best`.
+@dataclass(frozen=True)
+class EvalConfig(SamplingConfig):
+    """Evaluation of samples during training on Fashion-MNIST; the best pipeline so far is kept in the folder best.
 
     Args:
-        every_n_epochs: Measure every so many epochs, and at the end; never if null.
-        num_samples: Samples; from 2049 on FID is measured too, where the Inception network has been downloaded.
-        num_inference_steps: Denoising steps of SDEDPMSolverScheduler for each sample.
-        guidance_scale: Classifier-free guidance of a class-conditional model; 1 is none.
-        seed: Of the starting noise, which is the same in every measurement.
+        every_n_epochs: number of epochs between evaluations; there is always one at the end; no evaluation if null
+        num_samples: number of samples; from 2049 on, FID is computed as well if the Inception network is cached
     """
 
     every_n_epochs: int | None = None
     num_samples: int = 1000
-    num_inference_steps: int = 20
-    guidance_scale: float = 1.0
-    seed: int = 0
+
+    def __post_init__(self):
+        with error_prefix("eval"):
+            super().__post_init__()
+            check_scheduler(self.scheduler)
+            check_at_least(1, every_n_epochs=self.every_n_epochs)
+            check_at_least(MIN_EVAL_SAMPLES, num_samples=self.num_samples)
+
+
+def check_scheduler(name: str | None) -> None:
+    if name is not None:
+        get_scheduler_class(name)
 
 
 @dataclass
@@ -176,38 +241,38 @@ class TrainingConfig:
     """Training run.
 
     Args:
-        output_dir: Folder for everything that the run writes; it must be new, unless resume continues the run in it.
-        init_from: Fine-tune this pipeline: a folder, a bundled name or a Hub repository.
-        resume: Continue a run: latest of this output_dir, or the path of a checkpoint, of another run too.
-        seed: Of the weights, the data order and the noise.
-        num_epochs: Passes over the images.
-        max_train_steps: Stop after so many optimizer steps, if num_epochs has more; the lr_scheduler ends there too.
-        train_batch_size: Images in a step, over all processes together.
-        gradient_accumulation_steps: Steps whose gradients are averaged into one optimizer step.
-        mixed_precision: no, bf16 or fp16; what accelerate launch was told if null.
-        gradient_checkpointing: Recompute activations in the backward pass to save memory.
-        compile: Run the model through torch.compile.
-        channels_last: Keep weights and images in channels_last memory format.
-        save_images_epochs: Draw a sample grid every so many epochs, and at the end.
-        save_model_epochs: Export the pipeline every so many epochs, and at the end.
-        checkpointing_steps: Write a checkpoint to resume from every so many optimizer steps.
-        checkpoints_total_limit: Keep the newest so many checkpoints.
-        logging_steps: Report and log the loss every so many optimizer steps.
-        report_to: tensorboard, trackio, wandb or none.
-        push_to_hub: Publish the pipeline on the Hub at the end, in the background of what is left to do.
-        push_to_hub_epochs: Publish it every so many epochs, too.
-        hub_model_id: Repository to publish in, owner/name or name; named like output_dir if null.
-        hub_private_repo: Make a new repository private.
-        hub_license: The Hub's name of the weights' licence, such as cc-by-4.0; if null, mit where the images are
-            the Hub's Fashion-MNIST (and no train_data_dir is given), else none.
-        model: Arguments of FashionMNISTUNet2DModel, such as norm_type; the defaults are the specification.
-        data: Images to train on.
-        scheduler: Noise schedule.
-        objective: Training objective.
-        optimizer: Optimizer and learning rate.
-        ema: Moving average of the weights.
-        samples: Sample grids.
-        eval: Measurement of samples.
+        output_dir: folder for everything that the run writes; must be new or empty unless the run is resumed
+        init_from: pipeline to fine-tune: a folder, the name of a bundled checkpoint or a Hub repository
+        resume: checkpoint to resume from: latest (of output_dir) or the path of a checkpoint, also of another run
+        seed: random seed of the initial weights, the order of the data, and the noise
+        num_epochs: number of passes over the images
+        max_train_steps: number of optimizer steps after which training and the lr_scheduler end, if that is earlier
+        train_batch_size: number of images per batch, over all processes together
+        gradient_accumulation_steps: number of batches whose gradients are averaged for an optimizer step
+        mixed_precision: no, bf16 or fp16; the setting of accelerate launch if null
+        gradient_checkpointing: recompute activations in the backward pass to save memory
+        compile: use torch.compile for the model
+        channels_last: use the channels_last memory format for weights and images
+        save_images_epochs: number of epochs between sample grids; there is always one at the end
+        save_model_epochs: number of epochs between exports of the pipeline; there is always one at the end
+        checkpointing_steps: number of optimizer steps between checkpoints
+        checkpoints_total_limit: number of checkpoints to keep
+        logging_steps: number of optimizer steps between reports of the loss
+        report_to: tensorboard, trackio, wandb or none
+        push_to_hub: push the pipeline to the Hub at the end, in the background
+        push_to_hub_epochs: number of epochs between pushes during training; only at the end if null
+        hub_model_id: repository to push to, as owner/name or name; the name of output_dir if null
+        hub_private_repo: create the repository as a private one
+        hub_license: license of the weights as the Hub spells it, such as cc-by-4.0; if null, mit for models trained
+            on the Hub's Fashion-MNIST and none for others
+        model: arguments of FashionMNISTUNet2DModel, such as norm_type; the specification by default
+        data: training images
+        scheduler: noise schedule
+        objective: training objective
+        optimizer: optimizer and learning rate
+        ema: exponential moving average of the weights
+        samples: sample grids during training
+        eval: evaluation of samples during training
     """
 
     output_dir: str = "output/run"
@@ -243,84 +308,60 @@ class TrainingConfig:
     eval: EvalConfig = field(default_factory=EvalConfig)
 
     def __post_init__(self):
-        for name, value, lowest in (
-            ("num_epochs", self.num_epochs, 1),
-            ("max_train_steps", self.max_train_steps, 1),
-            ("train_batch_size", self.train_batch_size, 1),
-            ("gradient_accumulation_steps", self.gradient_accumulation_steps, 1),
-            ("save_images_epochs", self.save_images_epochs, 1),
-            ("save_model_epochs", self.save_model_epochs, 1),
-            ("checkpointing_steps", self.checkpointing_steps, 1),
-            ("checkpoints_total_limit", self.checkpoints_total_limit, 1),
-            ("logging_steps", self.logging_steps, 1),
-            ("push_to_hub_epochs", self.push_to_hub_epochs, 1),
-            ("data.resolution", self.data.resolution, 8),
-            ("data.dataloader_num_workers", self.data.dataloader_num_workers, 0),
-            ("data.max_train_samples", self.data.max_train_samples, 1),
-            ("scheduler.num_train_timesteps", self.scheduler.num_train_timesteps, 1),
-            ("samples.num_images", self.samples.num_images, 1),
-            ("samples.num_inference_steps", self.samples.num_inference_steps, 1),
-            ("eval.every_n_epochs", self.eval.every_n_epochs, 1),
-            ("eval.num_samples", self.eval.num_samples, 257),
-            ("eval.num_inference_steps", self.eval.num_inference_steps, 1),
-        ):
-            if value is not None and value < lowest:
-                raise ValueError(f"{name} is {value}; give a number from {lowest} on.")
-        for name, steps in (
-            ("samples", self.samples.num_inference_steps),
-            ("eval", self.eval.num_inference_steps if self.eval.every_n_epochs else 1),
-        ):
-            if steps > self.scheduler.num_train_timesteps:
+        names = (
+            "num_epochs",
+            "max_train_steps",
+            "train_batch_size",
+            "gradient_accumulation_steps",
+            "save_images_epochs",
+            "save_model_epochs",
+            "checkpointing_steps",
+            "checkpoints_total_limit",
+            "logging_steps",
+            "push_to_hub_epochs",
+        )
+        check_at_least(1, **{name: getattr(self, name) for name in names})
+        sampling = {"samples": self.samples} | ({"eval": self.eval} if self.eval.every_n_epochs else {})
+        for section, config in sampling.items():
+            if (config.num_inference_steps or 1) > self.scheduler.num_train_timesteps:
                 raise ValueError(
-                    f"{name}.num_inference_steps is {steps}; give one up to scheduler.num_train_timesteps,"
-                    f" {self.scheduler.num_train_timesteps}."
+                    f"`{section}.num_inference_steps` must be at most `scheduler.num_train_timesteps`"
+                    f" ({self.scheduler.num_train_timesteps}), got {config.num_inference_steps}."
                 )
-        for name, value in (
-            ("ema.inv_gamma", self.ema.inv_gamma),
-            ("objective.snr_gamma", self.objective.snr_gamma),
-            ("optimizer.max_grad_norm", self.optimizer.max_grad_norm),
-        ):
-            if value is not None and not 0 < value < math.inf:
-                raise ValueError(f"{name} is {value}; give a number above 0, or leave it out.")
-        for name, value in (
-            ("samples.guidance_scale", self.samples.guidance_scale),
-            ("eval.guidance_scale", self.eval.guidance_scale),
-        ):
-            if not math.isfinite(value):
-                raise ValueError(f"{name} is {value}; give a finite number.")
-        if not 0 <= self.objective.label_dropout <= 1:
-            raise ValueError(f"objective.label_dropout is {self.objective.label_dropout}; give a share in [0, 1].")
-        if self.scheduler.rescale_betas_zero_snr and self.scheduler.prediction_type == "epsilon":
-            raise ValueError(
-                "scheduler.rescale_betas_zero_snr leaves no signal at the last timestep, where epsilon says nothing"
-                " of the image; give --scheduler.prediction_type=v_prediction or sample."
-            )
+
+    def get_total_steps(self, batches_per_epoch: int) -> int:
+        """Returns the number of optimizer steps of the whole run."""
+        steps = self.num_epochs * batches_per_epoch // self.gradient_accumulation_steps
+        return min(steps, self.max_train_steps or steps)
 
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def save(self, path: Path) -> None:
-        """Writes what `--config` reads; `resume` is left out, for it is about one command and not about the run."""
+        """Writes a file for `--config`. It leaves out `resume`, which belongs to a command and not to the run."""
         path.write_text(yaml.safe_dump(self.to_dict() | {"resume": None}, sort_keys=False))
 
     def check_resumable(self, path: Path) -> None:
-        """Raises `ValueError` where this is another run than that of the config saved at `path`."""
+        """Raises `ValueError` if the run whose config was saved at `path` cannot continue with this config."""
         if not path.exists():
             return
         saved = yaml.safe_load(path.read_text())
-        now = self.to_dict()
-        for settings in (saved, now):
+        # YAML turns tuples into lists.
+        current = yaml.safe_load(yaml.safe_dump(self.to_dict()))
+        for settings in (saved, current):
             settings["data"].pop("dataloader_num_workers")
             settings["ema.enabled"] = settings["ema"]["enabled"]
         steps = ("train_batch_size", "gradient_accumulation_steps")
         for name in ("seed", *steps, "model", "data", "scheduler", "ema.enabled"):
-            # YAML has lists for tuples.
-            if yaml.safe_load(yaml.safe_dump(now[name])) != saved[name]:
-                raise ValueError(f"{name} is not that of the run to resume; give --config={path} with --resume.")
+            if current[name] != saved[name]:
+                raise ValueError(
+                    f"`{name}` must be that of the run to resume, got {current[name]} instead of {saved[name]}. Pass"
+                    f" --config={path} together with --resume."
+                )
 
 
 def is_first_process() -> bool:
-    """Whether this process is the one that speaks, before Accelerate is asked."""
+    """Whether this process prints messages; works before Accelerate is initialized."""
     return os.environ.get("RANK", "0") == "0"
 
 
@@ -330,17 +371,17 @@ class Parser(ArgumentParser):
 
 
 def parse_config(args: list[str] | None = None) -> TrainingConfig:
-    """Reads `--config file.yaml` and `--any.field=value`, the later one wins; what is wrong ends with exit code 2."""
+    """Reads `--config file.yaml` and `--any.field=value`; later arguments win. Errors exit with code 2."""
     parser = Parser(
         prog="train.py",
         allow_abbrev=False,
         description="Trains a FashionMNISTUNet2DModel: accelerate launch training/train.py --config FILE [overrides]",
     )
-    parser.add_argument("--config", action="config", help="YAML file, such as training/configs/spec.yaml.")
+    parser.add_argument("--config", action="config", help="YAML file, such as training/configs/spec.yaml")
     parser.add_class_arguments(TrainingConfig, None)
     try:
-        namespace = parser.instantiate(parser.parse_args(args))
-        del namespace.config
-        return TrainingConfig(**vars(namespace))
+        fields = vars(parser.instantiate(parser.parse_args(args)))
+        del fields["config"]
+        return TrainingConfig(**fields)
     except ValueError as error:
         parser.error(str(error))

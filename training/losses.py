@@ -1,67 +1,82 @@
-"""The record of a run's losses: `loss.csv`, a row for each optimizer step, and the curve drawn from it."""
+"""Loss of one batch: noise, timesteps, target and weights."""
 
-import csv
-from pathlib import Path
+from dataclasses import dataclass
+from typing import Any
 
-import matplotlib
-import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from diffusers.training_utils import compute_snr
 
-
-matplotlib.use("Agg")
-from matplotlib import pyplot as plt
-
-
-COLUMNS = ("step", "epoch", "loss", "learning_rate")
+from config import ObjectiveConfig
+from fmnist_diffusion.objectives import TimestepSampler, drop_labels, min_snr_weights, per_image_loss
 
 
-class LossRecord:
-    """Keeps `path`; a run that goes on from `global_step` takes along its record `resumed` up to there."""
+@dataclass
+class NoisyBatch:
+    """Inputs of the model for one batch, and what it should predict.
 
-    def __init__(self, path: Path, resumed: Path | None, global_step: int):
-        self.path = path
-        rows = []
-        if resumed is not None and resumed.exists():
-            with resumed.open() as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= global_step]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
-            writer.writeheader()
-            writer.writerows(rows)
+    Attributes:
+        images: Noisy images, float32 `(B, C, H, W)`.
+        timesteps: int64 `(B,)`.
+        class_labels: int64 `(B,)`, or `None` for a model without classes.
+        target: float32 `(B, C, H, W)`.
+        weights: Loss weights, float32 `(B,)`.
+    """
 
-    def append(self, rows: list[tuple[int, int, float, float]]) -> None:
-        """Adds rows of step, epoch (from 1), loss and learning rate."""
-        with self.path.open("a", newline="") as file:
-            csv.writer(file).writerows(rows)
+    images: torch.Tensor
+    timesteps: torch.Tensor
+    class_labels: torch.Tensor | None
+    target: torch.Tensor
+    weights: torch.Tensor
 
-    def read(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the step, epoch and loss of every row."""
-        with self.path.open() as file:
-            rows = list(csv.DictReader(file))
-        steps, epochs = (np.array([int(row[name]) for row in rows]) for name in ("step", "epoch"))
-        return steps, epochs, np.array([float(row["loss"]) for row in rows])
 
-    def epoch_mean(self, epoch: int) -> float:
-        _, epochs, losses = self.read()
-        return float(losses[epochs == epoch].mean())
+class DiffusionLoss:
+    """Loss of a diffusion model.
 
-    def plot(self, path: Path) -> None:
-        """Draws the loss of each step, its running mean and the mean of each epoch."""
-        steps, epochs, losses = self.read()
-        figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-        axes.plot(steps, losses, color="tab:blue", alpha=0.2, linewidth=0.5, label="step")
-        window = max(1, min(200, len(losses) // 10))
-        axes.plot(
-            steps[window - 1 :],
-            np.convolve(losses, np.ones(window) / window, mode="valid"),
-            color="tab:blue",
-            label=f"mean of {window} steps",
+    Args:
+        config: The objective.
+        noise_scheduler: The noise schedule and the prediction type.
+        num_class_embeds: Number of classes of the model, which is also its null label; `None` without classes.
+        device: Device of the batches.
+    """
+
+    def __init__(
+        self,
+        config: ObjectiveConfig,
+        noise_scheduler: DDPMScheduler,
+        num_class_embeds: int | None,
+        device: torch.device,
+    ):
+        self.config, self.num_class_embeds = config, num_class_embeds
+        # diffusers annotates timesteps with a type that is narrower than it requires.
+        self.noise_scheduler: Any = noise_scheduler
+        self.timestep_sampler = TimestepSampler(
+            config.timestep_sampling,
+            noise_scheduler.config["num_train_timesteps"],
+            device,
+            config.logit_mean,
+            config.logit_std,
         )
-        names = np.unique(epochs)
-        ends = [steps[epochs == epoch][-1] for epoch in names]
-        means = [losses[epochs == epoch].mean() for epoch in names]
-        axes.plot(ends, means, "o", color="tab:orange", markersize=4, label="mean of an epoch")
-        axes.set(xlabel="optimizer step", ylabel="loss", yscale="log")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend()
-        figure.savefig(path, dpi=120)
-        plt.close(figure)
+
+    def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None) -> NoisyBatch:
+        """Samples timesteps and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`, `(B,)`."""
+        class_labels = None
+        if self.num_class_embeds is not None and labels is not None:
+            class_labels = drop_labels(labels, self.config.label_dropout, self.num_class_embeds)
+        timesteps, weights = self.timestep_sampler.sample(len(images))
+        noise = torch.randn_like(images)
+        prediction_type = self.noise_scheduler.config["prediction_type"]
+        if prediction_type == "v_prediction":
+            target = self.noise_scheduler.get_velocity(images, noise, timesteps)
+        else:
+            target = noise if prediction_type == "epsilon" else images
+        if self.config.snr_gamma is not None:
+            snr = compute_snr(self.noise_scheduler, timesteps)
+            weights = weights * min_snr_weights(snr, self.config.snr_gamma, prediction_type)
+        noisy_images = self.noise_scheduler.add_noise(images, noise, timesteps)
+        return NoisyBatch(noisy_images, timesteps, class_labels, target, weights)
+
+    def __call__(self, prediction: torch.Tensor, batch: NoisyBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the weighted loss of the batch, a scalar, and the unweighted loss of each image, `(B,)`."""
+        losses = per_image_loss(prediction.float(), batch.target, self.config.loss_type)
+        return (losses * batch.weights).mean(), losses

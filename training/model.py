@@ -1,6 +1,5 @@
-"""The model that a run begins with: new, or a pipeline to fine-tune."""
+"""Model and noise schedule of a run: new ones, or those of a pipeline to fine-tune."""
 
-import inspect
 import logging
 from dataclasses import asdict
 from typing import Any
@@ -8,15 +7,15 @@ from typing import Any
 import torch
 from diffusers import DDPMScheduler
 
+from config import SchedulerConfig, TrainingConfig
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
-from training.config import SchedulerConfig, TrainingConfig
 
 
-logger = logging.getLogger(__name__)
+logger = logging.getLogger("training")
 
-# What the images decide.
+# Model arguments that follow from the images.
 DATA_OPTIONS = ("sample_size", "in_channels", "out_channels", "label_names")
-# What fine-tuning may change besides.
+# Model arguments that fine-tuning may change.
 FREE_OPTIONS = ("num_class_embeds", "dropout")
 
 
@@ -27,81 +26,91 @@ def make_model(
     label_names: tuple[str, ...] | None,
     pretrained: FashionMNISTPipeline | None,
 ) -> tuple[FashionMNISTUNet2DModel, DDPMScheduler]:
-    """Makes the model and its noise schedule for images with these labels, if they have any.
+    """Creates the model and its noise schedule.
+
+    Args:
+        config: The run; `config.model` overrides the arguments of the model.
+        resolution: Height and width of the images.
+        channels: Number of channels of the images.
+        label_names: Names of the classes; `None` if the images have no labels.
+        pretrained: Pipeline to fine-tune.
 
     Raises:
-        `ValueError`: `config.model` is wrong, does not fit the labels, or asks of `pretrained` what it can't become.
+        `ValueError`: If `config.model` has an unknown argument, does not fit the labels, or does not fit `pretrained`.
     """
-    options = [name for name in inspect.signature(FashionMNISTUNet2DModel).parameters if name not in DATA_OPTIONS]
     for name in config.model:
         if name in DATA_OPTIONS:
-            raise ValueError(f"model.{name} follows from the images; give data.resolution or data.channels instead.")
-        if name not in options:
-            raise ValueError(f"model has no option {name}; it has {', '.join(options)}.")
-
-    scheduler = make_scheduler(config.scheduler)
+            raise ValueError(f"`model.{name}` follows from the images. Use `data.resolution` or `data.channels`.")
+    noise_scheduler = make_noise_scheduler(config.scheduler)
     model_config: dict[str, Any] = {}
     if pretrained is not None:
-        model_config = {name: pretrained.unet.config[name] for name in options}
-        check_fine_tuning(config, model_config, scheduler, pretrained.scheduler.config)
+        check_fine_tuning(config, noise_scheduler, pretrained)
+        model_config |= {name: value for name, value in pretrained.unet.config.items() if not name.startswith("_")}
     model_config |= config.model
     model_config |= {"sample_size": resolution, "in_channels": channels, "out_channels": channels}
     if model_config.get("num_class_embeds") is not None:
         if label_names is None:
-            raise ValueError("the model has classes but the images have no labels; give --data.label_column.")
+            raise ValueError("A model with classes needs images with labels. Set `data.label_column`.")
         if config.model.get("num_class_embeds", len(label_names)) != len(label_names):
             raise ValueError(
-                f"the images have {len(label_names)} classes; give --model.num_class_embeds={len(label_names)}."
+                f"`model.num_class_embeds` must be the number of classes of the images ({len(label_names)}), got"
+                f" {config.model['num_class_embeds']}."
             )
         model_config |= {"num_class_embeds": len(label_names), "label_names": label_names}
 
-    unet = FashionMNISTUNet2DModel(**model_config)
+    try:
+        unet = FashionMNISTUNet2DModel(**model_config)
+    except (TypeError, ValueError) as error:
+        raise ValueError(f"model: {error}") from error
     if pretrained is not None:
-        adopt_weights(unet, pretrained.unet)
-    return unet, scheduler
+        copy_matching_weights(unet, pretrained.unet)
+    return unet, noise_scheduler
 
 
-def make_scheduler(config: SchedulerConfig) -> DDPMScheduler:
-    scheduler = DDPMScheduler(**asdict(config))
+def make_noise_scheduler(config: SchedulerConfig) -> DDPMScheduler:
+    settings: dict[str, Any] = asdict(config)
+    scheduler = DDPMScheduler(**settings)
     if config.beta_schedule == "sigmoid":
-        # Only DDPMScheduler knows this name; written out, every other scheduler can be made from it.
-        scheduler = DDPMScheduler(**asdict(config) | {"trained_betas": scheduler.betas.tolist()})
+        # Only DDPMScheduler supports this schedule by name. Other schedulers can use its betas.
+        scheduler = DDPMScheduler(**settings, trained_betas=scheduler.betas.tolist())
     return scheduler
 
 
 def check_fine_tuning(
-    config: TrainingConfig, pretrained_options: dict[str, Any], scheduler: DDPMScheduler, pretrained_scheduler: Any
+    config: TrainingConfig, noise_scheduler: DDPMScheduler, pretrained: FashionMNISTPipeline
 ) -> None:
-    """Raises `ValueError` where the pipeline to fine-tune has another architecture, prediction or noise schedule."""
+    """Raises `ValueError` if the run has another architecture, prediction type or noise schedule than `pretrained`."""
+    options = pretrained.unet.config
     for name, value in config.model.items():
-        old = pretrained_options[name]
+        old = options.get(name, value)
         if name not in FREE_OPTIONS and value != (list(old) if isinstance(old, tuple) else old):
-            raise ValueError(f"{config.init_from} has model.{name}={old}, which can't be changed; leave it out.")
-    if pretrained_options["num_class_embeds"] is not None and config.model.get("num_class_embeds", 1) is None:
-        raise ValueError(f"{config.init_from} has classes; leave out --model.num_class_embeds.")
-    if pretrained_scheduler.prediction_type != scheduler.config["prediction_type"]:
+            raise ValueError(f"`model.{name}` must be {old} to fine-tune {config.init_from}, got {value}.")
+    if options["num_class_embeds"] is not None and config.model.get("num_class_embeds", 1) is None:
+        raise ValueError(f"`model.num_class_embeds` must not be null to fine-tune {config.init_from}. Omit it.")
+    old_scheduler: Any = DDPMScheduler.from_config(pretrained.scheduler.config)
+    old_type, new_type = (scheduler.config["prediction_type"] for scheduler in (old_scheduler, noise_scheduler))
+    if old_type != new_type:
         raise ValueError(
-            f"{config.init_from} predicts {pretrained_scheduler.prediction_type}; give"
-            f" --scheduler.prediction_type={pretrained_scheduler.prediction_type}."
+            f"`scheduler.prediction_type` must be {old_type} to fine-tune {config.init_from}, got {new_type}."
         )
-    old_betas = DDPMScheduler.from_config(pretrained_scheduler).betas
-    if not torch.equal(old_betas, scheduler.betas):
+    if not torch.equal(old_scheduler.betas, noise_scheduler.betas):
         raise ValueError(
-            f"{config.init_from} has another noise schedule; give the settings of its scheduler_config.json"
-            f" (beta_schedule {pretrained_scheduler.beta_schedule}, {len(old_betas)} steps) as --scheduler.*."
+            f"The noise schedule must be that of {config.init_from} to fine-tune it. Set `scheduler` to the values in"
+            f" its scheduler_config.json (beta_schedule {old_scheduler.config['beta_schedule']},"
+            f" {len(old_scheduler.betas)} timesteps)."
         )
 
 
 @torch.no_grad()
-def adopt_weights(unet: FashionMNISTUNet2DModel, pretrained: FashionMNISTUNet2DModel) -> None:
-    """Copies the weights of `pretrained`, but for layers that have another shape because the images differ.
+def copy_matching_weights(unet: FashionMNISTUNet2DModel, pretrained: FashionMNISTUNet2DModel) -> None:
+    """Copies the weights of `pretrained` to `unet`, except those with another shape, which depend on the images.
 
-    New class embeddings begin as the pretrained null label, so that the model begins as its unconditional branch.
+    New class embeddings are initialized with the pretrained null label: the new model starts as the unconditional one.
     """
     old, new = pretrained.state_dict(), unet.state_dict()
-    fits = {key for key in new if key in old and old[key].shape == new[key].shape}
-    for key in sorted(new.keys() - fits):
-        logger.info("%s does not fit the images and begins anew", key)
-    unet.load_state_dict({key: old[key] for key in fits}, strict=False)
-    if unet.class_embedding is not None and "class_embedding.weight" not in fits:
+    matching = {name for name in new if name in old and old[name].shape == new[name].shape}
+    for name in sorted(new.keys() - matching):
+        logger.info("%s has another shape than in the pretrained model and is initialized from scratch.", name)
+    unet.load_state_dict({name: old[name] for name in matching}, strict=False)
+    if unet.class_embedding is not None and "class_embedding.weight" not in matching:
         unet.class_embedding.weight[:] = old["class_embedding.weight"][-1] if "class_embedding.weight" in old else 0.0

@@ -1,13 +1,14 @@
-"""Trains the Fashion-MNIST classifier that the evaluation looks through: `python training/train_classifier.py`.
+"""Trains the Fashion-MNIST classifier whose features the evaluation uses: `python training/train_classifier.py`.
 
-A RegNet (arXiv 2003.13678) of 1 M parameters, small enough to come with the package and fast enough to judge samples
-while a diffusion model trains. Every option of `transformers.TrainingArguments` can be given.
+The classifier is a RegNet (arXiv 2003.13678) with 1 M parameters, small enough for the package and fast enough to
+evaluate samples during training. All options of `transformers.TrainingArguments` are supported.
 """
 
 import json
 import sys
 from dataclasses import dataclass, field
 from pathlib import Path
+from typing import Any
 
 import torch
 import transformers
@@ -20,10 +21,7 @@ from transformers import (
     ViTImageProcessorPil,
 )
 
-
-# A script's modules are looked for in its own folder, and ours are beside that.
-sys.path.insert(0, str(Path(__file__).resolve().parents[1]))
-
+from batches import augment
 from fmnist_diffusion.data import (
     DEFAULT_DATASET,
     FASHION_MNIST_LABELS,
@@ -33,18 +31,17 @@ from fmnist_diffusion.data import (
     to_model_input,
 )
 from fmnist_diffusion.evaluation.classifier import IMAGE_SIZE, to_classifier_input
-from training.batches import augment
 
 
 @dataclass
 class DataArguments:
-    dataset_name: str = field(default=DEFAULT_DATASET, metadata={"help": "Hub data set."})
-    train_data_dir: str | None = field(default=None, metadata={"help": "Local data instead, such as an IDX folder."})
-    max_train_samples: int | None = field(default=None, metadata={"help": "Use the first so many images only."})
-    num_plain_epochs: int = field(default=3, metadata={"help": "Last epochs, without moved and mirrored images."})
+    dataset_name: str = field(default=DEFAULT_DATASET, metadata={"help": "dataset id on the Hub"})
+    train_data_dir: str | None = field(default=None, metadata={"help": "local data instead, such as an IDX folder"})
+    max_train_samples: int | None = field(default=None, metadata={"help": "use only the first images"})
+    num_plain_epochs: int = field(default=3, metadata={"help": "number of last epochs without augmentation"})
 
 
-class LabelledImages(torch.utils.data.Dataset):
+class LabeledImages(torch.utils.data.Dataset):
     """Dicts of `pixel_values`, uint8 of shape `(1, 28, 28)`, and `labels`."""
 
     def __init__(self, tensors: ImageTensors):
@@ -59,26 +56,27 @@ class LabelledImages(torch.utils.data.Dataset):
 
 
 class ClassifierTrainer(Trainer):
-    """Moves, mirrors and enlarges whole batches; those of the last epochs and of the test are only enlarged."""
+    """Augments and resizes whole batches; those of the last epochs and of the test split are only resized."""
 
     num_plain_epochs: int
 
     def _prepare_inputs(self, inputs):
         batch = super()._prepare_inputs(inputs)
         images = to_model_input(batch["pixel_values"])
+        assert self.model is not None
         if self.model.training and self.state.epoch < self.args.num_train_epochs - self.num_plain_epochs:
             images = augment(augment(images, "shift"), "flip")
         return batch | {"pixel_values": to_classifier_input(images)}
 
 
 def make_classifier() -> RegNetForImageClassification:
-    labels = dict(enumerate(FASHION_MNIST_LABELS))
+    labels: dict[int, str] = dict(enumerate(FASHION_MNIST_LABELS))
     config = RegNetConfig(
         num_channels=1,
         embedding_size=16,
         hidden_sizes=[24, 64, 128, 256],
         depths=[1, 1, 1, 1],
-        # No groups: on a CPU they gain little time, and accuracy needs the weights.
+        # Group convolutions would cost accuracy and save little time on a CPU.
         groups_width=256,
         layer_type="x",
         downsample_in_first_stage=False,
@@ -88,8 +86,13 @@ def make_classifier() -> RegNetForImageClassification:
     return RegNetForImageClassification(config)
 
 
+def compute_accuracy(result: Any) -> dict[str, float]:
+    return {"accuracy": float((result.predictions.argmax(-1) == result.label_ids).mean())}
+
+
 def main(args: list[str] | None = None) -> None:
-    parser = HfArgumentParser((DataArguments, TrainingArguments), description=__doc__)
+    argument_classes: Any = (DataArguments, TrainingArguments)
+    parser = HfArgumentParser(argument_classes, description=__doc__)
     parser.set_defaults(
         output_dir="output/classifier",
         num_train_epochs=17,
@@ -117,21 +120,23 @@ def main(args: list[str] | None = None) -> None:
         sys.exit(f"train_classifier.py: error: {error}")
 
     transformers.set_seed(settings.seed)
+    model = make_classifier()
+    model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     trainer = ClassifierTrainer(
-        model=make_classifier().to(memory_format=torch.channels_last),
+        model=model,
         args=settings,
-        train_dataset=LabelledImages(train),
-        eval_dataset=LabelledImages(test),
-        compute_metrics=lambda result: {"accuracy": float((result.predictions.argmax(-1) == result.label_ids).mean())},
+        train_dataset=LabeledImages(train),
+        eval_dataset=LabeledImages(test),
+        compute_metrics=compute_accuracy,
     )
     trainer.num_plain_epochs = data.num_plain_epochs
     trainer.train(resume_from_checkpoint=settings.resume_from_checkpoint)
-    metrics = trainer.evaluate()
+    accuracy = trainer.evaluate()["eval_accuracy"]
 
     folder = Path(settings.output_dir) / "classifier"
     trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink()
-    # For users of transformers' image-classification pipeline; the evaluation has no need of it.
+    # transformers' image-classification pipeline needs this file, the evaluation does not.
     ViTImageProcessorPil(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, resample=2, image_mean=[0.5], image_std=[0.5]
     ).save_pretrained(folder)
@@ -146,16 +151,16 @@ def main(args: list[str] | None = None) -> None:
         "label_smoothing_factor",
         "seed",
     )
-    facts = {
-        "test_accuracy": metrics["eval_accuracy"],
+    metrics = {
+        "test_accuracy": accuracy,
         "num_test_images": len(test),
         "num_train_images": len(train),
-        "parameters": trainer.model.num_parameters(),
+        "parameters": model.num_parameters(),
         "training": {name: settings.to_dict()[name] for name in names} | {"num_plain_epochs": data.num_plain_epochs},
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-    (folder / "metrics.json").write_text(json.dumps(facts, indent=2) + "\n")
-    print(f"test accuracy {metrics['eval_accuracy']:.4f}; the classifier is in {folder}")
+    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    print(f"The test accuracy is {accuracy:.4f}. The classifier is in {folder}.")
 
 
 if __name__ == "__main__":

@@ -1,11 +1,13 @@
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
+import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from training.config import parse_config
-from training.train import Trainer, main
+from config import parse_config
+from train import main
+from trainer import Trainer
 
 
 TINY = [
@@ -20,6 +22,15 @@ TINY = [
 ]
 
 
+@pytest.fixture(autouse=True)
+def single_thread() -> Iterator[None]:
+    """Uses one thread, with which tiny models train several times as fast on a busy machine."""
+    num_threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    yield
+    torch.set_num_threads(num_threads)
+
+
 @pytest.fixture
 def tiny_args(tmp_path: Path, fashion_mnist_folder: Path) -> list[str]:
     """Arguments of a run of 12 steps with a tiny model in `tmp_path / "run"`."""
@@ -27,8 +38,8 @@ def tiny_args(tmp_path: Path, fashion_mnist_folder: Path) -> list[str]:
 
 
 @pytest.fixture
-def fresh_accelerate() -> Callable[[], None]:
-    """Makes this process, to Accelerate, a new one."""
+def reset_accelerate() -> Callable[[], None]:
+    """Resets the global state of Accelerate, as in a new process."""
 
     def reset() -> None:
         AcceleratorState._reset_state()
@@ -39,20 +50,36 @@ def fresh_accelerate() -> Callable[[], None]:
 
 
 @pytest.fixture
-def launch(tiny_args: list[str], fresh_accelerate: Callable[[], None]) -> Callable[..., None]:
-    """Runs the trainer in this process, as a new process would find it."""
+def launch(tiny_args: list[str], reset_accelerate: Callable[[], None]) -> Callable[..., None]:
+    """Runs the trainer in this process."""
 
     def run(*args: str) -> None:
-        fresh_accelerate()
+        reset_accelerate()
         main([*tiny_args, *args])
 
     return run
 
 
 @pytest.fixture
-def make_trainer(tiny_args: list[str], fresh_accelerate: Callable[[], None]) -> Callable[..., Trainer]:
+def fail_to_launch(launch: Callable[..., None], capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Runs the trainer, which must exit with code 2, and returns the last line of its error message."""
+
+    def run(*args: str) -> str:
+        capsys.readouterr()
+        with pytest.raises(SystemExit) as error:
+            launch(*args)
+        assert error.value.code == 2
+        line = capsys.readouterr().err.strip().splitlines()[-1]
+        assert line.startswith("train.py: error: ")
+        return line
+
+    return run
+
+
+@pytest.fixture
+def make_trainer(tiny_args: list[str], reset_accelerate: Callable[[], None]) -> Callable[..., Trainer]:
     def make(*args: str) -> Trainer:
-        fresh_accelerate()
+        reset_accelerate()
         return Trainer(parse_config([*tiny_args, *args]))
 
     return make

@@ -1,5 +1,3 @@
-"""The null label, moved towards classes that are drawn too rarely."""
-
 import json
 import re
 from pathlib import Path
@@ -8,9 +6,10 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
-from fmnist_diffusion import FashionMNISTUNet2DModel, export_pipeline, load_pipeline
-from fmnist_diffusion.evaluation import pipeline_hash
-from training.balance import main
+from balance import main
+from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
+from fmnist_diffusion.evaluation import weights_hash
+from fmnist_diffusion.sampling import make_pipeline
 
 
 SHARES = [0.05, 0.15, *[0.1] * 8]
@@ -20,63 +19,74 @@ SHARES = [0.05, 0.15, *[0.1] * 8]
 def pipeline(tmp_path: Path) -> str:
     torch.manual_seed(0)
     unet = FashionMNISTUNet2DModel(block_out_channels=(8, 16), attention_head_dim=8, num_class_embeds=10)
-    export_pipeline(unet, DDPMScheduler(), tmp_path / "pipeline", train_config={"progress": {"global_step": 7}})
+    make_pipeline(unet, DDPMScheduler(), num_inference_steps=7).save_pretrained(tmp_path / "pipeline")
+    (tmp_path / "pipeline" / "train_config.json").write_text('{"progress": {"global_step": 7}}')
     return str(tmp_path / "pipeline")
 
 
-def evaluation(pipeline: str, folder: Path, **measured: object) -> str:
-    """The part of an evaluation's `metrics.json` that is read."""
+def write_evaluation(pipeline: str, folder: Path, **changes: object) -> str:
+    """Writes the part of `metrics.json` that the script reads."""
     folder.mkdir()
-    facts = {"conditional": False, "dtype": "float32", "unet_sha256": pipeline_hash(load_pipeline(pipeline))}
-    (folder / "metrics.json").write_text(json.dumps(facts | {"metrics": {"class_shares": SHARES}} | measured))
+    metrics = {"conditional": False, "dtype": "float32", "unet_sha256": weights_hash(load_pipeline(pipeline))}
+    (folder / "metrics.json").write_text(json.dumps(metrics | {"metrics": {"class_shares": SHARES}} | changes))
     return str(folder)
 
 
-def test_only_the_null_label_moves_towards_the_rare_class_and_away_from_the_frequent(pipeline: str, tmp_path: Path):
-    main([pipeline, evaluation(pipeline, tmp_path / "shares"), f"--output_dir={tmp_path / 'new'}", "--strength=0.2"])
+def test_only_the_null_label_changes(pipeline: str, tmp_path: Path):
+    evaluation = write_evaluation(pipeline, tmp_path / "evaluation")
+    main([pipeline, evaluation, f"--output_dir={tmp_path / 'new'}", "--strength=0.2"])
+    assert load_pipeline(tmp_path / "new").config["num_inference_steps"] == 7
     before, after = (load_pipeline(name).unet.state_dict() for name in (pipeline, tmp_path / "new"))
     old, new = (state.pop("class_embedding.weight") for state in (before, after))
-    assert torch.equal(new[:10], old[:10]) and all(torch.equal(tensor, after[name]) for name, tensor in before.items())
-    # log(2) and -log(1.5), times the strength
+    assert torch.equal(new[:10], old[:10])
+    assert all(torch.equal(tensor, after[name]) for name, tensor in before.items())
+    # The factors are log(2) and -log(1.5), times the strength.
     expected = old[10] + 0.13863 * (old[0] - old[:10].mean(0)) - 0.08109 * (old[1] - old[:10].mean(0))
     torch.testing.assert_close(new[10], expected, rtol=0, atol=1e-4)
 
-    main([str(tmp_path / "new"), evaluation(str(tmp_path / "new"), tmp_path / "2"), f"--output_dir={tmp_path / '3'}"])
-    settings = json.loads((tmp_path / "3" / "train_config.json").read_text())
+
+def test_train_config_lists_all_steps(pipeline: str, tmp_path: Path):
+    first = write_evaluation(pipeline, tmp_path / "first")
+    main([pipeline, first, f"--output_dir={tmp_path / 'new'}", "--strength=0.2"])
+    second = write_evaluation(str(tmp_path / "new"), tmp_path / "second")
+    main([str(tmp_path / "new"), second, f"--output_dir={tmp_path / 'newer'}"])
+    settings = json.loads((tmp_path / "newer" / "train_config.json").read_text())
     assert settings["progress"] == {"global_step": 7}
     assert [step["strength"] for step in settings["balanced"]] == [0.2, 0.15]
     assert settings["balanced"][0] == {
         "class_shares": SHARES,
         "strength": 0.2,
-        "unet_sha256": pipeline_hash(load_pipeline(pipeline)),
+        "unet_sha256": weights_hash(load_pipeline(pipeline)),
     }
 
 
-def test_samples_may_be_drawn_in_half_precision(pipeline: str, tmp_path: Path):
-    drawn_with = {"dtype": "bfloat16", "unet_sha256": pipeline_hash(load_pipeline(pipeline, dtype=torch.bfloat16))}
-    main([pipeline, evaluation(pipeline, tmp_path / "shares", **drawn_with), f"--output_dir={tmp_path / 'new'}"])
+def test_evaluation_may_use_half_precision(pipeline: str, tmp_path: Path):
+    half = {"dtype": "bfloat16", "unet_sha256": weights_hash(load_pipeline(pipeline, dtype=torch.bfloat16))}
+    evaluation = write_evaluation(pipeline, tmp_path / "evaluation", **half)
+    main([pipeline, evaluation, f"--output_dir={tmp_path / 'new'}"])
     assert load_pipeline(tmp_path / "new").unet.dtype == torch.float32
 
 
 @pytest.mark.parametrize(
-    ("measured", "message"),
+    ("changes", "message"),
     [
-        ({"conditional": True}, "without labels; give what"),
-        ({"unet_sha256": "0" * 64}, "without labels; give what"),
-        ({"metrics": {"class_shares": [0.5, 0.5]}}, "knows 10 classes, and 2 were measured; give"),
-        ({"metrics": {"class_shares": [0.0, 0.2, *[0.1] * 8]}}, "never drawn, .*; give more samples"),
+        ({"conditional": True}, "must be an evaluation of unconditional samples"),
+        ({"unet_sha256": "0" * 64}, "must be an evaluation of unconditional samples"),
+        ({"metrics": {"class_shares": [0.5, 0.5]}}, r"must have the 2 classes of the evaluation, got 10\."),
+        ({"metrics": {"class_shares": [0.0, 0.2, *[0.1] * 8]}}, "Evaluate more samples"),
     ],
 )
-def test_measurements_of_something_else_are_refused_in_a_sentence(
-    measured: dict, message: str, pipeline: str, tmp_path: Path, capsys: pytest.CaptureFixture
+def test_unsuitable_evaluations_exit_with_one_line(
+    changes: dict, message: str, pipeline: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
 ):
+    evaluation = write_evaluation(pipeline, tmp_path / "evaluation", **changes)
     with pytest.raises(SystemExit, match="2"):
-        main([pipeline, evaluation(pipeline, tmp_path / "shares", **measured), f"--output_dir={tmp_path / 'new'}"])
+        main([pipeline, evaluation, f"--output_dir={tmp_path / 'new'}"])
     assert re.search(message, capsys.readouterr().err.splitlines()[-1])
     assert not (tmp_path / "new").exists()
 
 
-def test_a_folder_that_holds_files_is_refused(pipeline: str, tmp_path: Path, capsys: pytest.CaptureFixture):
+def test_folder_with_files_is_not_overwritten(pipeline: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="2"):
-        main([pipeline, evaluation(pipeline, tmp_path / "shares"), f"--output_dir={pipeline}"])
-    assert "holds files already; give a new folder" in capsys.readouterr().err
+        main([pipeline, write_evaluation(pipeline, tmp_path / "evaluation"), f"--output_dir={pipeline}"])
+    assert "`--output_dir` must be new or empty" in capsys.readouterr().err

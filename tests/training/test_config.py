@@ -4,13 +4,13 @@ from pathlib import Path
 import pytest
 import yaml
 
-from training.config import TrainingConfig, parse_config
+from config import TrainingConfig, parse_config
 
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 
 
-def test_spec_yaml_holds_the_numbers_of_the_specification():
+def test_spec_yaml_contains_the_numbers_of_the_specification():
     config = parse_config(["--config", str(CONFIGS / "spec.yaml")])
     assert config.num_epochs == 50
     assert config.train_batch_size == 32
@@ -25,18 +25,18 @@ def test_spec_yaml_holds_the_numbers_of_the_specification():
     assert (config.optimizer.name, config.optimizer.learning_rate) == ("adam", 1e-4)
     assert config.objective.loss_type == "mse"
     assert config.model == {}
-    # and nothing more
+    # Everything else is a default.
     assert dataclasses.replace(config, output_dir=TrainingConfig.output_dir) == TrainingConfig()
 
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
-def test_every_recipe_can_be_read_and_says_what_it_is_for(path: Path):
+def test_config_files_are_valid_and_start_with_a_comment(path: Path):
     config = parse_config(["--config", str(path)])
     assert config.output_dir == f"output/{path.stem}"
     assert path.read_text().startswith("# ")
 
 
-def test_command_line_wins_over_yaml(tmp_path: Path):
+def test_command_line_overrides_yaml(tmp_path: Path):
     path = tmp_path / "config.yaml"
     path.write_text("num_epochs: 3\nmodel:\n  norm_type: group\noptimizer:\n  learning_rate: 0.5\n")
     config = parse_config(["--config", str(path), "--optimizer.learning_rate=1e-3", "--model.act_fn=silu"])
@@ -45,43 +45,61 @@ def test_command_line_wins_over_yaml(tmp_path: Path):
     assert config.model == {"norm_type": "group", "act_fn": "silu"}
 
 
-def test_saved_config_reads_back_the_same(tmp_path: Path):
-    config = parse_config(["--model.block_out_channels=[8, 16]", "--data.augmentation=shift", "--ema.enabled=true"])
+def test_saved_config_can_be_read(tmp_path: Path):
+    config = parse_config(
+        [
+            "--model.block_out_channels=[8, 16]",
+            "--data.augmentation=shift",
+            "--ema.enabled=true",
+            "--samples.scheduler=ddim",
+            "--eval.guidance_interval=[0.2, 0.7]",
+        ]
+    )
+    assert config.eval.guidance_interval == (0.2, 0.7)
     config.save(tmp_path / "config.yaml")
     assert parse_config(["--config", str(tmp_path / "config.yaml")]) == config
 
 
 @pytest.mark.parametrize(
-    ("args", "words"),
+    ("args", "message"),
     [
         (["--num_epoch=3"], "num_epoch"),
         (["--optimizer.lr=3"], "optimizer.lr"),
         (["--objective.loss_type=l3"], "'mse', 'l1', 'huber'"),
         (["--num_epochs=none"], "num_epochs"),
         (["--config=missing.yaml"], "missing.yaml"),
-        (["--train_batch_size=0"], "train_batch_size is 0; give a number from 1 on"),
-        (["--data.resolution=4"], "data.resolution is 4; give a number from 8 on"),
-        (["--data.max_train_samples=0"], "data.max_train_samples is 0"),
-        (["--samples.num_inference_steps=20", "--scheduler.num_train_timesteps=10"], "num_train_timesteps, 10"),
-        (["--objective.label_dropout=1.5"], "share in [0, 1]"),
-        (["--ema.inv_gamma=0"], "ema.inv_gamma is 0"),
-        (["--objective.snr_gamma=0"], "objective.snr_gamma is 0"),
-        (["--optimizer.max_grad_norm=-1"], "give a number above 0"),
-        (["--samples.guidance_scale=.nan"], "samples.guidance_scale is nan; give a finite number"),
-        (["--scheduler.rescale_betas_zero_snr=true"], "v_prediction"),
+        (["--train_batch_size=0"], "`train_batch_size` must be at least 1, got 0."),
+        (["--data.resolution=4"], "data: `resolution` must be at least 8, got 4."),
+        (["--data.max_train_samples=0"], "data: `max_train_samples` must be at least 1, got 0."),
+        (["--samples.num_images=0"], "samples: `num_images` must be at least 1, got 0."),
+        (["--samples.num_inference_steps=0"], "samples: `num_inference_steps` must be a positive integer, got 0."),
+        (
+            ["--samples.num_inference_steps=20", "--scheduler.num_train_timesteps=10"],
+            "`samples.num_inference_steps` must be at most `scheduler.num_train_timesteps` (10), got 20.",
+        ),
+        (["--samples.guidance_scale=.nan"], "samples: `guidance_scale` must be a finite number, got nan."),
+        (["--samples.scheduler=dddim"], "samples: Could not find a scheduler 'dddim'"),
+        (["--eval.seed=-1"], "eval: `seed` must be"),
+        (["--eval.num_samples=256"], "eval: `num_samples` must be at least 257, got 256."),
+        (["--objective.label_dropout=1.5"], "objective: `label_dropout` must be between 0 and 1, got 1.5."),
+        (["--objective.snr_gamma=0"], "objective: `snr_gamma` must be a positive number, got 0.0."),
+        (["--ema.inv_gamma=0"], "ema: `inv_gamma` must be a positive number, got 0.0."),
+        (["--optimizer.max_grad_norm=-1"], "optimizer: `max_grad_norm` must be a positive number, got -1.0."),
+        (["--scheduler.rescale_betas_zero_snr=true"], "requires `prediction_type` v_prediction or sample"),
     ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
 )
-def test_wrong_settings_are_refused_in_words(args: list[str], words: str, capsys: pytest.CaptureFixture[str]):
+def test_invalid_settings_exit_with_one_line(args: list[str], message: str, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as error:
         parse_config(args)
     assert error.value.code == 2
     line = capsys.readouterr().err
-    assert words in line
+    assert message in line
     assert line.startswith("train.py: error: ")
     assert line.count("\n") == 1
 
 
-def test_unknown_key_in_yaml_is_refused(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+def test_unknown_key_in_yaml_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "config.yaml"
     path.write_text(yaml.safe_dump({"data": {"resolutoin": 28}}))
     with pytest.raises(SystemExit) as error:
@@ -90,16 +108,28 @@ def test_unknown_key_in_yaml_is_refused(tmp_path: Path, capsys: pytest.CaptureFi
     assert "resolutoin" in capsys.readouterr().err
 
 
-def test_every_field_has_its_line_in_help(capsys: pytest.CaptureFixture[str]):
+def test_help_describes_every_field(capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit) as error:
         parse_config(["--help"])
     assert error.value.code == 0
     text = capsys.readouterr().out
-    for group in (
-        TrainingConfig,
-        *(type(value) for value in vars(TrainingConfig()).values() if dataclasses.is_dataclass(value)),
-    ):
-        assert group.__doc__ is not None
-        for field in dataclasses.fields(group):
-            assert field.name in text
-            assert f"        {field.name}: " in group.__doc__
+    for name, value in vars(TrainingConfig()).items():
+        fields = (
+            [f"{name}.{field.name}" for field in dataclasses.fields(value)]
+            if dataclasses.is_dataclass(value)
+            else [name]
+        )
+        for field in fields:
+            # The help of a field without a description starts with its type.
+            help_text = text.split(f"\n  --{field} ", 1)[1].split("\n  --", 1)[0]
+            description = help_text.split("\n", 1)[-1] if "\n" in help_text else help_text
+            assert "(type: " in " ".join(help_text.split()), field
+            assert not description.strip().startswith("(type: "), field
+
+
+@pytest.mark.parametrize(
+    ("args", "batches", "steps"),
+    [([], 6, 300), (["--max_train_steps=7"], 6, 7), (["--gradient_accumulation_steps=4", "--num_epochs=3"], 6, 4)],
+)
+def test_total_steps(args: list[str], batches: int, steps: int):
+    assert parse_config(args).get_total_steps(batches) == steps

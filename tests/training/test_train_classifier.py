@@ -1,15 +1,15 @@
-"""The classifier's training, from images to a folder that transformers loads."""
-
 import json
 from pathlib import Path
 
+import pytest
 import torch
 from transformers import AutoModelForImageClassification
 
-from training.train_classifier import main
+from train_classifier import main
 
 
-def test_a_short_run_writes_a_classifier(tmp_path: Path, fashion_mnist_folder: Path):
+@pytest.mark.slow
+def test_training_writes_a_classifier(tmp_path: Path, fashion_mnist_folder: Path):
     main(
         [
             f"--train_data_dir={fashion_mnist_folder}",

@@ -1,0 +1,81 @@
+"""Errors in the configuration and the data, and options that change how the model is computed."""
+
+import io
+from collections.abc import Callable
+from pathlib import Path
+
+import datasets
+import pytest
+import torch
+from PIL import Image
+
+from components import OPTIMIZERS, make_lr_scheduler
+from config import OptimizerConfig
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.train_data_dir=/nowhere"], "/nowhere"),
+        (["--model.norm_type=layer"], "'batch', 'group'"),
+        (["--init_from=/nowhere"], "/nowhere"),
+        (["--train_batch_size=1000"], "`train_batch_size` must be at most the number of images (96), got 1000."),
+        (["--gradient_accumulation_steps=7"], "must be at most the number of batches in an epoch (6), got 7."),
+        (["--data.image_column=picture"], "picture"),
+    ],
+    ids=lambda value: value[0] if isinstance(value, list) else "",
+)
+def test_invalid_input_exits_with_one_line(fail_to_launch: Callable[..., str], options: list[str], message: str):
+    assert message in fail_to_launch(*options)
+
+
+def test_compile_without_a_compiler_is_an_error(fail_to_launch: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("CXX", "no-such-compiler")
+    assert "Install g++ and python3-dev, or pass --compile=false." in fail_to_launch("--compile=true")
+
+
+def test_missing_tracker_is_an_error(fail_to_launch: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
+    assert "wandb is not installed. Run pip install wandb" in fail_to_launch("--report_to=wandb")
+
+
+@pytest.mark.parametrize("streaming", ["true", "false"])
+def test_class_names_come_from_the_whole_dataset(tmp_path: Path, make_trainer: Callable, streaming: str):
+    files = []
+    for value in range(48):
+        file = io.BytesIO()
+        Image.new("L", (28, 28), value).save(file, "PNG")
+        files.append({"bytes": file.getvalue(), "path": None})
+    data = datasets.Dataset.from_dict(
+        {"image": files, "label": [0] * 40 + [1] * 8},
+        features=datasets.Features({"image": datasets.Image(), "label": datasets.ClassLabel(names=["cat", "dog"])}),
+    )
+    data.to_parquet(tmp_path / "data.parquet")
+    trainer = make_trainer(
+        f"--data.train_data_dir={tmp_path / 'data.parquet'}",
+        f"--data.streaming={streaming}",
+        "--data.max_train_samples=32",
+        "--model.num_class_embeds=2",
+    )
+    assert list(trainer.components.unet.config.label_names) == ["cat", "dog"]
+
+
+@pytest.mark.parametrize("lr_scheduler", ["constant_with_warmup", "linear", "cosine", "polynomial"])
+def test_learning_rate_continues_at_any_step(lr_scheduler: str):
+    config = OptimizerConfig(lr_scheduler=lr_scheduler, lr_warmup_steps=3, learning_rate=0.1)  # pyright: ignore
+
+    def make_optimizer() -> torch.optim.Optimizer:
+        return OPTIMIZERS["adam"]([torch.nn.Parameter(torch.ones(1))], lr=config.learning_rate)
+
+    optimizer = make_optimizer()
+    schedule = make_lr_scheduler(config, optimizer, 10, 0)  # pyright: ignore
+    rates = []
+    for _ in range(10):
+        rates.append(schedule.get_last_lr()[0])
+        optimizer.step()
+        schedule.step()
+    for step, rate in enumerate(rates):
+        optimizer = make_optimizer()
+        optimizer.param_groups[0]["initial_lr"] = config.learning_rate
+        assert make_lr_scheduler(config, optimizer, 10, step).get_last_lr() == [rate]  # pyright: ignore
+        assert optimizer.param_groups[0]["lr"] == rate

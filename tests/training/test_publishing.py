@@ -1,0 +1,108 @@
+"""Pushes during training, and fine-tuning of a pushed pipeline."""
+
+import json
+import threading
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from huggingface_hub import ModelCard
+
+from fmnist_diffusion import load_pipeline
+from hub_stand_in import Fault, HubStandIn
+from publishing import BackgroundPush
+
+
+REPO_ID = "someone/tiny"
+PUSH = ["--push_to_hub=true", f"--hub_model_id={REPO_ID}"]
+
+
+@pytest.mark.slow
+def test_train_push_and_fine_tune(hub: HubStandIn, launch: Callable[..., None], tmp_path: Path):
+    launch(*PUSH)
+    repository = hub.repositories[REPO_ID]
+    first = repository.refs["main"]
+    assert not [path for path in repository.files if "checkpoint" in path or path.endswith((".csv", ".bin", ".pt"))]
+    train_config = json.loads(repository.files["train_config.json"])
+    assert train_config["progress"]["global_step"] == 12
+    assert str(tmp_path) not in repository.files["train_config.json"].decode()
+
+    assert load_pipeline(REPO_ID)(num_inference_steps=2).images[0].size == (28, 28)
+    before = dict(load_pipeline(REPO_ID).unet.named_parameters())
+
+    launch(*PUSH, f"--output_dir={tmp_path / 'tuned'}", f"--init_from={REPO_ID}", "--num_epochs=1")
+    assert repository.refs["main"] != first
+    assert json.loads(repository.files["train_config.json"])["init_from"] == REPO_ID
+    after = dict(load_pipeline(REPO_ID).unet.named_parameters())
+    changes = [float((after[name] - before[name]).detach().abs().max()) for name in before]
+    # Six steps from the pushed weights are a small change, training from scratch is not.
+    assert 0 < max(changes) < 0.01
+
+
+@pytest.mark.slow
+def test_push_every_n_epochs(hub: HubStandIn, launch: Callable[..., None]):
+    launch("--push_to_hub=true", "--push_to_hub_epochs=1", "--hub_private_repo=true", "--hub_license=cc0-1.0")
+    repository = hub.repositories["someone/run"]
+    assert repository.private
+    assert ModelCard(repository.files["README.md"].decode()).data.license == "cc0-1.0"
+    # The first commit is empty. The push of the first epoch is canceled if it has not started before the second one.
+    assert len(repository.commits) in (2, 3)
+    assert json.loads(repository.files["train_config.json"])["progress"]["epoch"] == 2
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("status", [503, None])
+def test_unreachable_hub_does_not_end_the_run(
+    hub: HubStandIn,
+    launch: Callable[..., None],
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+    status: int | None,
+):
+    hub.faults = [Fault("POST", "", status, times=99)]
+    launch(*PUSH)
+    folder = tmp_path / "run" / "pipeline"
+    load_pipeline(folder)
+    assert f"Run fmnist-diffusion push {folder} --repo-id {REPO_ID}" in capsys.readouterr().out
+
+
+def test_push_without_a_token_is_an_error(fail_to_launch: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setattr("publishing.get_token", lambda: None)
+    assert "`push_to_hub` requires a token. Run hf auth login" in fail_to_launch(*PUSH)
+
+
+def test_only_the_newest_push_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    pushed, started, proceed = [], threading.Event(), threading.Event()
+
+    def push_pipeline(folder: str, repo_id: str, *, private: bool, license: str | None) -> str:
+        started.set()
+        proceed.wait(timeout=60)
+        pushed.append(Path(folder, "state").read_text())
+        return ""
+
+    monkeypatch.setattr("publishing.push_pipeline", push_pipeline)
+    background_push = BackgroundPush(REPO_ID, False, None, print)
+    folder = tmp_path / "pipeline"
+    folder.mkdir()
+    for state in ("first", "second", "third"):
+        (folder / "state").write_text(state)
+        background_push.push(folder)
+        started.wait(timeout=60)
+    proceed.set()
+    background_push.finish()
+    assert pushed == ["first", "third"]
+
+
+@pytest.mark.parametrize("error", [RuntimeError("odd"), MemoryError(), KeyError("name")])
+def test_all_errors_of_the_thread_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception):
+    def push_pipeline(folder: str, repo_id: str, *, private: bool, license: str | None) -> str:
+        raise error
+
+    monkeypatch.setattr("publishing.push_pipeline", push_pipeline)
+    reports: list[str] = []
+    background_push = BackgroundPush(REPO_ID, True, "cc0-1.0", reports.append)
+    background_push.push(tmp_path / "missing")
+    background_push.push(tmp_path)
+    background_push.finish()
+    assert len(reports) == 2
+    assert all(f"--repo-id {REPO_ID} --private --license cc0-1.0" in report for report in reports)

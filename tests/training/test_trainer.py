@@ -1,0 +1,271 @@
+"""The training loop: options, resuming, interruption and failures."""
+
+import json
+import os
+from collections.abc import Callable
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+from run_files import assert_equal_weights, load_weights, read_losses
+from safetensors.torch import load_file
+
+from checkpoint import list_checkpoints
+from fmnist_diffusion import load_pipeline
+
+
+def test_run_writes_all_files(tmp_path: Path, launch: Callable[..., None]):
+    launch("--report_to=tensorboard", "--save_images_epochs=1", "--checkpointing_steps=4")
+    run = tmp_path / "run"
+    losses = read_losses(run)
+    assert [int(row["step"]) for row in losses] == list(range(1, 13))
+    assert [int(row["epoch"]) for row in losses] == [1] * 6 + [2] * 6
+    assert [path.name for path in list_checkpoints(run / "checkpoints")] == ["checkpoint-8", "checkpoint-12"]
+    for name in ("loss.png", "progress.png", "samples/epoch-0001.png", "samples/epoch-0002.png"):
+        with Image.open(run / name) as image:
+            assert np.asarray(image).std() > 0
+    assert list((run / "logs").rglob("events.out.tfevents.*"))
+    assert (run / "config.yaml").is_file()
+
+    folder = run / "pipeline"
+    for name in ("model_index.json", "scheduler/scheduler_config.json", "unet/config.json", "images/samples.png"):
+        assert (folder / name).is_file()
+    assert json.loads((folder / "train_config.json").read_text())["progress"]["global_step"] == 12
+    assert len(load_pipeline(folder)(num_images_per_prompt=2, num_inference_steps=2).images) == 2
+
+
+@pytest.mark.slow
+def test_training_lowers_the_loss(tmp_path: Path, launch: Callable[..., None]):
+    launch("--num_epochs=20", "--optimizer.learning_rate=3e-3", "--save_images_epochs=100", "--save_model_epochs=100")
+    losses = [float(row["loss"]) for row in read_losses(tmp_path / "run")]
+    assert np.mean(losses[-12:]) < 0.5 * np.mean(losses[:6])
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--ema.enabled=true"],
+        pytest.param(
+            [
+                "--objective.timestep_sampling=importance",
+                "--scheduler.num_train_timesteps=3",
+                "--model.dropout=0.2",
+                "--optimizer.lr_scheduler=cosine",
+                "--optimizer.lr_warmup_steps=3",
+                "--gradient_accumulation_steps=2",
+                "--data.augmentation=shift",
+                "--num_epochs=4",
+            ],
+            marks=pytest.mark.slow,
+        ),
+        ["--data.streaming=true", "--data.dataloader_num_workers=0", "--model.num_class_embeds=10"],
+    ],
+    ids=["ema", "importance-cosine-accumulation", "streaming-classes"],
+)
+def test_resumed_run_equals_an_uninterrupted_run(
+    tmp_path: Path, launch: Callable[..., None], make_trainer: Callable, options: list[str]
+):
+    options = [*options, "--checkpointing_steps=4", "--save_images_epochs=1"]
+    launch(*options)
+    whole = tmp_path / "whole"
+    (tmp_path / "run").rename(whole)
+
+    trainer = make_trainer(*options)
+    train_batch, batches = trainer._train_batch, iter(range(100))
+
+    def crash(*args):
+        train_batch(*args)
+        # This batch is after a checkpoint and inside an epoch.
+        if next(batches) == (21 if "--num_epochs=4" in options else 10):
+            raise RuntimeError("power cut")
+
+    trainer._train_batch = crash
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer.train()
+    launch(*options, "--resume=latest")
+
+    assert read_losses(tmp_path / "run") == read_losses(whole)
+    assert_equal_weights(load_weights(tmp_path / "run"), load_weights(whole))
+    last = list_checkpoints(whole / "checkpoints")[-1].name
+    assert_equal_weights(
+        load_file(tmp_path / "run" / "checkpoints" / last / "model.safetensors"),
+        load_file(whole / "checkpoints" / last / "model.safetensors"),
+    )
+
+
+def test_only_the_same_seed_gives_the_same_run(tmp_path: Path, launch: Callable[..., None]):
+    launch("--max_train_steps=3", f"--output_dir={tmp_path / 'a'}")
+    launch("--max_train_steps=3", f"--output_dir={tmp_path / 'b'}")
+    launch("--max_train_steps=3", f"--output_dir={tmp_path / 'c'}", "--seed=1")
+    assert read_losses(tmp_path / "a") == read_losses(tmp_path / "b") != read_losses(tmp_path / "c")
+
+
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--scheduler.beta_schedule=scaled_linear", "--objective.loss_type=l1"],
+        ["--scheduler.beta_schedule=squaredcos_cap_v2", "--scheduler.prediction_type=v_prediction"],
+        ["--scheduler.beta_schedule=sigmoid", "--scheduler.prediction_type=sample", "--objective.loss_type=huber"],
+        [
+            "--scheduler.rescale_betas_zero_snr=true",
+            "--scheduler.prediction_type=v_prediction",
+            "--scheduler.timestep_spacing=trailing",
+            "--objective.snr_gamma=5",
+        ],
+        ["--objective.snr_gamma=5", "--objective.timestep_sampling=logit_normal", "--data.augmentation=flip"],
+        ["--mixed_precision=bf16", "--gradient_checkpointing=true", "--channels_last=true", "--ema.enabled=true"],
+        ["--optimizer.name=adamw", "--optimizer.adam_weight_decay=0.01", "--optimizer.max_grad_norm=1"],
+        ["--model.norm_type=group", "--model.norm_num_groups=4", "--model.time_conditioning=all"],
+        ["--model.num_class_embeds=10", "--objective.label_dropout=0.5", "--samples.guidance_scale=2"],
+        ["--samples.scheduler=ddim", "--samples.num_inference_steps=null", "--samples.seed=7"],
+        ["--data.channels=3", "--data.resolution=16"],
+    ],
+    ids=lambda options: options[0].removeprefix("--"),
+)
+def test_each_option_trains_and_exports(tmp_path: Path, launch: Callable[..., None], options: list[str]):
+    launch("--max_train_steps=2", *options)
+    losses = [float(row["loss"]) for row in read_losses(tmp_path / "run")]
+    assert len(losses) == 2
+    assert np.isfinite(losses).all()
+    assert (tmp_path / "run" / "progress.png").is_file()
+    pipeline = load_pipeline(tmp_path / "run" / "pipeline")
+    size, channels = (16, 3) if "--data.channels=3" in options else (28, 1)
+    images = pipeline(num_inference_steps=2, output_type="pt").images
+    assert images.shape == (1, channels, size, size)
+    assert torch.isfinite(images).all()
+
+
+@pytest.mark.slow
+@pytest.mark.filterwarnings("ignore:`torch.jit.script_method` is deprecated")  # torch.compile uses it
+@pytest.mark.usefixtures("cpp_compiler")
+def test_compiled_training_takes_the_same_steps(tmp_path: Path, launch: Callable[..., None]):
+    launch("--max_train_steps=2", f"--output_dir={tmp_path / 'eager'}")
+    launch("--max_train_steps=2", f"--output_dir={tmp_path / 'compiled'}", "--compile=true")
+    eager, compiled = ([float(row["loss"]) for row in read_losses(tmp_path / name)] for name in ("eager", "compiled"))
+    np.testing.assert_allclose(compiled, eager, rtol=1e-3)
+
+
+def test_accumulated_gradients_equal_those_of_the_whole_batch(make_trainer: Callable, tmp_path: Path):
+    # GroupNorm does not mix images, so the mean over two half batches is the gradient of the whole batch.
+    group = ["--model.norm_type=group", "--model.norm_num_groups=4", "--max_train_steps=1"]
+    gradients = []
+    for name, options in {
+        "whole": ["--train_batch_size=32"],
+        "halves": ["--train_batch_size=16", "--gradient_accumulation_steps=2"],
+    }.items():
+        trainer = make_trainer(*group, *options, f"--output_dir={tmp_path / name}")
+        unet = trainer.components.unet
+        fixed = torch.Generator().manual_seed(0)
+        noisy, noise = torch.randn(2, 32, 1, 28, 28, generator=fixed)
+        timesteps = torch.randint(1000, (32,), generator=fixed)
+        size = trainer.config.train_batch_size
+        for start in range(0, 32, size):
+            part = slice(start, start + size)
+            with trainer.accelerator.accumulate(unet):
+                prediction = unet(noisy[part], timesteps[part]).sample
+                trainer.accelerator.backward((prediction - noise[part]).square().mean())
+        gradients.append([weight.grad for weight in unet.parameters()])
+    for whole, halves in zip(*gradients, strict=True):
+        torch.testing.assert_close(halves, whole, rtol=1e-4, atol=1e-6)
+
+
+def test_nan_loss_stops_the_run_and_keeps_the_last_good_checkpoint(
+    tmp_path: Path, make_trainer: Callable, launch: Callable[..., None]
+):
+    options = ["--checkpointing_steps=4", "--logging_steps=1"]
+    trainer = make_trainer(*options)
+    train_batch = trainer._train_batch
+
+    def poison(*args):
+        if trainer.progress.global_step == 6:
+            torch.nn.init.constant_(trainer.components.unet.conv_out.weight, float("nan"))
+        train_batch(*args)
+
+    trainer._train_batch = poison
+    with pytest.raises(FloatingPointError, match=r"The loss is nan at step 7\."):
+        trainer.train()
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint-4"]
+    launch(*options, "--resume=latest", "--optimizer.learning_rate=0.00005")
+    rows = read_losses(tmp_path / "run")
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    assert {row["learning_rate"] for row in rows[4:]} == {"5e-05"}
+
+
+def test_nan_weights_are_not_exported(tmp_path: Path, make_trainer: Callable):
+    trainer = make_trainer("--num_epochs=1", "--logging_steps=100")
+    train_batch = trainer._train_batch
+
+    def poison_after_the_last_step(*args):
+        train_batch(*args)
+        if trainer.progress.global_step == trainer.total_steps:
+            torch.nn.init.constant_(trainer.components.unet.conv_out.weight, float("nan"))
+
+    trainer._train_batch = poison_after_the_last_step
+    with pytest.raises(FloatingPointError, match=r"The weights are NaN or infinite at step 6\."):
+        trainer.train()
+    assert not (tmp_path / "run" / "pipeline").exists()
+
+
+def test_infinite_weights_are_not_saved(tmp_path: Path, make_trainer: Callable):
+    trainer = make_trainer(
+        "--objective.timestep_sampling=importance",
+        "--scheduler.num_train_timesteps=2",
+        "--checkpointing_steps=2",
+        "--optimizer.learning_rate=1e38",
+        "--logging_steps=100",
+    )
+    with pytest.raises(FloatingPointError):
+        trainer.train()
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
+def test_run_that_crashed_after_its_last_step_is_finished_by_resume(
+    tmp_path: Path, make_trainer: Callable, launch: Callable[..., None]
+):
+    trainer = make_trainer("--checkpointing_steps=4")
+    trainer._write_outputs = lambda *args: 1 / 0
+    with pytest.raises(ZeroDivisionError):
+        trainer.train()
+    launch("--checkpointing_steps=4", "--resume=latest")
+    load_pipeline(tmp_path / "run" / "pipeline")
+    assert (tmp_path / "run" / "progress.png").is_file()
+
+
+@pytest.mark.parametrize("steps", [12, 7])
+def test_finished_run_can_be_finished_again_in_another_folder(tmp_path: Path, launch: Callable[..., None], steps: int):
+    launch(f"--max_train_steps={steps}")
+    checkpoint = tmp_path / "run" / "checkpoints" / f"checkpoint-{steps}"
+    launch(f"--max_train_steps={steps}", f"--resume={checkpoint}", f"--output_dir={tmp_path / 'branch'}")
+    assert_equal_weights(load_weights(tmp_path / "branch"), load_weights(tmp_path / "run"))
+    assert [path.name for path in (tmp_path / "branch" / "samples").iterdir()] == ["epoch-0002.png"]
+
+
+def test_older_checkpoint_can_be_resumed_in_another_folder(
+    tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    launch("--checkpointing_steps=6")
+    monkeypatch.chdir(tmp_path / "run" / "checkpoints")
+    launch("--resume=checkpoint-6", f"--output_dir={tmp_path / 'branch'}", "--optimizer.learning_rate=1e-3")
+    rows = read_losses(tmp_path / "branch")
+    assert rows[:6] == read_losses(tmp_path / "run")[:6]
+    assert [int(row["step"]) for row in rows] == list(range(1, 13))
+    assert rows[-1] != read_losses(tmp_path / "run")[-1]
+
+
+def test_ctrl_c_writes_a_checkpoint(tmp_path: Path, make_trainer: Callable, launch: Callable[..., None]):
+    trainer = make_trainer()
+    train_batch = trainer._train_batch
+
+    def interrupt(*args):
+        train_batch(*args)
+        if trainer.progress.global_step == 3:
+            os.kill(os.getpid(), 2)
+
+    trainer._train_batch = interrupt
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint-3"]
+    launch("--resume=latest")
+    assert len(read_losses(tmp_path / "run")) == 12

@@ -1,0 +1,139 @@
+"""Evaluation during training, and the best pipeline that it keeps."""
+
+import json
+from collections.abc import Callable
+from contextlib import nullcontext
+from pathlib import Path
+
+import pytest
+from diffusers import DDPMScheduler
+from run_files import read_csv, read_losses
+
+from config import EvalConfig
+from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
+from fmnist_diffusion.evaluation import FastMetrics
+from fmnist_diffusion.sampling import Samples, SamplingConfig, generate, make_pipeline
+from validation import EvalRecord, Validator
+
+
+EVAL = ["--eval.every_n_epochs=1", "--eval.num_samples=257", "--eval.num_inference_steps=2"]
+DISTANCE = "classifier_frechet_distance_train"
+
+
+def test_run_evaluates_its_epochs_and_keeps_the_best(tmp_path: Path, launch: Callable[..., None]):
+    launch(*EVAL, "--model.num_class_embeds=10", "--save_images_epochs=1")
+    run = tmp_path / "run"
+    rows = read_csv(run / "eval.csv")
+    assert [(float(row["epoch"]), float(row["step"])) for row in rows] == [(1, 6), (2, 12)]
+    distances = [float(row[DISTANCE]) for row in rows]
+    assert all(distance > 0 for distance in distances)
+    assert all(0 <= float(row["class_agreement"]) <= 1 for row in rows)
+    best = json.loads((run / "best" / "train_config.json").read_text())["progress"]["global_step"]
+    assert best == [6, 12][distances.index(min(distances))]
+    load_pipeline(run / "best")
+    # The sample grid belongs to these weights.
+    grid = (run / "samples" / f"epoch-{best // 6:04d}.png").read_bytes()
+    assert (run / "best" / "images" / "samples.png").read_bytes() == grid
+
+
+@pytest.mark.slow
+def test_best_pipeline_has_no_samples_of_other_weights(tmp_path: Path, launch: Callable[..., None]):
+    launch(*EVAL, "--save_images_epochs=3", "--save_model_epochs=1", "--num_epochs=3", "--max_train_steps=12")
+    names = [path.name for path in (tmp_path / "run" / "samples").iterdir()]
+    assert names == ["epoch-0002.png"]
+    best = json.loads((tmp_path / "run" / "best" / "train_config.json").read_text())["progress"]["global_step"]
+    assert (tmp_path / "run" / "best" / "images" / "samples.png").exists() == (best == 12)
+
+
+@pytest.mark.slow
+def test_metrics_are_those_of_the_exported_pipeline(tmp_path: Path, launch: Callable[..., None]):
+    launch(*EVAL, "--num_epochs=1", "--model.num_class_embeds=10")
+    pipe = load_pipeline(tmp_path / "run" / "pipeline")
+    parts = generate(pipe, SamplingConfig(num_inference_steps=2), 257, class_labels=range(10), batch_size=257)
+    expected = FastMetrics(257)(Samples.concatenate(list(parts)))
+    [row] = read_csv(tmp_path / "run" / "eval.csv")
+    for name in (DISTANCE, "class_agreement"):
+        assert float(row[name]) == pytest.approx(expected[name], rel=0.01)
+
+
+@pytest.mark.slow
+def test_unconditional_models_ignore_guidance(tmp_path: Path, launch: Callable[..., None]):
+    launch(*EVAL, "--num_epochs=1", "--eval.guidance_scale=1.5", "--samples.guidance_scale=1.5")
+    [row] = read_csv(tmp_path / "run" / "eval.csv")
+    assert float(row[DISTANCE]) > 0
+    assert (tmp_path / "run" / "progress.png").is_file()
+
+
+def test_evaluation_does_not_change_the_training(tmp_path: Path, launch: Callable[..., None]):
+    launch("--ema.enabled=true")
+    launch(*EVAL, "--ema.enabled=true", f"--output_dir={tmp_path / 'evaluated'}")
+    assert read_losses(tmp_path / "evaluated") == read_losses(tmp_path / "run")
+
+
+@pytest.mark.slow
+def test_resumed_run_keeps_its_table(tmp_path: Path, launch: Callable[..., None]):
+    launch(*EVAL, "--num_epochs=1")
+    first = read_csv(tmp_path / "run" / "eval.csv")
+    launch(*EVAL, "--resume=latest")
+    rows = read_csv(tmp_path / "run" / "eval.csv")
+    assert rows[:1] == first
+    assert len(rows) == 2
+
+
+def test_lowest_distance_is_the_best(tmp_path: Path):
+    record = EvalRecord(tmp_path / "eval.csv", EvalConfig(), 0)
+    results = [record.add(step, step, {DISTANCE: value}) for step, value in enumerate([3.0, 2.0, 2.5, 1.0])]
+    assert results == [True, True, False, True]
+
+
+def test_evaluations_with_other_settings_are_not_compared(tmp_path: Path):
+    path = tmp_path / "eval.csv"
+    assert EvalRecord(path, EvalConfig(num_samples=1000), 0).add(1, 1, {DISTANCE: 1.0})
+    record = EvalRecord(path, EvalConfig(num_samples=500), 1)
+    assert record.add(2, 2, {DISTANCE: 3.0, "fid_train": 5.0})
+    assert not record.add(3, 3, {DISTANCE: 3.5, "fid_train": 6.0})
+    assert [(row["num_samples"], row[DISTANCE]) for row in read_csv(path)] == [
+        ("1000", "1.0"),
+        ("500", "3.0"),
+        ("500", "3.5"),
+    ]
+    assert EvalRecord(path, EvalConfig(num_samples=500, guidance_scale=1.5), 3).add(4, 4, {DISTANCE: 9.0})
+    assert EvalRecord(path, EvalConfig(num_samples=500, scheduler="ddim"), 4).add(5, 5, {DISTANCE: 9.0})
+
+
+def test_step_has_one_row_when_it_is_evaluated_again(tmp_path: Path):
+    path = tmp_path / "eval.csv"
+    record = EvalRecord(path, EvalConfig(), 0)
+    assert [record.add(step, step, {DISTANCE: value}) for step, value in ((1, 2.0), (2, 1.0))] == [True, True]
+    assert EvalRecord(path, EvalConfig(), 2).add(2, 2, {DISTANCE: 1.0})
+    assert [row["step"] for row in read_csv(path)] == ["1", "2"]
+
+
+def test_failed_evaluation_does_not_end_the_run(
+    tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(*args):
+        raise ValueError("Sampling produced NaN or infinite pixels.")
+
+    monkeypatch.setattr(Validator, "evaluate", fail)
+    launch("--eval.every_n_epochs=1", "--eval.num_samples=257", "--num_epochs=1")
+    output = "".join(capsys.readouterr())
+    assert "Epoch 1: could not evaluate samples. Sampling produced NaN or infinite pixels." in output
+    assert (tmp_path / "run" / "pipeline").is_dir()
+    assert not (tmp_path / "run" / "best").exists()
+
+
+def test_same_weights_have_the_same_metrics(tmp_path: Path):
+    config = EvalConfig(num_samples=257, num_inference_steps=2)
+    validator = Validator(config, "cpu", EvalRecord(tmp_path / "eval.csv", config, 0))
+    unet = FashionMNISTUNet2DModel(block_out_channels=(8, 16), attention_head_dim=8)
+    pipe = make_pipeline(unet, DDPMScheduler())
+    first, second = (validator.evaluate(pipe, nullcontext()) for _ in range(2))
+    for metrics in (first, second):
+        assert metrics.pop("images_per_second") > 0
+    assert first == second
+
+
+def test_only_images_like_fashion_mnist_can_be_evaluated(fail_to_launch: Callable[..., str]):
+    error = fail_to_launch(*EVAL, "--data.resolution=32")
+    assert "`eval.every_n_epochs` requires the images and classes of Fashion-MNIST." in error

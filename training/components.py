@@ -1,0 +1,175 @@
+"""Builds what a run trains, and what it trains with, from the configuration."""
+
+import os
+import shutil
+import sysconfig
+from dataclasses import dataclass
+from datetime import timedelta
+from pathlib import Path
+from typing import Any
+
+import torch
+from accelerate.optimizer import AcceleratedOptimizer
+from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from diffusers import DDPMScheduler
+from diffusers.optimization import get_scheduler
+from diffusers.training_utils import EMAModel
+from torch.optim.lr_scheduler import LRScheduler
+
+from accelerate import Accelerator
+from averaging import make_ema
+from batches import Batches, ImageDataset
+from config import DataConfig, OptimizerConfig, TrainingConfig
+from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
+from fmnist_diffusion.data import ImageTensors, load_images, load_split, stream_images
+from losses import DiffusionLoss
+from model import make_model
+from tracking import get_log_with
+
+
+OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
+
+
+@dataclass
+class Components:
+    """What a run trains, and what it trains with.
+
+    Attributes:
+        batches: Training images.
+        unet: The model, as `Accelerator.prepare` returns it.
+        optimizer: Its optimizer, likewise.
+        ema: Moving average of its weights, if there is one.
+        noise_scheduler: The noise schedule and the prediction type.
+        loss: The loss of a batch.
+    """
+
+    batches: Batches
+    unet: Any
+    optimizer: AcceleratedOptimizer
+    ema: EMAModel | None
+    noise_scheduler: DDPMScheduler
+    loss: DiffusionLoss
+
+
+def make_accelerator(config: TrainingConfig) -> Accelerator:
+    return Accelerator(
+        # Without a GPU, Accelerate only recognizes torchrun's processes as one group if cpu=True.
+        cpu=not torch.accelerator.is_available(),
+        mixed_precision=config.mixed_precision,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
+        log_with=get_log_with(config.report_to),
+        project_config=ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
+        # The main process evaluates alone; this can take longer than the default timeout of the waiting processes.
+        kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+    )
+
+
+def make_components(config: TrainingConfig, accelerator: Accelerator) -> Components:
+    """Builds the components of a run.
+
+    Raises:
+        `ValueError`, `OSError`: If the configuration, the data or the pipeline to fine-tune cannot be used.
+    """
+    device = accelerator.device
+    pretrained = load_pipeline(config.init_from) if config.init_from else None
+    channels = config.data.channels or (pretrained.unet.config["in_channels"] if pretrained else 1)
+    resolution = config.data.resolution or (pretrained.unet.config["sample_size"] if pretrained else 28)
+    images, label_names = load_training_images(config.data, resolution, channels)
+    batches = Batches(
+        images,
+        config.train_batch_size,
+        config.seed,
+        device,
+        augmentation=config.data.augmentation,
+        process_index=accelerator.process_index,
+        num_processes=accelerator.num_processes,
+        num_workers=config.data.dataloader_num_workers,
+    )
+    if config.gradient_accumulation_steps > len(batches):
+        raise ValueError(
+            f"`gradient_accumulation_steps` must be at most the number of batches in an epoch ({len(batches)}), got"
+            f" {config.gradient_accumulation_steps}."
+        )
+    unet, noise_scheduler = make_model(config, resolution, channels, label_names, pretrained)
+    loss = DiffusionLoss(config.objective, noise_scheduler, unet.config["num_class_embeds"], device)
+    prepare_model(config, unet, device)
+    optimizer = make_optimizer(config.optimizer, unet)
+    if accelerator.state.deepspeed_plugin is not None:
+        # DeepSpeed reads the batch size from a prepared DataLoader by default, and clips gradients to a default norm.
+        accelerator.state.deepspeed_plugin.deepspeed_config |= {
+            "train_micro_batch_size_per_gpu": config.train_batch_size // accelerator.num_processes,
+            "gradient_clipping": config.optimizer.max_grad_norm or 0.0,
+        }
+    unet, optimizer = accelerator.prepare(unet, optimizer)
+    ema = make_ema(config.ema, unet, accelerator)
+    return Components(batches, unet, optimizer, ema, noise_scheduler, loss)
+
+
+def load_training_images(
+    config: DataConfig, resolution: int | tuple[int, int], channels: int
+) -> tuple[ImageTensors | ImageDataset, tuple[str, ...] | None]:
+    """Returns the images, in memory or as a dataset that decodes them when they are read, and the class names."""
+    source = {
+        "dataset_name": config.dataset_name,
+        "split": config.split,
+        "dataset_config_name": config.dataset_config_name,
+        "train_data_dir": config.train_data_dir,
+        "image_column": config.image_column,
+        "label_column": config.label_column,
+    }
+    if not config.streaming:
+        images = load_images(**source, resolution=resolution, channels=channels, max_samples=config.max_train_samples)
+        return images, images.label_names
+    dataset = load_split(**source)
+    label_names = tuple(dataset.features["label"].names) if "label" in dataset.features else None
+    if config.max_train_samples is not None:
+        dataset = dataset.select(range(min(config.max_train_samples, len(dataset))))
+    return stream_images(dataset, resolution=resolution, channels=channels), label_names
+
+
+def prepare_model(config: TrainingConfig, unet: FashionMNISTUNet2DModel, device: torch.device) -> None:
+    """Applies the options that change how `unet` is computed."""
+    if config.compile and device.type == "cpu" and not can_compile():
+        raise ValueError(
+            "`compile` requires g++ and Python's headers. Install g++ and python3-dev, or pass --compile=false."
+        )
+    unet.to(memory_format=get_memory_format(config))  # pyright: ignore[reportCallIssue]
+    if config.gradient_checkpointing:
+        unet.enable_gradient_checkpointing()
+    if config.compile:
+        unet.compile()
+
+
+def get_memory_format(config: TrainingConfig) -> torch.memory_format:
+    return torch.channels_last if config.channels_last else torch.contiguous_format
+
+
+def can_compile() -> bool:
+    """Whether the compiler and the headers that `torch.compile` needs on a CPU are installed."""
+    headers = Path(sysconfig.get_path("include")) / "Python.h"
+    return headers.is_file() and shutil.which(os.environ.get("CXX", "g++")) is not None
+
+
+def make_optimizer(config: OptimizerConfig, unet: FashionMNISTUNet2DModel) -> torch.optim.Optimizer:
+    return OPTIMIZERS[config.name](
+        unet.parameters(),
+        lr=config.learning_rate,
+        betas=(config.adam_beta1, config.adam_beta2),
+        eps=config.adam_epsilon,
+        weight_decay=config.adam_weight_decay,
+        fused=True,
+    )
+
+
+def make_lr_scheduler(
+    config: OptimizerConfig, optimizer: AcceleratedOptimizer, total_steps: int, global_step: int
+) -> LRScheduler:
+    """Creates the learning rate schedule at `global_step`. It must not be prepared, because it would then count each
+    optimizer step once per process."""
+    return get_scheduler(
+        config.lr_scheduler,
+        optimizer,
+        num_warmup_steps=config.lr_warmup_steps,
+        num_training_steps=total_steps,
+        last_epoch=global_step - 1,
+    )

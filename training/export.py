@@ -1,0 +1,67 @@
+"""Folders of exported pipelines."""
+
+import json
+import shutil
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+from checkpoint import Progress
+from config import TrainingConfig
+from fmnist_diffusion import FashionMNISTPipeline
+
+
+# Settings of the machine and of the push, which train_config.json leaves out.
+PRIVATE_SETTINGS = (
+    "output_dir",
+    "resume",
+    "push_to_hub",
+    "push_to_hub_epochs",
+    "hub_model_id",
+    "hub_private_repo",
+    "hub_license",
+)
+
+
+def export_run(
+    pipe: FashionMNISTPipeline, folder: Path, config: TrainingConfig, progress: Progress, sample_grid: Path
+) -> None:
+    """Writes `pipe` to `folder`, with the settings of the run and the sample grid of these weights if it exists."""
+    pipe.save_pretrained(folder)
+    write_train_config(folder, make_train_config(config, progress))
+    exported_grid = folder / "images" / "samples.png"
+    # Metrics and samples from an earlier export do not belong to these weights.
+    for stale in (folder / "metrics.json", exported_grid):
+        stale.unlink(missing_ok=True)
+    if sample_grid.exists():
+        exported_grid.parent.mkdir(exist_ok=True)
+        shutil.copyfile(sample_grid, exported_grid)
+
+
+def check_new_folder(folder: Path) -> None:
+    """Raises `ValueError` if `folder` contains files."""
+    if folder.exists() and any(folder.iterdir()):
+        raise ValueError(f"`--output_dir` must be new or empty, but {folder} contains files.")
+
+
+def write_train_config(folder: Path, train_config: dict[str, Any]) -> None:
+    (folder / "train_config.json").write_text(json.dumps(train_config, indent=2) + "\n")
+
+
+def make_train_config(config: TrainingConfig, progress: Progress) -> dict[str, Any]:
+    """Returns the settings and the progress of a run without local paths."""
+    train_config: dict[str, Any] = config.to_dict() | {"progress": asdict(progress)}
+    for name in PRIVATE_SETTINGS:
+        del train_config[name]
+    data: dict[str, Any] = train_config["data"]
+    for settings, name in ((train_config, "init_from"), (data, "dataset_name"), (data, "train_data_dir")):
+        if settings[name] is not None:
+            settings[name] = get_public_name(settings[name])
+    return train_config
+
+
+def get_public_name(source: str) -> str:
+    """Returns the id of a dataset or pipeline on the Hub, or the last component of a local path."""
+    path = Path(source)
+    local = source.startswith((".", "~")) or source.count("/") > 1 or path.is_absolute() or path.exists()
+    return path.name if local else source

@@ -1,0 +1,142 @@
+"""Outputs at the end of an epoch: sample grid, exported pipeline, push to the Hub and evaluation."""
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from tqdm.auto import tqdm
+
+from accelerate import Accelerator
+from checkpoint import Progress
+from components import Components, get_memory_format
+from config import TrainingConfig
+from export import export_run
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
+from fmnist_diffusion.data import to_pil
+from fmnist_diffusion.sampling import Samples, generate, make_pipeline
+from publishing import make_background_push
+from records import SampleGrids
+from tracking import log_image
+
+
+if TYPE_CHECKING:
+    from validation import Validator
+
+GRID_COLUMNS = 10
+
+
+@dataclass(frozen=True)
+class DueOutputs:
+    """Which outputs are due at the end of an epoch."""
+
+    samples: bool
+    pipeline: bool
+    push: bool
+    evaluation: bool
+
+    def __bool__(self) -> bool:
+        return self.samples or self.pipeline or self.push or self.evaluation
+
+
+def get_due_outputs(config: TrainingConfig, epoch: int, finished: bool) -> DueOutputs:
+    """Returns the outputs of `epoch`, from 1; all that are enabled are due when the run is `finished`."""
+
+    def is_due(every_n_epochs: int | None) -> bool:
+        return finished or (every_n_epochs is not None and epoch % every_n_epochs == 0)
+
+    return DueOutputs(
+        samples=is_due(config.save_images_epochs),
+        pipeline=is_due(config.save_model_epochs),
+        push=config.push_to_hub and is_due(config.push_to_hub_epochs),
+        evaluation=config.eval.every_n_epochs is not None and is_due(config.eval.every_n_epochs),
+    )
+
+
+class RunOutputs:
+    """Writes the outputs of a run to `config.output_dir`. Only the main process has one.
+
+    Args:
+        config: The run.
+        accelerator: Logs the results.
+        components: What the run trains.
+        global_step: Number of finished optimizer steps; later evaluations are removed from `eval.csv`.
+
+    Raises:
+        `ValueError`: If the run cannot be evaluated or pushed.
+    """
+
+    def __init__(self, config: TrainingConfig, accelerator: Accelerator, components: Components, global_step: int):
+        self.config, self.accelerator, self.components = config, accelerator, components
+        self.folder = Path(config.output_dir)
+        self.grids = SampleGrids(self.folder)
+        unet_config = accelerator.unwrap_model(components.unet).config
+        self.validator = make_validator(config, unet_config, accelerator, global_step)
+        self.background_push = make_background_push(config, tqdm.write)
+
+    def write(self, unet: FashionMNISTUNet2DModel, progress: Progress, epoch: int, due: DueOutputs) -> None:
+        """Writes the outputs that are `due` for the weights of `unet`."""
+        unet.to(memory_format=get_memory_format(self.config))  # pyright: ignore[reportCallIssue]
+        pipe = make_pipeline(unet, self.components.noise_scheduler)
+        pipe.set_progress_bar_config(leave=False)
+        if due.samples:
+            self._save_samples(pipe, progress, epoch)
+        if due.pipeline or due.push:
+            self._export(pipe, self.folder / "pipeline", progress, epoch)
+        if self.background_push is not None and due.push:
+            self.background_push.push(self.folder / "pipeline")
+        if self.validator is not None and due.evaluation:
+            self._evaluate(self.validator, pipe, progress, epoch)
+
+    def finish(self) -> None:
+        """Waits for the last push."""
+        if self.background_push is not None:
+            self.background_push.finish()
+
+    def _save_samples(self, pipe: FashionMNISTPipeline, progress: Progress, epoch: int) -> None:
+        config = self.config.samples
+        num_classes = pipe.unet.config["num_class_embeds"]
+        class_labels = None if num_classes is None else range(num_classes)
+        try:
+            samples = Samples.concatenate(list(generate(pipe, config, config.num_images, class_labels=class_labels)))
+        except ValueError as error:
+            tqdm.write(f"Epoch {epoch}: could not generate samples. {error}")
+            return
+        # One column per class, so that the first row, which progress.png shows, has all classes.
+        grid = self.grids.save(to_pil(samples.images), num_classes or GRID_COLUMNS, epoch)
+        log_image(self.accelerator, self.config.report_to, "samples", grid, progress.global_step)
+
+    def _export(self, pipe: FashionMNISTPipeline, folder: Path, progress: Progress, epoch: int) -> None:
+        export_run(pipe, folder, self.config, progress, self.grids.get_path(epoch))
+
+    def _evaluate(self, validator: "Validator", pipe: FashionMNISTPipeline, progress: Progress, epoch: int) -> None:
+        try:
+            metrics = validator.evaluate(pipe, self.accelerator.autocast())
+        except ValueError as error:
+            tqdm.write(f"Epoch {epoch}: could not evaluate samples. {error}")
+            return
+        self.accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, progress.global_step)
+        tqdm.write(f"Epoch {epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
+        best = validator.record.add(progress.global_step, epoch, metrics)
+        if best or not (self.folder / "best").exists():
+            self._export(pipe, self.folder / "best", progress, epoch)
+
+
+def make_validator(
+    config: TrainingConfig, unet_config: Any, accelerator: Accelerator, global_step: int
+) -> "Validator | None":
+    """Returns `None` if the run is not evaluated; raises `ValueError` if it cannot be."""
+    if config.eval.every_n_epochs is None:
+        return None
+    if (unet_config["in_channels"], unet_config["sample_size"]) != (1, 28) or (
+        unet_config["num_class_embeds"] not in (None, 10)
+    ):
+        raise ValueError("`eval.every_n_epochs` requires the images and classes of Fashion-MNIST. Omit it.")
+    try:
+        # Only this option needs the packages of the evaluation.
+        from validation import EvalRecord, Validator
+    except ImportError as error:
+        raise ValueError(
+            f"`eval.every_n_epochs` requires {error.name}. Run pip install 'fmnist-diffusion[eval]'."
+        ) from error
+    record = EvalRecord(Path(config.output_dir) / "eval.csv", config.eval, global_step)
+    return Validator(config.eval, accelerator.device, record)

@@ -1,0 +1,188 @@
+"""Records of a run: losses (`loss.csv`, `loss.png`) and sample grids (`samples/`, `progress.png`)."""
+
+import csv
+import math
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import matplotlib
+import numpy as np
+import torch
+from PIL import Image
+from tqdm.auto import tqdm
+
+from accelerate import Accelerator
+from fmnist_diffusion.images import image_grid, upscale
+
+
+matplotlib.use("Agg")
+from matplotlib import pyplot as plt
+
+
+COLUMNS: tuple[str, ...] = ("step", "epoch", "loss", "learning_rate")
+GRID_UPSCALE = 2
+
+
+class LossRecord:
+    """`loss.csv` with one row per optimizer step.
+
+    Args:
+        path: File to write.
+        resumed: The file of the run to resume, whose rows up to `global_step` are copied.
+        global_step: Number of finished optimizer steps.
+    """
+
+    def __init__(self, path: Path, resumed: Path | None, global_step: int):
+        self.path = path
+        rows = []
+        if resumed is not None and resumed.exists():
+            with resumed.open() as file:
+                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= global_step]
+        with path.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS)
+            writer.writeheader()
+            writer.writerows(rows)
+
+    def append(self, rows: list[tuple[int, int, float, float]]) -> None:
+        """Adds rows of step, epoch (from 1), loss and learning rate."""
+        with self.path.open("a", newline="") as file:
+            csv.writer(file).writerows(rows)
+
+    def read(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+        """Returns the step, epoch and loss of every row."""
+        with self.path.open() as file:
+            rows = list(csv.DictReader(file))
+        steps, epochs = (np.array([int(row[name]) for row in rows]) for name in ("step", "epoch"))
+        return steps, epochs, np.array([float(row["loss"]) for row in rows])
+
+    def get_epoch_mean(self, epoch: int) -> float:
+        _, epochs, losses = self.read()
+        return float(losses[epochs == epoch].mean())
+
+    def plot(self, path: Path) -> None:
+        """Plots the loss of each step, its running mean and the mean of each epoch."""
+        steps, epochs, losses = self.read()
+        figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
+        axes.plot(steps, losses, color="tab:blue", alpha=0.2, linewidth=0.5, label="step")
+        window = max(1, min(200, len(losses) // 10))
+        axes.plot(
+            steps[window - 1 :],
+            np.convolve(losses, np.ones(window) / window, mode="valid"),
+            color="tab:blue",
+            label=f"mean of {window} steps",
+        )
+        names = np.unique(epochs)
+        ends = [steps[epochs == epoch][-1] for epoch in names]
+        means = [losses[epochs == epoch].mean() for epoch in names]
+        axes.plot(ends, means, "o", color="tab:orange", markersize=4, label="mean of an epoch")
+        axes.set(xlabel="optimizer step", ylabel="loss", yscale="log")
+        axes.grid(alpha=0.3, which="both")
+        axes.legend()
+        figure.savefig(path, dpi=120)
+        plt.close(figure)
+
+
+class LossLogger:
+    """Reports losses to `record`, the progress bar and the trackers.
+
+    Losses stay on the device until `report`, so that a training step does not wait for the device.
+
+    Args:
+        accelerator: Averages the losses over the processes.
+        record: The file on the main process, `None` on others.
+        images_per_step: Number of images per optimizer step.
+    """
+
+    def __init__(self, accelerator: Accelerator, record: LossRecord | None, images_per_step: int):
+        self.accelerator, self.record, self.images_per_step = accelerator, record, images_per_step
+        self.batch_losses: list[torch.Tensor] = []
+        self.steps: list[tuple[int, int, torch.Tensor, float]] = []
+        self.bar = tqdm(disable=True)
+        self.restart_clock()
+
+    @contextmanager
+    def show_progress(self, global_step: int, total_steps: int) -> Iterator[None]:
+        """Shows a progress bar from `global_step` to `total_steps` on the main process."""
+        disable = not self.accelerator.is_main_process
+        self.bar = tqdm(total=total_steps, initial=global_step, unit="step", disable=disable, dynamic_ncols=True)
+        with self.bar:
+            self.restart_clock()
+            yield
+
+    def restart_clock(self) -> None:
+        """Excludes the time since the last report from the training speed."""
+        self.start_time = time.perf_counter()
+
+    def add_batch(self, loss: torch.Tensor) -> None:
+        self.batch_losses.append(loss.detach())
+
+    def add_step(self, step: int, epoch: int, learning_rate: float) -> None:
+        """Ends an optimizer step, whose loss is the mean over the batches since the last step."""
+        self.steps.append((step, epoch, torch.stack(self.batch_losses).mean(), learning_rate))
+        self.batch_losses = []
+        self.bar.update()
+
+    def report(self) -> None:
+        """Reports the steps since the last call.
+
+        Raises:
+            `FloatingPointError`: If a loss is NaN or infinite.
+        """
+        if not self.steps:
+            return
+        local_losses = torch.stack([loss for _, _, loss, _ in self.steps])
+        mean_losses: Any = self.accelerator.reduce(local_losses, reduction="mean")
+        losses = mean_losses.tolist()
+        rows = [(step, epoch, loss, rate) for (step, epoch, _, rate), loss in zip(self.steps, losses, strict=True)]
+        self.steps = []
+        images_per_second = len(rows) * self.images_per_step / (time.perf_counter() - self.start_time)
+        self.restart_clock()
+        if self.record is not None:
+            self.record.append(rows)
+        step, epoch, _, learning_rate = rows[-1]
+        loss = float(np.mean(losses))
+        self.bar.set_postfix(epoch=epoch, loss=f"{loss:.4f}", images_per_s=f"{images_per_second:.0f}")
+        values = {"loss": loss, "learning_rate": learning_rate, "images_per_second": images_per_second}
+        self.accelerator.log(values, step=step)
+        for step, _, loss, _ in rows:
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"The loss is {loss} at step {step}.")
+
+
+class SampleGrids:
+    """Sample grids in `samples/`, one per epoch, and `progress.png`, which shows the first row of each.
+
+    Args:
+        folder: Folder of the run.
+    """
+
+    def __init__(self, folder: Path):
+        self.folder = folder
+
+    def get_path(self, epoch: int) -> Path:
+        return self.folder / "samples" / f"epoch-{epoch:04d}.png"
+
+    def save(self, images: list[Image.Image], columns: int, epoch: int) -> Image.Image:
+        """Saves the grid of an epoch, updates `progress.png`, and returns the grid."""
+        grid = upscale(image_grid(images, columns), GRID_UPSCALE)
+        path = self.get_path(epoch)
+        path.parent.mkdir(exist_ok=True)
+        grid.save(path)
+        self.plot(images[0].height * GRID_UPSCALE)
+        return grid
+
+    def plot(self, row_height: int) -> None:
+        rows = {}
+        for path in sorted((self.folder / "samples").glob("epoch-*.png")):
+            with Image.open(path) as grid:
+                rows[int(path.stem.removeprefix("epoch-"))] = np.asarray(grid.crop((0, 0, grid.width, row_height)))
+        figure, axes = plt.subplots(len(rows), 1, figsize=(8, 0.85 * len(rows)), layout="constrained", squeeze=False)
+        for axis, (epoch, row) in zip(axes[:, 0], rows.items(), strict=True):
+            axis.imshow(row, cmap="gray")
+            axis.set_ylabel(f"epoch {epoch}", rotation=0, ha="right", va="center")
+            axis.set(xticks=[], yticks=[])
+        figure.savefig(self.folder / "progress.png", dpi=120)
+        plt.close(figure)
