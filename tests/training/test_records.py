@@ -3,10 +3,10 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from run_files import read_csv
 
-from accelerate import Accelerator
 from records import LossLogger, LossRecord, SampleGrids
 
 

@@ -163,7 +163,12 @@ def test_two_processes_share_the_batch_and_resume(
         "trainer.train()\n"
     )
     options = ["--checkpointing_steps=4", "--ema.enabled=true", "--model.dropout=0.1"]
-    launch = ["-m", "accelerate.commands.launch", "--config_file", str(TRAINING / "accelerate" / "multi_cpu.yaml")]
+    launch = [
+        "-m",
+        "accelerate.commands.launch",
+        "--config_file",
+        str(TRAINING / "accelerate_configs" / "multi_cpu.yaml"),
+    ]
     monkeypatch.setenv("PYTHONPATH", str(TRAINING))
     result = run_script(*launch, str(script), *tiny_args, *options, cwd=tmp_path)
     assert result.returncode == 0, result.stderr
@@ -187,7 +192,7 @@ def test_two_processes_share_the_batch_and_resume(
     assert_equal_weights(load_weights(tmp_path / "interrupted"), load_weights(run))
 
 
-@pytest.mark.parametrize("path", sorted((TRAINING / "accelerate").glob("*.yaml")), ids=lambda path: path.stem)
+@pytest.mark.parametrize("path", sorted((TRAINING / "accelerate_configs").glob("*.yaml")), ids=lambda path: path.stem)
 def test_accelerate_reads_the_launch_files(path: Path):
     config = load_config_from_file(str(path))
     arguments = vars(launch_command_parser().parse_args(["script.py"])).keys()
