@@ -6,13 +6,14 @@ from diffusers.training_utils import compute_snr
 from fmnist_diffusion.objectives import (
     PredictionType,
     TimestepSampler,
+    TimestepSampling,
     drop_labels,
     min_snr_weights,
     per_image_loss,
 )
 
 
-def test_loss_is_a_mean_over_the_pixels_of_each_image():
+def test_per_image_loss():
     prediction, target = torch.tensor([[[[3.0, 0.0]]], [[[0.0, 0.0]]]]), torch.zeros(2, 1, 1, 2)
     torch.testing.assert_close(per_image_loss(prediction, target, "mse"), torch.tensor([4.5, 0.0]))
     torch.testing.assert_close(per_image_loss(prediction, target, "l1"), torch.tensor([1.5, 0.0]))
@@ -21,67 +22,73 @@ def test_loss_is_a_mean_over_the_pixels_of_each_image():
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_min_snr_weighs_the_same_loss_on_the_clean_sample(prediction_type: PredictionType):
-    """An error d of the clean sample is one of d sqrt(SNR) in epsilon and d sqrt(SNR + 1) in v."""
-    snr = compute_snr(DDPMScheduler(), torch.arange(1000))
-    squared_error = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones(1000)}[prediction_type]
-    weights = min_snr_weights(snr, 5.0, prediction_type)
-    torch.testing.assert_close(weights * squared_error, snr.clamp(max=5.0), rtol=1e-4, atol=1e-6)
+class TestMinSNRWeights:
+    def test_weights_give_the_same_loss_on_the_clean_sample(self, prediction_type: PredictionType):
+        """An error d in the clean sample is an error d sqrt(SNR) in epsilon and d sqrt(SNR + 1) in v."""
+        snr = compute_snr(DDPMScheduler(), torch.arange(1000))
+        squared_error = {"epsilon": snr, "v_prediction": snr + 1, "sample": torch.ones(1000)}[prediction_type]
+        weights = min_snr_weights(snr, 5.0, prediction_type)
+        torch.testing.assert_close(weights * squared_error, snr.clamp(max=5.0), rtol=1e-4, atol=1e-6)
 
-
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
-def test_min_snr_is_finite_without_any_signal(prediction_type: PredictionType):
-    assert min_snr_weights(torch.zeros(1), 5.0, prediction_type).isfinite().all()
+    def test_weight_at_zero_snr_is_finite(self, prediction_type: PredictionType):
+        assert min_snr_weights(torch.zeros(1), 5.0, prediction_type).isfinite().all()
 
 
 @pytest.mark.parametrize("timestep_sampling", ["uniform", "logit_normal", "importance"])
-def test_timesteps_are_in_range_and_spread(timestep_sampling: str):
+def test_distribution_of_the_timesteps(timestep_sampling: TimestepSampling):
     torch.manual_seed(0)
-    sampler = TimestepSampler(timestep_sampling, 10)  # pyright: ignore
+    sampler = TimestepSampler(timestep_sampling, 10)
     timesteps, weights = sampler.sample(20_000)
     assert timesteps.dtype == torch.long
     assert timesteps.unique().tolist() == list(range(10))
     assert (weights == 1).all()
     shares = torch.bincount(timesteps) / 20_000
+    expected = torch.full((10,), 0.1)
     if timestep_sampling == "logit_normal":
-        normal = torch.distributions.Normal(0, 1)
-        edges = normal.cdf(torch.logit(torch.linspace(0, 1, 11)))
-        torch.testing.assert_close(shares, edges.diff(), atol=0.01, rtol=0)
-    else:
-        torch.testing.assert_close(shares, torch.full((10,), 0.1), atol=0.01, rtol=0)
+        expected = torch.distributions.Normal(0, 1).cdf(torch.logit(torch.linspace(0, 1, 11))).diff()
+    torch.testing.assert_close(shares, expected, atol=0.01, rtol=0)
 
 
-def test_logit_normal_follows_mean_and_std():
+def test_mean_and_std_of_logit_normal():
     torch.manual_seed(0)
     timesteps, _ = TimestepSampler("logit_normal", 1000, logit_mean=-2.0, logit_std=0.1).sample(1000)
     assert abs(timesteps.float().mean().item() - 1000 * torch.sigmoid(torch.tensor(-2.0)).item()) < 5
 
 
-def test_importance_prefers_large_losses_and_stays_unbiased():
-    torch.manual_seed(0)
-    sampler = TimestepSampler("importance", 2)
-    losses = torch.tensor([1.0, 3.0])
-    for _ in range(9):
-        sampler.update(torch.tensor([0, 1]), losses)
-    assert (sampler.sample(100)[1] == 1).all(), "not before each timestep has ten losses"
-    sampler.update(torch.tensor([1, 0]), losses.flip(0))
-    timesteps, weights = sampler.sample(100_000)
-    assert timesteps.float().mean().item() == pytest.approx(0.75, abs=0.01)
-    assert (weights * losses[timesteps]).mean().item() == pytest.approx(losses.mean().item(), abs=0.02)
+class TestImportance:
+    def test_prefers_large_losses_and_stays_unbiased(self):
+        torch.manual_seed(0)
+        sampler = TimestepSampler("importance", 2)
+        losses = torch.tensor([1.0, 3.0])
+        for _ in range(9):
+            sampler.update(torch.tensor([0, 1]), losses)
+        assert (sampler.sample(100)[1] == 1).all(), "sampling must be uniform until each timestep has ten losses"
+        sampler.update(torch.tensor([1, 0]), losses.flip(0))
+        timesteps, weights = sampler.sample(100_000)
+        assert timesteps.float().mean().item() == pytest.approx(0.75, abs=0.01)
+        assert (weights * losses[timesteps]).mean().item() == pytest.approx(losses.mean().item(), abs=0.02)
+
+    def test_uses_the_last_ten_losses(self):
+        sampler = TimestepSampler("importance", 2)
+        for value in range(25):
+            sampler.update(torch.tensor([0, 0]), torch.tensor([float(value), float(value)]))
+        assert sampler.losses[0].sort().values.tolist() == [20, 20, 21, 21, 22, 22, 23, 23, 24, 24]
+        other = TimestepSampler("importance", 2)
+        other.load_state_dict(sampler.state_dict())
+        assert torch.equal(other.losses, sampler.losses)
+        assert torch.equal(other.counts, sampler.counts)
+
+    @pytest.mark.parametrize("loss", [0.0, float("inf"), float("nan")])
+    def test_invalid_losses_do_not_invalidate_the_probabilities(self, loss):
+        sampler = TimestepSampler("importance", 2)
+        for _ in range(10):
+            sampler.update(torch.tensor([0, 1]), torch.tensor([1.0, loss]))
+        timesteps, weights = sampler.sample(100)
+        assert set(timesteps.tolist()) <= {0, 1}
+        assert weights.isfinite().all()
 
 
-def test_importance_remembers_the_last_ten_and_its_state():
-    sampler = TimestepSampler("importance", 2)
-    for value in range(25):
-        sampler.update(torch.tensor([0, 0]), torch.tensor([float(value), float(value)]))
-    assert sampler.losses[0].sort().values.tolist() == [20, 20, 21, 21, 22, 22, 23, 23, 24, 24]
-    other = TimestepSampler("importance", 2)
-    other.load_state_dict(sampler.state_dict())
-    assert torch.equal(other.losses, sampler.losses)
-    assert torch.equal(other.counts, sampler.counts)
-
-
-def test_labels_are_dropped_with_the_probability():
+def test_drop_labels():
     torch.manual_seed(0)
     labels = torch.arange(10_000) % 10
     dropped = drop_labels(labels, 0.25, null_label=10)

@@ -1,0 +1,56 @@
+"""A model that predicts perfectly, to test schedulers."""
+
+import numpy as np
+import torch
+from diffusers import DDPMScheduler
+from diffusers.models.unets.unet_2d import UNet2DOutput
+
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
+from fmnist_diffusion.sampling import make_scheduler
+
+
+class OracleUNet(FashionMNISTUNet2DModel):
+    """
+    Knows the clean image of each label and predicts exactly what leads from the noisy image to it.
+
+    `noise_error` is the largest difference between the noise level of an input and that of its timestep.
+    """
+
+    def set_target(self, clean: torch.Tensor, noise_scheduler: DDPMScheduler) -> "OracleUNet":
+        self.clean = clean  # (num_class_embeds + 1, channels, height, width)
+        self.prediction_type = noise_scheduler.config.prediction_type
+        alphas_cumprod = noise_scheduler.alphas_cumprod.clamp(min=2**-24).double().numpy()
+        self.sigmas = ((1 - alphas_cumprod) / alphas_cumprod) ** 0.5
+        self.noise_error = 0.0
+        return self
+
+    def forward(self, sample, timestep, class_labels=None, return_dict=True):
+        if class_labels is None:
+            class_labels = torch.full((len(sample),), len(self.clean) - 1)
+        clean = self.clean[class_labels]
+        sigma = float(np.interp(float(timestep), np.arange(len(self.sigmas)), self.sigmas))
+        alpha = 1 / (1 + sigma**2) ** 0.5
+        sigma = sigma * alpha  # sample = alpha * clean + sigma * epsilon
+        epsilon = (sample - alpha * clean) / sigma
+        self.noise_error = max(self.noise_error, sigma * abs(epsilon.std().item() - 1))
+        predictions = {"epsilon": epsilon, "v_prediction": alpha * epsilon - sigma * clean, "sample": clean}
+        return UNet2DOutput(sample=predictions[self.prediction_type])
+
+
+def make_oracle(noise_scheduler: DDPMScheduler) -> OracleUNet:
+    unet = OracleUNet(
+        sample_size=(16, 12), block_out_channels=(8,), attention_levels=(), time_embedding_dim=4, num_class_embeds=4
+    )
+    clean = torch.rand(5, 1, 16, 12, generator=torch.manual_seed(1)) - 0.5
+    return unet.set_target(clean, noise_scheduler)
+
+
+def make_oracle_pipeline(scheduler: str, noise_scheduler: DDPMScheduler, **options) -> FashionMNISTPipeline:
+    config = {**make_scheduler(scheduler, noise_scheduler.config).config, **options}
+    pipe = FashionMNISTPipeline(make_oracle(noise_scheduler), make_scheduler(scheduler, config))
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def distance(images: torch.Tensor, clean: torch.Tensor) -> float:
+    return (images - clean).abs().mean().item()

@@ -1,0 +1,175 @@
+"""The `image` and `strength` arguments of `FashionMNISTPipeline.__call__`."""
+
+import numpy as np
+import pytest
+import torch
+from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler, LMSDiscreteScheduler, PNDMScheduler
+from PIL import Image
+from torch.testing import assert_close
+
+from tiny_pipelines import get_pipeline, sample
+
+
+# With this strength, the result is almost the image itself.
+LOW_STRENGTH = {"num_inference_steps": 50, "strength": 0.02}
+
+
+def reconstruct(image, num_images: int = 1, **config) -> torch.Tensor:
+    return sample(get_pipeline(**config), image=image, num_images_per_prompt=num_images, **LOW_STRENGTH)
+
+
+def test_strength():
+    pipe = get_pipeline()
+    image = torch.rand(1, 1, 8, 8)
+    settings = {"image": image, "num_inference_steps": 50, "class_labels": [1]}
+    similar = sample(pipe, strength=0.02, **settings)
+    different = sample(pipe, strength=1.0, **settings)
+    assert (similar - image).abs().mean() < 0.05 < (different - image).abs().mean()
+
+
+@pytest.mark.parametrize(("strength", "steps"), [(1 / 49, 1), (29 / 49, 29), (0.5, 24), (1, 49)])
+def test_strength_is_a_fraction_of_the_steps(strength, steps):
+    pipe = get_pipeline()
+    sample(pipe, image=torch.zeros(1, 1, 8, 8), num_inference_steps=49, strength=strength)
+    assert pipe.num_timesteps == steps
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "spacing", "strength", "num_timesteps"),
+    [
+        (EulerDiscreteScheduler(), {"timesteps": [900, 500, 200, 50]}, 0.5, 2),
+        (HeunDiscreteScheduler(), {"timesteps": [900, 500, 200, 50]}, 0.5, 3),
+        (HeunDiscreteScheduler(), {"timesteps": [900, 500, 200, 50]}, 1.0, 7),
+        (EulerDiscreteScheduler(), {"sigmas": [20.0, 5.0, 1.0, 0.2, 0.0]}, 0.5, 2),
+    ],
+)
+def test_strength_with_custom_timesteps(scheduler, spacing, strength, num_timesteps):
+    pipe = get_pipeline(scheduler)
+    sample(pipe, image=torch.zeros(1, 1, 8, 8), strength=strength, **spacing)
+    assert pipe.num_timesteps == num_timesteps
+
+
+def test_depends_on_the_generator():
+    pipe, image = get_pipeline(), torch.zeros(1, 1, 8, 8)
+    assert_close(sample(pipe, image=image), sample(pipe, image=image))
+    assert (sample(pipe, image=image) - sample(pipe, seed=1, image=image)).abs().max() > 1e-3
+
+
+GRAY = np.linspace(0, 255, 64).round().astype(np.uint8).reshape(8, 8)
+BINARY = GRAY > 127
+FLOATS = (GRAY / 255).astype(np.float32)
+RGB = np.stack([GRAY, GRAY.T, 255 - GRAY], axis=-1)
+
+
+@pytest.mark.parametrize(
+    ("image", "expected"),
+    [
+        (Image.fromarray(GRAY), GRAY),
+        (Image.fromarray(GRAY).convert("RGB"), GRAY),
+        (Image.fromarray(BINARY), 255 * BINARY),
+        (np.asarray(Image.fromarray(GRAY)), GRAY),
+        (GRAY[..., None], GRAY),
+        (GRAY[None, ..., None], GRAY),
+        (GRAY[:, ::-1], GRAY[:, ::-1]),
+        (FLOATS, GRAY),
+        (FLOATS.astype(np.float64), GRAY),
+        (BINARY, 255 * BINARY),
+        (torch.from_numpy(GRAY), GRAY),
+        (torch.from_numpy(GRAY)[None], GRAY),
+        (torch.from_numpy(FLOATS)[None, None], GRAY),
+        (torch.from_numpy(FLOATS).half(), GRAY),
+        (torch.from_numpy(BINARY), 255 * BINARY),
+        ([GRAY], GRAY),
+        ([torch.from_numpy(FLOATS)[None]], GRAY),
+    ],
+)
+def test_grayscale_inputs(image, expected):
+    reference = torch.from_numpy(expected / 255).float()[None, None]
+    assert_close(reconstruct(image), reconstruct(reference), atol=1e-3, rtol=0)
+
+
+@pytest.mark.parametrize(
+    "image",
+    [Image.fromarray(RGB), RGB, RGB[None], torch.from_numpy(RGB).permute(2, 0, 1), [RGB], (RGB / 255)],
+    ids=["pil", "array", "batch", "tensor", "list", "float"],
+)
+def test_color_inputs(image):
+    config = {"in_channels": 3, "out_channels": 3}
+    reference = torch.from_numpy(RGB / 255).float().permute(2, 0, 1)[None]
+    assert_close(reconstruct(image, **config), reconstruct(reference, **config), atol=1e-5, rtol=0)
+
+
+def test_four_channels():
+    config = {"in_channels": 4, "out_channels": 4}
+    image = torch.full((1, 4, 16, 16), 0.75)
+    assert (reconstruct(image, **config) - 0.75).abs().mean() < 0.05
+
+
+def test_images_are_resized():
+    assert reconstruct(Image.new("L", (40, 20), 255)).mean() > 0.9
+    assert reconstruct(torch.ones(1, 1, 20, 40)).mean() > 0.9
+    mixed = [np.full((16, 16), 255, np.uint8), torch.ones(1, 8, 8), Image.new("L", (20, 20), 255)]
+    assert reconstruct(mixed, num_images=3).mean() > 0.9
+
+
+def test_one_image_each():
+    images = torch.stack([torch.full((1, 8, 8), value) for value in (0.05, 0.95)])
+    for image in (images, list(images), images.movedim(1, -1).numpy()):
+        dark, light = sample(get_pipeline(), [1, 2], image=image, **LOW_STRENGTH)
+        assert dark.mean() < 0.1 and light.mean() > 0.9
+
+
+def test_one_image_for_all():
+    assert reconstruct(Image.new("L", (8, 8), 255), num_images=2).flatten(1).mean(1).min() > 0.9
+
+
+VALUES = "have uint8 values or floats in .0, 1., got"
+
+
+@pytest.mark.parametrize(
+    ("image", "message"),
+    [
+        (255 * FLOATS, f"{VALUES} torch.float32 values"),
+        (FLOATS - 0.5, f"{VALUES} torch.float32 values"),
+        (np.where(BINARY, np.nan, FLOATS), f"{VALUES} torch.float32 values"),
+        (GRAY.astype(np.int64), f"{VALUES} torch.int64 values"),
+        (torch.from_numpy(GRAY).int(), f"{VALUES} torch.int32 values"),
+        (Image.fromarray(GRAY.astype(np.uint16)), "8 bits per channel, got mode 'I;16'"),
+        (Image.fromarray(GRAY.astype(np.int32)), "8 bits per channel, got mode 'I'"),
+        ([Image.fromarray(FLOATS)], "8 bits per channel, got mode 'F'"),
+        ([], "at least one image, got an empty list"),
+        (np.zeros((0, 8, 8, 1)), r"a non-empty array .*, got ndarray of shape \(0, 8, 8, 1\)"),
+        (torch.zeros(8), r"with 2 to 4 dimensions, .*, got Tensor of shape \(8,\)"),
+        ("image.png", r"be a PIL image, .*, got str of shape \(\)"),
+        ([GRAY.tolist()], "be a PIL image, .*, got list"),
+        (RGB, "have 1 channels, got 3"),
+        (np.zeros((1, 8, 8)), "have 1 channels, got 8"),
+        (torch.zeros(3, 1, 8, 8), "be one image or 1 images, got 3"),
+    ],
+)
+def test_invalid_images(image, message):
+    with pytest.raises(ValueError, match=f"`image` must .*{message}"):
+        sample(get_pipeline(), image=image)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"strength": 0.0}, r"`strength` must be in \(0, 1\], got 0\.0"),
+        ({"strength": 1.1}, r"`strength` must be in \(0, 1\], got 1\.1"),
+        ({"strength": float("nan")}, r"`strength` must be in \(0, 1\], got nan"),
+        ({"strength": 0.4}, "`strength` must leave at least one of the 2 steps, got 0.4"),
+        ({"strength": 0.2, "timesteps": [900, 500, 20]}, "`strength` must leave at least one of the 3 steps"),
+        ({"latents": torch.zeros(1, 1, 8, 8)}, "both `latents` and `image`"),
+    ],
+)
+def test_invalid_arguments(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        scheduler = EulerDiscreteScheduler() if "timesteps" in kwargs else None
+        sample(get_pipeline(scheduler), **{"image": torch.zeros(1, 1, 8, 8), **kwargs})
+
+
+@pytest.mark.parametrize("scheduler", [LMSDiscreteScheduler(), PNDMScheduler()], ids=lambda s: type(s).__name__)
+def test_schedulers_that_only_start_from_noise(scheduler):
+    with pytest.raises(ValueError, match=r"Scheduler cannot start from an `image`"):
+        sample(get_pipeline(scheduler), image=torch.zeros(1, 1, 8, 8), num_inference_steps=4)

@@ -1,0 +1,310 @@
+"""Saving a pipeline and loading it again, with the classes of the package and with those that were saved."""
+
+import json
+import logging
+from pathlib import Path
+
+import numpy as np
+import pytest
+import torch
+from diffusers import (
+    DDIMPipeline,
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+)
+from torch.testing import assert_close
+
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
+from fmnist_diffusion.models import unet_fmnist
+from fmnist_diffusion.pipelines import pipeline_fmnist
+from fmnist_diffusion.sampling import make_pipeline
+from subprocesses import run_python
+from tiny_pipelines import make_unet, sample
+
+
+pytestmark = pytest.mark.usefixtures("dynamic_modules")
+
+FILES = {
+    "model_index.json",
+    "pipeline_fmnist.py",
+    "scheduler/scheduler_config.json",
+    "unet/config.json",
+    "unet/diffusion_pytorch_model.safetensors",
+    "unet/unet_fmnist.py",
+}
+
+
+def make_default_pipeline(**config) -> FashionMNISTPipeline:
+    pipe = make_pipeline(make_unet(**config), DDPMScheduler(), num_inference_steps=3)
+    pipe.unet.eval()
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load_dynamically(folder, **kwargs) -> DiffusionPipeline:
+    pipe = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True, **kwargs)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def load(folder, **kwargs) -> FashionMNISTPipeline:
+    pipe = FashionMNISTPipeline.from_pretrained(folder, **kwargs)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def check_layout(folder: Path) -> None:
+    """Checks the files of a saved pipeline, and that they do not contain local paths."""
+    assert {path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()} == FILES
+    index = json.loads((folder / "model_index.json").read_text())
+    assert index.pop("_diffusers_version")
+    assert index == {
+        "_class_name": ["pipeline_fmnist", "FashionMNISTPipeline"],
+        "unet": ["unet_fmnist", "FashionMNISTUNet2DModel"],
+        "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
+        "num_inference_steps": 3,
+        "timestep_power": 1.5,
+    }
+    for name, module in (("pipeline_fmnist.py", pipeline_fmnist), ("unet/unet_fmnist.py", unet_fmnist)):
+        assert (folder / name).read_bytes() == Path(str(module.__file__)).read_bytes()
+    for path in folder.rglob("*.json"):
+        assert "_name_or_path" not in path.read_text()
+        assert str(folder.parent) not in path.read_text()
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    make_default_pipeline().save_pretrained(tmp_path / "saved")
+    return tmp_path / "saved"
+
+
+@pytest.fixture
+def expected() -> torch.Tensor:
+    return sample(make_default_pipeline(), "Bag")
+
+
+class TestRoundTrip:
+    def test_in_one_process(self, folder, tmp_path, expected, diffusers_log):
+        loaders = [load, load_dynamically, load_dynamically, load]
+        for i, loader in enumerate(loaders):
+            check_layout(folder)
+            pipe = loader(folder)
+            assert not pipe.unet.training
+            assert torch.equal(sample(pipe, "Bag"), expected)
+            folder = tmp_path / str(i)
+            pipe.save_pretrained(folder)
+        check_layout(folder)
+        assert [record.message for record in diffusers_log.records] == []
+
+    @pytest.mark.slow
+    def test_without_the_package(self, folder, tmp_path, expected):
+        code = f"""
+        import numpy as np, torch
+        from diffusers import DiffusionPipeline
+
+        source, results = {str(folder)!r}, []
+        for i in range(2):
+            pipe = DiffusionPipeline.from_pretrained(source, trust_remote_code=True)
+            pipe.set_progress_bar_config(disable=True)
+            results.append(pipe("Bag", generator=torch.manual_seed(0), output_type="np").images)
+            source = f"{tmp_path}/{{i}}"
+            pipe.save_pretrained(source)
+        np.save("{tmp_path}/images.npy", np.stack(results))
+        try:
+            import fmnist_diffusion
+        except ModuleNotFoundError:
+            print("blocked")
+        """
+        assert run_python(code, package=False, home=tmp_path / "home") == ["blocked"]
+        for images in np.load(tmp_path / "images.npy"):
+            assert_close(torch.from_numpy(images).permute(0, 3, 1, 2), expected, atol=1e-4, rtol=0)
+        for name in ("0", "1"):
+            check_layout(tmp_path / name)
+            assert torch.equal(sample(load(tmp_path / name), "Bag"), expected)
+
+    def test_save_over_itself(self, folder, expected):
+        for loader in (load, load_dynamically):
+            loader(folder).save_pretrained(folder)
+            check_layout(folder)
+        assert torch.equal(sample(load(folder), "Bag"), expected)
+
+    @pytest.mark.parametrize("loader", [load, load_dynamically])
+    def test_replaced_scheduler(self, folder, tmp_path, loader):
+        pipe = loader(folder)
+        pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
+        expected = sample(pipe)
+        pipe.save_pretrained(tmp_path / "ddim")
+        for again in (load(tmp_path / "ddim"), load_dynamically(tmp_path / "ddim")):
+            assert type(again.scheduler) is DDIMScheduler
+            assert torch.equal(sample(again), expected)
+
+    def test_variant(self, folder, tmp_path):
+        half = load(folder, dtype=torch.float16)
+        half.save_pretrained(tmp_path / "half", variant="fp16")
+        for loader in (load, load_dynamically):
+            with pytest.raises(OSError, match="diffusion_pytorch_model"):
+                loader(tmp_path / "half")
+            pipe = loader(tmp_path / "half", variant="fp16", dtype=torch.float16)
+            assert pipe.unet.dtype == torch.float16
+            assert torch.equal(sample(pipe), sample(half))
+
+    def test_shards(self, tmp_path, expected):
+        make_default_pipeline().save_pretrained(tmp_path, max_shard_size="20KB")
+        assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
+        for loader in (load, load_dynamically):
+            assert torch.equal(sample(loader(tmp_path), "Bag"), expected)
+
+    def test_model_in_training_mode(self, tmp_path, expected):
+        pipe = make_default_pipeline()
+        pipe.unet.train()
+        pipe.save_pretrained(tmp_path)
+        assert torch.equal(sample(load(tmp_path), "Bag"), expected)
+
+    def test_compiled_model(self, tmp_path, expected):
+        pipe = make_default_pipeline()
+        pipe.unet = torch.compile(pipe.unet, backend="eager")
+        pipe.save_pretrained(tmp_path / "compiled")
+        check_layout(tmp_path / "compiled")
+        assert torch.equal(sample(load(tmp_path / "compiled"), "Bag"), expected)
+
+
+class TestFromPretrained:
+    def test_classes(self, folder):
+        for path in (folder, str(folder)):
+            pipe = load(path)
+            assert type(pipe) is FashionMNISTPipeline
+            assert type(pipe.unet) is FashionMNISTUNet2DModel
+            assert type(pipe.scheduler) is DPMSolverMultistepScheduler
+
+    @pytest.mark.parametrize("loader", [load, load_dynamically])
+    def test_options(self, folder, loader):
+        scheduler = DDIMScheduler()
+        pipe = loader(folder, scheduler=scheduler, num_inference_steps=5, timestep_power=None)
+        assert pipe.scheduler is scheduler
+        assert (pipe.config.num_inference_steps, pipe.config.timestep_power) == (5, None)
+
+    def test_model(self, folder):
+        unet = make_unet()
+        assert load(folder, unet=unet).unet is unet
+
+    @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")
+    @pytest.mark.parametrize("loader", [load, load_dynamically])
+    @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
+    def test_dtype(self, folder, loader, name, expected):
+        pipe = loader(folder, **{name: torch.bfloat16})
+        assert pipe.unet.dtype == torch.bfloat16
+        images = sample(pipe, "Bag")
+        assert images.dtype == torch.float32
+        assert (images - expected).abs().mean() < 0.05
+
+    @pytest.mark.parametrize("device_map", ["cpu", {"unet": "cpu"}], ids=str)
+    def test_device_map(self, folder, device_map, expected):
+        pipe = load(folder, device_map=device_map)
+        assert pipe.hf_device_map == device_map
+        assert {str(device) for device in pipe.unet.hf_device_map.values()} == {"cpu"}
+        assert_close(sample(pipe, "Bag"), expected, atol=1e-4, rtol=0)
+
+    def test_custom_pipeline(self, folder, expected):
+        pipe = load_dynamically(folder, custom_pipeline="pipeline_fmnist")
+        assert type(pipe).__name__ == "FashionMNISTPipeline"
+        assert torch.equal(sample(pipe, "Bag"), expected)
+
+    def test_code_is_not_run_without_trust(self, folder):
+        with pytest.raises(ValueError, match="trust_remote_code"):
+            DiffusionPipeline.from_pretrained(folder)
+
+    def test_missing_folder(self, tmp_path):
+        with pytest.raises(OSError, match=r"model_index\.json"):
+            load(tmp_path)
+
+
+def test_from_pipe(folder, expected):
+    for pipe in (load(folder), load_dynamically(folder)):
+        again = FashionMNISTPipeline.from_pipe(pipe)
+        again.set_progress_bar_config(disable=True)
+        assert again.unet is pipe.unet
+        assert (again.config.num_inference_steps, again.config.timestep_power) == (3, 1.5)
+        assert torch.equal(sample(again, "Bag"), expected)
+        changed = FashionMNISTPipeline.from_pipe(pipe, scheduler=DDIMScheduler(), num_inference_steps=4)
+        assert type(changed.scheduler) is DDIMScheduler
+        assert changed.config.num_inference_steps == 4
+
+
+def test_components(folder):
+    pipe = load(folder)
+    again = FashionMNISTPipeline(**pipe.components, num_inference_steps=3, timestep_power=1.5)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(sample(again), sample(pipe))
+
+
+@pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
+def test_change_of_dtype(folder, dtype, expected):
+    pipe = load(folder).to(dtype)
+    assert pipe.dtype == dtype
+    assert (sample(pipe, "Bag") - expected).abs().mean() < 0.05
+
+
+@pytest.mark.parametrize(
+    "offload",
+    [
+        lambda pipe: pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level"),
+        lambda pipe: pipe.enable_group_offload(
+            torch.device("cpu"), offload_type="block_level", num_blocks_per_group=1
+        ),
+        lambda pipe: pipe.enable_model_cpu_offload(device="cpu"),
+    ],
+    ids=["leaf_level", "block_level", "model"],
+)
+def test_offloading(folder, offload, expected):
+    pipe = load(folder)
+    offload(pipe)
+    for _ in range(2):
+        assert_close(sample(pipe, "Bag"), expected, atol=1e-4, rtol=0)
+
+
+class TestStockPipelines:
+    @pytest.mark.parametrize(
+        ("pipeline_class", "scheduler_class"), [(DDPMPipeline, DDPMScheduler), (DDIMPipeline, DDIMScheduler)]
+    )
+    def test_components_of_a_saved_pipeline(self, folder, pipeline_class, scheduler_class):
+        unet = FashionMNISTUNet2DModel.from_pretrained(folder, subfolder="unet")
+        scheduler = scheduler_class.from_pretrained(folder, subfolder="scheduler")
+        stock = pipeline_class(unet=unet, scheduler=scheduler)
+        stock.set_progress_bar_config(disable=True)
+        images = sample(stock, num_inference_steps=3, output_type="np")
+        ours = load(folder, scheduler=scheduler_class.from_pretrained(folder, subfolder="scheduler"))
+        assert np.abs(images - sample(ours, num_inference_steps=3, output_type="np")).max() < 1e-5
+
+    def test_saved_stock_pipeline(self, tmp_path):
+        DDPMPipeline(make_default_pipeline().unet, DDPMScheduler()).save_pretrained(tmp_path)
+        stock = DiffusionPipeline.from_pretrained(tmp_path)
+        assert type(stock) is DDPMPipeline
+        assert type(stock.unet) is FashionMNISTUNet2DModel
+        pipe = load(tmp_path)
+        assert type(pipe.scheduler) is DDPMScheduler
+        assert (pipe.config.num_inference_steps, pipe.config.timestep_power) == (20, None)
+
+    @pytest.mark.slow
+    def test_saved_stock_pipeline_in_another_process(self, tmp_path):
+        DDPMPipeline(make_default_pipeline().unet, DDPMScheduler()).save_pretrained(tmp_path / "stock")
+        code = f"""
+        from diffusers import DiffusionPipeline
+
+        try:
+            DiffusionPipeline.from_pretrained({str(tmp_path / "stock")!r})
+        except ValueError:
+            print("refused")
+        import fmnist_diffusion
+        print(type(DiffusionPipeline.from_pretrained({str(tmp_path / "stock")!r}).unet).__name__)
+        """
+        printed = run_python(code, package=True, home=tmp_path / "home")
+        assert printed == ["refused", "FashionMNISTUNet2DModel"]
+
+
+def test_diffusers_logger_is_captured(diffusers_log):
+    """The tests that check for an empty log depend on this."""
+    logging.getLogger("diffusers.pipelines").warning("A warning.")
+    assert [record.message for record in diffusers_log.records][:1] == ["A warning."]

@@ -1,0 +1,266 @@
+"""`load_pipeline`, the Hub, and what `import fmnist_diffusion` imports."""
+
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler
+from torch.testing import assert_close
+
+import fmnist_diffusion
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, bundled_pipelines, load_pipeline, loading
+from fmnist_diffusion.loading import get_pipeline_folder
+from saved_pipelines import save_pipeline
+from subprocesses import run_python
+from tiny_pipelines import sample
+
+
+REPO_ID = "someone/tiny"
+NOT_FOUND = "Could not find a pipeline at {!r}: pass the name of a bundled checkpoint"
+
+
+@pytest.fixture
+def folder(tmp_path) -> Path:
+    return save_pipeline(tmp_path / "saved", num_class_embeds=10)
+
+
+def load(name_or_path, **kwargs) -> FashionMNISTPipeline:
+    pipe = load_pipeline(name_or_path, **kwargs)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class TestLocalFolder:
+    def test_classes(self, folder):
+        for path in (folder, str(folder)):
+            pipe = load_pipeline(path)
+            assert type(pipe) is FashionMNISTPipeline
+            assert type(pipe.unet) is FashionMNISTUNet2DModel
+            assert type(pipe.scheduler) is DPMSolverMultistepScheduler
+            assert not pipe.unet.training
+
+    @pytest.mark.parametrize("scheduler", ["ddim", "DDIMScheduler", DDIMScheduler])
+    def test_scheduler(self, folder, scheduler):
+        stored = load_pipeline(folder)
+        pipe = load_pipeline(folder, scheduler=scheduler)
+        assert type(pipe.scheduler) is DDIMScheduler
+        assert torch.equal(pipe.scheduler.betas, stored.scheduler.betas)
+        assert (stored.config.timestep_power, pipe.config.timestep_power) == (1.5, None)
+
+    def test_unknown_scheduler(self, folder):
+        with pytest.raises(ValueError, match=r"Could not find a scheduler 'DDIM': pass one of ddpm, ddim"):
+            load_pipeline(folder, scheduler="DDIM")
+
+    def test_arguments_of_from_pretrained(self, folder):
+        pipe = load_pipeline(folder, dtype=torch.float16, num_inference_steps=4, timestep_power=2.0)
+        assert pipe.unet.dtype == torch.float16
+        assert (pipe.config.num_inference_steps, pipe.config.timestep_power) == (4, 2.0)
+
+    def test_stock_pipeline(self, tmp_path):
+        unet = load_pipeline(save_pipeline(tmp_path / "saved")).unet
+        DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "stock")  # type: ignore[arg-type]
+        assert type(load_pipeline(tmp_path / "stock").scheduler) is DDPMScheduler
+
+    def test_missing_variant(self, folder):
+        with pytest.raises(OSError, match="diffusion_pytorch_model"):
+            load_pipeline(folder, variant="fp16")
+
+    def test_folder_without_a_pipeline(self, tmp_path):
+        with pytest.raises(OSError, match=r"contains no pipeline: it has no model_index\.json"):
+            load_pipeline(tmp_path)
+
+    @pytest.mark.parametrize("name", ["nothing", "./nothing", "/no/such/folder", "a/b/c", "~/nothing"])
+    def test_missing_folder(self, name):
+        with pytest.raises(OSError, match=NOT_FOUND.format(name)):
+            load_pipeline(name)
+
+
+def test_bundled_names(folder, monkeypatch):
+    monkeypatch.setattr(loading, "PRETRAINED_DIR", folder.parent)
+    assert bundled_pipelines() == ("saved",)
+    assert get_pipeline_folder("saved") == folder
+    assert get_pipeline_folder("./saved") == Path("saved")
+    assert type(load_pipeline("saved")) is FashionMNISTPipeline
+    with pytest.raises(OSError, match=NOT_FOUND.format("saved")):
+        load_pipeline(Path("saved"))
+
+
+class TestHub:
+    @pytest.fixture
+    def expected(self, folder) -> torch.Tensor:
+        return sample(load(folder), "Bag")
+
+    @pytest.fixture
+    def repository(self, hub, folder):
+        load(folder).push_to_hub(REPO_ID)
+        return hub.repositories[REPO_ID]
+
+    def count_downloads(self, hub) -> int:
+        return sum(method == "GET" and path.endswith(".safetensors") for method, path in hub.requests)
+
+    def test_push_writes_the_complete_layout(self, repository, folder):
+        paths = [path for path in folder.rglob("*") if path.is_file()]
+        saved = {path.relative_to(folder).as_posix(): path.read_bytes() for path in paths}
+        assert repository.files.keys() - saved.keys() == {".gitattributes", "README.md"}
+        assert {name: repository.files[name] for name in saved} == saved
+
+    def test_load(self, repository, expected, diffusers_log):
+        for pipe in (load(REPO_ID), FashionMNISTPipeline.from_pretrained(REPO_ID)):
+            pipe.set_progress_bar_config(disable=True)
+            assert type(pipe.unet) is FashionMNISTUNet2DModel
+            assert torch.equal(sample(pipe, "Bag"), expected)
+        assert [record.message for record in diffusers_log.records] == []
+
+    def test_push_after_loading_from_the_hub(self, repository, hub):
+        load(REPO_ID).push_to_hub("someone/copy")
+        assert hub.repositories["someone/copy"].files == repository.files
+
+    def test_revision(self, repository, hub, tmp_path):
+        repository.refs["v1.0"] = repository.refs["main"]
+        load(save_pipeline(tmp_path / "other", num_class_embeds=4)).push_to_hub(REPO_ID)
+        assert load(REPO_ID).unet.config.num_class_embeds == 4
+        assert load(REPO_ID, revision="v1.0").unet.config.num_class_embeds == 10
+        assert load(REPO_ID, revision=repository.refs["v1.0"]).unet.config.num_class_embeds == 10
+        with pytest.raises(OSError, match=NOT_FOUND.format(REPO_ID)):
+            load(REPO_ID, revision="v9")
+
+    def test_local_files_only(self, repository, hub, expected):
+        with pytest.raises(OSError, match=NOT_FOUND.format(REPO_ID)):
+            load(REPO_ID, local_files_only=True)
+        load(REPO_ID)
+        requests = len(hub.requests)
+        assert torch.equal(sample(load(REPO_ID, local_files_only=True), "Bag"), expected)
+        assert len(hub.requests) == requests
+
+    def test_cache_dir_and_force_download(self, repository, hub, tmp_path):
+        for options, downloads in (({}, 1), ({}, 1), ({"force_download": True}, 2)):
+            load(REPO_ID, cache_dir=tmp_path / "elsewhere", **options)
+            assert self.count_downloads(hub) == downloads
+        assert list((tmp_path / "elsewhere").rglob("*.safetensors"))
+        assert not list((tmp_path / "cache").rglob("*.safetensors"))
+
+    def test_token(self, repository):
+        repository.private = True
+        load(REPO_ID, token="hf_someone")
+        with pytest.raises(OSError, match=NOT_FOUND.format(REPO_ID)):
+            load(REPO_ID, token="hf_other", force_download=True)
+
+    def test_variant(self, repository, folder, hub):
+        load(folder, dtype=torch.float16).push_to_hub(REPO_ID, variant="fp16")
+        pipe = load(REPO_ID, variant="fp16", dtype=torch.float16)
+        assert pipe.unet.dtype == torch.float16
+        assert [path for _, path in hub.requests if "resolve" in path and "fp16.safetensors" in path]
+        with pytest.raises(OSError, match=NOT_FOUND.format(REPO_ID)):
+            load(REPO_ID, variant="bf16")
+
+    def test_device_map(self, repository, expected):
+        assert_close(sample(load(REPO_ID, device_map="cpu"), "Bag"), expected, atol=1e-4, rtol=0)
+
+    def test_options_and_components(self, repository, folder, hub):
+        unet = load(folder).unet
+        pipe = FashionMNISTPipeline.from_pretrained(
+            REPO_ID, unet=unet, scheduler=DDIMScheduler(), num_inference_steps=5, timestep_power=None
+        )
+        assert pipe.unet is unet
+        assert type(pipe.scheduler) is DDIMScheduler
+        assert (pipe.config.num_inference_steps, pipe.config.timestep_power) == (5, None)
+        assert self.count_downloads(hub) == 0
+
+    def test_missing_repository(self, hub):
+        with pytest.raises(OSError, match=NOT_FOUND.format("someone/else")):
+            load("someone/else")
+
+    def test_error_of_the_operating_system(self, monkeypatch):
+        def raise_error(*args, **kwargs):
+            raise OSError(28, "No space left on device")
+
+        monkeypatch.setattr(FashionMNISTPipeline, "from_pretrained", raise_error)
+        with pytest.raises(OSError, match="No space left on device"):
+            load(REPO_ID)
+
+    @pytest.mark.slow
+    def test_without_the_package(self, repository, hub, folder, tmp_path):
+        repository.refs["v1.0"] = repository.refs["main"]
+        load(save_pipeline(tmp_path / "other", num_class_embeds=4)).push_to_hub(REPO_ID)
+        code = f"""
+        import torch
+        from diffusers import DiffusionPipeline
+        from diffusers.utils import logging
+
+        def load(**kwargs):
+            pipe = DiffusionPipeline.from_pretrained({REPO_ID!r}, trust_remote_code=True, **kwargs)
+            pipe.set_progress_bar_config(disable=True)
+            images = pipe(3, num_images_per_prompt=2, generator=torch.manual_seed(0)).images
+            print(type(pipe).__name__, pipe.unet.config.num_class_embeds, len(images), pipe.num_timesteps)
+            return pipe
+
+        try:
+            import fmnist_diffusion
+        except ModuleNotFoundError:
+            print("blocked")
+        try:
+            DiffusionPipeline.from_pretrained({REPO_ID!r})
+        except ValueError as error:
+            print("trust_remote_code" in str(error))
+        load()
+        load(local_files_only=True)
+        load(custom_pipeline="pipeline_fmnist")
+        load(revision="v1.0", num_inference_steps=3).push_to_hub("someone/copy", token="hf_someone")
+        """
+        printed = run_python(code, package=False, home=tmp_path / "home", HF_ENDPOINT=hub.endpoint)
+        assert printed == ["blocked", "True", *["FashionMNISTPipeline 4 2 20"] * 3, "FashionMNISTPipeline 10 2 3"]
+        copy = load("someone/copy")
+        assert copy.config.num_inference_steps == 3
+        assert torch.equal(sample(copy, num_inference_steps=20), sample(load(folder)))
+
+    @pytest.mark.slow
+    def test_with_the_package_in_another_process(self, repository, hub, tmp_path):
+        code = f"""
+        import torch
+        from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
+        from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, load_pipeline
+
+        def describe(pipe):
+            print(type(pipe).__name__, type(pipe.unet) is FashionMNISTUNet2DModel, type(pipe.scheduler).__name__)
+
+        describe(load_pipeline({REPO_ID!r}))
+        describe(FashionMNISTPipeline.from_pretrained({REPO_ID!r}, local_files_only=True))
+        describe(DiffusionPipeline.from_pretrained({REPO_ID!r}, trust_remote_code=True))
+        unet = FashionMNISTUNet2DModel.from_pretrained({REPO_ID!r}, subfolder="unet")
+        scheduler = DDPMScheduler.from_pretrained({REPO_ID!r}, subfolder="scheduler")
+        describe(DDPMPipeline(unet, scheduler))
+        """
+        printed = run_python(code, package=True, home=tmp_path / "home", HF_ENDPOINT=hub.endpoint)
+        assert printed == [
+            "FashionMNISTPipeline True DPMSolverMultistepScheduler",
+            "FashionMNISTPipeline True DPMSolverMultistepScheduler",
+            "FashionMNISTPipeline False DPMSolverMultistepScheduler",
+            "DDPMPipeline True DDPMScheduler",
+        ]
+
+
+class TestImport:
+    @pytest.mark.slow
+    def test_import_is_lazy(self, tmp_path):
+        code = """
+        import sys
+        import fmnist_diffusion
+        print("torch" in sys.modules, "diffusers" in sys.modules, fmnist_diffusion.__version__)
+        print(set(fmnist_diffusion.__all__) <= set(dir(fmnist_diffusion)))
+        from diffusers import DiffusionPipeline
+        before = set(sys.modules)
+        from fmnist_diffusion import FashionMNISTUNet2DModel
+        print(sys.modules["fmnist_diffusion.models.unet_fmnist"].FashionMNISTUNet2DModel is FashionMNISTUNet2DModel)
+        fmnist_diffusion.load_pipeline
+        print(*{"datasets", "gradio", "matplotlib", "scipy"} & (sys.modules.keys() - before))
+        """
+        printed = run_python(code, package=True, home=tmp_path)
+        assert printed == [f"False False {fmnist_diffusion.__version__}", "True", "True", ""]
+
+    def test_unknown_attribute(self):
+        with pytest.raises(AttributeError, match="no attribute 'nothing'"):
+            fmnist_diffusion.nothing  # noqa: B018
+
+    def test_public_names(self):
+        for name in fmnist_diffusion.__all__:
+            assert getattr(fmnist_diffusion, name).__name__ == name

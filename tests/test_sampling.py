@@ -1,0 +1,288 @@
+import inspect
+from dataclasses import dataclass
+
+import diffusers
+import pytest
+import torch
+from diffusers import (
+    DDIMScheduler,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    DPMSolverSinglestepScheduler,
+    EulerDiscreteScheduler,
+    HeunDiscreteScheduler,
+)
+
+from fmnist_diffusion import FashionMNISTPipeline
+from fmnist_diffusion.data import to_uint8
+from fmnist_diffusion.sampling import (
+    MAX_SEED,
+    SCHEDULERS,
+    Samples,
+    SamplingConfig,
+    copy_pipeline,
+    generate,
+    get_scheduler_class,
+    make_generators,
+    make_pipeline,
+    make_scheduler,
+)
+from tiny_pipelines import get_pipeline, make_unet, sample
+
+
+COSINE = {"beta_schedule": "squaredcos_cap_v2", "timestep_spacing": "trailing"}
+
+
+def make_default_pipeline(**noise_schedule) -> FashionMNISTPipeline:
+    pipe = make_pipeline(make_unet(), DDPMScheduler(**noise_schedule), num_inference_steps=3)
+    pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+class TestSamplingConfig:
+    def test_defaults_are_those_of_the_pipeline(self):
+        parameters = inspect.signature(FashionMNISTPipeline.__call__).parameters
+        for name in ("num_inference_steps", "guidance_scale", "guidance_interval"):
+            assert getattr(SamplingConfig(), name) == parameters[name].default
+
+    @pytest.mark.parametrize("values", [{"seed": MAX_SEED}, {"num_inference_steps": 1}, {"guidance_interval": [0, 1]}])
+    def test_valid(self, values):
+        config = SamplingConfig(**values)
+        assert all(getattr(config, name) == value for name, value in values.items())
+
+    @pytest.mark.parametrize(
+        ("name", "value", "expected"),
+        [
+            ("num_inference_steps", 0, "a positive integer, got 0"),
+            ("num_inference_steps", 2.0, r"a positive integer, got 2\.0"),
+            ("num_inference_steps", True, "a positive integer, got True"),
+            ("guidance_scale", float("inf"), "a finite number, got inf"),
+            ("guidance_interval", (0.5, 0.2), r"\(start, stop\) with .*, got \(0\.5, 0\.2\)"),
+            ("guidance_interval", (0, 2), r"\(start, stop\) with .*, got \(0, 2\)"),
+            ("guidance_interval", (0,), r"\(start, stop\) with .*, got \(0,\)"),
+            ("seed", -1, r"an integer from 0 to 2\*\*32 - 1, got -1"),
+            ("seed", 2**32, r"an integer from 0 to 2\*\*32 - 1, got 4294967296"),
+            ("seed", 1.5, r"an integer from 0 to 2\*\*32 - 1, got 1\.5"),
+        ],
+    )
+    def test_invalid(self, name, value, expected):
+        with pytest.raises(ValueError, match=f"`{name}` must be {expected}"):
+            SamplingConfig(**{name: value})
+
+    def test_subclass(self):
+        @dataclass(frozen=True)
+        class EvaluationConfig(SamplingConfig):
+            num_samples: int = 10
+
+        assert EvaluationConfig(seed=3).num_samples == 10
+        with pytest.raises(ValueError, match="`seed`"):
+            EvaluationConfig(seed=-3)
+
+
+class TestScheduler:
+    @pytest.mark.parametrize(
+        ("scheduler", "name", "options"),
+        [
+            ("ddim", "DDIMScheduler", {}),
+            ("sde-dpmsolver++", "DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+            ("DDIMScheduler", "DDIMScheduler", {}),
+            (DDIMScheduler, "DDIMScheduler", {}),
+            ("SASolverScheduler", "SASolverScheduler", {}),
+        ],
+    )
+    def test_names_and_classes(self, scheduler, name, options):
+        assert get_scheduler_class(scheduler) == (getattr(diffusers, name), options)
+
+    @pytest.mark.parametrize("scheduler", ["DDIM", "nothing", "UNet2DModel", "torch", "", int])
+    def test_unknown(self, scheduler):
+        with pytest.raises(ValueError, match=r"Could not find a scheduler .*: pass one of ddpm, ddim, .*heun, or a"):
+            get_scheduler_class(scheduler)
+
+    @pytest.mark.parametrize("noise_schedule", [{}, COSINE], ids=["linear", "cosine"])
+    @pytest.mark.parametrize(
+        "scheduler", [*SCHEDULERS, "SASolverScheduler", DDIMScheduler, DPMSolverSinglestepScheduler], ids=str
+    )
+    def test_keeps_the_noise_schedule(self, scheduler, noise_schedule):
+        options = {"prediction_type": "v_prediction", "timestep_spacing": "leading", **noise_schedule}
+        trained = DDPMScheduler(**options)
+        # The config of a new scheduler says which options have their default values.
+        for source in (trained, make_scheduler("sde-dpmsolver++", trained.config), EulerDiscreteScheduler(**options)):
+            made = make_scheduler(scheduler, source.config)
+            assert torch.equal(made.alphas_cumprod, trained.alphas_cumprod)
+            assert made.config.prediction_type == "v_prediction"
+            assert made.config.timestep_spacing == trained.config.timestep_spacing
+
+    def test_solvers_with_other_algorithm_types(self):
+        config = make_default_pipeline().scheduler.config
+        assert make_scheduler("deis", config).config["algorithm_type"] == "deis"
+        assert make_scheduler("SASolverScheduler", config).config["algorithm_type"] == "data_prediction"
+        assert make_scheduler("DPMSolverMultistepScheduler", config).config["algorithm_type"] == "sde-dpmsolver++"
+
+    @pytest.mark.parametrize("name", ["AmusedScheduler", "VQDiffusionScheduler"])
+    def test_scheduler_that_needs_more_than_a_noise_schedule(self, name):
+        with pytest.raises(ValueError, match=f"{name} does not support this model"):
+            make_scheduler(name, DDPMScheduler().config)
+
+
+class TestMakePipeline:
+    @pytest.mark.parametrize(("noise_schedule", "power"), [({}, 1.5), (COSINE, 1.2)])
+    def test_sampler(self, noise_schedule, power):
+        noise_scheduler = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, **noise_schedule)
+        pipe = make_pipeline(make_unet(), noise_scheduler, num_inference_steps=7)
+        assert type(pipe.scheduler) is DPMSolverMultistepScheduler
+        assert pipe.scheduler.config["algorithm_type"] == "sde-dpmsolver++"
+        assert (pipe.config.num_inference_steps, pipe.config.timestep_power) == (7, power)
+        for name in ("beta_schedule", "prediction_type", "rescale_betas_zero_snr", "timestep_spacing"):
+            assert pipe.scheduler.config[name] == noise_scheduler.config[name]
+        restored = DDPMScheduler.from_config(pipe.scheduler.config)
+        assert torch.equal(restored.alphas_cumprod[:-1], noise_scheduler.alphas_cumprod[:-1])
+
+    @pytest.mark.parametrize(
+        ("prediction_type", "noise_schedule", "thresholding"),
+        [
+            ("epsilon", COSINE, True),
+            ("epsilon", {"rescale_betas_zero_snr": True}, True),
+            ("epsilon", {}, False),
+            ("v_prediction", COSINE, False),
+            ("sample", COSINE, False),
+        ],
+    )
+    def test_thresholding_for_epsilon_near_zero_snr(self, prediction_type, noise_schedule, thresholding):
+        pipe = make_default_pipeline(prediction_type=prediction_type, **noise_schedule)
+        assert pipe.scheduler.config["thresholding"] == thresholding
+
+    def test_wrong_epsilon_near_zero_snr_gives_pixels_in_range(self):
+        """A predicted noise that is 1 % wrong leads to the range of images."""
+        pipe = make_default_pipeline(**COSINE)
+        pipe.set_timesteps(2)
+        noise = torch.randn(4, 1, 28, 28, generator=torch.manual_seed(0))
+        step = pipe.scheduler.step(0.99 * noise, pipe.scheduler.timesteps[0], noise, generator=torch.manual_seed(1))
+        assert step.prev_sample.std() < 1.1
+
+
+class TestCopyPipeline:
+    @pytest.mark.parametrize(
+        "scheduler",
+        [
+            None,
+            DDIMScheduler(),
+            HeunDiscreteScheduler(),
+            DPMSolverSinglestepScheduler(algorithm_type="sde-dpmsolver++", final_sigmas_type="sigma_min"),
+        ],
+        ids=lambda scheduler: type(scheduler).__name__,
+    )
+    def test_same_images(self, scheduler):
+        pipe = make_default_pipeline() if scheduler is None else get_pipeline(scheduler)
+        copy = copy_pipeline(pipe)
+        assert copy.unet is pipe.unet
+        assert copy.scheduler is not pipe.scheduler
+        assert copy.config == pipe.config
+        assert torch.equal(sample(copy, 1), sample(pipe, 1))
+
+    def test_assigned_scheduler(self):
+        pipe = make_default_pipeline()
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
+        copy = copy_pipeline(pipe)
+        assert copy.config.timestep_power is None
+        assert torch.equal(sample(copy, 1), sample(pipe, 1))
+
+    def test_scheduler_state_is_separate(self):
+        pipe = make_default_pipeline()
+        copy = copy_pipeline(pipe)
+        expected = sample(pipe, 1)
+
+        def sample_copy(pipe, step, timestep, tensors):
+            sample(copy, 2, num_inference_steps=2)
+
+        assert torch.equal(sample(pipe, 1, callback_on_step_end=sample_copy), expected)
+
+    @pytest.mark.parametrize("scheduler", ["ddim", DDIMScheduler, "DDIMScheduler"])
+    def test_other_scheduler(self, scheduler):
+        pipe = make_default_pipeline()
+        copy = copy_pipeline(pipe, scheduler)
+        assert type(copy.scheduler) is DDIMScheduler
+        assert copy.config.timestep_power is None
+        assert copy.config.num_inference_steps == 3
+        with pytest.raises(ValueError, match="Could not find a scheduler 'nothing'"):
+            copy_pipeline(pipe, "nothing")
+
+    def test_progress_bar_setting(self, capfd):
+        sample(copy_pipeline(make_default_pipeline()))
+        assert not capfd.readouterr().err
+
+
+def test_make_generators():
+    generators = make_generators(5, 3, start=2)
+    assert [generator.initial_seed() for generator in generators] == [7, 8, 9]
+    assert {generator.device.type for generator in generators} == {"cpu"}
+    assert [generator.initial_seed() for generator in make_generators(MAX_SEED, 3)] == [MAX_SEED, 0, 1]
+    assert [generator.initial_seed() for generator in make_generators(10, 1, start=2**32)] == [10]
+
+
+class TestGenerate:
+    def test_same_image_in_every_batch(self):
+        pipe = make_default_pipeline()
+        config = SamplingConfig(seed=4)
+        whole, *rest = generate(pipe, config, 7, class_labels=[3, 1, 4], batch_size=64)
+        assert not rest
+        batches = list(generate(pipe, config, 7, class_labels=[3, 1, 4], batch_size=3))
+        assert [len(batch) for batch in batches] == [3, 3, 1]
+        (tail,) = generate(pipe, config, 3, class_labels=[3, 1, 4], start=4)
+        for images in (Samples.concatenate(batches).images, torch.cat([whole.images[:4], tail.images])):
+            # In other batch sizes, the last bits of the float images differ.
+            assert (images.int() - whole.images.int()).abs().max() <= 1
+        single = pipe(4, generator=torch.Generator().manual_seed(4 + 5), output_type="latent").images
+        assert (to_uint8(single).int() - whole.images[5:6].int()).abs().max() <= 1
+
+    def test_labels_are_cycled_by_index(self):
+        pipe = make_default_pipeline()
+        kwargs = {"class_labels": [3, 1, 4], "batch_size": 2}
+        samples = Samples.concatenate(list(generate(pipe, SamplingConfig(), 5, **kwargs)))
+        assert samples.labels is not None and samples.labels.tolist() == [3, 1, 4, 3, 1]
+        later = Samples.concatenate(list(generate(pipe, SamplingConfig(), 3, start=4, **kwargs)))
+        assert later.labels is not None and later.labels.tolist() == [1, 4, 3]
+
+    @pytest.mark.parametrize(
+        ("config", "labels", "evaluations"),
+        [
+            (SamplingConfig(), [1], 3),
+            (SamplingConfig(num_inference_steps=2), [1], 2),
+            (SamplingConfig(guidance_scale=2.0), [1], 6),
+            (SamplingConfig(num_inference_steps=4, guidance_scale=2.0, guidance_interval=(0.5, 1.0)), [1], 6),
+            (SamplingConfig(guidance_scale=2.0), None, 3),
+            (SamplingConfig(scheduler="heun"), [1], 5),
+        ],
+    )
+    def test_number_of_function_evaluations(self, config, labels, evaluations):
+        samples = Samples.concatenate(
+            list(generate(make_default_pipeline(), config, 3, class_labels=labels, batch_size=2))
+        )
+        assert samples.images.shape == (3, 1, 8, 8) and samples.images.dtype == torch.uint8
+        assert (samples.labels is None) == (labels is None)
+        assert samples.num_function_evaluations == 3 * evaluations
+        assert samples.seconds > 0
+
+    def test_pipeline_is_not_changed(self):
+        pipe = make_default_pipeline()
+        scheduler, expected = pipe.scheduler, sample(pipe)
+        list(generate(pipe, SamplingConfig(scheduler="ddim"), 2))
+        assert pipe.scheduler is scheduler
+        assert torch.equal(sample(pipe), expected)
+
+    @pytest.mark.parametrize(
+        ("config", "labels", "message"),
+        [
+            (SamplingConfig(scheduler="nothing"), None, "Could not find a scheduler 'nothing'"),
+            (SamplingConfig(), [10], "`class_labels` must be an index from 0 to 9"),
+            (SamplingConfig(num_inference_steps=1001), None, "`num_inference_steps` must be between 1 and 1000"),
+        ],
+    )
+    def test_invalid(self, config, labels, message):
+        with pytest.raises(ValueError, match=message):
+            list(generate(make_default_pipeline(), config, 1, class_labels=labels))
+
+
+def test_concatenate_samples_with_and_without_labels():
+    images = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
+    with pytest.raises(ValueError, match="with labels and samples without labels"):
+        Samples.concatenate([Samples(images), Samples(images, torch.tensor([1]))])
