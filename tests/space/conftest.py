@@ -1,17 +1,18 @@
 import gc
+import threading
+import time
 from collections.abc import Iterator
 from pathlib import Path
 
-import app
 import pytest
-import torch
-from diffusers import DDPMScheduler
 
-from fmnist_diffusion import FashionMNISTUNet2DModel, export_pipeline
-from fmnist_diffusion.data import FASHION_MNIST_LABELS
+import engine
+import handlers
+import layout
+from saved_pipelines import save_pipeline
 
 
-# Starlette's and gradio's own, in their servers and clients.
+# Gradio, its client and Starlette cause these.
 WARNINGS = ["ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"]
 
 
@@ -23,33 +24,63 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 
 @pytest.fixture(scope="module", autouse=True)
-def clients_are_gone() -> Iterator[None]:
-    """What gradio's clients leave open is found here, where it is no error, and not in a test elsewhere."""
+def collect_garbage() -> Iterator[None]:
+    """Collects what Gradio's clients leave open here, where the warnings are ignored, and not in a later test."""
     yield
     gc.collect()
 
 
 @pytest.fixture(scope="session")
 def model_folder(tmp_path_factory) -> str:
-    """A pipeline that knows the ten classes but draws only noise of another kind for each."""
-    torch.manual_seed(0)
-    unet = FashionMNISTUNet2DModel(
-        block_out_channels=(8, 16),
-        norm_type="group",
-        norm_num_groups=4,
-        attention_head_dim=8,
-        num_class_embeds=10,
-        label_names=FASHION_MNIST_LABELS,
-    )
-    folder = tmp_path_factory.mktemp("model") / "tiny"
-    export_pipeline(unet, DDPMScheduler(), folder)
-    return str(folder)
+    """A class-conditional pipeline with random weights and images of 8x8 pixels."""
+    return str(save_pipeline(tmp_path_factory.mktemp("model") / "tiny", num_class_embeds=10))
+
+
+@pytest.fixture(scope="session")
+def tiny(model_folder) -> engine.Engine:
+    return engine.get_engine(model_folder)
+
+
+@pytest.fixture
+def slow_evaluations(tiny) -> Iterator[list[threading.Thread]]:
+    """Slows the tiny pipeline down, so that it can be stopped, and lists the thread of each model evaluation."""
+    evaluations = []
+
+    def slow_down(*_) -> None:
+        evaluations.append(threading.current_thread())
+        time.sleep(0.05)
+
+    hook = tiny.pipe.unet.register_forward_pre_hook(slow_down)
+    yield evaluations
+    hook.remove()
+
+
+@pytest.fixture(scope="session")
+def base() -> engine.Engine:
+    """The engine of a bundled class-conditional checkpoint."""
+    return engine.get_engine("base")
+
+
+@pytest.fixture(scope="session")
+def spec() -> engine.Engine:
+    """The engine of a bundled unconditional checkpoint."""
+    return engine.get_engine("spec")
+
+
+def serve(model_id: str) -> Iterator[str]:
+    page = layout.build(handlers.Handlers(model_id))
+    _, local_url, _ = layout.launch(page, prevent_thread_lock=True, quiet=True)
+    yield local_url
+    page.close(verbose=False)
 
 
 @pytest.fixture(scope="session")
 def url(model_folder) -> Iterator[str]:
-    """The address of the running demo."""
-    page = app.build(app.App(model_folder))
-    _, local_url, _ = app.launch(page, prevent_thread_lock=True, quiet=True)
-    yield local_url
-    page.close(verbose=False)
+    """URL of a running demo of the tiny pipeline."""
+    yield from serve(model_folder)
+
+
+@pytest.fixture(scope="session")
+def base_url() -> Iterator[str]:
+    """URL of a running demo of the base checkpoint."""
+    yield from serve("base")

@@ -1,4 +1,4 @@
-"""The demo in a real browser: Debian's chromium, at the sizes of a desk and of a phone."""
+"""The demo in a real browser, at the sizes of a laptop and of a phone."""
 
 import os
 import shutil
@@ -6,13 +6,13 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Page, TimeoutError, expect, sync_playwright
-
-from fmnist_diffusion.data import FASHION_MNIST_LABELS
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect, sync_playwright
 
 
-SIZES = {"desk": (1280, 900), "phone": (390, 844)}
-# Without the network, and with as few processes as can be.
+pytestmark = pytest.mark.slow
+
+SIZES = {"laptop": (1280, 720), "phone": (390, 844)}
+# Without network access, and with as few processes as possible.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -20,15 +20,21 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# A machine that is busy with something else.
-PATIENCE = 20_000
+# Milliseconds; the machine can be busy.
+TIMEOUT = 20_000
+BUTTONS = {
+    "Generate": "Generate",
+    "Interpolate": "Interpolate",
+    "Image-to-image": "Transform",
+    "Compare": "Compare",
+}
 
 
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
-        assert "FMNIST_DIFFUSION_FULL_DATA" not in os.environ, "the whole check has chromium"
+        assert "FMNIST_DIFFUSION_FULL_DATA" not in os.environ, "The full check requires chromium."
         pytest.skip("chromium is not installed: apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
@@ -38,53 +44,56 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(params=SIZES)
 def page(request, browser: Browser, url: str, tmp_path: Path) -> Iterator[Page]:
-    """The demo's page, which must not have complained in the end."""
+    """The page of the demo. At the end, it must not have reported errors or used the network."""
     width, height = SIZES[request.param]
     scheme = "dark" if request.param == "phone" else "light"
     context = browser.new_context(
         viewport={"width": width, "height": height}, color_scheme=scheme, accept_downloads=True
     )
     page = context.new_page()
-    page.set_default_timeout(PATIENCE)
-    expect.set_options(timeout=PATIENCE)
-    complaints: list[str] = []
-    page.on("console", lambda message: complaints.append(message.text) if message.type == "error" else None)
-    page.on("pageerror", lambda error: complaints.append(str(error)))
-    page.on(
-        "request", lambda it: complaints.append(it.url) if not it.url.startswith((url, "data:", "blob:")) else None
-    )
+    page.set_default_timeout(TIMEOUT)
+    expect.set_options(timeout=TIMEOUT)
+    errors: list[str] = []
+    page.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
+    page.on("pageerror", lambda error: errors.append(str(error)))
+    page.on("request", lambda it: errors.append(it.url) if not it.url.startswith((url, "data:", "blob:")) else None)
     page.goto(url)
+    expect(images(page, "generate")).to_have_count(10)
     yield page
     page.screenshot(path=tmp_path / f"{request.node.name}.png", full_page=True)
     context.close()
-    assert complaints == []
+    assert errors == []
 
 
-def pictures(page: Page, place: str):
-    return page.locator(f"#{place} .wall img")
+def images(page: Page, name: str) -> Locator:
+    return page.locator(f"#{name}-images .gallery img")
 
 
 def open_tab(page: Page, name: str) -> None:
-    expect(page.get_by_role("tab", name="Draw", exact=True)).to_be_visible()
     tab = page.get_by_role("tab", name=name, exact=True)
     entry = page.locator(".overflow-dropdown").get_by_text(name, exact=True)
-    # On a phone the last tabs move into a menu, some time after the page is there.
+    # On a phone, the last tabs move into a menu some time after the page has loaded.
     for _ in range(10):
         try:
             if tab.is_visible():
-                tab.click(timeout=PATIENCE / 10)
+                tab.click(timeout=TIMEOUT / 10)
             else:
                 if not entry.is_visible():
-                    page.locator(".overflow-menu button:visible").first.click(timeout=PATIENCE / 10)
-                entry.click(timeout=PATIENCE / 10)
+                    page.locator(".overflow-menu button:visible").first.click(timeout=TIMEOUT / 10)
+                entry.click(timeout=TIMEOUT / 10)
             return
         except TimeoutError:
             continue
-    raise AssertionError(f"there is no tab {name}")
+    raise AssertionError(f"There is no tab {name!r}.")
 
 
-def press(page: Page, name: str) -> None:
-    page.get_by_role("button", name=name, exact=True).locator("visible=true").click()
+def button(page: Page, name: str) -> Locator:
+    return page.get_by_role("button", name=name, exact=True).locator("visible=true")
+
+
+def set_number(page: Page, label: str, value: int) -> None:
+    page.get_by_label(f"number input for {label}").locator("visible=true").first.fill(str(value))
+    page.keyboard.press("Tab")
 
 
 def fits(page: Page) -> bool:
@@ -92,104 +101,120 @@ def fits(page: Page) -> bool:
 
 
 def test_first_screen(page):
-    """Ten pictures are in the page before anything is asked of the model, and say what they are."""
-    expect(pictures(page, "draw-wall")).to_have_count(10)
-    names = [picture.get_attribute("alt") for picture in pictures(page, "draw-wall").all()]
-    assert names == list(FASHION_MNIST_LABELS)
-    box = pictures(page, "draw-wall").first.bounding_box()
-    assert box is not None and box["width"] >= 50
-    assert pictures(page, "draw-wall").first.evaluate("it => getComputedStyle(it).imageRendering") == "pixelated"
-    assert fits(page)
+    box = images(page, "generate").first.bounding_box()
+    assert box is not None and box["width"] >= (150 if page.viewport_size["width"] > 1000 else 80)
+    assert images(page, "generate").first.evaluate("it => getComputedStyle(it).imageRendering") == "pixelated"
 
 
-def test_draw(page):
-    before = pictures(page, "draw-wall").first.get_attribute("src")
+def test_every_tab_has_the_same_width_and_shows_its_button(page):
+    widths = set()
+    for tab, text in BUTTONS.items():
+        open_tab(page, tab)
+        box = button(page, text).bounding_box()
+        assert box is not None and box["y"] + box["height"] <= page.viewport_size["height"]
+        widths.add(page.locator(".workspace:visible").bounding_box()["width"])
+        assert fits(page)
+    assert len(widths) == 1
+
+
+def test_generate(page):
+    before = images(page, "generate").first.get_attribute("src")
     page.get_by_label("Bag", exact=True).locator("visible=true").check()
-    press(page, "Draw")
-    expect(page.locator("#draw-strip img")).to_be_visible()
-    expect(page.locator("#draw-bar")).to_contain_text("20 network evaluations a picture")
-    assert {picture.get_attribute("alt") for picture in pictures(page, "draw-wall").all()} == {"Bag"}
-    assert pictures(page, "draw-wall").first.get_attribute("src") != before
-    for name, suffix in (("PNG", "png"), ("GIF", "gif")):
+    button(page, "Generate").click()
+    expect(page.locator("#generate-strip img")).to_be_visible()
+    expect(page.locator("#generate-bar")).to_contain_text("NFE 20 per image")
+    assert {image.get_attribute("alt") for image in images(page, "generate").all()} == {"Bag"}
+    assert images(page, "generate").first.get_attribute("src") != before
+    for name in ("PNG", "GIF"):
         with page.expect_download() as download:
-            page.get_by_role("button", name=name, exact=True).locator("visible=true").click()
+            button(page, f"Download {name}").click()
         assert Path(download.value.path()).stat().st_size > 500
-        assert download.value.suggested_filename.endswith(suffix)
+        assert download.value.suggested_filename.endswith(name.lower())
     assert fits(page)
 
 
-def test_pictures_form_step_by_step_and_can_be_stopped(page):
-    page.get_by_label("number input for Steps").locator("visible=true").first.fill("100")
-    page.get_by_label("number input for Pictures").locator("visible=true").first.fill("40")
-    page.keyboard.press("Tab")
-    press(page, "Draw")
-    expect(page.locator("#draw-bar")).to_contain_text("of 100")
-    press(page, "Stop")
-    page.wait_for_timeout(500)
-    text = page.locator("#draw-bar").inner_text()
+def test_stop(page, slow_evaluations):
+    button(page, "Generate").click()
+    expect(page.locator("#generate-strip img")).to_be_visible()
+    set_number(page, "Steps", 100)
+    button(page, "Generate").click()
+    bar = page.locator("#generate-bar")
+    expect(bar).to_contain_text("of 100")
+    # The result of the previous run is gone.
+    expect(page.locator("#generate-strip img")).to_have_count(0)
+    button(page, "Stop").click()
+    expect(bar).to_contain_text("stopped at step")
+    text = bar.inner_text()
     page.wait_for_timeout(1500)
-    assert page.locator("#draw-bar").inner_text() == text
-    assert text.startswith("step ")
+    assert bar.inner_text() == text
+    # A new run replaces the text.
+    set_number(page, "Steps", 3)
+    button(page, "Generate").click()
+    expect(bar).to_contain_text("NFE 3 per image")
 
 
-def test_roll_changes_the_seed(page):
+def test_random_button_changes_the_seed(page):
     seed = page.get_by_label("Seed", exact=True).locator("visible=true")
     before = seed.input_value()
-    press(page, "Roll")
+    button(page, "Random").click()
     expect(seed).not_to_have_value(before)
 
 
-def test_morph(page):
-    open_tab(page, "Morph")
-    press(page, "Morph")
-    expect(page.locator("#morph-film img")).to_be_visible()
-    expect(pictures(page, "morph-wall")).to_have_count(12)
-    # Both classes at each of 20 steps.
-    expect(page.locator("#morph-bar")).to_contain_text("40 network evaluations")
+def test_invalid_seed_is_explained(page):
+    page.get_by_label("Seed", exact=True).locator("visible=true").fill("3.7")
+    page.keyboard.press("Tab")
+    button(page, "Generate").click()
+    expect(page.get_by_text("The seed must be a whole number").first).to_be_visible()
+
+
+def test_interpolate(page):
+    open_tab(page, "Interpolate")
+    button(page, "Interpolate").click()
+    expect(page.locator("#interpolate-animation img")).to_be_visible()
+    expect(images(page, "interpolate")).to_have_count(12)
+    # Each of 20 steps evaluates the model for both classes.
+    expect(page.locator("#interpolate-bar")).to_contain_text("NFE 40 per image")
     assert fits(page)
 
 
-def test_repaint(page, tmp_path):
-    open_tab(page, "Repaint")
-    expect(pictures(page, "preview")).to_have_count(1)
-    before = pictures(page, "preview").get_attribute("src")
-    press(page, "Repaint")
-    expect(pictures(page, "repaint-wall")).to_have_count(10)
-    expect(page.locator("#repaint-bar")).to_contain_text("12 network evaluations")
+def test_image_to_image(page, tmp_path):
+    open_tab(page, "Image-to-image")
+    preview = page.locator("#preview img")
+    before = preview.get_attribute("src")
+    button(page, "Transform").click()
+    expect(images(page, "image-to-image")).to_have_count(10)
+    # 17 of 20 steps, with guidance.
+    expect(page.locator("#image-to-image-bar")).to_contain_text("NFE 34 per image")
 
-    # Of their own.
-    (tmp_path / "broken.png").write_bytes(b"no picture")
+    (tmp_path / "broken.png").write_bytes(b"text")
     page.locator("#upload input[type=file]").set_input_files(tmp_path / "broken.png")
-    expect(page.get_by_text("no picture that can be read").first).to_be_visible()
-    assert pictures(page, "preview").get_attribute("src") == before
+    expect(page.get_by_text("Could not read the image").first).to_be_visible()
+    assert preview.get_attribute("src") == before
     assert fits(page)
 
 
 def test_compare(page):
     open_tab(page, "Compare")
-    press(page, "Compare")
-    for side, evaluations in (("A", 30), ("B", 8)):
-        expect(page.locator(f"#compare-bar-{side}")).to_contain_text(f"{evaluations} network evaluations a picture")
-        expect(pictures(page, f"compare-{side}")).to_have_count(10)
+    button(page, "Compare").click()
+    for side, steps in (("A", 20), ("B", 8)):
+        expect(page.locator(f"#compare-bar-{side}")).to_contain_text(f"NFE {steps} per image")
+        expect(page.locator(f"#compare-images-{side} .gallery img")).to_have_count(10)
     assert fits(page)
 
 
 def test_quality(page):
     open_tab(page, "Quality")
-    expect(page.locator("#quality")).to_contain_text("has not been measured")
+    expect(page.locator("#quality")).to_contain_text("no metrics yet")
 
 
-def test_with_the_keyboard_alone(page):
-    """From the top of the page to the button and a drawing, by Tab and Enter."""
-    expect(pictures(page, "draw-wall")).to_have_count(10)
+def test_keyboard(page):
+    """The Tab and Enter keys alone reach the button and start a run."""
     for _ in range(60):
         page.keyboard.press("Tab")
-        if page.evaluate("document.activeElement.innerText") == "Draw" and page.evaluate(
-            "document.activeElement.tagName + document.activeElement.getAttribute('role')"
-        ).startswith("BUTTONnull"):
+        if page.evaluate("document.activeElement.matches('button.primary')"):
             break
     page.keyboard.press("Enter")
-    expect(page.locator("#draw-strip img")).to_be_visible()
+    expect(page.locator("#generate-strip img")).to_be_visible()
 
 
 def test_every_control_has_a_name(page):

@@ -1,0 +1,251 @@
+"""Generation engine: runs a pipeline in a thread and yields its steps, with a time limit, also on ZeroGPU."""
+
+import importlib.util
+import threading
+import time
+from collections.abc import Callable, Generator
+from contextlib import closing
+from dataclasses import dataclass
+from functools import cache, cached_property
+from pathlib import Path
+from queue import Empty, Queue
+from typing import Any
+
+import torch
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+from PIL import Image
+
+from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
+from fmnist_diffusion.data import to_pil, to_uint8
+from fmnist_diffusion.hub.metadata import read_metrics
+from fmnist_diffusion.loading import get_pipeline_folder
+from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, make_generators
+
+
+MAX_IMAGES, MAX_STEPS, MAX_GUIDANCE = 40, 100, 8
+MIN_FRAMES, MAX_FRAMES = 3, 24
+TIME_LIMIT = 60.0
+
+
+def on_gpu(function: Callable) -> Callable:
+    """Decorator that borrows a GPU for a call on ZeroGPU; the package for this is only installed in a Space."""
+    if importlib.util.find_spec("spaces") is None:
+        return function
+    import spaces  # pyright: ignore[reportMissingImports]
+
+    return spaces.GPU(duration=int(TIME_LIMIT))(function)
+
+
+class RequestError(ValueError):
+    """An invalid request, explained in a sentence for the user."""
+
+
+@dataclass(frozen=True)
+class GenerationRequest(SamplingConfig):
+    """
+    Sampling settings within the limits of the demo.
+
+    Args:
+        labels: Class names, assigned to the images in turn; all classes if empty.
+        num_images: Number of images, from 1 to 40.
+
+    Raises:
+        [`RequestError`]: If a value is out of range.
+    """
+
+    labels: tuple[str, ...] = ()
+    num_images: int = 10
+
+    def __post_init__(self):
+        for title, name, low, high in (
+            ("number of images", "num_images", 1, MAX_IMAGES),
+            ("number of steps", "num_inference_steps", 1, MAX_STEPS),
+            ("seed", "seed", 0, MAX_SEED),
+        ):
+            value = getattr(self, name)
+            if not is_number(value) or not low <= value <= high or value != int(value):
+                raise RequestError(f"The {title} must be a whole number from {low} to {high}, got {value!r}.")
+            # JSON has one type of numbers, so 20 can arrive as 20.0.
+            object.__setattr__(self, name, int(value))
+        if not is_number(self.guidance_scale) or not 1 <= self.guidance_scale <= MAX_GUIDANCE:
+            raise RequestError(f"The guidance must be from 1 to {MAX_GUIDANCE}, got {self.guidance_scale!r}.")
+        super().__post_init__()
+
+
+def is_number(value: Any) -> bool:
+    return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+@dataclass(frozen=True)
+class Step:
+    """
+    The images after some of the denoising steps.
+
+    Attributes:
+        number: Number of completed steps.
+        total: Number of all steps.
+        images: The noisy images, from pure noise at step 0 to the generated images at the last step.
+        predicted: The clean images that the model predicts from them.
+        num_function_evaluations: Number of function evaluations (NFE) per image so far.
+        seconds: Time so far.
+    """
+
+    number: int
+    total: int
+    images: list[Image.Image]
+    predicted: list[Image.Image]
+    num_function_evaluations: int
+    seconds: float
+
+
+@cache
+def get_engine(model_id: str) -> "Engine":
+    return Engine(model_id)
+
+
+class Engine:
+    """
+    Generates images with one checkpoint, for several requests at a time.
+
+    Args:
+        model_id (`str`): Name of a bundled checkpoint, a local folder or a Hub repository id.
+        device (`str`, *optional*): By default, a GPU if there is one.
+    """
+
+    def __init__(self, model_id: str, device: str | None = None):
+        self.model_id = model_id
+        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.pipe: FashionMNISTPipeline = load_pipeline(model_id).to(self.device)
+        self.pipe.set_progress_bar_config(disable=True)
+        self.label_names = tuple(self.pipe.label_names or ())
+        self.num_inference_steps = min(self.pipe.config["num_inference_steps"], MAX_STEPS)
+        size, channels = self.pipe.unet.config.sample_size, self.pipe.unet.config.in_channels
+        self.size = (size, size) if isinstance(size, int) else (size[1], size[0])
+        self.mode = "L" if channels == 1 else "RGB"
+
+    def __reduce__(self):
+        # ZeroGPU pickles the arguments for a forked process, which already has the weights in memory.
+        return get_engine, (self.model_id,)
+
+    @cached_property
+    def metrics(self) -> dict[str, Any] | None:
+        """Content of the checkpoint's `metrics.json`, if there is one."""
+        folder = get_pipeline_folder(self.model_id)
+        try:
+            if not folder.is_dir():
+                folder = Path(hf_hub_download(self.model_id, "metrics.json")).parent
+            return read_metrics(folder / "metrics.json")
+        except (EntryNotFoundError, OSError, ValueError):
+            return None
+
+    def get_labels(self, request: GenerationRequest) -> list[str]:
+        """Returns the class name of each image, or an empty list for an unconditional model."""
+        unknown = [name for name in request.labels if name not in self.label_names]
+        if unknown and not self.label_names:
+            raise RequestError("This model is unconditional. Leave the classes empty.")
+        if unknown:
+            raise RequestError(f"The classes must be among {', '.join(self.label_names)}, got {unknown[0]!r}.")
+        names = request.labels or self.label_names
+        return [names[i % len(names)] for i in range(request.num_images)] if names else []
+
+    def generate(
+        self, request: GenerationRequest, image: Image.Image | None = None, strength: float = 1.0
+    ) -> Generator[Step]:
+        """
+        Generates images, or modifies `image` if there is one.
+
+        Args:
+            request ([`GenerationRequest`]): The settings.
+            image (`PIL.Image.Image`, *optional*): Image for image-to-image, in the size of the model.
+            strength (`float`, defaults to 1.0): Fraction of the steps that `image` goes through, in (0, 1].
+        """
+        if not is_number(strength) or not 0 < strength <= 1:
+            raise RequestError(f"The strength must be above 0 and at most 1, got {strength!r}.")
+        labels = self.get_labels(request)
+        kwargs: dict[str, Any] = {"generator": make_generators(request.seed, request.num_images)}
+        if labels:
+            kwargs |= {"class_labels": labels, "guidance_scale": request.guidance_scale}
+        else:
+            kwargs |= {"num_images_per_prompt": request.num_images}
+        if image is not None:
+            kwargs |= {"image": image.convert(self.mode), "strength": strength}
+        yield from self._steps("__call__", request, kwargs)
+
+    def interpolate(self, request: GenerationRequest, seeds: tuple[int, int]) -> Generator[Step]:
+        """
+        Generates images on the way from the first seed and the first class to the second.
+
+        Args:
+            request ([`GenerationRequest`]): The settings; its labels are the first and the last class.
+            seeds (`tuple[int, int]`): Seeds of the first and the last image.
+        """
+        self.get_labels(request)
+        kwargs = {"class_labels": request.labels or None, "seeds": seeds, "num_images": request.num_images}
+        yield from self._steps("interpolate", request, kwargs)
+
+    def _steps(self, *args: Any) -> Generator[Step]:
+        run = self._run_on_gpu if self.device.type == "cuda" else self._run
+        with closing(run(*args)) as steps:
+            for step in steps:
+                # ZeroGPU hides the message of an exception, so errors are yielded and raised here.
+                if isinstance(step, RequestError):
+                    raise step
+                yield step
+
+    @on_gpu
+    def _run_on_gpu(self, *args: Any) -> Generator[Step | RequestError]:
+        yield from self._run(*args)
+
+    def _run(self, method: str, request: GenerationRequest, kwargs: dict[str, Any]) -> Generator[Step | RequestError]:
+        """Runs a pipeline in a thread. The thread ends at its next step when this generator is closed."""
+        try:
+            pipe = copy_pipeline(self.pipe, request.scheduler)
+        except ValueError as error:
+            yield RequestError(str(error))
+            return
+        queue: Queue[Step | Exception | None] = Queue()
+        stopped = threading.Event()
+        start_time = time.perf_counter()
+
+        def put_step(number: int, *tensors: torch.Tensor) -> None:
+            images, predicted = (to_pil(to_uint8(tensor)) for tensor in tensors)
+            seconds = time.perf_counter() - start_time
+            queue.put(Step(number, pipe.num_timesteps, images, predicted, pipe.num_function_evaluations, seconds))
+
+        def on_step_end(pipe: Any, i: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict:
+            pipe._interrupt = stopped.is_set()
+            put_step(i, tensors["model_input"], tensors["pred_original_sample"])
+            return {}
+
+        def run() -> None:
+            try:
+                sample = getattr(pipe, method)(
+                    num_inference_steps=request.num_inference_steps,
+                    output_type="latent",
+                    callback_on_step_end=on_step_end,
+                    callback_on_step_end_tensor_inputs=["model_input", "pred_original_sample"],
+                    **kwargs,
+                ).images
+                put_step(pipe.num_timesteps, sample, sample)
+                queue.put(None)
+            # Thread boundary: the consumer of the queue raises the exception.
+            except Exception as error:
+                queue.put(error)
+
+        threading.Thread(target=run, name="generation", daemon=True).start()
+        try:
+            while True:
+                item = queue.get(timeout=max(0.0, start_time + TIME_LIMIT - time.perf_counter()))
+                if item is None:
+                    return
+                if isinstance(item, NotImplementedError | ValueError):
+                    yield RequestError(str(item))
+                    return
+                if isinstance(item, Exception):
+                    raise item
+                yield item
+        except Empty:
+            yield RequestError(f"The request took more than {TIME_LIMIT:.0f} seconds. Use fewer images or steps.")
+        finally:
+            stopped.set()

@@ -1,0 +1,342 @@
+"""Event handlers of the page and endpoints for programs."""
+
+import json
+import random
+import tempfile
+from collections.abc import Generator, Iterator, Sequence
+from contextlib import closing, contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import gradio as gr
+from PIL import Image
+from PIL.PngImagePlugin import PngInfo
+
+import markup
+from engine import MAX_IMAGES, Engine, GenerationRequest, RequestError, Step, get_engine
+from fmnist_diffusion import bundled_pipelines
+from fmnist_diffusion.hub.metadata import measured_metrics
+from fmnist_diffusion.images import image_grid, save_gif, upscale
+from fmnist_diffusion.sampling import MAX_SEED
+from uploads import EXAMPLES, open_upload, to_fashion_mnist
+
+
+DEFAULT_SCHEDULER = "default"
+ALL_CLASSES = "all classes"
+# With this seed, the ten images of the first screen are easy to recognize.
+FIRST_SEED = 25
+SHEET_SCALE, SHEET_COLUMNS, STRIP_COLUMNS = 8, 10, 10
+MAX_GIF_FRAMES, GIF_CELL_SIZE = 40, 112
+
+Update = Any
+
+
+@dataclass(frozen=True)
+class Run:
+    """The settings of a valid request, the captions of its images, and the steps of its generation."""
+
+    settings: dict[str, Any]
+    captions: list[str]
+    steps: Generator[Step]
+
+
+@contextmanager
+def shown_errors() -> Iterator[None]:
+    """Shows what is wrong with a request. Gradio hides the messages of other exceptions."""
+    try:
+        yield
+    except RequestError as error:
+        raise gr.Error(str(error), title="Invalid request", print_exception=False) from error
+
+
+def random_seed() -> int:
+    return random.randint(0, MAX_SEED)
+
+
+def make_request(
+    labels: Sequence[str], num_images: Any, num_inference_steps: Any, scheduler: Any, guidance_scale: Any, seed: Any
+) -> GenerationRequest:
+    return GenerationRequest(
+        labels=tuple(labels),
+        num_images=num_images,
+        num_inference_steps=num_inference_steps,
+        scheduler=None if scheduler == DEFAULT_SCHEDULER else scheduler,
+        guidance_scale=guidance_scale,
+        seed=seed,
+    )
+
+
+def get_captions(engine: Engine, request: GenerationRequest) -> list[str]:
+    return engine.get_labels(request) or [f"seed {request.seed + i}" for i in range(request.num_images)]
+
+
+def offer(path: Path) -> Update:
+    """Lets a download button offer a file. Gradio copies the file when a handler yields this."""
+    return gr.update(value=str(path), interactive=True)
+
+
+def no_file() -> Update:
+    # This is not a constant, because Gradio modifies the updates that a handler yields.
+    return gr.update(value=None, interactive=False)
+
+
+def save_sheet(images: Sequence[Image.Image], columns: int, run: Run, path: Path) -> Path:
+    """Saves all images as one PNG that contains the settings as text."""
+    info = PngInfo()
+    info.add_text("parameters", json.dumps(run.settings))
+    upscale(image_grid(images, columns, border=1), SHEET_SCALE).save(path, pnginfo=info)
+    return path
+
+
+def denoising_strip(steps: Sequence[Step]) -> Image.Image:
+    """The first image at some of the steps: the noisy image above the predicted clean image."""
+    columns = min(STRIP_COLUMNS, len(steps))
+    shown = [steps[round(i * (len(steps) - 1) / max(1, columns - 1))] for i in range(columns)]
+    return image_grid([step.images[0] for step in shown] + [step.predicted[0] for step in shown], columns, border=1)
+
+
+def save_denoising_gif(steps: Sequence[Step], path: Path) -> Path:
+    shown = list(steps[:: -(-len(steps) // MAX_GIF_FRAMES)])
+    if shown[-1] is not steps[-1]:
+        shown.append(steps[-1])
+    factor = max(1, GIF_CELL_SIZE // steps[0].images[0].width)
+    frames = [upscale(image_grid(step.images, SHEET_COLUMNS, border=1), factor) for step in shown]
+    save_gif(frames, path, duration=80, hold=1500)
+    return path
+
+
+class Handlers:
+    """
+    Handlers for a checkpoint and those to compare it with.
+
+    Args:
+        model_id (`str`): Name of a bundled checkpoint, a local folder or a Hub repository id.
+    """
+
+    def __init__(self, model_id: str):
+        # The page shows the name of a local folder, but not its path.
+        self.name = Path(model_id).name if Path(model_id).is_dir() else model_id
+        self.engine = get_engine(model_id)
+        self.engines = {self.name: self.engine} | {
+            name: get_engine(name) for name in bundled_pipelines() if name != self.name
+        }
+        self.label_names = list(self.engine.label_names)
+        self.first_request = GenerationRequest(
+            num_images=min(len(self.label_names) or 10, MAX_IMAGES),
+            num_inference_steps=self.engine.num_inference_steps,
+            seed=FIRST_SEED,
+        )
+        # ZeroGPU lends no GPU before there is a visitor.
+        engine = self.engine if self.engine.device.type == "cpu" else Engine(model_id, device="cpu")
+        *_, self.first_step = engine.generate(self.first_request)
+
+    def get_image(self, upload: str | None, example: str | None) -> Image.Image:
+        """The image for image-to-image, as the model receives it."""
+        if upload:
+            return to_fashion_mnist(open_upload(upload), self.engine.size)
+        if example not in EXAMPLES:
+            raise RequestError(f"Upload an image, or choose one of {', '.join(EXAMPLES)}.")
+        return Image.open(EXAMPLES[example]).convert("L").resize(self.engine.size)
+
+    # Each of these starts the generation for an event handler and for an endpoint.
+
+    def start_generate(self, labels: list[str], *settings: Any, engine: Engine | None = None) -> Run:
+        engine = engine or self.engine
+        request = make_request(labels, *settings)
+        return Run(asdict(request), get_captions(engine, request), engine.generate(request))
+
+    def start_interpolate(
+        self, first_label: Any, last_label: Any, first_seed: Any, last_seed: Any, num_images: Any, *settings: Any
+    ) -> Run:
+        labels = [label for label in (first_label, last_label) if label]
+        if self.label_names and len(labels) < 2:
+            raise RequestError("Choose the first and the last class.")
+        request = make_request(labels, num_images, *settings, guidance_scale=1.0, seed=first_seed)
+        last_seed = replace(request, seed=last_seed).seed
+        captions = [f"{round(100 * i / (request.num_images - 1))}%" for i in range(request.num_images)]
+        steps = self.engine.interpolate(request, (request.seed, last_seed))
+        return Run(asdict(request) | {"last_seed": last_seed}, captions, steps)
+
+    def start_image_to_image(self, image: Image.Image, label: str | None, strength: Any, *settings: Any) -> Run:
+        labels = (label,) if label and label != ALL_CLASSES else ()
+        num_images = 1 if labels else min(len(self.label_names) or 5, MAX_IMAGES)
+        request = make_request(labels, num_images, *settings)
+        steps = self.engine.generate(request, image, strength)
+        return Run(asdict(request) | {"strength": strength}, get_captions(self.engine, request), steps)
+
+    # Event handlers. They show every step.
+
+    def on_generate(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
+        with shown_errors():
+            run, steps = self.start_generate(*inputs), []
+            with closing(run.steps):
+                for step in run.steps:
+                    steps.append(step)
+                    yield (
+                        markup.gallery(step.images, run.captions),
+                        markup.progress_bar(step),
+                        "",
+                        no_file(),
+                        no_file(),
+                    )
+            strip = markup.denoising_strip(denoising_strip(steps))
+            with tempfile.TemporaryDirectory() as folder:
+                png = save_sheet(steps[-1].images, SHEET_COLUMNS, run, Path(folder, "images.png"))
+                gif = save_denoising_gif(steps, Path(folder, "denoising.gif"))
+                yield gr.skip(), gr.skip(), strip, offer(png), offer(gif)
+
+    def on_interpolate(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
+        with shown_errors():
+            run, images = self.start_interpolate(*inputs), []
+            with closing(run.steps):
+                for step in run.steps:
+                    images = step.images
+                    gallery = markup.gallery(images, run.captions, columns=6)
+                    yield "", gallery, markup.progress_bar(step), no_file(), no_file()
+            with tempfile.TemporaryDirectory() as folder:
+                png = save_sheet(images, SHEET_COLUMNS, run, Path(folder, "interpolation.png"))
+                gif = Path(folder, "interpolation.gif")
+                frames = [upscale(image, SHEET_SCALE) for image in images]
+                save_gif([*frames, *frames[-2:0:-1]], gif, duration=110)
+                yield markup.animation(gif.read_bytes()), gr.skip(), gr.skip(), offer(png), offer(gif)
+
+    def on_image_to_image(self, example: str | None, *inputs: Any) -> Iterator[tuple[Update, ...]]:
+        with shown_errors():
+            *settings, upload = inputs
+            image = self.get_image(upload, example)
+            run, images = self.start_image_to_image(image, *settings), []
+            with closing(run.steps):
+                for step in run.steps:
+                    images = step.images
+                    yield markup.gallery(images, run.captions), markup.progress_bar(step), no_file()
+            with tempfile.TemporaryDirectory() as folder:
+                row = [image.convert(self.engine.mode), *images]
+                png = save_sheet(row, len(row), run, Path(folder, "image-to-image.png"))
+                yield gr.skip(), gr.skip(), offer(png)
+
+    def on_compare(self, labels: list[str], num_images: Any, seed: Any, *sides: Any) -> Iterator[tuple[Update, ...]]:
+        """Generates images with the settings of both sides, one after the other, from the same seeds."""
+        with shown_errors():
+            runs = []
+            for name, *settings in (sides[:4], sides[4:]):
+                engine = self.engines[name]
+                side_labels = labels if engine.label_names else []
+                runs.append(self.start_generate(side_labels, num_images, *settings, seed, engine=engine))
+            shown: list[Update] = ["", "", "", ""]
+            for side, run in enumerate(runs):
+                with closing(run.steps):
+                    for step in run.steps:
+                        shown[2 * side] = markup.gallery(step.images, run.captions)
+                        shown[2 * side + 1] = markup.progress_bar(step)
+                        yield tuple(shown)
+
+    def preview(self, upload: str | None, example: str | None) -> str:
+        with shown_errors():
+            return markup.preview(self.get_image(upload, example))
+
+    def choose_example(self, example: str) -> tuple[str, None]:
+        """Previews an example, which replaces an upload."""
+        return self.preview(None, example), None
+
+    # Endpoints. They yield after every step so that a client can cancel, and return one image, because MCP clients
+    # only receive the content of an image if it is the only output.
+
+    def generate(
+        self,
+        labels: list[str],
+        num_images: int,
+        num_inference_steps: int,
+        scheduler: str,
+        guidance_scale: float,
+        seed: int,
+    ) -> Iterator[Update]:
+        """
+        Generates images of clothes in the style of Fashion-MNIST and returns them in one PNG, in rows of 10.
+
+        Args:
+            labels: Class names, assigned to the images in turn; all classes if empty.
+            num_images: Number of images, from 1 to 40.
+            num_inference_steps: Number of denoising steps, from 1 to 100.
+            scheduler: The scheduler; "default" is the one that is stored with the checkpoint.
+            guidance_scale: Classifier-free guidance, from 1 (off) to 8.
+            seed: Random seed, a whole number from 0 to 4294967295; image i uses seed + i.
+        """
+        with shown_errors():
+            run = self.start_generate(labels, num_images, num_inference_steps, scheduler, guidance_scale, seed)
+            yield from final_sheet(run)
+
+    def interpolate(
+        self,
+        first_label: str | None,
+        last_label: str | None,
+        first_seed: int,
+        last_seed: int,
+        num_images: int,
+        num_inference_steps: int,
+        scheduler: str,
+    ) -> Iterator[Update]:
+        """
+        Generates images on the way from one class and seed to another and returns them in one PNG, in rows of 10.
+
+        Args:
+            first_label: Class name of the first image.
+            last_label: Class name of the last image.
+            first_seed: Random seed of the first image.
+            last_seed: Random seed of the last image.
+            num_images: Number of images, from 3 to 24.
+            num_inference_steps: Number of denoising steps, from 1 to 100.
+            scheduler: The scheduler; "default" is the one that is stored with the checkpoint.
+        """
+        with shown_errors():
+            ends = first_label, last_label, first_seed, last_seed
+            yield from final_sheet(self.start_interpolate(*ends, num_images, num_inference_steps, scheduler))
+
+    def image_to_image(
+        self,
+        example: str,
+        label: str,
+        strength: float,
+        num_inference_steps: int,
+        scheduler: str,
+        guidance_scale: float,
+        seed: int,
+        upload: str | None = None,
+    ) -> Iterator[Update]:
+        """
+        Adds noise to an image, denoises it as another class, and returns the results in one PNG, in rows of 10.
+
+        Args:
+            example: Name of an example image, which is used if there is no `upload`.
+            label: Class name of the result, or "all classes" for one image per class.
+            strength: Fraction of the steps that the image goes through, above 0 up to 1; higher values change more.
+            num_inference_steps: Number of denoising steps at strength 1, from 1 to 100.
+            scheduler: The scheduler; "default" is the one that is stored with the checkpoint.
+            guidance_scale: Classifier-free guidance, from 1 (off) to 8.
+            seed: Random seed, a whole number from 0 to 4294967295; image i uses seed + i.
+            upload: An image to use instead of an example, as a file or a data URI. URLs are not downloaded.
+        """
+        with shown_errors():
+            image = self.get_image(upload, example)
+            settings = num_inference_steps, scheduler, guidance_scale, seed
+            yield from final_sheet(self.start_image_to_image(image, label, strength, *settings))
+
+    def quality(self) -> dict[str, Any]:
+        """Returns the metrics of the checkpoint, next to those of the real test images."""
+        metrics = self.engine.metrics
+        if metrics is None:
+            return {"model": self.name, "num_samples": None}
+        return {"model": self.name, "num_samples": metrics["num_samples"]} | {
+            metric.title: {"generated": metric.value, "test": metric.test_value}
+            for metric in measured_metrics(metrics)
+        }
+
+
+def final_sheet(run: Run) -> Iterator[Update]:
+    images = []
+    with closing(run.steps):
+        for step in run.steps:
+            images = step.images
+            yield gr.skip()
+    with tempfile.TemporaryDirectory() as folder:
+        yield str(save_sheet(images, SHEET_COLUMNS, run, Path(folder, "images.png")))

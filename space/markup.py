@@ -1,0 +1,104 @@
+"""HTML of the page that Gradio has no component for. All text is escaped here."""
+
+import base64
+import html
+import io
+from collections.abc import Sequence
+from typing import Any
+
+from PIL import Image
+
+from engine import Step
+from fmnist_diffusion.hub.metadata import measured_metrics
+
+
+def header(checkpoint: str) -> str:
+    return (
+        "<header><h1>Fashion-MNIST diffusion</h1><p>A diffusion model turns noise into images of clothes, step by"
+        f" step. Checkpoint: <code>{html.escape(checkpoint)}</code></p></header>"
+    )
+
+
+def data_uri(content: bytes, mime_type: str = "image/png") -> str:
+    return f"data:{mime_type};base64,{base64.b64encode(content).decode()}"
+
+
+def image_uri(image: Image.Image) -> str:
+    buffer = io.BytesIO()
+    image.save(buffer, "PNG")
+    return data_uri(buffer.getvalue())
+
+
+def gallery(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 5) -> str:
+    """Images side by side, on a wide screen in `columns`. Screen readers read the captions as alternative text."""
+    figures = "".join(
+        f'<figure><img src="{image_uri(image)}" alt="{html.escape(caption)}">'
+        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
+        for image, caption in zip(images, captions, strict=True)
+    )
+    return f'<div class="gallery" style="--columns:{columns}">{figures}</div>'
+
+
+def single_image(source: str, description: str, class_name: str) -> str:
+    """One image above its description. The source is a data URI."""
+    description = html.escape(description)
+    return f'<figure class="{class_name}"><img src="{source}" alt=""><figcaption>{description}</figcaption></figure>'
+
+
+def preview(image: Image.Image) -> str:
+    return single_image(image_uri(image), "Input of the model", "preview")
+
+
+def animation(gif: bytes) -> str:
+    return single_image(data_uri(gif, "image/gif"), "From the first to the last image and back", "animation")
+
+
+def denoising_strip(image: Image.Image) -> str:
+    text = "The first image during denoising: noisy image (top) and predicted clean image (bottom)"
+    return single_image(image_uri(image), text, "strip")
+
+
+def placeholder(button: str, result: str) -> str:
+    return f'<div class="placeholder">Press <b>{html.escape(button)}</b> to see {html.escape(result)}.</div>'
+
+
+def progress_bar(step: Step) -> str:
+    share = round(100 * step.number / step.total)
+    text, role = (
+        f"step {step.number} of {step.total}",
+        f'role="progressbar" aria-label="Steps" aria-valuenow="{share}"',
+    )
+    if step.number == step.total:
+        count = len(step.images)
+        text = (
+            f"{count} image{'s' * (count != 1)} in {step.seconds:.1f} s,"
+            f' <abbr title="number of function evaluations">NFE</abbr> {step.num_function_evaluations} per image'
+        )
+        role = 'role="status"'
+    return f'<div class="bar" {role}><i style="width:{share}%"></i><span>{text}</span></div>'
+
+
+# JavaScript for the browser at the end of a run. The bar of a complete run has no step and stays as it is.
+MARK_AS_STOPPED = "(...bars) => bars.map(bar => bar.replace(/>step (\\d+) of/, '>stopped at step $1 of'))"
+
+
+def rounded(value: float) -> str:
+    # The sum turns -0.0 into 0.0.
+    return f"{round(value, 4) + 0.0:.4f}"
+
+
+def quality_table(metrics: dict[str, Any] | None) -> str:
+    rows = measured_metrics(metrics) if metrics else []
+    if not metrics or not rows:
+        return "<p>This checkpoint has no metrics yet. Measure it with <code>fmnist-diffusion evaluate</code>.</p>"
+    body = "".join(
+        f"<tr><th scope=row>{html.escape(metric.title)}</th><td>{rounded(metric.value)}</td>"
+        f"<td>{rounded(metric.test_value)}</td></tr>"
+        for metric in rows
+    )
+    return (
+        f"<p>Metrics of {metrics['num_samples']:,} generated images, compared with the training images of"
+        " Fashion-MNIST. The last column shows the same metrics for the 10,000 real test images.</p>"
+        "<table><thead><tr><th scope=col>Metric</th><th scope=col>This checkpoint</th>"
+        f"<th scope=col>Test images</th></tr></thead><tbody>{body}</tbody></table>"
+    )

@@ -1,0 +1,190 @@
+import json
+
+import gradio as gr
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+import handlers
+import layout
+from fmnist_diffusion.data import FASHION_MNIST_LABELS
+from fmnist_diffusion.evaluation import Classifier
+from handlers import ALL_CLASSES, Handlers
+
+
+@pytest.fixture(scope="module")
+def tiny_handlers(model_folder) -> Handlers:
+    return Handlers(model_folder)
+
+
+@pytest.fixture(scope="module")
+def base_handlers() -> Handlers:
+    return Handlers("base")
+
+
+def copies(updates, *indices):
+    """The last updates of a handler, with the files of download buttons opened before the handler deletes them."""
+    for update in updates:
+        files = [update[index].get("value") for index in indices]
+        opened = [Image.open(file) for file in files if file]
+        for image in opened:
+            image.load()
+    return update, opened
+
+
+def cells(sheet: Image.Image, size: int, count: int) -> list[np.ndarray]:
+    """The images in a sheet, without borders and at their original size."""
+    pixels = np.asarray(sheet)[4 :: handlers.SHEET_SCALE, 4 :: handlers.SHEET_SCALE].astype(int)
+    columns = (pixels.shape[1] + 1) // (size + 1)
+    corners = [(i // columns * (size + 1), i % columns * (size + 1)) for i in range(count)]
+    return [pixels[top : top + size, left : left + size] for top, left in corners]
+
+
+def last_sheet(updates) -> Image.Image:
+    """The image that an endpoint returns."""
+    sheet = None
+    for update in updates:
+        if isinstance(update, str):
+            sheet = Image.open(update)
+            sheet.load()
+    return sheet
+
+
+def classify(images: np.ndarray) -> torch.Tensor:
+    classifier = Classifier()
+    return classifier.classify(classifier(torch.from_numpy(images).to(torch.uint8)[:, None]))
+
+
+class TestGenerate:
+    inputs = (["Bag", "Coat"], 3, 4, "ddim", 2, 11)
+
+    def test_start_clears_the_previous_result(self, tiny_handlers):
+        run = tiny_handlers.on_generate(*self.inputs)
+        gallery, bar, strip, png, gif = next(run)
+        run.close()
+        assert gallery.count("<img") == 3
+        assert "step 0 of 4" in bar
+        assert strip == ""
+        assert png["value"] is gif["value"] is None
+
+    def test_downloads(self, tiny_handlers):
+        update, (png, gif) = copies(tiny_handlers.on_generate(*self.inputs), 3, 4)
+        assert png.size == (26 * 8, 8 * 8)
+        assert json.loads(png.info["parameters"]) == {
+            "scheduler": "ddim",
+            "num_inference_steps": 4,
+            "guidance_scale": 2,
+            "guidance_interval": [0.0, 1.0],
+            "seed": 11,
+            "labels": ["Bag", "Coat"],
+            "num_images": 3,
+        }
+        assert gif.n_frames == 5
+        assert "The first image during denoising" in update[2]
+
+    def test_animation_and_strip_start_from_noise(self, tiny_handlers):
+        steps = list(tiny_handlers.start_generate(*self.inputs).steps)
+        strip = np.asarray(handlers.denoising_strip(steps))
+        assert strip.shape == (2 * 9 - 1, 5 * 9 - 1)
+        np.testing.assert_array_equal(strip[:8, :8], np.asarray(steps[0].images[0]))
+        np.testing.assert_array_equal(strip[9:, :8], np.asarray(steps[0].predicted[0]))
+        np.testing.assert_array_equal(strip[:8, -8:], np.asarray(steps[-1].images[0]))
+
+    def test_long_animation_has_fewer_frames(self, tiny_handlers, tmp_path):
+        steps = list(tiny_handlers.start_generate([], 1, 100, "ddim", 1, 0).steps)
+        with Image.open(handlers.save_denoising_gif(steps, tmp_path / "denoising.gif")) as gif:
+            assert gif.n_frames <= handlers.MAX_GIF_FRAMES
+
+    def test_endpoint_returns_the_images_of_the_page(self, tiny_handlers):
+        _, (png, _) = copies(tiny_handlers.on_generate(*self.inputs), 3, 4)
+        assert last_sheet(tiny_handlers.generate(*self.inputs)).tobytes() == png.tobytes()
+
+    def test_invalid_request_is_shown(self, tiny_handlers):
+        with pytest.raises(gr.Error, match=r"The seed must be a whole number from 0 to 4294967295, got 3\.7"):
+            next(tiny_handlers.on_generate([], 3, 4, "ddim", 2, 3.7))
+
+
+class TestInterpolate:
+    def test_ends_equal_generated_images_and_those_between_change(self, base_handlers):
+        sheet = last_sheet(base_handlers.interpolate("Sneaker", "Sneaker", 3, 4, 12, 20, "default"))
+        images = cells(sheet, 28, 12)
+        for image, seed in ((images[0], 3), (images[-1], 4)):
+            alone = last_sheet(base_handlers.generate(["Sneaker"], 1, 20, "default", 1, seed))
+            assert abs(image - cells(alone, 28, 1)[0]).max() <= 1
+        assert all(abs(images[i] - images[i + 1]).mean() > 1 for i in range(11))
+
+    def test_animation_runs_back_and_forth(self, tiny_handlers):
+        update, (png, gif) = copies(tiny_handlers.on_interpolate("Bag", "Coat", 1, 2, 4, 3, "ddim"), 3, 4)
+        assert gif.n_frames == 6
+        assert "data:image/gif" in update[0]
+        settings = json.loads(png.info["parameters"])
+        assert (settings["seed"], settings["last_seed"]) == (1, 2)
+
+    def test_both_classes_are_required(self, tiny_handlers):
+        with pytest.raises(gr.Error, match="Choose the first and the last class"):
+            next(tiny_handlers.on_interpolate("Bag", None, 1, 2, 4, 3, "ddim"))
+
+    def test_invalid_last_seed_is_shown(self, tiny_handlers):
+        with pytest.raises(gr.Error, match="The seed must be a whole number"):
+            next(tiny_handlers.on_interpolate("Bag", "Coat", 1, 2.5, 4, 3, "ddim"))
+
+
+class TestImageToImage:
+    def test_input_is_the_first_image_of_the_download(self, tiny_handlers):
+        run = tiny_handlers.on_image_to_image("Bag", ALL_CLASSES, 0.5, 4, "ddim", 1, 0, None)
+        _, (png,) = copies(run, 2)
+        assert json.loads(png.info["parameters"])["strength"] == 0.5
+        images = cells(png, 8, 11)
+        np.testing.assert_array_equal(images[0], np.asarray(tiny_handlers.get_image(None, "Bag")))
+
+    def test_upload_replaces_the_example(self, tiny_handlers, tmp_path):
+        Image.new("RGB", (300, 100), "white").save(tmp_path / "upload.jpg")
+        image = tiny_handlers.get_image(str(tmp_path / "upload.jpg"), "Bag")
+        assert image.size == (8, 8)
+        assert image.tobytes() != tiny_handlers.get_image(None, "Bag").tobytes()
+
+    def test_image_is_required(self, tiny_handlers):
+        with pytest.raises(gr.Error, match="Upload an image, or choose one of T-shirt/top"):
+            next(tiny_handlers.on_image_to_image(None, "Bag", 0.5, 4, "ddim", 1, 0, None))
+
+    def test_default_settings_change_the_class(self, base_handlers):
+        page = layout.build(base_handlers)
+        inputs = next(fn.inputs for fn in page.fns.values() if fn.api_name == "image_to_image")
+        sheet = last_sheet(base_handlers.image_to_image(*[component.value for component in inputs]))
+        images = np.stack(cells(sheet, 28, 10))
+        assert (classify(images) == torch.arange(10)).all()
+
+
+def test_sides_of_a_comparison_run_one_after_the_other(tiny_handlers):
+    sides = [tiny_handlers.name, 3, "default", 1, "spec", 2, "ddim", 1]
+    updates = list(tiny_handlers.on_compare(["Bag"], 2, 5, *sides))
+    assert updates[0][2:] == ("", "")
+    images_a, bar_a, images_b, bar_b = updates[-1]
+    assert 'alt="Bag"' in images_a and 'alt="seed 6"' in images_b
+    assert "NFE</abbr> 3" in bar_a and "NFE</abbr> 2" in bar_b
+
+
+def test_choosing_an_example_removes_the_upload(tiny_handlers):
+    preview, upload = tiny_handlers.choose_example("Bag")
+    assert "Input of the model" in preview and upload is None
+
+
+def test_quality(base_handlers, tiny_handlers):
+    assert tiny_handlers.quality() == {"model": "tiny", "num_samples": None}
+    quality = base_handlers.quality()
+    assert quality["model"] == "base"
+    assert quality["Precision"].keys() == {"generated", "test"}
+
+
+def test_name_of_a_folder_has_no_path(tiny_handlers):
+    assert tiny_handlers.name == "tiny"
+
+
+def test_first_images_show_each_class(base_handlers):
+    images = np.stack([np.asarray(image) for image in base_handlers.first_step.images])
+    assert classify(images).tolist() == list(range(len(FASHION_MNIST_LABELS)))
+
+
+def test_random_seed_is_valid():
+    assert 0 <= handlers.random_seed() <= handlers.MAX_SEED

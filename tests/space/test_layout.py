@@ -1,0 +1,200 @@
+"""The running demo, as clients see it."""
+
+import base64
+import io
+import json
+import re
+import time
+import urllib.request
+
+import anyio
+import gradio as gr
+import numpy as np
+import pytest
+from gradio_client import Client, handle_file
+from gradio_client.exceptions import AppError
+from mcp import ClientSession
+from mcp.client.streamable_http import streamable_http_client
+from PIL import Image
+
+import uploads
+from fmnist_diffusion.data import FASHION_MNIST_LABELS
+
+
+TOOLS = {"generate", "interpolate", "image_to_image", "quality"}
+FAST = {"num_inference_steps": 4, "scheduler": "ddim"}
+
+
+@pytest.fixture(scope="module")
+def download_folder(tmp_path_factory) -> str:
+    return str(tmp_path_factory.mktemp("downloads"))
+
+
+@pytest.fixture(scope="module")
+def client(url, download_folder) -> Client:
+    return Client(url, verbose=False, download_files=download_folder)
+
+
+class TestEndpoints:
+    def test_all_are_described_and_every_parameter_is_optional(self, client):
+        endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
+        assert set(endpoints) == {f"/{name}" for name in TOOLS}
+        for endpoint in endpoints.values():
+            assert endpoint["description"].endswith(".")
+            assert all(parameter["parameter_has_default"] for parameter in endpoint["parameters"])
+        types = {p["parameter_name"]: p["python_type"]["type"] for p in endpoints["/generate"]["parameters"]}
+        assert types["num_images"] == types["num_inference_steps"] == types["guidance_scale"] == "float"
+        assert "Ankle boot" in types["labels"] and "unipc" in types["scheduler"]
+
+    def test_generate_is_reproducible(self, client):
+        kwargs = {"labels": ["Bag", "Coat"], "num_images": 3, "seed": 11, **FAST}
+        first, second = (Image.open(client.predict(**kwargs, api_name="/generate")) for _ in range(2))
+        assert first.size == (26 * 8, 8 * 8)
+        assert first.tobytes() == second.tobytes()
+        assert json.loads(first.info["parameters"])["seed"] == 11
+
+    def test_interpolation_of_sneakers_changes_and_ends_as_generated(self, base_url, download_folder):
+        client = Client(base_url, verbose=False, download_files=download_folder)
+
+        def predict(api_name: str, **kwargs) -> np.ndarray:
+            sheet = Image.open(client.predict(**kwargs, api_name=api_name))
+            return np.asarray(sheet.resize((sheet.width // 8, sheet.height // 8), Image.Resampling.NEAREST)).astype(
+                int
+            )
+
+        labels = {"first_label": "Sneaker", "last_label": "Sneaker"}
+        sheet = predict("/interpolate", **labels, first_seed=3, last_seed=4, num_images=12)
+        # Ten images in the first row and two in the second, with a border of one pixel.
+        images = [sheet[i // 10 * 29 :, i % 10 * 29 :][:28, :28] for i in range(12)]
+        for image, seed in ((images[0], 3), (images[-1], 4)):
+            alone = predict("/generate", labels=["Sneaker"], num_images=1, seed=seed)
+            assert abs(image - alone).max() <= 1
+        assert all(abs(images[i] - images[i + 1]).mean() > 1 for i in range(11))
+
+    def test_image_to_image_with_and_without_an_upload(self, client, tmp_path):
+        sheet = Image.open(client.predict(**FAST, api_name="/image_to_image"))
+        assert json.loads(sheet.info["parameters"])["num_images"] == len(FASHION_MNIST_LABELS)
+        Image.new("RGB", (300, 100), "white").save(tmp_path / "upload.jpg")
+        upload = handle_file(tmp_path / "upload.jpg")
+        sheet = Image.open(client.predict(upload=upload, label="Shirt", **FAST, api_name="/image_to_image"))
+        assert json.loads(sheet.info["parameters"])["labels"] == ["Shirt"]
+
+    def test_quality_without_metrics(self, client):
+        assert client.predict(api_name="/quality") == {"model": "tiny", "num_samples": None}
+
+    def test_cancelled_request_ends(self, client, slow_evaluations):
+        job = client.submit(num_images=1, num_inference_steps=100, api_name="/generate")
+        while not job.outputs():
+            time.sleep(0.01)
+        job.cancel()
+        slow_evaluations[0].join(timeout=60)
+        assert len(slow_evaluations) < 100
+
+
+class TestInvalidInput:
+    @pytest.mark.parametrize(
+        "arguments",
+        [
+            {"num_images": 41},
+            {"num_images": 10**9},
+            {"num_images": "many"},
+            {"num_inference_steps": 0},
+            {"num_inference_steps": 2.5},
+            {"scheduler": "magic"},
+            {"labels": ["Hat"]},
+            {"labels": "Bag"},
+            {"guidance_scale": 99},
+            {"seed": -1},
+            {"seed": 3.7},
+            {"seed": 2**40},
+            {"labels": None, "num_images": None, "num_inference_steps": None, "scheduler": None, "seed": None},
+        ],
+    )
+    def test_answer_is_one_line_without_internals(self, client, arguments):
+        with pytest.raises(AppError) as caught:
+            client.predict(**arguments, api_name="/generate")
+        message = str(caught.value)
+        assert message and "\n" not in message and "upstream Gradio app" not in message
+        assert not re.search(r"/(root|home|tmp|usr|work)/|\.py\b|Traceback", message), message
+
+    def test_upload_that_is_no_image(self, client, tmp_path):
+        (tmp_path / "upload.png").write_bytes(b"text")
+        with pytest.raises(AppError, match="Could not read the image"):
+            client.predict(upload=handle_file(tmp_path / "upload.png"), api_name="/image_to_image")
+
+    @pytest.mark.parametrize("api_name, parameter", [("/image_to_image", "upload"), ("/generate", "labels")])
+    @pytest.mark.parametrize("nested", [False, True])
+    def test_urls_are_never_downloaded(self, client, monkeypatch, api_name, parameter, nested):
+        downloads = []
+
+        async def download(url, *args, **kwargs):
+            downloads.append(url)
+
+        monkeypatch.setattr(gr.processing_utils, "async_ssrf_protected_download", download)
+        file = {"path": "https://example.com/x.png", "meta": {"_type": "gradio.FileData"}}
+        with pytest.raises(AppError, match="URLs are not downloaded"):
+            client.predict(**{parameter: [{"file": file}] if nested else file}, api_name=api_name)
+        assert downloads == []
+
+    @pytest.mark.parametrize("path", ["/etc/passwd", str(uploads.EXAMPLES["Bag"])])
+    def test_files_of_the_server_cannot_be_read(self, url, path):
+        # gradio_client would upload the file of this name.
+        file = {"path": path, "meta": {"_type": "gradio.FileData"}}
+        body = json.dumps({"data": ["Bag", "Shirt", 0.5, 4, "ddim", 1, 0, file]}).encode()
+        call = f"{url}gradio_api/call/image_to_image"
+        request = urllib.request.Request(call, body, {"Content-Type": "application/json"})
+        event = json.load(urllib.request.urlopen(request))["event_id"]
+        answer = urllib.request.urlopen(f"{call}/{event}").read().decode()
+        assert "event: error" in answer and "event: complete" not in answer
+
+
+class TestPage:
+    def test_needs_no_network_and_contains_no_local_path(self, url, model_folder):
+        page = urllib.request.urlopen(url).read().decode()
+        config = urllib.request.urlopen(f"{url}config").read().decode()
+        assert "Fashion-MNIST diffusion" in page
+        assert model_folder not in page + config
+        # A browser downloads nothing for preconnect links.
+        tags = re.sub(r"<link[^>]*preconnect[^>]*>", "", page)
+        assert set(re.findall(r'(?:src|href)="https?://([\w.-]+)', tags)) <= {"127.0.0.1", "localhost"}
+
+
+def call_tools(url: str, *calls: tuple[str, dict]) -> list:
+    """The tools of the MCP server and the results of `calls`."""
+
+    async def run():
+        async with (
+            streamable_http_client(f"{url}gradio_api/mcp/") as (read, write, _),
+            ClientSession(read, write) as session,
+        ):
+            await session.initialize()
+            tools = (await session.list_tools()).tools
+            return [tools, *[await session.call_tool(name, arguments) for name, arguments in calls]]
+
+    return anyio.run(run)
+
+
+class TestMCP:
+    def test_tools_return_images(self, url):
+        buffer = io.BytesIO()
+        Image.new("RGB", (60, 60), "white").save(buffer, "PNG")
+        upload = f"data:image/png;base64,{base64.b64encode(buffer.getvalue()).decode()}"
+        tools, generated, uploaded = call_tools(
+            url,
+            ("generate", {"labels": ["Bag"], "num_images": 2, **FAST}),
+            ("image_to_image", {"upload": upload, "label": "Bag", **FAST}),
+        )
+        tools = {tool.name: tool for tool in tools}
+        assert set(tools) == TOOLS
+        assert (
+            "is stored with the checkpoint" in tools["generate"].inputSchema["properties"]["scheduler"]["description"]
+        )
+        for result, size in ((generated, (17 * 8, 8 * 8)), (uploaded, (8 * 8, 8 * 8))):
+            assert not result.isError
+            image = next(content for content in result.content if content.type == "image")
+            assert Image.open(io.BytesIO(base64.b64decode(image.data))).size == size
+
+    def test_errors_are_shown(self, url):
+        _, result = call_tools(url, ("generate", {"seed": 0.5}))
+        assert result.isError
+        assert "The seed must be a whole number" in result.content[0].text

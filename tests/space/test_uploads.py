@@ -1,0 +1,104 @@
+import struct
+import zlib
+
+import numpy as np
+import pytest
+from PIL import Image, ImageDraw
+
+import uploads
+from engine import RequestError
+from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images
+from uploads import open_upload, to_fashion_mnist
+
+
+class TestOpenUpload:
+    @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp"])
+    def test_formats(self, tmp_path, suffix):
+        path = tmp_path / f"upload.{suffix}"
+        Image.new("RGB", (60, 30), "red").save(path)
+        assert open_upload(path).size == (60, 30)
+
+    @pytest.mark.parametrize("content", [b"", b"text", b"\x89PNG\r\n\x1a\n" + b"\0" * 50, b"<svg/>"])
+    def test_other_files_are_rejected(self, tmp_path, content):
+        (tmp_path / "upload.png").write_bytes(content)
+        with pytest.raises(RequestError, match=r"Could not read the image\. Upload a PNG"):
+            open_upload(tmp_path / "upload.png")
+
+    def test_16_bit_pixels_are_scaled(self, tmp_path):
+        ramp = np.linspace(0, 65535, 28 * 28).reshape(28, 28).astype(np.uint16)
+        Image.fromarray(ramp).save(tmp_path / "upload.png")
+        image = open_upload(tmp_path / "upload.png")
+        assert image.mode == "L"
+        np.testing.assert_allclose(np.asarray(image).astype(float), ramp / 256, atol=1)
+
+    def test_truncated_file_is_rejected(self, tmp_path):
+        path = tmp_path / "upload.png"
+        Image.effect_noise((200, 200), 50).save(path)
+        path.write_bytes(path.read_bytes()[:2000])
+        with pytest.raises(RequestError, match="Could not read the image"):
+            open_upload(path)
+
+    def test_decompression_bomb_is_not_decoded(self, tmp_path):
+        """The header of a small file claims gigapixels."""
+
+        def chunk(kind: bytes, data: bytes) -> bytes:
+            return struct.pack(">I", len(data)) + kind + data + struct.pack(">I", zlib.crc32(kind + data))
+
+        header = struct.pack(">IIBBBBB", 40_000, 40_000, 8, 0, 0, 0, 0)
+        content = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", header) + chunk(b"IDAT", zlib.compress(b"\0" * 1000))
+        (tmp_path / "upload.png").write_bytes(content + chunk(b"IEND", b""))
+        with pytest.raises(RequestError, match=r"megapixels|Could not read"):
+            open_upload(tmp_path / "upload.png")
+
+    def test_too_many_pixels_are_rejected(self, tmp_path):
+        Image.new("L", (6000, 5000)).save(tmp_path / "upload.png")
+        with pytest.raises(RequestError, match="more than 25 megapixels"):
+            open_upload(tmp_path / "upload.png")
+
+    def test_large_file_is_rejected(self, tmp_path):
+        (tmp_path / "upload.bmp").write_bytes(b"BM" + b"\0" * uploads.MAX_UPLOAD_BYTES)
+        with pytest.raises(RequestError, match="larger than 5 MB"):
+            open_upload(tmp_path / "upload.bmp")
+
+
+class TestToFashionMNIST:
+    @pytest.mark.parametrize(
+        "ink, paper, mode",
+        [
+            ("white", "black", "RGB"),
+            ("black", "white", "RGB"),
+            ("navy", "#eeeeee", "RGB"),
+            ((255, 255, 255, 255), (0, 0, 0, 0), "RGBA"),
+            ((0, 0, 40, 255), (0, 0, 0, 0), "RGBA"),
+            ((30, 30, 30, 255), (255, 255, 255, 0), "RGBA"),
+            ((0, 0, 0, 254), (255, 255, 255, 254), "RGBA"),
+        ],
+    )
+    def test_result_is_a_light_object_on_black_that_fills_the_frame(self, ink, paper, mode):
+        image = Image.new(mode, (300, 200), paper)
+        ImageDraw.Draw(image).rectangle((120, 40, 180, 160), fill=ink)
+        pixels = np.asarray(to_fashion_mnist(image))
+        assert pixels.shape == (28, 28)
+        assert pixels[:, :4].max() < 30 and pixels[:, -4:].max() < 30
+        assert pixels[2:-2, 12:16].min() > 150
+
+    def test_images_of_the_dataset_are_not_changed(self, fashion_mnist_folder):
+        images = load_images(split="test", train_data_dir=str(fashion_mnist_folder)).images[:, 0].numpy()
+        results = [np.asarray(to_fashion_mnist(Image.fromarray(image))) for image in images]
+        # A few images have an object in the corners and are inverted.
+        assert np.mean([np.array_equal(*pair) for pair in zip(images, results, strict=True)]) > 0.95
+
+    @pytest.mark.parametrize("size", [(1, 3000), (3000, 2), (1, 1)])
+    @pytest.mark.parametrize("color", ["white", "black"])
+    def test_extreme_sizes(self, size, color):
+        assert to_fashion_mnist(Image.new("L", size, color)).size == (28, 28)
+
+    def test_transparent_image_becomes_black(self):
+        assert np.asarray(to_fashion_mnist(Image.new("RGBA", (90, 90), (9, 9, 9, 0)))).max() == 0
+
+
+def test_there_is_an_example_for_each_class():
+    assert tuple(uploads.EXAMPLES) == FASHION_MNIST_LABELS
+    for path in uploads.EXAMPLES.values():
+        with Image.open(path) as image:
+            assert (image.mode, image.size) == ("L", (28, 28))
