@@ -9,18 +9,20 @@ CPU_INDEX := https://download.pytorch.org/whl/cpu
 EVERYTHING := ".[train,eval,space,dev]"
 BIN := .venv/bin
 
-# $(call install,FOLDER OF PIP,PACKAGES). torch is installed first and alone, because its index must only provide torch.
-# If that index cannot be reached, pip gives up within a minute and looks for the build in its other sources.
-define install
+# $(call install_versions,FOLDER OF PIP,CONSTRAINTS,PACKAGES). torch is installed first and alone, because its index must
+# only provide torch. If that index cannot be reached, pip gives up within a minute and looks in its other sources.
+define install_versions
 	$(1)/pip install --quiet --retries 1 --timeout 20 --no-deps $(TORCH) \
 		$(if $(findstring +cpu,$(TORCH)),--extra-index-url $(CPU_INDEX)) \
 		|| { echo "Could not install $(TORCH): make $(CPU_INDEX) reachable," \
 			"or run make TORCH=torch==$(TORCH_VERSION) for PyPI's build."; exit 1; }
-	@$(1)/pip install --quiet -c constraints.txt $(2)
+	@$(1)/pip install --quiet -c $(2) $(3)
 endef
+install = $(call install_versions,$(1),constraints.txt,$(2))
+COMMA := ,
 
 .DEFAULT_GOAL := help
-.PHONY: help install inception sample demo test test-fast lint format types build check-wheel check-space clean
+.PHONY: help install inception sample demo test test-fast test-oldest lint format types build check-wheel check-space clean
 
 help:  ## list the targets
 	@sed -n 's/^\([a-z-]*\):.*## /\1\t/p' Makefile | expand -t 14
@@ -52,6 +54,13 @@ test: .venv/all  ## run all tests
 
 test-fast: .venv/all  ## run the tests that take at most a few seconds
 	$(BIN)/pytest -m "not slow"
+
+test-oldest:  ## run the fast tests with the oldest supported versions
+	rm -rf build/oldest
+	$(PYTHON) -m venv build/oldest
+	$(call install_versions,build/oldest/bin,constraints-oldest.txt,--editable ".[train$(COMMA)eval$(COMMA)space]" \
+		playwright prdc pytest scipy)
+	build/oldest/bin/pytest -m "not slow" -o filterwarnings=ignore
 
 lint: .venv/all  ## check style and formatting
 	$(BIN)/ruff check
@@ -90,6 +99,6 @@ check-space: .venv/all  ## start the demo in an environment with only its requir
 		demo = layout.build(handlers.Handlers('$(CURDIR)/fmnist_diffusion/pretrained/base')); \
 		layout.launch(demo, prevent_thread_lock=True)"
 
-clean:  ## remove what the other targets created, except generated images
+clean:  ## remove the environment, builds and caches
 	rm -rf .venv build dist .pytest_cache .ruff_cache
 	find . -name __pycache__ -type d -prune -exec rm -rf {} +

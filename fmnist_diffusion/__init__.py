@@ -24,10 +24,10 @@ LAZY_IMPORTS = {
 
 
 class LazyModule(types.ModuleType):
-    """Stands in for the module of its name, which it imports when one of the attributes is first used."""
+    """Placeholder that imports the module of the same name when one of its attributes is first accessed."""
 
     def __getattr__(self, name: str):
-        # Tools that look at all modules read attributes such as __file__.
+        # Tools that inspect sys.modules read attributes such as __file__, which must not import torch.
         if name.startswith("__"):
             raise AttributeError(f"module {self.__name__!r} has no attribute {name!r}")
         if sys.modules.get(self.__name__) is self:
@@ -35,7 +35,7 @@ class LazyModule(types.ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
-# A stock pipeline that was saved with this model names its module, and diffusers only looks for that in `sys.modules`.
+# `model_index.json` of a DDPMPipeline with this model names its module, which diffusers only finds in `sys.modules`.
 MODEL_MODULE = f"{__name__}.models.unet_fmnist"
 sys.modules[MODEL_MODULE] = LazyModule(MODEL_MODULE)
 

@@ -13,13 +13,13 @@ def upscale(image: Image.Image, factor: int) -> Image.Image:
 
 def image_grid(images: Sequence[Image.Image], columns: int, border: int = 0) -> Image.Image:
     """
-    Arranges images of equal size in rows of `columns` images, in the mode of the first image.
+    Arranges images in a grid with at most `columns` images per row.
 
-    Unlike diffusers' `make_image_grid`, it keeps grayscale images grayscale and accepts an incomplete last row.
+    Unlike diffusers' `make_image_grid`, this function keeps grayscale images grayscale and accepts an incomplete row.
 
     Args:
-        images (`Sequence[PIL.Image.Image]`): At least one image; all have the same size.
-        columns (`int`): Images per row; fewer if there are not as many images.
+        images (`Sequence[PIL.Image.Image]`): One or more images of equal size and mode.
+        columns (`int`): Maximum number of images per row.
         border (`int`, defaults to 0): Width of the black border between images, in pixels.
     """
     columns = min(columns, len(images))
@@ -37,10 +37,10 @@ def save_gif(frames: Sequence[Image.Image], path: str | os.PathLike, duration: i
     Saves `frames` as a GIF that repeats forever.
 
     Args:
-        frames (`Sequence[PIL.Image.Image]`): At least one frame; all have the same size.
-        path (`str` or `os.PathLike`): File to write.
-        duration (`int`, defaults to 100): Time per frame, in milliseconds.
-        hold (`int`, defaults to 0): Additional time for the last frame, in milliseconds.
+        frames (`Sequence[PIL.Image.Image]`): One or more frames of equal size.
+        path (`str` or `os.PathLike`): Path of the file to write.
+        duration (`int`, defaults to 100): Duration of each frame, in milliseconds.
+        hold (`int`, defaults to 0): Additional duration of the last frame, in milliseconds.
     """
     durations = [duration] * len(frames)
     durations[-1] += hold

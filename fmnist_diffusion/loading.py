@@ -17,7 +17,7 @@ def bundled_pipelines() -> tuple[str, ...]:
 
 
 def get_pipeline_folder(name_or_path: str | os.PathLike) -> Path:
-    """Returns the folder of a bundled checkpoint if `name_or_path` is its name (a `str`), else `name_or_path`."""
+    """Returns the folder of a bundled checkpoint if `name_or_path` is its name (a `str`), or `name_or_path`."""
     if isinstance(name_or_path, str) and name_or_path in bundled_pipelines():
         return PRETRAINED_DIR / name_or_path
     return Path(name_or_path)
@@ -34,16 +34,16 @@ def load_pipeline(
             A name in [`bundled_pipelines`], a folder, or a repository id such as `owner/name`. To load a folder with
             the name of a bundled checkpoint, pass `./name` or a `Path`.
         scheduler (`str` or a subclass of [`SchedulerMixin`], *optional*):
-            A scheduler to use in place of the stored one, with the same noise schedule: a name in
-            `fmnist_diffusion.sampling.SCHEDULERS` such as `"ddim"`, or a diffusers scheduler class.
+            A scheduler that replaces the stored one and uses its noise schedule: a name in
+            `fmnist_diffusion.sampling.SCHEDULERS`, such as `"ddim"`, or a diffusers scheduler class.
         kwargs: Arguments of [`FashionMNISTPipeline.from_pretrained`], such as `dtype`, `variant` and `revision`.
 
     Returns:
         [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
 
     Raises:
-        `OSError`: If there is no such pipeline, revision or variant, or if it cannot be read.
-        `ValueError`: If there is no such scheduler.
+        `OSError`: If the pipeline, revision or variant does not exist or cannot be read.
+        `ValueError`: If the scheduler does not exist or does not support the model.
 
     Examples:
         ```py
@@ -59,20 +59,20 @@ def load_pipeline(
             raise OSError(f"The folder {path} contains no pipeline: it has no {FashionMNISTPipeline.config_name}.")
         pipe = FashionMNISTPipeline.from_pretrained(folder, **kwargs)
     else:
-        missing = (
+        message = (
             f"Could not find a pipeline at {path!r}: pass the name of a bundled checkpoint"
             f" ({', '.join(bundled_pipelines())}), a local folder with {FashionMNISTPipeline.config_name}, or a Hub"
             " repository id (`owner/name`) that you can access and that has the `revision` and `variant`."
         )
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
-            raise OSError(missing)
+            raise OSError(message)
         try:
             pipe = FashionMNISTPipeline.from_pretrained(path, **kwargs)
         except OSError as error:
-            # Errors of the machine, such as a full disk, have an error number; those of the Hub's client have none.
+            # Errors of the operating system, such as a full disk, have an errno. Errors of huggingface_hub do not.
             if error.errno is not None:
                 raise
-            raise OSError(missing) from error
+            raise OSError(message) from error
     if scheduler is not None:
         pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
     return pipe

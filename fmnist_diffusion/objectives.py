@@ -42,8 +42,8 @@ def min_snr_weights(snr: torch.Tensor, snr_gamma: float, prediction_type: Predic
     for epsilon and `min(SNR, gamma) / (SNR + 1)` for v.
 
     Args:
-        snr (`torch.Tensor` of shape `(batch,)`): Signal-to-noise ratios, from 0 on; see diffusers' `compute_snr`.
-        snr_gamma (`float`): The constant gamma, above 0.
+        snr (`torch.Tensor` of shape `(batch,)`): Non-negative signal-to-noise ratios; see diffusers' `compute_snr`.
+        snr_gamma (`float`): The positive constant gamma.
         prediction_type (`str`): `"epsilon"`, `"v_prediction"` or `"sample"`.
 
     Returns:
@@ -60,20 +60,20 @@ def min_snr_weights(snr: torch.Tensor, snr_gamma: float, prediction_type: Predic
 
 class TimestepSampler:
     """
-    Samples the timesteps to train on, with their loss weights, from torch's global generator of `device`.
+    Samples training timesteps and their loss weights with torch's global generator of `device`.
 
-    - `"uniform"`: all timesteps have the same probability, and weight 1 (arXiv 2006.11239, algorithm 1).
-    - `"logit_normal"`: `T * sigmoid(n)` with `n` from a normal distribution, and weight 1, which trains the middle
-      more (arXiv 2403.03206, section 3.1).
-    - `"importance"`: in proportion to the root mean square of the last ten losses of each timestep, with the inverse
-      as weight, which keeps the objective unbiased (arXiv 2102.09672, section 3.3). Uniform until each timestep has
-      ten losses.
+    - `"uniform"`: All timesteps have the same probability and weight 1 (arXiv 2006.11239, algorithm 1).
+    - `"logit_normal"`: Timesteps are `T * sigmoid(n)`, where `n` is normally distributed, and have weight 1. This
+      samples intermediate timesteps more often (arXiv 2403.03206, section 3.1).
+    - `"importance"`: Probabilities are proportional to the root mean square of the last ten losses of each timestep.
+      The weights are inversely proportional, which keeps the objective unbiased (arXiv 2102.09672, section 3.3).
+      Sampling is uniform until every timestep has ten losses.
 
     Args:
-        timestep_sampling (`str`): One of the above.
+        timestep_sampling (`str`): `"uniform"`, `"logit_normal"` or `"importance"`.
         num_train_timesteps (`int`): Number of timesteps, `T`.
         device (`str` or `torch.device`, defaults to `"cpu"`): Device of the timesteps.
-        logit_mean, logit_std (`float`, defaults to 0 and 1): Mean and standard deviation of `"logit_normal"`.
+        logit_mean, logit_std (`float`, defaults to 0 and 1): Mean and standard deviation of `n`.
     """
 
     history_length = 10
@@ -94,13 +94,13 @@ class TimestepSampler:
         self.counts = torch.zeros(num_train_timesteps, dtype=torch.long, device=device)
 
     def sample(self, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns timesteps, int64 (B,) in [0, T), and loss weights, float32 (B,)."""
+        """Samples int64 timesteps (B,) in [0, T) and returns them with their float32 loss weights (B,)."""
         device, steps = self.losses.device, self.num_train_timesteps
         if self.timestep_sampling == "importance" and bool((self.counts >= self.history_length).all()):
-            share = self.losses.square().mean(1).sqrt()
-            share = share / share.sum() * (1 - self.uniform_share) + self.uniform_share / steps
-            timesteps = torch.multinomial(share, batch_size, replacement=True)
-            return timesteps, 1 / (steps * share[timesteps])
+            probabilities = self.losses.square().mean(1).sqrt()
+            probabilities = probabilities / probabilities.sum() * (1 - self.uniform_share) + self.uniform_share / steps
+            timesteps = torch.multinomial(probabilities, batch_size, replacement=True)
+            return timesteps, 1 / (steps * probabilities[timesteps])
         if self.timestep_sampling == "logit_normal":
             position = torch.sigmoid(torch.randn(batch_size, device=device) * self.logit_std + self.logit_mean)
             timesteps = (position * steps).long().clamp(max=steps - 1)
@@ -109,15 +109,16 @@ class TimestepSampler:
         return timesteps, torch.ones(batch_size, device=device)
 
     def update(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
-        """Records the unweighted losses (B,) of `timesteps` (B,), from all processes, for `"importance"`."""
+        """Records the unweighted losses (B,) of `timesteps` (B,) of all processes for `"importance"` sampling."""
         timesteps, order = timesteps.sort(stable=True)
-        # The squares of the losses must be positive and finite.
+        # Clamping keeps the squares of the losses positive and finite.
         losses = losses.detach().float()[order].nan_to_num(1.0).clamp(1e-9, 1e9)
         batch_counts = torch.bincount(timesteps, minlength=self.num_train_timesteps)
-        place = torch.arange(len(timesteps), device=timesteps.device)
-        place -= (batch_counts.cumsum(0) - batch_counts)[timesteps]  # among those of the same timestep
-        newest = place >= batch_counts[timesteps] - self.history_length
-        slots = (self.counts[timesteps] + place) % self.history_length
+        # `rank` counts the losses of the same timestep that come earlier in the batch.
+        rank = torch.arange(len(timesteps), device=timesteps.device)
+        rank -= (batch_counts.cumsum(0) - batch_counts)[timesteps]
+        newest = rank >= batch_counts[timesteps] - self.history_length
+        slots = (self.counts[timesteps] + rank) % self.history_length
         self.losses[timesteps[newest], slots[newest]] = losses[newest]
         self.counts += batch_counts
 
@@ -131,14 +132,14 @@ class TimestepSampler:
 
 def drop_labels(class_labels: torch.Tensor, probability: float, null_label: int) -> torch.Tensor:
     """
-    Replaces each label by `null_label` with `probability`.
+    Replaces each label with `null_label` at random.
 
     This trains the unconditional branch of classifier-free guidance (arXiv 2207.12598, algorithm 1).
 
     Args:
         class_labels (`torch.Tensor` of shape `(batch,)`): Class labels.
-        probability (`float`): Probability in [0, 1].
-        null_label (`int`): The label that stands for unconditional.
+        probability (`float`): Probability of replacing a label, in [0, 1].
+        null_label (`int`): The label for unconditional samples.
     """
     dropped = torch.rand(class_labels.shape, device=class_labels.device) < probability
     return class_labels.masked_fill(dropped, null_label)

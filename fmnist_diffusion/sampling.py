@@ -1,7 +1,7 @@
-"""Sampling settings, schedulers and seeds, and the generation of images in batches.
+"""Sampling settings, schedulers, random generators and batched image generation.
 
-The functions import torch and diffusers themselves, so that the command line can read the settings and the scheduler
-table without waiting for these imports.
+Functions import torch and diffusers locally, so that the command line can read the settings and the scheduler names
+without these slow imports.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
     from .pipelines.pipeline_fmnist import FashionMNISTPipeline
 
 
-# Short name, diffusers class, and the options that differ from the stored scheduler's.
+# This table maps short names to diffusers classes and to options that override those of the checkpoint's scheduler.
 SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "ddpm": ("DDPMScheduler", {}),
     "ddim": ("DDIMScheduler", {}),
@@ -36,7 +36,7 @@ SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
     "heun": ("HeunDiscreteScheduler", {"clip_sample": True}),
 }
 
-# The options that define the noise schedule and the prediction of a model.
+# These options define the noise schedule and the prediction type that a model was trained with.
 NOISE_SCHEDULE_OPTIONS = (
     "num_train_timesteps",
     "beta_start",
@@ -51,7 +51,7 @@ NOISE_SCHEDULE_OPTIONS = (
 # torch's CPU generator only uses the lower 32 bits of a seed.
 MAX_SEED = 2**32 - 1
 
-# alphas_cumprod of the last of 1000 timesteps is 4e-5 on a linear schedule and 2e-9 on a cosine schedule.
+# This threshold separates schedules by alphas_cumprod at the last timestep: 4e-5 if linear, 2e-9 if cosine.
 NEAR_ZERO_SNR = 1e-6
 
 
@@ -61,10 +61,10 @@ class SamplingConfig:
     Settings for generating images, with the argument names of [`FashionMNISTPipeline.__call__`].
 
     Args:
-        scheduler: Name of a scheduler in `SCHEDULERS` or of a diffusers scheduler class; the checkpoint's own
-            scheduler if null.
-        num_inference_steps: Number of denoising steps; the checkpoint's default if null.
-        guidance_scale: Weight of classifier-free guidance; 1 disables it.
+        scheduler: Name of a scheduler in `SCHEDULERS` or of a diffusers scheduler class. Defaults to the scheduler of
+            the checkpoint.
+        num_inference_steps: Number of denoising steps. Defaults to the value in the config of the checkpoint.
+        guidance_scale: Scale of classifier-free guidance; 1 disables it.
         guidance_interval: Range of sampling steps that use guidance, as fractions from 0 (noise) to 1 (image).
         seed: Random seed from 0 to 2**32 - 1; image i uses seed + i.
 
@@ -96,13 +96,13 @@ class SamplingConfig:
 @dataclass
 class Samples:
     """
-    Generated images and the cost of generating them.
+    Generated images with their labels, number of function evaluations and sampling time.
 
     Attributes:
         images (`torch.Tensor` of shape `(num_images, channels, height, width)`): uint8 pixels.
         labels (`torch.Tensor` of shape `(num_images,)`, *optional*): int64 class labels; `None` if unconditional.
-        num_function_evaluations (`int`): Number of model evaluations, summed over the images.
-        seconds (`float`): Wall-clock time.
+        num_function_evaluations (`int`): Number of function evaluations (NFE), summed over the images.
+        seconds (`float`): Wall-clock time of sampling, in seconds.
     """
 
     images: torch.Tensor
@@ -115,7 +115,7 @@ class Samples:
 
     @staticmethod
     def concatenate(parts: Sequence[Samples]) -> Samples:
-        """Concatenates `parts`, which either all have labels or all have none."""
+        """Concatenates samples. Either all or none of the `parts` must have labels."""
         import torch
 
         labels = [part.labels for part in parts if part.labels is not None]
@@ -135,28 +135,31 @@ def is_integer(value: Any) -> bool:
 
 def get_scheduler_class(scheduler: str | type[SchedulerMixin]) -> tuple[type[Any], dict[str, Any]]:
     """
-    Returns the class of a scheduler and the options that its name implies.
+    Finds the class of a scheduler and the config options that its short name implies.
 
     Args:
         scheduler (`str` or a subclass of [`SchedulerMixin`]):
             A name in `SCHEDULERS`, the name of a diffusers scheduler class, or the class itself.
 
+    Returns:
+        `tuple[type, dict]`: The class and the options.
+
     Raises:
-        `ValueError`: If there is no such scheduler.
+        `ValueError`: If the scheduler does not exist.
     """
     import diffusers
 
     if isinstance(scheduler, type):
-        found, options = scheduler, {}
+        scheduler_class, options = scheduler, {}
     else:
         name, options = SCHEDULERS.get(scheduler, (scheduler, {}))
-        found = getattr(diffusers, name, None)
-    if not (isinstance(found, type) and issubclass(found, diffusers.SchedulerMixin)):
+        scheduler_class = getattr(diffusers, name, None)
+    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
         raise ValueError(
             f"Could not find a scheduler {scheduler!r}: pass one of {', '.join(SCHEDULERS)}, or a diffusers scheduler"
             " class."
         )
-    return found, dict(options)
+    return scheduler_class, dict(options)
 
 
 def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, Any]) -> Any:
@@ -171,7 +174,7 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
         [`SchedulerMixin`]: The new scheduler.
 
     Raises:
-        `ValueError`: If there is no such scheduler, or if it needs more than a noise schedule.
+        `ValueError`: If the scheduler does not exist, or if it requires arguments other than the noise schedule.
     """
     from diffusers import DPMSolverMultistepScheduler
 
@@ -180,10 +183,10 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
     required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if required:
         raise ValueError(f"{scheduler_class.__name__} does not support this model: it requires `{required[0]}`.")
-    # With this entry, `from_config` drops the options that have the defaults of the other scheduler's class.
+    # With this entry, `from_config` drops all options that equal the defaults of the other scheduler class.
     ignored = {"_use_default_values"}
     if not issubclass(scheduler_class, DPMSolverMultistepScheduler):
-        # Other solvers have an option of this name with other values.
+        # `algorithm_type` has other values in other solvers.
         ignored.add("algorithm_type")
     config = {name: value for name, value in config.items() if name not in ignored}
     return scheduler_class.from_config(config, **options)
@@ -193,16 +196,17 @@ def make_pipeline(
     unet: FashionMNISTUNet2DModel, noise_scheduler: DDPMScheduler, num_inference_steps: int = 20
 ) -> FashionMNISTPipeline:
     """
-    Creates the pipeline of a trained model with the sampler that works best in 20 steps.
+    Creates a pipeline for a trained model with the default sampler of this package.
 
-    The sampler is SDE-DPM-Solver++ of second order (arXiv 2211.01095, section 5) with timesteps that are spaced more
-    densely at low noise levels: with a power of 1.2 on a cosine schedule and of 1.5 on other schedules. The last of 20
-    steps then starts at about the same noise level on both schedules.
+    The sampler is second-order SDE-DPM-Solver++ (arXiv 2211.01095, section 5) with power-law timestep spacing. The
+    power is 1.2 for a cosine schedule and 1.5 for other schedules. With 20 steps, the last step then starts at about
+    the same noise level for both.
 
     Args:
         unet ([`FashionMNISTUNet2DModel`]): The model.
-        noise_scheduler ([`DDPMScheduler`]): The noise schedule and prediction type that it was trained with.
-        num_inference_steps (`int`, defaults to 20): Default number of denoising steps, if there are as many.
+        noise_scheduler ([`DDPMScheduler`]): The noise schedule and prediction type that the model was trained with.
+        num_inference_steps (`int`, defaults to 20):
+            Default number of denoising steps, limited to the `num_train_timesteps` of `noise_scheduler`.
     """
     from diffusers import DPMSolverMultistepScheduler
 
@@ -223,17 +227,17 @@ def copy_pipeline(
     pipe: FashionMNISTPipeline, scheduler: str | type[SchedulerMixin] | None = None
 ) -> FashionMNISTPipeline:
     """
-    Creates a pipeline that shares the model of `pipe` and has a scheduler object of its own.
+    Creates a pipeline that shares the model of `pipe` but has a separate scheduler.
 
-    Schedulers keep the state of a run, so pipelines that run at the same time need separate schedulers.
+    Schedulers are stateful, so pipelines that run concurrently require separate schedulers.
 
     Args:
         pipe ([`FashionMNISTPipeline`]): The pipeline.
         scheduler (`str` or a subclass of [`SchedulerMixin`], *optional*):
-            See [`get_scheduler_class`]. By default, the copy samples like `pipe`.
+            See [`get_scheduler_class`]. Defaults to a copy of the scheduler of `pipe`.
 
     Raises:
-        `ValueError`: If there is no such scheduler.
+        `ValueError`: If the scheduler does not exist or does not support the model.
     """
     config = pipe.scheduler.config
     if scheduler is None:
@@ -247,10 +251,10 @@ def copy_pipeline(
 
 def make_generators(seed: int, count: int, start: int = 0) -> list[torch.Generator]:
     """
-    Creates the random generators of the images `start` to `start + count - 1`.
+    Creates the random generators for images `start` to `start + count - 1`.
 
-    Image i uses the seed `(seed + i) % 2**32`. The generators are on the CPU, so that a seed gives the same noise on
-    every device.
+    Image i uses the seed `(seed + i) % 2**32`. The generators are on the CPU, so that a seed produces the same noise
+    on every device.
     """
     import torch
 
@@ -269,25 +273,25 @@ def generate(
     """
     Generates images in batches.
 
-    Image i, from `start` to `start + num_images - 1`, depends only on `config.seed + i` and on its label, not on the
-    batch that it is generated in.
+    Image i, from `start` to `start + num_images - 1`, only depends on the seed `config.seed + i` and on its label. It
+    does not depend on the batch size.
 
     Args:
         pipe ([`FashionMNISTPipeline`]): The pipeline; it is not changed.
         config ([`SamplingConfig`]): The settings. Unconditional sampling ignores the guidance settings.
         num_images (`int`): Number of images.
         class_labels (`Sequence[int]`, *optional*):
-            Class labels that are cycled through: image i has the label `class_labels[i % len(class_labels)]`. By
-            default, sampling is unconditional.
-        batch_size (`int`, defaults to 64): Images per batch.
+            Class labels that are cycled through: image i has the label `class_labels[i % len(class_labels)]`. If
+            omitted, sampling is unconditional.
+        batch_size (`int`, defaults to 64): Number of images per batch.
         start (`int`, defaults to 0): Index of the first image.
 
     Yields:
         [`Samples`]: A batch of images.
 
     Raises:
-        `ValueError`: If an argument is out of range for the model or the scheduler, or if an image has NaN or infinite
-            pixels.
+        `ValueError`: If an argument is out of range, if the model or the scheduler does not support it, or if a
+            generated image has NaN or infinite pixels.
     """
     import torch
 

@@ -1,4 +1,4 @@
-"""Starts the demo: `python space/app.py [MODEL]`. A Space sets the checkpoint with the variable MODEL_ID."""
+"""Starts the demo: `python space/app.py [MODEL]`. In a Space, the variable MODEL_ID sets the checkpoint."""
 
 import argparse
 import os
@@ -13,6 +13,6 @@ if __name__ == "__main__":
         "model",
         nargs="?",
         default=os.environ.get("MODEL_ID", "base"),
-        help="bundled checkpoint, local folder or Hub repository id (default: MODEL_ID, else base)",
+        help="bundled checkpoint, local folder or Hub repository id (default: $MODEL_ID or base)",
     )
     launch(build(Handlers(parser.parse_args().model)))

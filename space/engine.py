@@ -1,4 +1,4 @@
-"""Generation engine: runs a pipeline in a thread and yields its steps, with a time limit, also on ZeroGPU."""
+"""Runs a pipeline in a thread and yields its steps, with a time limit and support for ZeroGPU."""
 
 import importlib.util
 import threading
@@ -29,7 +29,7 @@ TIME_LIMIT = 60.0
 
 
 def on_gpu(function: Callable) -> Callable:
-    """Decorator that borrows a GPU for a call on ZeroGPU; the package for this is only installed in a Space."""
+    """Decorator that requests a GPU for each call on ZeroGPU. Its package `spaces` is only installed in a Space."""
     if importlib.util.find_spec("spaces") is None:
         return function
     import spaces  # pyright: ignore[reportMissingImports]
@@ -38,7 +38,7 @@ def on_gpu(function: Callable) -> Callable:
 
 
 class RequestError(ValueError):
-    """An invalid request, explained in a sentence for the user."""
+    """An invalid request. The message is shown to the user."""
 
 
 @dataclass(frozen=True)
@@ -69,7 +69,7 @@ class GenerationRequest(SamplingConfig):
             # JSON has one type of numbers, so 20 can arrive as 20.0.
             object.__setattr__(self, name, int(value))
         if not is_number(self.guidance_scale) or not 1 <= self.guidance_scale <= MAX_GUIDANCE:
-            raise RequestError(f"The guidance must be from 1 to {MAX_GUIDANCE}, got {self.guidance_scale!r}.")
+            raise RequestError(f"The guidance must be a number from 1 to {MAX_GUIDANCE}, got {self.guidance_scale!r}.")
         super().__post_init__()
 
 
@@ -80,15 +80,15 @@ def is_number(value: Any) -> bool:
 @dataclass(frozen=True)
 class Step:
     """
-    The images after some of the denoising steps.
+    The state of a generation between two denoising steps.
 
     Attributes:
         number: Number of completed steps.
         total: Number of all steps.
         images: The noisy images, from pure noise at step 0 to the generated images at the last step.
-        predicted: The clean images that the model predicts from them.
+        predicted: The predicted clean images (`pred_original_sample`).
         num_function_evaluations: Number of function evaluations (NFE) per image so far.
-        seconds: Time so far.
+        seconds: Time since the start, in seconds.
     """
 
     number: int
@@ -106,7 +106,7 @@ def get_engine(model_id: str) -> "Engine":
 
 class Engine:
     """
-    Generates images with one checkpoint, for several requests at a time.
+    Generates images with one checkpoint. Several requests can run at the same time.
 
     Args:
         model_id (`str`): Name of a bundled checkpoint, a local folder or a Hub repository id.
@@ -153,12 +153,12 @@ class Engine:
         self, request: GenerationRequest, image: Image.Image | None = None, strength: float = 1.0
     ) -> Generator[Step]:
         """
-        Generates images, or modifies `image` if there is one.
+        Generates images, or transforms `image` (image-to-image) if it is given.
 
         Args:
             request ([`GenerationRequest`]): The settings.
             image (`PIL.Image.Image`, *optional*): Image for image-to-image, in the size of the model.
-            strength (`float`, defaults to 1.0): Fraction of the steps that `image` goes through, in (0, 1].
+            strength (`float`, defaults to 1.0): Fraction of the steps that run on `image`, in (0, 1].
         """
         if not is_number(strength) or not 0 < strength <= 1:
             raise RequestError(f"The strength must be above 0 and at most 1, got {strength!r}.")
@@ -174,7 +174,7 @@ class Engine:
 
     def interpolate(self, request: GenerationRequest, seeds: tuple[int, int]) -> Generator[Step]:
         """
-        Generates images on the way from the first seed and the first class to the second.
+        Interpolates from the first seed and class to the last ones.
 
         Args:
             request ([`GenerationRequest`]): The settings; its labels are the first and the last class.
@@ -229,7 +229,7 @@ class Engine:
                 ).images
                 put_step(pipe.num_timesteps, sample, sample)
                 queue.put(None)
-            # Thread boundary: the consumer of the queue raises the exception.
+            # An exception would be lost in this thread, so the consumer of the queue raises it.
             except Exception as error:
                 queue.put(error)
 

@@ -1,4 +1,4 @@
-"""Event handlers of the page and endpoints for programs."""
+"""Event handlers of the page, and endpoints for API and MCP clients."""
 
 import json
 import random
@@ -26,7 +26,7 @@ DEFAULT_SCHEDULER = "default"
 ALL_CLASSES = "all classes"
 # With this seed, the ten images of the first screen are easy to recognize.
 FIRST_SEED = 25
-SHEET_SCALE, SHEET_COLUMNS, STRIP_COLUMNS = 8, 10, 10
+GRID_SCALE, GRID_COLUMNS, STRIP_COLUMNS = 8, 10, 10
 MAX_GIF_FRAMES, GIF_CELL_SIZE = 40, 112
 
 Update = Any
@@ -42,8 +42,8 @@ class Run:
 
 
 @contextmanager
-def shown_errors() -> Iterator[None]:
-    """Shows what is wrong with a request. Gradio hides the messages of other exceptions."""
+def show_errors() -> Iterator[None]:
+    """Shows the message of a [`RequestError`] on the page. Gradio hides the messages of other exceptions."""
     try:
         yield
     except RequestError as error:
@@ -71,26 +71,26 @@ def get_captions(engine: Engine, request: GenerationRequest) -> list[str]:
     return engine.get_labels(request) or [f"seed {request.seed + i}" for i in range(request.num_images)]
 
 
-def offer(path: Path) -> Update:
-    """Lets a download button offer a file. Gradio copies the file when a handler yields this."""
+def enable_download(path: Path) -> Update:
+    """Returns an update of a download button. Gradio copies the file when a handler yields the update."""
     return gr.update(value=str(path), interactive=True)
 
 
-def no_file() -> Update:
-    # This is not a constant, because Gradio modifies the updates that a handler yields.
+def disable_download() -> Update:
+    # Gradio modifies the updates that a handler yields, so this must be a new object for each one.
     return gr.update(value=None, interactive=False)
 
 
-def save_sheet(images: Sequence[Image.Image], columns: int, run: Run, path: Path) -> Path:
-    """Saves all images as one PNG that contains the settings as text."""
+def save_grid(images: Sequence[Image.Image], columns: int, run: Run, path: Path) -> Path:
+    """Saves a grid of the images as a PNG, with the settings in its text chunk `parameters`."""
     info = PngInfo()
     info.add_text("parameters", json.dumps(run.settings))
-    upscale(image_grid(images, columns, border=1), SHEET_SCALE).save(path, pnginfo=info)
+    upscale(image_grid(images, columns, border=1), GRID_SCALE).save(path, pnginfo=info)
     return path
 
 
-def denoising_strip(steps: Sequence[Step]) -> Image.Image:
-    """The first image at some of the steps: the noisy image above the predicted clean image."""
+def make_denoising_strip(steps: Sequence[Step]) -> Image.Image:
+    """Returns the first image at several steps: noisy images (top) and predicted clean images (bottom)."""
     columns = min(STRIP_COLUMNS, len(steps))
     shown = [steps[round(i * (len(steps) - 1) / max(1, columns - 1))] for i in range(columns)]
     return image_grid([step.images[0] for step in shown] + [step.predicted[0] for step in shown], columns, border=1)
@@ -101,14 +101,14 @@ def save_denoising_gif(steps: Sequence[Step], path: Path) -> Path:
     if shown[-1] is not steps[-1]:
         shown.append(steps[-1])
     factor = max(1, GIF_CELL_SIZE // steps[0].images[0].width)
-    frames = [upscale(image_grid(step.images, SHEET_COLUMNS, border=1), factor) for step in shown]
+    frames = [upscale(image_grid(step.images, GRID_COLUMNS, border=1), factor) for step in shown]
     save_gif(frames, path, duration=80, hold=1500)
     return path
 
 
 class Handlers:
     """
-    Handlers for a checkpoint and those to compare it with.
+    Event handlers and endpoints for a checkpoint, which can be compared with the bundled ones.
 
     Args:
         model_id (`str`): Name of a bundled checkpoint, a local folder or a Hub repository id.
@@ -127,19 +127,19 @@ class Handlers:
             num_inference_steps=self.engine.num_inference_steps,
             seed=FIRST_SEED,
         )
-        # ZeroGPU lends no GPU before there is a visitor.
+        # ZeroGPU only provides a GPU during a request, so the first images are generated on the CPU.
         engine = self.engine if self.engine.device.type == "cpu" else Engine(model_id, device="cpu")
         *_, self.first_step = engine.generate(self.first_request)
 
     def get_image(self, upload: str | None, example: str | None) -> Image.Image:
-        """The image for image-to-image, as the model receives it."""
+        """Returns the input image for image-to-image, in the size of the model."""
         if upload:
             return to_fashion_mnist(open_upload(upload), self.engine.size)
         if example not in EXAMPLES:
             raise RequestError(f"Upload an image, or choose one of {', '.join(EXAMPLES)}.")
         return Image.open(EXAMPLES[example]).convert("L").resize(self.engine.size)
 
-    # Each of these starts the generation for an event handler and for an endpoint.
+    # Each of these methods starts a generation for an event handler or an endpoint.
 
     def start_generate(self, labels: list[str], *settings: Any, engine: Engine | None = None) -> Run:
         engine = engine or self.engine
@@ -154,7 +154,7 @@ class Handlers:
             raise RequestError("Choose the first and the last class.")
         request = make_request(labels, num_images, *settings, guidance_scale=1.0, seed=first_seed)
         last_seed = replace(request, seed=last_seed).seed
-        captions = [f"{round(100 * i / (request.num_images - 1))}%" for i in range(request.num_images)]
+        captions = [f"{round(100 * i / max(1, request.num_images - 1))}%" for i in range(request.num_images)]
         steps = self.engine.interpolate(request, (request.seed, last_seed))
         return Run(asdict(request) | {"last_seed": last_seed}, captions, steps)
 
@@ -165,10 +165,10 @@ class Handlers:
         steps = self.engine.generate(request, image, strength)
         return Run(asdict(request) | {"strength": strength}, get_captions(self.engine, request), steps)
 
-    # Event handlers. They show every step.
+    # Event handlers, which show every step.
 
     def on_generate(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
-        with shown_errors():
+        with show_errors():
             run, steps = self.start_generate(*inputs), []
             with closing(run.steps):
                 for step in run.steps:
@@ -177,47 +177,53 @@ class Handlers:
                         markup.gallery(step.images, run.captions),
                         markup.progress_bar(step),
                         "",
-                        no_file(),
-                        no_file(),
+                        disable_download(),
+                        disable_download(),
                     )
-            strip = markup.denoising_strip(denoising_strip(steps))
+            strip = markup.denoising_strip(make_denoising_strip(steps))
             with tempfile.TemporaryDirectory() as folder:
-                png = save_sheet(steps[-1].images, SHEET_COLUMNS, run, Path(folder, "images.png"))
+                png = save_grid(steps[-1].images, GRID_COLUMNS, run, Path(folder, "images.png"))
                 gif = save_denoising_gif(steps, Path(folder, "denoising.gif"))
-                yield gr.skip(), gr.skip(), strip, offer(png), offer(gif)
+                yield gr.skip(), gr.skip(), strip, enable_download(png), enable_download(gif)
 
     def on_interpolate(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
-        with shown_errors():
+        with show_errors():
             run, images = self.start_interpolate(*inputs), []
             with closing(run.steps):
                 for step in run.steps:
                     images = step.images
                     gallery = markup.gallery(images, run.captions, columns=6)
-                    yield "", gallery, markup.progress_bar(step), no_file(), no_file()
+                    yield "", gallery, markup.progress_bar(step), disable_download(), disable_download()
             with tempfile.TemporaryDirectory() as folder:
-                png = save_sheet(images, SHEET_COLUMNS, run, Path(folder, "interpolation.png"))
+                png = save_grid(images, GRID_COLUMNS, run, Path(folder, "interpolation.png"))
                 gif = Path(folder, "interpolation.gif")
-                frames = [upscale(image, SHEET_SCALE) for image in images]
+                frames = [upscale(image, GRID_SCALE) for image in images]
                 save_gif([*frames, *frames[-2:0:-1]], gif, duration=110)
-                yield markup.animation(gif.read_bytes()), gr.skip(), gr.skip(), offer(png), offer(gif)
+                yield (
+                    markup.animation(gif.read_bytes()),
+                    gr.skip(),
+                    gr.skip(),
+                    enable_download(png),
+                    enable_download(gif),
+                )
 
     def on_image_to_image(self, example: str | None, *inputs: Any) -> Iterator[tuple[Update, ...]]:
-        with shown_errors():
+        with show_errors():
             *settings, upload = inputs
             image = self.get_image(upload, example)
             run, images = self.start_image_to_image(image, *settings), []
             with closing(run.steps):
                 for step in run.steps:
                     images = step.images
-                    yield markup.gallery(images, run.captions), markup.progress_bar(step), no_file()
+                    yield markup.gallery(images, run.captions), markup.progress_bar(step), disable_download()
             with tempfile.TemporaryDirectory() as folder:
                 row = [image.convert(self.engine.mode), *images]
-                png = save_sheet(row, len(row), run, Path(folder, "image-to-image.png"))
-                yield gr.skip(), gr.skip(), offer(png)
+                png = save_grid(row, len(row), run, Path(folder, "image-to-image.png"))
+                yield gr.skip(), gr.skip(), enable_download(png)
 
     def on_compare(self, labels: list[str], num_images: Any, seed: Any, *sides: Any) -> Iterator[tuple[Update, ...]]:
         """Generates images with the settings of both sides, one after the other, from the same seeds."""
-        with shown_errors():
+        with show_errors():
             runs = []
             for name, *settings in (sides[:4], sides[4:]):
                 engine = self.engines[name]
@@ -232,7 +238,7 @@ class Handlers:
                         yield tuple(shown)
 
     def preview(self, upload: str | None, example: str | None) -> str:
-        with shown_errors():
+        with show_errors():
             return markup.preview(self.get_image(upload, example))
 
     def choose_example(self, example: str) -> tuple[str, None]:
@@ -258,13 +264,13 @@ class Handlers:
             labels: Class names, assigned to the images in turn; all classes if empty.
             num_images: Number of images, from 1 to 40.
             num_inference_steps: Number of denoising steps, from 1 to 100.
-            scheduler: The scheduler; "default" is the one that is stored with the checkpoint.
+            scheduler: Name of the scheduler; "default" is stored with the checkpoint.
             guidance_scale: Classifier-free guidance, from 1 (off) to 8.
             seed: Random seed, a whole number from 0 to 4294967295; image i uses seed + i.
         """
-        with shown_errors():
+        with show_errors():
             run = self.start_generate(labels, num_images, num_inference_steps, scheduler, guidance_scale, seed)
-            yield from final_sheet(run)
+            yield from yield_final_grid(run)
 
     def interpolate(
         self,
@@ -277,7 +283,7 @@ class Handlers:
         scheduler: str,
     ) -> Iterator[Update]:
         """
-        Generates images on the way from one class and seed to another and returns them in one PNG, in rows of 10.
+        Interpolates between two classes and seeds and returns the images in one PNG, in rows of 10.
 
         Args:
             first_label: Class name of the first image.
@@ -286,11 +292,11 @@ class Handlers:
             last_seed: Random seed of the last image.
             num_images: Number of images, from 3 to 24.
             num_inference_steps: Number of denoising steps, from 1 to 100.
-            scheduler: The scheduler; "default" is the one that is stored with the checkpoint.
+            scheduler: Name of the scheduler; "default" is stored with the checkpoint.
         """
-        with shown_errors():
+        with show_errors():
             ends = first_label, last_label, first_seed, last_seed
-            yield from final_sheet(self.start_interpolate(*ends, num_images, num_inference_steps, scheduler))
+            yield from yield_final_grid(self.start_interpolate(*ends, num_images, num_inference_steps, scheduler))
 
     def image_to_image(
         self,
@@ -309,17 +315,17 @@ class Handlers:
         Args:
             example: Name of an example image, which is used if there is no `upload`.
             label: Class name of the result, or "all classes" for one image per class.
-            strength: Fraction of the steps that the image goes through, above 0 up to 1; higher values change more.
+            strength: Fraction of the steps that run on the image, above 0 up to 1; higher values change more.
             num_inference_steps: Number of denoising steps at strength 1, from 1 to 100.
-            scheduler: The scheduler; "default" is the one that is stored with the checkpoint.
+            scheduler: Name of the scheduler; "default" is stored with the checkpoint.
             guidance_scale: Classifier-free guidance, from 1 (off) to 8.
             seed: Random seed, a whole number from 0 to 4294967295; image i uses seed + i.
             upload: An image to use instead of an example, as a file or a data URI. URLs are not downloaded.
         """
-        with shown_errors():
+        with show_errors():
             image = self.get_image(upload, example)
             settings = num_inference_steps, scheduler, guidance_scale, seed
-            yield from final_sheet(self.start_image_to_image(image, label, strength, *settings))
+            yield from yield_final_grid(self.start_image_to_image(image, label, strength, *settings))
 
     def quality(self) -> dict[str, Any]:
         """Returns the metrics of the checkpoint, next to those of the real test images."""
@@ -332,11 +338,11 @@ class Handlers:
         }
 
 
-def final_sheet(run: Run) -> Iterator[Update]:
+def yield_final_grid(run: Run) -> Iterator[Update]:
     images = []
     with closing(run.steps):
         for step in run.steps:
             images = step.images
             yield gr.skip()
     with tempfile.TemporaryDirectory() as folder:
-        yield str(save_sheet(images, SHEET_COLUMNS, run, Path(folder, "images.png")))
+        yield str(save_grid(images, GRID_COLUMNS, run, Path(folder, "images.png")))

@@ -1,4 +1,4 @@
-"""Layout of the page: tabs, controls, and the connection of buttons with handlers."""
+"""Layout of the page: tabs, controls and event listeners."""
 
 from collections.abc import Callable, Sequence
 from pathlib import Path
@@ -13,13 +13,13 @@ from handlers import ALL_CLASSES, DEFAULT_SCHEDULER, Handlers, get_captions, ran
 from uploads import EXAMPLES, MAX_UPLOAD_BYTES, SafeBlocks
 
 
-# Requests that run at the same time, and requests that wait; further requests get an error.
+# Maximum numbers of running and of waiting requests. Further requests get an error.
 CONCURRENCY_LIMIT, QUEUE_SIZE = 2, 30
 SCHEDULERS = (DEFAULT_SCHEDULER, "ddim", "dpmsolver++", "unipc", "deis", "ddpm")
-# The other schedulers add noise that cannot be interpolated.
+# DDPM adds noise that cannot be interpolated.
 INTERPOLATION_SCHEDULERS = SCHEDULERS[:-1]
 
-# The fonts need no network. The colors have the contrast of WCAG level AA.
+# System fonts require no network access. The colors meet the contrast requirements of WCAG level AA.
 THEME = gr.themes.Base(
     primary_hue="orange",
     neutral_hue="stone",
@@ -82,7 +82,7 @@ def download_buttons(*names: str) -> Components:
 def connect(
     buttons: tuple[gr.Button, gr.Button], handler: Callable, inputs: Components, outputs: Components, bars: Components
 ) -> None:
-    """Runs `handler` when the first button is pressed; the second one stops it, which the progress bars then show."""
+    """Runs `handler` when the first button is pressed. The second button stops it and marks `bars` as stopped."""
     start, stop = buttons
     event = start.click(
         handler,
@@ -95,12 +95,12 @@ def connect(
         api_visibility="private",
     )
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
-    # This also follows an error. It does not change the bar of a complete run.
+    # `then` also runs after an error. The script does not change the bar of a complete run.
     event.then(None, bars, bars, js=markup.MARK_AS_STOPPED, queue=False, api_visibility="private")
 
 
 def add_endpoint(handler: Callable, inputs: Components, output: Any) -> None:
-    """Adds an endpoint and MCP tool with the name of its handler. Gradio needs a component for that."""
+    """Adds an endpoint and MCP tool with the name of its handler. Gradio requires a component for this."""
     gr.Button(visible=False).click(
         handler,
         inputs,

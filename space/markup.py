@@ -1,4 +1,4 @@
-"""HTML of the page that Gradio has no component for. All text is escaped here."""
+"""HTML for the parts of the page that have no Gradio component. This module escapes all text."""
 
 import base64
 import html
@@ -30,7 +30,7 @@ def image_uri(image: Image.Image) -> str:
 
 
 def gallery(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 5) -> str:
-    """Images side by side, on a wide screen in `columns`. Screen readers read the captions as alternative text."""
+    """Returns a grid of images with captions, which are also the alternative text. Narrow screens ignore `columns`."""
     figures = "".join(
         f'<figure><img src="{image_uri(image)}" alt="{html.escape(caption)}">'
         f"<figcaption>{html.escape(caption)}</figcaption></figure>"
@@ -40,7 +40,7 @@ def gallery(images: Sequence[Image.Image], captions: Sequence[str], columns: int
 
 
 def single_image(source: str, description: str, class_name: str) -> str:
-    """One image above its description. The source is a data URI."""
+    """Returns an image above its description. `source` is a data URI."""
     description = html.escape(description)
     return f'<figure class="{class_name}"><img src="{source}" alt=""><figcaption>{description}</figcaption></figure>'
 
@@ -64,10 +64,8 @@ def placeholder(button: str, result: str) -> str:
 
 def progress_bar(step: Step) -> str:
     share = round(100 * step.number / step.total)
-    text, role = (
-        f"step {step.number} of {step.total}",
-        f'role="progressbar" aria-label="Steps" aria-valuenow="{share}"',
-    )
+    text = f"step {step.number} of {step.total}"
+    role = f'role="progressbar" aria-label="Steps" aria-valuenow="{share}"'
     if step.number == step.total:
         count = len(step.images)
         text = (
@@ -78,22 +76,22 @@ def progress_bar(step: Step) -> str:
     return f'<div class="bar" {role}><i style="width:{share}%"></i><span>{text}</span></div>'
 
 
-# JavaScript for the browser at the end of a run. The bar of a complete run has no step and stays as it is.
+# JavaScript that runs at the end of a run. It does not match the bar of a complete run, which shows no step.
 MARK_AS_STOPPED = "(...bars) => bars.map(bar => bar.replace(/>step (\\d+) of/, '>stopped at step $1 of'))"
 
 
-def rounded(value: float) -> str:
-    # The sum turns -0.0 into 0.0.
+def format_metric(value: float) -> str:
+    # Adding 0.0 turns -0.0 into 0.0.
     return f"{round(value, 4) + 0.0:.4f}"
 
 
 def quality_table(metrics: dict[str, Any] | None) -> str:
     rows = measured_metrics(metrics) if metrics else []
     if not metrics or not rows:
-        return "<p>This checkpoint has no metrics yet. Measure it with <code>fmnist-diffusion evaluate</code>.</p>"
+        return "<p>This checkpoint has no metrics yet. Compute them with <code>fmnist-diffusion evaluate</code>.</p>"
     body = "".join(
-        f"<tr><th scope=row>{html.escape(metric.title)}</th><td>{rounded(metric.value)}</td>"
-        f"<td>{rounded(metric.test_value)}</td></tr>"
+        f"<tr><th scope=row>{html.escape(metric.title)}</th><td>{format_metric(metric.value)}</td>"
+        f"<td>{format_metric(metric.test_value)}</td></tr>"
         for metric in rows
     )
     return (

@@ -1,4 +1,4 @@
-"""Uploaded images: reading them safely and preparing them for a Fashion-MNIST model."""
+"""Reads uploaded images safely and converts them to the style of Fashion-MNIST."""
 
 import os
 from pathlib import Path
@@ -24,31 +24,31 @@ EXAMPLES = {
 
 class SafeBlocks(gr.Blocks):
     """
-    Blocks that refuse files that are given as a URL, and answer malformed inputs with a sentence.
+    Blocks that reject URLs as files and explain malformed inputs.
 
-    Gradio downloads a file that is given as a URL, for every input and without a limit on its size.
+    By default, Gradio downloads the URL of a file, for every input and without a size limit.
     """
 
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> Any:
-        traverse(inputs, refuse_url, is_file_obj_with_meta)
+        traverse(inputs, reject_url, is_file_obj_with_meta)
         try:
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
         except (ComponentProcessingError, ValueError) as error:
-            raise invalid_input("An argument has the wrong type.") from error
+            raise make_input_error("An argument has the wrong type.") from error
 
 
-def refuse_url(file: dict[str, Any]) -> None:
+def reject_url(file: dict[str, Any]) -> None:
     if is_http_url_like(file["path"]):
-        raise invalid_input("URLs are not downloaded. Upload the image itself.")
+        raise make_input_error("URLs are not downloaded. Upload the image itself.")
 
 
-def invalid_input(message: str) -> gr.Error:
+def make_input_error(message: str) -> gr.Error:
     return gr.Error(message, title="Invalid request", print_exception=False)
 
 
 def open_upload(path: str | os.PathLike) -> Image.Image:
     """
-    Opens an uploaded image, reduced to at most 1024x1024 pixels.
+    Opens an uploaded image and reduces it to at most 1024x1024 pixels.
 
     Raises:
         [`RequestError`]: If the file is too large or not an image. The dimensions are checked before the pixels are
@@ -67,7 +67,7 @@ def open_upload(path: str | os.PathLike) -> Image.Image:
                 image = image.point(lambda value: value / 256).convert("L")
             image.thumbnail((1024, 1024))
             return ImageOps.exif_transpose(image)
-    # Boundary to Pillow, whose decoders raise many types of exceptions for a damaged file.
+    # Pillow's decoders raise many types of exceptions for damaged files.
     except Exception as error:
         raise RequestError(f"Could not read the image. Upload a {', '.join(UPLOAD_FORMATS)} file.") from error
     raise RequestError(f"The image has more than {MAX_UPLOAD_PIXELS // 10**6} megapixels. Upload a smaller image.")

@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 
-# huggingface_hub reads its settings when it is imported, and those of the user must not change what the tests do.
+# huggingface_hub reads environment variables at import time. The settings of the user must not affect the tests.
 for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FACE_", "DIFFUSERS_"))]:
     del os.environ[name]
 HF_HOME = tempfile.TemporaryDirectory(prefix="fmnist-diffusion-tests-")
@@ -16,7 +16,8 @@ os.environ["HF_HOME"] = HF_HOME.name
 
 from huggingface_hub import constants, hf_api  # noqa: E402
 
-from hub_stand_in import HubStandIn  # noqa: E402
+from fake_hub import FakeHub  # noqa: E402
+from optional_resources import skip_or_fail  # noqa: E402
 
 
 @pytest.fixture(scope="session")
@@ -25,16 +26,26 @@ def fashion_mnist_folder() -> Path:
     return Path(__file__).parent / "fixtures"
 
 
+@pytest.fixture(scope="session")
+def complete_fashion_mnist_folder() -> Path:
+    """An IDX folder with all training and test images."""
+    from fmnist_diffusion.data import DEBIAN_FOLDER
+
+    if not DEBIAN_FOLDER.is_dir():
+        skip_or_fail("the complete Fashion-MNIST", "apt-get install dataset-fashion-mnist")
+    return DEBIAN_FOLDER
+
+
 @pytest.fixture
-def hub(monkeypatch, tmp_path) -> Iterator[HubStandIn]:
-    """A stand-in for the Hub, where this process is the user `someone` and waiting between attempts takes no time."""
+def hub(monkeypatch, tmp_path) -> Iterator[FakeHub]:
+    """A fake Hub with the logged-in user `someone`. Retries do not wait."""
     monkeypatch.setattr("time.sleep", lambda seconds: None)
-    with HubStandIn(users={"hf_someone": "someone", "hf_other": "other"}) as hub:
+    with FakeHub(users={"hf_someone": "someone", "hf_other": "other"}) as hub:
         monkeypatch.setattr(constants, "ENDPOINT", hub.endpoint)
         template = constants.HUGGINGFACE_CO_URL_TEMPLATE.replace(constants._HF_DEFAULT_ENDPOINT, hub.endpoint)
         monkeypatch.setattr(constants, "HUGGINGFACE_CO_URL_TEMPLATE", template)
         monkeypatch.setattr(hf_api.api, "endpoint", hub.endpoint)
-        # The stand-in supports LFS for large files, but not Xet.
+        # FakeHub supports LFS for large files, but not Xet.
         monkeypatch.setattr(constants, "HF_HUB_DISABLE_XET", True)
         monkeypatch.setattr(constants, "HF_HUB_CACHE", str(tmp_path / "cache"))
         monkeypatch.setenv("HF_TOKEN", "hf_someone")
@@ -43,16 +54,16 @@ def hub(monkeypatch, tmp_path) -> Iterator[HubStandIn]:
 
 @pytest.fixture(scope="session")
 def cpp_compiler() -> None:
-    """Skips a test if `torch.compile` cannot compile on this machine; `.ci/run` installs the compiler."""
+    """The compiler that `torch.compile` needs on a CPU."""
     from components import can_compile
 
     if not can_compile():
-        pytest.skip("torch.compile needs g++ and Python's headers: install g++ and python3-dev")
+        skip_or_fail("g++ and Python's headers", "apt-get install g++ python3-dev")
 
 
 @pytest.fixture
 def dynamic_modules(tmp_path, monkeypatch) -> Iterator[None]:
-    """Keeps the copies of sources that `trust_remote_code=True` makes out of the user's cache."""
+    """Redirects the code that `trust_remote_code=True` copies to a temporary folder."""
 
     def remove_modules():
         for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers_modules"]:
@@ -67,7 +78,7 @@ def dynamic_modules(tmp_path, monkeypatch) -> Iterator[None]:
 
 @pytest.fixture
 def diffusers_log(caplog) -> Iterator[pytest.LogCaptureFixture]:
-    """Captures what diffusers logs from the level WARNING on."""
+    """Captures the log messages of diffusers at level WARNING and above."""
     logger = logging.getLogger("diffusers")
     logger.addHandler(caplog.handler)
     yield caplog

@@ -2,11 +2,10 @@
 
 from pathlib import Path
 
-import torch
 from diffusers import DDPMScheduler
 
-from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.sampling import make_pipeline
+from tiny_pipelines import make_unet
 
 
 TRAIN_CONFIG = {
@@ -35,17 +34,10 @@ METRICS = {
 }
 
 
-def save_pipeline(folder: Path, noise_scheduler: DDPMScheduler | None = None, **config) -> Path:
+def save_pipeline(
+    folder: Path, noise_scheduler: DDPMScheduler | None = None, num_class_embeds: int | None = None, **config
+) -> Path:
     """Saves a pipeline with random weights."""
-    torch.manual_seed(0)
-    unet = FashionMNISTUNet2DModel(
-        sample_size=8,
-        block_out_channels=(8, 16),
-        norm_type="group",
-        norm_num_groups=4,
-        attention_head_dim=8,
-        time_embedding_dim=16,
-        **config,
-    )
+    unet = make_unet(num_class_embeds, **config)
     make_pipeline(unet, noise_scheduler or DDPMScheduler()).save_pretrained(folder)
     return folder

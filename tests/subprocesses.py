@@ -1,4 +1,4 @@
-"""Python processes with and without the package."""
+"""Runs Python code in new processes, with or without the package."""
 
 import os
 import subprocess

@@ -31,7 +31,7 @@ def load(name_or_path, **kwargs) -> FashionMNISTPipeline:
 
 
 class TestLocalFolder:
-    def test_classes(self, folder):
+    def test_classes_of_the_package_are_loaded(self, folder):
         for path in (folder, str(folder)):
             pipe = load_pipeline(path)
             assert type(pipe) is FashionMNISTPipeline
@@ -40,42 +40,42 @@ class TestLocalFolder:
             assert not pipe.unet.training
 
     @pytest.mark.parametrize("scheduler", ["ddim", "DDIMScheduler", DDIMScheduler])
-    def test_scheduler(self, folder, scheduler):
+    def test_scheduler_argument_replaces_the_stored_scheduler(self, folder, scheduler):
         stored = load_pipeline(folder)
         pipe = load_pipeline(folder, scheduler=scheduler)
         assert type(pipe.scheduler) is DDIMScheduler
         assert torch.equal(pipe.scheduler.betas, stored.scheduler.betas)
         assert (stored.config.timestep_power, pipe.config.timestep_power) == (1.5, None)
 
-    def test_unknown_scheduler(self, folder):
+    def test_unknown_scheduler_is_an_error(self, folder):
         with pytest.raises(ValueError, match=r"Could not find a scheduler 'DDIM': pass one of ddpm, ddim"):
             load_pipeline(folder, scheduler="DDIM")
 
-    def test_arguments_of_from_pretrained(self, folder):
+    def test_arguments_are_passed_to_from_pretrained(self, folder):
         pipe = load_pipeline(folder, dtype=torch.float16, num_inference_steps=4, timestep_power=2.0)
         assert pipe.unet.dtype == torch.float16
         assert (pipe.config.num_inference_steps, pipe.config.timestep_power) == (4, 2.0)
 
-    def test_stock_pipeline(self, tmp_path):
+    def test_stock_pipeline_keeps_its_scheduler(self, tmp_path):
         unet = load_pipeline(save_pipeline(tmp_path / "saved")).unet
         DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "stock")  # type: ignore[arg-type]
         assert type(load_pipeline(tmp_path / "stock").scheduler) is DDPMScheduler
 
-    def test_missing_variant(self, folder):
+    def test_missing_variant_is_an_error(self, folder):
         with pytest.raises(OSError, match="diffusion_pytorch_model"):
             load_pipeline(folder, variant="fp16")
 
-    def test_folder_without_a_pipeline(self, tmp_path):
+    def test_folder_without_a_pipeline_is_an_error(self, tmp_path):
         with pytest.raises(OSError, match=r"contains no pipeline: it has no model_index\.json"):
             load_pipeline(tmp_path)
 
     @pytest.mark.parametrize("name", ["nothing", "./nothing", "/no/such/folder", "a/b/c", "~/nothing"])
-    def test_missing_folder(self, name):
+    def test_missing_folder_is_an_error(self, name):
         with pytest.raises(OSError, match=NOT_FOUND.format(name)):
             load_pipeline(name)
 
 
-def test_bundled_names(folder, monkeypatch):
+def test_bundled_checkpoints_are_loaded_by_name(folder, monkeypatch):
     monkeypatch.setattr(loading, "PRETRAINED_DIR", folder.parent)
     assert bundled_pipelines() == ("saved",)
     assert get_pipeline_folder("saved") == folder
@@ -104,18 +104,18 @@ class TestHub:
         assert repository.files.keys() - saved.keys() == {".gitattributes", "README.md"}
         assert {name: repository.files[name] for name in saved} == saved
 
-    def test_load(self, repository, expected, diffusers_log):
+    def test_loaded_pipeline_generates_the_same_images(self, repository, expected, diffusers_log):
         for pipe in (load(REPO_ID), FashionMNISTPipeline.from_pretrained(REPO_ID)):
             pipe.set_progress_bar_config(disable=True)
             assert type(pipe.unet) is FashionMNISTUNet2DModel
             assert torch.equal(sample(pipe, "Bag"), expected)
         assert [record.message for record in diffusers_log.records] == []
 
-    def test_push_after_loading_from_the_hub(self, repository, hub):
+    def test_pushing_a_loaded_pipeline_uploads_the_same_files(self, repository, hub):
         load(REPO_ID).push_to_hub("someone/copy")
         assert hub.repositories["someone/copy"].files == repository.files
 
-    def test_revision(self, repository, hub, tmp_path):
+    def test_revision_selects_a_commit(self, repository, hub, tmp_path):
         repository.refs["v1.0"] = repository.refs["main"]
         load(save_pipeline(tmp_path / "other", num_class_embeds=4)).push_to_hub(REPO_ID)
         assert load(REPO_ID).unet.config.num_class_embeds == 4
@@ -124,7 +124,7 @@ class TestHub:
         with pytest.raises(OSError, match=NOT_FOUND.format(REPO_ID)):
             load(REPO_ID, revision="v9")
 
-    def test_local_files_only(self, repository, hub, expected):
+    def test_local_files_only_makes_no_requests(self, repository, hub, expected):
         with pytest.raises(OSError, match=NOT_FOUND.format(REPO_ID)):
             load(REPO_ID, local_files_only=True)
         load(REPO_ID)
@@ -132,20 +132,20 @@ class TestHub:
         assert torch.equal(sample(load(REPO_ID, local_files_only=True), "Bag"), expected)
         assert len(hub.requests) == requests
 
-    def test_cache_dir_and_force_download(self, repository, hub, tmp_path):
+    def test_cache_dir_and_force_download_are_respected(self, repository, hub, tmp_path):
         for options, downloads in (({}, 1), ({}, 1), ({"force_download": True}, 2)):
             load(REPO_ID, cache_dir=tmp_path / "elsewhere", **options)
             assert self.count_downloads(hub) == downloads
         assert list((tmp_path / "elsewhere").rglob("*.safetensors"))
         assert not list((tmp_path / "cache").rglob("*.safetensors"))
 
-    def test_token(self, repository):
+    def test_private_repository_needs_a_token_with_access(self, repository):
         repository.private = True
         load(REPO_ID, token="hf_someone")
         with pytest.raises(OSError, match=NOT_FOUND.format(REPO_ID)):
             load(REPO_ID, token="hf_other", force_download=True)
 
-    def test_variant(self, repository, folder, hub):
+    def test_variant_is_downloaded(self, repository, folder, hub):
         load(folder, dtype=torch.float16).push_to_hub(REPO_ID, variant="fp16")
         pipe = load(REPO_ID, variant="fp16", dtype=torch.float16)
         assert pipe.unet.dtype == torch.float16
@@ -153,10 +153,10 @@ class TestHub:
         with pytest.raises(OSError, match=NOT_FOUND.format(REPO_ID)):
             load(REPO_ID, variant="bf16")
 
-    def test_device_map(self, repository, expected):
+    def test_device_map_gives_the_same_images(self, repository, expected):
         assert_close(sample(load(REPO_ID, device_map="cpu"), "Bag"), expected, atol=1e-4, rtol=0)
 
-    def test_options_and_components(self, repository, folder, hub):
+    def test_passed_components_are_not_downloaded(self, repository, folder, hub):
         unet = load(folder).unet
         pipe = FashionMNISTPipeline.from_pretrained(
             REPO_ID, unet=unet, scheduler=DDIMScheduler(), num_inference_steps=5, timestep_power=None
@@ -166,11 +166,11 @@ class TestHub:
         assert (pipe.config.num_inference_steps, pipe.config.timestep_power) == (5, None)
         assert self.count_downloads(hub) == 0
 
-    def test_missing_repository(self, hub):
+    def test_missing_repository_is_an_error(self, hub):
         with pytest.raises(OSError, match=NOT_FOUND.format("someone/else")):
             load("someone/else")
 
-    def test_error_of_the_operating_system(self, monkeypatch):
+    def test_operating_system_errors_are_not_hidden(self, monkeypatch):
         def raise_error(*args, **kwargs):
             raise OSError(28, "No space left on device")
 
@@ -179,7 +179,7 @@ class TestHub:
             load(REPO_ID)
 
     @pytest.mark.slow
-    def test_without_the_package(self, repository, hub, folder, tmp_path):
+    def test_diffusers_loads_the_repository_without_the_package(self, repository, hub, folder, tmp_path):
         repository.refs["v1.0"] = repository.refs["main"]
         load(save_pipeline(tmp_path / "other", num_class_embeds=4)).push_to_hub(REPO_ID)
         code = f"""
@@ -214,7 +214,7 @@ class TestHub:
         assert torch.equal(sample(copy, num_inference_steps=20), sample(load(folder)))
 
     @pytest.mark.slow
-    def test_with_the_package_in_another_process(self, repository, hub, tmp_path):
+    def test_another_process_loads_the_repository_with_the_package(self, repository, hub, tmp_path):
         code = f"""
         import torch
         from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline
@@ -257,10 +257,6 @@ class TestImport:
         printed = run_python(code, package=True, home=tmp_path)
         assert printed == [f"False False {fmnist_diffusion.__version__}", "True", "True", ""]
 
-    def test_unknown_attribute(self):
+    def test_unknown_attribute_is_an_error(self):
         with pytest.raises(AttributeError, match="no attribute 'nothing'"):
             fmnist_diffusion.nothing  # noqa: B018
-
-    def test_public_names(self):
-        for name in fmnist_diffusion.__all__:
-            assert getattr(fmnist_diffusion, name).__name__ == name

@@ -13,7 +13,7 @@ from fmnist_diffusion.objectives import (
 )
 
 
-def test_per_image_loss():
+def test_per_image_loss_equals_the_formulas():
     prediction, target = torch.tensor([[[[3.0, 0.0]]], [[[0.0, 0.0]]]]), torch.zeros(2, 1, 1, 2)
     torch.testing.assert_close(per_image_loss(prediction, target, "mse"), torch.tensor([4.5, 0.0]))
     torch.testing.assert_close(per_image_loss(prediction, target, "l1"), torch.tensor([1.5, 0.0]))
@@ -35,7 +35,7 @@ class TestMinSNRWeights:
 
 
 @pytest.mark.parametrize("timestep_sampling", ["uniform", "logit_normal", "importance"])
-def test_distribution_of_the_timesteps(timestep_sampling: TimestepSampling):
+def test_timesteps_follow_the_distribution(timestep_sampling: TimestepSampling):
     torch.manual_seed(0)
     sampler = TimestepSampler(timestep_sampling, 10)
     timesteps, weights = sampler.sample(20_000)
@@ -49,7 +49,7 @@ def test_distribution_of_the_timesteps(timestep_sampling: TimestepSampling):
     torch.testing.assert_close(shares, expected, atol=0.01, rtol=0)
 
 
-def test_mean_and_std_of_logit_normal():
+def test_logit_normal_uses_its_mean_and_std():
     torch.manual_seed(0)
     timesteps, _ = TimestepSampler("logit_normal", 1000, logit_mean=-2.0, logit_std=0.1).sample(1000)
     assert abs(timesteps.float().mean().item() - 1000 * torch.sigmoid(torch.tensor(-2.0)).item()) < 5
@@ -88,7 +88,7 @@ class TestImportance:
         assert weights.isfinite().all()
 
 
-def test_drop_labels():
+def test_dropped_labels_become_the_null_label():
     torch.manual_seed(0)
     labels = torch.arange(10_000) % 10
     dropped = drop_labels(labels, 0.25, null_label=10)

@@ -46,7 +46,7 @@ class TestSamplingConfig:
             assert getattr(SamplingConfig(), name) == parameters[name].default
 
     @pytest.mark.parametrize("values", [{"seed": MAX_SEED}, {"num_inference_steps": 1}, {"guidance_interval": [0, 1]}])
-    def test_valid(self, values):
+    def test_valid_values_are_stored(self, values):
         config = SamplingConfig(**values)
         assert all(getattr(config, name) == value for name, value in values.items())
 
@@ -65,11 +65,11 @@ class TestSamplingConfig:
             ("seed", 1.5, r"an integer from 0 to 2\*\*32 - 1, got 1\.5"),
         ],
     )
-    def test_invalid(self, name, value, expected):
+    def test_invalid_values_are_errors(self, name, value, expected):
         with pytest.raises(ValueError, match=f"`{name}` must be {expected}"):
             SamplingConfig(**{name: value})
 
-    def test_subclass(self):
+    def test_subclass_checks_the_inherited_fields(self):
         @dataclass(frozen=True)
         class EvaluationConfig(SamplingConfig):
             num_samples: int = 10
@@ -90,11 +90,11 @@ class TestScheduler:
             ("SASolverScheduler", "SASolverScheduler", {}),
         ],
     )
-    def test_names_and_classes(self, scheduler, name, options):
+    def test_schedulers_are_found_by_name_and_class(self, scheduler, name, options):
         assert get_scheduler_class(scheduler) == (getattr(diffusers, name), options)
 
     @pytest.mark.parametrize("scheduler", ["DDIM", "nothing", "UNet2DModel", "torch", "", int])
-    def test_unknown(self, scheduler):
+    def test_unknown_scheduler_is_an_error(self, scheduler):
         with pytest.raises(ValueError, match=r"Could not find a scheduler .*: pass one of ddpm, ddim, .*heun, or a"):
             get_scheduler_class(scheduler)
 
@@ -102,31 +102,31 @@ class TestScheduler:
     @pytest.mark.parametrize(
         "scheduler", [*SCHEDULERS, "SASolverScheduler", DDIMScheduler, DPMSolverSinglestepScheduler], ids=str
     )
-    def test_keeps_the_noise_schedule(self, scheduler, noise_schedule):
+    def test_new_scheduler_keeps_the_noise_schedule(self, scheduler, noise_schedule):
         options = {"prediction_type": "v_prediction", "timestep_spacing": "leading", **noise_schedule}
         trained = DDPMScheduler(**options)
-        # The config of a new scheduler says which options have their default values.
+        # The config of a new scheduler lists the options that have their default values.
         for source in (trained, make_scheduler("sde-dpmsolver++", trained.config), EulerDiscreteScheduler(**options)):
             made = make_scheduler(scheduler, source.config)
             assert torch.equal(made.alphas_cumprod, trained.alphas_cumprod)
             assert made.config.prediction_type == "v_prediction"
             assert made.config.timestep_spacing == trained.config.timestep_spacing
 
-    def test_solvers_with_other_algorithm_types(self):
+    def test_algorithm_type_is_only_kept_if_the_scheduler_supports_it(self):
         config = make_default_pipeline().scheduler.config
         assert make_scheduler("deis", config).config["algorithm_type"] == "deis"
         assert make_scheduler("SASolverScheduler", config).config["algorithm_type"] == "data_prediction"
         assert make_scheduler("DPMSolverMultistepScheduler", config).config["algorithm_type"] == "sde-dpmsolver++"
 
     @pytest.mark.parametrize("name", ["AmusedScheduler", "VQDiffusionScheduler"])
-    def test_scheduler_that_needs_more_than_a_noise_schedule(self, name):
+    def test_scheduler_that_needs_more_than_a_noise_schedule_is_an_error(self, name):
         with pytest.raises(ValueError, match=f"{name} does not support this model"):
             make_scheduler(name, DDPMScheduler().config)
 
 
 class TestMakePipeline:
     @pytest.mark.parametrize(("noise_schedule", "power"), [({}, 1.5), (COSINE, 1.2)])
-    def test_sampler(self, noise_schedule, power):
+    def test_default_sampler_uses_power_law_timesteps(self, noise_schedule, power):
         noise_scheduler = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, **noise_schedule)
         pipe = make_pipeline(make_unet(), noise_scheduler, num_inference_steps=7)
         assert type(pipe.scheduler) is DPMSolverMultistepScheduler
@@ -147,12 +147,12 @@ class TestMakePipeline:
             ("sample", COSINE, False),
         ],
     )
-    def test_thresholding_for_epsilon_near_zero_snr(self, prediction_type, noise_schedule, thresholding):
+    def test_thresholding_is_only_used_for_epsilon_near_zero_snr(self, prediction_type, noise_schedule, thresholding):
         pipe = make_default_pipeline(prediction_type=prediction_type, **noise_schedule)
         assert pipe.scheduler.config["thresholding"] == thresholding
 
-    def test_wrong_epsilon_near_zero_snr_gives_pixels_in_range(self):
-        """A predicted noise that is 1 % wrong leads to the range of images."""
+    def test_small_epsilon_errors_near_zero_snr_keep_pixels_in_range(self):
+        """An error of 1 % in the predicted noise must not push the sample out of the range of pixels."""
         pipe = make_default_pipeline(**COSINE)
         pipe.set_timesteps(2)
         noise = torch.randn(4, 1, 28, 28, generator=torch.manual_seed(0))
@@ -171,7 +171,7 @@ class TestCopyPipeline:
         ],
         ids=lambda scheduler: type(scheduler).__name__,
     )
-    def test_same_images(self, scheduler):
+    def test_copy_generates_the_same_images(self, scheduler):
         pipe = make_default_pipeline() if scheduler is None else get_pipeline(scheduler)
         copy = copy_pipeline(pipe)
         assert copy.unet is pipe.unet
@@ -179,14 +179,14 @@ class TestCopyPipeline:
         assert copy.config == pipe.config
         assert torch.equal(sample(copy, 1), sample(pipe, 1))
 
-    def test_assigned_scheduler(self):
+    def test_copy_uses_an_assigned_scheduler(self):
         pipe = make_default_pipeline()
         pipe.scheduler = DPMSolverMultistepScheduler.from_config(pipe.scheduler.config)
         copy = copy_pipeline(pipe)
         assert copy.config.timestep_power is None
         assert torch.equal(sample(copy, 1), sample(pipe, 1))
 
-    def test_scheduler_state_is_separate(self):
+    def test_copy_has_its_own_scheduler_state(self):
         pipe = make_default_pipeline()
         copy = copy_pipeline(pipe)
         expected = sample(pipe, 1)
@@ -197,7 +197,7 @@ class TestCopyPipeline:
         assert torch.equal(sample(pipe, 1, callback_on_step_end=sample_copy), expected)
 
     @pytest.mark.parametrize("scheduler", ["ddim", DDIMScheduler, "DDIMScheduler"])
-    def test_other_scheduler(self, scheduler):
+    def test_scheduler_argument_replaces_the_scheduler(self, scheduler):
         pipe = make_default_pipeline()
         copy = copy_pipeline(pipe, scheduler)
         assert type(copy.scheduler) is DDIMScheduler
@@ -206,12 +206,12 @@ class TestCopyPipeline:
         with pytest.raises(ValueError, match="Could not find a scheduler 'nothing'"):
             copy_pipeline(pipe, "nothing")
 
-    def test_progress_bar_setting(self, capfd):
+    def test_copy_keeps_the_progress_bar_setting(self, capfd):
         sample(copy_pipeline(make_default_pipeline()))
         assert not capfd.readouterr().err
 
 
-def test_make_generators():
+def test_each_image_has_its_own_seed():
     generators = make_generators(5, 3, start=2)
     assert [generator.initial_seed() for generator in generators] == [7, 8, 9]
     assert {generator.device.type for generator in generators} == {"cpu"}
@@ -220,7 +220,7 @@ def test_make_generators():
 
 
 class TestGenerate:
-    def test_same_image_in_every_batch(self):
+    def test_images_do_not_depend_on_the_batch_size(self):
         pipe = make_default_pipeline()
         config = SamplingConfig(seed=4)
         whole, *rest = generate(pipe, config, 7, class_labels=[3, 1, 4], batch_size=64)
@@ -253,7 +253,7 @@ class TestGenerate:
             (SamplingConfig(scheduler="heun"), [1], 5),
         ],
     )
-    def test_number_of_function_evaluations(self, config, labels, evaluations):
+    def test_function_evaluations_are_counted(self, config, labels, evaluations):
         samples = Samples.concatenate(
             list(generate(make_default_pipeline(), config, 3, class_labels=labels, batch_size=2))
         )
@@ -277,12 +277,12 @@ class TestGenerate:
             (SamplingConfig(num_inference_steps=1001), None, "`num_inference_steps` must be between 1 and 1000"),
         ],
     )
-    def test_invalid(self, config, labels, message):
+    def test_invalid_settings_are_errors(self, config, labels, message):
         with pytest.raises(ValueError, match=message):
             list(generate(make_default_pipeline(), config, 1, class_labels=labels))
 
 
-def test_concatenate_samples_with_and_without_labels():
+def test_samples_with_and_without_labels_cannot_be_concatenated():
     images = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
     with pytest.raises(ValueError, match="with labels and samples without labels"):
         Samples.concatenate([Samples(images), Samples(images, torch.tensor([1]))])

@@ -3,16 +3,16 @@
 import itertools
 
 import torch
+from accelerate import Accelerator
 from diffusers.training_utils import EMAModel
 
-from accelerate import Accelerator
 from batches import Batches
 from config import EMAConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from losses import DiffusionLoss
 
 
-# Number of batches that the statistics of BatchNorm are re-estimated on.
+# Number of batches for re-estimating the statistics of BatchNorm.
 BATCH_NORM_BATCHES = 50
 
 
@@ -33,8 +33,10 @@ def make_ema(config: EMAConfig, unet: torch.nn.Module, accelerator: Accelerator)
 def copy_model(
     unet: torch.nn.Module, ema: EMAModel | None, accelerator: Accelerator
 ) -> FashionMNISTUNet2DModel | None:
-    """Returns a copy of `unet` for sampling, with the averaged weights if there are any; `None` if this is not the
-    main process. All processes must call this function."""
+    """Returns a copy of `unet` for sampling, with the EMA weights if EMA is enabled.
+
+    All processes must call this function. Only the main process gets the copy; the others get `None`.
+    """
     if ema is not None:
         ema.store(unet.parameters())
         ema.copy_to(unet.parameters())
@@ -54,8 +56,10 @@ def copy_model(
 def reestimate_batch_norm(
     unet: FashionMNISTUNet2DModel, batches: Batches, loss: DiffusionLoss, accelerator: Accelerator
 ) -> None:
-    """Re-estimates the running statistics of BatchNorm for averaged weights, which the EMA does not average
-    (arXiv 1803.05407, section 3.2)."""
+    """Re-estimates the running statistics of BatchNorm for the EMA weights (arXiv 1803.05407, section 3.2).
+
+    The EMA averages parameters, but not buffers.
+    """
     norms = [module for module in unet.modules() if isinstance(module, torch.nn.BatchNorm2d)]
     if not norms:
         return

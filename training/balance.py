@@ -1,10 +1,10 @@
-"""Makes the unconditional samples of a class-conditional pipeline more balanced between the classes:
+"""Balances the classes of the unconditional samples of a class-conditional pipeline:
 
     fmnist-diffusion evaluate base --num-samples 10000 --unconditional -o evaluation/base-unconditional
     python training/balance.py base evaluation/base-unconditional --output_dir output/balanced
 
-The embedding of the null label moves towards the embeddings of classes that are too rare. Conditional samples stay the
-same. Evaluate the new pipeline in the same way, and repeat the step if classes are still too rare.
+The script moves the embedding of the null label towards the embeddings of underrepresented classes. Conditional
+samples do not change. Evaluate the new pipeline with the same settings, and repeat the step if necessary.
 """
 
 import argparse
@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from export import check_new_folder, write_train_config
+from export import add_output_arguments, check_new_folder, save_with_train_config
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.evaluation import weights_hash
 from fmnist_diffusion.hub.metadata import read_train_config
@@ -31,7 +31,7 @@ def balance(unet: FashionMNISTUNet2DModel, class_shares: Sequence[float], streng
         strength (`float`): $s$.
 
     Raises:
-        `ValueError`: If the model has another number of classes, or if a class has no samples.
+        `ValueError`: If the number of classes differs from the evaluation, or if a class has no samples.
     """
     num_classes = unet.config["num_class_embeds"]
     if num_classes is None or num_classes != len(class_shares):
@@ -47,8 +47,8 @@ def balance(unet: FashionMNISTUNet2DModel, class_shares: Sequence[float], streng
     embeddings[num_classes] += strength * -(num_classes * shares).log() @ (classes - classes.mean(dim=0))
 
 
-def is_evaluation_of(evaluation: dict[str, Any], pipeline: str) -> bool:
-    """Whether `evaluation` measured the weights of `pipeline`, which it may have loaded in another dtype."""
+def has_same_weights(evaluation: dict[str, Any], pipeline: str) -> bool:
+    """Whether `evaluation` measured the weights of `pipeline`, possibly in another dtype than the stored one."""
     pipe = load_pipeline(pipeline, dtype=getattr(torch, evaluation["dtype"]))
     return evaluation["unet_sha256"] == weights_hash(pipe)
 
@@ -56,20 +56,14 @@ def is_evaluation_of(evaluation: dict[str, Any], pipeline: str) -> bool:
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipeline", help="folder or name of a bundled checkpoint")
-    parser.add_argument("evaluation", type=Path, help="folder of fmnist-diffusion evaluate --unconditional")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write the new pipeline to")
+    parser.add_argument("evaluation", type=Path, help="output folder of fmnist-diffusion evaluate --unconditional")
     parser.add_argument("--strength", type=float, default=0.15, help="size of the step (default: %(default)s)")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        default="float32",
-        help="dtype of the new weights (default: %(default)s)",
-    )
+    add_output_arguments(parser)
     options = parser.parse_args(args)
     try:
         check_new_folder(options.output_dir)
         evaluation = json.loads((options.evaluation / "metrics.json").read_text())
-        if evaluation.get("conditional", True) or not is_evaluation_of(evaluation, options.pipeline):
+        if evaluation.get("conditional", True) or not has_same_weights(evaluation, options.pipeline):
             raise ValueError(
                 f"{options.evaluation} must be an evaluation of unconditional samples of {options.pipeline}. Run"
                 f" fmnist-diffusion evaluate {options.pipeline} --unconditional."
@@ -81,11 +75,10 @@ def main(args: list[str] | None = None) -> None:
         step = {"class_shares": shares, "strength": options.strength, "unet_sha256": evaluation["unet_sha256"]}
         train_config["balanced"] = [*train_config.get("balanced", []), step]
         pipe.unet.to(getattr(torch, options.dtype))
-        pipe.save_pretrained(options.output_dir)
-        write_train_config(options.output_dir, train_config)
+        save_with_train_config(pipe, options.output_dir, train_config)
     except (OSError, ValueError) as error:
         parser.exit(2, f"balance.py: error: {error}\n")
-    print(f"The pipeline is in {options.output_dir}.")
+    print(f"Saved the pipeline to {options.output_dir}.")
 
 
 if __name__ == "__main__":

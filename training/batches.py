@@ -22,13 +22,13 @@ class ImageDataset(Protocol):
 
 
 class Batches:
-    """Shuffled batches of training images, of which each process gets its own part.
+    """Shuffled batches of training images. Each process gets its own part of every batch.
 
-    The order depends only on `seed` and the epoch, so that a resumed run continues with the images that are left. The
+    The order only depends on `seed` and the epoch, so a resumed run continues with the remaining images. The
     incomplete last batch of an epoch is dropped.
 
     Args:
-        images: Images in memory, which are moved to `device`, or a dataset that is read in `num_workers` processes.
+        images: Images in memory, which are moved to `device`, or a dataset that `num_workers` processes read.
         batch_size: Number of images per batch, over all processes together.
 
     Raises:
@@ -95,7 +95,7 @@ class Batches:
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
             collate_fn=collate,
-            # By default, DataLoader would take its seed from the random numbers of the training.
+            # Without its own generator, DataLoader would change the global random state of the training.
             generator=torch.Generator(),
         )
         for batch in loader:
@@ -111,7 +111,7 @@ class Batches:
 class DatasetWithErrors(Dataset):
     """A dataset that returns a [`DataError`] instead of raising it.
 
-    DataLoader's worker processes would replace the message of an exception by a traceback.
+    DataLoader's worker processes would replace the message of an exception with a traceback.
     """
 
     def __init__(self, dataset: ImageDataset):

@@ -1,4 +1,4 @@
-"""Checkpoints for exact resuming: weights, optimizer, moving average, random states and position in the data."""
+"""Checkpoints for exact resuming: weights, optimizer, EMA, random states and position in the data."""
 
 import re
 import shutil
@@ -6,10 +6,10 @@ from dataclasses import asdict, dataclass
 from pathlib import Path
 
 import torch
+from accelerate import Accelerator, DistributedType
 from accelerate.optimizer import AcceleratedOptimizer
 from diffusers.training_utils import EMAModel
 
-from accelerate import Accelerator, DistributedType
 from config import TrainingConfig
 
 
@@ -92,8 +92,8 @@ def save_checkpoint(
 ) -> None:
     """Writes `checkpoint-{global_step}` and removes the oldest checkpoints beyond `total_limit`.
 
-    The folder gets its name once it is complete. All processes must call this function: each one has its own random
-    states and, with FSDP, its own shard of the weights and of their average.
+    The folder is renamed to its final name once it is complete. All processes must call this function: each one has
+    its own random states and, with FSDP, its own shard of the weights and of the EMA.
     """
     target = folder / f"checkpoint-{global_step}"
     unfinished = target.with_suffix(".unfinished")
@@ -119,16 +119,16 @@ def load_checkpoint(
 ) -> None:
     """Restores everything that `save_checkpoint` wrote, except the settings of `optimizer` and `ema`.
 
-    The learning rate is reset to its highest value, `initial_lr`, from which the schedule continues.
+    The learning rate is reset to its peak value, `initial_lr`, from which the scheduler computes later values.
 
     Raises:
-        `ValueError`: If the moving average was sharded over another number of processes.
+        `ValueError`: If the EMA was sharded over another number of processes.
     """
     if ema is not None and is_sharded(accelerator):
         shards = len(list(checkpoint.glob("ema_*.pt")))
         if shards != accelerator.num_processes:
             raise ValueError(
-                f"{checkpoint} was written with FSDP by {shards} processes and must be resumed with as many, got"
+                f"{checkpoint} was written with FSDP by {shards} processes and must be resumed with {shards}, got"
                 f" {accelerator.num_processes}."
             )
     settings = [dict(group) for group in optimizer.param_groups]

@@ -8,13 +8,12 @@ extrapolates in the direction of the training. Compare different weights with `f
 
 import argparse
 from collections.abc import Sequence
-from pathlib import Path
 from typing import Any
 
 import torch
 from diffusers import DDPMScheduler
 
-from export import check_new_folder, write_train_config
+from export import add_output_arguments, check_new_folder, save_with_train_config
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.evaluation import weights_hash
 from fmnist_diffusion.hub.metadata import read_train_config
@@ -69,13 +68,7 @@ def main(args: list[str] | None = None) -> None:
         "pipelines", nargs="+", help="folders or names of bundled checkpoints; the settings of the first one are kept"
     )
     parser.add_argument("--weights", nargs="+", type=float, required=True, help="one per pipeline, with a sum of 1")
-    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write the merged pipeline to")
-    parser.add_argument(
-        "--dtype",
-        choices=("float32", "float16", "bfloat16"),
-        default="float32",
-        help="dtype of the merged weights (default: %(default)s)",
-    )
+    add_output_arguments(parser)
     options = parser.parse_args(args)
     try:
         check_new_folder(options.output_dir)
@@ -87,11 +80,10 @@ def main(args: list[str] | None = None) -> None:
         pipe = pipelines[0]
         pipe.unet.float().load_state_dict(combine(pipelines, options.weights))
         pipe.unet.to(getattr(torch, options.dtype))
-        pipe.save_pretrained(options.output_dir)
-        write_train_config(options.output_dir, train_config | {"combined": combined})
+        save_with_train_config(pipe, options.output_dir, train_config | {"combined": combined})
     except (OSError, ValueError) as error:
         parser.exit(2, f"combine.py: error: {error}\n")
-    print(f"The pipeline is in {options.output_dir}.")
+    print(f"Saved the pipeline to {options.output_dir}.")
 
 
 if __name__ == "__main__":

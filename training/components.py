@@ -1,4 +1,4 @@
-"""Builds what a run trains, and what it trains with, from the configuration."""
+"""Builds the data, model, optimizer and loss of a run from its configuration."""
 
 import os
 import shutil
@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from accelerate import Accelerator
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from diffusers import DDPMScheduler
@@ -16,7 +17,6 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.optim.lr_scheduler import LRScheduler
 
-from accelerate import Accelerator
 from averaging import make_ema
 from batches import Batches, ImageDataset
 from config import DataConfig, OptimizerConfig, TrainingConfig
@@ -32,13 +32,13 @@ OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
 @dataclass
 class Components:
-    """What a run trains, and what it trains with.
+    """Data, model, optimizer and loss of a run.
 
     Attributes:
         batches: Training images.
         unet: The model, as `Accelerator.prepare` returns it.
-        optimizer: Its optimizer, likewise.
-        ema: Moving average of its weights, if there is one.
+        optimizer: The optimizer of `unet`, as `Accelerator.prepare` returns it.
+        ema: EMA of the weights of `unet`; `None` if EMA is disabled.
         noise_scheduler: The noise schedule and the prediction type.
         loss: The loss of a batch.
     """
@@ -95,7 +95,7 @@ def make_components(config: TrainingConfig, accelerator: Accelerator) -> Compone
     prepare_model(config, unet, device)
     optimizer = make_optimizer(config.optimizer, unet)
     if accelerator.state.deepspeed_plugin is not None:
-        # DeepSpeed reads the batch size from a prepared DataLoader by default, and clips gradients to a default norm.
+        # By default, DeepSpeed reads the batch size from a prepared DataLoader and clips gradients to a norm of 1.
         accelerator.state.deepspeed_plugin.deepspeed_config |= {
             "train_micro_batch_size_per_gpu": config.train_batch_size // accelerator.num_processes,
             "gradient_clipping": config.optimizer.max_grad_norm or 0.0,
@@ -108,7 +108,7 @@ def make_components(config: TrainingConfig, accelerator: Accelerator) -> Compone
 def load_training_images(
     config: DataConfig, resolution: int | tuple[int, int], channels: int
 ) -> tuple[ImageTensors | ImageDataset, tuple[str, ...] | None]:
-    """Returns the images, in memory or as a dataset that decodes them when they are read, and the class names."""
+    """Returns the images and the class names. With `config.streaming`, a dataset decodes the images on access."""
     source = {
         "dataset_name": config.dataset_name,
         "split": config.split,
@@ -128,7 +128,7 @@ def load_training_images(
 
 
 def prepare_model(config: TrainingConfig, unet: FashionMNISTUNet2DModel, device: torch.device) -> None:
-    """Applies the options that change how `unet` is computed."""
+    """Applies the memory format, gradient checkpointing and compilation to `unet`."""
     if config.compile and device.type == "cpu" and not can_compile():
         raise ValueError(
             "`compile` requires g++ and Python's headers. Install g++ and python3-dev, or pass --compile=false."
@@ -164,8 +164,10 @@ def make_optimizer(config: OptimizerConfig, unet: FashionMNISTUNet2DModel) -> to
 def make_lr_scheduler(
     config: OptimizerConfig, optimizer: AcceleratedOptimizer, total_steps: int, global_step: int
 ) -> LRScheduler:
-    """Creates the learning rate schedule at `global_step`. It must not be prepared, because it would then count each
-    optimizer step once per process."""
+    """Creates the learning rate scheduler at `global_step`.
+
+    Do not pass it to `Accelerator.prepare`, which would advance it once per process in each optimizer step.
+    """
     return get_scheduler(
         config.lr_scheduler,
         optimizer,

@@ -49,15 +49,17 @@ class DataConfig:
         dataset_name: dataset id on the Hub; if the Hub is not reachable, Debian's package dataset-fashion-mnist
             replaces the default dataset
         dataset_config_name: configuration of the Hub dataset
-        train_data_dir: local data instead: an IDX folder, an image folder, parquet files or a .safetensors file
+        train_data_dir: local images to use instead: an IDX folder, an image folder, parquet files or a .safetensors
+            file
         split: split of the dataset
-        image_column: column with the images; found by its type if null
-        label_column: column with the labels; found by its type if null
+        image_column: column with the images; detected from its type if null
+        label_column: column with the labels; detected from its type if null
         resolution: height and width that images are resized to; if null, that of init_from or 28
-        channels: 1 (grayscale) or 3 (RGB), to which images are converted; if null, those of init_from or 1
+        channels: number of channels that images are converted to, 1 (grayscale) or 3 (RGB); if null, that of init_from
+            or 1
         augmentation: none, flip (mirrors half of the images) or shift (by up to 2 pixels in each direction)
-        streaming: decode images when they are read instead of once into memory, for datasets that do not fit in memory
-        dataloader_num_workers: number of processes that decode images with streaming
+        streaming: decode images on the fly, for datasets that do not fit in memory
+        dataloader_num_workers: number of worker processes for streaming
         max_train_samples: use only the first images of the dataset
     """
 
@@ -92,8 +94,8 @@ class SchedulerConfig:
         beta_schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine) or sigmoid
         prediction_type: output of the model: epsilon (the noise), v_prediction or sample (the clean image)
         rescale_betas_zero_snr: rescale to a terminal signal-to-noise ratio of zero; not with epsilon
-        timestep_spacing: leading, linspace or trailing; how samplers space their steps, except the default one, which
-            uses power-law timesteps
+        timestep_spacing: leading, linspace or trailing; timestep spacing of the samplers, except for the default
+            sampler, which uses power-law timesteps
     """
 
     num_train_timesteps: int = 1000
@@ -148,14 +150,14 @@ class OptimizerConfig:
 
     Args:
         name: adam or adamw
-        learning_rate: highest learning rate
+        learning_rate: peak learning rate
         adam_beta1: decay of the running mean of the gradient
         adam_beta2: decay of the running mean of the squared gradient
         adam_epsilon: constant that is added to the denominator of the update
         adam_weight_decay: weight decay (decoupled with adamw)
         lr_scheduler: constant_with_warmup, linear, cosine or polynomial
         lr_warmup_steps: number of optimizer steps over which the learning rate increases from zero
-        max_grad_norm: norm that gradients are clipped to; no clipping if null
+        max_grad_norm: maximum norm for gradient clipping; no clipping if null
     """
 
     name: Literal["adam", "adamw"] = "adam"
@@ -175,11 +177,11 @@ class OptimizerConfig:
 
 @dataclass
 class EMAConfig:
-    """Exponential moving average (EMA) of the weights, which is sampled from and exported instead of the weights.
+    """Exponential moving average (EMA) of the weights, which replaces the weights in sampling and export.
 
     Args:
-        enabled: use the moving average
-        max_decay: highest decay per optimizer step
+        enabled: use EMA
+        max_decay: maximum decay per optimizer step
         inv_gamma: inverse multiplicative factor of the decay warm-up, 1 - (1 + step / inv_gamma) ** -power
         power: exponent of the decay warm-up
     """
@@ -213,7 +215,7 @@ class SamplesConfig(SamplingConfig):
 
 @dataclass(frozen=True)
 class EvalConfig(SamplingConfig):
-    """Evaluation of samples during training on Fashion-MNIST; the best pipeline so far is kept in the folder best.
+    """Evaluation of samples during training on Fashion-MNIST; the best pipeline so far is saved in the folder best.
 
     Args:
         every_n_epochs: number of epochs between evaluations; there is always one at the end; no evaluation if null
@@ -243,10 +245,10 @@ class TrainingConfig:
     Args:
         output_dir: folder for everything that the run writes; must be new or empty unless the run is resumed
         init_from: pipeline to fine-tune: a folder, the name of a bundled checkpoint or a Hub repository
-        resume: checkpoint to resume from: latest (of output_dir) or the path of a checkpoint, also of another run
+        resume: checkpoint to resume from: latest (in output_dir) or a path, which may belong to another run
         seed: random seed of the initial weights, the order of the data, and the noise
         num_epochs: number of passes over the images
-        max_train_steps: number of optimizer steps after which training and the lr_scheduler end, if that is earlier
+        max_train_steps: maximum number of optimizer steps, if num_epochs takes longer; also ends the lr_scheduler
         train_batch_size: number of images per batch, over all processes together
         gradient_accumulation_steps: number of batches whose gradients are averaged for an optimizer step
         mixed_precision: no, bf16 or fp16; the setting of accelerate launch if null
@@ -263,7 +265,7 @@ class TrainingConfig:
         push_to_hub_epochs: number of epochs between pushes during training; only at the end if null
         hub_model_id: repository to push to, as owner/name or name; the name of output_dir if null
         hub_private_repo: create the repository as a private one
-        hub_license: license of the weights as the Hub spells it, such as cc-by-4.0; if null, mit for models trained
+        hub_license: license identifier of the weights on the Hub, such as cc-by-4.0; if null, mit for models trained
             on the Hub's Fashion-MNIST and none for others
         model: arguments of FashionMNISTUNet2DModel, such as norm_type; the specification by default
         data: training images
@@ -338,7 +340,7 @@ class TrainingConfig:
         return asdict(self)
 
     def save(self, path: Path) -> None:
-        """Writes a file for `--config`. It leaves out `resume`, which belongs to a command and not to the run."""
+        """Writes a YAML file for `--config`. `resume` is reset, because it only applies to one command."""
         path.write_text(yaml.safe_dump(self.to_dict() | {"resume": None}, sort_keys=False))
 
     def check_resumable(self, path: Path) -> None:
@@ -355,13 +357,13 @@ class TrainingConfig:
         for name in ("seed", *steps, "model", "data", "scheduler", "ema.enabled"):
             if current[name] != saved[name]:
                 raise ValueError(
-                    f"`{name}` must be that of the run to resume, got {current[name]} instead of {saved[name]}. Pass"
+                    f"`{name}` must be the same as in the run to resume ({saved[name]}), got {current[name]}. Pass"
                     f" --config={path} together with --resume."
                 )
 
 
 def is_first_process() -> bool:
-    """Whether this process prints messages; works before Accelerate is initialized."""
+    """Whether this is the main process; also works before Accelerate is initialized."""
     return os.environ.get("RANK", "0") == "0"
 
 

@@ -1,5 +1,6 @@
-"""Folders of exported pipelines."""
+"""Exports pipelines together with the settings of their training."""
 
+import argparse
 import json
 import shutil
 from dataclasses import asdict
@@ -11,7 +12,7 @@ from config import TrainingConfig
 from fmnist_diffusion import FashionMNISTPipeline
 
 
-# Settings of the machine and of the push, which train_config.json leaves out.
+# Settings of the machine and the Hub, which are not published in train_config.json.
 PRIVATE_SETTINGS = (
     "output_dir",
     "resume",
@@ -26,9 +27,8 @@ PRIVATE_SETTINGS = (
 def export_run(
     pipe: FashionMNISTPipeline, folder: Path, config: TrainingConfig, progress: Progress, sample_grid: Path
 ) -> None:
-    """Writes `pipe` to `folder`, with the settings of the run and the sample grid of these weights if it exists."""
-    pipe.save_pretrained(folder)
-    write_train_config(folder, make_train_config(config, progress))
+    """Writes `pipe` to `folder`, with the settings of the run and, if it exists, the sample grid of these weights."""
+    save_with_train_config(pipe, folder, make_train_config(config, progress))
     exported_grid = folder / "images" / "samples.png"
     # Metrics and samples from an earlier export do not belong to these weights.
     for stale in (folder / "metrics.json", exported_grid):
@@ -44,8 +44,20 @@ def check_new_folder(folder: Path) -> None:
         raise ValueError(f"`--output_dir` must be new or empty, but {folder} contains files.")
 
 
-def write_train_config(folder: Path, train_config: dict[str, Any]) -> None:
+def save_with_train_config(pipe: FashionMNISTPipeline, folder: Path, train_config: dict[str, Any]) -> None:
+    pipe.save_pretrained(folder)
     (folder / "train_config.json").write_text(json.dumps(train_config, indent=2) + "\n")
+
+
+def add_output_arguments(parser: argparse.ArgumentParser) -> None:
+    """Adds the arguments of a script that writes a new pipeline."""
+    parser.add_argument("--output_dir", type=Path, required=True, help="folder to write the new pipeline to")
+    parser.add_argument(
+        "--dtype",
+        choices=("float32", "float16", "bfloat16"),
+        default="float32",
+        help="dtype of the new weights (default: %(default)s)",
+    )
 
 
 def make_train_config(config: TrainingConfig, progress: Progress) -> dict[str, Any]:

@@ -13,12 +13,12 @@ from fmnist_diffusion.objectives import TimestepSampler, drop_labels, min_snr_we
 
 @dataclass
 class NoisyBatch:
-    """Inputs of the model for one batch, and what it should predict.
+    """Model inputs, target and loss weights of one batch.
 
     Attributes:
         images: Noisy images, float32 `(B, C, H, W)`.
         timesteps: int64 `(B,)`.
-        class_labels: int64 `(B,)`, or `None` for a model without classes.
+        class_labels: int64 `(B,)`, or `None` for an unconditional model.
         target: float32 `(B, C, H, W)`.
         weights: Loss weights, float32 `(B,)`.
     """
@@ -36,7 +36,7 @@ class DiffusionLoss:
     Args:
         config: The objective.
         noise_scheduler: The noise schedule and the prediction type.
-        num_class_embeds: Number of classes of the model, which is also its null label; `None` without classes.
+        num_class_embeds: Number of classes, which is also the null label; `None` for an unconditional model.
         device: Device of the batches.
     """
 
@@ -48,7 +48,7 @@ class DiffusionLoss:
         device: torch.device,
     ):
         self.config, self.num_class_embeds = config, num_class_embeds
-        # diffusers annotates timesteps with a type that is narrower than it requires.
+        # The type annotations of diffusers are narrower than the timesteps that its schedulers accept.
         self.noise_scheduler: Any = noise_scheduler
         self.timestep_sampler = TimestepSampler(
             config.timestep_sampling,

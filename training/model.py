@@ -1,4 +1,4 @@
-"""Model and noise schedule of a run: new ones, or those of a pipeline to fine-tune."""
+"""Creates the model and the noise schedule of a run, from scratch or from a pipeline to fine-tune."""
 
 import logging
 from dataclasses import asdict
@@ -13,7 +13,7 @@ from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 
 logger = logging.getLogger("training")
 
-# Model arguments that follow from the images.
+# Model arguments that are determined by the training images.
 DATA_OPTIONS = ("sample_size", "in_channels", "out_channels", "label_names")
 # Model arguments that fine-tuning may change.
 FREE_OPTIONS = ("num_class_embeds", "dropout")
@@ -40,7 +40,7 @@ def make_model(
     """
     for name in config.model:
         if name in DATA_OPTIONS:
-            raise ValueError(f"`model.{name}` follows from the images. Use `data.resolution` or `data.channels`.")
+            raise ValueError(f"`model.{name}` is determined by the images. Use `data.resolution` or `data.channels`.")
     noise_scheduler = make_noise_scheduler(config.scheduler)
     model_config: dict[str, Any] = {}
     if pretrained is not None:
@@ -50,7 +50,7 @@ def make_model(
     model_config |= {"sample_size": resolution, "in_channels": channels, "out_channels": channels}
     if model_config.get("num_class_embeds") is not None:
         if label_names is None:
-            raise ValueError("A model with classes needs images with labels. Set `data.label_column`.")
+            raise ValueError("A class-conditional model requires images with labels. Set `data.label_column`.")
         if config.model.get("num_class_embeds", len(label_names)) != len(label_names):
             raise ValueError(
                 f"`model.num_class_embeds` must be the number of classes of the images ({len(label_names)}), got"
@@ -103,13 +103,13 @@ def check_fine_tuning(
 
 @torch.no_grad()
 def copy_matching_weights(unet: FashionMNISTUNet2DModel, pretrained: FashionMNISTUNet2DModel) -> None:
-    """Copies the weights of `pretrained` to `unet`, except those with another shape, which depend on the images.
+    """Copies the weights of `pretrained` to `unet`, except those whose shape depends on the images and differs.
 
-    New class embeddings are initialized with the pretrained null label: the new model starts as the unconditional one.
+    New class embeddings are initialized with the pretrained null label, so the new model starts out unconditional.
     """
     old, new = pretrained.state_dict(), unet.state_dict()
     matching = {name for name in new if name in old and old[name].shape == new[name].shape}
-    for name in sorted(new.keys() - matching):
+    for name in sorted(new.keys() - matching - {"class_embedding.weight"}):
         logger.info("%s has another shape than in the pretrained model and is initialized from scratch.", name)
     unet.load_state_dict({name: old[name] for name in matching}, strict=False)
     if unet.class_embedding is not None and "class_embedding.weight" not in matching:

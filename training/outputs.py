@@ -4,9 +4,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from accelerate import Accelerator
 from tqdm.auto import tqdm
 
-from accelerate import Accelerator
 from checkpoint import Progress
 from components import Components, get_memory_format
 from config import TrainingConfig
@@ -39,7 +39,7 @@ class DueOutputs:
 
 
 def get_due_outputs(config: TrainingConfig, epoch: int, finished: bool) -> DueOutputs:
-    """Returns the outputs of `epoch`, from 1; all that are enabled are due when the run is `finished`."""
+    """Returns the outputs that are due after `epoch`, counted from 1. All enabled ones are due if `finished`."""
 
     def is_due(every_n_epochs: int | None) -> bool:
         return finished or (every_n_epochs is not None and epoch % every_n_epochs == 0)
@@ -53,12 +53,12 @@ def get_due_outputs(config: TrainingConfig, epoch: int, finished: bool) -> DueOu
 
 
 class RunOutputs:
-    """Writes the outputs of a run to `config.output_dir`. Only the main process has one.
+    """Writes the outputs of a run to `config.output_dir`. Only the main process creates this object.
 
     Args:
         config: The run.
         accelerator: Logs the results.
-        components: What the run trains.
+        components: Data, model and noise schedule of the run.
         global_step: Number of finished optimizer steps; later evaluations are removed from `eval.csv`.
 
     Raises:
@@ -101,7 +101,7 @@ class RunOutputs:
         except ValueError as error:
             tqdm.write(f"Epoch {epoch}: could not generate samples. {error}")
             return
-        # One column per class, so that the first row, which progress.png shows, has all classes.
+        # One column per class: progress.png only shows the first row, which should contain every class.
         grid = self.grids.save(to_pil(samples.images), num_classes or GRID_COLUMNS, epoch)
         log_image(self.accelerator, self.config.report_to, "samples", grid, progress.global_step)
 
@@ -124,7 +124,7 @@ class RunOutputs:
 def make_validator(
     config: TrainingConfig, unet_config: Any, accelerator: Accelerator, global_step: int
 ) -> "Validator | None":
-    """Returns `None` if the run is not evaluated; raises `ValueError` if it cannot be."""
+    """Returns `None` if evaluation is disabled; raises `ValueError` if the run cannot be evaluated."""
     if config.eval.every_n_epochs is None:
         return None
     if (unet_config["in_channels"], unet_config["sample_size"]) != (1, 28) or (
@@ -132,7 +132,7 @@ def make_validator(
     ):
         raise ValueError("`eval.every_n_epochs` requires the images and classes of Fashion-MNIST. Omit it.")
     try:
-        # Only this option needs the packages of the evaluation.
+        # Only this option requires the packages of the evaluation.
         from validation import EvalRecord, Validator
     except ImportError as error:
         raise ValueError(

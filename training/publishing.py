@@ -13,7 +13,7 @@ from fmnist_diffusion.hub.push import push_pipeline
 
 
 class BackgroundPush:
-    """Pushes pipelines from a thread, so that training neither waits nor fails.
+    """Pushes pipelines in a background thread. Training does not wait for it, and errors do not stop the training.
 
     Args:
         repo_id: Repository on the Hub, which is created if it does not exist.
@@ -44,7 +44,7 @@ class BackgroundPush:
     def _push(self, copy: TemporaryDirectory, folder: Path) -> None:
         try:
             url = push_pipeline(copy.name, self.repo_id, private=self.private, license=self.license)
-            self.report(f"The pipeline is published at {url}.")
+            self.report(f"Pushed the pipeline to {url}.")
         # No error of this thread may end the training.
         except Exception as error:
             self._report_failure(folder, error)
@@ -61,7 +61,7 @@ class BackgroundPush:
 
 
 def make_background_push(config: TrainingConfig, report: Callable[[str], None]) -> BackgroundPush | None:
-    """Returns `None` if the run does not push; raises `ValueError` if it cannot push because there is no token."""
+    """Returns `None` if `push_to_hub` is disabled; raises `ValueError` if there is no token."""
     if not config.push_to_hub:
         return None
     if get_token() is None:

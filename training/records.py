@@ -11,10 +11,10 @@ from typing import Any
 import matplotlib
 import numpy as np
 import torch
+from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
-from accelerate import Accelerator
 from fmnist_diffusion.images import image_grid, upscale
 
 
@@ -31,7 +31,7 @@ class LossRecord:
 
     Args:
         path: File to write.
-        resumed: The file of the run to resume, whose rows up to `global_step` are copied.
+        resumed: `loss.csv` of the run to resume. Its rows up to `global_step` are copied.
         global_step: Number of finished optimizer steps.
     """
 
@@ -92,7 +92,7 @@ class LossLogger:
 
     Args:
         accelerator: Averages the losses over the processes.
-        record: The file on the main process, `None` on others.
+        record: The file on the main process; `None` on other processes.
         images_per_step: Number of images per optimizer step.
     """
 

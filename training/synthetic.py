@@ -28,11 +28,12 @@ def load_synthetic_images(folders: list[Path], label_noise: float = 0.0) -> Imag
     Unconditional samples get the null label. If all samples are unconditional, there are no labels.
 
     Args:
-        folders: Folders of `fmnist-diffusion evaluate`.
+        folders: Output folders of `fmnist-diffusion evaluate`.
         label_noise: Probability with which a label is replaced by a random one.
 
     Raises:
-        `ValueError`: If a folder contains no samples, if `label_noise` is not in [0, 1], or if there are no labels.
+        `ValueError`: If a folder contains no samples, if `label_noise` is not in [0, 1], or if there are no labels to
+            replace.
     """
     if not 0 <= label_noise <= 1:
         raise ValueError(f"`--label_noise` must be between 0 and 1, got {label_noise}.")
@@ -53,7 +54,7 @@ def load_synthetic_images(folders: list[Path], label_noise: float = 0.0) -> Imag
 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("folders", nargs="+", type=Path, help="folders of fmnist-diffusion evaluate")
+    parser.add_argument("folders", nargs="+", type=Path, help="output folders of fmnist-diffusion evaluate")
     parser.add_argument("-o", "--output", type=Path, required=True, help=".safetensors file to write")
     parser.add_argument(
         "--label_noise",
@@ -69,7 +70,7 @@ def main(args: list[str] | None = None) -> None:
         save_tensors(tensors, options.output)
     except (OSError, ValueError) as error:
         parser.exit(2, f"synthetic.py: error: {error}\n")
-    print(f"{len(tensors)} images are in {options.output}.")
+    print(f"Saved {len(tensors)} images to {options.output}.")
 
 
 if __name__ == "__main__":

@@ -4,9 +4,9 @@ import importlib.util
 from typing import Any
 
 import numpy as np
+from accelerate import Accelerator
 from PIL import Image
 
-from accelerate import Accelerator
 from config import TrainingConfig
 from fmnist_diffusion.hub.metadata import flatten
 

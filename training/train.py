@@ -42,11 +42,11 @@ def stop(message: str, code: int) -> NoReturn:
 
 
 def get_advice(config: TrainingConfig) -> str:
-    """Says how to continue a run that stopped."""
+    """Returns a sentence about how to continue the stopped run."""
     folder = Path(config.output_dir)
     if list_checkpoints(folder / "checkpoints"):
         return f"Continue from the last checkpoint with --config={folder / 'config.yaml'} --resume=latest."
-    return "There is no checkpoint yet: start again with another --output_dir."
+    return "There is no checkpoint yet. Start again with another --output_dir."
 
 
 if __name__ == "__main__":

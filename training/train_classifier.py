@@ -36,9 +36,11 @@ from fmnist_diffusion.evaluation.classifier import IMAGE_SIZE, to_classifier_inp
 @dataclass
 class DataArguments:
     dataset_name: str = field(default=DEFAULT_DATASET, metadata={"help": "dataset id on the Hub"})
-    train_data_dir: str | None = field(default=None, metadata={"help": "local data instead, such as an IDX folder"})
+    train_data_dir: str | None = field(
+        default=None, metadata={"help": "local images to use instead, such as an IDX folder"}
+    )
     max_train_samples: int | None = field(default=None, metadata={"help": "use only the first images"})
-    num_plain_epochs: int = field(default=3, metadata={"help": "number of last epochs without augmentation"})
+    num_plain_epochs: int = field(default=3, metadata={"help": "number of final epochs without augmentation"})
 
 
 class LabeledImages(torch.utils.data.Dataset):
@@ -56,7 +58,7 @@ class LabeledImages(torch.utils.data.Dataset):
 
 
 class ClassifierTrainer(Trainer):
-    """Augments and resizes whole batches; those of the last epochs and of the test split are only resized."""
+    """Augments and resizes batches. Batches of the final epochs and of the test split are only resized."""
 
     num_plain_epochs: int
 
@@ -76,7 +78,7 @@ def make_classifier() -> RegNetForImageClassification:
         embedding_size=16,
         hidden_sizes=[24, 64, 128, 256],
         depths=[1, 1, 1, 1],
-        # Group convolutions would cost accuracy and save little time on a CPU.
+        # One group per layer: more groups reduce the accuracy and save little time on a CPU.
         groups_width=256,
         layer_type="x",
         downsample_in_first_stage=False,
@@ -136,7 +138,7 @@ def main(args: list[str] | None = None) -> None:
     folder = Path(settings.output_dir) / "classifier"
     trainer.save_model(str(folder))
     (folder / "training_args.bin").unlink()
-    # transformers' image-classification pipeline needs this file, the evaluation does not.
+    # The image-classification pipeline of transformers requires this file; the evaluation does not.
     ViTImageProcessorPil(
         size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, resample=2, image_mean=[0.5], image_std=[0.5]
     ).save_pretrained(folder)
@@ -160,7 +162,7 @@ def main(args: list[str] | None = None) -> None:
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
-    print(f"The test accuracy is {accuracy:.4f}. The classifier is in {folder}.")
+    print(f"Saved the classifier to {folder}. Its test accuracy is {accuracy:.4f}.")
 
 
 if __name__ == "__main__":

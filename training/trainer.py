@@ -47,7 +47,7 @@ class Trainer:
         if self.accelerator.is_main_process:
             self.outputs = RunOutputs(config, self.accelerator, self.components, global_step)
 
-        # 2. state, of which the random states differ between processes
+        # 2. state; the random states differ between processes
         self.progress = Progress()
         self.accelerator.register_for_checkpointing(self.progress, self.components.loss.timestep_sampler)
         set_seed(config.seed, device_specific=True)
@@ -72,13 +72,13 @@ class Trainer:
 
         Raises:
             `DataError`: If an image of a streamed dataset cannot be decoded.
-            `FloatingPointError`: If the loss or the weights are NaN or infinite. All checkpoints are from before that.
+            `FloatingPointError`: If the loss or the weights are NaN or infinite. Such weights are not saved.
             `KeyboardInterrupt`: After Ctrl-C. A single process writes a checkpoint first.
         """
         config, progress, batches = self.config, self.progress, self.components.batches
         with self._delay_interrupt(), self.loss_logger.show_progress(progress.global_step, self.total_steps):
             if progress.global_step == self.total_steps:
-                # The run was stopped before the end of its last epoch, or is finished in another folder.
+                # The run stopped after its last step but before its outputs, or it continues in another folder.
                 self._end_epoch()
             while progress.global_step < self.total_steps:
                 for images, labels in batches.epoch(progress.epoch, start=progress.batch):
@@ -97,18 +97,18 @@ class Trainer:
             self._save_checkpoint()
         if self.accelerator.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated() / 2**20
-            self.accelerator.print(f"Peak memory of the device: {memory:.0f} MiB.")
-        self.accelerator.print(f"The pipeline is in {self.folder / 'pipeline'}.")
+            self.accelerator.print(f"Peak GPU memory: {memory:.0f} MiB.")
+        self.accelerator.print(f"Saved the pipeline to {self.folder / 'pipeline'}.")
         if self.outputs is not None:
             self.outputs.finish()
         self.accelerator.end_training()
 
     @contextmanager
     def _delay_interrupt(self) -> Iterator[None]:
-        """Delays Ctrl-C to the end of the current step, where a checkpoint can be written.
+        """Delays Ctrl-C to the end of the current step, so that a checkpoint can be written.
 
-        Several processes would have to agree on the step, so they stop at once, like any process after a second
-        Ctrl-C.
+        A second Ctrl-C stops at once. Several processes always stop at once, because they would have to agree on the
+        step.
         """
         self.interrupted = False
         if self.accelerator.num_processes > 1:

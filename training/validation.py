@@ -18,7 +18,7 @@ BATCH_SIZE = 250
 
 
 class Validator:
-    """Evaluates samples of a run, always from the same noise.
+    """Evaluates samples of a run, which always start from the same noise.
 
     Args:
         config: Number of samples and sampling settings.
@@ -56,7 +56,7 @@ class EvalRecord:
 
     Args:
         path: File to write.
-        config: Number of samples and sampling settings, which are columns of the file.
+        config: Number of samples and sampling settings, which are saved as columns.
         global_step: Number of finished optimizer steps; rows of later steps are removed.
     """
 
@@ -74,8 +74,8 @@ class EvalRecord:
         """Adds a row, or replaces the one of the same step.
 
         Returns:
-            `bool`: Whether it is the best among the rows with the same settings: the one with the lowest FID, or
-            without FID the lowest FD-classifier.
+            `bool`: Whether this row is the best one with the same settings. The best row has the lowest FID or, if FID
+            is not available, the lowest FD-classifier.
         """
         name = "fid_train" if "fid_train" in metrics else "classifier_frechet_distance_train"
         self.rows = [row for row in self.rows if int(row["step"]) != step]

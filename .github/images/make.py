@@ -1,6 +1,8 @@
-"""Generates the images of the documentation with the bundled checkpoint base; the screenshot needs Debian's chromium.
+"""Generates the images of the README with the bundled checkpoint base:
 
-python .github/images/make.py
+    python .github/images/make.py
+
+The screenshot requires Debian's chromium.
 """
 
 import subprocess
@@ -26,7 +28,7 @@ URL = "http://127.0.0.1:7860"
 
 
 def save_comparison() -> None:
-    """Saves the first test images and the first samples of each class, without any selection."""
+    """Saves the first eight test images and samples of each class; they are not cherry-picked."""
     pipe = load_pipeline("base")
     pipe.set_progress_bar_config(disable=True)
     samples = Samples.concatenate(list(generate(pipe, SamplingConfig(), 80, class_labels=range(10))))
@@ -47,7 +49,7 @@ def save_comparison() -> None:
 
 
 def save_animation() -> None:
-    """Saves the denoising of two images of each class, from pure noise to the images."""
+    """Saves an animation of the denoising of two images per class."""
     pipe = load_pipeline("base")
     frames = pipe.trajectory(range(10), num_images_per_prompt=2, generator=torch.manual_seed(20))
     order = [*range(0, 20, 2), *range(1, 20, 2)]
@@ -56,7 +58,7 @@ def save_animation() -> None:
 
 
 def save_screenshot() -> None:
-    demo = subprocess.Popen([sys.executable, "-m", "fmnist_diffusion.commands", "demo", "base"])
+    demo = subprocess.Popen([Path(sys.executable).with_name("fmnist-diffusion"), "demo", "base"])
     try:
         for _ in range(120):
             try:
@@ -68,9 +70,10 @@ def save_screenshot() -> None:
             browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1280, "height": 720})
             page.goto(URL)
-            page.get_by_role("button", name="Generate", exact=True).wait_for()
-            page.wait_for_timeout(2000)
-            page.screenshot(path=FOLDER / "demo.png")
+            page.get_by_role("button", name="Generate", exact=True).click()
+            page.wait_for_selector("#generate-strip img")
+            page.wait_for_timeout(1000)
+            page.screenshot(path=FOLDER / "demo.png", full_page=True)
             browser.close()
     finally:
         demo.terminate()

@@ -1,6 +1,6 @@
 """The command line `fmnist-diffusion`.
 
-The commands import torch and other slow modules themselves, so that help and usage errors appear immediately.
+Commands import torch and other slow modules locally, so that help and usage errors appear immediately.
 """
 
 import sys
@@ -50,7 +50,7 @@ def set_options(
 
 
 def main(args: Sequence[str] | None = None) -> None:
-    """Runs the command line with `args`, by default those of the process."""
+    """Runs the command line with `args`, which default to the arguments of the process."""
     try:
         exit_code = app(args, prog_name=PROGRAM, standalone_mode=False)
     except typer.TyperException as error:

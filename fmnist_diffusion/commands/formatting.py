@@ -1,4 +1,4 @@
-"""Text output of commands."""
+"""Text formatting for the output of commands."""
 
 from collections.abc import Callable, Mapping
 from typing import Any
@@ -9,9 +9,9 @@ def format_section(title: str, values: Mapping[str, Any], format_float: Callable
     Formats nested values as a title and one indented line per value.
 
     Args:
-        title (`str`): The first line.
-        values (`Mapping`): The values; without any, there are no lines.
-        format_float (`Callable`, defaults to `str`): How to format numbers that are not integers.
+        title (`str`): First line.
+        values (`Mapping`): Nested values. The result is empty if there are none.
+        format_float (`Callable`, defaults to `str`): Function that formats floating-point numbers.
     """
     from fmnist_diffusion.hub.metadata import flatten
 

@@ -44,11 +44,11 @@ def get_existing_folder(name_or_path: str) -> Path:
 
 def describe(pipe: "FashionMNISTPipeline", folder: Path) -> dict[str, Any]:
     """
-    Describes a pipeline with values that JSON can represent.
+    Returns a JSON-serializable description of a pipeline.
 
     Args:
         pipe ([`FashionMNISTPipeline`]): The pipeline.
-        folder (`Path`): The folder that it was loaded from.
+        folder (`Path`): The folder of the pipeline.
     """
     from fmnist_diffusion.hub.metadata import read_metrics, read_train_config, weights_dtypes
 
@@ -75,7 +75,7 @@ def describe(pipe: "FashionMNISTPipeline", folder: Path) -> dict[str, Any]:
 
 
 def get_changed_options(component: Any) -> dict[str, Any]:
-    """Returns the options in the config of a model or scheduler that differ from the defaults of its class."""
+    """Returns the options of a model or scheduler that differ from the defaults of its class."""
 
     def to_json(value: Any) -> Any:
         return list(value) if isinstance(value, tuple) else value
@@ -95,14 +95,14 @@ def format_facts(facts: dict[str, Any]) -> list[str]:
     return [
         f"folder      {facts['folder']}",
         f"model       {facts['model']}, {facts['parameters']:,} parameters",
-        *format_section("  options that differ from the default", facts["config"]),
+        *format_section("  non-default options", facts["config"]),
         *(
             f"weights     {name}, {file['bytes'] / 1e6:.1f} MB, {file['dtype']}"
             for name, file in facts["weights"].items()
         ),
         f"labels      {', '.join(facts['labels'] or ['none'])}",
         f"scheduler   {facts['scheduler']}, {facts['num_train_timesteps']} timesteps, {facts['prediction_type']}",
-        *format_section("  options that differ from the default", facts["scheduler_config"]),
+        *format_section("  non-default options", facts["scheduler_config"]),
         f"sampling    {steps}",
         *format_section("training    train_config.json", facts["train_config"] or {}),
         *(format_section("evaluation  metrics.json", metrics["metrics"], format_number) if metrics else []),

@@ -1,4 +1,4 @@
-"""Options that several commands share."""
+"""Options that several commands share, and loading of pipelines onto a device."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -24,10 +24,10 @@ SchedulerName = Annotated[
 ]
 NumInferenceSteps = Annotated[
     int | None,
-    typer.Option(metavar="N", help="number of denoising steps", show_default="that of the checkpoint"),
+    typer.Option(metavar="N", help="number of denoising steps", show_default="the value of the checkpoint"),
 ]
 GuidanceScale = Annotated[
-    float, typer.Option(metavar="SCALE", help="weight of classifier-free guidance; 1 disables it")
+    float, typer.Option(metavar="SCALE", help="scale of classifier-free guidance; 1 disables it")
 ]
 GuidanceInterval = Annotated[
     tuple[float, float],
@@ -37,16 +37,16 @@ GuidanceInterval = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int, typer.Option(metavar="N", min=1, max=4096, help="images per batch; does not change the images")
+    int, typer.Option(metavar="N", min=1, max=4096, help="number of images per batch; does not affect the images")
 ]
 Device = Annotated[
     str,
     typer.Option(
-        metavar="DEVICE", help="device of torch, such as cpu, cuda:1 or mps; auto uses a GPU if there is one"
+        metavar="DEVICE", help="torch device, such as cpu, cuda:1 or mps; auto uses a GPU if one is available"
     ),
 ]
 Dtype = Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="dtype of the model")]
-RepoId = Annotated[str, typer.Option(metavar="ID", help="owner/name, or name for a repository of your own")]
+RepoId = Annotated[str, typer.Option(metavar="ID", help="repository id, owner/name, or name for your own namespace")]
 
 
 def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNISTPipeline":
@@ -54,8 +54,8 @@ def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNI
     Loads a pipeline onto a device.
 
     Raises:
-        `OSError`: If there is no such pipeline.
-        `ValueError`: If there is no such device, or if it does not suit `dtype`.
+        `OSError`: If the pipeline does not exist or cannot be read.
+        `ValueError`: If the device does not exist or does not support `dtype`.
     """
     import diffusers
     import torch
@@ -70,7 +70,7 @@ def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNI
 
 
 def get_device(name: str) -> "torch.device":
-    """Returns the device of that name, or the best one for `auto`; raises `ValueError` if it cannot be used."""
+    """Returns the torch device `name`, where `auto` selects the best one; raises `ValueError` if it is unavailable."""
     import torch
 
     if name == "auto":
@@ -78,7 +78,7 @@ def get_device(name: str) -> "torch.device":
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()
-    # These are the errors of torch for unknown devices, missing backends and missing hardware.
+    # torch raises these errors for unknown devices, missing backends and missing hardware.
     except (AssertionError, ImportError, RuntimeError) as error:
-        raise ValueError(f"`device` must be auto or a device of this machine, got {name!r}.") from error
+        raise ValueError(f"`device` must be auto or an available torch device, got {name!r}.") from error
     return device

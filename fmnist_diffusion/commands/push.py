@@ -12,30 +12,30 @@ EXAMPLE = "Example: fmnist-diffusion push output/base/pipeline --repo-id base-fm
 
 
 def push(
-    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="the folder of a pipeline, or a bundled checkpoint")],
+    folder: Annotated[str, typer.Argument(metavar="FOLDER", help="folder of a pipeline, or a bundled checkpoint")],
     repo_id: RepoId,
     private: Annotated[
-        bool, typer.Option("--private", help="create a private repository; fail if it exists and is public")
+        bool, typer.Option("--private", help="create a private repository; fails if it exists and is public")
     ] = False,
     revision: Annotated[
         str | None,
-        typer.Option(metavar="BRANCH", help="branch to push to, created if necessary", show_default="main"),
+        typer.Option(metavar="BRANCH", help="branch to push to; created if necessary", show_default="main"),
     ] = None,
     tag: Annotated[str | None, typer.Option(metavar="TAG", help="tag for the commit, such as v1.0")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="open a pull request")] = False,
+    create_pr: Annotated[bool, typer.Option("--create-pr", help="open a pull request instead")] = False,
     license: Annotated[
         str | None,
         typer.Option(
             metavar="ID",
-            help="license of the weights, as a license identifier of the Hub such as cc-by-4.0",
-            show_default="mit if train_config.json names Fashion-MNIST from the Hub, otherwise none",
+            help="license of the weights as a license identifier of the Hub, such as cc-by-4.0",
+            show_default="mit if the model was trained on Fashion-MNIST from the Hub, otherwise none",
         ),
     ] = None,
 ) -> None:
     """
     Upload a pipeline and its model card to the Hub.
 
-    Without changes, no commit is made. After a failure, the same command completes the upload.
+    If nothing has changed, no commit is made. After a failure, run the same command again to complete the upload.
     """
     import diffusers
 

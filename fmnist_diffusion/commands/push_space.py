@@ -12,15 +12,15 @@ EXAMPLE = "Example: fmnist-diffusion push-space --repo-id fashion-mnist-demo --m
 
 def push_space(
     repo_id: RepoId,
-    model: Annotated[str, typer.Option(metavar="ID", help="repository of the model, owner/name")],
+    model: Annotated[str, typer.Option(metavar="ID", help="repository id of the model")],
     private: Annotated[
-        bool, typer.Option("--private", help="create a private Space; fail if it exists and is public")
+        bool, typer.Option("--private", help="create a private Space; fails if it exists and is public")
     ] = False,
 ) -> None:
     """
-    Upload the demo of a model to the Hub, as a Space.
+    Upload the demo of a model to the Hub as a Space.
 
-    Without changes, no commit is made.
+    If nothing has changed, no commit is made.
     """
     from fmnist_diffusion.hub import space
     from fmnist_diffusion.hub.client import HubError

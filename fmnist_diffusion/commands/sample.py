@@ -5,7 +5,6 @@ import os
 import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
-from itertools import count
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -30,7 +29,7 @@ if TYPE_CHECKING:
     from fmnist_diffusion import FashionMNISTPipeline
 
 EXAMPLE = "Example: fmnist-diffusion sample --class-labels 'Ankle boot,bag' -n 12"
-# Upper bound of num_images * upscale**2. With images of 28x28, grid.png then has at most 78 million pixels.
+# This is the maximum of num_images * upscale**2. It limits grid.png to 78 million pixels for 28x28 images.
 MAX_GRID_SIZE = 100_000
 MAX_LABEL_LENGTH = 40  # characters in a file name
 
@@ -45,8 +44,8 @@ def sample(
         list[str] | None,
         typer.Option(
             metavar="LABELS",
-            help="class names or indices, separated by commas, that are cycled through; the option may be repeated",
-            show_default="unconditional sampling",
+            help="comma-separated class names or indices to generate, cycled through; can be repeated",
+            show_default="unconditional samples",
         ),
     ] = None,
     num_inference_steps: NumInferenceSteps = SamplingConfig.num_inference_steps,
@@ -67,7 +66,7 @@ def sample(
             show_default="the next of samples/001, samples/002, ...",
         ),
     ] = None,
-    upscale: Annotated[int, typer.Option(metavar="N", min=1, help="factor by which the images are enlarged")] = 1,
+    upscale: Annotated[int, typer.Option(metavar="N", min=1, help="integer factor to enlarge the images by")] = 1,
 ) -> None:
     """Generate images. Each image is saved as a PNG file, and grid.png shows all of them."""
     config = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval, seed)
@@ -123,22 +122,22 @@ def save_images(
 
 
 def get_file_label(label_names: Sequence[str] | None, label_id: int) -> str:
-    """Returns the name of a class for a file name: letters of any alphabet and digits, else the index of the class."""
+    """Returns the letters and digits of a class name for use in a file name, or the class index if there are none."""
     name = unicodedata.normalize("NFC", label_names[label_id].lower()) if label_names else ""
-    # The categories are letters, marks such as vowel signs, and numbers.
+    # L, M and N are the Unicode categories of letters, marks such as vowel signs, and numbers.
     characters = (character if unicodedata.category(character)[0] in "LMN" else " " for character in name)
     return "-".join("".join(characters).split())[:MAX_LABEL_LENGTH] or str(label_id)
 
 
 def make_output_dir(folder: Path | None) -> Path:
     """
-    Creates a folder for new files.
+    Creates the output folder.
 
     Args:
-        folder (`Path`, *optional*): A new or empty folder; by default, the next of samples/001, samples/002, ...
+        folder (`Path`, *optional*): A new or empty folder. Defaults to the next of samples/001, samples/002, ...
 
     Raises:
-        `ValueError`: If the folder contains files or cannot be written to.
+        `ValueError`: If the folder contains files or is not writable.
     """
     try:
         if folder is None:
@@ -147,21 +146,23 @@ def make_output_dir(folder: Path | None) -> Path:
         empty = not any(folder.iterdir())
     except OSError as error:
         raise ValueError(
-            f"`output_dir` must be a folder that can be written to, got {folder or 'samples'} ({error.strerror})."
+            f"`output_dir` must be a writable folder, got {folder or 'samples'} ({error.strerror})."
         ) from error
     if not empty:
         raise ValueError(f"`output_dir` must be a new or empty folder, got {folder}, which contains files.")
     if not os.access(folder, os.W_OK):
-        raise ValueError(f"`output_dir` must be a folder that can be written to, got {folder}.")
+        raise ValueError(f"`output_dir` must be a writable folder, got {folder}.")
     return folder
 
 
 def make_numbered_dir(parent: Path) -> Path:
-    """Creates the first of `parent`/001, 002, ... that does not exist; an empty folder may belong to another run."""
+    """Creates the first folder of `parent`/001, `parent`/002, ... that does not exist."""
     parent.mkdir(parents=True, exist_ok=True)
-    for number in count(1):
+    # An existing folder is skipped even if it is empty, because another run may be using it.
+    number = 1
+    while True:
         path = parent / f"{number:03d}"
         with suppress(FileExistsError):
             path.mkdir()
             return path
-    raise AssertionError("count() is infinite")
+        number += 1

@@ -1,4 +1,4 @@
-"""Image datasets for training and evaluation: splits, labels, and conversion of pixels."""
+"""Image datasets for training and evaluation: loading of splits, labels and pixel conversion."""
 
 from .decoding import decode, stream_images
 from .errors import DataError

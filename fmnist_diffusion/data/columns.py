@@ -1,4 +1,4 @@
-"""Select the image and label columns of a dataset and give them standard names and types."""
+"""Selects the image and label columns of a dataset and standardizes their names and types."""
 
 from __future__ import annotations
 
@@ -18,14 +18,14 @@ def standardize_columns(
     splits: dict[str, datasets.Dataset], split: str, source: str, image_column: str | None, label_column: str | None
 ) -> datasets.Dataset:
     """
-    Return a split with only the columns `image` and, if there are labels, `label` of type `ClassLabel`.
+    Returns a split with the column `image` and, if there are labels, the column `label` of type `ClassLabel`.
 
     Args:
         splits (`dict[str, datasets.Dataset]`):
-            All splits. They define the classes together, so that each class has the same index in every split.
-        split (`str`): The name of the split to return.
-        source (`str`): The path or the name of the dataset, for error messages.
-        image_column, label_column (`str`, *optional*): As in [`load_split`].
+            All splits. Their labels are combined, so that each class has the same index in every split.
+        split (`str`): Name of the split to return.
+        source (`str`): Path or name of the dataset for error messages.
+        image_column, label_column (`str`, *optional*): See [`load_split`].
     """
     dataset = splits[split]
     for argument, column in (("image_column", image_column), ("label_column", label_column)):
@@ -82,7 +82,7 @@ def _cast_images(dataset: datasets.Dataset, column: str, source: str) -> dataset
         return dataset
     try:
         return dataset.cast_column(column, datasets.Image())
-    except (NotImplementedError, TypeError, ValueError) as error:  # pyarrow's errors are subclasses of these
+    except (NotImplementedError, TypeError, ValueError) as error:  # pyarrow raises subclasses of these
         raise DataError(
             f"The column {column!r} of {source} does not contain images. Set `image_column` to"
             f" {_list_columns(dataset)}."
@@ -108,7 +108,7 @@ def _cast_labels(
         )
     labels = _get_distinct_labels(splits, column)
     if min(labels, default=0) < 0:
-        raise DataError(f"The labels in {source} must not be negative, got {min(labels)}. Replace them with 0 and up.")
+        raise DataError(f"The labels in {source} must not be negative, got {min(labels)}. Number them from 0.")
     return dataset.cast_column(column, datasets.ClassLabel(num_classes=max(labels, default=0) + 1))
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 
 def import_datasets():
-    """Import `datasets`, or raise a [`DataError`] that says how to install it."""
+    """Imports `datasets`, or raises a [`DataError`] that explains how to install it."""
     try:
         import datasets
     except ImportError as error:
@@ -28,21 +28,21 @@ def import_datasets():
 
 
 def load_files(builder_name: str, path: Path, **load_kwargs: Any) -> dict[str, datasets.Dataset]:
-    """Load all splits of the local files at `path` with a builder of `datasets`, such as `"imagefolder"`."""
+    """Loads all splits of the local files at `path` with a builder of `datasets`, such as `"imagefolder"`."""
     datasets = import_datasets()
     from datasets.exceptions import DatasetsError
 
     try:
         splits = datasets.load_dataset(builder_name, **load_kwargs)
     except (DatasetsError, OSError, ValueError) as error:
-        # A DatasetGenerationError only says that an error occurred. Its cause is the error of the reader.
+        # The message of a DatasetGenerationError is generic. Its cause is the error of the reader.
         reason = get_reason(error.__cause__ or error)
         raise DataError(f"Could not read {path} as {builder_name} data ({reason}). Check its files.") from error
     return {str(name): dataset for name, dataset in splits.items()}
 
 
 def is_uint8_array(feature: Any) -> bool:
-    """Whether a column stores pixels instead of encoded images."""
+    """Returns whether a column stores uint8 pixels instead of encoded images."""
     import datasets
 
     return isinstance(feature, datasets.Array2D) and feature.dtype == "uint8" and None not in feature.shape
@@ -53,6 +53,6 @@ def get_arrow_column(dataset: datasets.Dataset, name: str) -> pa.ChunkedArray:
 
 
 def get_array_column(dataset: datasets.Dataset, name: str) -> np.ndarray:
-    """Return the pixels of an `Array2D` column, `(num_images, height, width)`, without creating Python objects."""
+    """Returns the pixels of an `Array2D` column, `(num_images, height, width)`, without creating Python objects."""
     chunks = [chunk.storage.flatten().flatten().to_numpy() for chunk in get_arrow_column(dataset, name).chunks]
     return np.concatenate(chunks).reshape(-1, *dataset.features[name].shape)

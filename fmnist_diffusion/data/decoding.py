@@ -1,4 +1,4 @@
-"""Decode images to uint8 pixels of one size."""
+"""Decodes images to uint8 pixels of a fixed size."""
 
 from __future__ import annotations
 
@@ -22,21 +22,21 @@ if TYPE_CHECKING:
 
 def decode(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], channels: int) -> ImageTensors:
     """
-    Decode a dataset with the columns of [`load_split`] into memory.
+    Decodes a dataset that [`load_split`] returned into memory.
 
-    An image of another size is resized with a bicubic filter (with antialiasing if it shrinks) until it covers
-    `resolution`, and then center-cropped. An image that already has this size keeps its exact pixels.
+    An image of a different size is resized with an antialiased bicubic filter to cover `resolution` and then
+    center-cropped. An image of this size keeps its exact pixels.
 
     Args:
         dataset (`datasets.Dataset`):
-            The dataset, with the column `image` and optionally the column `label`.
+            The dataset with the column `image` and optionally the column `label`.
         resolution (`int` or `tuple[int, int]`):
-            The side of a square, or `(height, width)`, in pixels.
+            The side length of a square, or `(height, width)`, in pixels.
         channels (`int`):
-            1 for grayscale (ITU-R 601-2 luma of a color image) or 3 for RGB.
+            1 for grayscale (color images are converted to ITU-R 601-2 luma) or 3 for RGB.
 
     Raises:
-        DataError: If an image cannot be read, or if `resolution` or `channels` is invalid.
+        `DataError`: If an image cannot be read, or if `resolution` or `channels` is invalid.
     """
     height, width = get_height_width(resolution, channels)
     if is_uint8_array(dataset.features["image"]):
@@ -53,15 +53,16 @@ def decode(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], chan
 
 def stream_images(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], channels: int) -> datasets.Dataset:
     """
-    Return a view of a dataset that decodes each image when a `DataLoader` reads it. It does not have to fit in memory.
+    Returns a view of a dataset that decodes images on access. The images do not have to fit in memory.
 
     Args:
         dataset, resolution, channels:
-            As in [`decode`], which returns the same pixels.
+            See [`decode`], which returns the same pixels.
 
     Returns:
-        `datasets.Dataset`: A dataset with the items `{"images": uint8 tensor of shape (channels, height, width)}` and,
-        if there are labels, `"labels": int`. Reading an item raises [`DataError`] if its image cannot be read.
+        `datasets.Dataset`: A dataset whose items are dictionaries with `images`, a uint8 tensor of shape `(channels,
+        height, width)`, and, if there are labels, `labels`, an `int`. Accessing an item raises a [`DataError`] if its
+        image cannot be read.
     """
     height, width = get_height_width(resolution, channels)
     transform = partial(_decode_batch, height=height, width=width, channels=channels)
@@ -69,7 +70,7 @@ def stream_images(dataset: datasets.Dataset, *, resolution: int | tuple[int, int
 
 
 def get_height_width(resolution: int | tuple[int, int], channels: int) -> tuple[int, int]:
-    """Return `resolution` as `(height, width)` after checking both arguments of [`decode`]."""
+    """Checks the arguments of [`decode`] and returns `resolution` as `(height, width)`."""
     height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
     if height < 1 or width < 1:
         raise DataError(f"`resolution` must be a positive number of pixels or (height, width), got {resolution}.")
@@ -80,7 +81,7 @@ def get_height_width(resolution: int | tuple[int, int], channels: int) -> tuple[
 
 def decode_arrays(arrays: np.ndarray, height: int, width: int, channels: int) -> np.ndarray:
     """
-    Convert uint8 pixels as [`decode`] does.
+    Converts uint8 pixels to the size and channels of [`decode`].
 
     Args:
         arrays (`np.ndarray`):
@@ -100,7 +101,7 @@ def decode_arrays(arrays: np.ndarray, height: int, width: int, channels: int) ->
 
 
 def _disable_decoding(dataset: datasets.Dataset) -> datasets.Dataset:
-    """Return a view with encoded images, so that an error of the decoder can name the file."""
+    """Returns a view with encoded images, so that decoding errors can name the file."""
     import datasets
 
     if is_uint8_array(dataset.features["image"]):
@@ -117,14 +118,14 @@ def _decode_batch(batch: dict[str, list[Any]], height: int, width: int, channels
 
 
 def _decode_image(image: Any, height: int, width: int, channels: int) -> np.ndarray:
-    """Decode an encoded image of `datasets` (`{"bytes", "path"}`) or a nested list of pixels."""
+    """Decodes an encoded image of `datasets` (`{"bytes", "path"}`) or a nested list of pixels."""
     if isinstance(image, dict):
         return _convert(_open_image(image), height, width, channels)
     return _convert(PIL.Image.fromarray(np.asarray(image, dtype=np.uint8)), height, width, channels)
 
 
 def _open_image(encoded_image: dict[str, Any]) -> PIL.Image.Image:
-    """Decode the bytes of an image or, without bytes, its file, and apply the EXIF orientation."""
+    """Decodes an image from its bytes, or from its file if there are none, and applies the EXIF orientation."""
     encoded, path = encoded_image["bytes"], encoded_image["path"]
     name = f"the image {path}" if path else "an image of the dataset"
     try:
@@ -132,7 +133,7 @@ def _open_image(encoded_image: dict[str, Any]) -> PIL.Image.Image:
             PIL.ImageOps.exif_transpose(image, in_place=True)
     except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
         raise DataError(f"Could not read {name}. Replace or remove it.") from error
-    # Pillow clips these modes to white when it converts them to 8 bits.
+    # Pillow clips most values of these modes to white when it converts them to 8 bits.
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
         raise DataError(f"Could not use {name} because it has more than 8 bits per channel. Convert it to 8 bits.")
     return image

@@ -1,10 +1,10 @@
-"""The error of invalid data."""
+"""Error class for invalid data."""
 
 
 class DataError(ValueError):
-    """Raised if data is missing, broken or not as described. The message names the data and says how to fix it."""
+    """Raised if data is missing, corrupted or in an unexpected format. The message says how to fix it."""
 
 
 def get_reason(error: BaseException) -> str:
-    """Return the first line of an error message, to quote it in another message."""
+    """Returns the first line of the message of `error`, for use in another message."""
     return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")

@@ -21,9 +21,9 @@ logger = logging.getLogger(__name__)
 
 def load_hub_dataset(name: str, config_name: str | None, split: str) -> dict[str, datasets.Dataset]:
     """
-    Load all splits of a dataset from the Hub or, if the Hub is not reachable, from the local cache.
+    Loads all splits of a dataset from the Hub or, if the Hub is not reachable, from the local cache.
 
-    If that fails, the default dataset is loaded from the IDX files of Debian. Only the requested split is then loaded.
+    If this fails for the default dataset, only the requested split is loaded from the IDX files of Debian.
     """
     datasets = import_datasets()
     from datasets.exceptions import DatasetsError
@@ -34,7 +34,7 @@ def load_hub_dataset(name: str, config_name: str | None, split: str) -> dict[str
         with _offline_if_unreachable():
             splits = datasets.load_dataset(name, config_name)
         return {str(split_name): dataset for split_name, dataset in splits.items()}
-    # A RuntimeError is raised by hf_xet, and for datasets with a loading script.
+    # hf_xet raises RuntimeError, and so does `datasets` if a dataset has a loading script.
     except (*NETWORK_ERRORS, DatasetsError, OSError, RuntimeError) as error:
         reason = get_reason(error)
         if name != DEFAULT_DATASET:
@@ -57,7 +57,7 @@ def load_hub_dataset(name: str, config_name: str | None, split: str) -> dict[str
 
 @contextmanager
 def _offline_if_unreachable() -> Iterator[None]:
-    # `datasets` retries an unreachable Hub for more than 20 seconds. In offline mode it reads the cache immediately.
+    # `datasets` retries an unreachable Hub for more than 20 seconds. In offline mode, it uses the cache immediately.
     from datasets import config
 
     from ..hub.client import is_hub_reachable

@@ -29,7 +29,7 @@ def is_idx_folder(folder: Path) -> bool:
 
 
 def load_idx_folder(folder: Path, split: str) -> dict[str, datasets.Dataset]:
-    """Load one split from a folder with the four IDX files of Fashion-MNIST, plain or compressed with gzip."""
+    """Loads one split from a folder with the four IDX files of Fashion-MNIST, plain or compressed with gzip."""
     datasets = import_datasets()
     if split not in FILE_PREFIXES:
         raise DataError(
@@ -55,10 +55,10 @@ def load_idx_folder(folder: Path, split: str) -> dict[str, datasets.Dataset]:
 
 def read_idx(path: Path, kind: str) -> np.ndarray:
     """
-    Read an IDX file of uint8 values.
+    Reads an IDX file of uint8 values.
 
     Args:
-        path (`Path`): The file. It is decompressed if its name ends with `.gz`.
+        path (`Path`): Path of the file, which is decompressed if it ends with `.gz`.
         kind (`str`): `"images"` or `"labels"`.
 
     Returns:
@@ -80,7 +80,7 @@ def read_idx(path: Path, kind: str) -> np.ndarray:
     header_size = 4 + 4 * ndim
     shape = tuple(int.from_bytes(contents[start : start + 4], "big") for start in range(4, header_size, 4))
     if 0 in shape:
-        raise DataError(f"The file {path} contains no {kind}. Replace it with a file that does.")
+        raise DataError(f"The file {path} contains no {kind}. Replace it with a non-empty file.")
     size = header_size + math.prod(shape)
     if len(contents) != size:
         raise DataError(
@@ -100,8 +100,8 @@ def _find_file(folder: Path, name: str) -> Path:
 
 
 def _create_dataset(images: np.ndarray, labels: np.ndarray, features: datasets.Features) -> datasets.Dataset:
-    # Dataset.from_dict creates an object for each row of pixels, which takes seconds for 60,000 images. This function
-    # wraps the existing buffer instead.
+    # Dataset.from_dict takes seconds for 60,000 images, because it creates a Python object for each row of pixels.
+    # Wrapping the existing buffer avoids this.
     import datasets
     import pyarrow as pa
 

@@ -1,4 +1,4 @@
-"""Reader of image folders: subfolders are classes, and `train/` and `test/` above them are splits."""
+"""Reader of image folders such as `train/CLASS/NAME.png`."""
 
 from __future__ import annotations
 

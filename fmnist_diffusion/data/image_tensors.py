@@ -1,4 +1,4 @@
-"""A split that is decoded into memory."""
+"""Container for decoded images and labels."""
 
 from dataclasses import dataclass
 from pathlib import Path
@@ -12,16 +12,16 @@ from .errors import DataError
 @dataclass(frozen=True)
 class ImageTensors:
     """
-    A split that is decoded into memory.
+    Images and labels of a split, decoded into memory.
 
     Attributes:
         images (`torch.Tensor`):
-            The pixels, uint8 in [0, 255], of shape `(num_images, channels, height, width)`.
+            uint8 pixels in [0, 255], of shape `(num_images, channels, height, width)`.
         labels (`torch.Tensor`, *optional*):
-            The class indices, int64, of shape `(num_images,)`. The index `len(label_names)` is the null label of
-            unconditional images.
+            int64 class indices of shape `(num_images,)`. The index `len(label_names)` is the null label for
+            unconditional training.
         label_names (`tuple[str, ...]`, *optional*):
-            The name of each class index. `None` if there are no labels.
+            Class names, indexed by label; `None` if there are no labels.
     """
 
     images: torch.Tensor
@@ -33,7 +33,7 @@ class ImageTensors:
 
 
 def check_label_range(labels: np.ndarray | torch.Tensor, num_labels: int, source: str | Path) -> None:
-    """Raise a [`DataError`] that names `source` unless all labels are between 0 and `num_labels - 1`."""
+    """Raises a [`DataError`] that names `source` if a label is not between 0 and `num_labels - 1`."""
     for label in (int(labels.min()), int(labels.max())):
         if not 0 <= label < num_labels:
             raise DataError(

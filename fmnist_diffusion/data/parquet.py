@@ -17,7 +17,7 @@ def is_parquet_folder(folder: Path) -> bool:
 
 
 def load_parquet(path: Path, split: str) -> dict[str, datasets.Dataset]:
-    """Load all splits of a folder, or one file as the requested split."""
+    """Loads all splits of a folder, or one file as the requested split."""
     if path.is_dir():
         return load_files("parquet", path, data_dir=str(path))
     return load_files("parquet", path, data_files={split: str(path)})

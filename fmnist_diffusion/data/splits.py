@@ -1,4 +1,4 @@
-"""Load a split from the Hub, from local files or from a file of tensors."""
+"""Loads a split from the Hub, from local files or from a safetensors file."""
 
 from __future__ import annotations
 
@@ -36,21 +36,21 @@ def load_images(
     max_samples: int | None = None,
 ) -> ImageTensors:
     """
-    Load a split and decode it into memory.
+    Loads a split and decode it into memory.
 
     Args:
         dataset_name, split, dataset_config_name, image_column, label_column:
-            As in [`load_split`].
+            See [`load_split`].
         train_data_dir (`str`, *optional*):
-            As in [`load_split`], or a `.safetensors` file written by [`save_tensors`]. Such a file contains one split,
-            which is loaded for any `split`. It does not require the `datasets` package.
+            See [`load_split`], or a `.safetensors` file written by [`save_tensors`]. Such a file contains one split,
+            which is loaded for any `split`, and does not require the `datasets` package.
         resolution (`int` or `tuple[int, int]`, defaults to 28), channels (`int`, defaults to 1):
-            As in [`decode`].
+            See [`decode`].
         max_samples (`int`, *optional*):
-            Load only the first `max_samples` images of the split.
+            Maximum number of images to load, from the start of the split.
 
     Raises:
-        DataError: If the data is missing, broken or not as described.
+        `DataError`: If an argument is invalid, or if the data is missing, corrupted or in an unexpected format.
     """
     if max_samples is not None and max_samples < 1:
         raise DataError(f"`max_samples` must be at least 1 or None, got {max_samples}.")
@@ -87,28 +87,29 @@ def load_split(
     label_column: str | None = None,
 ) -> datasets.Dataset:
     """
-    Load a split as a `datasets.Dataset` with the columns `image` and, if there are labels, `label`.
+    Loads a split as a `datasets.Dataset` with the columns `image` and, if there are labels, `label`.
 
     Args:
         dataset_name (`str`, defaults to `"zalando-datasets/fashion_mnist"`):
-            A dataset on the Hub. If the Hub is not reachable, the dataset is loaded from the local cache. If the
-            default dataset is not cached either, the IDX files of the Debian package `dataset-fashion-mnist` are used.
+            Name of a dataset on the Hub. If the Hub is not reachable, the dataset is loaded from the local cache. If
+            the default dataset is not cached either, it is loaded from the IDX files of the Debian package
+            `dataset-fashion-mnist`.
         split (`str`, defaults to `"train"`):
-            The name of the split.
+            Name of the split.
         dataset_config_name (`str`, *optional*):
-            The configuration of a Hub dataset that has several.
+            Configuration of the Hub dataset, required if the dataset has several.
         train_data_dir (`str`, *optional*):
-            Local data to use instead of the Hub: a folder with the four IDX files of Fashion-MNIST (plain or `.gz`,
-            splits `train` and `test`), an image folder (subfolders are classes, `train/` and `test/` above them are
-            splits), a folder of parquet files, or one parquet file, which is loaded for any `split`.
+            Local data to load instead of a Hub dataset. It can be a folder with the four IDX files of Fashion-MNIST
+            (plain or `.gz`), an image folder with one subfolder per class (optionally inside `train/` and `test/`), a
+            folder of parquet files, or one parquet file, which is loaded for any `split`.
         image_column (`str`, *optional*):
-            The column of images. By default, the column with images is found by its type.
+            Name of the column with the images. By default, it is the only column that contains images.
         label_column (`str`, *optional*):
-            The column of labels: class labels, integers (classes named "0", "1", ...) or strings (classes in sorted
-            order). By default, the column of type `ClassLabel`, or the column `label` if there is none.
+            Name of the column with the labels: class labels, integers (the class names are "0", "1", ...) or strings
+            (the classes are sorted). Defaults to the column of type `ClassLabel`, or else to the column `label`.
 
     Raises:
-        DataError: If the data is missing, broken or not as described.
+        `DataError`: If the data is missing, corrupted or in an unexpected format.
     """
     if train_data_dir is not None:
         source = train_data_dir
@@ -124,7 +125,7 @@ def load_split(
 def _load_local(path: Path, split: str) -> dict[str, datasets.Dataset]:
     _check_exists(path)
     if path.suffix == SAFETENSORS_SUFFIX:
-        raise DataError(f"The file {path} is already decoded and cannot be streamed. Read it with `load_images`.")
+        raise DataError(f"The file {path} has decoded images, which cannot be streamed. Read it with `load_images`.")
     if path.suffix == ".parquet":
         return load_parquet(path, split)
     if not path.is_dir():
@@ -136,7 +137,7 @@ def _load_local(path: Path, split: str) -> dict[str, datasets.Dataset]:
     if is_image_folder(path):
         return load_image_folder(path)
     raise DataError(
-        f"The folder {path} contains no IDX, image or parquet files. Pass a folder that does as `train_data_dir`."
+        f"The folder {path} contains no IDX, image or parquet files. Pass another folder as `train_data_dir`."
     )
 
 

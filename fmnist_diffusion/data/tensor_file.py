@@ -1,4 +1,4 @@
-"""Reader and writer of decoded splits in safetensors files."""
+"""Reader and writer of safetensors files with decoded images."""
 
 import json
 from pathlib import Path
@@ -15,7 +15,7 @@ SAFETENSORS_SUFFIX = ".safetensors"
 
 
 def save_tensors(tensors: ImageTensors, path: str | Path) -> None:
-    """Write a decoded split to a `.safetensors` file, which [`load_images`] reads as its `train_data_dir`."""
+    """Writes decoded images to a `.safetensors` file. [`load_images`] accepts this file as `train_data_dir`."""
     if Path(path).suffix != SAFETENSORS_SUFFIX:
         raise DataError(f"`path` must end with {SAFETENSORS_SUFFIX}, got {path}.")
     contents = {"images": tensors.images.contiguous()}
@@ -26,7 +26,7 @@ def save_tensors(tensors: ImageTensors, path: str | Path) -> None:
 
 
 def load_tensors(path: Path) -> ImageTensors:
-    """Read a file that [`save_tensors`] wrote."""
+    """Reads a file that [`save_tensors`] wrote."""
     advice = "Write it again with `save_tensors`."
     try:
         with safe_open(path, framework="pt") as file:
@@ -52,6 +52,6 @@ def load_tensors(path: Path) -> ImageTensors:
             )
         if label_names is None:
             raise DataError(f"The file {path} contains labels but no label names. {advice}")
-        # The null label of unconditional images follows the class indices.
+        # The null label for unconditional training follows the class indices.
         check_label_range(labels, len(label_names) + 1, path)
     return ImageTensors(images, labels, label_names)

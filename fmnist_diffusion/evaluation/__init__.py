@@ -1,4 +1,4 @@
-"""Evaluation of samples: FID, KID, precision and recall, FD-classifier, class accuracy and balance, memorization."""
+"""Evaluation metrics: FID, KID, precision, recall, FD-classifier, class accuracy, class balance and memorization."""
 
 from .classifier import Classifier
 from .distances import frechet_distance, kernel_distance, manifold_metrics

@@ -1,4 +1,4 @@
-"""Loads the reference statistics of the real images, which are part of the package.
+"""Loads the bundled reference statistics of the real images.
 
 They were computed with `python -m fmnist_diffusion.evaluation.reference`.
 """
@@ -17,7 +17,7 @@ STATISTICS_DIR = Path(__file__).parent / "statistics"
 SPLITS = ("train", "test")
 # KID, precision, recall, density and coverage compare samples with the first 10,000 training images.
 NUM_REFERENCE_IMAGES = 10_000
-# `images_hash` of the 60,000 training images in their original order.
+# This is the `images_hash` of the 60,000 training images in their original order.
 TRAIN_SHA256 = "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012"
 
 
@@ -37,11 +37,15 @@ def load_moments(extractor_name: str, split: str, folder: Path = STATISTICS_DIR)
 
 
 def load_real_metrics() -> dict:
-    """Loads the metrics of real and of altered real images, for comparison with the metrics of samples."""
+    """Loads the metrics of unchanged and altered real images, for comparison with the metrics of samples."""
     return json.loads((STATISTICS_DIR / "real.json").read_text())
 
 
 def load_test_distances() -> dict[str, torch.Tensor]:
-    """Loads the distance of each test image to its nearest training image in `"pixels"` and in `"classifier"`
-    features, float32 `(10000,)`."""
+    """
+    Loads the distance of each test image to its nearest training image.
+
+    Returns:
+        `dict[str, torch.Tensor]`: Distances in `"pixels"` and in `"classifier"` features, float32 `(10000,)`.
+    """
     return load_file(STATISTICS_DIR / "test_distances.safetensors")

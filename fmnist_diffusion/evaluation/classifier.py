@@ -1,4 +1,4 @@
-"""A small Fashion-MNIST classifier: class predictions, and features for a fast Fréchet distance (FD-classifier)."""
+"""A small Fashion-MNIST classifier for class accuracy and the Fréchet distance in its features (FD-classifier)."""
 
 from pathlib import Path
 
@@ -23,14 +23,13 @@ def to_classifier_input(sample: torch.Tensor) -> torch.Tensor:
 
 class Classifier:
     r"""
-    The bundled classifier, a `transformers` [`RegNetForImageClassification`] trained by
-    `training/train_classifier.py`.
+    The bundled classifier, a [`RegNetForImageClassification`] that `training/train_classifier.py` trained.
 
     Args:
-        device (`str` or `torch.device`, defaults to `"cpu"`): The device to run on.
+        device (`str` or `torch.device`, defaults to `"cpu"`): Device of the model.
 
     Attributes:
-        sha256 (`str`): Hash of the weights file.
+        sha256 (`str`): SHA-256 of the weights file.
     """
 
     name = "classifier"
@@ -45,10 +44,17 @@ class Classifier:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Computes the features before the last layer, float32 `(num_images, 256)` on the CPU, of uint8 images
-        `(num_images, 1, height, width)`."""
+        """
+        Computes the features before the last layer.
+
+        Args:
+            images (`torch.Tensor`): uint8 images `(num_images, 1, height, width)`.
+
+        Returns:
+            `torch.Tensor`: float32 features `(num_images, 256)` on the CPU.
+        """
         features = []
-        # Features are always float32, also if the caller samples within an autocast context.
+        # Features are always float32, even if the caller uses an autocast context.
         with torch.autocast(self.device.type, enabled=False):
             for batch in images.split(BATCH_SIZE):
                 sample = to_classifier_input(to_model_input(batch.to(self.device)))
@@ -57,5 +63,5 @@ class Classifier:
 
     @torch.no_grad()
     def classify(self, features: torch.Tensor) -> torch.Tensor:
-        """Returns the most likely class, int64 `(num_images,)`, of images with these features."""
+        """Returns the most likely class of each image, int64 `(num_images,)`, from its features."""
         return self.model.classifier(features.to(self.device)).argmax(1).cpu()

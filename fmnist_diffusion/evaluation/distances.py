@@ -1,4 +1,4 @@
-"""Metrics of feature vectors: Fréchet and kernel distance, manifold metrics, nearest neighbors and class balance."""
+"""Metrics of feature vectors (Fréchet distance, kernel distance, manifold metrics, nearest neighbors) and classes."""
 
 import warnings
 from dataclasses import dataclass
@@ -10,12 +10,12 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 NEAREST_K = 5
-# Distance matrices are computed in blocks of this many rows to limit memory.
+# Distance matrices are computed in blocks of rows to limit memory usage.
 BLOCK_ROWS = 500
 
 
 class Identity(torch.nn.Identity):
-    """Stands in for the feature network of torchmetrics, whose metrics then take features instead of images."""
+    """Replaces the feature network of a torchmetrics metric, which then accepts features instead of images."""
 
     def __init__(self, num_features: int):
         super().__init__()
@@ -24,7 +24,8 @@ class Identity(torch.nn.Identity):
 
 @dataclass(frozen=True)
 class Moments:
-    """The first two moments of the features of a set of images.
+    """
+    Mean and covariance of the features of a set of images.
 
     Attributes:
         mean (`torch.Tensor`): Mean, float64 `(num_features,)`.
@@ -45,20 +46,21 @@ def compute_moments(features: torch.Tensor) -> Moments:
 
 def frechet_distance(features: torch.Tensor, real: Moments) -> float:
     r"""
-    Computes the Fréchet distance between two Gaussians with the moments of the features (arXiv 1706.08500, equation
-    6). In Inception features this is FID.
+    Computes the Fréchet distance between Gaussian fits of two sets of features (arXiv 1706.08500, equation 6).
+
+    In Inception features, this distance is FID.
 
     Args:
         features (`torch.Tensor`): Features of the samples, `(num_images, num_features)`.
         real ([`Moments`]): Moments of the features of the real images.
 
     Raises:
-        `ValueError`: There are not more images than features, so the covariance is singular.
+        `ValueError`: If there are not more images than features, because the covariance is then singular.
     """
     num_images, num_features = features.shape
     if num_images <= num_features:
         raise ValueError(
-            f"The Fréchet distance needs more images than features: at least {num_features + 1} images, got"
+            f"The Fréchet distance requires more images than features: at least {num_features + 1} images, got"
             f" {num_images}."
         )
     metric = FrechetInceptionDistance(Identity(num_features))
@@ -72,7 +74,8 @@ def frechet_distance(features: torch.Tensor, real: Moments) -> float:
 
 
 def kernel_distance(features: torch.Tensor, real: torch.Tensor, seed: int = 0) -> float:
-    """Computes the kernel distance (KID, arXiv 1801.01401) as the mean over 100 pairs of random subsets of 1,000.
+    """
+    Computes the kernel distance (KID, arXiv 1801.01401), averaged over 100 pairs of random subsets of 1,000 images.
 
     Args:
         features, real (`torch.Tensor`):
@@ -80,13 +83,13 @@ def kernel_distance(features: torch.Tensor, real: torch.Tensor, seed: int = 0) -
         seed (`int`, defaults to 0): Seed of the random subsets. The global random state is not changed.
 
     Raises:
-        `ValueError`: There are fewer than 1,000 images.
+        `ValueError`: If there are fewer than 1,000 images.
     """
     num_images = min(len(features), len(real))
     if num_images < KID_SUBSET_SIZE:
-        raise ValueError(f"The kernel distance needs at least {KID_SUBSET_SIZE} images, got {num_images}.")
+        raise ValueError(f"The kernel distance requires at least {KID_SUBSET_SIZE} images, got {num_images}.")
     with warnings.catch_warnings():
-        # The metric warns that it stores all features, which are in memory anyway.
+        # The metric warns that it stores all features. They are already in memory.
         warnings.simplefilter("ignore", UserWarning)
         metric = KernelInceptionDistance(Identity(features.shape[1]), subsets=KID_SUBSETS, subset_size=KID_SUBSET_SIZE)
     metric.update(real.double(), real=True)
@@ -97,7 +100,8 @@ def kernel_distance(features: torch.Tensor, real: torch.Tensor, seed: int = 0) -
 
 
 def nearest_neighbors(queries: torch.Tensor, points: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
-    """Finds the `k` nearest `points` of each query by Euclidean distance.
+    """
+    Finds the `k` nearest `points` of each query by Euclidean distance.
 
     Args:
         queries, points (`torch.Tensor`): Vectors `(num_queries, num_features)` and `(num_points, num_features)`.
@@ -109,7 +113,7 @@ def nearest_neighbors(queries: torch.Tensor, points: torch.Tensor, k: int = 1) -
     """
     distances, indices = [], []
     for rows in queries.float().split(BLOCK_ROWS):
-        # `cdist` uses matrix products, which are inexact near zero, so the distances are recomputed by subtraction.
+        # `cdist` uses matrix products, which are inaccurate for small distances, so subtraction recomputes them.
         near = torch.cdist(rows, points.float()).topk(k, largest=False)
         indices.append(near.indices)
         distances.append((rows[:, None] - points[near.indices].float()).norm(dim=2))
@@ -120,40 +124,40 @@ def manifold_metrics(features: torch.Tensor, real: torch.Tensor, nearest_k: int 
     r"""
     Computes precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797).
 
-    The results equal those of the package `prdc`, which needs memory for three complete matrices of float64
-    distances; this function computes 500 rows at a time.
+    The results equal those of the package `prdc`. This function requires less memory, because it only computes 500
+    rows of the distance matrices at a time.
 
     Args:
         features, real (`torch.Tensor`):
-            Features of the samples and of the real images, `(num_images, num_features)`. Use equal numbers of images
-            for values that can be compared with published ones.
-        nearest_k (`int`, defaults to 5): The radius around each point is the distance to this neighbor.
+            Features of the samples and of the real images, `(num_images, num_features)`. Published values use equal
+            numbers of samples and real images.
+        nearest_k (`int`, defaults to 5): The radius around each point is the distance to its k-th nearest neighbor.
 
     Returns:
         `dict[str, float]`: `precision`, `recall` and `coverage` in [0, 1], and `density`, which is 1 on average for
             real images.
 
     Raises:
-        `ValueError`: There are not more than `nearest_k` images.
+        `ValueError`: If there are not more than `nearest_k` images.
     """
     num_images = min(len(features), len(real))
     if num_images <= nearest_k:
-        raise ValueError(f"Precision and recall need at least {nearest_k + 1} images, got {num_images}.")
+        raise ValueError(f"Precision and recall require at least {nearest_k + 1} images, got {num_images}.")
     features, real = features.float(), real.float()
-    # The nearest neighbor of each point is the point itself, so the radius is the distance to the next one.
+    # The nearest neighbor of each point is the point itself, which does not count.
     real_radii = nearest_neighbors(real, real, nearest_k + 1)[0][:, -1]
     fake_radii = nearest_neighbors(features, features, nearest_k + 1)[0][:, -1]
-    real_balls = torch.zeros(len(features))
+    num_balls = torch.zeros(len(features))
     recalled = covered = 0
     for rows, radii in zip(real.split(BLOCK_ROWS), real_radii.split(BLOCK_ROWS), strict=True):
         distances = torch.cdist(rows, features)
-        real_balls += (distances < radii[:, None]).sum(0)
+        num_balls += (distances < radii[:, None]).sum(0)
         recalled += int((distances < fake_radii).any(1).sum())
         covered += int((distances.amin(1) < radii).sum())
     return {
-        "precision": float((real_balls > 0).float().mean()),
+        "precision": float((num_balls > 0).float().mean()),
         "recall": recalled / len(real),
-        "density": float(real_balls.mean()) / nearest_k,
+        "density": float(num_balls.mean()) / nearest_k,
         "coverage": covered / len(real),
     }
 
@@ -164,6 +168,9 @@ def class_shares(classes: torch.Tensor, num_classes: int = 10) -> list[float]:
 
 
 def distance_from_uniform(shares: list[float]) -> float:
-    """Computes the total variation distance of class shares from the uniform distribution, from 0 (balanced) to
-    1 - 1 / num_classes (only one class)."""
+    """
+    Computes the total variation distance between class shares and the uniform distribution.
+
+    The distance is between 0 (all classes have equal shares) and 1 - 1 / num_classes (there is only one class).
+    """
     return sum(abs(share - 1 / len(shares)) for share in shares) / 2

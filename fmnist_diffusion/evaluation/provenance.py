@@ -1,4 +1,4 @@
-"""Hashes, package versions and device names that identify what an evaluation measured."""
+"""Hashes, package versions and device names for reproducible evaluations."""
 
 import hashlib
 import platform
@@ -14,7 +14,7 @@ PACKAGES = ("fmnist-diffusion", "torch", "diffusers", "transformers", "torchmetr
 
 
 def weights_hash(pipe: FashionMNISTPipeline) -> str:
-    """Returns the SHA-256 of the names and float32 values of the U-Net's weights and buffers."""
+    """Returns the SHA-256 of the names and float32 values of the weights and buffers of the model."""
     digest = hashlib.sha256()
     for name, tensor in sorted(pipe.unet.state_dict().items()):
         digest.update(name.encode())
@@ -33,13 +33,13 @@ def file_hash(path: Path) -> str:
 
 
 def get_versions() -> dict[str, str]:
-    """Returns the versions of the installed packages that influence the metrics. OpenVINO is optional on a GPU."""
+    """Returns the versions of the installed packages that affect the metrics."""
     installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
     return {name: installed[name] for name in PACKAGES if name in installed}
 
 
 def get_device_name(device: torch.device) -> str:
-    """Returns the name of the GPU, or the type of the device and of the machine, such as "cpu (x86_64)"."""
+    """Returns the name of a GPU, or the device type and the machine type, such as "cpu (x86_64)"."""
     if device.type == "cuda":
         return torch.cuda.get_device_name(device)
     return f"{device.type} ({platform.machine()})"

@@ -1,7 +1,7 @@
-"""Computes the reference statistics: feature moments and distances of real images, and metrics of altered images.
+"""Computes the reference statistics of real images, and the metrics of unchanged and altered real images.
 
-`python -m fmnist_diffusion.evaluation.reference` writes them into the `statistics` folder of the package. This takes
-two hours on a CPU, mostly for the Inception network; an interrupted run continues from the features that it cached.
+`python -m fmnist_diffusion.evaluation.reference` writes them to the `statistics` folder of the package. This takes two
+hours on two CPU cores, mostly for the Inception network. An interrupted run continues from its cached features.
 """
 
 import argparse
@@ -32,12 +32,13 @@ NUM_CHECK_IMAGES = 16
 
 
 def save_statistics(extractor: FeatureExtractor, splits: dict[str, ImageTensors], folder: Path) -> dict[str, Moments]:
-    """Computes and saves the moments of each split, and the features of its first 16 images for checks.
+    """
+    Computes and saves the moments of each split. The features of the first 16 images are saved for tests.
 
     Args:
         extractor ([`InceptionFeatures`] or [`Classifier`]): The feature network.
         splits (`dict[str, ImageTensors]`): The images of each split.
-        folder (`Path`): The folder to write to.
+        folder (`Path`): Output folder.
 
     Returns:
         `dict[str, Moments]`: The moments of each split.
@@ -59,32 +60,38 @@ def save_statistics(extractor: FeatureExtractor, splits: dict[str, ImageTensors]
 
 
 def add_noise(images: torch.Tensor, std: float = 25.5, seed: int = 0) -> torch.Tensor:
-    """Adds Gaussian noise to uint8 images; `std` is in pixel values from 0 to 255."""
+    """Adds Gaussian noise to uint8 images. `std` is the standard deviation in pixel values from 0 to 255."""
     noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)) * std
     return (images + noise).round().clamp(0, 255).to(torch.uint8)
 
 
 def blur(images: torch.Tensor, radius: float = 1.0) -> torch.Tensor:
-    """Blurs uint8 images `(num_images, 1, height, width)` with a Gaussian; `radius` is its standard deviation in
-    pixels."""
-    out = torch.empty_like(images)
+    """
+    Applies Gaussian blur to images.
+
+    Args:
+        images (`torch.Tensor`): uint8 images `(num_images, 1, height, width)`.
+        radius (`float`, defaults to 1.0): Standard deviation of the Gaussian, in pixels.
+    """
+    blurred = torch.empty_like(images)
     for i, image in enumerate(images[:, 0]):
-        blurred = Image.fromarray(image.numpy()).filter(ImageFilter.GaussianBlur(radius))
-        out[i, 0] = torch.frombuffer(bytearray(blurred.tobytes()), dtype=torch.uint8).view(image.shape)
-    return out
+        pil_image = Image.fromarray(image.numpy()).filter(ImageFilter.GaussianBlur(radius))
+        blurred[i, 0] = torch.frombuffer(bytearray(pil_image.tobytes()), dtype=torch.uint8).view(image.shape)
+    return blurred
 
 
 def compute_real_metrics(
     extractor: FeatureExtractor, train: torch.Tensor, moments: Moments, test: ImageTensors, num_altered: int
 ) -> dict[str, dict[str, float]]:
-    """Computes the metrics of the test images, and of altered test images, against the training images.
+    """
+    Compares unchanged and altered test images with the training images.
 
     Args:
         extractor ([`InceptionFeatures`] or [`Classifier`]): The feature network.
-        train (`torch.Tensor`): The training images for the kernel distance and the manifold metrics.
+        train (`torch.Tensor`): Training images for the kernel distance and the manifold metrics.
         moments ([`Moments`]): Moments of all training images.
         test ([`ImageTensors`]): The test images with labels.
-        num_altered (`int`): Number of test images that are blurred, and that noise is added to.
+        num_altered (`int`): Number of test images to alter with noise and with blur.
     """
     assert test.labels is not None
     reference = cached_features(extractor, train, f"{extractor.name} features, train")
@@ -102,8 +109,7 @@ def compute_real_metrics(
 
 
 def compute_set_metrics(features: torch.Tensor, moments: Moments, reference: torch.Tensor) -> dict[str, float]:
-    """Computes the Fréchet distance of features to `moments`, and their other metrics against the features
-    `reference`."""
+    """Computes the Fréchet distance to `moments`, and the other metrics relative to the features `reference`."""
     return {
         "num_images": len(features),
         "frechet_distance": frechet_distance(features, moments),
@@ -113,7 +119,7 @@ def compute_set_metrics(features: torch.Tensor, moments: Moments, reference: tor
 
 
 def save_classifier_references(classifier: Classifier, splits: dict[str, ImageTensors], folder: Path) -> float:
-    """Saves the distances of the test images to their nearest training images; returns the test accuracy."""
+    """Saves the distances of the test images to their nearest training images and returns the test accuracy."""
     train, test = splits["train"], splits["test"]
     features = {split: cached_features(classifier, images.images) for split, images in splits.items()}
     neighbors = {
@@ -127,13 +133,13 @@ def save_classifier_references(classifier: Classifier, splits: dict[str, ImageTe
 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Recompute the reference statistics of Fashion-MNIST.")
-    parser.add_argument("--train-data-dir", help="local data, such as an IDX folder (default: the Hub's data set)")
-    parser.add_argument("--output-dir", type=Path, default=STATISTICS_DIR, help="(default: %(default)s)")
+    parser.add_argument("--train-data-dir", help="local data, such as an IDX folder (default: the dataset on the Hub)")
+    parser.add_argument("--output-dir", type=Path, default=STATISTICS_DIR, help="output folder (default: %(default)s)")
     parser.add_argument(
         "--num-altered", type=int, default=2500, help="number of test images to alter (default: %(default)s)"
     )
     parser.add_argument("--device", default="cpu", help="device of the feature networks (default: %(default)s)")
-    parser.add_argument("--only", choices=("inception", "classifier"), help="network to compute features with")
+    parser.add_argument("--only", choices=("inception", "classifier"), help="network to use (default: both)")
     options = parser.parse_args(args)
 
     try:

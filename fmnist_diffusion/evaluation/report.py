@@ -1,4 +1,4 @@
-"""Draws `report.png`: samples by class, metrics, class balance and the samples nearest to training images."""
+"""Creates `report.png`: samples by class, metrics, class balance and the nearest training images."""
 
 from collections.abc import Iterator
 from pathlib import Path
@@ -37,12 +37,13 @@ SPACE_TITLES = {"pixels": "pixels", "classifier": "classifier features"}
 
 
 def save_report(path: Path, results: dict[str, Any], measurement: Measurement, train: torch.Tensor) -> None:
-    """Writes a PNG of about 1500x1700 pixels.
+    """
+    Writes a PNG of about 1500x1700 pixels.
 
     Args:
-        path (`Path`): The file.
+        path (`Path`): Path of the PNG file.
         results (`dict`): Content of `metrics.json`.
-        measurement ([`Measurement`]): The samples to show, and what was measured of them.
+        measurement ([`Measurement`]): The samples to show and their measurements.
         train (`torch.Tensor`): All training images, uint8 `(60000, 1, 28, 28)`.
     """
     figure = Figure(figsize=(12.5, 14), layout="constrained")
@@ -71,19 +72,20 @@ def plot_samples(axis: Axes, measurement: Measurement) -> None:
 
 
 def class_grid(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
-    """Arranges the first images of each class in a column.
+    """
+    Arranges the first images of each class in a column.
 
     Args:
         images (`torch.Tensor`): uint8 `(num_images, 28, 28)`.
         classes (`torch.Tensor`): int64 `(num_images,)`.
 
     Returns:
-        `torch.Tensor`: uint8 `(8 * 28, 10 * 28)`; black where a class has fewer than 8 images.
+        `torch.Tensor`: uint8 `(8 * 28, 10 * 28)`, which is black where a class has fewer than 8 images.
     """
     columns = torch.zeros(NUM_CLASSES, IMAGES_PER_CLASS, RESOLUTION, RESOLUTION, dtype=torch.uint8)
-    for number in range(NUM_CLASSES):
-        found = images[classes == number][:IMAGES_PER_CLASS]
-        columns[number, : len(found)] = found
+    for i in range(NUM_CLASSES):
+        class_images = images[classes == i][:IMAGES_PER_CLASS]
+        columns[i, : len(class_images)] = class_images
     return columns.permute(1, 2, 0, 3).reshape(IMAGES_PER_CLASS * RESOLUTION, NUM_CLASSES * RESOLUTION)
 
 
@@ -99,7 +101,7 @@ def plot_metrics(axis: Axes, results: dict[str, Any]) -> None:
 
 
 def metric_rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yields rows of a title, the value of the samples and the value of the real test images."""
+    """Yields the title of each metric, its value for the samples and its value for the real test images."""
     metrics, real = results["metrics"], results["real"]
     test = real.get("inception", {}).get("test", {})
     test_values = {
@@ -122,7 +124,7 @@ def metric_rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
 
 
 def get_mean(value: Any) -> float:
-    """Returns the mean over the seeds of a metric, which is a plain number if there is only one seed."""
+    """Returns the mean of a metric over the seeds. With only one seed, `value` is a plain number."""
     return value["mean"] if isinstance(value, dict) else value
 
 

@@ -1,4 +1,4 @@
-"""Evaluates a pipeline or existing samples, and writes `metrics.json` and `report.png`."""
+"""Evaluates a pipeline or existing samples and writes `metrics.json` and `report.png`."""
 
 import json
 import math
@@ -60,28 +60,28 @@ def evaluate_pipeline(
     r"""
     Generates samples, evaluates them, and writes `metrics.json` and `report.png`.
 
-    Every batch is saved in `folder`. If a call is interrupted, the same call continues from the saved batches.
+    Every batch is saved in `folder`. After an interruption, the same call continues from the saved batches.
 
     Args:
         pipe ([`FashionMNISTPipeline`]): A pipeline for grayscale 28x28 images; it is not changed.
-        folder (`Path`): A new folder, or that of an earlier call with the same settings.
+        folder (`Path`): A new folder, or the folder of an earlier call with the same settings.
         name (`str`): Name of the pipeline in the results.
         sampling ([`SamplingConfig`]): The sampling settings. `seed` is replaced by `seeds`.
-        conditional (`bool`): Whether to generate the ten classes in turn, or to sample unconditionally.
+        conditional (`bool`): Whether to cycle through the ten classes or to sample unconditionally.
         num_samples (`int`, defaults to 10000): Number of samples per seed, at most 2**20.
         seeds (`Sequence[int]`, defaults to `(0,)`):
             Evaluation seeds from 0 to 4095. Image i of a seed uses the random seed `seed * 2**20 + i`. With several
-            seeds, the results are the mean and the minimum over the seeds.
-        batch_size (`int`, defaults to 100): Images per batch; the samples do not depend on it.
-        inception ([`InceptionFeatures`], *optional*): Network for FID. Only the classifier is used by default.
+            seeds, the results contain the mean and the minimum over the seeds.
+        batch_size (`int`, defaults to 100): Number of images per batch; it does not affect the samples.
+        inception ([`InceptionFeatures`], *optional*): Network for FID. By default, only the classifier is used.
         train_data_dir (`str`, *optional*): See [`Evaluator`].
 
     Returns:
         `dict`: The content of `metrics.json`.
 
     Raises:
-        `ValueError`: An argument is out of range; the pipeline generates other images or classes; the samples contain
-            NaN; `folder` contains something else; or the real images are not available.
+        `ValueError`: If an argument is out of range, the pipeline generates images of another size or other classes,
+            a sample has NaN or infinite pixels, `folder` contains other files, or the real images are not available.
     """
     check_num_samples(num_samples, inception)
     check_pipeline(pipe, conditional)
@@ -162,14 +162,14 @@ class Evaluator:
     Evaluates samples against Fashion-MNIST.
 
     Args:
-        inception ([`InceptionFeatures`], *optional*): Network for FID. Only the classifier is used by default.
+        inception ([`InceptionFeatures`], *optional*): Network for FID. By default, only the classifier is used.
         device (`str` or `torch.device`, defaults to `"cpu"`): Device of the classifier.
         train_data_dir (`str`, *optional*):
-            A local copy of Fashion-MNIST, such as an IDX folder. Defaults to the data set on the Hub.
+            A local copy of Fashion-MNIST, such as an IDX folder. Defaults to the dataset on the Hub.
 
     Raises:
-        `ValueError`: The training images cannot be loaded. With `inception`, also if they differ from the original
-            60,000 images, because the Inception statistics are of these.
+        `ValueError`: If the training images cannot be loaded, or, with `inception`, if they differ from the original
+            60,000 images, because the bundled Inception statistics belong to these.
     """
 
     def __init__(
@@ -181,19 +181,20 @@ class Evaluator:
         self.train = load_images(split="train", train_data_dir=train_data_dir).images
         if inception is not None and images_hash(self.train) != TRAIN_SHA256:
             raise ValueError(
-                "FID needs the 60,000 training images of Fashion-MNIST in their original order, but"
-                f" {train_data_dir or 'the default data set'} contains other images. Pass another `train_data_dir`."
+                "FID requires the 60,000 training images of Fashion-MNIST in their original order, but"
+                f" {train_data_dir or 'the default dataset'} contains other images. Pass another `train_data_dir`."
             )
         self.classifier = Classifier(device)
         self.inception = inception
 
     def evaluate(self, runs: Iterable[EvaluationSamples], folder: Path, settings: dict[str, Any]) -> dict[str, Any]:
-        """Measures the samples of each seed, and writes `metrics.json` and a `report.png` of the first seed.
+        """
+        Measures the samples of each seed and writes `metrics.json` and, for the first seed, `report.png`.
 
         Args:
             runs (`Iterable[EvaluationSamples]`): The samples of each seed.
-            folder (`Path`): The folder to write to.
-            settings (`dict`): Provenance of the samples, written into `metrics.json`.
+            folder (`Path`): Output folder.
+            settings (`dict`): Provenance of the samples, which is saved in `metrics.json`.
 
         Returns:
             `dict`: The content of `metrics.json`.
@@ -235,7 +236,7 @@ class Evaluator:
         return Measurement(samples, predicted_classes, memorization, metrics)
 
     def describe_references(self) -> dict[str, Any]:
-        """Returns the entries of `metrics.json` about the real images, feature networks and the protocol."""
+        """Returns the entries of `metrics.json` that describe the real images, feature networks and protocol."""
         networks = [self.classifier] if self.inception is None else [self.classifier, self.inception]
         num_images, hashes = {}, {network.name: network.sha256 for network in networks}
         for network in networks:
@@ -261,9 +262,10 @@ def generate_samples(
     folder: Path,
     inception: InceptionFeatures | None,
 ) -> EvaluationSamples:
-    """Generates the samples of one seed and computes their Inception features.
+    """
+    Generates the samples of one seed and computes their Inception features.
 
-    Every batch is saved as `{index of its first image}.safetensors` in `folder`; batches that exist are loaded.
+    Every batch is saved in `folder` and named by the index of its first image. Existing batches are loaded.
     """
     parts: list[EvaluationSamples] = []
     start = 0
@@ -310,19 +312,20 @@ def check_pipeline(pipe: FashionMNISTPipeline, conditional: bool) -> None:
 
 
 def prepare_folder(folder: Path, settings: dict[str, Any]) -> None:
-    """Creates `folder` with a `settings.json`, or accepts the folder of an earlier run with the same settings.
+    """
+    Creates `folder` with a `settings.json`, or accepts the folder of an earlier run with the same settings.
 
-    A folder that only contains the `settings.json` of a different run, which saved no samples, is used again.
+    A folder that only contains the `settings.json` of another run is reused, because that run saved no samples.
 
     Raises:
-        `ValueError`: The folder contains anything else.
+        `ValueError`: If the folder contains other files.
     """
     path = folder / "settings.json"
     text = json.dumps(settings, indent=2) + "\n"
     found = path.read_text() if path.is_file() else ""
     if found == text:
         return
-    # Every settings.json of a run starts with the same key, unlike a file of the same name of another program.
+    # The first key identifies a settings.json of this program.
     is_unused_run = found.startswith(text.partition(":")[0])
     if folder.exists() and (
         not folder.is_dir() or any(file != path or not is_unused_run for file in folder.iterdir())
@@ -336,13 +339,17 @@ def prepare_folder(folder: Path, settings: dict[str, Any]) -> None:
 
 
 def to_json(value: Any) -> Any:
-    """Returns infinite numbers as strings, because JSON cannot represent them, and other values unchanged."""
+    """Converts infinite numbers and NaN to strings, because JSON cannot represent them."""
     return str(value) if isinstance(value, float) and not math.isfinite(value) else value
 
 
 def summarize(results: Sequence[dict[str, Any]]) -> dict[str, Any]:
-    """Returns the mean, the minimum and the values of each number over the seeds, the mean of each list, or the plain
-    results if there is only one seed."""
+    """
+    Summarizes the results of several seeds.
+
+    Numbers become their mean, their minimum and the values of all seeds, and lists become their mean. The results of a
+    single seed are not changed.
+    """
     if len(results) == 1:
         return results[0]
     summary: dict[str, Any] = {}

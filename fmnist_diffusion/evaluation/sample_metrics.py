@@ -1,4 +1,4 @@
-"""Metrics of a set of samples: classifier and Inception metrics, and the nearest training images (memorization)."""
+"""Classifier metrics, Inception metrics and memorization (nearest training images) of a set of samples."""
 
 from dataclasses import dataclass
 from typing import Any
@@ -23,7 +23,8 @@ from .inception import InceptionFeatures, find_inception
 def classifier_metrics(
     features: torch.Tensor, predicted_classes: torch.Tensor, labels: torch.Tensor | None
 ) -> dict[str, Any]:
-    """Computes the metrics in the features of the bundled classifier, which takes seconds.
+    """
+    Computes the metrics in the feature space of the bundled classifier.
 
     Args:
         features (`torch.Tensor`): Features of [`Classifier`], float32 `(num_images, 256)`.
@@ -47,15 +48,16 @@ def classifier_metrics(
 
 
 def inception_metrics(features: torch.Tensor, reference: torch.Tensor | None = None) -> dict[str, float]:
-    """Computes the metrics in Inception features.
+    """
+    Computes the metrics in Inception features.
 
     Args:
         features (`torch.Tensor`): Features of the samples, float32 `(num_images, 2048)`.
         reference (`torch.Tensor`, *optional*): Features of real images, float32 `(num_real_images, 2048)`.
 
     Returns:
-        `dict[str, float]`: FID to all training images and to all test images; with `reference` also KID, precision,
-            recall, density and coverage. The last four use at most as many samples as there are real images.
+        `dict[str, float]`: FID relative to all training images and to all test images. With `reference`, also KID,
+            precision, recall, density and coverage. The last four use at most `num_real_images` samples.
     """
     metrics = {
         "fid_train": frechet_distance(features, load_moments("inception", "train")),
@@ -68,16 +70,19 @@ def inception_metrics(features: torch.Tensor, reference: torch.Tensor | None = N
 
 
 class FastMetrics:
-    """Metrics that are fast enough to follow a training run: those of the bundled classifier, and FID if there are
-    more than 2,048 samples and the Inception network is available (see [`find_inception`]).
+    """
+    Computes metrics that are fast enough for evaluation during training.
+
+    They are the metrics of the bundled classifier. With more than 2,048 samples, FID is also computed if the Inception
+    network is available (see [`find_inception`]).
 
     Args:
-        num_samples (`int`): Number of samples that will be evaluated.
+        num_samples (`int`): Number of samples to evaluate.
         device (`str` or `torch.device`, defaults to `"cpu"`): Device of the feature networks.
 
     Raises:
-        `ValueError`: The file that `FMNIST_DIFFUSION_INCEPTION` names is missing or is not the Inception network, or
-            OpenVINO is not installed.
+        `ValueError`: If `FMNIST_DIFFUSION_INCEPTION` is set to a file that does not exist or is not the Inception
+            network, or if OpenVINO is required but not installed.
     """
 
     def __init__(self, num_samples: int, device: str | torch.device = "cpu"):
@@ -96,7 +101,8 @@ class FastMetrics:
 
 @dataclass
 class Memorization:
-    """Distances of the samples and of the test images to their nearest training images, in one feature space.
+    """
+    Distances of the samples and of the test images to their nearest training images, in one feature space.
 
     Attributes:
         distances (`torch.Tensor`): Distance of each sample to its nearest training image, float32 `(num_images,)`.
@@ -109,8 +115,12 @@ class Memorization:
     test_distances: torch.Tensor
 
     def summarize(self) -> dict[str, float]:
-        """Returns the median distances, and the share of samples that are nearer to a training image than 99 % of the
-        test images are. The share is about 0.01 if the model has not memorized training images."""
+        """
+        Returns the median distances, and the share of samples that are nearer to a training image than 99 % of the
+        test images.
+
+        The share is about 0.01 if the model has not memorized training images.
+        """
         threshold = self.test_distances.quantile(0.01)
         return {
             "median": float(self.distances.median()),
@@ -120,7 +130,8 @@ class Memorization:
 
 
 def measure_memorization(samples: torch.Tensor, train: torch.Tensor, test_distances: torch.Tensor) -> Memorization:
-    """Finds the nearest training image of each sample.
+    """
+    Finds the nearest training image of each sample.
 
     Args:
         samples, train (`torch.Tensor`): Vectors of the samples and training images, `(count, num_features)`.
@@ -132,7 +143,8 @@ def measure_memorization(samples: torch.Tensor, train: torch.Tensor, test_distan
 
 @dataclass
 class Measurement:
-    """All results for one set of samples.
+    """
+    All results for one set of samples.
 
     Attributes:
         samples ([`Samples`]): The samples.

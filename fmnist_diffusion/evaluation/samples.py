@@ -1,4 +1,4 @@
-"""Reads samples from folders, `.npz` files and the parts that an evaluation saves."""
+"""Reads samples from folders and `.npz` files, and reads and writes the batches of an evaluation."""
 
 import zipfile
 import zlib
@@ -17,14 +17,15 @@ from fmnist_diffusion.sampling import Samples
 
 
 RESOLUTION = 28
-# `fmnist-diffusion sample` and `evaluate` write these images next to samples.
+# `fmnist-diffusion sample` and `fmnist-diffusion evaluate` write these images next to the samples.
 IGNORED_FILES = ("grid.png", "report.png")
 EXPECTED_SOURCE = f"Pass a folder of grayscale {RESOLUTION}x{RESOLUTION} PNG images, an .npz file, or a pipeline."
 
 
 @dataclass
 class EvaluationSamples:
-    """Samples and the features that were computed right after they were generated.
+    """
+    Samples and, optionally, their Inception features.
 
     Attributes:
         samples ([`Samples`]): The samples.
@@ -36,7 +37,7 @@ class EvaluationSamples:
 
     @staticmethod
     def concatenate(parts: "Sequence[EvaluationSamples]") -> "EvaluationSamples":
-        """Concatenates `parts`, which either all have Inception features or all have none."""
+        """Concatenates samples. Either all or none of the `parts` must have Inception features."""
         features = [part.inception_features for part in parts if part.inception_features is not None]
         return EvaluationSamples(
             Samples.concatenate([part.samples for part in parts]), torch.cat(features) if features else None
@@ -44,7 +45,7 @@ class EvaluationSamples:
 
 
 def save_part(part: EvaluationSamples, path: Path) -> None:
-    """Writes a part of a run as a safetensors file; an interrupted call leaves no incomplete file at `path`."""
+    """Writes a batch to a safetensors file atomically, so that interruptions leave no incomplete file at `path`."""
     samples = part.samples
     tensors = {"images": samples.images, "labels": samples.labels, "inception": part.inception_features}
     metadata = {
@@ -58,7 +59,7 @@ def save_part(part: EvaluationSamples, path: Path) -> None:
 
 
 def load_part(path: Path) -> EvaluationSamples:
-    """Reads a file that [`save_part`] wrote."""
+    """Reads a batch that [`save_part`] wrote."""
     with safe_open(path, framework="pt") as file:
         tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
         metadata = file.metadata()
@@ -72,10 +73,11 @@ def load_part(path: Path) -> EvaluationSamples:
 
 
 def load_parts(folder: Path) -> Iterator[Samples]:
-    """Yields the batches of samples that [`evaluate_pipeline`] saved in `folder`, ordered by seed and index.
+    """
+    Yields the batches of samples that [`evaluate_pipeline`] saved in `folder`, ordered by seed and index.
 
     Raises:
-        `ValueError`: The folder contains no samples.
+        `ValueError`: If the folder contains no samples.
     """
     paths = sorted(folder.glob("seed-*/*.safetensors"))
     if not paths:
@@ -87,17 +89,18 @@ def load_parts(folder: Path) -> Iterator[Samples]:
 
 
 def load_samples(path: Path, num_samples: int | None = None) -> Samples:
-    """Reads samples from an `.npz` file, or from all PNG files of a folder in alphabetical order.
+    """
+    Reads samples from an `.npz` file, or from all PNG files of a folder in alphabetical order.
 
     Args:
         path (`Path`):
             A folder of grayscale 28x28 PNG files, which may be in subfolders; or an `.npz` file with the array
             `images` (or only one array of any name) and optionally `labels`. Images are uint8, or floats in [0, 1],
             with shape `(num_images, 28, 28)`, `(num_images, 1, 28, 28)` or `(num_images, 28, 28, 1)`.
-        num_samples (`int`, *optional*): Number of samples to read, from the first one on. Reads all by default.
+        num_samples (`int`, *optional*): Number of samples to read. Defaults to all samples.
 
     Raises:
-        `ValueError`: The samples are missing or do not have this format, or there are fewer than `num_samples`.
+        `ValueError`: If the samples are missing or have another format, or if there are fewer than `num_samples`.
     """
     samples = read_folder(path) if path.is_dir() else read_npz(path)
     if num_samples is None:
@@ -145,18 +148,18 @@ def read_npz(path: Path) -> Samples:
 def read_arrays(path: Path) -> dict[str, np.ndarray]:
     """Reads the arrays of an `.npz` file by name."""
     try:
-        # NumPy also reads other files of this name, such as a single array or a pickle.
+        # NumPy also reads other formats with this suffix, such as a single array or a pickle.
         if not zipfile.is_zipfile(path):
             raise ValueError("not a zip archive")
         with np.load(path, allow_pickle=False) as file:
             return {name: value for name, value in file.items() if isinstance(value, np.ndarray)}
-    # These are the errors of zipfile, zlib and NumPy for damaged, encrypted and pickled content.
+    # zipfile, zlib and NumPy raise these errors for corrupted, encrypted and pickled files.
     except (EOFError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"Could not read {path} as an .npz file ({error}). Write it with `numpy.savez`.") from error
 
 
 def read_image(path: Path) -> torch.Tensor:
-    """Reads a grayscale PNG as uint8 `(1, 28, 28)`. RGB images with three equal channels are grayscale, too."""
+    """Reads a grayscale PNG file as uint8 `(1, 28, 28)`. RGB images are accepted if their channels are equal."""
     try:
         with Image.open(path) as image:
             image.load()

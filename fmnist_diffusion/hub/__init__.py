@@ -1,1 +1,1 @@
-"""The Hugging Face Hub: client, metadata of checkpoints, model card, and the upload of pipelines and Spaces."""
+"""Hugging Face Hub integration: client, checkpoint metadata, model cards, and upload of pipelines and Spaces."""

@@ -1,4 +1,4 @@
-"""Model cards."""
+"""Creation of model cards."""
 
 import json
 import re
@@ -17,7 +17,7 @@ from .metadata import flatten, format_number, measured_metrics
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "model_card.md"
 TASK = "unconditional-image-generation"
-# Options of the noise schedule that training/train.py accepts as --scheduler.*.
+# training/train.py accepts these options of the noise schedule as --scheduler.*.
 SCHEDULE_OPTIONS = (
     "num_train_timesteps",
     "beta_start",
@@ -42,10 +42,10 @@ def make_model_card(
 
     Args:
         pipe ([`FashionMNISTPipeline`]): The pipeline.
-        repo_id (`str`): Its repository, `owner/name`.
+        repo_id (`str`): Repository id of the pipeline, `owner/name`.
         train_config (`dict`, *optional*): Content of `train_config.json`.
-        metrics (`dict`, *optional*): Content of `metrics.json`, which also becomes the model index.
-        images (`list[str]`, *optional*): File names in `images/`.
+        metrics (`dict`, *optional*): Content of `metrics.json`, which also defines the evaluation results of the card.
+        images (`list[str]`, *optional*): Names of the files in `images/`.
         license (`str`, *optional*): See [`push_pipeline`].
     """
     images = images or []
@@ -94,7 +94,7 @@ def make_model_card(
             if not name.startswith("_") and value is not None
         },
         label_names=pipe.label_names,
-        # The JSON string is also a Python string.
+        # A JSON string is also a valid Python string.
         label=json.dumps(pipe.label_names[-1], ensure_ascii=False) if pipe.label_names else None,
         parameters=pipe.unet.num_parameters(),
         dtype=str(pipe.unet.dtype).removeprefix("torch."),
@@ -113,14 +113,14 @@ def make_model_card(
 
 
 def get_dataset(settings: dict[str, Any]) -> str | None:
-    """Returns the Hub dataset that the model was trained on; `None` for local files."""
+    """Returns the Hub dataset that the model was trained on, or `None` if it was trained on local files."""
     name = settings.get("data.dataset_name")
     on_hub = isinstance(name, str) and "/" in name and not settings.get("data.train_data_dir")
     return name if on_hub else None
 
 
 def get_schedule_options(pipe: FashionMNISTPipeline) -> list[str]:
-    """Returns the options of `training/train.py` with which fine-tuning uses the noise schedule of `pipe`."""
+    """Returns the options of `training/train.py` that select the noise schedule of `pipe` for fine-tuning."""
     noise_scheduler: Any = DDPMScheduler.from_config(pipe.scheduler.config)
     config, defaults = noise_scheduler.config, DDPMScheduler().config
     return [f"--scheduler.{name}={config[name]}" for name in SCHEDULE_OPTIONS if config[name] != defaults[name]]
@@ -132,6 +132,6 @@ def format_size(sample_size: int | list[int] | tuple[int, ...]) -> str:
 
 
 def format_cell(value: Any) -> str:
-    """Formats `value` for a Markdown table, where characters with a meaning in Markdown or HTML are escaped."""
+    """Formats `value` for a Markdown table and escapes the special characters of Markdown and HTML."""
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
     return re.sub(r"([\\`*|\[\]<>])", r"\\\1", " ".join(text.split()))

@@ -1,4 +1,4 @@
-"""Requests to the Hub: authentication, retries, a reachability check and readable errors."""
+"""Requests to the Hub: authentication, retries, a connectivity check and readable errors."""
 
 import json
 import time
@@ -13,9 +13,9 @@ from huggingface_hub.utils import get_session, httpx
 
 DELAYS = (1.0, 4.0)  # seconds before the second and the third attempt
 TIMEOUT = 3.0  # seconds
-# Conflicting commits, rate limits and server errors.
+# These are the status codes of conflicting commits, rate limits and server errors.
 TEMPORARY_STATUS_CODES = (409, 412, 429, 500, 502, 503, 504)
-# huggingface_hub raises a JSONDecodeError if a proxy or the Hub returns HTML. hf_xet raises the built-in errors.
+# huggingface_hub raises JSONDecodeError if a proxy or the Hub returns HTML. hf_xet raises built-in exceptions.
 NETWORK_ERRORS = (httpx.HTTPError, ConnectionError, TimeoutError, json.JSONDecodeError)
 LOGIN_ADVICE = "run `hf auth login` or set HF_TOKEN with a token that has write access"
 
@@ -23,15 +23,15 @@ Result = TypeVar("Result")
 
 
 class HubError(Exception):
-    """Raised if a request to the Hub fails. The message says what to do."""
+    """Raised if a request to the Hub fails. The message says how to fix the problem."""
 
 
 def connect(token: str | None = None) -> HfApi:
     """
-    Create a client that is logged in to the Hub.
+    Creates a client that is logged in to the Hub.
 
     Args:
-        token (`str`, *optional*): The access token. By default, the token of `hf auth login` or `HF_TOKEN`.
+        token (`str`, *optional*): Access token. Defaults to the token from `hf auth login` or `HF_TOKEN`.
 
     Raises:
         `HubError`: If there is no token.
@@ -43,15 +43,15 @@ def connect(token: str | None = None) -> HfApi:
 
 
 def get_full_repo_id(api: HfApi, repo_id: str) -> str:
-    """Add the name of the current user to a `repo_id` that has no namespace."""
+    """Adds the name of the current user to `repo_id` if it has no namespace."""
     if "/" in repo_id:
         return repo_id
     return f"{call_hub(api.whoami, repo_id)['name']}/{repo_id}"
 
 
 def is_hub_reachable() -> bool:
-    """Check within 3 seconds whether the Hub responds. In offline mode (`HF_HUB_OFFLINE`), it does not."""
-    # The timeout of a request limits neither the DNS lookup nor the number of addresses that are tried.
+    """Returns whether the Hub responds within 3 seconds; `False` in offline mode (`HF_HUB_OFFLINE`)."""
+    # A thread is necessary, because the request timeout does not limit DNS lookups or the number of addresses to try.
     executor = ThreadPoolExecutor(max_workers=1)
     response = executor.submit(get_session().head, constants.ENDPOINT, timeout=TIMEOUT)
     executor.shutdown(wait=False)
@@ -64,13 +64,13 @@ def is_hub_reachable() -> bool:
 
 def call_hub(action: Callable[[], Result], repo_id: str, delays: tuple[float, ...] = DELAYS) -> Result:
     """
-    Call a function that sends requests to the Hub, and retry it after temporary errors.
+    Calls a function that sends requests to the Hub, and retries it after temporary errors.
 
-    `huggingface_hub` retries some single requests itself. This function retries the whole action.
+    `huggingface_hub` itself only retries some individual requests.
 
     Args:
-        action (`Callable`): The function to call, without arguments.
-        repo_id (`str`): The repository that error messages name.
+        action (`Callable`): Function without arguments.
+        repo_id (`str`): Repository id for error messages.
         delays (`tuple[float, ...]`, defaults to `(1.0, 4.0)`): Seconds to wait before each retry.
 
     Returns:
@@ -84,7 +84,7 @@ def call_hub(action: Callable[[], Result], repo_id: str, delays: tuple[float, ..
         try:
             return action()
         except (*NETWORK_ERRORS, RuntimeError) as raised:
-            # huggingface_hub wraps the errors of LFS uploads in a RuntimeError. A RuntimeError of hf_xet has no cause.
+            # huggingface_hub wraps errors of LFS uploads in a RuntimeError. A RuntimeError from hf_xet has no cause.
             error = (raised.__cause__ or raised) if isinstance(raised, RuntimeError) else raised
             if not isinstance(error, (*NETWORK_ERRORS, RuntimeError)):
                 raise
@@ -102,7 +102,7 @@ def _is_temporary(error: Exception) -> bool:
 
 def _explain(error: Exception, repo_id: str) -> str:
     if isinstance(error, OfflineModeIsEnabled):
-        return "The Hub cannot be used because HF_HUB_OFFLINE is set. Unset it."
+        return "The Hub cannot be used, because HF_HUB_OFFLINE is set. Unset this variable."
     reason = " ".join(str(error).split()) or type(error).__name__
     if not isinstance(error, HfHubHTTPError):
         return f"Could not reach the Hub ({reason}). Check the network connection and try again."

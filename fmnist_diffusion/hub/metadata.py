@@ -18,10 +18,10 @@ class Metric(NamedTuple):
     A metric of generated images.
 
     Attributes:
-        type (`str`): Type of the metric in the metadata of the Hub, such as `"fid"`.
-        title (`str`): Name for display.
-        value (`float`): Value of the generated images; with several seeds, the mean.
-        test_value (`float`): Value of the real test images.
+        type (`str`): Metric type in the metadata of the Hub, such as `"fid"`.
+        title (`str`): Display name.
+        value (`float`): Value for the generated images, averaged over the seeds.
+        test_value (`float`): Value for the real test images.
     """
 
     type: str
@@ -30,7 +30,7 @@ class Metric(NamedTuple):
     test_value: float
 
 
-# Key in metrics.json, type, title, and the keys that lead to the value of the test images in its "real" section.
+# Each entry is a key in metrics.json, the type, the title, and the path of the test value in the "real" section.
 METRICS = (
     ("fid_train", "fid", "FID (training images)", ("inception", "test", "frechet_distance")),
     ("kid_train", "kid", "KID (training images)", ("inception", "test", "kernel_distance")),
@@ -62,10 +62,10 @@ def read_train_config(path: Path) -> dict[str, Any] | None:
     Reads the settings that the trainer saved.
 
     Args:
-        path (`Path`): The file `train_config.json`.
+        path (`Path`): Path of `train_config.json`.
 
     Returns:
-        `dict`, *optional*: The settings; `None` if there is no such file.
+        `dict`, *optional*: The settings; `None` if the file does not exist.
 
     Raises:
         `ValueError`: If the file is not a JSON object.
@@ -81,10 +81,10 @@ def read_metrics(path: Path) -> dict[str, Any] | None:
     Reads the metrics that `fmnist-diffusion evaluate` saved.
 
     Args:
-        path (`Path`): The file `metrics.json`.
+        path (`Path`): Path of `metrics.json`.
 
     Returns:
-        `dict`, *optional*: The metrics; `None` if there is no such file, or if another program wrote it.
+        `dict`, *optional*: The metrics; `None` if the file does not exist or was written by another program.
 
     Raises:
         `ValueError`: If the file is not valid JSON.
@@ -94,7 +94,7 @@ def read_metrics(path: Path) -> dict[str, Any] | None:
 
 
 def measured_metrics(metrics: Mapping[str, Any]) -> list[Metric]:
-    """Returns the main metrics in the content of `metrics.json`, next to those of the real test images."""
+    """Returns the main metrics from the content of `metrics.json` with their values for the real test images."""
     measured = []
     for key, metric_type, title, path in METRICS:
         value = metrics["metrics"].get(key)
@@ -109,7 +109,7 @@ def measured_metrics(metrics: Mapping[str, Any]) -> list[Metric]:
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Yields nested settings as pairs such as `("optimizer.learning_rate", 1e-4)`."""
+    """Flattens nested settings to pairs such as `("optimizer.learning_rate", 1e-4)`."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{name}.")
@@ -137,6 +137,6 @@ def weights_dtypes(path: Path) -> set[str]:
 
 
 def stored_dtype(folder: Path) -> torch.dtype:
-    """Returns the dtype of the model weights in a pipeline folder; float32 if they have several."""
+    """Returns the dtype of the model weights in a pipeline folder, or float32 if there are several dtypes."""
     dtypes = {dtype for path in (folder / "unet").glob("*.safetensors") for dtype in weights_dtypes(path)}
     return DTYPES.get(dtypes.pop(), torch.float32) if len(dtypes) == 1 else torch.float32

@@ -13,7 +13,7 @@ from .metadata import read_metrics, read_train_config, stored_dtype
 from .repository import create_repository, create_tag
 
 
-# Files of an earlier upload, which are removed if the new one does not contain them.
+# An upload deletes these files of earlier uploads, unless it contains them.
 OWN_FILES = ["images/*", "scheduler/*", "unet/*", "metrics.json", "train_config.json"]
 
 
@@ -31,22 +31,22 @@ def push_pipeline(
     """
     Uploads a pipeline and its model card to a model repository, which is created if necessary.
 
-    A second call with the same files makes no commit. After a failure, the same call completes the upload. `folder` is
-    not changed.
+    If nothing has changed since the last upload, no commit is made. After a failure, the same call completes the
+    upload. `folder` is not modified.
 
     Args:
         folder (`str` or `os.PathLike`):
-            A folder that the trainer or `save_pretrained` wrote. `train_config.json`, `metrics.json` and
-            `images/*.png` are uploaded as well, other files are not.
-        repo_id (`str`): `owner/name`, or `name` for a repository of your own.
+            A folder that the trainer or `save_pretrained` wrote. Besides the pipeline, only `train_config.json`,
+            `metrics.json` and `images/*.png` are uploaded.
+        repo_id (`str`): Repository id, `owner/name`, or `name` for your own namespace.
         private (`bool`, defaults to `False`): Whether the repository must be private.
-        revision (`str`, *optional*): The branch to push to, which is created if necessary; by default `main`.
-        tag (`str`, *optional*): A tag for the commit.
-        create_pr (`bool`, defaults to `False`): Whether to open a pull request instead.
+        revision (`str`, *optional*): Branch to push to, which is created if necessary. Defaults to `main`.
+        tag (`str`, *optional*): Tag for the commit.
+        create_pr (`bool`, defaults to `False`): Whether to open a pull request instead of pushing to the branch.
         license (`str`, *optional*):
-            License of the weights, as a license identifier of the Hub. By default, `mit` if `train_config.json` says
-            that the model was trained on Fashion-MNIST from the Hub, otherwise none.
-        token (`str`, *optional*): A token with write access; by default, that of `hf auth login` or `HF_TOKEN`.
+            License of the weights, as a license identifier of the Hub. Defaults to `mit` if, according to
+            `train_config.json`, the model was trained on Fashion-MNIST from the Hub, and to none otherwise.
+        token (`str`, *optional*): Token with write access. Defaults to the token from `hf auth login` or `HF_TOKEN`.
 
     Returns:
         `str`: The URL of the repository or of the pull request.
@@ -54,7 +54,7 @@ def push_pipeline(
     Raises:
         [`HubError`]: If the Hub cannot be reached or rejects a request.
         `OSError`: If the folder does not contain a pipeline.
-        `ValueError`: If arguments contradict each other, or if a file in the folder is damaged.
+        `ValueError`: If incompatible arguments are passed, or if a file in the folder is corrupted.
     """
     if create_pr and (tag or revision):
         raise ValueError("`revision` and `tag` must not be passed together with `create_pr`.")
@@ -89,8 +89,8 @@ def make_repository(folder: Path, repo_id: str, target: Path, license: str | Non
 
     Args:
         folder (`Path`): See [`push_pipeline`].
-        repo_id (`str`): The repository that the model card names.
-        target (`Path`): Where to write.
+        repo_id (`str`): Repository id for the model card.
+        target (`Path`): Output folder.
         license (`str`, *optional*): See [`push_pipeline`].
 
     Raises:

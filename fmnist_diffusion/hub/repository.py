@@ -8,7 +8,7 @@ from .client import HubError, call_hub
 
 
 def create_repository(api: HfApi, repo_id: str, private: bool, **options: Any) -> None:
-    """Creates a repository if necessary; raises [`HubError`] if `private` is set and it already exists as public."""
+    """Creates a repository if necessary; raises [`HubError`] if `private` is `True` but it exists and is public."""
     call_hub(lambda: api.create_repo(repo_id, private=private, exist_ok=True, **options), repo_id)
     if private:
         info = call_hub(lambda: api.repo_info(repo_id, repo_type=options.get("repo_type")), repo_id)
@@ -19,7 +19,7 @@ def create_repository(api: HfApi, repo_id: str, private: bool, **options: Any) -
 
 
 def create_tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
-    """Creates a tag for `commit`; raises [`HubError`] if it already exists for another commit."""
+    """Creates a tag for `commit`; raises [`HubError`] if the tag already exists for another commit."""
     call_hub(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True), repo_id)
     refs = call_hub(lambda: api.list_repo_refs(repo_id), repo_id)
     if any(ref.name == tag and ref.target_commit != commit for ref in refs.tags):

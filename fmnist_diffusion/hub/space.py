@@ -1,4 +1,4 @@
-"""Upload of the demo as a Space."""
+"""Upload of the demo to the Hub as a Space."""
 
 import shutil
 from pathlib import Path
@@ -11,21 +11,21 @@ from .repository import create_repository
 
 
 PACKAGE_DIR = Path(__file__).parents[1]
-# Folders of the package that the demo does not use. A wheel also contains the demo and the trainer.
+# The demo does not use these folders of the package. In a wheel, the package also contains the demo and the trainer.
 UNUSED_FOLDERS = ("commands", "evaluation", "pretrained", "space", "training")
 
 
 def push_space(repo_id: str, model_id: str, *, private: bool = False, token: str | None = None) -> str:
     """
-    Uploads the demo as a Space that shows one model. The Space contains the source of this package.
+    Uploads the demo of a model as a Space. The Space contains the source code of this package.
 
-    A second call with the same files makes no commit.
+    If nothing has changed since the last upload, no commit is made.
 
     Args:
-        repo_id (`str`): The Space: `owner/name`, or `name` for a Space of your own.
-        model_id (`str`): The model repository: `owner/name`, or `name` for a repository of your own.
+        repo_id (`str`): Repository id of the Space, `owner/name`, or `name` for your own namespace.
+        model_id (`str`): Repository id of the model, `owner/name`, or `name` for your own namespace.
         private (`bool`, defaults to `False`): Whether the Space must be private.
-        token (`str`, *optional*): A token with write access; by default, that of `hf auth login` or `HF_TOKEN`.
+        token (`str`, *optional*): Token with write access. Defaults to the token from `hf auth login` or `HF_TOKEN`.
 
     Returns:
         `str`: The URL of the Space.
@@ -55,18 +55,18 @@ def push_space(repo_id: str, model_id: str, *, private: bool = False, token: str
 
 
 def space_dir() -> Path:
-    """Returns the folder of the demo: a wheel has it inside the package, a checkout next to the package."""
+    """Returns the folder of the demo, which is inside the package in a wheel and next to it in a checkout."""
     inside = PACKAGE_DIR / "space"
     return inside if inside.is_dir() else PACKAGE_DIR.parent / "space"
 
 
 def make_space(model_id: str, target: Path) -> None:
     """
-    Writes the complete content of a Space: the demo, and the source of this package that it uses.
+    Writes the complete content of a Space: the demo, and the modules of this package that it uses.
 
     Args:
-        model_id (`str`): The model repository that the card of the Space names.
-        target (`Path`): Where to write.
+        model_id (`str`): Repository id of the model for the card of the Space.
+        target (`Path`): Output folder.
     """
     shutil.copytree(space_dir(), target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
     for source in sorted(PACKAGE_DIR.rglob("*.py")):

@@ -1,4 +1,4 @@
-"""Models."""
+"""Models, imported on first access."""
 
 from typing import TYPE_CHECKING
 

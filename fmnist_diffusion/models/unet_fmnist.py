@@ -1,7 +1,7 @@
 """A U-Net for Fashion-MNIST diffusion models.
 
-This file only needs torch and diffusers, because a copy of it travels with every saved pipeline and is run by
-`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` where the package is not installed.
+This file only depends on torch and diffusers, because `save_pretrained` copies it into every saved pipeline.
+`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` runs that copy where the package is not installed.
 """
 
 from collections.abc import Callable
@@ -23,36 +23,36 @@ TIME_CONDITIONINGS = ("bottleneck", "all")
 TIME_SCALE_SHIFTS = ("default", "scale_shift")
 SKIP_CONNECTIONS = ("concat", "add", "none")
 
-# Up to this number of tokens, torch's fused attention is slower than plain matrix products in training on a CPU.
+# In training on a CPU, fused attention is slower than plain matrix products up to this number of tokens.
 MATH_ATTENTION_TOKENS = 256
 
-# Arguments of UNet2DModel that this model does not have, and what to use in their place.
+# Arguments of UNet2DModel that this model does not support, and their alternatives.
 UNSUPPORTED_ARGUMENTS = {
     "down_block_types": "use `block_out_channels`, `layers_per_block` and `attention_levels`",
     "up_block_types": "use `block_out_channels`, `layers_per_block` and `attention_levels`",
     "mid_block_type": "the last level of `block_out_channels` is the bottleneck",
     "mid_block_scale_factor": "residual blocks are not rescaled",
-    "add_attention": "use `attention_levels=()` for a model without attention",
-    "attn_norm_num_groups": "attention is normalized by LayerNorm, without groups",
+    "add_attention": "pass `attention_levels=()` to disable attention",
+    "attn_norm_num_groups": "attention uses LayerNorm, which has no groups",
     "center_input_sample": "pass images in [-1, 1]",
     "class_embed_type": "use `num_class_embeds`",
-    "downsample_padding": "downsampling always is a 3x3 convolution with stride 2 and padding 1",
-    "downsample_type": "downsampling always is a 3x3 convolution with stride 2 and padding 1",
-    "upsample_type": "upsampling always is a transposed convolution",
-    "flip_sin_to_cos": "the time embedding always is sinusoidal, with the cosine first",
-    "freq_shift": "the time embedding always is sinusoidal, with a frequency shift of 0",
-    "time_embedding_type": "the time embedding always is sinusoidal",
+    "downsample_padding": "downsampling is always a 3x3 convolution with stride 2 and padding 1",
+    "downsample_type": "downsampling is always a 3x3 convolution with stride 2 and padding 1",
+    "upsample_type": "upsampling is always a transposed convolution",
+    "flip_sin_to_cos": "the time embedding is always sinusoidal, with the cosine first",
+    "freq_shift": "the time embedding is always sinusoidal, with a frequency shift of 0",
+    "time_embedding_type": "the time embedding is always sinusoidal",
     "norm_eps": "use `norm_type` and `norm_num_groups`",
     "num_train_timesteps": "any timestep can be passed to `forward`",
 }
 
 
 class CheckpointSafeBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalization that updates its running statistics once per batch, also with gradient checkpointing."""
+    """Batch normalization that updates its running statistics once per batch, even with gradient checkpointing."""
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        # In a backward pass, gradient checkpointing repeats a forward pass that has already updated the statistics, so
-        # they are left as they are. A compiled graph updates them only once.
+        # Gradient checkpointing recomputes the forward pass during the backward pass. The first forward pass has
+        # already updated the statistics. A compiled graph updates them only once.
         if self.training and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
             return F.batch_norm(
                 input, self.running_mean, self.running_var, self.weight, self.bias, True, 0.0, self.eps
@@ -67,7 +67,7 @@ def get_norm(norm_type: str, channels: int, norm_num_groups: int) -> nn.Module:
 
 
 def condition_on_time(hidden_states: torch.Tensor, temb: torch.Tensor, time_scale_shift: str) -> torch.Tensor:
-    """Adds `temb` (B, C), or with `"scale_shift"` scales by and adds its halves (B, 2C), to features (B, C, H, W)."""
+    """Adds `temb` (B, C) to features (B, C, H, W), or scales and shifts them by the halves of `temb` (B, 2C)."""
     temb = temb[:, :, None, None]
     if time_scale_shift == "scale_shift":
         scale, shift = temb.chunk(2, dim=1)
@@ -76,7 +76,7 @@ def condition_on_time(hidden_states: torch.Tensor, temb: torch.Tensor, time_scal
 
 
 class FashionMNISTAttnProcessor:
-    """Multi-head self-attention through diffusers' attention dispatcher, which supports several backends."""
+    """Processor for multi-head self-attention with the attention backends of diffusers."""
 
     _attention_backend = None
     _parallel_config = None
@@ -145,9 +145,10 @@ class FashionMNISTAttentionBlock(nn.Module):
 
 
 class FashionMNISTResidualBlock(nn.Module):
-    """conv-norm-act-conv-norm, plus the shortcut, then act (He et al., arXiv 1512.03385, figure 2).
+    """
+    Post-activation residual block (He et al., arXiv 1512.03385, figure 2).
 
-    With `temb_channels`, a projection of the time embedding is added after the first normalization.
+    With `temb_channels`, a projection of the time embedding conditions the features after the first normalization.
     """
 
     def __init__(
@@ -185,7 +186,7 @@ class FashionMNISTResidualBlock(nn.Module):
 
 
 class FashionMNISTDownBlock(nn.Module):
-    """One encoder level: a convolution (stride 2 except on the first level), residual blocks, time, attention."""
+    """Encoder level: a convolution (stride 2 except on the first level), residual blocks, time and attention."""
 
     def __init__(
         self,
@@ -225,7 +226,7 @@ class FashionMNISTDownBlock(nn.Module):
 
 
 class FashionMNISTUpBlock(nn.Module):
-    """One decoder level: a transposed convolution to the skip's size, the skip, residual blocks, attention."""
+    """Decoder level: a transposed convolution to the skip's size, the skip, residual blocks and attention."""
 
     def __init__(
         self,
@@ -266,54 +267,54 @@ class FashionMNISTUpBlock(nn.Module):
 
 class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     r"""
-    A U-Net with the interface of [`UNet2DModel`] that predicts the noise (or v, or the clean sample) of a noisy image.
+    A U-Net with the interface of [`UNet2DModel`] that predicts the noise, v or the clean sample of a noisy image.
 
-    The defaults have 13.2 M parameters: four levels of 64, 128, 256 and 512 channels at 28, 14, 7 and 4 pixels with
-    one BatchNorm residual block each, and self-attention and the time embedding at the bottleneck.
+    The default model has 13.2 M parameters. It has four levels with 64, 128, 256 and 512 channels at 28, 14, 7 and 4
+    pixels, one residual block with BatchNorm per level, and self-attention and the time embedding at the bottleneck.
 
     Parameters:
         sample_size (`int` or `tuple[int, int]`, defaults to `28`):
             Height and width of the images that a pipeline generates. `forward` accepts any height and width.
-        in_channels (`int`, defaults to `1`): Channels of the noisy image.
-        out_channels (`int`, defaults to `1`): Channels of the prediction.
+        in_channels (`int`, defaults to `1`): Number of channels of the noisy image.
+        out_channels (`int`, defaults to `1`): Number of channels of the prediction.
         block_out_channels (`tuple[int, ...]`, defaults to `(64, 128, 256, 512)`):
-            Channels of each level; the last level is the bottleneck. Each level after the first halves the height
-            and width (rounded up).
-        layers_per_block (`int`, defaults to `1`): Residual blocks of each level, in the encoder and in the decoder.
+            Number of channels of each level; the last level is the bottleneck. Each level after the first halves the
+            height and width (rounded up).
+        layers_per_block (`int`, defaults to `1`): Number of residual blocks per level of the encoder and the decoder.
         norm_type (`str`, defaults to `"batch"`): Normalization of the residual blocks, `"batch"` or `"group"`.
         norm_num_groups (`int`, defaults to `32`):
-            Groups of `norm_type="group"`, which must divide every entry of `block_out_channels`.
-        act_fn (`str`, defaults to `"relu"`): `"relu"`, `"silu"`, `"swish"`, `"gelu"` or `"mish"`.
+            Number of groups for `norm_type="group"`. It must divide every entry of `block_out_channels`.
+        act_fn (`str`, defaults to `"relu"`): Activation: `"relu"`, `"silu"`, `"swish"`, `"gelu"` or `"mish"`.
         time_conditioning (`str`, defaults to `"bottleneck"`):
-            Whether the time embedding is added at the `"bottleneck"` or in `"all"` residual blocks.
+            Where the time embedding conditions the features: at the `"bottleneck"` or in `"all"` residual blocks.
         resnet_time_scale_shift (`str`, defaults to `"default"`):
-            `"default"` adds the time embedding, `"scale_shift"` scales and shifts the features (arXiv 2105.05233,
-            section 3).
-        time_embedding_dim (`int`, defaults to `128`): Width of the sinusoidal embedding; even.
+            `"default"` adds the time embedding to the features. `"scale_shift"` scales and shifts the features (arXiv
+            2105.05233, section 3).
+        time_embedding_dim (`int`, defaults to `128`): Dimension of the sinusoidal embedding, an even number.
         attention_levels (`tuple[int, ...]`, *optional*):
-            Levels (0 is the full size) with self-attention in the encoder and in the decoder. `None` means only the
-            bottleneck, and `()` no attention.
+            Levels with self-attention in the encoder and the decoder, where level 0 has the full resolution. `None`
+            uses attention at the bottleneck only, and `()` disables it.
         attention_head_dim (`int`, defaults to `64`):
-            Channels per head, which must divide the channels of these levels.
+            Number of channels per head. It must divide the number of channels of every level with attention.
         skip_connection (`str`, defaults to `"concat"`):
-            How the output of an encoder level enters the decoder: `"concat"`, `"add"` or `"none"`.
+            How the decoder combines its features with those of the encoder: `"concat"`, `"add"` or `"none"`.
         dropout (`float`, defaults to `0.0`): Dropout probability in residual blocks and after attention, in [0, 1).
         num_class_embeds (`int`, *optional*):
-            Number of classes of a class-conditional model. The model also learns a null label, which stands for
-            `class_labels=None` and is the unconditional branch of classifier-free guidance.
+            Number of classes of a class-conditional model. The model also learns a null label for
+            `class_labels=None`, the unconditional branch of classifier-free guidance.
         label_names (`tuple[str, ...]`, *optional*):
-            Names of the classes in the order of their labels, which a pipeline accepts as class labels.
+            Class names in the order of their labels. A pipeline accepts them as class labels.
 
     Raises:
         `ValueError`:
-            If a parameter is out of range, or is an argument of [`UNet2DModel`] that this model does not have.
+            If a parameter is out of range, or is an argument of [`UNet2DModel`] that this model does not support.
     """
 
     ignore_for_config = ["kwargs"]
     _supports_gradient_checkpointing = True
     _supports_group_offloading = True
     _no_split_modules = ["FashionMNISTDownBlock", "FashionMNISTUpBlock"]
-    # Residual blocks differ in width from level to level, so regional compilation would not save time for them.
+    # Regional compilation does not save time for residual blocks, because their width differs between levels.
     _repeated_blocks = ["FashionMNISTAttentionBlock"]
     _skip_layerwise_casting_patterns = ["norm", "time_embedding", "class_embedding", "conv_out"]
     _gradient_checkpointing_func: Callable[..., torch.Tensor]
@@ -468,11 +469,12 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         Predicts the noise, v or the clean sample, depending on the `prediction_type` that the model was trained for.
 
         Args:
-            sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`): The noisy images, about [-1, 1].
+            sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`):
+                The noisy images, scaled to about unit variance.
             timestep (`torch.Tensor` or `float` or `int`):
-                Timestep in `[0, num_train_timesteps)`, one for all images or one for each.
+                Timestep in `[0, num_train_timesteps)`, one for all images or one for each image.
             class_labels (`torch.Tensor` of shape `(batch,)`, *optional*):
-                Labels in `[0, num_class_embeds]`, where `num_class_embeds` is the null label. `None` means the null
+                Labels in `[0, num_class_embeds]`, where `num_class_embeds` is the null label. Defaults to the null
                 label for all images.
             return_dict (`bool`, defaults to `True`): Whether to return a [`UNet2DOutput`] or a tuple.
 
@@ -484,7 +486,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         """
         # 1. time and class
         if not torch.is_tensor(timestep):
-            # With `torch.tensor`, `torch.compile` would compile a new graph for each number.
+            # With `torch.tensor`, `torch.compile` would recompile the graph for every timestep.
             timestep = torch.full((), timestep, dtype=torch.float32, device=sample.device)
         timesteps = timestep.to(sample.device, torch.float32).expand(sample.shape[0])
         temb = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))

@@ -1,4 +1,4 @@
-"""Pipelines; importing this package gives `FashionMNISTPipeline.from_pretrained` the installed model class."""
+"""Pipelines. Importing this package registers the installed model class with `FashionMNISTPipeline`."""
 
 from ..models import FashionMNISTUNet2DModel
 from .pipeline_fmnist import FashionMNISTPipeline

@@ -1,7 +1,7 @@
 """A class-conditional pipeline for Fashion-MNIST diffusion models.
 
-This file only needs torch and diffusers, because a copy of it travels with every saved pipeline and is run by
-`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` where the package is not installed.
+This file only depends on torch and diffusers, because `save_pretrained` copies it into every saved pipeline.
+`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` runs that copy where the package is not installed.
 """
 
 import difflib
@@ -47,12 +47,12 @@ FASHION_MNIST_LABELS = (
     "Ankle boot",
 )
 
-# alphas_cumprod of the last of 1000 timesteps is 4e-5 on a linear schedule and 2e-9 on a cosine schedule.
+# This threshold separates schedules by alphas_cumprod at the last timestep: 4e-5 if linear, 2e-9 if cosine.
 NEAR_ZERO_SNR = 1e-6
-# The fraction of the training timesteps that sampling must cover.
+# Sampling must cover at least this fraction of the training timesteps.
 MIN_TIMESTEP_COVERAGE = 0.7
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-# Options of DPMSolverMultistepScheduler that define a timestep spacing.
+# Each of these options of DPMSolverMultistepScheduler replaces the timestep spacing.
 SPACING_OPTIONS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -75,35 +75,35 @@ EXAMPLE_DOC_STRING = """
 """
 
 
-def get_num_steps(num_steps: int, fraction: float) -> float:
-    # In floating point, 0.29 * 100 is slightly less than 29.
+def scale_num_steps(num_steps: int, fraction: float) -> float:
+    # Without rounding, 0.29 * 100 is slightly less than 29.
     return round(num_steps * fraction, 6)
 
 
 def power_law_timesteps(num_inference_steps: int, num_train_timesteps: int, power: float) -> list[int]:
     """
-    Timesteps `T * (k / n) ** power - 1` for `k` from `n` to 1, which are spaced more densely at low noise levels.
+    Computes the timesteps `T * (k / n) ** power - 1` for `k` from `n` to 1.
 
     Args:
         num_inference_steps (`int`): Number of timesteps, `n`.
         num_train_timesteps (`int`): Number of training timesteps, `T`.
-        power (`float`): 1 for equal spacing; larger values move timesteps to lower noise levels.
+        power (`float`): 1 for equal spacing; larger values space timesteps more densely at low noise levels.
     """
     timesteps = []
     for k in range(num_inference_steps, 0, -1):
         spaced = math.floor(num_train_timesteps * (k / num_inference_steps) ** power - 0.5)
-        # With many steps, no two of them are at the same timestep.
+        # The maximum keeps the timesteps distinct if there are many steps.
         timesteps.append(max(spaced, k - 1))
     return timesteps
 
 
 def slerp(first: torch.Tensor, last: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """
-    Spherical interpolation between two noise tensors (Shoemake, "Animating rotation with quaternion curves", 1985).
+    Interpolates spherically between two noise tensors (Shoemake, "Animating rotation with quaternion curves", 1985).
 
     Args:
-        first, last (`torch.Tensor` of shape `(1, channels, height, width)`): The noise at weight 0 and at weight 1.
-        weights (`torch.Tensor` of shape `(batch, 1, 1, 1)`): The position of each result, in [0, 1].
+        first, last (`torch.Tensor` of shape `(1, channels, height, width)`): Noise at weight 0 and at weight 1.
+        weights (`torch.Tensor` of shape `(batch, 1, 1, 1)`): Interpolation weights in [0, 1].
 
     Returns:
         `torch.Tensor` of shape `(batch, channels, height, width)`.
@@ -127,12 +127,12 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 
 class FashionMNISTPipeline(DiffusionPipeline):
     r"""
-    Generates images with a class-conditional or unconditional model and any compatible diffusers scheduler.
+    Pipeline for image generation with a class-conditional or unconditional model and any compatible scheduler.
 
-    A saved pipeline contains the source of this class and of the model. [`DiffusionPipeline.from_pretrained`] with
-    `trust_remote_code=True` loads it without the `fmnist_diffusion` package; pin `revision` together with
-    `trust_remote_code`, so that the code cannot change later. [`FashionMNISTPipeline.from_pretrained`] of the package
-    loads it without remote code.
+    A saved pipeline contains the source code of this class and of the model. [`DiffusionPipeline.from_pretrained`]
+    with `trust_remote_code=True` loads it without the `fmnist_diffusion` package. Pin `revision` to a commit hash in
+    this case, so that the code cannot change later. With the package, [`FashionMNISTPipeline.from_pretrained`] loads
+    it without remote code.
 
     Parameters:
         unet ([`~fmnist_diffusion.FashionMNISTUNet2DModel`]): The denoising model.
@@ -140,9 +140,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
             The scheduler, with the noise schedule and `prediction_type` that the model was trained with.
         num_inference_steps (`int`, defaults to 20): Default number of denoising steps.
         timestep_power (`float`, *optional*):
-            Power of the power-law timestep spacing `T * (k / n) ** timestep_power - 1`, from 1 on. It applies to
-            `scheduler` if that is a [`DPMSolverMultistepScheduler`] without Karras, exponential, beta, Lu or flow
-            sigmas. A scheduler that is assigned to the pipeline later uses its own spacing.
+            Power of the power-law timestep spacing `T * (k / n) ** timestep_power - 1`, at least 1. It only applies
+            if `scheduler` is a [`DPMSolverMultistepScheduler`] without Karras, exponential, beta, Lu or flow sigmas.
+            A scheduler that is assigned to the pipeline later uses its own spacing.
     """
 
     config: Any
@@ -164,8 +164,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(num_inference_steps=num_inference_steps, timestep_power=timestep_power)
         self._original_scheduler, self._timestep_power = scheduler, timestep_power
+        channels = unet.config["in_channels"]
+        self.image_processor = VaeImageProcessor(
+            vae_scale_factor=1, vae_latent_channels=0, do_convert_rgb=channels == 3, do_convert_grayscale=channels == 1
+        )
         if not hasattr(unet, "hf_device_map"):
-            # This layout is faster on a CPU. It also changes the last bits of the result, so it is used everywhere.
+            # channels_last is faster on a CPU. All devices use it, because it changes the last bits of the results.
             unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -177,20 +181,20 @@ class FashionMNISTPipeline(DiffusionPipeline):
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
         r"""
-        Loads a pipeline from a local folder or a Hub repository, with the classes of this package and no remote code.
+        Loads a pipeline from a local folder or a Hub repository without remote code.
 
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or a repository id such as `owner/name`.
             kwargs:
                 The arguments of [`DiffusionPipeline.from_pretrained`], such as `dtype`, `variant`, `revision`,
                 `token`, `cache_dir`, `local_files_only`, `force_download` and `device_map`; and `unet`, `scheduler`,
-                `num_inference_steps` and `timestep_power`, which replace what is stored.
+                `num_inference_steps` and `timestep_power`, which override the stored values.
 
         Returns:
             [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
 
         Raises:
-            `OSError`: If there is no such pipeline, revision or variant.
+            `OSError`: If the pipeline, revision or variant does not exist.
         """
         if cls._unet_class is None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # pyright: ignore[reportReturnType]
@@ -208,7 +212,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         unet, device_map = kwargs.pop("unet", None), kwargs.pop("device_map", None)
         if unet is None:
             kwargs.pop("trust_remote_code", None)
-            # Weights in other formats are unpickled, which can run code.
+            # Other weight formats use pickle, which can run arbitrary code.
             kwargs.setdefault("use_safetensors", True)
             unet_device_map = {"": device_map["unet"]} if isinstance(device_map, dict) else device_map
             unet = cls._unet_class.from_pretrained(path, subfolder="unet", device_map=unet_device_map, **kwargs)
@@ -220,20 +224,20 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Self:
-        """Creates a pipeline with the components of another one; see [`DiffusionPipeline.from_pipe`]."""
-        # diffusers only takes over a model of exactly the annotated class.
+        """Creates a pipeline from the components of another pipeline; see [`DiffusionPipeline.from_pipe`]."""
+        # diffusers only reuses a model whose class is exactly the annotated class.
         pipe: Any = super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
         return pipe
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Writes `model_index.json` and the source files that it names; [`save_pretrained`] calls this last."""
+        """Writes `model_index.json` and copies the source files. [`save_pretrained`] calls this method last."""
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         folder = Path(save_directory)
         index_path = folder / self.config_name
         index = json.loads(index_path.read_text(encoding="utf-8"))
         index.pop("_name_or_path", None)
         index["_class_name"] = self._copy_source(self, folder)
-        # A compiled model is wrapped in a class of torch.
+        # torch.compile wraps the model.
         unet = getattr(self.unet, "_orig_mod", self.unet)
         if not type(unet).__module__.startswith("diffusers."):
             index["unet"] = self._copy_source(unet, folder / "unet")
@@ -248,7 +252,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     @staticmethod
     def _copy_source(component: Any, folder: Path) -> list[str]:
-        """Copies the source file of the class of `component`, and returns the names of its module and class."""
+        """Copies the file that defines the class of `component` and returns the module name and the class name."""
         source = Path(inspect.getsourcefile(type(component)))  # pyright: ignore[reportArgumentType]
         folder.mkdir(parents=True, exist_ok=True)
         if source.resolve() != (folder / source.name).resolve():
@@ -257,7 +261,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     @property
     def label_names(self) -> tuple[str, ...] | None:
-        """Names of the classes in the order of their labels; `None` if the model has no names or no classes."""
+        """Class names, indexed by label; `None` if the model is unconditional or has no class names."""
         if self.unet.config.get("label_names") is not None:
             return tuple(self.unet.config.label_names)
         if self.unet.config.num_class_embeds == len(FASHION_MNIST_LABELS):
@@ -274,7 +278,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     @property
     def num_function_evaluations(self) -> int:
-        """Number of model evaluations per image in the current or last call; a guided step counts as two."""
+        """Number of function evaluations (NFE) per image in the current or last call; a guided step counts as two."""
         return self._num_function_evaluations
 
     @property
@@ -287,14 +291,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
         Args:
             class_labels (`int`, `str`, `list`, `np.ndarray` or `torch.Tensor`):
-                One or more labels: indices in `[0, num_class_embeds)` or names of `label_names`, in upper or lower
-                case. A string that is not a name may be an index.
+                One or more labels: indices in `[0, num_class_embeds)` or case-insensitive names from `label_names`.
+                A string may also contain an index.
 
         Returns:
             `list[int]`: The index of each label.
 
         Raises:
-            `ValueError`: If the model is unconditional, there are no labels, or a label is unknown.
+            `ValueError`: If the model is unconditional, `class_labels` is empty, or a label is unknown.
         """
         num_classes = self.unet.config.num_class_embeds
         if num_classes is None:
@@ -330,22 +334,23 @@ class FashionMNISTPipeline(DiffusionPipeline):
             return ""
         text = label.strip().lower()
         similar = difflib.get_close_matches(text, [name.lower() for name in names], n=1)
-        found = [name for name in names if text in name.lower()] or [name for name in names if name.lower() in similar]
-        return f" Did you mean {found[0]!r}?" if found else ""
+        matches = [name for name in names if text in name.lower()]
+        matches += [name for name in names if name.lower() in similar]
+        return f" Did you mean {matches[0]!r}?" if matches else ""
 
     def check_inputs(
         self,
         class_labels: Any,
         num_images_per_prompt: int,
         num_inference_steps: int,
-        guidance_scale: float,
-        guidance_interval: tuple[float, float],
-        generator: Any,
-        latents: torch.Tensor | None,
-        image: PipelineImageInput | None,
-        strength: float,
         output_type: str,
         callback_on_step_end_tensor_inputs: Sequence[str],
+        guidance_scale: float = 1.0,
+        guidance_interval: tuple[float, float] = (0.0, 1.0),
+        generator: Any = None,
+        latents: torch.Tensor | None = None,
+        image: PipelineImageInput | None = None,
+        strength: float = 1.0,
     ) -> None:
         for name, value in (
             ("num_images_per_prompt", num_images_per_prompt),
@@ -353,9 +358,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         ):
             if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
                 raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-        for one in generator if isinstance(generator, list) else [generator]:
-            if one is not None and not isinstance(one, torch.Generator):
-                raise ValueError(f"`generator` must be a `torch.Generator` or a list of them, got {one!r}.")
+        for value in generator if isinstance(generator, list) else [generator]:
+            if value is not None and not isinstance(value, torch.Generator):
+                raise ValueError(f"`generator` must be a `torch.Generator` or a list of them, got {value!r}.")
         if not math.isfinite(guidance_scale):
             raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale}.")
         if guidance_scale != 1 and class_labels is None:
@@ -378,10 +383,6 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     f"{type(self.scheduler).__name__} cannot start from an `image`. Use another scheduler, such as"
                     " DPMSolverMultistepScheduler."
                 )
-        self._check_output_type(output_type)
-        self._check_callback_inputs(callback_on_step_end_tensor_inputs)
-
-    def _check_output_type(self, output_type: str) -> None:
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
         if output_type == "pil" and self.unet.config.out_channels not in (1, 3):
@@ -389,9 +390,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"`output_type` must be 'np', 'pt' or 'latent' for images with {self.unet.config.out_channels}"
                 " channels, got 'pil'."
             )
-
-    def _check_callback_inputs(self, names: Sequence[str]) -> None:
-        unknown = set(names) - set(self._callback_tensor_inputs)
+        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be in {', '.join(self._callback_tensor_inputs)}, got"
@@ -406,7 +405,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         device: torch.device | None = None,
     ) -> torch.Tensor:
         """
-        Sets the timesteps of the scheduler, with the power-law spacing where it applies.
+        Sets the timesteps of the scheduler, with power-law spacing if `timestep_power` applies to the scheduler.
 
         Args:
             num_inference_steps (`int`): Number of denoising steps; ignored if `timesteps` or `sigmas` are passed.
@@ -417,7 +416,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             `torch.Tensor` of shape `(num_timesteps,)`: The timesteps, from high to low noise levels.
 
         Raises:
-            `ValueError`: If the scheduler does not support the arguments or does not fit the model.
+            `ValueError`: If the scheduler does not support the arguments or the model.
         """
         scheduler = self.scheduler
         name = type(scheduler).__name__
@@ -453,16 +452,17 @@ class FashionMNISTPipeline(DiffusionPipeline):
             if option == "timesteps" and not 0 <= values[-1] <= values[0] < num_train_timesteps:
                 raise ValueError(f"`timesteps` must be between 0 and {num_train_timesteps - 1}, got {values}.")
             set_scheduler_timesteps(**{option: values}, device=device)
-        lowest, highest = float(self.scheduler.timesteps.min()), float(self.scheduler.timesteps.max())
+        all_timesteps: Any = scheduler.timesteps
+        lowest, highest = float(all_timesteps.min()), float(all_timesteps.max())
         if lowest < 0 or highest > num_train_timesteps - 1:
             raise ValueError(
                 f"{name} uses timesteps from {lowest:g} to {highest:g}, which must be between 0 and"
                 f" {num_train_timesteps - 1}. Use another number of steps, `steps_offset` or `timestep_spacing`."
             )
         if hasattr(scheduler, "set_begin_index"):
-            # Otherwise a scheduler skips the first step if two of its timesteps are equal.
+            # Without a begin index, a scheduler skips the first step if the first two timesteps are equal.
             scheduler.set_begin_index(0)
-        return self.scheduler.timesteps
+        return all_timesteps
 
     def _check_scheduler(self, name: str) -> None:
         scheduler = self.scheduler
@@ -473,7 +473,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             or required != ["model_output", "timestep", "sample"]
             or "Inverse" in name
             or scheduler.config.get("use_flow_sigmas", False)
-            # This option, of CogVideoXDDIMScheduler, changes the noise schedule.
+            # CogVideoXDDIMScheduler changes the noise schedule with this option.
             or scheduler.config.get("snr_shift_scale", 1.0) != 1.0
         ):
             option = " with `use_flow_sigmas`" if scheduler.config.get("use_flow_sigmas", False) else ""
@@ -491,7 +491,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         num_train_timesteps = self.scheduler.config.num_train_timesteps
         first = float(self.scheduler.timesteps.max())
         if first + num_train_timesteps / num_inference_steps < MIN_TIMESTEP_COVERAGE * num_train_timesteps:
-            # With "leading" spacing, diffusers may start half-way if the number of steps does not divide T.
+            # "leading" spacing can start halfway if the number of steps does not divide `num_train_timesteps`.
             raise ValueError(
                 f"{name} starts at timestep {first:g} of {num_train_timesteps} with `num_inference_steps`="
                 f"{num_inference_steps}, which skips the high noise levels. Use fewer steps, or another"
@@ -511,16 +511,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
         images: Any = list(image) if isinstance(image, (list, tuple)) else [image]
         if not images:
             raise ValueError("`image` must contain at least one image, got an empty list.")
-        processor = VaeImageProcessor(
-            vae_scale_factor=1, vae_latent_channels=0, do_convert_rgb=channels == 3, do_convert_grayscale=channels == 1
-        )
         tensors = []
-        for one in images:
-            if not isinstance(one, PIL.Image.Image):
-                one = self._to_image_tensor(one)
-            elif one.mode in ("I", "F") or one.mode.startswith("I;16"):
-                raise ValueError(f"`image` must have 8 bits per channel, got mode {one.mode!r}. Convert it first.")
-            tensors.append(processor.preprocess(one, height, width))
+        for item in images:
+            if not isinstance(item, PIL.Image.Image):
+                item = self._to_image_tensor(item)
+            elif item.mode in ("I", "F") or item.mode.startswith("I;16"):
+                raise ValueError(f"`image` must have 8 bits per channel, got mode {item.mode!r}. Convert it first.")
+            tensors.append(self.image_processor.preprocess(item, height, width))
             if tensors[-1].shape[1] != channels:
                 raise ValueError(f"`image` must have {channels} channels, got {tensors[-1].shape[1]}.")
         return torch.cat(tensors)
@@ -534,7 +531,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 "`image` must be a PIL image, a non-empty array or tensor with 2 to 4 dimensions, or a list of these,"
                 f" got {type(image).__name__} of shape {tuple(shape)}."
             )
-        # torch does not support read-only arrays, such as those of PIL images, and negative strides.
+        # torch does not support negative strides or read-only arrays, such as np.asarray(pil_image).
         tensor = image if torch.is_tensor(image) else torch.as_tensor(image.copy())
         if tensor.ndim == 2:
             tensor = tensor[None]
@@ -583,28 +580,28 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self, prediction: torch.Tensor, model_input: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
         """
-        Computes the clean image from a prediction, clamped to [-1, 1] (arXiv 2006.11239, equation 15; arXiv
-        2202.00512, appendix D).
+        Computes the predicted x0, clamped to [-1, 1] (arXiv 2006.11239, equation 15; arXiv 2202.00512, appendix D).
 
         Args:
             prediction (`torch.Tensor`): Output of the model.
             model_input (`torch.Tensor` of the same shape): The noisy images that the model received.
-            timestep (`torch.Tensor`): Their timestep, a scalar.
+            timestep (`torch.Tensor` of shape `()`): The timestep of all images.
         """
         alphas_cumprod = self.scheduler.alphas_cumprod.to(prediction)
         sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
-        # Some schedulers use timesteps between those of the training.
+        # Some schedulers use fractional timesteps.
         lower, fraction = divmod(float(timestep), 1)
-        noise_level = sigmas[int(lower)]
+        sigma = sigmas[int(lower)]
         if fraction:
-            noise_level = torch.lerp(noise_level, sigmas[int(lower) + 1], fraction)
-        signal = (1 + noise_level**2).rsqrt()
-        sigma = (1 - signal**2).sqrt()
+            sigma = torch.lerp(sigma, sigmas[int(lower) + 1], fraction)
+        # `model_input` has unit variance: it is alpha_t * x0 + sigma_t * noise.
+        alpha_t = (1 + sigma**2).rsqrt()
+        sigma_t = (1 - alpha_t**2).sqrt()
         prediction_type = self.scheduler.config.prediction_type
         if prediction_type == "epsilon":
-            original = (model_input - sigma * prediction) / signal
+            original = (model_input - sigma_t * prediction) / alpha_t
         elif prediction_type == "v_prediction":
-            original = signal * model_input - sigma * prediction
+            original = alpha_t * model_input - sigma_t * prediction
         else:
             original = prediction
         return original.clamp(-1, 1)
@@ -625,7 +622,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             sample (`torch.Tensor` of shape `(batch, channels, height, width)`): The noisy images to start from.
             timesteps (`torch.Tensor` of shape `(num_timesteps,)`): The timesteps.
             predict (`Callable`): Returns the float32 prediction for a model input, a timestep and a step index.
-            step_kwargs (`Callable`): Returns the arguments of the next `scheduler.step`.
+            step_kwargs (`Callable`): Returns the keyword arguments of the next `scheduler.step`.
         """
         self._interrupt = False
         self._num_timesteps = len(timesteps)
@@ -637,15 +634,15 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     break
                 scaled_sample = self.scheduler.scale_model_input(sample, t)
                 prediction = predict(scaled_sample.to(self.unet.dtype), t, i)
-                # The scheduler computes in float32, whatever the dtype of the model is.
+                # The scheduler computes in float32, even if the model uses another dtype.
                 sample = self.scheduler.step(prediction, t, sample, **step_kwargs()).prev_sample
                 if callback_on_step_end is not None:
                     tensors = {"latents": sample, "model_input": scaled_sample}
                     if "pred_original_sample" in callback_on_step_end_tensor_inputs:
                         tensors["pred_original_sample"] = self.pred_original_sample(prediction, scaled_sample, t)
                     tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    changed = callback_on_step_end(self, i, t, tensors) or {}
-                    sample = changed.pop("latents", sample)
+                    callback_outputs = callback_on_step_end(self, i, t, tensors) or {}
+                    sample = callback_outputs.pop("latents", sample)
                 progress_bar.update()
         return sample
 
@@ -654,13 +651,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             raise ValueError(
                 "Sampling produced NaN or infinite pixels. Try float32 or another scheduler, or check the weights."
             )
-        images: Any = sample
-        if output_type != "latent":
-            images = (sample / 2 + 0.5).clamp(0, 1)
-            if output_type != "pt":
-                images = images.permute(0, 2, 3, 1).cpu().numpy()
-                if output_type == "pil":
-                    images = self.numpy_to_pil(images)
+        images: Any = self.image_processor.postprocess(sample, output_type)
         self.maybe_free_model_hooks()
         return ImagePipelineOutput(images=images) if return_dict else (images,)
 
@@ -689,47 +680,49 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
         Args:
             class_labels (`int`, `str`, `list`, `np.ndarray` or `torch.Tensor`, *optional*):
-                Labels in `[0, num_class_embeds)` or names in `label_names`, in upper or lower case. `None` samples
+                Labels in `[0, num_class_embeds)` or case-insensitive names from `label_names`. `None` samples
                 unconditionally.
             num_images_per_prompt (`int`, defaults to 1):
-                Number of images for each label. All images of the first label come first.
+                Number of images to generate for each label. All images of the first label come first.
             num_inference_steps (`int`, *optional*):
-                Number of denoising steps, from 1 to the scheduler's `num_train_timesteps`. By default, the number that
-                is stored with the pipeline. A scheduler of second order evaluates the model about twice per step.
+                Number of denoising steps, from 1 to the scheduler's `num_train_timesteps`. Defaults to the value in
+                the pipeline's config. Second-order schedulers, such as Heun, evaluate the model about twice per step.
             timesteps (`Sequence[int]`, *optional*):
                 Custom decreasing timesteps, for schedulers whose `set_timesteps` supports them.
             sigmas (`Sequence[float]`, *optional*):
-                Custom decreasing noise levels, for schedulers whose `set_timesteps` supports them.
+                Custom decreasing sigmas, for schedulers whose `set_timesteps` supports them.
             guidance_scale (`float`, defaults to 1.0):
-                Weight `s` of classifier-free guidance in `null + s * (label - null)`, where `null` and `label` are the
-                predictions without and with the label. 1 disables guidance; larger values follow the label more
-                closely. This is `1 + w` in arXiv 2207.12598, equation 6.
+                Scale `s` of classifier-free guidance (`1 + w` in arXiv 2207.12598, equation 6). The prediction is
+                `uncond + s * (cond - uncond)`, where `uncond` and `cond` are the predictions without and with the
+                label. 1 disables guidance. Higher values follow the label more closely.
             guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
                 Range of sampling steps that use guidance, as fractions from 0 (noise) to 1 (image) (arXiv 2404.07724).
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
-                One generator for all images, or one for each. With one for each, an image only depends on its own
-                generator and not on the batch.
+                One generator for all images, or a list with one generator for each image. With a list, an image
+                does not depend on the rest of the batch.
             latents (`torch.Tensor` of shape `(batch, in_channels, height, width)`, *optional*):
-                Standard normal noise to start from. A stochastic scheduler, such as the stored one of the bundled
-                checkpoints, also adds noise from `generator` at every step, so that the result depends little on
-                `latents`. Use a deterministic scheduler or [`~FashionMNISTPipeline.interpolate`] to interpolate.
+                Standard normal noise to start from. A stochastic scheduler also adds noise from `generator` at every
+                step, so the images depend only weakly on `latents`. The bundled checkpoints store such a scheduler;
+                use a deterministic one, or [`~FashionMNISTPipeline.interpolate`], to interpolate.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-                Image-to-image: one image for all, or one for each, that is resized, noised and denoised again (arXiv
-                2108.01073). Arrays `(height, width, channels)` and tensors `(channels, height, width)`, with or
-                without a batch dimension, contain uint8 values or floats in [0, 1].
+                Start of image-to-image generation (arXiv 2108.01073): one image, or one for each generated image. It
+                is resized, noised and denoised. Arrays `(height, width, channels)` and tensors `(channels, height,
+                width)`, with or without a batch dimension, must contain uint8 values or floats in [0, 1].
             strength (`float`, defaults to 0.8):
-                Fraction of the steps, in (0, 1], that an `image` goes through.
+                Fraction of the denoising steps to run if an `image` is passed, in (0, 1]. With 1, little of `image`
+                remains.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"` (mode "L" or "RGB"), `"np"` of shape `(batch, height, width, channels)` in [0, 1], `"pt"` of
                 shape `(batch, channels, height, width)` in [0, 1], or `"latent"`, the same shape in about [-1, 1].
             return_dict (`bool`, defaults to `True`): Whether to return an [`ImagePipelineOutput`] or a tuple.
             callback_on_step_end (`Callable`, *optional*):
-                Called after each step as `callback(pipe, step, timestep, tensors)`. Sampling continues with the
-                `latents` that it returns, if any. It may set `pipe._guidance_scale`, or `pipe._interrupt` to stop.
+                Called after each step as `callback(pipe, step, timestep, tensors)`. If it returns a `dict` with
+                `latents`, sampling continues with them. It may set `pipe._guidance_scale`, or set
+                `pipe._interrupt = True` to stop sampling.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
                 The tensors that the callback receives: `"latents"`, the state of the scheduler after the step;
                 `"model_input"`, the noisy images before the step, scaled to unit variance; and
-                `"pred_original_sample"`, the clean images that the model predicts at this step, in [-1, 1].
+                `"pred_original_sample"`, the predicted x0 of this step, in [-1, 1].
 
         Examples:
 
@@ -737,8 +730,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             [`ImagePipelineOutput`] or `tuple`: The images, in float32 unless they are PIL images.
 
         Raises:
-            `ValueError`: If an argument is out of range or does not fit the model or the scheduler, or if an image has
-                NaN or infinite pixels.
+            `ValueError`: If an argument is out of range, if the model or the scheduler does not support it, or if a
+                generated image has NaN or infinite pixels.
         """
         # 1. Check inputs
         num_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -746,56 +739,57 @@ class FashionMNISTPipeline(DiffusionPipeline):
             class_labels,
             num_images_per_prompt,
             num_steps,
+            output_type,
+            callback_on_step_end_tensor_inputs,
             guidance_scale,
             guidance_interval,
             generator,
             latents,
             image,
             strength,
-            output_type,
-            callback_on_step_end_tensor_inputs,
         )
         self._guidance_scale = guidance_scale
         device = self._execution_device
 
         # 2. Class labels
         batch_size = num_images_per_prompt
-        label_kwargs, guided_labels = {}, None
+        label_kwargs, guidance_labels = {}, None
         if class_labels is not None:
             labels = torch.tensor(self.get_label_ids(class_labels), device=device)
             labels = labels.repeat_interleave(num_images_per_prompt)  # (B,)
-            guided_labels = torch.cat([torch.full_like(labels, self.unet.config.num_class_embeds), labels])  # (2B,)
+            null_labels = torch.full_like(labels, self.unet.config.num_class_embeds)
+            guidance_labels = torch.cat([null_labels, labels])  # (2B,)
             label_kwargs = {"class_labels": labels}
             batch_size = len(labels)
 
         # 3. Timesteps
         timesteps_tensor = self.set_timesteps(num_steps, timesteps, sigmas, device)
         if image is not None:
-            # A scheduler of second order has two timesteps for every step but one.
+            # Second-order schedulers have two timesteps for every step except one.
             num_steps = math.ceil(len(timesteps_tensor) / self.scheduler.order)
-            num_remaining = int(get_num_steps(num_steps, strength))
+            num_remaining = int(scale_num_steps(num_steps, strength))
             if num_remaining < 1:
                 raise ValueError(f"`strength` must leave at least one of the {num_steps} steps, got {strength}.")
             skipped = (num_steps - num_remaining) * self.scheduler.order
             timesteps_tensor = timesteps_tensor[skipped:]
             if hasattr(self.scheduler, "set_begin_index"):
                 self.scheduler.set_begin_index(skipped)
-        num_timesteps = len(timesteps_tensor)
 
         # 4. Noise
         sample = self.prepare_latents(batch_size, generator, latents, image, timesteps_tensor[:1], device)
-        takes_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        step_kwargs = {"generator": generator} if takes_generator else {}
+        accepts_generator = "generator" in inspect.signature(self.scheduler.step).parameters
+        step_kwargs = {"generator": generator} if accepts_generator else {}
 
         # 5. Denoising loop
+        start, stop = (scale_num_steps(len(timesteps_tensor), fraction) for fraction in guidance_interval)
+
         def predict(model_input: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
-            start, stop = (get_num_steps(num_timesteps, fraction) for fraction in guidance_interval)
-            if guided_labels is not None and self.guidance_scale != 1 and start <= i < stop:
+            if guidance_labels is not None and self.guidance_scale != 1 and start <= i < stop:
                 self._num_function_evaluations += 2
                 model_input = torch.cat([model_input, model_input])
-                prediction = self.unet(model_input, t, class_labels=guided_labels).sample.float()
-                null, label = prediction.chunk(2)
-                return null + self.guidance_scale * (label - null)
+                prediction = self.unet(model_input, t, class_labels=guidance_labels).sample.float()
+                uncond, cond = prediction.chunk(2)
+                return uncond + self.guidance_scale * (cond - uncond)
             self._num_function_evaluations += 1
             return self.unet(model_input, t, **label_kwargs).sample.float()
 
@@ -826,26 +820,26 @@ class FashionMNISTPipeline(DiffusionPipeline):
         r"""
         Generates images that interpolate between two seeds, two classes, or both.
 
-        The noise of both seeds, at the start and at every step of a stochastic scheduler, is interpolated on the
-        sphere, and the predictions for two classes are interpolated linearly. The first image is therefore the one
-        that `pipe(first_label, generator=torch.Generator().manual_seed(seeds[0]))` generates, and the last image is
-        that of the last label and seed.
+        The noise of the two seeds is interpolated spherically, both at the start and at every step of a stochastic
+        scheduler. The predictions for two classes are interpolated linearly. The first image equals
+        `pipe(first_label, generator=torch.Generator().manual_seed(seeds[0]))`, and the last image equals the one of
+        the last label and seed.
 
         Args:
             class_labels (*optional*):
-                One label, or a pair with the first and the last label; see [`~FashionMNISTPipeline.__call__`]. `None`
-                samples unconditionally. Two different labels need two model evaluations per step.
-            seeds (`tuple[int, int]`, defaults to `(0, 1)`): The seeds of the first and of the last image.
+                One label, or the labels of the first and the last image; see [`~FashionMNISTPipeline.__call__`].
+                `None` samples unconditionally. Two different labels require two function evaluations per step.
+            seeds (`tuple[int, int]`, defaults to `(0, 1)`): Seeds of the first and the last image.
             num_images (`int`, defaults to 8): Number of images, at least 2.
             num_inference_steps, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs:
                 See [`~FashionMNISTPipeline.__call__`].
 
         Returns:
-            [`ImagePipelineOutput`] or `tuple`: The images, from the first to the last.
+            [`ImagePipelineOutput`] or `tuple`: The images in order.
 
         Raises:
-            `ValueError`: If an argument is out of range, or if the scheduler adds noise that cannot be interpolated
-                because its `step` has no `variance_noise` argument, such as [`DDPMScheduler`].
+            `ValueError`: If an argument is out of range, or if the scheduler samples noise but its `step` has no
+                `variance_noise` argument, such as [`DDPMScheduler`].
 
         Examples:
             ```py
@@ -858,23 +852,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
         # 1. Check inputs
         num_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         if not isinstance(num_images, Integral) or num_images < 2:
-            raise ValueError(f"`num_images` must be an integer from 2 on, got {num_images!r}.")
+            raise ValueError(f"`num_images` must be an integer of at least 2, got {num_images!r}.")
         if len(seeds) != 2:
-            raise ValueError(f"`seeds` must be the seeds of the first and of the last image, got {seeds!r}.")
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
-        self.check_inputs(
-            class_labels,
-            num_images,
-            num_steps,
-            1.0,
-            (0.0, 1.0),
-            generators,
-            None,
-            None,
-            1.0,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-        )
+            raise ValueError(f"`seeds` must contain the seeds of the first and the last image, got {seeds!r}.")
+        self.check_inputs(class_labels, num_images, num_steps, output_type, callback_on_step_end_tensor_inputs)
         self._guidance_scale = 1.0
         device = self._execution_device
         weights = torch.linspace(0, 1, num_images, device=device).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
@@ -884,13 +865,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if class_labels is not None:
             label_ids = self.get_label_ids(class_labels)
             if len(label_ids) > 2:
-                raise ValueError(f"`class_labels` must be one label or two labels, got {len(label_ids)}.")
-            # Two equal labels need only one prediction.
+                raise ValueError(f"`class_labels` must contain one or two labels, got {len(label_ids)}.")
+            # Two equal labels require only one prediction.
             labels = [torch.full((num_images,), label_id, device=device) for label_id in dict.fromkeys(label_ids)]
 
         # 3. Timesteps and noise
         timesteps = self.set_timesteps(num_steps, device=device)
         shape = (1, *self._get_image_shape())
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
         def sample_noise() -> torch.Tensor:
             first, last = (randn_tensor(shape, generator=g, device=device, dtype=torch.float32) for g in generators)
@@ -898,18 +880,19 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
         sample = sample_noise() * self.scheduler.init_noise_sigma
         step_parameters = inspect.signature(self.scheduler.step).parameters
-        unused = torch.Generator(device)
-        initial_state = unused.get_state()
+        # A scheduler that samples noise itself changes the state of this generator.
+        unused_generator = torch.Generator(device)
+        initial_state = unused_generator.get_state()
 
         def step_kwargs() -> dict[str, Any]:
             if "variance_noise" in step_parameters:
                 return {"variance_noise": sample_noise()}
-            if not torch.equal(unused.get_state(), initial_state):
+            if not torch.equal(unused_generator.get_state(), initial_state):
                 raise ValueError(
                     f"{type(self.scheduler).__name__} adds noise that cannot be interpolated. Use a deterministic"
-                    " scheduler, such as DDIMScheduler, or a DPMSolverMultistepScheduler."
+                    " scheduler, such as DDIMScheduler, or use DPMSolverMultistepScheduler."
                 )
-            return {"generator": unused} if "generator" in step_parameters else {}
+            return {"generator": unused_generator} if "generator" in step_parameters else {}
 
         # 4. Denoising loop
         def predict(model_input: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
@@ -933,17 +916,17 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self, class_labels: Any = None, *, tensor_name: str = "model_input", **kwargs: Any
     ) -> list[list[PIL.Image.Image]]:
         r"""
-        Generates images and returns how they form, from noise to the final images.
+        Generates images and returns the intermediate images of every step.
 
         Args:
             class_labels (*optional*): See [`~FashionMNISTPipeline.__call__`].
             tensor_name (`str`, defaults to `"model_input"`):
-                What the frames show: `"model_input"`, the noisy images before each step, or `"pred_original_sample"`,
-                the clean images that the model predicts at each step.
+                Tensor that the frames show: `"model_input"`, the noisy images before each step, or
+                `"pred_original_sample"`, the predicted x0 of each step.
             kwargs: Other arguments of [`~FashionMNISTPipeline.__call__`], such as `generator`.
 
         Returns:
-            `list[list[PIL.Image.Image]]`: One list of images for each step, followed by the final images.
+            `list[list[PIL.Image.Image]]`: The images of each step, followed by the final images.
 
         Raises:
             `ValueError`: If an argument is out of range.
@@ -961,15 +944,17 @@ class FashionMNISTPipeline(DiffusionPipeline):
         """
         if tensor_name not in ("model_input", "pred_original_sample"):
             raise ValueError(f"`tensor_name` must be 'model_input' or 'pred_original_sample', got {tensor_name!r}.")
-        self._check_output_type("pil")
         frames = []
 
-        def keep_frame(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> dict:
-            array = (tensors[tensor_name] / 2 + 0.5).clamp(0, 1).permute(0, 2, 3, 1).cpu().numpy()
-            frames.append(self.numpy_to_pil(array))
-            return {}
+        def save_frame(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> None:
+            frames.append(self.image_processor.postprocess(tensors[tensor_name], "pil"))
 
-        output: Any = self(
-            class_labels, callback_on_step_end=keep_frame, callback_on_step_end_tensor_inputs=[tensor_name], **kwargs
+        (images,) = self(
+            class_labels,
+            output_type="pil",
+            return_dict=False,
+            callback_on_step_end=save_frame,
+            callback_on_step_end_tensor_inputs=[tensor_name],
+            **kwargs,
         )
-        return [*frames, output.images]
+        return [*frames, images]

@@ -3,8 +3,8 @@
     python tests/benchmarks/ablation.py
 
 All rows use the same images, number of steps and initial noise. Changes of the architecture also change the initial
-weights; the row "another seed" shows how much of the difference is random. Results in `--output-dir` are not computed
-again. Several processes can compute different `--rows`; compute the row with guidance after the baseline, whose
+weights; the row "another seed" shows how much of the difference is random. Existing results in `--output-dir` are
+reused. Several processes can compute different `--rows`; compute the row with guidance after the baseline, whose
 checkpoint it uses.
 """
 
@@ -24,7 +24,7 @@ from fmnist_diffusion.sampling import Samples, SamplingConfig, generate
 
 ROOT = Path(__file__).resolve().parents[2]
 BATCH_SIZE = 32
-# The recipe runs on any machine in float32, and its EMA is shorter because there are fewer steps.
+# All machines support float32. The decay of the EMA is lower because there are fewer steps.
 RECIPE = {
     "config": ROOT / "training" / "configs" / "base.yaml",
     "model.block_out_channels": [16, 32, 64, 128],
@@ -49,7 +49,7 @@ ROWS = {
     "attention at the bottleneck only": {"model.attention_levels": [3]},
     "sample prediction": {"scheduler.prediction_type": "sample"},
     "linear schedule": {"scheduler.beta_schedule": "linear"},
-    # These timesteps of the linear schedule have the noise levels of the recipe.
+    # With these timesteps, the linear schedule has the noise levels of the baseline.
     "linear schedule, noise levels of the baseline": {
         "scheduler.beta_schedule": "linear",
         "objective.logit_mean": -1.55,
@@ -75,7 +75,7 @@ ROWS = {
 GUIDANCE_ROW = "guidance scale 1.5 in the middle of sampling"
 SAMPLING = SamplingConfig(num_inference_steps=20)
 GUIDED_SAMPLING = SamplingConfig(num_inference_steps=14, guidance_scale=1.5, guidance_interval=(0.3, 0.7))
-# All rows use the same timestep spacing, whatever their noise schedule is.
+# All rows use the same timestep spacing, regardless of their noise schedule.
 TIMESTEP_POWER = 1.5
 
 
@@ -84,7 +84,7 @@ def get_slug(row: str) -> str:
 
 
 def train(row: str, options: argparse.Namespace) -> Path:
-    """Returns the folder of the pipeline of a row, which is trained unless it exists."""
+    """Trains the pipeline of a row unless it exists, and returns its folder."""
     folder = options.output_dir / f"{get_slug(row)}-{options.num_images}"
     if not (folder / "pipeline" / "model_index.json").is_file():
         shutil.rmtree(folder, ignore_errors=True)
@@ -96,7 +96,7 @@ def train(row: str, options: argparse.Namespace) -> Path:
 
 
 def evaluate(row: str, options: argparse.Namespace) -> dict[str, float]:
-    """Returns the metrics of a row, which are computed unless they are saved in the output folder."""
+    """Computes the metrics of a row unless they are saved in the output folder, and returns them."""
     trained_row, sampling = (BASELINE, GUIDED_SAMPLING) if row == GUIDANCE_ROW else (row, SAMPLING)
     path = options.output_dir / f"{get_slug(row)}-{options.num_images}-{options.num_samples}.json"
     if not path.is_file():
@@ -131,7 +131,11 @@ def main() -> None:
         help="device for sampling and evaluation (default: cuda if available, else cpu)",
     )
     parser.add_argument(
-        "-o", "--output-dir", type=Path, default=Path("output/ablation"), help="(default: %(default)s)"
+        "-o",
+        "--output-dir",
+        type=Path,
+        default=Path("output/ablation"),
+        help="folder for pipelines and results (default: %(default)s)",
     )
     options = parser.parse_args()
     if options.num_samples > InceptionFeatures.num_features and find_inception() is None:

@@ -1,6 +1,8 @@
-"""Measures the speed of InceptionFeatures and of plain float32 TorchScript on this machine.
+"""Measures the speed of InceptionFeatures and of plain float32 TorchScript on this machine:
 
-python tests/benchmarks/inception.py
+    python tests/benchmarks/inception.py
+
+Both networks process the same batches, one after the other.
 """
 
 import argparse

@@ -2,8 +2,7 @@
 
     python tests/benchmarks/load.py --clients 50 --seconds 120
 
-Every client generates one image after another in five steps. A client that the full queue rejects tries again after a
-second.
+Each client repeatedly generates one image with five steps. If the queue is full, it tries again after a second.
 """
 
 import argparse
@@ -42,12 +41,12 @@ def start_server() -> tuple[subprocess.Popen, str]:
 
 
 class Clients:
-    """Statistics that are shared by the threads of all clients."""
+    """Simulated clients, which run in threads and share their statistics."""
 
     def __init__(self, url: str):
         self.url = url
         self.durations: list[float] = []
-        self.answers: Counter[str] = Counter()
+        self.responses: Counter[str] = Counter()
         self.lock, self.stopped = threading.Lock(), threading.Event()
 
     def run(self, seed: int) -> None:
@@ -59,18 +58,18 @@ class Clients:
             start = time.perf_counter()
             try:
                 client.predict(*arguments, api_name="/generate")
-                answer = "image"
+                response = "image"
             except QueueError:
-                answer = "queue is full"
+                response = "queue is full"
             except Exception as error:  # Thread boundary: every other error of the server is counted and reported.
-                answer = f"error {error!r}"
+                response = f"error {error!r}"
             with self.lock:
                 if self.stopped.is_set():
                     return
-                self.answers[answer] += 1
-                if answer == "image":
+                self.responses[response] += 1
+                if response == "image":
                     self.durations.append(time.perf_counter() - start)
-            if answer != "image":
+            if response != "image":
                 self.stopped.wait(1.0)
 
 
@@ -88,16 +87,16 @@ def main() -> None:
         for i in range(1, NUM_REPORTS + 1):
             time.sleep(options.seconds / NUM_REPORTS)
             memory = process.memory_info().rss / 2**20
-            elapsed, count = i * options.seconds / NUM_REPORTS, sum(clients.answers.values())
-            print(f"after {elapsed:4.0f} s: {memory:6.0f} MiB, {count} answers")
+            elapsed, count = i * options.seconds / NUM_REPORTS, sum(clients.responses.values())
+            print(f"after {elapsed:4.0f} s: {memory:6.0f} MiB, {count} responses")
         clients.stopped.set()
         for thread in threads:
             thread.join()
     finally:
         server.terminate()
         server.wait()
-    for answer, count in clients.answers.most_common():
-        print(f"{count:6} {answer}")
+    for response, count in clients.responses.most_common():
+        print(f"{count:6} {response}")
     if clients.durations:
         p50, p95 = np.percentile(clients.durations, [50, 95])
         rate = len(clients.durations) / options.seconds

@@ -5,7 +5,7 @@ FID if there are more than 2,048 samples and the Inception network is in the cac
 
 All rows use the same initial noise and class labels. With `--weak`, guidance uses an earlier checkpoint of the same
 model in place of the unconditional prediction (autoguidance, arXiv 2406.02070, equation 3). Heun uses the noise levels
-of arXiv 2206.00364 (table 1) up to sigma 80, because a cosine schedule has almost infinite noise levels.
+of arXiv 2206.00364 (table 1) up to sigma 80, because the noise levels of a cosine schedule are almost unbounded.
 """
 
 import argparse
@@ -18,7 +18,7 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.evaluation import FastMetrics
-from fmnist_diffusion.sampling import SCHEDULERS, Samples, SamplingConfig, generate, get_scheduler_class
+from fmnist_diffusion.sampling import SCHEDULERS, Samples, SamplingConfig, generate, make_scheduler
 
 
 HEUN_SIGMA_MAX = 80
@@ -42,19 +42,18 @@ class Benchmark:
         self.pipe.unet.forward = self.forward if scale == 1 else forward
 
     def make_pipeline(self, name: str) -> FashionMNISTPipeline:
-        config = self.pipe.scheduler.config
-        scheduler_class, scheduler_options = get_scheduler_class(name)
+        config = dict(self.pipe.scheduler.config)
         if name == "heun":
             noise_schedule = DDPMScheduler.from_config(config)
             sigmas = (1 / noise_schedule.alphas_cumprod - 1).sqrt()
             num_timesteps = int((sigmas <= HEUN_SIGMA_MAX).sum())
-            scheduler_options |= {
+            config |= {
                 "num_train_timesteps": num_timesteps,
                 "trained_betas": noise_schedule.betas[:num_timesteps].tolist(),
                 "use_karras_sigmas": True,
                 "clip_sample": True,
             }
-        scheduler = scheduler_class.from_config(config, **scheduler_options)
+        scheduler = make_scheduler(name, config)
         power = self.timestep_power if name == "sde-dpmsolver++" else None
         pipe = FashionMNISTPipeline(self.pipe.unet, scheduler, timestep_power=power)
         pipe.set_progress_bar_config(disable=True)

@@ -5,8 +5,8 @@ parameters and the same batch size and precision.
     python tests/benchmarks/throughput.py
 
 The two packages depend on torchvision, which their models do not use and which PyPI only has with CUDA. Each model
-runs in its own process, so that its peak memory can be measured. The models take turns, so that other load on the
-machine affects all of them.
+runs in its own process, so that its peak memory can be measured. The models take turns, so that other processes on the
+machine slow all of them down equally.
 """
 
 import argparse
@@ -48,7 +48,7 @@ def make_unet2d() -> tuple[torch.nn.Module, Forward]:
 
 
 def mock_unused_packages() -> None:
-    """Makes packages importable that the other projects import, but that their U-Nets do not use."""
+    """Mocks packages that the other projects import, but that their U-Nets do not use."""
     sys.modules.update({name: MagicMock() for name in ("torchvision", "ema_pytorch", "pytorch_fid")})
 
 

@@ -13,7 +13,7 @@ from fmnist_diffusion.commands import demo, main
 
 @pytest.fixture
 def app(tmp_path, monkeypatch):
-    """Replaces the demo by a short program."""
+    """Replaces the demo with a short program."""
 
     def write_app(source: str) -> Path:
         (tmp_path / "app.py").write_text(source)
@@ -42,7 +42,7 @@ def test_returns_the_exit_code_of_the_demo(app, source, exit_code):
     assert exit_info.value.code == exit_code
 
 
-def test_missing_gradio(get_error, monkeypatch):
+def test_missing_gradio_is_an_error(get_error, monkeypatch):
     monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
     assert get_error("demo") == "The demo requires gradio: install it with `pip install 'fmnist-diffusion[space]'`."
 
@@ -71,6 +71,8 @@ time.sleep(60)
         env={**os.environ, "PYTHONPATH": str(Path(fmnist_diffusion.__file__).parents[1])},
         stderr=subprocess.PIPE,
         text=True,
+        # A shell in the background ignores SIGINT, and child processes inherit this.
+        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
     )
     while not started.exists():
         assert process.poll() is None

@@ -47,7 +47,7 @@ def images(tmp_path) -> Path:
     return path
 
 
-def test_default_options(calls, pipeline):
+def test_default_options_reach_the_evaluation(calls, pipeline):
     main(["evaluate", pipeline, "--fast"])
     ((pipe, folder, kwargs),) = calls
     assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
@@ -95,7 +95,7 @@ def test_options_reach_the_evaluation(calls, pipeline, tmp_path):
     }
 
 
-def test_numbers_are_rounded(calls, pipeline, capsys):
+def test_printed_metrics_are_rounded(calls, pipeline, capsys):
     main(["evaluate", pipeline, "--fast"])
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     folder = f"evaluation/{Path(pipeline).parent.name}-pipeline"
@@ -114,7 +114,7 @@ def test_fid_of_real_images_is_printed(calls, pipeline, tmp_path, capsys):
     assert "the FID of the 10,000 real test images is 1.49\n" in capsys.readouterr().out
 
 
-def test_images_of_a_file(calls, images):
+def test_images_of_a_file_are_evaluated(calls, images):
     main(["evaluate", str(images), "--fast", "-n", "260", "--device", "cpu"])
     ((samples, folder, kwargs),) = calls
     assert len(samples) == 260
@@ -148,7 +148,7 @@ def test_default_folder_contains_the_name_of_the_run(calls, pipeline, tmp_path):
     assert kwargs["name"] == "best"
 
 
-def test_interrupted_evaluation_can_be_continued(calls, pipeline, monkeypatch, capsys):
+def test_interrupted_evaluation_says_how_to_continue(calls, pipeline, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -159,7 +159,7 @@ def test_interrupted_evaluation_can_be_continued(calls, pipeline, monkeypatch, c
     assert capsys.readouterr().err == "fmnist-diffusion: interrupted; run the same command again to continue\n"
 
 
-def test_download_inception(monkeypatch, capsys):
+def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "download_inception", lambda: Path("cache/inception.pt"))
     main(["evaluate", "--download-inception"])
     assert capsys.readouterr().out == "Downloaded the Inception network to cache/inception.pt\n"
@@ -174,14 +174,14 @@ def test_download_inception(monkeypatch, capsys):
             "--fast and --inception-weights must not be passed together.",
         ),
         (["nowhere", "--fast"], "Could not find a pipeline at 'nowhere'"),
-        (["base", "--fast", "--seeds", "0 1"], "--seeds must be integers that are separated by commas, got '0 1'."),
+        (["base", "--fast", "--seeds", "0 1"], "--seeds must be comma-separated integers, got '0 1'."),
     ],
 )
-def test_invalid_options(get_error, args, message):
+def test_invalid_options_are_errors(get_error, args, message):
     assert get_error("evaluate", *args).startswith(message)
 
 
-def test_missing_inception_network(get_error, pipeline, monkeypatch):
+def test_missing_inception_network_is_an_error(get_error, pipeline, monkeypatch):
     monkeypatch.setattr(evaluation, "find_inception", lambda weights: None)
     assert get_error("evaluate", pipeline) == (
         "FID requires the Inception network. Run `fmnist-diffusion evaluate --download-inception` once, or pass --fast"
@@ -189,7 +189,7 @@ def test_missing_inception_network(get_error, pipeline, monkeypatch):
     )
 
 
-def test_missing_packages(get_error, monkeypatch):
+def test_missing_packages_are_an_error(get_error, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert get_error("evaluate", "base", "--fast") == (
         "evaluate requires transformers: install it with `pip install 'fmnist-diffusion[eval]'`."
@@ -197,7 +197,7 @@ def test_missing_packages(get_error, monkeypatch):
 
 
 @pytest.mark.slow
-def test_evaluates_a_file_of_images(images, fashion_mnist_folder, tmp_path, capsys):
+def test_evaluation_of_a_file_writes_metrics_and_report(images, fashion_mnist_folder, tmp_path, capsys):
     folder = tmp_path / "out"
     main(["evaluate", str(images), "--fast", "--train-data-dir", str(fashion_mnist_folder), "-o", str(folder)])
     assert json.loads((folder / "metrics.json").read_text())["num_samples"] == 300

@@ -9,7 +9,7 @@ from fmnist_diffusion.commands import main
 from saved_pipelines import METRICS
 
 
-def test_json(pipeline, capsys):
+def test_json_output_describes_the_pipeline(pipeline, capsys):
     main(["info", pipeline, "--json"])
     pipe = load_pipeline(pipeline)
     weights = Path(pipeline, "unet", "diffusion_pytorch_model.safetensors")
@@ -47,7 +47,7 @@ def test_default_options_are_left_out(tmp_path, capsys):
     assert facts["labels"] is facts["timestep_power"] is None
 
 
-def test_text(pipeline, tmp_path, capsys):
+def test_text_output_lists_settings_and_metrics(pipeline, tmp_path, capsys):
     folder = shutil.copytree(pipeline, tmp_path / "pipeline")
     (folder / "metrics.json").write_text(json.dumps(METRICS | {"metrics": {"kid_train": -1.3992786e-05}}))
     main(["info", str(folder)])
@@ -63,6 +63,6 @@ def test_text(pipeline, tmp_path, capsys):
     assert any("Ankle boot" in line for line in lines)
 
 
-def test_missing_folder(get_error, tmp_path):
+def test_folder_without_a_pipeline_is_an_error(get_error, tmp_path):
     assert get_error("info", "nowhere").startswith("Could not find the folder nowhere")
     assert "model_index.json" in get_error("info", tmp_path)

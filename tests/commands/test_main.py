@@ -59,7 +59,7 @@ def test_help_texts_are_short_phrases(command, capsys):
         assert param.help[0].islower() or param.help.startswith("Inception")
 
 
-def test_version(capsys):
+def test_version_is_printed(capsys):
     main(["--version"])
     assert capsys.readouterr().out == f"fmnist-diffusion {fmnist_diffusion.__version__}\n"
 
@@ -73,7 +73,7 @@ def test_version(capsys):
         (["sample", "base", "spec"], "Got unexpected extra argument(s) (spec)"),
     ],
 )
-def test_usage_errors(get_error, args, message):
+def test_usage_errors_are_explained(get_error, args, message):
     assert get_error(*args).startswith(message)
 
 
@@ -104,7 +104,7 @@ def test_errors_of_the_program_keep_their_traceback(monkeypatch, tmp_path):
         main(["sample"])
 
 
-def test_ctrl_c(monkeypatch, capsys):
+def test_ctrl_c_exits_with_code_130(monkeypatch, capsys):
     def load_pipeline(*args, **kwargs):
         raise KeyboardInterrupt
 

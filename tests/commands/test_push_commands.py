@@ -6,11 +6,11 @@ from pathlib import Path
 import pytest
 
 import fmnist_diffusion
+from fake_hub import Fault, Repository
 from fmnist_diffusion.commands import main
-from hub_stand_in import Fault, Repository
 
 
-def test_push(hub, pipeline, capsys):
+def test_push_uploads_the_pipeline(hub, pipeline, capsys):
     main(["push", pipeline, "--repo-id", "someone/tiny", "--tag", "v1.0", "--private", "--license", "cc0-1.0"])
     assert capsys.readouterr().out == f"Uploaded the pipeline to {hub.endpoint}/someone/tiny\n"
     repository = hub.repositories["someone/tiny"]
@@ -19,7 +19,7 @@ def test_push(hub, pipeline, capsys):
     assert b"license: cc0-1.0" in repository.files["README.md"]
 
 
-def test_push_space(hub, capsys):
+def test_push_space_uploads_the_demo(hub, capsys):
     hub.repositories["someone/tiny"] = Repository()
     hub.repositories["someone/tiny"].commit({"model_index.json": b"{}"})
     main(["push-space", "--repo-id", "demo", "--model", "someone/tiny"])
@@ -35,7 +35,7 @@ def test_push_space(hub, capsys):
         (["push-space", "--repo-id", "demo"], "Missing option '--model'"),
     ],
 )
-def test_invalid_options(hub, get_error, args, message):
+def test_invalid_options_make_no_requests(hub, get_error, args, message):
     assert get_error(*args).startswith(message)
     assert hub.requests == []
 

@@ -25,7 +25,7 @@ def sample(pipeline, tmp_path):
     return sample
 
 
-def test_images_and_grid(sample, tmp_path, capsys):
+def test_images_and_grid_are_saved(sample, tmp_path, capsys):
     images = sample("-n", "5", "--class-labels", "Ankle boot, T-SHIRT/TOP", "--class-labels", "3", "--batch-size", "2")
     grid = images.pop("grid.png")
     assert list(images) == [
@@ -49,7 +49,7 @@ def test_labels_and_path_are_not_confused(get_error):
     )
 
 
-def test_file_names_of_labels_in_any_script():
+def test_file_names_keep_the_letters_of_any_script():
     names = ["Ботинок / сапог", "जूता", "靴", "Ä\u0308rmel", "👟", "a/../b", "T_shirt", "x" * 300]
     labels = [get_file_label(names, i) for i in range(len(names))]
     assert labels == ["ботинок-сапог", "जूता", "靴", "ä\u0308rmel", "4", "a-b", "t-shirt", "x" * 40]
@@ -133,9 +133,9 @@ class TestOutputDir:
         )
         assert (tmp_path / "grid.png").read_text() == "mine"
 
-    def test_folder_that_cannot_be_created(self, pipeline, get_error):
+    def test_folder_that_cannot_be_created_is_an_error(self, pipeline, get_error):
         assert get_error("sample", pipeline, "--output-dir", f"{__file__}/out").startswith(
-            "--output-dir must be a folder that can be written to, got"
+            "--output-dir must be a writable folder, got"
         )
 
 
@@ -157,16 +157,16 @@ class TestOutputDir:
         ),
         (["--class-labels", "1", "--guidance-interval", "1", "0"], "--guidance-interval must be"),
         (["--class-labels", "1", "--guidance-scale", "nan"], "--guidance-scale must be"),
-        (["--device", "abacus"], "--device must be auto or a device of this machine, got 'abacus'."),
+        (["--device", "abacus"], "--device must be auto or an available torch device, got 'abacus'."),
         (["--device", "meta"], "--device must be"),
         (["--device", "hpu"], "--device must be"),
         (["--device", "cpu", "--dtype", "float16"], "--dtype must be float32 or bfloat16 on a CPU"),
         (["--dtype", "float8"], "Invalid value for '--dtype'"),
     ],
 )
-def test_invalid_options(pipeline, get_error, args, message):
+def test_invalid_options_are_errors(pipeline, get_error, args, message):
     assert get_error("sample", pipeline, *args).startswith(message)
 
 
-def test_folder_without_a_pipeline(get_error, tmp_path):
+def test_folder_without_a_pipeline_is_an_error(get_error, tmp_path):
     assert "model_index.json" in get_error("sample", tmp_path)

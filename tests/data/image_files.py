@@ -8,7 +8,7 @@ from fmnist_diffusion.data import FASHION_MNIST_LABELS, DataError, load_images, 
 
 
 def save_image_folder(folder, images, labels, label_names=FASHION_MNIST_LABELS):
-    """Write images of shape (num_images, channels, height, width) to one subfolder per class."""
+    """Writes images of shape (num_images, channels, height, width) to one subfolder per class."""
     for index, (image, label) in enumerate(zip(to_pil(images), labels, strict=True)):
         path = folder / label_names[label].replace("/", "-") / f"{index:04}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
@@ -26,7 +26,7 @@ def save_image(path, pixels):
 
 
 def get_error(path, **kwargs):
-    """Return the message of the DataError that loading raises. It must name the path and be complete sentences."""
+    """Returns the message of the DataError that loading raises. It must be one line of sentences with the path."""
     with pytest.raises(DataError) as error:
         load_images(train_data_dir=str(path), **kwargs)
     message = str(error.value)

@@ -18,7 +18,7 @@ def test_decoding_respects_a_selection(fashion_mnist_folder, fashion_mnist):
 
 
 @pytest.mark.parametrize(("resolution", "channels"), [(28, 3), (32, 1), (14, 3), ((20, 40), 1)])
-def test_resolution_and_channels(fashion_mnist_folder, fashion_mnist, resolution, channels):
+def test_images_are_converted_to_resolution_and_channels(fashion_mnist_folder, fashion_mnist, resolution, channels):
     tensors = load_images(
         train_data_dir=str(fashion_mnist_folder), resolution=resolution, channels=channels, max_samples=8
     )

@@ -1,5 +1,4 @@
 import gzip
-import os
 import shutil
 
 import datasets
@@ -8,7 +7,7 @@ import pytest
 import torch
 from image_files import get_error
 
-from fmnist_diffusion.data import DEBIAN_FOLDER, FASHION_MNIST_LABELS, load_images, load_split
+from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images, load_split
 
 
 IMAGES = "train-images-idx3-ubyte"
@@ -129,18 +128,9 @@ def test_unknown_split_is_an_error(idx_folder):
     assert message.endswith("Choose one of: train, test.")
 
 
-@pytest.mark.full_data
-@pytest.mark.skipif(
-    os.environ.get("FMNIST_DIFFUSION_FULL_DATA") is None, reason="FMNIST_DIFFUSION_FULL_DATA=1 enables this test"
-)
-def test_complete_dataset():
-    if not DEBIAN_FOLDER.is_dir():
-        pytest.fail(
-            f"FMNIST_DIFFUSION_FULL_DATA is set, but {DEBIAN_FOLDER} does not exist. Install the Debian package"
-            " dataset-fashion-mnist."
-        )
-    train = load_images(train_data_dir=str(DEBIAN_FOLDER))
-    test = load_images(split="test", train_data_dir=str(DEBIAN_FOLDER))
+def test_complete_dataset_has_the_expected_images(complete_fashion_mnist_folder):
+    train = load_images(train_data_dir=str(complete_fashion_mnist_folder))
+    test = load_images(split="test", train_data_dir=str(complete_fashion_mnist_folder))
     assert train.images.shape == (60_000, 1, 28, 28)
     assert test.images.shape == (10_000, 1, 28, 28)
     assert train.labels.bincount().tolist() == [6_000] * 10

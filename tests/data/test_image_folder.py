@@ -18,7 +18,7 @@ def test_subfolders_are_classes(tmp_path, fashion_mnist):
         assert names[label] == FASHION_MNIST_LABELS[expected[image.numpy().tobytes()]].replace("/", "-")
 
 
-def test_rgb_images_in_train_and_test_folders(tmp_path, fashion_mnist):
+def test_train_and_test_folders_are_splits_of_rgb_images(tmp_path, fashion_mnist):
     images = torch.cat([fashion_mnist.images[:8], torch.zeros(8, 2, 28, 28, dtype=torch.uint8)], dim=1)
     save_image_folder(tmp_path / "train", images, [0, 1] * 4, label_names=("red", "scarlet"))
     save_image_folder(tmp_path / "test", images[:2], [1, 1], label_names=("red", "scarlet"))

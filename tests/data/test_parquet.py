@@ -5,7 +5,7 @@ from image_files import get_error, write_parquet
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images
 
 
-def test_one_file_and_a_folder_of_files(tmp_path, fashion_mnist):
+def test_file_and_folder_give_the_same_images(tmp_path, fashion_mnist):
     images, labels = fashion_mnist.images[:16], fashion_mnist.labels[:16]
     features = {"label": datasets.ClassLabel(names=list(FASHION_MNIST_LABELS))}
     path = write_parquet(tmp_path / "train-00000.parquet", images, features, label=labels.tolist())

@@ -36,7 +36,7 @@ def test_labels_may_include_the_null_label(path, fashion_mnist):
     assert torch.equal(load_images(train_data_dir=str(path)).labels, labels)
 
 
-def test_tensors_without_labels(path, fashion_mnist):
+def test_tensors_may_have_no_labels(path, fashion_mnist):
     save_tensors(ImageTensors(fashion_mnist.images[:4]), path)
     tensors = load_images(train_data_dir=str(path))
     assert tensors.labels is None

@@ -1,22 +1,22 @@
-import os
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 import torch
 
-from fmnist_diffusion.data import DEBIAN_FOLDER, ImageTensors, load_images
+from fmnist_diffusion.data import ImageTensors, load_images
 from fmnist_diffusion.evaluation import Classifier, InceptionFeatures, find_inception
+from optional_resources import skip_or_fail
 
 
 @pytest.fixture(scope="session")
-def weights_of_user() -> Path | None:
+def user_weights() -> Path | None:
     """The Inception network in the user's cache, which the tests do not write to."""
     return find_inception()
 
 
 @pytest.fixture(autouse=True, scope="module")
-def module_cache(weights_of_user: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
+def module_cache(user_weights: Path | None, tmp_path_factory: pytest.TempPathFactory) -> Iterator[None]:
     """A temporary cache folder that the tests of a module share."""
     with pytest.MonkeyPatch.context() as monkeypatch:
         monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path_factory.mktemp("cache")))
@@ -31,12 +31,10 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 
 @pytest.fixture(scope="session")
-def inception_weights(weights_of_user: Path | None) -> Path:
-    if weights_of_user is None:
-        if os.environ.get("FMNIST_DIFFUSION_FULL_DATA"):
-            pytest.fail("FMNIST_DIFFUSION_FULL_DATA is set, but the Inception network is missing")
-        pytest.skip("needs the Inception network: run `make inception`")
-    return weights_of_user
+def inception_weights(user_weights: Path | None) -> Path:
+    if user_weights is None:
+        skip_or_fail("the Inception network", "make inception")
+    return user_weights
 
 
 @pytest.fixture(scope="session")
@@ -50,13 +48,9 @@ def classifier() -> Classifier:
 
 
 @pytest.fixture(scope="session")
-def real_test() -> ImageTensors:
+def real_test(complete_fashion_mnist_folder: Path) -> ImageTensors:
     """All 10,000 test images."""
-    if not DEBIAN_FOLDER.is_dir():
-        if os.environ.get("FMNIST_DIFFUSION_FULL_DATA"):
-            pytest.fail(f"FMNIST_DIFFUSION_FULL_DATA is set, but {DEBIAN_FOLDER} is missing")
-        pytest.skip("needs all of Fashion-MNIST: install the Debian package dataset-fashion-mnist")
-    return load_images(split="test", train_data_dir=str(DEBIAN_FOLDER))
+    return load_images(split="test", train_data_dir=str(complete_fashion_mnist_folder))
 
 
 @pytest.fixture(scope="session")

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors import safe_open
 
-from fmnist_diffusion.data import DEBIAN_FOLDER, load_images
+from fmnist_diffusion.data import load_images
 from fmnist_diffusion.evaluation import Classifier
 from fmnist_diffusion.evaluation.bundled_statistics import (
     SPLITS,
@@ -63,9 +63,8 @@ def test_fid_of_the_test_images_follows_from_the_bundled_moments():
     assert float(distance) == pytest.approx(load_real_metrics()["inception"]["test"]["frechet_distance"], rel=1e-3)
 
 
-@pytest.mark.usefixtures("real_test")
-def test_training_images_have_the_expected_hash():
-    assert images_hash(load_images(split="train", train_data_dir=str(DEBIAN_FOLDER)).images) == TRAIN_SHA256
+def test_training_images_have_the_expected_hash(complete_fashion_mnist_folder: Path):
+    assert images_hash(load_images(train_data_dir=str(complete_fashion_mnist_folder)).images) == TRAIN_SHA256
 
 
 def test_bundled_test_distances_are_positive():

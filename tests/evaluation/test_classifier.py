@@ -26,7 +26,7 @@ def test_features_are_float32_within_autocast(classifier: Classifier):
 
 
 @pytest.mark.slow
-def test_accuracy_on_the_test_images(classifier: Classifier, real_test: ImageTensors, test_features: torch.Tensor):
+def test_accuracy_is_at_least_94_percent(classifier: Classifier, real_test: ImageTensors, test_features: torch.Tensor):
     accuracy = float((classifier.classify(test_features) == real_test.labels).float().mean())
     assert accuracy == pytest.approx(load_real_metrics()["classifier_accuracy"]["test"], abs=5e-4)
     assert accuracy >= 0.94

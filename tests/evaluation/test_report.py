@@ -42,7 +42,7 @@ def test_metric_rows_contain_scaled_means_and_test_values():
     assert "Precision" not in rows
 
 
-def test_report_is_drawn_with_and_without_labels(tmp_path: Path):
+def test_report_is_saved_with_and_without_labels(tmp_path: Path):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (30, 1, 28, 28), dtype=torch.uint8, generator=generator)
     memorization = Memorization(torch.rand(30, generator=generator), torch.arange(30), torch.rand(50))

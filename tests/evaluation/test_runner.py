@@ -52,7 +52,7 @@ def read_results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_results_of_a_pipeline(run_folder: Path):
+def test_results_of_a_pipeline_are_complete(run_folder: Path):
     results = read_results(run_folder)
     metrics = results["metrics"]
     assert metrics["evaluations_per_image"] == 2
@@ -149,7 +149,7 @@ class FakeInception:
 
 @pytest.mark.slow
 @pytest.mark.parametrize("existing", [True, False])
-def test_metrics_with_an_inception_network(
+def test_inception_network_adds_its_metrics(
     existing: bool, evaluate, fashion_mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     monkeypatch.setattr(
@@ -179,7 +179,9 @@ def test_metrics_with_an_inception_network(
 
 
 def test_fid_needs_the_original_training_images(fashion_mnist_folder: Path):
-    with pytest.raises(ValueError, match=r"FID needs the 60,000 training images .* Pass another `train_data_dir`\."):
+    with pytest.raises(
+        ValueError, match=r"FID requires the 60,000 training images .* Pass another `train_data_dir`\."
+    ):
         Evaluator(cast(InceptionFeatures, FakeInception()), train_data_dir=str(fashion_mnist_folder))
 
 

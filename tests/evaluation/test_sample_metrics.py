@@ -9,7 +9,7 @@ from fmnist_diffusion.sampling import Samples
 
 
 @pytest.mark.slow
-def test_inception_metrics_of_random_features():
+def test_features_of_the_test_distribution_have_zero_kid():
     generator = torch.Generator().manual_seed(0)
     features = torch.rand(2100, 2048, generator=generator)
     metrics = inception_metrics(features, torch.rand(2100, 2048, generator=generator))
@@ -20,7 +20,7 @@ def test_inception_metrics_of_random_features():
 
 
 @pytest.mark.slow
-def test_classifier_metrics_of_real_images(
+def test_classifier_metrics_recognize_real_images(
     test_features: torch.Tensor, real_test: ImageTensors, classifier: Classifier
 ):
     labels = real_test.labels
@@ -35,7 +35,7 @@ def test_classifier_metrics_of_real_images(
 
 
 @pytest.mark.usefixtures("cache_folder")
-def test_fast_metrics_without_the_inception_network(monkeypatch: pytest.MonkeyPatch):
+def test_fast_metrics_need_no_inception_network(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv(WEIGHTS_VARIABLE, raising=False)
     images = torch.randint(0, 256, (300, 1, 28, 28), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     metrics = FastMetrics(10_000)(Samples(images, torch.arange(300) % 10))

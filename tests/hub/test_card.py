@@ -9,11 +9,11 @@ from diffusers import DDPMScheduler
 from huggingface_hub import ModelCard
 
 from config import SchedulerConfig, parse_config
+from fake_hub import find_card_errors
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.hub.card import SCHEDULE_OPTIONS, format_cell, get_schedule_options, make_model_card
 from fmnist_diffusion.hub.metadata import read_metrics, read_train_config
 from fmnist_diffusion.loading import PRETRAINED_DIR
-from hub_stand_in import card_problems
 from saved_pipelines import save_pipeline
 
 
@@ -33,7 +33,7 @@ def make_card(folder):
             list(images),
             license,
         )
-        assert card_problems(str(card), "model") == []
+        assert find_card_errors(str(card), "model") == []
         return ModelCard(str(card))
 
     return make_card
@@ -43,7 +43,7 @@ def get_python_blocks(card: ModelCard) -> list[str]:
     return re.findall(r"```python\n(.*?)```", card.text, re.DOTALL)
 
 
-def test_metadata(make_card):
+def test_metadata_describes_the_model_and_its_metrics(make_card):
     data = make_card(images=["samples.png"]).data
     assert data.license == "mit"
     assert data.library_name == "diffusers"
@@ -57,7 +57,7 @@ def test_metadata(make_card):
     assert results["fid"].dataset_type == "zalando-datasets/fashion_mnist"
 
 
-def test_text(make_card):
+def test_text_describes_usage_training_and_evaluation(make_card):
     text = make_card(images=["grid.png", "samples.png"]).text
     for part in (
         "generates grayscale images of 8x8 pixels in 10 classes",
@@ -79,12 +79,12 @@ def test_text(make_card):
     assert "{{" not in text and "{%" not in text
 
 
-def test_card_without_classes_settings_metrics_and_images(make_card, tmp_path):
+def test_card_says_which_information_is_missing(make_card, tmp_path):
     card = make_card(save_pipeline(tmp_path / "plain"))
     assert card.data.datasets is card.data.eval_results is card.data.get("widget") is None
     assert "The model has not been evaluated yet" in card.text
     assert "does not contain the training settings" in card.text
-    assert "No license is named for the weights" in card.text
+    assert "No license is specified for the weights" in card.text
     assert "guidance_scale" not in card.text and "<Gallery" not in card.text and "zalando" not in card.text
     assert "pipe().images" in card.text
 
@@ -118,12 +118,16 @@ def test_image_names_are_quoted(make_card):
 
 
 @pytest.mark.parametrize("license", [None, "cc-by-4.0"])
-def test_license_of_a_model_of_another_dataset(make_card, folder, license):
+def test_models_of_other_datasets_have_no_default_license(make_card, folder, license):
     (folder / "train_config.json").write_text(json.dumps({"data": {"dataset_name": "me/mine"}}))
     card = make_card(license=license)
     assert card.data.get("license") == license
     assert card.data.datasets == ["me/mine"]
-    expected = f"The weights are under the license `{license}`" if license else "No license is named for the weights"
+    expected = (
+        f"The weights are available under the license `{license}`"
+        if license
+        else "No license is specified for the weights"
+    )
     assert expected in card.text
     assert "fashion-mnist" not in card.data.tags
 
@@ -144,7 +148,7 @@ def test_local_training_images_are_not_named(make_card, folder, data):
 
 
 @pytest.mark.parametrize("name", ["base", "spec"])
-def test_card_of_a_bundled_checkpoint(make_card, name):
+def test_card_of_a_bundled_checkpoint_has_metrics(make_card, name):
     card = make_card(PRETRAINED_DIR / name)
     assert "FID (training images)" in card.text
 
@@ -161,12 +165,12 @@ class TestFineTuningCommand:
             {"num_train_timesteps": 500, "beta_end": 0.01, "timestep_spacing": "trailing"},
         ],
     )
-    def test_names_the_noise_schedule_of_training(self, tmp_path, options):
+    def test_command_contains_the_noise_schedule(self, tmp_path, options):
         pipe = load_pipeline(save_pipeline(tmp_path / "pipeline", DDPMScheduler(**options)))
         expected = [f"--scheduler.{name}={options[name]}" for name in SCHEDULE_OPTIONS if name in options]
         assert get_schedule_options(pipe) == expected
 
-    def test_does_not_depend_on_the_stored_sampler(self, folder, tmp_path):
+    def test_command_does_not_depend_on_the_stored_sampler(self, folder, tmp_path):
         pipe = load_pipeline(folder, scheduler="unipc")
         assert isinstance(pipe, FashionMNISTPipeline)
         assert get_schedule_options(pipe) == get_schedule_options(load_pipeline(folder))

@@ -39,7 +39,7 @@ class Action:
 
 @pytest.fixture(autouse=True)
 def delays(monkeypatch):
-    """Record the delays instead of waiting."""
+    """Records the delays instead of waiting."""
     delays = []
     monkeypatch.setattr(client.time, "sleep", delays.append)
     return delays
@@ -75,7 +75,7 @@ class TestCallHub:
         assert action.num_calls == 1
         assert delays == []
 
-    def test_last_attempt_raises(self):
+    def test_error_is_raised_after_the_last_attempt(self):
         action = Action(*[ConnectionError("reset")] * 3)
         with pytest.raises(HubError):
             call_hub(action, "me/model")
@@ -138,7 +138,7 @@ def test_user_name_is_added_to_a_short_repo_id(monkeypatch):
 
 class TestIsHubReachable:
     @pytest.mark.parametrize("status", [200, 404, 503])
-    def test_any_response_counts(self, monkeypatch, status):
+    def test_any_response_means_reachable(self, monkeypatch, status):
         class Handler(BaseHTTPRequestHandler):
             def do_HEAD(self):
                 self.send_response(status)
@@ -154,15 +154,15 @@ class TestIsHubReachable:
             assert is_hub_reachable()
             thread.join()
 
-    def test_refused_connection(self, monkeypatch):
+    def test_refused_connection_means_unreachable(self, monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
         assert not is_hub_reachable()
 
-    def test_offline_mode(self, monkeypatch):
+    def test_offline_mode_means_unreachable(self, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         assert not is_hub_reachable()
 
-    def test_request_that_hangs(self, monkeypatch):
+    def test_request_that_hangs_means_unreachable(self, monkeypatch):
         end = threading.Event()
         monkeypatch.setattr(client, "TIMEOUT", 0.01)
         monkeypatch.setattr(get_session(), "head", lambda *args, **kwargs: end.wait())

@@ -17,7 +17,7 @@ from fmnist_diffusion.hub.metadata import (
 from saved_pipelines import METRICS, TRAIN_CONFIG
 
 
-def test_reads_settings_and_metrics(folder):
+def test_settings_and_metrics_are_read(folder):
     assert read_train_config(folder / "train_config.json") == TRAIN_CONFIG
     assert read_metrics(folder / "metrics.json") == METRICS
 
@@ -57,7 +57,7 @@ def test_measured_metrics_use_the_mean_of_several_seeds():
     ]
 
 
-def test_flatten():
+def test_nested_settings_are_flattened():
     nested = {"seed": 7, "model": {"norm": {"groups": 8}, "levels": [1, 2]}}
     assert dict(flatten(nested)) == {"seed": 7, "model.norm.groups": 8, "model.levels": [1, 2]}
 
@@ -91,7 +91,7 @@ class TestDtypes:
         return save
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
-    def test_dtype_of_the_weights(self, save, tmp_path, dtype):
+    def test_dtype_of_the_weights_is_read(self, save, tmp_path, dtype):
         save(dtype, torch.int64)
         assert stored_dtype(tmp_path) == dtype
 

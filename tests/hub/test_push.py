@@ -8,12 +8,12 @@ import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from huggingface_hub import constants
 
+from fake_hub import Fault, Repository
 from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.hub.client import HubError
 from fmnist_diffusion.hub.push import make_repository, push_pipeline
 from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
-from hub_stand_in import Fault, Repository
 from saved_pipelines import save_pipeline
 
 
@@ -26,14 +26,14 @@ def read_files(folder: Path) -> dict[str, bytes]:
 
 
 class TestMakeRepository:
-    def test_contains_no_local_paths(self, folder, tmp_path):
+    def test_repository_contains_no_local_paths(self, folder, tmp_path):
         make_repository(folder, REPO_ID, tmp_path / "repository")
         for content in read_files(tmp_path / "repository").values():
             assert str(tmp_path).encode() not in content
             assert f"{Path.home()}/".encode() not in content
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
-    def test_keeps_the_weights_and_the_stored_sampler(self, folder, tmp_path, dtype):
+    def test_weights_and_sampler_are_kept(self, folder, tmp_path, dtype):
         load_pipeline(folder, scheduler="ddim", dtype=dtype).save_pretrained(tmp_path / "saved")
         make_repository(tmp_path / "saved", REPO_ID, tmp_path / "repository")
         before, after = read_files(tmp_path / "saved"), read_files(tmp_path / "repository")
@@ -54,13 +54,13 @@ class TestMakeRepository:
         assert not (tmp_path / "repository" / "metrics.json").exists()
         assert "not been evaluated" in (tmp_path / "repository" / "README.md").read_text()
 
-    def test_license(self, folder, tmp_path):
+    def test_license_is_written_to_the_card(self, folder, tmp_path):
         make_repository(folder, REPO_ID, tmp_path / "repository", license="cc0-1.0")
         assert "license: cc0-1.0" in (tmp_path / "repository" / "README.md").read_text()
 
 
 class TestPush:
-    def test_uploads_the_complete_repository(self, hub, folder):
+    def test_push_uploads_the_complete_repository(self, hub, folder):
         before = read_files(folder)
         assert push_pipeline(folder, REPO_ID) == f"{hub.endpoint}/{REPO_ID}"
         repository = hub.repositories[REPO_ID]
@@ -90,7 +90,7 @@ class TestPush:
         push_pipeline(folder, REPO_ID, tag="v1.0")
         assert hub.repositories[REPO_ID].commits == commits
 
-    def test_removes_files_of_an_earlier_upload(self, hub, folder):
+    def test_files_of_an_earlier_upload_are_removed(self, hub, folder):
         hub.repositories[REPO_ID] = repository = Repository()
         stale = {"unet/fmnist_diffusion.models.unet_fmnist.py", "scheduler/old.json", "images/old.png", "metrics.json"}
         repository.commit(dict.fromkeys((*stale, "notes.md"), b"old"))
@@ -99,11 +99,11 @@ class TestPush:
         assert not stale & set(repository.files)
         assert {"images/samples.png", "notes.md"} <= set(repository.files)
 
-    def test_user_name_is_added(self, hub, folder):
+    def test_user_name_is_added_to_the_repo_id(self, hub, folder):
         push_pipeline(folder, "tiny")
         assert b'from_pretrained("someone/tiny"' in hub.repositories[REPO_ID].files["README.md"]
 
-    def test_private(self, hub, folder):
+    def test_private_creates_a_private_repository(self, hub, folder):
         push_pipeline(folder, REPO_ID, private=True)
         assert hub.repositories[REPO_ID].private
 
@@ -114,7 +114,7 @@ class TestPush:
             push_pipeline(folder, REPO_ID, private=True)
         assert hub.repositories[REPO_ID].commits == commits
 
-    def test_branch_and_tag(self, hub, folder):
+    def test_branch_and_tag_refer_to_the_new_commit(self, hub, folder):
         push_pipeline(folder, REPO_ID, revision="trial", tag="v0.1")
         repository = hub.repositories[REPO_ID]
         assert set(repository.files) == {".gitattributes"}
@@ -127,7 +127,7 @@ class TestPush:
         with pytest.raises(HubError, match=r"uploaded to someone/tiny, but the tag v1\.0 names another commit"):
             push_pipeline(folder, REPO_ID, tag="v1.0")
 
-    def test_pull_request(self, hub, folder):
+    def test_pull_request_does_not_change_main(self, hub, folder):
         hub.repositories[REPO_ID] = repository = Repository()
         repository.commit({"README.md": b"hello"})
         assert push_pipeline(folder, REPO_ID, create_pr=True) == f"{hub.endpoint}/{REPO_ID}/discussions/1"
@@ -135,20 +135,20 @@ class TestPush:
         assert "model_index.json" in repository.commits[repository.refs["refs/pr/1"]]
 
     @pytest.mark.parametrize("options", [{"tag": "v1"}, {"revision": "trial"}])
-    def test_pull_request_has_no_branch_or_tag(self, hub, folder, options):
+    def test_pull_request_with_branch_or_tag_is_an_error(self, hub, folder, options):
         with pytest.raises(ValueError, match="must not be passed together with `create_pr`"):
             push_pipeline(folder, REPO_ID, create_pr=True, **options)
 
 
-class TestInvalidFolder:
-    """An invalid folder is an error before the first request to the Hub."""
+class TestErrorsBeforeRequests:
+    """Errors that are found before the first request to the Hub."""
 
     @pytest.fixture(autouse=True)
     def no_requests(self, hub):
         yield
         assert hub.requests == []
 
-    def test_folder_without_a_pipeline(self, tmp_path):
+    def test_folder_without_a_pipeline_is_an_error(self, tmp_path):
         with pytest.raises(OSError, match=r"no model_index\.json"):
             push_pipeline(tmp_path, REPO_ID)
 
@@ -160,12 +160,12 @@ class TestInvalidFolder:
             (WEIGHTS, "version https://git-lfs.github.com/spec/v1", "Download or save it again"),
         ],
     )
-    def test_damaged_file(self, folder, name, content, message):
+    def test_damaged_file_is_an_error(self, folder, name, content, message):
         (folder / name).write_text(content)
         with pytest.raises(ValueError, match=rf"{Path(name).name} .*{message}"):
             push_pipeline(folder, REPO_ID)
 
-    def test_missing_token(self, folder, monkeypatch):
+    def test_missing_token_is_an_error(self, folder, monkeypatch):
         monkeypatch.setattr("fmnist_diffusion.hub.client.get_token", lambda: None)
         with pytest.raises(HubError, match="not logged in to the Hub"):
             push_pipeline(folder, REPO_ID)
@@ -173,12 +173,12 @@ class TestInvalidFolder:
 
 class TestHubErrors:
     @pytest.mark.parametrize("token", ["hf_wrong", "hf_other"])
-    def test_token_without_access(self, hub, folder, token):
+    def test_token_without_access_is_an_error(self, hub, folder, token):
         with pytest.raises(HubError, match="token"):
             push_pipeline(folder, REPO_ID, token=token)
         assert hub.repositories == {}
 
-    def test_private_repository_of_another_user(self, hub, folder):
+    def test_private_repository_of_another_user_is_an_error(self, hub, folder):
         push_pipeline(folder, REPO_ID, private=True)
         with pytest.raises(HubError, match="no write access to someone/tiny"):
             push_pipeline(folder, REPO_ID, token="hf_other")
@@ -186,7 +186,7 @@ class TestHubErrors:
     @pytest.mark.parametrize(
         ("part", "status"), [("/commit/", 503), ("/create", None), ("/validate-yaml", 503), ("/preupload/", None)]
     )
-    def test_requests_are_retried(self, hub, folder, part, status):
+    def test_failed_requests_are_retried(self, hub, folder, part, status):
         hub.faults = [Fault("POST", part, status)]
         push_pipeline(folder, REPO_ID)
         assert "model_index.json" in hub.repositories[REPO_ID].files
@@ -212,10 +212,10 @@ class TestHubErrors:
             (409, "Another commit to someone/tiny is in progress"),
             (503, r"unavailable \(HTTP 503\)"),
             (None, "Could not reach the Hub"),
-            (400, "rejected the request .*a fault of the test"),
+            (400, "rejected the request .*a simulated fault"),
         ],
     )
-    def test_push_completes_after_the_hub_recovers(self, hub, folder, status, message):
+    def test_push_succeeds_after_the_hub_recovers(self, hub, folder, status, message):
         before = read_files(folder)
         hub.faults = [Fault("POST", "/commit/", status, times=99)]
         with pytest.raises(HubError, match=message):
@@ -225,7 +225,7 @@ class TestHubErrors:
         push_pipeline(folder, REPO_ID)
         assert "model_index.json" in hub.repositories[REPO_ID].files
 
-    def test_offline_mode(self, hub, folder, monkeypatch):
+    def test_offline_mode_is_an_error(self, hub, folder, monkeypatch):
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
             push_pipeline(folder, REPO_ID)

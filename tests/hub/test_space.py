@@ -5,9 +5,9 @@ import sys
 import pytest
 import yaml
 
+from fake_hub import Fault, Repository
 from fmnist_diffusion.hub.client import HubError
 from fmnist_diffusion.hub.space import PACKAGE_DIR, make_space, push_space, space_dir
-from hub_stand_in import Fault, Repository
 
 
 REPO_ID = "someone/tiny"
@@ -35,7 +35,7 @@ def test_space_contains_the_demo_and_the_source_that_it_uses(tmp_path):
     assert not list(tmp_path.rglob("__pycache__"))
 
 
-def test_push(hub, model):
+def test_push_uploads_the_demo_and_sets_its_model(hub, model):
     assert push_space("demo", "tiny") == f"{hub.endpoint}/spaces/someone/demo"
     space = hub.repositories["spaces/someone/demo"]
     assert space.variables == {"MODEL_ID": REPO_ID}

@@ -8,7 +8,6 @@ import torch
 import torch.nn.functional as F
 from diffusers import DDIMPipeline, DDIMScheduler, DDPMPipeline, DDPMScheduler, UNet2DModel
 from diffusers.models.unets.unet_2d import UNet2DOutput
-from tiny_unets import CONFIGS, TINY, TINY_CONDITIONAL, assert_close, make_inputs, make_model, predict
 from torch import nn
 
 from fmnist_diffusion.models.unet_fmnist import (
@@ -17,6 +16,7 @@ from fmnist_diffusion.models.unet_fmnist import (
     FashionMNISTResidualBlock,
     FashionMNISTUNet2DModel,
 )
+from tiny_unets import CONFIGS, TINY, TINY_CONDITIONAL, assert_close, make_inputs, make_model, predict
 
 
 @pytest.fixture(scope="module")
@@ -24,7 +24,7 @@ def spec_model():
     return make_model({})
 
 
-def test_default_stages(spec_model):
+def test_default_stages_have_the_specified_shapes(spec_model):
     stages = []
 
     def record(name):
@@ -61,7 +61,7 @@ def test_default_stages(spec_model):
     ]
 
 
-def test_default_layers(spec_model):
+def test_default_layers_are_those_of_the_specification(spec_model):
     assert spec_model.num_parameters() == 13_246_913
     types = [type(module) for module in spec_model.modules()]
     assert types.count(FashionMNISTResidualBlock) == 7
@@ -76,7 +76,7 @@ def test_default_layers(spec_model):
     assert spec_model.down_blocks[3].attention.attn.heads == 8
 
 
-def test_residual_block(spec_model):
+def test_residual_block_equals_the_formula(spec_model):
     block = spec_model.up_blocks[1].resnets[0]
     features = torch.randn(2, 256, 14, 14)
     with torch.no_grad():
@@ -87,7 +87,7 @@ def test_residual_block(spec_model):
     assert isinstance(spec_model.down_blocks[1].resnets[0].conv_shortcut, nn.Identity)
 
 
-def test_bottleneck(spec_model):
+def test_bottleneck_adds_the_time_embedding_and_applies_attention(spec_model):
     seen = {}
     bottleneck = spec_model.down_blocks[3]
     handles = [
@@ -130,7 +130,7 @@ def test_forward_has_the_signature_of_unet2dmodel():
 
 
 @CONFIGS
-def test_return_dict(config):
+def test_return_dict_selects_the_type_of_the_output(config):
     model, inputs = make_model(config), make_inputs(config)
     output = model(**inputs)
     assert isinstance(output, UNet2DOutput)
@@ -139,7 +139,7 @@ def test_return_dict(config):
     assert torch.equal(sample, output.sample)
 
 
-def test_config_attributes_that_pipelines_read():
+def test_config_has_the_attributes_that_pipelines_read():
     model = FashionMNISTUNet2DModel()
     assert (model.config.sample_size, model.config.in_channels, model.config.out_channels) == (28, 1, 1)
 
@@ -157,12 +157,12 @@ def test_config_attributes_that_pipelines_read():
     ],
     ids=repr,
 )
-def test_timestep_types(timestep):
+def test_all_timestep_types_give_the_same_output(timestep):
     model, sample = make_model(TINY), make_inputs(TINY)["sample"]
     assert torch.equal(predict(model, sample=sample, timestep=timestep), predict(model, sample=sample, timestep=7))
 
 
-def test_fractional_timestep():
+def test_fractional_timesteps_are_not_rounded():
     model, sample = make_model(TINY), make_inputs(TINY)["sample"]
     half = predict(model, sample=sample, timestep=7.5)
     assert torch.equal(half, predict(model, sample=sample, timestep=torch.tensor([7.5, 7.5])))
@@ -178,7 +178,7 @@ def test_timestep_embedding_is_computed_in_float32(dtype):
     assert torch.equal(seen[0], model.time_proj(torch.tensor([999.0, 999.0])).to(dtype))
 
 
-def test_one_timestep_and_label_per_image():
+def test_each_image_has_its_own_timestep_and_label():
     model, inputs = make_model(TINY_CONDITIONAL), make_inputs(TINY_CONDITIONAL)
     together = predict(model, **inputs)
     for i in range(2):
@@ -188,21 +188,21 @@ def test_one_timestep_and_label_per_image():
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 11), (13, 8), (17, 30), (28, 28), (64, 8)], ids=str)
 @pytest.mark.parametrize("skip_connection", ["concat", "add", "none"])
-def test_any_height_and_width(size, skip_connection):
+def test_any_height_and_width_is_supported(size, skip_connection):
     model = make_model({**TINY, "block_out_channels": (8, 8, 16, 16), "skip_connection": skip_connection})
     sample = torch.randn(1, 1, *size)
     assert predict(model, sample=sample, timestep=1).shape == sample.shape
 
 
 @pytest.mark.parametrize(("in_channels", "out_channels"), [(1, 1), (3, 3), (4, 2), (1, 5)])
-def test_any_number_of_channels(in_channels, out_channels):
+def test_any_number_of_channels_is_supported(in_channels, out_channels):
     model = make_model({**TINY, "in_channels": in_channels, "out_channels": out_channels})
     assert predict(model, sample=torch.randn(2, in_channels, 8, 9), timestep=1).shape == (2, out_channels, 8, 9)
 
 
 @pytest.mark.parametrize("pipeline", [DDPMPipeline, DDIMPipeline], ids=lambda pipeline: pipeline.__name__)
 @CONFIGS
-def test_stock_pipelines(config, pipeline):
+def test_stock_pipelines_generate_images(config, pipeline):
     scheduler = {DDPMPipeline: DDPMScheduler, DDIMPipeline: DDIMScheduler}[pipeline]()
     pipe = pipeline(unet=make_model({"sample_size": 8, **config}), scheduler=scheduler)
     pipe.set_progress_bar_config(disable=True)

@@ -4,14 +4,14 @@ import pytest
 import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry, attention_backend
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0
-from tiny_unets import CONFIGS, TINY_CONDITIONAL, assert_close, make_inputs, make_model, predict
 
 from fmnist_diffusion.models.unet_fmnist import FashionMNISTAttention
+from tiny_unets import CONFIGS, TINY_CONDITIONAL, assert_close, make_inputs, make_model, predict
 
 
 @CONFIGS
 @pytest.mark.parametrize("processor", [AttnProcessor, AttnProcessor2_0], ids=lambda processor: processor.__name__)
-def test_stock_attention_processors(config, processor):
+def test_stock_attention_processors_give_the_same_output(config, processor):
     model, inputs = make_model(config), make_inputs(config)
     expected = predict(model, **inputs)
     original = dict(model.attn_processors)
@@ -25,14 +25,14 @@ def test_stock_attention_processors(config, processor):
     assert torch.equal(predict(model, **inputs), expected)
 
 
-def test_wrong_number_of_attention_processors():
+def test_wrong_number_of_attention_processors_is_an_error():
     model = make_model(TINY_CONDITIONAL)
     with pytest.raises(ValueError, match="number of processors 1 does not match"):
         model.set_attn_processor({next(iter(model.attn_processors)): AttnProcessor()})
 
 
 @CONFIGS
-def test_fused_projections(config):
+def test_fused_projections_give_the_same_output(config):
     model, inputs = make_model(config), make_inputs(config)
     expected = predict(model, **inputs)
     attention = next(module for module in model.modules() if isinstance(module, FashionMNISTAttention))
@@ -51,7 +51,7 @@ def test_fused_projections(config):
     assert torch.equal(predict(model, **inputs), expected)
 
 
-def test_attention_backends(monkeypatch):
+def test_attention_backend_can_be_set_and_reset(monkeypatch):
     # `set_attention_backend` also changes the default of the whole process.
     monkeypatch.setattr(_AttentionBackendRegistry, "_active_backend", _AttentionBackendRegistry._active_backend)
     model, inputs = make_model(TINY_CONDITIONAL), make_inputs(TINY_CONDITIONAL)

@@ -14,17 +14,22 @@ TWO_LEVELS = {**TINY, "block_out_channels": (8, 16)}
 
 
 @pytest.fixture
-def recompiling_is_an_error():
+def reset_compiler():
     torch.compiler.reset()
+    yield
+    torch.compiler.reset()
+
+
+@pytest.fixture
+def recompiling_is_an_error(reset_compiler):
     with torch._dynamo.config.patch(error_on_recompile=True):
         yield
-    torch.compiler.reset()
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore::DeprecationWarning", "ignore::UserWarning")
 @pytest.mark.usefixtures("cpp_compiler")
-def test_compile_with_inductor(recompiling_is_an_error):
+def test_inductor_gives_the_same_output(recompiling_is_an_error):
     model, inputs = make_model(TWO_LEVELS), make_inputs(TINY)
     expected = predict(model, **inputs)
     compiled = torch.compile(model, fullgraph=True)
@@ -33,7 +38,7 @@ def test_compile_with_inductor(recompiling_is_an_error):
 
 
 @CONFIGS
-def test_compile_without_graph_breaks_or_recompilation(config, recompiling_is_an_error):
+def test_model_compiles_without_graph_breaks_or_recompilation(config, recompiling_is_an_error):
     model, inputs = make_model(config), make_inputs(config)
     expected = predict(model, **inputs)
     compiled = torch.compile(model, **EAGER)
@@ -43,7 +48,7 @@ def test_compile_without_graph_breaks_or_recompilation(config, recompiling_is_an
 
 # Otherwise, the graph of a square image is only used for square images.
 @torch.fx.experimental._config.patch(use_duck_shape=False)
-def test_compile_for_dynamic_sizes(recompiling_is_an_error):
+def test_dynamic_sizes_need_no_recompilation(recompiling_is_an_error):
     model = make_model(TWO_LEVELS)
     compiled = torch.compile(model, dynamic=True, **EAGER)
     for size in ((8, 8), (8, 12), (28, 16)):
@@ -52,8 +57,7 @@ def test_compile_for_dynamic_sizes(recompiling_is_an_error):
 
 
 @pytest.mark.parametrize("timesteps", [(5, 6, 900, 7), (0.5, 5.25, 900.0, 7.0)], ids=["int", "float"])
-def test_compile_with_timesteps_as_numbers(timesteps):
-    torch.compiler.reset()
+def test_timesteps_as_numbers_need_two_graphs(timesteps, reset_compiler):
     model, sample = make_model(TWO_LEVELS), make_inputs(TINY)["sample"]
     compiled = torch.compile(model, **EAGER)
     # One graph for the first number, and one for all others.
@@ -61,11 +65,9 @@ def test_compile_with_timesteps_as_numbers(timesteps):
         for timestep in timesteps:
             inputs = {"sample": sample, "timestep": timestep}
             assert_close(predict(compiled, **inputs), predict(model, **inputs))
-    torch.compiler.reset()
 
 
-def test_repeated_blocks_are_compiled_once():
-    torch.compiler.reset()
+def test_repeated_blocks_are_compiled_once(reset_compiler):
     config = {**TINY, "block_out_channels": (16, 16), "attention_levels": (1,)}
     model, inputs = make_model(config), make_inputs(config)
     expected = predict(model, **inputs)
@@ -73,13 +75,12 @@ def test_repeated_blocks_are_compiled_once():
     with torch._dynamo.config.patch(recompile_limit=1):
         for _ in range(2):
             assert_close(predict(model, **inputs), expected)
-    torch.compiler.reset()
 
 
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:Dynamo detected a call to a `functools.lru_cache`-wrapped function")
 @CONFIGS
-def test_compile_training_with_gradient_checkpointing(config, recompiling_is_an_error):
+def test_compiled_training_with_gradient_checkpointing_gives_the_same_gradients(config, recompiling_is_an_error):
     model, inputs = make_model(config).train(), make_inputs(config)
     checkpointed = copy.deepcopy(model)
     checkpointed.enable_gradient_checkpointing()

@@ -6,15 +6,15 @@ import pickle
 import pytest
 import torch
 from diffusers.utils import constants
-from tiny_unets import CONFIGS, TINY, make_inputs, make_model, predict
 
 from fmnist_diffusion import FashionMNISTUNet2DModel
+from tiny_unets import CONFIGS, TINY, make_inputs, make_model, predict
 
 
 @CONFIGS
 @pytest.mark.parametrize("variant", [None, "fp16"])
 @pytest.mark.parametrize("shards", [1, 3], ids=["one file", "shards"])
-def test_save_and_load(config, variant, shards, tmp_path, monkeypatch):
+def test_loaded_model_gives_the_same_output(config, variant, shards, tmp_path, monkeypatch):
     model, inputs = make_model(config), make_inputs(config)
     size = sum(tensor.nbytes for tensor in model.state_dict().values())
     model.save_pretrained(tmp_path, variant=variant, max_shard_size="10GB" if shards == 1 else f"{size // 2500}KB")
@@ -33,7 +33,7 @@ def test_save_and_load(config, variant, shards, tmp_path, monkeypatch):
 
 @CONFIGS
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float16, torch.bfloat16], ids=repr)
-def test_load_and_run_in_a_dtype(config, dtype, tmp_path):
+def test_model_can_be_loaded_in_any_dtype(config, dtype, tmp_path):
     model, inputs = make_model(config), make_inputs(config)
     expected = predict(model, **inputs)
     model.save_pretrained(tmp_path)
@@ -51,7 +51,7 @@ def test_load_and_run_in_a_dtype(config, dtype, tmp_path):
 
 @CONFIGS
 @pytest.mark.parametrize("clone", [copy.deepcopy, lambda model: pickle.loads(pickle.dumps(model))])
-def test_copy_and_pickle(config, clone):
+def test_copied_and_pickled_models_give_the_same_output(config, clone):
     model, inputs = make_model(config), make_inputs(config)
     assert torch.equal(predict(clone(model), **inputs), predict(model, **inputs))
 

@@ -4,14 +4,14 @@ import re
 
 import pytest
 import torch
-
 from accelerate import cpu_offload
+
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from tiny_unets import CONFIGS, compute_loss, make_inputs, make_model, predict
 
 
 @CONFIGS
-def test_layerwise_casting(config):
+def test_layerwise_casting_saves_memory(config):
     model, inputs = make_model(config), make_inputs(config)
     expected, footprint = predict(model, **inputs), model.get_memory_footprint()
     model.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.float32)
@@ -30,7 +30,7 @@ def test_layerwise_casting(config):
 
 @CONFIGS
 @pytest.mark.parametrize("storage_dtype", [torch.float16, torch.float8_e4m3fn, torch.float8_e5m2], ids=repr)
-def test_layerwise_casting_in_training(config, storage_dtype):
+def test_layerwise_casting_supports_training(config, storage_dtype):
     model, inputs = make_model(config).train(), make_inputs(config)
     model.enable_layerwise_casting(storage_dtype=storage_dtype, compute_dtype=torch.float32)
     with torch.autocast("cpu", torch.bfloat16):
@@ -43,7 +43,7 @@ def test_layerwise_casting_in_training(config, storage_dtype):
 @pytest.mark.parametrize("offload", [{"offload_type": "block_level", "num_blocks_per_group": 1},
                                      {"offload_type": "leaf_level"}], ids=["block", "leaf"])  # fmt: skip
 @pytest.mark.parametrize("to_disk", [False, True], ids=["memory", "disk"])
-def test_group_offloading(config, offload, to_disk, tmp_path):
+def test_group_offloading_gives_the_same_output(config, offload, to_disk, tmp_path):
     model, inputs = make_model(config), make_inputs(config)
     expected = predict(model, **inputs)
     if to_disk:
@@ -57,7 +57,7 @@ def test_group_offloading(config, offload, to_disk, tmp_path):
 
 
 @CONFIGS
-def test_cpu_offload(config):
+def test_cpu_offload_gives_the_same_output(config):
     model, inputs = make_model(config), make_inputs(config)
     expected = predict(model, **inputs)
     cpu_offload(model, execution_device=torch.device("cpu"))
@@ -67,7 +67,7 @@ def test_cpu_offload(config):
 
 
 @CONFIGS
-def test_device_map(config, tmp_path):
+def test_device_map_gives_the_same_output_and_splits_no_block(config, tmp_path):
     model, inputs = make_model({**config, "norm_type": "group", "norm_num_groups": 4}), make_inputs(config)
     expected = predict(model, **inputs)
     model.save_pretrained(tmp_path / "model")

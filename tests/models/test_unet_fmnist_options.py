@@ -9,7 +9,6 @@ import pytest
 import torch
 from diffusers import UNet2DModel
 from diffusers.models.activations import get_activation
-from tiny_unets import TINY, TINY_CONDITIONAL, assert_close, compute_loss, make_inputs, make_model, predict
 from torch import nn
 
 from fmnist_diffusion.models.unet_fmnist import (
@@ -18,6 +17,7 @@ from fmnist_diffusion.models.unet_fmnist import (
     FashionMNISTUNet2DModel,
     condition_on_time,
 )
+from tiny_unets import TINY, TINY_CONDITIONAL, assert_close, compute_loss, make_inputs, make_model, predict
 
 
 GRID = list(
@@ -100,7 +100,7 @@ LEVELS, CHANNELS = "a tuple of levels from 0 to 3", "a tuple of one or more posi
         ("attention_levels", [-1], LEVELS),
     ],
 )
-def test_invalid_value(name, value, expected):
+def test_invalid_value_is_an_error(name, value, expected):
     with pytest.raises(ValueError, match=re.escape(f"`{name}` must be {expected}, got {value!r}.")):
         FashionMNISTUNet2DModel(**{name: value})
 
@@ -115,13 +115,13 @@ def test_invalid_value(name, value, expected):
     ],
     ids=str,
 )
-def test_options_that_do_not_fit_together(config, message):
+def test_conflicting_options_are_an_error(config, message):
     with pytest.raises(ValueError, match=message):
         FashionMNISTUNet2DModel(**config)
 
 
 @pytest.mark.parametrize("name", list(inspect.signature(UNet2DModel).parameters))
-def test_arguments_of_unet2dmodel(name):
+def test_unet2dmodel_arguments_work_or_name_a_replacement(name):
     """Every argument either works or raises an error that says what to use in its place."""
     if name in inspect.signature(FashionMNISTUNet2DModel).parameters:
         assert name not in UNSUPPORTED_ARGUMENTS
@@ -137,7 +137,7 @@ def test_suggested_arguments_exist(name):
     assert suggested <= inspect.signature(FashionMNISTUNet2DModel).parameters.keys()
 
 
-def test_unknown_argument():
+def test_unknown_argument_is_an_error():
     with pytest.raises(TypeError, match="unexpected argument 'num_class_embedings'"):
         FashionMNISTUNet2DModel(num_class_embedings=10)
 
@@ -154,14 +154,14 @@ def test_lists_are_equivalent_to_tuples():
 
 
 @pytest.mark.parametrize("act_fn", ["relu", "silu", "gelu", "mish"])
-def test_act_fn(act_fn):
+def test_act_fn_selects_the_activation(act_fn):
     model = make_model({**TINY, "act_fn": act_fn, "time_conditioning": "all"})
     activations = [m for m in model.modules() if isinstance(m, (nn.ReLU, nn.SiLU, nn.GELU, nn.Mish))]
     assert len(activations) == 6
     assert all(type(activation) is type(get_activation(act_fn)) for activation in activations)
 
 
-def test_norm_type_and_norm_num_groups():
+def test_norm_type_and_norm_num_groups_select_the_normalization():
     model = make_model({**TINY, "norm_type": "group", "norm_num_groups": 4})
     assert all(isinstance(b.norm1, nn.GroupNorm) and b.norm2.num_groups == 4 for b in residual_blocks(model))
     assert not any(isinstance(module, nn.BatchNorm2d) for module in model.modules())
@@ -171,12 +171,12 @@ def residual_blocks(model) -> list[FashionMNISTResidualBlock]:
     return [module for module in model.modules() if isinstance(module, FashionMNISTResidualBlock)]
 
 
-def test_layers_per_block():
+def test_layers_per_block_is_the_number_of_residual_blocks():
     model = make_model({**TINY, "layers_per_block": 3})
     assert [len(block.resnets) for block in (*model.down_blocks, *model.up_blocks)] == [3] * 5
 
 
-def test_attention_levels_and_attention_head_dim():
+def test_attention_levels_and_attention_head_dim_select_the_attention():
     model = make_model({**TINY, "attention_levels": (0, 2), "attention_head_dim": 4})
     levels = [block.attention is not None for block in (*model.down_blocks, *model.up_blocks)]
     assert levels == [True, False, True, False, True]
@@ -187,7 +187,7 @@ def test_attention_levels_and_attention_head_dim():
 
 @pytest.mark.parametrize("time_conditioning", ["bottleneck", "all"])
 @pytest.mark.parametrize("time_scale_shift", ["default", "scale_shift"])
-def test_time_conditioning(time_conditioning, time_scale_shift):
+def test_time_conditioning_selects_the_blocks_that_depend_on_time(time_conditioning, time_scale_shift):
     model = make_model({**TINY, "time_conditioning": time_conditioning, "resnet_time_scale_shift": time_scale_shift})
     everywhere = time_conditioning == "all"
     assert all((block.time_emb_proj is not None) == everywhere for block in residual_blocks(model))
@@ -210,7 +210,7 @@ def test_scale_shift_scales_and_shifts():
 
 
 @pytest.mark.parametrize("skip_connection", ["concat", "add", "none"])
-def test_skip_connection(skip_connection):
+def test_skip_connection_is_concatenated_added_or_omitted(skip_connection):
     block = make_model({**TINY, "skip_connection": skip_connection}).up_blocks[0]
     features, skip = torch.randn(1, 16, 4, 4), torch.randn(1, 16, 7, 8)
     with torch.no_grad():
@@ -219,7 +219,7 @@ def test_skip_connection(skip_connection):
         assert_close(block(features, skip, None), block.resnets[0](entering[skip_connection], None))
 
 
-def test_dropout_only_in_training_mode():
+def test_dropout_is_only_applied_in_training_mode():
     model, inputs = make_model({**TINY, "norm_type": "group", "norm_num_groups": 4, "dropout": 0.5}), make_inputs(TINY)
     assert torch.equal(predict(model, **inputs), predict(model, **inputs))
     model.train()
@@ -238,6 +238,6 @@ def test_no_label_means_the_null_label():
     assert not torch.allclose(outputs[0], outputs[9])
 
 
-def test_labels_for_an_unconditional_model():
+def test_labels_are_an_error_for_an_unconditional_model():
     with pytest.raises(ValueError, match="`class_labels` must be None, because the model is unconditional"):
         predict(make_model(TINY), **make_inputs(TINY), class_labels=torch.tensor([1, 2]))

@@ -6,10 +6,10 @@ import pytest
 import torch
 import torch.nn.functional as F
 from diffusers.training_utils import EMAModel
-from tiny_unets import CONFIGS, TINY, assert_close, compute_loss, make_inputs, make_model, predict
 from torch.utils.checkpoint import checkpoint
 
 from fmnist_diffusion import FashionMNISTUNet2DModel
+from tiny_unets import CONFIGS, TINY, assert_close, compute_loss, make_inputs, make_model, predict
 
 
 def reentrant_checkpoint(module, *args):
@@ -54,7 +54,7 @@ def test_gradient_checkpointing_is_applied_to_every_block():
 
 
 @CONFIGS
-def test_ema(config):
+def test_ema_averages_the_weights(config):
     model, inputs = make_model(config).train(), make_inputs(config)
     ema = EMAModel(model.parameters(), decay=0.5, model_cls=FashionMNISTUNet2DModel, model_config=model.config)
     optimizer = torch.optim.SGD(model.parameters(), lr=0.1)
@@ -76,7 +76,7 @@ def test_ema(config):
 
 
 @CONFIGS
-def test_mixed_precision_training(config):
+def test_mixed_precision_gives_similar_gradients(config):
     model, inputs = make_model(config).train(), make_inputs(config)
     with torch.autocast("cpu", torch.bfloat16):
         loss = compute_loss(model, inputs)
@@ -92,7 +92,7 @@ def test_mixed_precision_training(config):
 
 
 @CONFIGS
-def test_channels_last(config):
+def test_channels_last_is_kept_and_gives_the_same_output(config):
     model, inputs = make_model(config), make_inputs(config)
     expected = predict(model, **inputs)
     model.to(memory_format=torch.channels_last)

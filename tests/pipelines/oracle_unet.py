@@ -1,4 +1,4 @@
-"""A model that predicts perfectly, to test schedulers."""
+"""A model with exact predictions for tests of schedulers."""
 
 import numpy as np
 import torch
@@ -11,7 +11,7 @@ from fmnist_diffusion.sampling import make_scheduler
 
 class OracleUNet(FashionMNISTUNet2DModel):
     """
-    Knows the clean image of each label and predicts exactly what leads from the noisy image to it.
+    Predicts the noise, velocity or clean image exactly, because it knows the clean image of each label.
 
     `noise_error` is the largest difference between the noise level of an input and that of its timestep.
     """

@@ -18,7 +18,7 @@ def reconstruct(image, num_images: int = 1, **config) -> torch.Tensor:
     return sample(get_pipeline(**config), image=image, num_images_per_prompt=num_images, **LOW_STRENGTH)
 
 
-def test_strength():
+def test_higher_strength_changes_the_image_more():
     pipe = get_pipeline()
     image = torch.rand(1, 1, 8, 8)
     settings = {"image": image, "num_inference_steps": 50, "class_labels": [1]}
@@ -43,13 +43,13 @@ def test_strength_is_a_fraction_of_the_steps(strength, steps):
         (EulerDiscreteScheduler(), {"sigmas": [20.0, 5.0, 1.0, 0.2, 0.0]}, 0.5, 2),
     ],
 )
-def test_strength_with_custom_timesteps(scheduler, spacing, strength, num_timesteps):
+def test_strength_is_a_fraction_of_custom_timesteps(scheduler, spacing, strength, num_timesteps):
     pipe = get_pipeline(scheduler)
     sample(pipe, image=torch.zeros(1, 1, 8, 8), strength=strength, **spacing)
     assert pipe.num_timesteps == num_timesteps
 
 
-def test_depends_on_the_generator():
+def test_result_depends_on_the_generator():
     pipe, image = get_pipeline(), torch.zeros(1, 1, 8, 8)
     assert_close(sample(pipe, image=image), sample(pipe, image=image))
     assert (sample(pipe, image=image) - sample(pipe, seed=1, image=image)).abs().max() > 1e-3
@@ -83,7 +83,7 @@ RGB = np.stack([GRAY, GRAY.T, 255 - GRAY], axis=-1)
         ([torch.from_numpy(FLOATS)[None]], GRAY),
     ],
 )
-def test_grayscale_inputs(image, expected):
+def test_all_types_of_grayscale_images_are_equivalent(image, expected):
     reference = torch.from_numpy(expected / 255).float()[None, None]
     assert_close(reconstruct(image), reconstruct(reference), atol=1e-3, rtol=0)
 
@@ -93,13 +93,13 @@ def test_grayscale_inputs(image, expected):
     [Image.fromarray(RGB), RGB, RGB[None], torch.from_numpy(RGB).permute(2, 0, 1), [RGB], (RGB / 255)],
     ids=["pil", "array", "batch", "tensor", "list", "float"],
 )
-def test_color_inputs(image):
+def test_all_types_of_color_images_are_equivalent(image):
     config = {"in_channels": 3, "out_channels": 3}
     reference = torch.from_numpy(RGB / 255).float().permute(2, 0, 1)[None]
     assert_close(reconstruct(image, **config), reconstruct(reference, **config), atol=1e-5, rtol=0)
 
 
-def test_four_channels():
+def test_images_may_have_four_channels():
     config = {"in_channels": 4, "out_channels": 4}
     image = torch.full((1, 4, 16, 16), 0.75)
     assert (reconstruct(image, **config) - 0.75).abs().mean() < 0.05
@@ -112,14 +112,14 @@ def test_images_are_resized():
     assert reconstruct(mixed, num_images=3).mean() > 0.9
 
 
-def test_one_image_each():
+def test_each_label_can_have_its_own_image():
     images = torch.stack([torch.full((1, 8, 8), value) for value in (0.05, 0.95)])
     for image in (images, list(images), images.movedim(1, -1).numpy()):
         dark, light = sample(get_pipeline(), [1, 2], image=image, **LOW_STRENGTH)
         assert dark.mean() < 0.1 and light.mean() > 0.9
 
 
-def test_one_image_for_all():
+def test_one_image_is_used_for_all_results():
     assert reconstruct(Image.new("L", (8, 8), 255), num_images=2).flatten(1).mean(1).min() > 0.9
 
 
@@ -147,7 +147,7 @@ VALUES = "have uint8 values or floats in .0, 1., got"
         (torch.zeros(3, 1, 8, 8), "be one image or 1 images, got 3"),
     ],
 )
-def test_invalid_images(image, message):
+def test_invalid_images_are_errors(image, message):
     with pytest.raises(ValueError, match=f"`image` must .*{message}"):
         sample(get_pipeline(), image=image)
 
@@ -163,13 +163,13 @@ def test_invalid_images(image, message):
         ({"latents": torch.zeros(1, 1, 8, 8)}, "both `latents` and `image`"),
     ],
 )
-def test_invalid_arguments(kwargs, message):
+def test_invalid_arguments_are_errors(kwargs, message):
     with pytest.raises(ValueError, match=message):
         scheduler = EulerDiscreteScheduler() if "timesteps" in kwargs else None
         sample(get_pipeline(scheduler), **{"image": torch.zeros(1, 1, 8, 8), **kwargs})
 
 
 @pytest.mark.parametrize("scheduler", [LMSDiscreteScheduler(), PNDMScheduler()], ids=lambda s: type(s).__name__)
-def test_schedulers_that_only_start_from_noise(scheduler):
+def test_schedulers_that_must_start_from_noise_are_an_error(scheduler):
     with pytest.raises(ValueError, match=r"Scheduler cannot start from an `image`"):
         sample(get_pipeline(scheduler), image=torch.zeros(1, 1, 8, 8), num_inference_steps=4)

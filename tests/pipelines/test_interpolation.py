@@ -62,21 +62,21 @@ class TestInterpolate:
         ("labels", "evaluations"),
         [(None, 4), ("Bag", 4), (["Bag", 8], 4), (["Bag", "Coat"], 8), (torch.tensor([1, 2]), 8)],
     )
-    def test_number_of_function_evaluations(self, labels, evaluations):
+    def test_two_different_labels_double_the_function_evaluations(self, labels, evaluations):
         pipe = get_default_pipeline()
         interpolate(pipe, labels, num_images=2)
         assert pipe.num_function_evaluations == evaluations
 
-    def test_same_seed_and_two_labels(self):
+    def test_labels_are_interpolated_with_the_same_seed(self):
         pipe = get_default_pipeline()
         images = interpolate(pipe, [1, 2], seeds=(5, 5), num_images=3)
         assert_close(images[-1:], sample(pipe, 2, seed=5), atol=1e-4, rtol=0)
         assert (images[0] - images[1]).abs().max() > 1e-4
 
-    def test_unconditional_model(self):
+    def test_unconditional_model_can_interpolate(self):
         assert len(get_default_pipeline(num_class_embeds=None).interpolate(num_images=3).images) == 3
 
-    def test_number_of_steps_and_callback(self):
+    def test_callback_is_called_after_every_step(self):
         pipe, steps = get_default_pipeline(), []
         interpolate(
             pipe,
@@ -86,12 +86,12 @@ class TestInterpolate:
         )
         assert steps == [(step, {"model_input", "pred_original_sample"}) for step in range(3)]
 
-    def test_return_dict(self):
+    def test_return_dict_false_returns_a_tuple(self):
         (images,) = get_default_pipeline().interpolate(num_images=2, return_dict=False)
         assert [image.mode for image in images] == ["L", "L"]
 
     @pytest.mark.parametrize("name", ["ddpm", "euler_a", "KDPM2AncestralDiscreteScheduler", "SASolverScheduler"])
-    def test_noise_that_cannot_be_interpolated(self, name):
+    def test_other_stochastic_schedulers_are_an_error(self, name):
         pipe = get_default_pipeline()
         pipe.scheduler = make_scheduler(name, pipe.scheduler.config)
         with pytest.raises(ValueError, match=f"{type(pipe.scheduler).__name__} adds noise that cannot be"):
@@ -100,17 +100,17 @@ class TestInterpolate:
     @pytest.mark.parametrize(
         ("kwargs", "message"),
         [
-            ({"num_images": 1}, "`num_images` must be an integer from 2 on, got 1"),
-            ({"num_images": 2.5}, "`num_images` must be an integer from 2 on, got 2.5"),
-            ({"seeds": (1,)}, "`seeds` must be the seeds of the first and of the last image"),
-            ({"seeds": (1, 2, 3)}, "`seeds` must be the seeds of the first and of the last image"),
-            ({"class_labels": [1, 2, 3]}, "`class_labels` must be one label or two labels, got 3"),
+            ({"num_images": 1}, "`num_images` must be an integer of at least 2, got 1"),
+            ({"num_images": 2.5}, "`num_images` must be an integer of at least 2, got 2.5"),
+            ({"seeds": (1,)}, "`seeds` must contain the seeds of the first and the last image"),
+            ({"seeds": (1, 2, 3)}, "`seeds` must contain the seeds of the first and the last image"),
+            ({"class_labels": [1, 2, 3]}, "`class_labels` must contain one or two labels, got 3"),
             ({"class_labels": "cat"}, "`class_labels` must be an index from 0 to 9"),
             ({"num_inference_steps": 0}, "`num_inference_steps` must be a positive integer"),
             ({"output_type": "jpeg"}, "`output_type` must be one of"),
         ],
     )
-    def test_invalid_argument(self, kwargs, message):
+    def test_invalid_argument_is_an_error(self, kwargs, message):
         with pytest.raises(ValueError, match=message):
             get_default_pipeline().interpolate(**kwargs)
 
@@ -127,7 +127,7 @@ def test_slerp_keeps_the_norm():
 
 class TestTrajectory:
     @pytest.mark.parametrize("name", PIPELINES)
-    def test_frames(self, name):
+    def test_frames_go_from_noise_to_the_generated_images(self, name):
         pipe = PIPELINES[name]()
         frames = pipe.trajectory(["Bag", "Coat"], generator=torch.manual_seed(0), num_images_per_prompt=2)
         assert len(frames) == pipe.num_timesteps + 1
@@ -139,16 +139,16 @@ class TestTrajectory:
         images = pipe(["Bag", "Coat"], generator=torch.manual_seed(0), num_images_per_prompt=2).images
         assert [np.asarray(image).tolist() for image in frames[-1]] == [np.asarray(image).tolist() for image in images]
 
-    def test_predicted_clean_images(self):
+    def test_predicted_clean_images_end_at_the_result(self):
         pipe = get_default_pipeline()
         frames = pipe.trajectory(3, tensor_name="pred_original_sample", generator=torch.manual_seed(0))
         assert len(frames) == 5
         assert np.abs(np.asarray(frames[-2][0]).astype(int) - np.asarray(frames[-1][0])).max() <= 1
 
-    def test_invalid_tensor(self):
+    def test_unknown_tensor_is_an_error(self):
         with pytest.raises(ValueError, match="`tensor_name` must be 'model_input' or 'pred_original_sample', got 'la"):
             get_default_pipeline().trajectory(tensor_name="latents")
 
-    def test_images_without_pil_mode(self):
+    def test_images_without_pil_mode_are_an_error(self):
         with pytest.raises(ValueError, match="for images with 2 channels, got 'pil'"):
             get_pipeline(in_channels=2, out_channels=2).trajectory()

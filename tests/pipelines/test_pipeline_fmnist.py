@@ -43,7 +43,7 @@ class TestClassLabels:
         ],
         ids=str,
     )
-    def test_valid(self, labels, label_ids):
+    def test_labels_are_converted_to_indices(self, labels, label_ids):
         found = get_pipeline().get_label_ids(labels)
         assert found == label_ids
         assert {type(label_id) for label_id in found} == {int}
@@ -54,7 +54,7 @@ class TestClassLabels:
          torch.tensor([True]), np.array([10])],
         ids=str,
     )  # fmt: skip
-    def test_invalid(self, label):
+    def test_invalid_label_is_an_error(self, label):
         with pytest.raises(ValueError, match="`class_labels` must be an index from 0 to 9 or one of T-shirt/top, Tr"):
             get_pipeline().get_label_ids(label)
 
@@ -67,11 +67,11 @@ class TestClassLabels:
             ("pulover", "Pullover"),
         ],
     )
-    def test_suggestion(self, label, suggestion):
+    def test_similar_name_is_suggested(self, label, suggestion):
         with pytest.raises(ValueError, match=f"got {label!r}. Did you mean {suggestion!r}"):
             get_pipeline().get_label_ids(label)
 
-    def test_no_suggestion_for_an_unlike_name(self):
+    def test_no_name_is_suggested_if_none_is_similar(self):
         with pytest.raises(ValueError, match=r"got 'umbrella'\.$"):
             get_pipeline().get_label_ids("umbrella")
 
@@ -82,7 +82,7 @@ class TestClassLabels:
             assert torch.equal(sample(pipe, labels), expected)
         assert (sample(pipe, 1) - sample(pipe, 2)).abs().max() > 1e-3
 
-    def test_names_of_the_model(self):
+    def test_names_of_the_model_are_used(self):
         pipe = get_pipeline(num_class_embeds=2, label_names=("Cat", "dog"))
         assert pipe.label_names == ("Cat", "dog")
         assert pipe.get_label_ids(["cat", "DOG", 1]) == [0, 1, 1]
@@ -90,11 +90,11 @@ class TestClassLabels:
         with pytest.raises(ValueError, match="must be an index from 0 to 1 or one of Cat, dog, got 'Bag'"):
             sample(pipe, "Bag")
 
-    def test_names_that_are_numbers(self):
+    def test_names_take_precedence_over_indices(self):
         pipe = get_pipeline(num_class_embeds=3, label_names=("0", "1", "10"))
         assert pipe.get_label_ids(["10", 1, "2", 2]) == [2, 1, 2, 2]
 
-    def test_no_names(self):
+    def test_model_without_names_only_has_indices(self):
         pipe = get_pipeline(num_class_embeds=3)
         assert pipe.label_names is None
         with pytest.raises(ValueError, match=r"must be an index from 0 to 2, got 'Bag'\.$"):
@@ -108,11 +108,11 @@ class TestClassLabels:
         assert_close(pipe.unet(noise, 5).sample, null)
         assert sample(pipe).shape == (1, 1, 8, 8)
 
-    def test_empty_list(self):
+    def test_empty_list_is_an_error(self):
         with pytest.raises(ValueError, match="at least one label"):
             sample(get_pipeline(), [])
 
-    def test_unconditional_model(self):
+    def test_unconditional_model_rejects_labels(self):
         pipe = get_pipeline(num_class_embeds=None)
         assert sample(pipe, num_images_per_prompt=2).shape == (2, 1, 8, 8)
         with pytest.raises(ValueError, match="the model is unconditional"):
@@ -155,7 +155,7 @@ class TestGuidance:
             ({"image": torch.zeros(1, 1, 8, 8), "strength": 0.5, "guidance_scale": 2.0}, [6, 6], 4),
         ],
     )
-    def test_number_of_function_evaluations(self, kwargs, batches, evaluations):
+    def test_guided_steps_evaluate_two_predictions(self, kwargs, batches, evaluations):
         assert self.count(**kwargs) == (batches, evaluations)
 
     def test_interval_is_not_affected_by_rounding(self):
@@ -169,7 +169,7 @@ class TestGuidance:
 
 
 class TestOutput:
-    def test_types(self):
+    def test_output_types_contain_the_same_images(self):
         pipe = get_pipeline(sample_size=(8, 12))
         images = sample(pipe, num_images_per_prompt=2)
         assert images.shape == (2, 1, 8, 12)
@@ -183,17 +183,17 @@ class TestOutput:
         assert [(image.mode, image.size) for image in pil] == [("L", (12, 8))] * 2
         assert np.array_equal(np.asarray(pil[1]), (array[1, :, :, 0] * 255).round())
 
-    def test_rgb(self):
+    def test_three_channels_give_rgb_images(self):
         pipe = get_pipeline(in_channels=3, out_channels=3)
         assert sample(pipe, output_type="pil")[0].mode == "RGB"
 
-    def test_other_channels(self):
+    def test_other_numbers_of_channels_have_no_pil_images(self):
         pipe = get_pipeline(in_channels=2, out_channels=2)
         assert sample(pipe).shape == (1, 2, 8, 8)
         with pytest.raises(ValueError, match="for images with 2 channels, got 'pil'"):
             sample(pipe, output_type="pil")
 
-    def test_return_dict(self):
+    def test_return_dict_selects_the_type_of_the_output(self):
         pipe = get_pipeline()
         output = pipe(generator=torch.manual_seed(0))
         assert isinstance(output, ImagePipelineOutput)
@@ -202,12 +202,12 @@ class TestOutput:
 
 
 class TestRandomness:
-    def test_generator(self):
+    def test_images_depend_on_the_generator(self):
         pipe = get_pipeline(DDPMScheduler())
         assert_close(sample(pipe, seed=1), sample(pipe, seed=1))
         assert (sample(pipe, seed=1) - sample(pipe, seed=2)).abs().max() > 1e-2
 
-    def test_wrong_number_of_generators(self):
+    def test_wrong_number_of_generators_is_an_error(self):
         generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
         with pytest.raises(ValueError, match="one generator for each of the 4 images, got 3"):
             get_pipeline()([1, 2], num_images_per_prompt=2, generator=generators)
@@ -232,7 +232,7 @@ class TestRandomness:
 
 
 class TestCallback:
-    def test_arguments(self):
+    def test_callback_receives_step_timestep_and_tensors(self):
         pipe = get_pipeline()
         calls = []
 
@@ -247,7 +247,7 @@ class TestCallback:
         sample(pipe, callback_on_step_end=callback, callback_on_step_end_tensor_inputs=[])
         assert [tensors for _, _, tensors in calls] == [{}, {}]
 
-    def test_none_changes_nothing(self):
+    def test_callback_may_return_none(self):
         pipe = get_pipeline()
         assert torch.equal(sample(pipe, callback_on_step_end=lambda *args: None), sample(pipe))
 
@@ -263,7 +263,7 @@ class TestCallback:
         )
         assert torch.equal(torch.stack(tensors), torch.stack(inputs))
 
-    def test_changes_latents(self):
+    def test_callback_can_change_the_latents(self):
         def callback(pipe, step, timestep, tensors):
             if step == pipe.num_timesteps - 1:
                 tensors["latents"] = torch.zeros_like(tensors["latents"])
@@ -271,7 +271,7 @@ class TestCallback:
 
         assert not sample(get_pipeline(), callback_on_step_end=callback, output_type="latent").any()
 
-    def test_changes_guidance(self):
+    def test_callback_can_change_the_guidance_scale(self):
         def callback(pipe, step, timestep, tensors):
             pipe._guidance_scale += 1.0
 
@@ -280,7 +280,7 @@ class TestCallback:
         assert pipe.guidance_scale == 4.0
         assert (images - sample(pipe, 1, guidance_scale=2.0)).abs().max() > 1e-4
 
-    def test_interrupt(self):
+    def test_callback_can_interrupt_the_sampling(self):
         calls = []
 
         def callback(pipe, step, timestep, tensors):
@@ -296,7 +296,7 @@ class TestCallback:
 
 
 class TestSteps:
-    def test_default_number_of_steps(self):
+    def test_default_number_of_steps_is_in_the_config(self):
         pipe = get_pipeline()
         sample(pipe)
         assert pipe.num_timesteps == pipe.config.num_inference_steps == 2
@@ -306,31 +306,31 @@ class TestSteps:
         assert other.num_timesteps == 3
 
     @pytest.mark.parametrize("scheduler_class", [DEISMultistepScheduler, PNDMScheduler])
-    def test_near_zero_snr_that_the_scheduler_does_not_support(self, scheduler_class):
+    def test_unsupported_near_zero_snr_is_an_error(self, scheduler_class):
         betas = DDPMScheduler(rescale_betas_zero_snr=True).betas.tolist()
         options = {"prediction_type": "v_prediction", "timestep_spacing": "trailing"}
         pipe = get_pipeline(scheduler_class(trained_betas=betas, **options))
         with pytest.raises(ValueError, match="NaN or infinite pixels"):
             sample(pipe, num_inference_steps=4)
 
-    def test_second_order_scheduler_does_not_start_near_zero_snr(self):
+    def test_second_order_scheduler_near_zero_snr_is_an_error(self):
         pipe = get_pipeline(HeunDiscreteScheduler(beta_schedule="squaredcos_cap_v2"))
         with pytest.raises(ValueError, match="HeunDiscreteScheduler cannot start from the noise level"):
             sample(pipe)
 
     @pytest.mark.parametrize("steps", [340, 501, 1000])
-    def test_steps_that_skip_the_high_noise_levels(self, steps):
+    def test_steps_that_skip_the_high_noise_levels_are_an_error(self, steps):
         pipe = get_pipeline(UniPCMultistepScheduler(timestep_spacing="leading"))
         with pytest.raises(ValueError, match=f"`num_inference_steps`={steps}, which skips the high noise levels"):
             sample(pipe, num_inference_steps=steps)
 
-    def test_infinite_pixels(self):
+    def test_infinite_pixels_are_an_error(self):
         pipe = get_pipeline()
         torch.nn.init.constant_(pipe.unet.conv_out.bias, float("inf"))
         with pytest.raises(ValueError, match="NaN or infinite pixels"):
             sample(pipe)
 
-    def test_progress_bar(self, capfd):
+    def test_progress_bar_can_be_disabled(self, capfd):
         pipe = get_pipeline()
         pipe.set_progress_bar_config(disable=False)
         sample(pipe, num_inference_steps=3)
@@ -369,7 +369,7 @@ INTERVAL = "`guidance_interval` must be .start, stop. with 0 <= start <= stop <=
     ],
     ids=str,
 )
-def test_invalid_argument(kwargs, message):
+def test_invalid_argument_is_an_error(kwargs, message):
     with pytest.raises(ValueError, match=message):
         get_pipeline()(**kwargs)
 
@@ -377,7 +377,7 @@ def test_invalid_argument(kwargs, message):
 class TestStockPipelines:
     @pytest.mark.parametrize("num_class_embeds", [None, 10])
     @pytest.mark.parametrize("pipeline_class", [DDPMPipeline, DDIMPipeline])
-    def test_same_images(self, pipeline_class, num_class_embeds):
+    def test_stock_pipelines_generate_the_same_images(self, pipeline_class, num_class_embeds):
         scheduler_class = DDIMScheduler if pipeline_class is DDIMPipeline else DDPMScheduler
         ours = get_pipeline(scheduler_class(), num_class_embeds=num_class_embeds)
         ours.unet.eval()
@@ -387,7 +387,7 @@ class TestStockPipelines:
         expected = sample(ours, num_images_per_prompt=2, num_inference_steps=3, output_type="np")
         assert np.abs(images - expected).max() < 1e-5
 
-    def test_from_pipe(self):
+    def test_from_pipe_accepts_a_stock_pipeline(self):
         stock = DDPMPipeline(make_unet(), DDPMScheduler())
         pipe = FashionMNISTPipeline.from_pipe(stock, num_inference_steps=3)
         assert type(pipe) is FashionMNISTPipeline
@@ -395,18 +395,18 @@ class TestStockPipelines:
         assert pipe.config.num_inference_steps == 3
 
 
-def test_components():
+def test_components_are_the_arguments_of_the_class():
     pipe = get_pipeline()
     assert set(pipe.components) == {"unet", "scheduler"}
     assert type(FashionMNISTPipeline(**pipe.components)) is FashionMNISTPipeline
 
 
-def test_pickle():
+def test_pickled_pipeline_generates_the_same_images():
     pipe = get_pipeline()
     assert_close(sample(pickle.loads(pickle.dumps(pipe))), sample(pipe))
 
 
-def test_layerwise_casting():
+def test_layerwise_casting_generates_images():
     pipe = get_pipeline().to(torch.bfloat16)
     pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
     images = sample(pipe, 1, guidance_scale=2.0)

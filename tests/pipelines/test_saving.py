@@ -87,7 +87,7 @@ def expected() -> torch.Tensor:
 
 
 class TestRoundTrip:
-    def test_in_one_process(self, folder, tmp_path, expected, diffusers_log):
+    def test_round_trips_keep_files_and_images(self, folder, tmp_path, expected, diffusers_log):
         loaders = [load, load_dynamically, load_dynamically, load]
         for i, loader in enumerate(loaders):
             check_layout(folder)
@@ -100,7 +100,7 @@ class TestRoundTrip:
         assert [record.message for record in diffusers_log.records] == []
 
     @pytest.mark.slow
-    def test_without_the_package(self, folder, tmp_path, expected):
+    def test_round_trips_work_without_the_package(self, folder, tmp_path, expected):
         code = f"""
         import numpy as np, torch
         from diffusers import DiffusionPipeline
@@ -125,14 +125,14 @@ class TestRoundTrip:
             check_layout(tmp_path / name)
             assert torch.equal(sample(load(tmp_path / name), "Bag"), expected)
 
-    def test_save_over_itself(self, folder, expected):
+    def test_pipeline_can_be_saved_over_itself(self, folder, expected):
         for loader in (load, load_dynamically):
             loader(folder).save_pretrained(folder)
             check_layout(folder)
         assert torch.equal(sample(load(folder), "Bag"), expected)
 
     @pytest.mark.parametrize("loader", [load, load_dynamically])
-    def test_replaced_scheduler(self, folder, tmp_path, loader):
+    def test_replaced_scheduler_is_saved(self, folder, tmp_path, loader):
         pipe = loader(folder)
         pipe.scheduler = DDIMScheduler.from_config(pipe.scheduler.config)
         expected = sample(pipe)
@@ -141,7 +141,7 @@ class TestRoundTrip:
             assert type(again.scheduler) is DDIMScheduler
             assert torch.equal(sample(again), expected)
 
-    def test_variant(self, folder, tmp_path):
+    def test_variant_is_saved_and_loaded(self, folder, tmp_path):
         half = load(folder, dtype=torch.float16)
         half.save_pretrained(tmp_path / "half", variant="fp16")
         for loader in (load, load_dynamically):
@@ -151,19 +151,19 @@ class TestRoundTrip:
             assert pipe.unet.dtype == torch.float16
             assert torch.equal(sample(pipe), sample(half))
 
-    def test_shards(self, tmp_path, expected):
+    def test_sharded_weights_are_loaded(self, tmp_path, expected):
         make_default_pipeline().save_pretrained(tmp_path, max_shard_size="20KB")
         assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
         for loader in (load, load_dynamically):
             assert torch.equal(sample(loader(tmp_path), "Bag"), expected)
 
-    def test_model_in_training_mode(self, tmp_path, expected):
+    def test_model_in_training_mode_is_loaded_in_evaluation_mode(self, tmp_path, expected):
         pipe = make_default_pipeline()
         pipe.unet.train()
         pipe.save_pretrained(tmp_path)
         assert torch.equal(sample(load(tmp_path), "Bag"), expected)
 
-    def test_compiled_model(self, tmp_path, expected):
+    def test_compiled_model_is_saved_like_any_other(self, tmp_path, expected):
         pipe = make_default_pipeline()
         pipe.unet = torch.compile(pipe.unet, backend="eager")
         pipe.save_pretrained(tmp_path / "compiled")
@@ -172,7 +172,7 @@ class TestRoundTrip:
 
 
 class TestFromPretrained:
-    def test_classes(self, folder):
+    def test_classes_of_the_package_are_loaded(self, folder):
         for path in (folder, str(folder)):
             pipe = load(path)
             assert type(pipe) is FashionMNISTPipeline
@@ -180,20 +180,20 @@ class TestFromPretrained:
             assert type(pipe.scheduler) is DPMSolverMultistepScheduler
 
     @pytest.mark.parametrize("loader", [load, load_dynamically])
-    def test_options(self, folder, loader):
+    def test_options_replace_the_stored_ones(self, folder, loader):
         scheduler = DDIMScheduler()
         pipe = loader(folder, scheduler=scheduler, num_inference_steps=5, timestep_power=None)
         assert pipe.scheduler is scheduler
         assert (pipe.config.num_inference_steps, pipe.config.timestep_power) == (5, None)
 
-    def test_model(self, folder):
+    def test_passed_model_is_used(self, folder):
         unet = make_unet()
         assert load(folder, unet=unet).unet is unet
 
     @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")
     @pytest.mark.parametrize("loader", [load, load_dynamically])
     @pytest.mark.parametrize("name", ["dtype", "torch_dtype"])
-    def test_dtype(self, folder, loader, name, expected):
+    def test_dtype_applies_to_the_model(self, folder, loader, name, expected):
         pipe = loader(folder, **{name: torch.bfloat16})
         assert pipe.unet.dtype == torch.bfloat16
         images = sample(pipe, "Bag")
@@ -201,13 +201,13 @@ class TestFromPretrained:
         assert (images - expected).abs().mean() < 0.05
 
     @pytest.mark.parametrize("device_map", ["cpu", {"unet": "cpu"}], ids=str)
-    def test_device_map(self, folder, device_map, expected):
+    def test_device_map_gives_the_same_images(self, folder, device_map, expected):
         pipe = load(folder, device_map=device_map)
         assert pipe.hf_device_map == device_map
         assert {str(device) for device in pipe.unet.hf_device_map.values()} == {"cpu"}
         assert_close(sample(pipe, "Bag"), expected, atol=1e-4, rtol=0)
 
-    def test_custom_pipeline(self, folder, expected):
+    def test_custom_pipeline_may_be_named(self, folder, expected):
         pipe = load_dynamically(folder, custom_pipeline="pipeline_fmnist")
         assert type(pipe).__name__ == "FashionMNISTPipeline"
         assert torch.equal(sample(pipe, "Bag"), expected)
@@ -216,12 +216,12 @@ class TestFromPretrained:
         with pytest.raises(ValueError, match="trust_remote_code"):
             DiffusionPipeline.from_pretrained(folder)
 
-    def test_missing_folder(self, tmp_path):
+    def test_missing_folder_is_an_error(self, tmp_path):
         with pytest.raises(OSError, match=r"model_index\.json"):
             load(tmp_path)
 
 
-def test_from_pipe(folder, expected):
+def test_from_pipe_keeps_model_and_options(folder, expected):
     for pipe in (load(folder), load_dynamically(folder)):
         again = FashionMNISTPipeline.from_pipe(pipe)
         again.set_progress_bar_config(disable=True)
@@ -233,7 +233,7 @@ def test_from_pipe(folder, expected):
         assert changed.config.num_inference_steps == 4
 
 
-def test_components(folder):
+def test_components_are_the_arguments_of_the_class(folder):
     pipe = load(folder)
     again = FashionMNISTPipeline(**pipe.components, num_inference_steps=3, timestep_power=1.5)
     again.set_progress_bar_config(disable=True)
@@ -241,7 +241,7 @@ def test_components(folder):
 
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
-def test_change_of_dtype(folder, dtype, expected):
+def test_dtype_can_be_changed_after_loading(folder, dtype, expected):
     pipe = load(folder).to(dtype)
     assert pipe.dtype == dtype
     assert (sample(pipe, "Bag") - expected).abs().mean() < 0.05
@@ -258,7 +258,7 @@ def test_change_of_dtype(folder, dtype, expected):
     ],
     ids=["leaf_level", "block_level", "model"],
 )
-def test_offloading(folder, offload, expected):
+def test_offloading_gives_the_same_images(folder, offload, expected):
     pipe = load(folder)
     offload(pipe)
     for _ in range(2):
@@ -269,7 +269,7 @@ class TestStockPipelines:
     @pytest.mark.parametrize(
         ("pipeline_class", "scheduler_class"), [(DDPMPipeline, DDPMScheduler), (DDIMPipeline, DDIMScheduler)]
     )
-    def test_components_of_a_saved_pipeline(self, folder, pipeline_class, scheduler_class):
+    def test_saved_components_work_in_stock_pipelines(self, folder, pipeline_class, scheduler_class):
         unet = FashionMNISTUNet2DModel.from_pretrained(folder, subfolder="unet")
         scheduler = scheduler_class.from_pretrained(folder, subfolder="scheduler")
         stock = pipeline_class(unet=unet, scheduler=scheduler)
@@ -278,7 +278,7 @@ class TestStockPipelines:
         ours = load(folder, scheduler=scheduler_class.from_pretrained(folder, subfolder="scheduler"))
         assert np.abs(images - sample(ours, num_inference_steps=3, output_type="np")).max() < 1e-5
 
-    def test_saved_stock_pipeline(self, tmp_path):
+    def test_saved_stock_pipeline_can_be_loaded(self, tmp_path):
         DDPMPipeline(make_default_pipeline().unet, DDPMScheduler()).save_pretrained(tmp_path)
         stock = DiffusionPipeline.from_pretrained(tmp_path)
         assert type(stock) is DDPMPipeline
@@ -288,7 +288,7 @@ class TestStockPipelines:
         assert (pipe.config.num_inference_steps, pipe.config.timestep_power) == (20, None)
 
     @pytest.mark.slow
-    def test_saved_stock_pipeline_in_another_process(self, tmp_path):
+    def test_saved_stock_pipeline_can_be_loaded_in_another_process(self, tmp_path):
         DDPMPipeline(make_default_pipeline().unet, DDPMScheduler()).save_pretrained(tmp_path / "stock")
         code = f"""
         from diffusers import DiffusionPipeline

@@ -45,7 +45,7 @@ COSINE = DDPMScheduler(
 
 
 @pytest.mark.parametrize(("name", "prediction_type"), COMBINATIONS)
-def test_arrives_at_the_clean_image(name, prediction_type):
+def test_sampling_ends_at_the_clean_image(name, prediction_type):
     pipe = make_oracle_pipeline(name, DDPMScheduler(prediction_type=prediction_type))
     unet, labels = pipe.unet, [2, 0, 3, 1]
     kwargs = {"class_labels": labels, "num_inference_steps": 15, "output_type": "latent"}
@@ -53,7 +53,7 @@ def test_arrives_at_the_clean_image(name, prediction_type):
     assert distance(images, unet.clean[labels]) < 0.015
     assert unet.noise_error < 0.05
 
-    # A scheduler with another prediction type misinterprets the same model.
+    # With another prediction type, the scheduler misinterprets the output of the model.
     unet.noise_error = 0.0
     other = [kind for kind in PREDICTION_TYPES if (name, kind) in COMBINATIONS and kind != prediction_type][-1]
     pipe.scheduler = make_scheduler(name, DDPMScheduler(prediction_type=other).config)
@@ -63,7 +63,7 @@ def test_arrives_at_the_clean_image(name, prediction_type):
 
 @pytest.mark.parametrize("num_inference_steps", [5, 20, 61, 100])
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in SECOND_ORDER])
-def test_arrives_from_near_zero_snr(name, num_inference_steps):
+def test_sampling_from_near_zero_snr_ends_at_the_clean_image(name, num_inference_steps):
     pipe = make_oracle_pipeline(name, COSINE)
     settings = {"num_inference_steps": num_inference_steps, "output_type": "latent"}
     if num_inference_steps == 61 and name != "DPMSolverSinglestepScheduler":
@@ -84,8 +84,8 @@ def available_schedulers() -> list[str]:
 
 @pytest.mark.parametrize("noise_scheduler", [DDPMScheduler(), COSINE], ids=["linear", "cosine"])
 @pytest.mark.parametrize("name", available_schedulers())
-def test_every_scheduler_samples_or_raises(name, noise_scheduler):
-    """No scheduler raises another error than a ValueError, or generates images of noise."""
+def test_every_scheduler_generates_images_or_raises_a_value_error(name, noise_scheduler):
+    """Every scheduler either ends at the clean image or raises a ValueError that names it."""
     try:
         pipe = make_oracle_pipeline(name, noise_scheduler)
         images = pipe([2, 0], num_inference_steps=20, generator=torch.manual_seed(0), output_type="latent").images
@@ -101,13 +101,13 @@ def test_every_scheduler_samples_or_raises(name, noise_scheduler):
      "DPMSolverMultistepInverseScheduler", "DDPMWuerstchenScheduler", "CogVideoXDDIMScheduler", "KarrasVeScheduler",
      "VQDiffusionScheduler"],
 )  # fmt: skip
-def test_incompatible_scheduler(name):
+def test_incompatible_scheduler_is_an_error(name):
     with pytest.raises(ValueError, match=f"{name} does not support this model"):
         make_oracle_pipeline(name, DDPMScheduler())()
 
 
 @pytest.mark.parametrize("name", ["dpmsolver++", "unipc"])
-def test_flow_sigmas(name):
+def test_flow_sigmas_are_an_error(name):
     pipe = make_oracle_pipeline(name, DDPMScheduler(), use_flow_sigmas=True, prediction_type="flow_prediction")
     with pytest.raises(ValueError, match="with `use_flow_sigmas` does not support this model"):
         pipe()
@@ -118,7 +118,7 @@ def test_flow_sigmas(name):
 )
 @pytest.mark.parametrize("name", ["dpmsolver++", "sde-dpmsolver++", "unipc", "deis", "euler", "SASolverScheduler"])
 @pytest.mark.parametrize("noise_scheduler", [DDPMScheduler(), COSINE], ids=["linear", "cosine"])
-def test_noise_level_spacing(name, option, noise_scheduler):
+def test_every_noise_level_spacing_ends_at_the_clean_image(name, option, noise_scheduler):
     pipe = make_oracle_pipeline(name, noise_scheduler, **{option: True})
     if not pipe.scheduler.config.get(option):
         pytest.skip(f"{name} has no option `{option}`")
@@ -127,14 +127,14 @@ def test_noise_level_spacing(name, option, noise_scheduler):
 
 
 @pytest.mark.parametrize("name", ["ddim", "ddpm", "pndm", "unipc", "dpmsolver++", "euler"])
-def test_offset_beyond_the_last_timestep(name):
+def test_offset_beyond_the_last_timestep_is_an_error(name):
     pipe = make_oracle_pipeline(name, DDPMScheduler(timestep_spacing="leading"), steps_offset=1)
     with pytest.raises(ValueError, match=r"Scheduler .*1000"):
         pipe(num_inference_steps=1000)
 
 
 @pytest.mark.parametrize(("name", "prediction_type"), COMBINATIONS)
-def test_predicted_clean_image(name, prediction_type):
+def test_predicted_clean_image_is_exact(name, prediction_type):
     pipe = make_oracle_pipeline(name, DDPMScheduler(prediction_type=prediction_type))
     predicted = []
 
@@ -156,8 +156,7 @@ def test_predicted_clean_image(name, prediction_type):
 
 @pytest.mark.parametrize("name", [name for name in SCHEDULERS if name not in ("pndm", "LMSDiscreteScheduler")])
 @pytest.mark.parametrize("strength", [0.34, 1.0])
-def test_image_to_image(name, strength):
-    """The image gets the noise of the first timestep of the remaining steps."""
+def test_image_gets_the_noise_of_the_first_remaining_timestep(name, strength):
     pipe = make_oracle_pipeline(name, DDPMScheduler(prediction_type="v_prediction"))
     kwargs = {"num_inference_steps": 12, "output_type": "latent", "generator": torch.manual_seed(0)}
     images = pipe([2, 0], image=pipe.unet.clean[[1, 3]] / 2 + 0.5, strength=strength, **kwargs).images
@@ -169,14 +168,14 @@ def test_image_to_image(name, strength):
 
 
 @pytest.mark.parametrize(("name", "prediction_type"), UNSUPPORTED)
-def test_unsupported_prediction_type(name, prediction_type):
+def test_unsupported_prediction_type_is_an_error(name, prediction_type):
     pipe = make_oracle_pipeline(name, DDPMScheduler(prediction_type=prediction_type))
     with pytest.raises(UNSUPPORTED[name, prediction_type], match="prediction_type"):
         pipe(num_inference_steps=4)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_guidance(name):
+def test_guidance_extrapolates_from_the_null_label(name):
     pipe = make_oracle_pipeline(name, DDPMScheduler(prediction_type="v_prediction"))
     kwargs = {"class_labels": [2, 0], "num_inference_steps": 15, "guidance_scale": 1.5, "output_type": "latent"}
     images = pipe(generator=torch.manual_seed(0), **kwargs).images
@@ -200,7 +199,7 @@ def test_image_only_depends_on_its_own_generator(name):
 
 @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16])
 @pytest.mark.parametrize("name", SCHEDULERS)
-def test_half_precision(name, dtype):
+def test_half_precision_gives_similar_images(name, dtype):
     scheduler = make_scheduler(name, DDPMScheduler(prediction_type="v_prediction").config)
     pipe = FashionMNISTPipeline(make_unet(), scheduler)
     pipe.set_progress_bar_config(disable=True)

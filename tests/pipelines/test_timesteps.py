@@ -37,7 +37,7 @@ def compute_timesteps(pipe: FashionMNISTPipeline, num_inference_steps: int = 4, 
 class TestPowerLaw:
     @pytest.mark.parametrize("power", [1.0, 1.2, 1.5, 3.0])
     @pytest.mark.parametrize("num_inference_steps", [1, 2, 20, 100, 999, 1000])
-    def test_timesteps_decrease_from_the_noisiest(self, num_inference_steps, power):
+    def test_timesteps_decrease_from_the_highest_noise_level(self, num_inference_steps, power):
         timesteps = compute_timesteps(make_power_pipeline(power), num_inference_steps)
         assert len(timesteps) == num_inference_steps
         assert timesteps[0] == 999 and timesteps[-1] >= 0
@@ -48,22 +48,22 @@ class TestPowerLaw:
     @pytest.mark.parametrize(
         ("power", "timesteps"), [(1, [999, 749, 499, 249]), (2, POWER_2), (1.5, [999, 649, 353, 124])]
     )
-    def test_spacing(self, power, timesteps):
+    def test_timesteps_follow_the_power_law(self, power, timesteps):
         assert compute_timesteps(make_power_pipeline(power)) == timesteps
 
-    def test_steps_are_those_of_the_scheduler(self):
+    def test_sampling_uses_the_power_law_timesteps(self):
         pipe = make_power_pipeline()
         timesteps = []
         sample(pipe, callback_on_step_end=lambda pipe, step, timestep, tensors: timesteps.append(int(timestep)))
         assert timesteps == POWER_2
 
-    def test_other_number_of_training_timesteps(self):
+    def test_timesteps_scale_with_num_train_timesteps(self):
         assert compute_timesteps(make_power_pipeline(num_train_timesteps=100)) == [99, 55, 24, 5]
 
     @pytest.mark.parametrize(
         "option", ["use_karras_sigmas", "use_exponential_sigmas", "use_beta_sigmas", "use_lu_lambdas"]
     )
-    def test_not_with_another_spacing(self, option):
+    def test_spacing_options_of_the_scheduler_take_precedence(self, option):
         timesteps = compute_timesteps(make_power_pipeline(**{option: True}))
         assert timesteps == compute_timesteps(make_power_pipeline(None, **{option: True})) != POWER_2
 
@@ -71,17 +71,17 @@ class TestPowerLaw:
         "scheduler_class",
         [DDIMScheduler, DPMSolverSinglestepScheduler, EulerDiscreteScheduler, UniPCMultistepScheduler],
     )
-    def test_not_with_another_scheduler_class(self, scheduler_class):
+    def test_other_scheduler_classes_use_their_own_timesteps(self, scheduler_class):
         scheduler = scheduler_class()
         pipe = FashionMNISTPipeline(make_unet(), scheduler, timestep_power=2.0)
         expected = scheduler_class()
         expected.set_timesteps(4)
         assert compute_timesteps(pipe) == expected.timesteps.tolist()
 
-    def test_not_with_custom_timesteps(self):
+    def test_custom_timesteps_take_precedence(self):
         assert compute_timesteps(make_power_pipeline(), timesteps=[900, 400, 20]) == [900, 400, 20]
 
-    def test_assigned_scheduler(self, tmp_path):
+    def test_assigned_scheduler_uses_its_own_timesteps(self, tmp_path):
         pipe = make_power_pipeline()
         original = pipe.scheduler
         images = sample(pipe)
@@ -118,7 +118,7 @@ class TestCustomSpacing:
     @pytest.mark.parametrize(
         "scheduler_class", [DDPMScheduler, DPMSolverMultistepScheduler, EulerDiscreteScheduler, HeunDiscreteScheduler]
     )
-    def test_timesteps(self, scheduler_class):
+    def test_custom_timesteps_are_used(self, scheduler_class):
         pipe = get_pipeline(scheduler_class())
         steps = []
         images = sample(
@@ -130,7 +130,7 @@ class TestCustomSpacing:
         assert list(dict.fromkeys(steps)) == [900, 500, 100]
         assert torch.equal(sample(pipe, timesteps=torch.tensor([900, 500, 100])), images)
 
-    def test_sigmas(self):
+    def test_custom_sigmas_are_used(self):
         pipe = get_pipeline(EulerDiscreteScheduler())
         sigmas = [14.6, 3.0, 0.5, 0.0]
         images = sample(pipe, sigmas=sigmas)
@@ -152,12 +152,12 @@ class TestCustomSpacing:
             (EulerDiscreteScheduler(), {"sigmas": [0.0, 1.0]}, "`sigmas` must be one or more decreasing numbers"),
         ],
     )
-    def test_invalid(self, scheduler, kwargs, message):
+    def test_invalid_spacing_is_an_error(self, scheduler, kwargs, message):
         with pytest.raises(ValueError, match=message):
             get_pipeline(scheduler)(**kwargs)
 
 
-def test_too_few_steps_for_pndm():
+def test_too_few_steps_for_pndm_are_an_error():
     pipe = get_pipeline(PNDMScheduler())
     with pytest.raises(ValueError, match="must be at least 4 with PNDMScheduler, got 3"):
         sample(pipe, num_inference_steps=3)

@@ -12,7 +12,7 @@ import layout
 from saved_pipelines import save_pipeline
 
 
-# Gradio, its client and Starlette cause these.
+# Gradio, its client and Starlette cause these warnings.
 WARNINGS = ["ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"]
 
 
@@ -25,7 +25,7 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def collect_garbage() -> Iterator[None]:
-    """Collects what Gradio's clients leave open here, where the warnings are ignored, and not in a later test."""
+    """Collects the open connections of Gradio's clients while their warnings are ignored."""
     yield
     gc.collect()
 
@@ -43,7 +43,7 @@ def tiny(model_folder) -> engine.Engine:
 
 @pytest.fixture
 def slow_evaluations(tiny) -> Iterator[list[threading.Thread]]:
-    """Slows the tiny pipeline down, so that it can be stopped, and lists the thread of each model evaluation."""
+    """Slows down the tiny pipeline so that it can be stopped. Returns the thread of each model evaluation."""
     evaluations = []
 
     def slow_down(*_) -> None:

@@ -43,7 +43,7 @@ def constraints() -> dict[str, str]:
     return {name.replace("_", "-"): version for name, version in pairs}
 
 
-def test_front_matter_of_the_space(constraints):
+def test_front_matter_is_valid(constraints):
     metadata = yaml.safe_load((SPACE / "README.md").read_text().split("---\n")[1])
     assert metadata["sdk"] == "gradio"
     assert metadata["sdk_version"] == constraints["gradio"]

@@ -1,6 +1,5 @@
 """The demo in a real browser, at the sizes of a laptop and of a phone."""
 
-import os
 import shutil
 from collections.abc import Iterator
 from pathlib import Path
@@ -8,11 +7,13 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect, sync_playwright
 
+from optional_resources import skip_or_fail
+
 
 pytestmark = pytest.mark.slow
 
 SIZES = {"laptop": (1280, 720), "phone": (390, 844)}
-# Without network access, and with as few processes as possible.
+# These flags disable network access and unneeded processes.
 FLAGS = [
     "--no-sandbox",
     "--disable-gpu",
@@ -20,7 +21,7 @@ FLAGS = [
     "--disable-component-update",
     "--disable-sync",
 ]
-# Milliseconds; the machine can be busy.
+# The timeout in milliseconds is long because the machine can be busy.
 TIMEOUT = 20_000
 BUTTONS = {
     "Generate": "Generate",
@@ -34,8 +35,7 @@ BUTTONS = {
 def browser() -> Iterator[Browser]:
     path = shutil.which("chromium")
     if path is None:
-        assert "FMNIST_DIFFUSION_FULL_DATA" not in os.environ, "The full check requires chromium."
-        pytest.skip("chromium is not installed: apt-get install chromium")
+        skip_or_fail("chromium", "apt-get install chromium")
     with sync_playwright() as playwright:
         browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
         yield browser
@@ -44,7 +44,7 @@ def browser() -> Iterator[Browser]:
 
 @pytest.fixture(params=SIZES)
 def page(request, browser: Browser, url: str, tmp_path: Path) -> Iterator[Page]:
-    """The page of the demo. At the end, it must not have reported errors or used the network."""
+    """The page of the demo. After the test, checks that it reported no errors and did not use the network."""
     width, height = SIZES[request.param]
     scheme = "dark" if request.param == "phone" else "light"
     context = browser.new_context(
@@ -100,7 +100,7 @@ def fits(page: Page) -> bool:
     return page.evaluate("document.documentElement.scrollWidth <= window.innerWidth")
 
 
-def test_first_screen(page):
+def test_first_screen_shows_large_sharp_images(page):
     box = images(page, "generate").first.bounding_box()
     assert box is not None and box["width"] >= (150 if page.viewport_size["width"] > 1000 else 80)
     assert images(page, "generate").first.evaluate("it => getComputedStyle(it).imageRendering") == "pixelated"
@@ -117,7 +117,7 @@ def test_every_tab_has_the_same_width_and_shows_its_button(page):
     assert len(widths) == 1
 
 
-def test_generate(page):
+def test_generate_shows_images_and_offers_downloads(page):
     before = images(page, "generate").first.get_attribute("src")
     page.get_by_label("Bag", exact=True).locator("visible=true").check()
     button(page, "Generate").click()
@@ -133,7 +133,7 @@ def test_generate(page):
     assert fits(page)
 
 
-def test_stop(page, slow_evaluations):
+def test_stop_ends_the_run(page, slow_evaluations):
     button(page, "Generate").click()
     expect(page.locator("#generate-strip img")).to_be_visible()
     set_number(page, "Steps", 100)
@@ -167,7 +167,7 @@ def test_invalid_seed_is_explained(page):
     expect(page.get_by_text("The seed must be a whole number").first).to_be_visible()
 
 
-def test_interpolate(page):
+def test_interpolate_shows_an_animation_and_its_images(page):
     open_tab(page, "Interpolate")
     button(page, "Interpolate").click()
     expect(page.locator("#interpolate-animation img")).to_be_visible()
@@ -177,7 +177,7 @@ def test_interpolate(page):
     assert fits(page)
 
 
-def test_image_to_image(page, tmp_path):
+def test_image_to_image_shows_all_classes_and_rejects_broken_files(page, tmp_path):
     open_tab(page, "Image-to-image")
     preview = page.locator("#preview img")
     before = preview.get_attribute("src")
@@ -193,7 +193,7 @@ def test_image_to_image(page, tmp_path):
     assert fits(page)
 
 
-def test_compare(page):
+def test_compare_shows_both_sides(page):
     open_tab(page, "Compare")
     button(page, "Compare").click()
     for side, steps in (("A", 20), ("B", 8)):
@@ -202,12 +202,12 @@ def test_compare(page):
     assert fits(page)
 
 
-def test_quality(page):
+def test_quality_says_that_there_are_no_metrics(page):
     open_tab(page, "Quality")
     expect(page.locator("#quality")).to_contain_text("no metrics yet")
 
 
-def test_keyboard(page):
+def test_keyboard_alone_starts_a_run(page):
     """The Tab and Enter keys alone reach the button and start a run."""
     for _ in range(60):
         page.keyboard.press("Tab")

@@ -154,7 +154,7 @@ class TestGenerate:
         slow_evaluations[0].join(timeout=60)
         assert len(slow_evaluations) < 100
 
-    def test_time_limit(self, tiny, monkeypatch):
+    def test_slow_request_is_an_error(self, tiny, monkeypatch):
         monkeypatch.setattr(engine, "TIME_LIMIT", 0.05)
         with pytest.raises(RequestError, match=r"took more than 0 seconds\. Use fewer images or steps"):
             list(tiny.generate(request(num_images=40, num_inference_steps=100)))
@@ -186,7 +186,7 @@ class TestInterpolate:
         assert abs(images[0] - images[-1]).mean() > 10
         assert all(abs(first - second).mean() > 1 for first, second in itertools.pairwise(images))
 
-    def test_unconditional_model(self, spec):
+    def test_unconditional_model_can_interpolate(self, spec):
         step = last(spec.interpolate(request(num_images=3), (1, 2)))
         assert len(step.images) == 3
         assert step.num_function_evaluations == 3
@@ -246,8 +246,8 @@ class TestMetrics:
         (folder / "metrics.json").write_text(content)
         assert Engine(str(folder)).metrics is None
 
-    def test_metrics_of_bundled_checkpoint(self, spec):
+    def test_metrics_of_a_bundled_checkpoint_are_read(self, spec):
         assert spec.metrics["metrics"].keys() >= METRICS["metrics"].keys() - {"class_agreement"}
 
-    def test_checkpoint_without_metrics(self, tiny):
+    def test_checkpoint_without_metrics_returns_none(self, tiny):
         assert tiny.metrics is None

@@ -24,7 +24,7 @@ def base_handlers() -> Handlers:
 
 
 def copies(updates, *indices):
-    """The last updates of a handler, with the files of download buttons opened before the handler deletes them."""
+    """Returns the last updates of a handler and its downloads, which are read before the handler deletes them."""
     for update in updates:
         files = [update[index].get("value") for index in indices]
         opened = [Image.open(file) for file in files if file]
@@ -33,22 +33,22 @@ def copies(updates, *indices):
     return update, opened
 
 
-def cells(sheet: Image.Image, size: int, count: int) -> list[np.ndarray]:
-    """The images in a sheet, without borders and at their original size."""
-    pixels = np.asarray(sheet)[4 :: handlers.SHEET_SCALE, 4 :: handlers.SHEET_SCALE].astype(int)
+def cells(grid: Image.Image, size: int, count: int) -> list[np.ndarray]:
+    """Returns the images of a grid, without borders and at their original size."""
+    pixels = np.asarray(grid)[4 :: handlers.GRID_SCALE, 4 :: handlers.GRID_SCALE].astype(int)
     columns = (pixels.shape[1] + 1) // (size + 1)
     corners = [(i // columns * (size + 1), i % columns * (size + 1)) for i in range(count)]
     return [pixels[top : top + size, left : left + size] for top, left in corners]
 
 
-def last_sheet(updates) -> Image.Image:
-    """The image that an endpoint returns."""
-    sheet = None
+def last_grid(updates) -> Image.Image:
+    """Returns the image that an endpoint generates."""
+    grid = None
     for update in updates:
         if isinstance(update, str):
-            sheet = Image.open(update)
-            sheet.load()
-    return sheet
+            grid = Image.open(update)
+            grid.load()
+    return grid
 
 
 def classify(images: np.ndarray) -> torch.Tensor:
@@ -68,7 +68,7 @@ class TestGenerate:
         assert strip == ""
         assert png["value"] is gif["value"] is None
 
-    def test_downloads(self, tiny_handlers):
+    def test_downloads_contain_images_and_settings(self, tiny_handlers):
         update, (png, gif) = copies(tiny_handlers.on_generate(*self.inputs), 3, 4)
         assert png.size == (26 * 8, 8 * 8)
         assert json.loads(png.info["parameters"]) == {
@@ -85,7 +85,7 @@ class TestGenerate:
 
     def test_animation_and_strip_start_from_noise(self, tiny_handlers):
         steps = list(tiny_handlers.start_generate(*self.inputs).steps)
-        strip = np.asarray(handlers.denoising_strip(steps))
+        strip = np.asarray(handlers.make_denoising_strip(steps))
         assert strip.shape == (2 * 9 - 1, 5 * 9 - 1)
         np.testing.assert_array_equal(strip[:8, :8], np.asarray(steps[0].images[0]))
         np.testing.assert_array_equal(strip[9:, :8], np.asarray(steps[0].predicted[0]))
@@ -98,7 +98,7 @@ class TestGenerate:
 
     def test_endpoint_returns_the_images_of_the_page(self, tiny_handlers):
         _, (png, _) = copies(tiny_handlers.on_generate(*self.inputs), 3, 4)
-        assert last_sheet(tiny_handlers.generate(*self.inputs)).tobytes() == png.tobytes()
+        assert last_grid(tiny_handlers.generate(*self.inputs)).tobytes() == png.tobytes()
 
     def test_invalid_request_is_shown(self, tiny_handlers):
         with pytest.raises(gr.Error, match=r"The seed must be a whole number from 0 to 4294967295, got 3\.7"):
@@ -107,10 +107,10 @@ class TestGenerate:
 
 class TestInterpolate:
     def test_ends_equal_generated_images_and_those_between_change(self, base_handlers):
-        sheet = last_sheet(base_handlers.interpolate("Sneaker", "Sneaker", 3, 4, 12, 20, "default"))
-        images = cells(sheet, 28, 12)
+        grid = last_grid(base_handlers.interpolate("Sneaker", "Sneaker", 3, 4, 12, 20, "default"))
+        images = cells(grid, 28, 12)
         for image, seed in ((images[0], 3), (images[-1], 4)):
-            alone = last_sheet(base_handlers.generate(["Sneaker"], 1, 20, "default", 1, seed))
+            alone = last_grid(base_handlers.generate(["Sneaker"], 1, 20, "default", 1, seed))
             assert abs(image - cells(alone, 28, 1)[0]).max() <= 1
         assert all(abs(images[i] - images[i + 1]).mean() > 1 for i in range(11))
 
@@ -124,6 +124,10 @@ class TestInterpolate:
     def test_both_classes_are_required(self, tiny_handlers):
         with pytest.raises(gr.Error, match="Choose the first and the last class"):
             next(tiny_handlers.on_interpolate("Bag", None, 1, 2, 4, 3, "ddim"))
+
+    def test_single_image_is_an_error(self, tiny_handlers):
+        with pytest.raises(gr.Error, match="`num_images` must be an integer"):
+            next(tiny_handlers.on_interpolate("Bag", "Coat", 1, 2, 1, 3, "ddim"))
 
     def test_invalid_last_seed_is_shown(self, tiny_handlers):
         with pytest.raises(gr.Error, match="The seed must be a whole number"):
@@ -151,8 +155,8 @@ class TestImageToImage:
     def test_default_settings_change_the_class(self, base_handlers):
         page = layout.build(base_handlers)
         inputs = next(fn.inputs for fn in page.fns.values() if fn.api_name == "image_to_image")
-        sheet = last_sheet(base_handlers.image_to_image(*[component.value for component in inputs]))
-        images = np.stack(cells(sheet, 28, 10))
+        grid = last_grid(base_handlers.image_to_image(*[component.value for component in inputs]))
+        images = np.stack(cells(grid, 28, 10))
         assert (classify(images) == torch.arange(10)).all()
 
 
@@ -170,7 +174,7 @@ def test_choosing_an_example_removes_the_upload(tiny_handlers):
     assert "Input of the model" in preview and upload is None
 
 
-def test_quality(base_handlers, tiny_handlers):
+def test_quality_returns_the_metrics(base_handlers, tiny_handlers):
     assert tiny_handlers.quality() == {"model": "tiny", "num_samples": None}
     quality = base_handlers.quality()
     assert quality["model"] == "base"

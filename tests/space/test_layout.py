@@ -1,4 +1,4 @@
-"""The running demo, as clients see it."""
+"""The running demo: endpoints, errors, the page and the MCP server."""
 
 import base64
 import io
@@ -36,7 +36,7 @@ def client(url, download_folder) -> Client:
 
 
 class TestEndpoints:
-    def test_all_are_described_and_every_parameter_is_optional(self, client):
+    def test_endpoints_have_descriptions_and_optional_parameters(self, client):
         endpoints = client.view_api(return_format="dict", print_info=False)["named_endpoints"]
         assert set(endpoints) == {f"/{name}" for name in TOOLS}
         for endpoint in endpoints.values():
@@ -57,29 +57,27 @@ class TestEndpoints:
         client = Client(base_url, verbose=False, download_files=download_folder)
 
         def predict(api_name: str, **kwargs) -> np.ndarray:
-            sheet = Image.open(client.predict(**kwargs, api_name=api_name))
-            return np.asarray(sheet.resize((sheet.width // 8, sheet.height // 8), Image.Resampling.NEAREST)).astype(
-                int
-            )
+            grid = Image.open(client.predict(**kwargs, api_name=api_name))
+            return np.asarray(grid.resize((grid.width // 8, grid.height // 8), Image.Resampling.NEAREST)).astype(int)
 
         labels = {"first_label": "Sneaker", "last_label": "Sneaker"}
-        sheet = predict("/interpolate", **labels, first_seed=3, last_seed=4, num_images=12)
+        grid = predict("/interpolate", **labels, first_seed=3, last_seed=4, num_images=12)
         # Ten images in the first row and two in the second, with a border of one pixel.
-        images = [sheet[i // 10 * 29 :, i % 10 * 29 :][:28, :28] for i in range(12)]
+        images = [grid[i // 10 * 29 :, i % 10 * 29 :][:28, :28] for i in range(12)]
         for image, seed in ((images[0], 3), (images[-1], 4)):
             alone = predict("/generate", labels=["Sneaker"], num_images=1, seed=seed)
             assert abs(image - alone).max() <= 1
         assert all(abs(images[i] - images[i + 1]).mean() > 1 for i in range(11))
 
     def test_image_to_image_with_and_without_an_upload(self, client, tmp_path):
-        sheet = Image.open(client.predict(**FAST, api_name="/image_to_image"))
-        assert json.loads(sheet.info["parameters"])["num_images"] == len(FASHION_MNIST_LABELS)
+        grid = Image.open(client.predict(**FAST, api_name="/image_to_image"))
+        assert json.loads(grid.info["parameters"])["num_images"] == len(FASHION_MNIST_LABELS)
         Image.new("RGB", (300, 100), "white").save(tmp_path / "upload.jpg")
         upload = handle_file(tmp_path / "upload.jpg")
-        sheet = Image.open(client.predict(upload=upload, label="Shirt", **FAST, api_name="/image_to_image"))
-        assert json.loads(sheet.info["parameters"])["labels"] == ["Shirt"]
+        grid = Image.open(client.predict(upload=upload, label="Shirt", **FAST, api_name="/image_to_image"))
+        assert json.loads(grid.info["parameters"])["labels"] == ["Shirt"]
 
-    def test_quality_without_metrics(self, client):
+    def test_quality_without_metrics_has_no_numbers(self, client):
         assert client.predict(api_name="/quality") == {"model": "tiny", "num_samples": None}
 
     def test_cancelled_request_ends(self, client, slow_evaluations):
@@ -110,14 +108,14 @@ class TestInvalidInput:
             {"labels": None, "num_images": None, "num_inference_steps": None, "scheduler": None, "seed": None},
         ],
     )
-    def test_answer_is_one_line_without_internals(self, client, arguments):
+    def test_error_is_one_line_without_internals(self, client, arguments):
         with pytest.raises(AppError) as caught:
             client.predict(**arguments, api_name="/generate")
         message = str(caught.value)
         assert message and "\n" not in message and "upstream Gradio app" not in message
         assert not re.search(r"/(root|home|tmp|usr|work)/|\.py\b|Traceback", message), message
 
-    def test_upload_that_is_no_image(self, client, tmp_path):
+    def test_upload_that_is_no_image_is_an_error(self, client, tmp_path):
         (tmp_path / "upload.png").write_bytes(b"text")
         with pytest.raises(AppError, match="Could not read the image"):
             client.predict(upload=handle_file(tmp_path / "upload.png"), api_name="/image_to_image")
@@ -149,7 +147,7 @@ class TestInvalidInput:
 
 
 class TestPage:
-    def test_needs_no_network_and_contains_no_local_path(self, url, model_folder):
+    def test_page_needs_no_network_and_contains_no_local_path(self, url, model_folder):
         page = urllib.request.urlopen(url).read().decode()
         config = urllib.request.urlopen(f"{url}config").read().decode()
         assert "Fashion-MNIST diffusion" in page
@@ -160,7 +158,7 @@ class TestPage:
 
 
 def call_tools(url: str, *calls: tuple[str, dict]) -> list:
-    """The tools of the MCP server and the results of `calls`."""
+    """Returns the tools of the MCP server and the results of `calls`."""
 
     async def run():
         async with (

@@ -42,5 +42,5 @@ class TestQualityTable:
         assert re.findall(r"<td>(.*?)</td>", table) == ["2.1767", "2.5000", "0.0000", "0.0000"]
 
     @pytest.mark.parametrize("metrics", [None, METRICS | {"metrics": {}}])
-    def test_checkpoint_without_metrics(self, metrics):
+    def test_checkpoint_without_metrics_is_explained(self, metrics):
         assert "no metrics yet" in markup.quality_table(metrics)

@@ -13,7 +13,7 @@ from uploads import open_upload, to_fashion_mnist
 
 class TestOpenUpload:
     @pytest.mark.parametrize("suffix", ["png", "jpg", "webp", "gif", "bmp"])
-    def test_formats(self, tmp_path, suffix):
+    def test_common_formats_are_opened(self, tmp_path, suffix):
         path = tmp_path / f"upload.{suffix}"
         Image.new("RGB", (60, 30), "red").save(path)
         assert open_upload(path).size == (60, 30)
@@ -90,7 +90,7 @@ class TestToFashionMNIST:
 
     @pytest.mark.parametrize("size", [(1, 3000), (3000, 2), (1, 1)])
     @pytest.mark.parametrize("color", ["white", "black"])
-    def test_extreme_sizes(self, size, color):
+    def test_extreme_sizes_are_converted(self, size, color):
         assert to_fashion_mnist(Image.new("L", size, color)).size == (28, 28)
 
     def test_transparent_image_becomes_black(self):

@@ -82,7 +82,7 @@ def test_saved_config_resumes_its_run_and_no_other(
         "--gradient_accumulation_steps=2": "gradient_accumulation_steps",
     }.items():
         error = fail_to_launch("--ema.enabled=true", option, "--resume=latest")
-        assert f"`{name}` must be that of the run to resume" in error
+        assert f"`{name}` must be the same as in the run to resume" in error
         assert f"--config={tmp_path / 'run' / 'config.yaml'}" in error
 
 

@@ -131,5 +131,5 @@ def test_help_describes_every_field(capsys: pytest.CaptureFixture[str]):
     ("args", "batches", "steps"),
     [([], 6, 300), (["--max_train_steps=7"], 6, 7), (["--gradient_accumulation_steps=4", "--num_epochs=3"], 6, 4)],
 )
-def test_total_steps(args: list[str], batches: int, steps: int):
+def test_total_steps_depend_on_epochs_accumulation_and_limit(args: list[str], batches: int, steps: int):
     assert parse_config(args).get_total_steps(batches) == steps

@@ -44,7 +44,7 @@ def test_invalid_model_options_raise(options: dict, message: str):
 
 
 def test_model_with_classes_needs_labels():
-    with pytest.raises(ValueError, match="needs images with labels"):
+    with pytest.raises(ValueError, match="requires images with labels"):
         make_model(TrainingConfig(model={"num_class_embeds": 10}), 28, 1, None, None)
 
 

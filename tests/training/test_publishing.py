@@ -8,8 +8,8 @@ from pathlib import Path
 import pytest
 from huggingface_hub import ModelCard
 
+from fake_hub import FakeHub, Fault
 from fmnist_diffusion import load_pipeline
-from hub_stand_in import Fault, HubStandIn
 from publishing import BackgroundPush
 
 
@@ -18,7 +18,7 @@ PUSH = ["--push_to_hub=true", f"--hub_model_id={REPO_ID}"]
 
 
 @pytest.mark.slow
-def test_train_push_and_fine_tune(hub: HubStandIn, launch: Callable[..., None], tmp_path: Path):
+def test_pushed_pipeline_can_be_fine_tuned(hub: FakeHub, launch: Callable[..., None], tmp_path: Path):
     launch(*PUSH)
     repository = hub.repositories[REPO_ID]
     first = repository.refs["main"]
@@ -40,7 +40,7 @@ def test_train_push_and_fine_tune(hub: HubStandIn, launch: Callable[..., None], 
 
 
 @pytest.mark.slow
-def test_push_every_n_epochs(hub: HubStandIn, launch: Callable[..., None]):
+def test_pipeline_is_pushed_every_n_epochs(hub: FakeHub, launch: Callable[..., None]):
     launch("--push_to_hub=true", "--push_to_hub_epochs=1", "--hub_private_repo=true", "--hub_license=cc0-1.0")
     repository = hub.repositories["someone/run"]
     assert repository.private
@@ -53,7 +53,7 @@ def test_push_every_n_epochs(hub: HubStandIn, launch: Callable[..., None]):
 @pytest.mark.slow
 @pytest.mark.parametrize("status", [503, None])
 def test_unreachable_hub_does_not_end_the_run(
-    hub: HubStandIn,
+    hub: FakeHub,
     launch: Callable[..., None],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],

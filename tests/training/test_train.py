@@ -1,4 +1,4 @@
-"""The script: exit codes, messages, and starting it with Accelerate."""
+"""The training script: exit codes, messages and launches with Accelerate."""
 
 import json
 import os
@@ -41,13 +41,13 @@ def test_saved_config_resumes_the_run(
         (
             FloatingPointError("The loss is nan at step 1."),
             1,
-            "train.py: error: The loss is nan at step 1. There is no checkpoint yet: start again with another"
+            "train.py: error: The loss is nan at step 1. There is no checkpoint yet. Start again with another"
             " --output_dir. Use a lower --optimizer.learning_rate or --optimizer.max_grad_norm=1.",
         ),
         (
             KeyboardInterrupt(),
             130,
-            "train.py: Interrupted at step 0. There is no checkpoint yet: start again with another --output_dir.",
+            "train.py: Interrupted at step 0. There is no checkpoint yet. Start again with another --output_dir.",
         ),
     ],
 )
@@ -127,7 +127,7 @@ def test_scripts_run_from_any_folder(tmp_path: Path, script: str):
 
 
 @pytest.mark.slow
-def test_accelerate_launch_of_spec_yaml(tmp_path: Path, fashion_mnist_folder: Path):
+def test_accelerate_launch_trains_the_specification(tmp_path: Path, fashion_mnist_folder: Path):
     # One step of the specification, without any change to its settings.
     result = run_script(
         "-m", "accelerate.commands.launch", "--num_processes=1", "--cpu", str(TRAINING / "train.py"),

@@ -1,4 +1,4 @@
-"""The training loop: options, resuming, interruption and failures."""
+"""The training loop: options, resuming, interrupts and failures."""
 
 import json
 import os

@@ -1,4 +1,4 @@
-"""Evaluation during training, and the best pipeline that it keeps."""
+"""Evaluation during training, and the best pipeline of a run."""
 
 import json
 from collections.abc import Callable

@@ -48,7 +48,7 @@ class Repository:
 @dataclass
 class Fault:
     """
-    A failure of the next `times` requests with a `method` and with `part` in the path.
+    A simulated failure of the next `times` requests with this `method` and with `part` in the path.
 
     Attributes:
         status: Status code of the response; `None` closes the connection without a response.
@@ -65,9 +65,9 @@ class Fault:
 class ErrorResponse(Exception):
     """An HTTP error with the code and message that the Hub sends."""
 
-    def __init__(self, status: int, code: str = "", message: str = "", **facts: str):
+    def __init__(self, status: int, code: str = "", message: str = "", **fields: str):
         self.status, self.code = status, code
-        self.facts = {"error": message or code, **facts}
+        self.fields = {"error": message or code, **fields}
 
 
 class ConnectionClosed(Exception):
@@ -86,7 +86,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     protocol_version = "HTTP/1.1"
 
     @property
-    def hub(self) -> "HubStandIn":
+    def hub(self) -> "FakeHub":
         return self.server.hub  # type: ignore[attr-defined]
 
     def log_message(self, format, *args):
@@ -94,7 +94,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
 
     def handle_request(self):
         url = urlsplit(self.path)
-        # Quoted slashes belong to a name, such as the branch of a pull request.
+        # A quoted slash is part of a name, such as the branch of a pull request.
         parts = [unquote(part) for part in url.path.strip("/").split("/")]
         self.query = parse_qs(url.query)
         self.body = self.rfile.read(int(self.headers.get("Content-Length", 0)))
@@ -104,13 +104,13 @@ class HubRequestHandler(BaseHTTPRequestHandler):
             if fault is not None and not fault.after:
                 self.fail(fault)
             with self.hub.lock:
-                answer = self.route(parts)
+                response = self.route(parts)
             if fault is not None:
                 self.fail(fault)
-            content, headers = answer
+            content, headers = response
             self.send(200, content, headers)
         except ErrorResponse as error:
-            body = b"<html>error</html>" if error.status >= 500 else json.dumps(error.facts).encode()
+            body = b"<html>error</html>" if error.status >= 500 else json.dumps(error.fields).encode()
             self.send(error.status, body, {"X-Error-Code": error.code} if error.code else {})
         except ConnectionClosed:
             self.close_connection = True
@@ -120,7 +120,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     def fail(self, fault: Fault):
         if fault.status is None:
             raise ConnectionClosed
-        raise ErrorResponse(fault.status, message="a fault of the test")
+        raise ErrorResponse(fault.status, message="a simulated fault")
 
     def send(self, status: int, body: bytes, headers: dict[str, str]):
         self.send_response(status)
@@ -173,9 +173,9 @@ class HubRequestHandler(BaseHTTPRequestHandler):
                     case "commit", revision:
                         return self.commit(key, repository, revision, [json.loads(line) for line in body.splitlines()])
                     case "tag", revision:
-                        return self.name_commit(repository, json.loads(body)["tag"], revision, repository.tags)
+                        return self.create_ref(repository, json.loads(body)["tag"], revision, repository.tags)
                     case "branch", name:
-                        return self.name_commit(repository, name, json.loads(body).get("startingPoint", "main"))
+                        return self.create_ref(repository, name, json.loads(body).get("startingPoint", "main"))
                     case ("variables",):
                         variable = json.loads(body)
                         repository.variables[variable["key"]] = variable["value"]
@@ -189,7 +189,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         return self.hub.users[token]
 
     def find(self, key: str, write: bool = False) -> Repository:
-        """Returns a repository if the user has access to it, with `write` also write access."""
+        """Returns a repository that the user can read or, with `write=True`, write to."""
         owner = key.split("/")[-2]
         if write and self.user() != owner:
             raise ErrorResponse(403, message="Forbidden: you don't have the rights to write here.")
@@ -222,21 +222,21 @@ class HubRequestHandler(BaseHTTPRequestHandler):
 
     def validate_yaml(self):
         request = json.loads(self.body)
-        problems = card_problems(request["content"], request["repoType"])
-        if problems:
-            raise ErrorResponse(400, message="; ".join(problems))
+        errors = find_card_errors(request["content"], request["repoType"])
+        if errors:
+            raise ErrorResponse(400, message="; ".join(errors))
         return as_json({"errors": [], "warnings": []})
 
     def preupload(self, repository: Repository, revision: str, request: dict[str, Any]):
         _, files = self.revision(repository, revision)
-        answer = []
+        response = []
         for file in request["files"]:
             path, old = file["path"], files.get(file["path"])
             large = file["size"] > MAX_REGULAR_BYTES or b"\0" in base64.b64decode(file["sample"])
             oid = None if old is None else sha256(old) if path in repository.lfs else git_oid(old)
             mode = "lfs" if large else "regular"
-            answer.append({"path": path, "uploadMode": mode, "shouldIgnore": False} | ({"oid": oid} if oid else {}))
-        return as_json({"files": answer})
+            response.append({"path": path, "uploadMode": mode, "shouldIgnore": False} | ({"oid": oid} if oid else {}))
+        return as_json({"files": response})
 
     def lfs_batch(self, key: str):
         self.find(key, write=True)
@@ -267,17 +267,17 @@ class HubRequestHandler(BaseHTTPRequestHandler):
                 case "deletedFile":
                     del files[value["path"]]
         kind = "space" if key.startswith("spaces/") else "model"
-        if "README.md" in files and (problems := card_problems(files["README.md"].decode(), kind)):
-            raise ErrorResponse(400, message="; ".join(problems))
-        answer: dict[str, Any] = {"success": True}
+        if "README.md" in files and (errors := find_card_errors(files["README.md"].decode(), kind)):
+            raise ErrorResponse(400, message="; ".join(errors))
+        response: dict[str, Any] = {"success": True}
         ref = revision
         if "create_pr" in self.query:
             ref = f"refs/pr/{1 + sum(name.startswith('refs/pr/') for name in repository.refs)}"
-            answer["pullRequestUrl"] = f"{self.hub.endpoint}/{key}/discussions/{ref.rpartition('/')[2]}"
+            response["pullRequestUrl"] = f"{self.hub.endpoint}/{key}/discussions/{ref.rpartition('/')[2]}"
         sha = repository.commit(files, ref)
-        return as_json(answer | {"commitOid": sha, "commitUrl": f"{self.hub.endpoint}/{key}/commit/{sha}"})
+        return as_json(response | {"commitOid": sha, "commitUrl": f"{self.hub.endpoint}/{key}/commit/{sha}"})
 
-    def name_commit(self, repository: Repository, name: str, revision: str, names: set[str] | None = None):
+    def create_ref(self, repository: Repository, name: str, revision: str, names: set[str] | None = None):
         if name in repository.refs:
             raise ErrorResponse(409, message=f"{name} exists")
         repository.refs[name], _ = self.revision(repository, revision)
@@ -333,7 +333,7 @@ def repo_key(prefix: list[str], owner: str, name: str) -> str:
     return "/".join([*prefix, owner, name])
 
 
-def card_problems(text: str, kind: str) -> list[str]:
+def find_card_errors(text: str, kind: str) -> list[str]:
     """Returns the errors that the Hub finds in the front matter of a card."""
     if not text.startswith("---\n"):
         return []
@@ -341,27 +341,27 @@ def card_problems(text: str, kind: str) -> list[str]:
         metadata = yaml.safe_load(text.split("---\n")[1])
     except yaml.YAMLError as error:
         return [str(error)]
-    problems = []
+    errors = []
     if kind == "space":
-        problems += [f"{name} is missing" for name in ("title", "sdk") if name not in metadata]
+        errors += [f"{name} is missing" for name in ("title", "sdk") if name not in metadata]
         if len(metadata.get("short_description", "")) > 60:
-            problems.append("short_description is too long")
+            errors.append("short_description is too long")
     lists = {"tags": str, "datasets": str, "metrics": str, "models": str}
     for name, entry in lists.items():
         value = metadata.get(name, [])
         if not isinstance(value, list) or not all(isinstance(part, entry) for part in value):
-            problems.append(f"{name} must be a list of strings")
+            errors.append(f"{name} must be a list of strings")
     for model in metadata.get("model-index", []):
         for result in model["results"]:
             if not {"task", "dataset", "metrics"} <= result.keys():
-                problems.append("model-index is incomplete")
-    return problems
+                errors.append("model-index is incomplete")
+    return errors
 
 
 @dataclass
-class HubStandIn:
+class FakeHub:
     """
-    A local Hub, used as `with HubStandIn() as hub:`. It serves `hub.repositories` at `hub.endpoint`.
+    A local Hub, used as `with FakeHub() as hub:`. It serves `hub.repositories` at `hub.endpoint`.
 
     Attributes:
         users: Names of the users by token. Users have write access to their own repositories.
@@ -383,7 +383,7 @@ class HubStandIn:
         self.server.hub = self  # type: ignore[attr-defined]
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
 
-    def __enter__(self) -> "HubStandIn":
+    def __enter__(self) -> "FakeHub":
         Thread(target=self.server.serve_forever, kwargs={"poll_interval": 0.01}, daemon=True).start()
         return self
 

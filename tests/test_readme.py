@@ -1,0 +1,105 @@
+"""The code blocks of the README run in the order in which they are printed."""
+
+import os
+import re
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import yaml
+
+
+ROOT = Path(__file__).resolve().parents[1]
+README = (ROOT / "README.md").read_text()
+
+# Options that shorten a command without changing what it does.
+SHORTER = {
+    "training/train.py": "--max_train_steps=2 --model.block_out_channels=[8,16] --model.attention_head_dim=8"
+    " --samples.num_images=10 --samples.num_inference_steps=2 --data.max_train_samples=64",
+    "fmnist-diffusion sample": "--num-inference-steps 2",
+    "fmnist-diffusion evaluate": "--fast --num-samples 300 --num-inference-steps 1",
+}
+
+
+def read_blocks(section: str, language: str) -> list[str]:
+    (text,) = re.findall(rf"^## {section}\n(.*?)(?=^## |\Z)", README, re.DOTALL | re.MULTILINE)
+    return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
+
+
+def run(command: list[str] | str, folder: Path) -> str:
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "2"}
+    result = subprocess.run(
+        command,
+        cwd=folder,
+        env=environment,
+        shell=isinstance(command, str),
+        capture_output=True,
+        text=True,
+        timeout=600,
+    )
+    assert result.returncode == 0, result.stderr
+    return result.stdout
+
+
+@pytest.fixture
+def checkout(tmp_path: Path) -> Path:
+    """A folder with the files of the repository that the commands name."""
+    for name in ("fmnist_diffusion", "training"):
+        (tmp_path / name).symlink_to(ROOT / name)
+    return tmp_path
+
+
+@pytest.mark.slow
+def test_python_blocks(checkout: Path):
+    code = "\n".join(read_blocks("Quick start", "python"))
+    run([sys.executable, "-c", code + "\nassert len(frames) == 21 and image.size == (28, 28)"], checkout)
+    assert (checkout / "denoising.gif").stat().st_size > 0
+
+
+@pytest.mark.slow
+def test_commands(checkout: Path, fashion_mnist_folder: Path):
+    blocks = [*read_blocks("Quick start", "bash"), *read_blocks("Evaluation", "bash")]
+    commands = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
+    commands = [command for command in commands if command not in ("fmnist-diffusion demo", "make inception")]
+    assert len(commands) == 3
+    for command in commands:
+        options = next((options for name, options in SHORTER.items() if command.startswith(name)), "")
+        run(f"{command} {options}", checkout)
+    assert len(list((checkout / "samples" / "001").glob("*.png"))) == 13
+    assert (checkout / "evaluation" / "base" / "report.png").is_file()
+
+
+@pytest.mark.slow
+def test_training_commands(checkout: Path, fashion_mnist_folder: Path):
+    (block,) = read_blocks("Training", "bash")
+    train, resume, fine_tune = block.replace("\\\n", " ").splitlines()
+    data = f"--data.train_data_dir={fashion_mnist_folder}"
+    run(f"{train} {SHORTER['training/train.py']} {data}", checkout)
+    config = yaml.safe_load((checkout / "output" / "spec" / "config.yaml").read_text())
+    assert config["max_train_steps"] == 2
+    run(f"{resume} --max_train_steps=3", checkout)
+    run(
+        fine_tune.replace("path/to/images", str(fashion_mnist_folder)) + " --max_train_steps=1 --num_epochs=1",
+        checkout,
+    )
+    for name in ("spec", "finetuned"):
+        assert (checkout / "output" / name / "pipeline" / "pipeline_fmnist.py").is_file()
+
+
+def test_installation_block():
+    (block,) = read_blocks("Installation", "bash")
+    targets = re.findall(r"^make (\S+)", block, re.MULTILINE)
+    assert targets == ["sample", "test"]
+    assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in targets)
+
+
+def test_readme_is_short():
+    assert len(README.splitlines()) <= 150
+
+
+def test_links_exist():
+    for page in ("README.md", "CONTRIBUTING.md", "training/README.md", "fmnist_diffusion/evaluation/README.md"):
+        path = ROOT / page
+        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
+            assert target.startswith("http") or (path.parent / target).exists(), f"{page}: {target}"
