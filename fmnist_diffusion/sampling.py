@@ -297,6 +297,8 @@ def generate(
 
     from .data import to_uint8
 
+    if class_labels is not None and not len(class_labels):
+        raise ValueError("`class_labels` must contain at least one label, or be None for unconditional sampling.")
     pipe = copy_pipeline(pipe, config.scheduler)
     for first in range(start, start + num_images, batch_size):
         count = min(batch_size, start + num_images - first)

@@ -9,7 +9,7 @@ from typing import Any
 from PIL import Image
 
 from engine import Step
-from fmnist_diffusion.hub.metadata import measured_metrics
+from fmnist_diffusion.hub.metadata import format_number, measured_metrics
 
 
 def header(checkpoint: str) -> str:
@@ -80,18 +80,13 @@ def progress_bar(step: Step) -> str:
 MARK_AS_STOPPED = "(...bars) => bars.map(bar => bar.replace(/>step (\\d+) of/, '>stopped at step $1 of'))"
 
 
-def format_metric(value: float) -> str:
-    # Adding 0.0 turns -0.0 into 0.0.
-    return f"{round(value, 4) + 0.0:.4f}"
-
-
 def quality_table(metrics: dict[str, Any] | None) -> str:
     rows = measured_metrics(metrics) if metrics else []
     if not metrics or not rows:
         return "<p>This checkpoint has no metrics yet. Compute them with <code>fmnist-diffusion evaluate</code>.</p>"
     body = "".join(
-        f"<tr><th scope=row>{html.escape(metric.title)}</th><td>{format_metric(metric.value)}</td>"
-        f"<td>{format_metric(metric.test_value)}</td></tr>"
+        f"<tr><th scope=row>{html.escape(metric.title)}</th><td>{format_number(metric.value)}</td>"
+        f"<td>{format_number(metric.test_value)}</td></tr>"
         for metric in rows
     )
     return (

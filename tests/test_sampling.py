@@ -274,6 +274,7 @@ class TestGenerate:
         [
             (SamplingConfig(scheduler="nothing"), None, "Could not find a scheduler 'nothing'"),
             (SamplingConfig(), [10], "`class_labels` must be an index from 0 to 9"),
+            (SamplingConfig(), [], "`class_labels` must contain at least one label"),
             (SamplingConfig(num_inference_steps=1001), None, "`num_inference_steps` must be between 1 and 1000"),
         ],
     )

@@ -161,6 +161,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         timestep_power: float | None = None,
     ):
         super().__init__()
+        if timestep_power is not None and not timestep_power >= 1:
+            raise ValueError(f"`timestep_power` must be at least 1, got {timestep_power}.")
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(num_inference_steps=num_inference_steps, timestep_power=timestep_power)
         self._original_scheduler, self._timestep_power = scheduler, timestep_power

@@ -54,7 +54,7 @@ def mock_unused_packages() -> None:
 
 def make_denoising_diffusion() -> tuple[torch.nn.Module, Forward]:
     mock_unused_packages()
-    from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Unet
+    from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Unet  # pyright: ignore[reportMissingImports]
 
     model = Unet(dim=76, channels=1, dim_mults=(1, 2, 4))
     return model, model
@@ -62,7 +62,7 @@ def make_denoising_diffusion() -> tuple[torch.nn.Module, Forward]:
 
 def make_smalldiffusion() -> tuple[torch.nn.Module, Forward]:
     mock_unused_packages()
-    from smalldiffusion.model_unet import Unet
+    from smalldiffusion.model_unet import Unet  # pyright: ignore[reportMissingImports]
 
     model = Unet(28, 1, 1, ch=64, ch_mult=(1, 2, 4), attn_resolutions=(14,))
     return model, lambda sample, timesteps: model(sample, timesteps + 1.0)

@@ -144,7 +144,7 @@ class TestIsHubReachable:
                 self.send_response(status)
                 self.end_headers()
 
-            def log_message(self, *args):
+            def log_message(self, format, *args):
                 pass
 
         with HTTPServer(("127.0.0.1", 0), Handler) as server:

@@ -25,6 +25,7 @@ def base_handlers() -> Handlers:
 
 def copies(updates, *indices):
     """Returns the last updates of a handler and its downloads, which are read before the handler deletes them."""
+    update, opened = None, []
     for update in updates:
         files = [update[index].get("value") for index in indices]
         opened = [Image.open(file) for file in files if file]
@@ -48,6 +49,7 @@ def last_grid(updates) -> Image.Image:
         if isinstance(update, str):
             grid = Image.open(update)
             grid.load()
+    assert grid is not None
     return grid
 
 
