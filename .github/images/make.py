@@ -11,7 +11,6 @@ import time
 import urllib.request
 from pathlib import Path
 
-import torch
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from playwright.sync_api import sync_playwright
@@ -20,7 +19,7 @@ from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images
 from fmnist_diffusion.evaluation.report import class_grid
 from fmnist_diffusion.images import image_grid, save_gif, upscale
-from fmnist_diffusion.sampling import Samples, SamplingConfig, generate
+from fmnist_diffusion.sampling import Samples, SamplingConfig, generate, make_generators
 
 
 FOLDER = Path(__file__).parent
@@ -49,12 +48,10 @@ def save_comparison() -> None:
 
 
 def save_animation() -> None:
-    """Saves an animation of the denoising of two images per class."""
-    pipe = load_pipeline("base")
-    frames = pipe.trajectory(range(10), num_images_per_prompt=2, generator=torch.manual_seed(20))
-    order = [*range(0, 20, 2), *range(1, 20, 2)]
-    grids = [upscale(image_grid([images[i] for i in order], 10, border=1), 3) for images in frames]
-    save_gif(grids, FOLDER / "denoising.gif", duration=90, hold=2000)
+    """Saves the denoising of one image of each class, from pure noise to the images."""
+    frames = load_pipeline("base").trajectory(range(10), generator=make_generators(25, 10))
+    grids = [upscale(image_grid(images, 10, border=1), 3) for images in frames]
+    save_gif(grids, FOLDER / "denoising.gif", duration=100, hold=2000)
 
 
 def save_screenshot() -> None:

@@ -119,7 +119,8 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 def format_number(value: float) -> str:
     """Formats `value` with four significant digits and without an exponent."""
-    return f"{Decimal(f'{value:.4g}'):f}"
+    # Adding 0.0 turns -0.0 into 0.0.
+    return f"{Decimal(f'{value + 0.0:.4g}'):f}"
 
 
 def weights_dtypes(path: Path) -> set[str]:

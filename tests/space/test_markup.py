@@ -39,7 +39,7 @@ class TestQualityTable:
         metrics = METRICS | {"metrics": {"fid_train": 2.1767323, "kid_train": -1.4e-05}}
         table = markup.quality_table(metrics)
         assert "12,345 generated images" in table
-        assert re.findall(r"<td>(.*?)</td>", table) == ["2.1767", "2.5000", "0.0000", "0.0000"]
+        assert re.findall(r"<td>(.*?)</td>", table) == ["2.177", "2.5", "-0.000014", "0"]
 
     @pytest.mark.parametrize("metrics", [None, METRICS | {"metrics": {}}])
     def test_checkpoint_without_metrics_is_explained(self, metrics):
