@@ -14,8 +14,8 @@ BIN := .venv/bin
 define install_versions
 	$(1)/pip install --quiet --retries 1 --timeout 20 --no-deps $(TORCH) \
 		$(if $(findstring +cpu,$(TORCH)),--extra-index-url $(CPU_INDEX)) \
-		|| { echo "Could not install $(TORCH): make $(CPU_INDEX) reachable," \
-			"or run make TORCH=torch==$(TORCH_VERSION) for PyPI's build."; exit 1; }
+		|| { echo "Could not install $(TORCH). Check the connection to $(CPU_INDEX)," \
+			"or run make TORCH=torch==$(TORCH_VERSION) to install the PyPI build."; exit 1; }
 	@$(1)/pip install --quiet -c $(2) $(3)
 endef
 install = $(call install_versions,$(1),constraints.txt,$(2))

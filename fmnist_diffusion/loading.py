@@ -1,4 +1,4 @@
-"""Loading of bundled checkpoints, local folders and Hub repositories."""
+"""Loads bundled checkpoints, local folders and Hub repositories."""
 
 import os
 from pathlib import Path
@@ -17,7 +17,11 @@ def bundled_pipelines() -> tuple[str, ...]:
 
 
 def get_pipeline_folder(name_or_path: str | os.PathLike) -> Path:
-    """Returns the folder of a bundled checkpoint if `name_or_path` is its name (a `str`), or `name_or_path`."""
+    """
+    Returns the folder of the bundled checkpoint called `name_or_path`, or `Path(name_or_path)` if there is none.
+
+    A `Path` never refers to a bundled checkpoint.
+    """
     if isinstance(name_or_path, str) and name_or_path in bundled_pipelines():
         return PRETRAINED_DIR / name_or_path
     return Path(name_or_path)
@@ -56,7 +60,10 @@ def load_pipeline(
     path, folder = os.fspath(pretrained_model_name_or_path), get_pipeline_folder(pretrained_model_name_or_path)
     if folder.is_dir():
         if not (folder / FashionMNISTPipeline.config_name).is_file():
-            raise OSError(f"The folder {path} contains no pipeline: it has no {FashionMNISTPipeline.config_name}.")
+            raise OSError(
+                f"Could not find a pipeline in the folder {path}: it contains no {FashionMNISTPipeline.config_name}."
+                " Pass a folder that `save_pretrained` or the trainer wrote."
+            )
         pipe = FashionMNISTPipeline.from_pretrained(folder, **kwargs)
     else:
         message = (
@@ -69,7 +76,7 @@ def load_pipeline(
         try:
             pipe = FashionMNISTPipeline.from_pretrained(path, **kwargs)
         except OSError as error:
-            # Errors of the operating system, such as a full disk, have an errno. Errors of huggingface_hub do not.
+            # Errors from the operating system, such as a full disk, have an errno. Errors from huggingface_hub do not.
             if error.errno is not None:
                 raise
             raise OSError(message) from error

@@ -10,7 +10,7 @@ PredictionType = Literal["epsilon", "v_prediction", "sample"]
 LossType = Literal["mse", "l1", "huber"]
 TimestepSampling = Literal["uniform", "logit_normal", "importance"]
 
-# Constant c of the pseudo-Huber loss, in units of the standard deviation of the noise.
+# This is the constant c of the pseudo-Huber loss, in units of the standard deviation of the noise.
 HUBER_C = 0.1
 
 

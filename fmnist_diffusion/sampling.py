@@ -51,7 +51,8 @@ NOISE_SCHEDULE_OPTIONS = (
 # torch's CPU generator only uses the lower 32 bits of a seed.
 MAX_SEED = 2**32 - 1
 
-# This threshold separates schedules by alphas_cumprod at the last timestep: 4e-5 if linear, 2e-9 if cosine.
+# A schedule has a near-zero terminal SNR if its last `alphas_cumprod` is below this threshold. The last value is 4e-5
+# for linear schedules and 2e-9 for cosine schedules.
 NEAR_ZERO_SNR = 1e-6
 
 
@@ -61,12 +62,11 @@ class SamplingConfig:
     Settings for generating images, with the argument names of [`FashionMNISTPipeline.__call__`].
 
     Args:
-        scheduler: Name of a scheduler in `SCHEDULERS` or of a diffusers scheduler class. Defaults to the scheduler of
-            the checkpoint.
-        num_inference_steps: Number of denoising steps. Defaults to the value in the config of the checkpoint.
-        guidance_scale: Scale of classifier-free guidance; 1 disables it.
-        guidance_interval: Range of sampling steps that use guidance, as fractions from 0 (noise) to 1 (image).
-        seed: Random seed from 0 to 2**32 - 1; image i uses seed + i.
+        scheduler: name of a scheduler, such as ddim, or of a diffusers scheduler class; the stored scheduler if null
+        num_inference_steps: number of denoising steps; the stored number if null
+        guidance_scale: scale of classifier-free guidance; 1 disables it
+        guidance_interval: range of sampling steps that use guidance, as fractions from 0 (noise) to 1 (image)
+        seed: random seed from 0 to 2**32 - 1; image i uses seed + i
 
     Raises:
         `ValueError`: If a value is out of range.
@@ -168,7 +168,7 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
 
     Args:
         scheduler (`str` or a subclass of [`SchedulerMixin`]): See [`get_scheduler_class`].
-        config (`Mapping`): Config of another scheduler of the same model, such as `pipe.scheduler.config`.
+        config (`Mapping`): Config of a different scheduler of the same model, such as `pipe.scheduler.config`.
 
     Returns:
         [`SchedulerMixin`]: The new scheduler.
@@ -182,11 +182,14 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
     parameters = inspect.signature(scheduler_class).parameters.values()
     required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
     if required:
-        raise ValueError(f"{scheduler_class.__name__} does not support this model: it requires `{required[0]}`.")
-    # With this entry, `from_config` drops all options that equal the defaults of the other scheduler class.
+        raise ValueError(
+            f"{scheduler_class.__name__} does not support this model, because it requires `{required[0]}`. Use a"
+            " different scheduler, such as DDIMScheduler."
+        )
+    # With this entry, `from_config` drops all options that equal the defaults of the previous scheduler class.
     ignored = {"_use_default_values"}
     if not issubclass(scheduler_class, DPMSolverMultistepScheduler):
-        # `algorithm_type` has other values in other solvers.
+        # `algorithm_type` has different values in different solvers.
         ignored.add("algorithm_type")
     config = {name: value for name, value in config.items() if name not in ignored}
     return scheduler_class.from_config(config, **options)
@@ -196,9 +199,9 @@ def make_pipeline(
     unet: FashionMNISTUNet2DModel, noise_scheduler: DDPMScheduler, num_inference_steps: int = 20
 ) -> FashionMNISTPipeline:
     """
-    Creates a pipeline for a trained model with the default sampler of this package.
+    Creates a pipeline for a trained model with the default scheduler of this package.
 
-    The sampler is second-order SDE-DPM-Solver++ (arXiv 2211.01095, section 5) with power-law timestep spacing. The
+    The scheduler is second-order SDE-DPM-Solver++ (arXiv 2211.01095, section 5) with power-law timestep spacing. The
     power is 1.2 for a cosine schedule and 1.5 for other schedules. With 20 steps, the last step then starts at about
     the same noise level for both.
 

@@ -84,7 +84,7 @@ class Step:
 
     Attributes:
         number: Number of completed steps.
-        total: Number of all steps.
+        total: Total number of steps.
         images: The noisy images, from pure noise at step 0 to the generated images at the last step.
         predicted: The predicted clean images (`pred_original_sample`).
         num_function_evaluations: Number of function evaluations (NFE) per image so far.

@@ -154,7 +154,7 @@ class Handlers:
             raise RequestError("Choose the first and the last class.")
         request = make_request(labels, num_images, *settings, guidance_scale=1.0, seed=first_seed)
         last_seed = replace(request, seed=last_seed).seed
-        captions = [f"{round(100 * i / max(1, request.num_images - 1))}%" for i in range(request.num_images)]
+        captions = [f"{round(100 * i / max(1, request.num_images - 1))} %" for i in range(request.num_images)]
         steps = self.engine.interpolate(request, (request.seed, last_seed))
         return Run(asdict(request) | {"last_seed": last_seed}, captions, steps)
 
@@ -165,7 +165,7 @@ class Handlers:
         steps = self.engine.generate(request, image, strength)
         return Run(asdict(request) | {"strength": strength}, get_captions(self.engine, request), steps)
 
-    # Event handlers, which show every step.
+    # The following event handlers show every step.
 
     def on_generate(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
         with show_errors():
@@ -245,8 +245,8 @@ class Handlers:
         """Previews an example, which replaces an upload."""
         return self.preview(None, example), None
 
-    # Endpoints. They yield after every step so that a client can cancel, and return one image, because MCP clients
-    # only receive the content of an image if it is the only output.
+    # The following endpoints yield after every step so that a client can cancel. They return one image, because MCP
+    # clients only receive the content of an image if it is the only output.
 
     def generate(
         self,
@@ -310,12 +310,13 @@ class Handlers:
         upload: str | None = None,
     ) -> Iterator[Update]:
         """
-        Adds noise to an image, denoises it as another class, and returns the results in one PNG, in rows of 10.
+        Adds noise to an image, denoises it as a different class, and returns the results in one PNG, in rows of 10.
 
         Args:
             example: Name of an example image, which is used if there is no `upload`.
             label: Class name of the result, or "all classes" for one image per class.
-            strength: Fraction of the steps that run on the image, above 0 up to 1; higher values change more.
+            strength: Fraction of the steps that run on the image, greater than 0 and at most 1; higher values
+                change the image more.
             num_inference_steps: Number of denoising steps at strength 1, from 1 to 100.
             scheduler: Name of the scheduler; "default" is stored with the checkpoint.
             guidance_scale: Classifier-free guidance, from 1 (off) to 8.

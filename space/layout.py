@@ -13,7 +13,7 @@ from handlers import ALL_CLASSES, DEFAULT_SCHEDULER, Handlers, get_captions, ran
 from uploads import EXAMPLES, MAX_UPLOAD_BYTES, SafeBlocks
 
 
-# Maximum numbers of running and of waiting requests. Further requests get an error.
+# These are the maximum numbers of running and of waiting requests. Further requests get an error.
 CONCURRENCY_LIMIT, QUEUE_SIZE = 2, 30
 SCHEDULERS = (DEFAULT_SCHEDULER, "ddim", "dpmsolver++", "unipc", "deis", "ddpm")
 # DDPM adds noise that cannot be interpolated.
@@ -150,7 +150,7 @@ def interpolate_tab(handlers: Handlers, result: gr.Image) -> None:
             steps = steps_slider(handlers.engine.num_inference_steps)
             scheduler = scheduler_dropdown(INTERPOLATION_SCHEDULERS)
         with gr.Column(elem_classes="results"):
-            text = markup.placeholder("Interpolate", "images that change from one seed and class to another")
+            text = markup.placeholder("Interpolate", "see images that change from one seed and class to another")
             animation = gr.HTML(text, elem_id="interpolate-animation")
             images = gr.HTML(elem_id="interpolate-images")
             bar = gr.HTML(elem_id="interpolate-bar")
@@ -173,11 +173,13 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
         with gr.Column(elem_classes="settings"):
             preview = gr.HTML(handlers.preview(None, first_example), elem_id="preview")
             upload = gr.File(label="Your own image", file_types=["image"], height=140, elem_id="upload")
-            strength = gr.Slider(0.05, 1, 0.85, step=0.05, label="Strength", info="Higher values change more.")
+            strength = gr.Slider(
+                0.05, 1, 0.85, step=0.05, label="Strength", info="Higher values change the image more."
+            )
             controls = sampling_controls(handlers.engine.num_inference_steps, bool(names), guidance=2)
             seed = seed_control()
         with gr.Column(elem_classes="results"):
-            text = markup.placeholder("Transform", "the image as other classes")
+            text = markup.placeholder("Transform", "turn the image into other classes")
             images = gr.HTML(text, elem_id="image-to-image-images")
             bar = gr.HTML(elem_id="image-to-image-bar")
             downloads = download_buttons("PNG")
@@ -206,7 +208,7 @@ def compare_tab(handlers: Handlers) -> None:
         with gr.Column(elem_classes="results"):
             for side in ("A", "B"):
                 gr.HTML(f"<h2>{side}</h2>")
-                text = markup.placeholder("Compare", f"images with the settings of {side}")
+                text = markup.placeholder("Compare", f"see images with the settings of {side}")
                 outputs += [
                     gr.HTML(text, elem_id=f"compare-images-{side}"),
                     gr.HTML(elem_id=f"compare-bar-{side}"),

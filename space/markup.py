@@ -58,8 +58,8 @@ def denoising_strip(image: Image.Image) -> str:
     return single_image(image_uri(image), text, "strip")
 
 
-def placeholder(button: str, result: str) -> str:
-    return f'<div class="placeholder">Press <b>{html.escape(button)}</b> to see {html.escape(result)}.</div>'
+def placeholder(button: str, purpose: str) -> str:
+    return f'<div class="placeholder">Press <b>{html.escape(button)}</b> to {html.escape(purpose)}.</div>'
 
 
 def progress_bar(step: Step) -> str:
@@ -70,7 +70,7 @@ def progress_bar(step: Step) -> str:
         count = len(step.images)
         text = (
             f"{count} image{'s' * (count != 1)} in {step.seconds:.1f} s,"
-            f' <abbr title="number of function evaluations">NFE</abbr> {step.num_function_evaluations} per image'
+            f' {step.num_function_evaluations} <abbr title="number of function evaluations">NFE</abbr> per image'
         )
         role = 'role="status"'
     return f'<div class="bar" {role}><i style="width:{share}%"></i><span>{text}</span></div>'

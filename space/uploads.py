@@ -34,7 +34,9 @@ class SafeBlocks(gr.Blocks):
         try:
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
         except (ComponentProcessingError, ValueError) as error:
-            raise make_input_error("An argument has the wrong type.") from error
+            raise make_input_error(
+                "An input has the wrong type. The API page describes the expected types."
+            ) from error
 
 
 def reject_url(file: dict[str, Any]) -> None:
@@ -69,7 +71,8 @@ def open_upload(path: str | os.PathLike) -> Image.Image:
             return ImageOps.exif_transpose(image)
     # Pillow's decoders raise many types of exceptions for damaged files.
     except Exception as error:
-        raise RequestError(f"Could not read the image. Upload a {', '.join(UPLOAD_FORMATS)} file.") from error
+        formats = f"{', '.join(UPLOAD_FORMATS[:-1])} or {UPLOAD_FORMATS[-1]}"
+        raise RequestError(f"Could not read the image. Upload a {formats} file.") from error
     raise RequestError(f"The image has more than {MAX_UPLOAD_PIXELS // 10**6} megapixels. Upload a smaller image.")
 
 
@@ -96,7 +99,7 @@ def binarize(image: Image.Image, threshold: int) -> Image.Image:
 
 
 def has_light_corners(image: Image.Image) -> bool:
-    """Whether most pixels in the four corners of a grayscale image are light."""
+    """Returns whether most pixels in the four corners of a grayscale image are light."""
     side = max(1, min(image.size) // 8)
     light = total = 0
     for left in (0, image.width - side):

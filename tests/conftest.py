@@ -63,7 +63,7 @@ def cpp_compiler() -> None:
 
 @pytest.fixture
 def dynamic_modules(tmp_path, monkeypatch) -> Iterator[None]:
-    """Redirects the code that `trust_remote_code=True` copies to a temporary folder."""
+    """Makes `trust_remote_code=True` store its modules in a temporary folder."""
 
     def remove_modules():
         for name in [name for name in sys.modules if name.partition(".")[0] == "diffusers_modules"]:

@@ -66,7 +66,9 @@ class TestLocalFolder:
             load_pipeline(folder, variant="fp16")
 
     def test_folder_without_a_pipeline_is_an_error(self, tmp_path):
-        with pytest.raises(OSError, match=r"contains no pipeline: it has no model_index\.json"):
+        with pytest.raises(
+            OSError, match=r"Could not find a pipeline in the folder .*: it contains no model_index\.json"
+        ):
             load_pipeline(tmp_path)
 
     @pytest.mark.parametrize("name", ["nothing", "./nothing", "/no/such/folder", "a/b/c", "~/nothing"])

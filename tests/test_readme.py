@@ -1,4 +1,4 @@
-"""The code blocks of the README run in the order in which they are printed."""
+"""The code blocks of the README run in the order in which they appear."""
 
 import os
 import re
@@ -13,8 +13,8 @@ import yaml
 ROOT = Path(__file__).resolve().parents[1]
 README = (ROOT / "README.md").read_text()
 
-# Options that shorten a command without changing what it does.
-SHORTER = {
+# These options reduce the run time of a command.
+FAST_OPTIONS = {
     "training/train.py": "--max_train_steps=2 --model.block_out_channels=[8,16] --model.attention_head_dim=8"
     " --samples.num_images=10 --samples.num_inference_steps=2 --data.max_train_samples=64",
     "fmnist-diffusion sample": "--num-inference-steps 2",
@@ -64,7 +64,7 @@ def test_commands(checkout: Path, fashion_mnist_folder: Path):
     commands = [command for command in commands if command not in ("fmnist-diffusion demo", "make inception")]
     assert len(commands) == 3
     for command in commands:
-        options = next((options for name, options in SHORTER.items() if command.startswith(name)), "")
+        options = next((options for name, options in FAST_OPTIONS.items() if command.startswith(name)), "")
         run(f"{command} {options}", checkout)
     assert len(list((checkout / "samples" / "001").glob("*.png"))) == 13
     assert (checkout / "evaluation" / "base" / "report.png").is_file()
@@ -75,7 +75,7 @@ def test_training_commands(checkout: Path, fashion_mnist_folder: Path):
     (block,) = read_blocks("Training", "bash")
     train, resume, fine_tune = block.replace("\\\n", " ").splitlines()
     data = f"--data.train_data_dir={fashion_mnist_folder}"
-    run(f"{train} {SHORTER['training/train.py']} {data}", checkout)
+    run(f"{train} {FAST_OPTIONS['training/train.py']} {data}", checkout)
     config = yaml.safe_load((checkout / "output" / "spec" / "config.yaml").read_text())
     assert config["max_train_steps"] == 2
     run(f"{resume} --max_train_steps=3", checkout)

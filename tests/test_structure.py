@@ -17,7 +17,7 @@ PACKAGE = ROOT / "fmnist_diffusion"
 SELF_CONTAINED = ("models/unet_fmnist.py", "pipelines/pipeline_fmnist.py")
 MAX_LINES = 400
 
-# The other parts of the package that the modules of each part may import.
+# The modules of each part may import these other parts of the package.
 ALLOWED_IMPORTS = {
     "models": set(),
     "pipelines": {"models"},

@@ -12,7 +12,7 @@ from fmnist_diffusion import FashionMNISTUNet2DModel
 from losses import DiffusionLoss
 
 
-# Number of batches for re-estimating the statistics of BatchNorm.
+# The statistics of BatchNorm are re-estimated from this number of batches.
 BATCH_NORM_BATCHES = 50
 
 
@@ -66,7 +66,7 @@ def reestimate_batch_norm(
     momentum = norms[0].momentum
     for norm in norms:
         norm.reset_running_stats()
-        # Without momentum, BatchNorm computes the mean over all batches.
+        # With `momentum=None`, BatchNorm computes a cumulative average over all batches.
         norm.momentum = None
         norm.train()
     for images, labels in itertools.islice(batches.epoch(0), BATCH_NORM_BATCHES):

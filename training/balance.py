@@ -3,7 +3,7 @@
     fmnist-diffusion evaluate base --num-samples 10000 --unconditional -o evaluation/base-unconditional
     python training/balance.py base evaluation/base-unconditional --output_dir output/balanced
 
-The script moves the embedding of the null label towards the embeddings of underrepresented classes. Conditional
+The script moves the embedding of the null label toward the embeddings of underrepresented classes. Conditional
 samples do not change. Evaluate the new pipeline with the same settings, and repeat the step if necessary.
 """
 
@@ -48,7 +48,7 @@ def balance(unet: FashionMNISTUNet2DModel, class_shares: Sequence[float], streng
 
 
 def has_same_weights(evaluation: dict[str, Any], pipeline: str) -> bool:
-    """Whether `evaluation` measured the weights of `pipeline`, possibly in another dtype than the stored one."""
+    """Returns whether `evaluation` measured the weights of `pipeline`, possibly in a different dtype."""
     pipe = load_pipeline(pipeline, dtype=getattr(torch, evaluation["dtype"]))
     return evaluation["unet_sha256"] == weights_hash(pipe)
 
@@ -66,7 +66,7 @@ def main(args: list[str] | None = None) -> None:
         if evaluation.get("conditional", True) or not has_same_weights(evaluation, options.pipeline):
             raise ValueError(
                 f"{options.evaluation} must be an evaluation of unconditional samples of {options.pipeline}. Run"
-                f" fmnist-diffusion evaluate {options.pipeline} --unconditional."
+                f" `fmnist-diffusion evaluate {options.pipeline} --unconditional`."
             )
         pipe = load_pipeline(options.pipeline)
         shares = evaluation["metrics"]["class_shares"]

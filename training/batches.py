@@ -69,8 +69,8 @@ class Batches:
         return self.num_images // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
-        """Yields the batches of `epoch` from number `start` on: augmented images in [-1, 1], float32 `(B, C, H, W)`,
-        and labels, int64 `(B,)` or `None`.
+        """Yields the batches of `epoch`, starting with batch `start`: augmented images in [-1, 1], float32
+        `(B, C, H, W)`, and labels, int64 `(B,)` or `None`.
 
         Raises:
             `DataError`: If an image of a streamed dataset cannot be decoded.

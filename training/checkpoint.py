@@ -48,8 +48,8 @@ def find_resumed_checkpoint(config: TrainingConfig) -> Path | None:
     """Returns the checkpoint that a run resumes from, or `None` for a new run.
 
     Raises:
-        `ValueError`: If there is no such checkpoint, if it belongs to a run with other settings, or if `output_dir`
-            contains files of another run.
+        `ValueError`: If there is no such checkpoint, if it belongs to a run with different settings, or if
+            `output_dir` contains files of a different run.
     """
     output_dir = Path(config.output_dir)
     folder = output_dir / "checkpoints"
@@ -60,7 +60,7 @@ def find_resumed_checkpoint(config: TrainingConfig) -> Path | None:
     in_output_dir = checkpoint is not None and checkpoint.parent.resolve() == folder.resolve()
     if not in_output_dir and output_dir.exists() and any(output_dir.iterdir()):
         raise ValueError(
-            f"`output_dir` must be new or empty, but {output_dir} contains files. Pass another --output_dir, or"
+            f"`output_dir` must be new or empty, but {output_dir} contains files. Pass a different --output_dir, or"
             " --resume=latest to continue its run."
         )
     return checkpoint
@@ -82,7 +82,7 @@ def find_checkpoint(resume: str, folder: Path) -> Path:
     later = [other.name for other in list_checkpoints(folder) if get_step(other) > get_step(path)]
     if later:
         raise ValueError(
-            f"{folder} already contains {later[-1]}. Pass another --output_dir to continue from {path.name}."
+            f"{folder} already contains {later[-1]}. Pass a different --output_dir to continue from {path.name}."
         )
     return path
 
@@ -122,14 +122,14 @@ def load_checkpoint(
     The learning rate is reset to its peak value, `initial_lr`, from which the scheduler computes later values.
 
     Raises:
-        `ValueError`: If the EMA was sharded over another number of processes.
+        `ValueError`: If the EMA was sharded over a different number of processes.
     """
     if ema is not None and is_sharded(accelerator):
         shards = len(list(checkpoint.glob("ema_*.pt")))
         if shards != accelerator.num_processes:
             raise ValueError(
-                f"{checkpoint} was written with FSDP by {shards} processes and must be resumed with {shards}, got"
-                f" {accelerator.num_processes}."
+                f"{checkpoint} was written with FSDP by {shards} processes and must be resumed with {shards}"
+                f" processes, got {accelerator.num_processes}. Pass --num_processes={shards} to accelerate launch."
             )
     settings = [dict(group) for group in optimizer.param_groups]
     accelerator.load_state(str(checkpoint))

@@ -35,12 +35,15 @@ def combine(pipelines: Sequence[FashionMNISTPipeline], weights: Sequence[float])
     """
     if len(weights) != len(pipelines) or not abs(sum(weights) - 1) < 1e-6:
         raise ValueError(
-            f"`--weights` must be one number per pipeline with a sum of 1, got {' '.join(map(str, weights))} for"
+            f"`--weights` must be one number per pipeline and sum to 1, got {' '.join(map(str, weights))} for"
             f" {len(pipelines)} pipelines."
         )
-    for other in pipelines[1:]:
+    for number, other in enumerate(pipelines[1:], start=2):
         if not is_same_model(other, pipelines[0]):
-            raise ValueError("The pipelines must have the same architecture, prediction type and noise schedule.")
+            raise ValueError(
+                f"Pipeline {number} differs from the first one in its architecture, prediction type or noise schedule."
+                " Pass checkpoints of the same model."
+            )
     states = [pipe.unet.state_dict() for pipe in pipelines]
     combined = {}
     for name, tensor in states[0].items():
@@ -48,7 +51,9 @@ def combine(pipelines: Sequence[FashionMNISTPipeline], weights: Sequence[float])
             terms = [weight * state[name].float() for weight, state in zip(weights, states, strict=True)]
             tensor = sum(terms, start=torch.zeros(()))
         if name.endswith("running_var") and tensor.min() <= 0:
-            raise ValueError(f"{name} is not positive with these `--weights`. Use weights closer to 0 and 1.")
+            raise ValueError(
+                f"These `--weights` make the running variance {name} zero or negative. Use weights between 0 and 1."
+            )
         combined[name] = tensor
     return combined
 
@@ -67,7 +72,9 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument(
         "pipelines", nargs="+", help="folders or names of bundled checkpoints; the settings of the first one are kept"
     )
-    parser.add_argument("--weights", nargs="+", type=float, required=True, help="one per pipeline, with a sum of 1")
+    parser.add_argument(
+        "--weights", nargs="+", type=float, required=True, help="weight of each pipeline; the weights must sum to 1"
+    )
     add_output_arguments(parser)
     options = parser.parse_args(args)
     try:

@@ -131,7 +131,8 @@ def prepare_model(config: TrainingConfig, unet: FashionMNISTUNet2DModel, device:
     """Applies the memory format, gradient checkpointing and compilation to `unet`."""
     if config.compile and device.type == "cpu" and not can_compile():
         raise ValueError(
-            "`compile` requires g++ and Python's headers. Install g++ and python3-dev, or pass --compile=false."
+            "`compile` requires g++ and Python's headers. Run `apt-get install g++ python3-dev`, or pass"
+            " --compile=false."
         )
     unet.to(memory_format=get_memory_format(config))  # pyright: ignore[reportCallIssue]
     if config.gradient_checkpointing:
@@ -145,7 +146,7 @@ def get_memory_format(config: TrainingConfig) -> torch.memory_format:
 
 
 def can_compile() -> bool:
-    """Whether the compiler and the headers that `torch.compile` needs on a CPU are installed."""
+    """Returns whether the compiler and the headers that `torch.compile` needs on a CPU are installed."""
     headers = Path(sysconfig.get_path("include")) / "Python.h"
     return headers.is_file() and shutil.which(os.environ.get("CXX", "g++")) is not None
 

@@ -94,8 +94,8 @@ class SchedulerConfig:
         beta_schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine) or sigmoid
         prediction_type: output of the model: epsilon (the noise), v_prediction or sample (the clean image)
         rescale_betas_zero_snr: rescale to a terminal signal-to-noise ratio of zero; not with epsilon
-        timestep_spacing: leading, linspace or trailing; timestep spacing of the samplers, except for the default
-            sampler, which uses power-law timesteps
+        timestep_spacing: leading, linspace or trailing; timestep spacing of the schedulers, except for the default
+            scheduler, which uses power-law timesteps
     """
 
     num_train_timesteps: int = 1000
@@ -218,8 +218,9 @@ class EvalConfig(SamplingConfig):
     """Evaluation of samples during training on Fashion-MNIST; the best pipeline so far is saved in the folder best.
 
     Args:
-        every_n_epochs: number of epochs between evaluations; there is always one at the end; no evaluation if null
-        num_samples: number of samples; from 2049 on, FID is computed as well if the Inception network is cached
+        every_n_epochs: number of epochs between evaluations; the last epoch is always evaluated; no evaluation if null
+        num_samples: number of samples; with at least 2,049 samples, FID is also computed if the Inception network is
+            cached
     """
 
     every_n_epochs: int | None = None
@@ -245,18 +246,19 @@ class TrainingConfig:
     Args:
         output_dir: folder for everything that the run writes; must be new or empty unless the run is resumed
         init_from: pipeline to fine-tune: a folder, the name of a bundled checkpoint or a Hub repository
-        resume: checkpoint to resume from: latest (in output_dir) or a path, which may belong to another run
+        resume: checkpoint to resume from: latest (in output_dir) or a path, which may belong to a different run
         seed: random seed of the initial weights, the order of the data, and the noise
         num_epochs: number of passes over the images
-        max_train_steps: maximum number of optimizer steps, if num_epochs takes longer; also ends the lr_scheduler
+        max_train_steps: maximum number of optimizer steps; shortens the run and the learning rate schedule if
+            num_epochs takes longer
         train_batch_size: number of images per batch, over all processes together
         gradient_accumulation_steps: number of batches whose gradients are averaged for an optimizer step
         mixed_precision: no, bf16 or fp16; the setting of accelerate launch if null
         gradient_checkpointing: recompute activations in the backward pass to save memory
         compile: use torch.compile for the model
         channels_last: use the channels_last memory format for weights and images
-        save_images_epochs: number of epochs between sample grids; there is always one at the end
-        save_model_epochs: number of epochs between exports of the pipeline; there is always one at the end
+        save_images_epochs: number of epochs between sample grids; the last epoch always has one
+        save_model_epochs: number of epochs between exports of the pipeline; the last epoch always has one
         checkpointing_steps: number of optimizer steps between checkpoints
         checkpoints_total_limit: number of checkpoints to keep
         logging_steps: number of optimizer steps between reports of the loss
@@ -267,7 +269,7 @@ class TrainingConfig:
         hub_private_repo: create the repository as a private one
         hub_license: license identifier of the weights on the Hub, such as cc-by-4.0; if null, mit for models trained
             on the Hub's Fashion-MNIST and none for others
-        model: arguments of FashionMNISTUNet2DModel, such as norm_type; the specification by default
+        model: arguments of FashionMNISTUNet2DModel, such as norm_type
         data: training images
         scheduler: noise schedule
         objective: training objective
@@ -363,7 +365,7 @@ class TrainingConfig:
 
 
 def is_first_process() -> bool:
-    """Whether this is the main process; also works before Accelerate is initialized."""
+    """Returns whether this is the main process; also works before Accelerate is initialized."""
     return os.environ.get("RANK", "0") == "0"
 
 

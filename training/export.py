@@ -12,7 +12,7 @@ from config import TrainingConfig
 from fmnist_diffusion import FashionMNISTPipeline
 
 
-# Settings of the machine and the Hub, which are not published in train_config.json.
+# These settings of the machine and the Hub are not published in train_config.json.
 PRIVATE_SETTINGS = (
     "output_dir",
     "resume",

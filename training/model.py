@@ -13,9 +13,9 @@ from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 
 logger = logging.getLogger("training")
 
-# Model arguments that are determined by the training images.
+# The training images determine these model arguments.
 DATA_OPTIONS = ("sample_size", "in_channels", "out_channels", "label_names")
-# Model arguments that fine-tuning may change.
+# Fine-tuning may change these model arguments.
 FREE_OPTIONS = ("num_class_embeds", "dropout")
 
 
@@ -40,7 +40,10 @@ def make_model(
     """
     for name in config.model:
         if name in DATA_OPTIONS:
-            raise ValueError(f"`model.{name}` is determined by the images. Use `data.resolution` or `data.channels`.")
+            raise ValueError(
+                f"`model.{name}` cannot be set, because it is determined by the training data. Set `data.resolution`,"
+                " `data.channels` or `data.label_column` instead."
+            )
     noise_scheduler = make_noise_scheduler(config.scheduler)
     model_config: dict[str, Any] = {}
     if pretrained is not None:
@@ -79,14 +82,17 @@ def make_noise_scheduler(config: SchedulerConfig) -> DDPMScheduler:
 def check_fine_tuning(
     config: TrainingConfig, noise_scheduler: DDPMScheduler, pretrained: FashionMNISTPipeline
 ) -> None:
-    """Raises `ValueError` if the run has another architecture, prediction type or noise schedule than `pretrained`."""
+    """Raises `ValueError` if the run differs from `pretrained` in architecture, prediction type or noise schedule."""
     options = pretrained.unet.config
     for name, value in config.model.items():
         old = options.get(name, value)
         if name not in FREE_OPTIONS and value != (list(old) if isinstance(old, tuple) else old):
             raise ValueError(f"`model.{name}` must be {old} to fine-tune {config.init_from}, got {value}.")
     if options["num_class_embeds"] is not None and config.model.get("num_class_embeds", 1) is None:
-        raise ValueError(f"`model.num_class_embeds` must not be null to fine-tune {config.init_from}. Omit it.")
+        raise ValueError(
+            f"`model.num_class_embeds` must not be null to fine-tune {config.init_from}. Pass the number of classes of"
+            " the images."
+        )
     old_scheduler: Any = DDPMScheduler.from_config(pretrained.scheduler.config)
     old_type, new_type = (scheduler.config["prediction_type"] for scheduler in (old_scheduler, noise_scheduler))
     if old_type != new_type:
@@ -95,9 +101,9 @@ def check_fine_tuning(
         )
     if not torch.equal(old_scheduler.betas, noise_scheduler.betas):
         raise ValueError(
-            f"The noise schedule must be that of {config.init_from} to fine-tune it. Set `scheduler` to the values in"
-            f" its scheduler_config.json (beta_schedule {old_scheduler.config['beta_schedule']},"
-            f" {len(old_scheduler.betas)} timesteps)."
+            f"The noise schedule must match that of {config.init_from} for fine-tuning. Copy the values in the"
+            f" scheduler_config.json of {config.init_from} to the `scheduler` section (beta_schedule"
+            f" {old_scheduler.config['beta_schedule']}, {len(old_scheduler.betas)} timesteps)."
         )
 
 
@@ -110,7 +116,7 @@ def copy_matching_weights(unet: FashionMNISTUNet2DModel, pretrained: FashionMNIS
     old, new = pretrained.state_dict(), unet.state_dict()
     matching = {name for name in new if name in old and old[name].shape == new[name].shape}
     for name in sorted(new.keys() - matching - {"class_embedding.weight"}):
-        logger.info("%s has another shape than in the pretrained model and is initialized from scratch.", name)
+        logger.info("%s has a different shape than in the pretrained model and is initialized from scratch.", name)
     unet.load_state_dict({name: old[name] for name in matching}, strict=False)
     if unet.class_embedding is not None and "class_embedding.weight" not in matching:
         unet.class_embedding.weight[:] = old["class_embedding.weight"][-1] if "class_embedding.weight" in old else 0.0

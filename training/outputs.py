@@ -130,13 +130,16 @@ def make_validator(
     if (unet_config["in_channels"], unet_config["sample_size"]) != (1, 28) or (
         unet_config["num_class_embeds"] not in (None, 10)
     ):
-        raise ValueError("`eval.every_n_epochs` requires the images and classes of Fashion-MNIST. Omit it.")
+        raise ValueError(
+            "`eval.every_n_epochs` requires grayscale 28x28 images and, for a class-conditional model, the ten classes"
+            " of Fashion-MNIST. Pass --eval.every_n_epochs=null."
+        )
     try:
         # Only this option requires the packages of the evaluation.
         from validation import EvalRecord, Validator
     except ImportError as error:
         raise ValueError(
-            f"`eval.every_n_epochs` requires {error.name}. Run pip install 'fmnist-diffusion[eval]'."
+            f"`eval.every_n_epochs` requires {error.name}. Run `pip install 'fmnist-diffusion[eval]'`."
         ) from error
     record = EvalRecord(Path(config.output_dir) / "eval.csv", config.eval, global_step)
     return Validator(config.eval, accelerator.device, record)

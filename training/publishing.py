@@ -45,7 +45,7 @@ class BackgroundPush:
         try:
             url = push_pipeline(copy.name, self.repo_id, private=self.private, license=self.license)
             self.report(f"Pushed the pipeline to {url}.")
-        # No error of this thread may end the training.
+        # Errors in this thread must not stop the training.
         except Exception as error:
             self._report_failure(folder, error)
 
@@ -53,7 +53,7 @@ class BackgroundPush:
         command = f"fmnist-diffusion push {folder} --repo-id {self.repo_id}"
         command += " --private" if self.private else ""
         command += f" --license {self.license}" if self.license else ""
-        self.report(f"Could not push the pipeline. Run {command} to try again. The error was: {error}")
+        self.report(f"Could not push the pipeline ({error}). Run `{command}` to try again.")
 
     def finish(self) -> None:
         """Waits for the newest push."""
@@ -65,6 +65,6 @@ def make_background_push(config: TrainingConfig, report: Callable[[str], None]) 
     if not config.push_to_hub:
         return None
     if get_token() is None:
-        raise ValueError("`push_to_hub` requires a token. Run hf auth login, set HF_TOKEN, or omit --push_to_hub.")
+        raise ValueError("`push_to_hub` requires a token. Run `hf auth login`, set HF_TOKEN, or omit --push_to_hub.")
     repo_id = config.hub_model_id or Path(config.output_dir).resolve().name
     return BackgroundPush(repo_id, config.hub_private_repo, config.hub_license, report)

@@ -6,7 +6,7 @@
     accelerate launch training/train.py --config training/configs/base_self.yaml
     python training/combine.py base output/base_self/pipeline --weights 1.5 -0.5 --output_dir output/better
 
-Training on its own samples amplifies the errors of a model, so extrapolation in the opposite direction reduces them
+Training a model on its own samples amplifies its errors, so extrapolation in the opposite direction reduces them
 (negative extrapolation from self-training, arXiv 2510.03597). With wrong labels for some of the samples
 (`--label_noise=0.2`), the extrapolation also increases the class accuracy.
 """
@@ -23,7 +23,7 @@ from fmnist_diffusion.sampling import Samples
 
 
 def load_synthetic_images(folders: list[Path], label_noise: float = 0.0) -> ImageTensors:
-    """Returns the samples of evaluations with the labels that they were generated for.
+    """Returns the samples of evaluations with the labels that they were generated with.
 
     Unconditional samples get the null label. If all samples are unconditional, there are no labels.
 

@@ -16,7 +16,7 @@ def get_log_with(report_to: str) -> str | None:
     if report_to == "none":
         return None
     if importlib.util.find_spec(report_to) is None:
-        raise ValueError(f"{report_to} is not installed. Run pip install {report_to}, or pass --report_to=none.")
+        raise ValueError(f"{report_to} is not installed. Run `pip install {report_to}`, or pass --report_to=none.")
     return report_to
 
 

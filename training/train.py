@@ -27,7 +27,7 @@ def main(args: list[str] | None = None) -> None:
         stop(f"error: {error}", 2)
     except FloatingPointError as error:
         stop(
-            f"error: {error} {get_advice(config)} Use a lower --optimizer.learning_rate or"
+            f"error: {error} {get_advice(config)} Lower --optimizer.learning_rate, or pass"
             " --optimizer.max_grad_norm=1.",
             1,
         )
@@ -46,7 +46,7 @@ def get_advice(config: TrainingConfig) -> str:
     folder = Path(config.output_dir)
     if list_checkpoints(folder / "checkpoints"):
         return f"Continue from the last checkpoint with --config={folder / 'config.yaml'} --resume=latest."
-    return "There is no checkpoint yet. Start again with another --output_dir."
+    return "There is no checkpoint yet. Start again with a different --output_dir."
 
 
 if __name__ == "__main__":

@@ -40,8 +40,8 @@ class Trainer:
         if global_step > self.total_steps:
             option = "max_train_steps" if config.max_train_steps == self.total_steps else "num_epochs"
             raise ValueError(
-                f"The run to resume is at step {global_step} and would end at step {self.total_steps}. Increase"
-                f" --{option}."
+                f"The checkpoint is at step {global_step}, but the run ends at step {self.total_steps}. Increase"
+                f" --{option} to train longer."
             )
         self.outputs = None
         if self.accelerator.is_main_process:
@@ -73,12 +73,12 @@ class Trainer:
         Raises:
             `DataError`: If an image of a streamed dataset cannot be decoded.
             `FloatingPointError`: If the loss or the weights are NaN or infinite. Such weights are not saved.
-            `KeyboardInterrupt`: After Ctrl-C. A single process writes a checkpoint first.
+            `KeyboardInterrupt`: After Ctrl-C. With a single process, a checkpoint is written first.
         """
         config, progress, batches = self.config, self.progress, self.components.batches
         with self._delay_interrupt(), self.loss_logger.show_progress(progress.global_step, self.total_steps):
             if progress.global_step == self.total_steps:
-                # The run stopped after its last step but before its outputs, or it continues in another folder.
+                # The run stopped after its last step but before its outputs, or it continues in a different folder.
                 self._end_epoch()
             while progress.global_step < self.total_steps:
                 for images, labels in batches.epoch(progress.epoch, start=progress.batch):
@@ -105,10 +105,10 @@ class Trainer:
 
     @contextmanager
     def _delay_interrupt(self) -> Iterator[None]:
-        """Delays Ctrl-C to the end of the current step, so that a checkpoint can be written.
+        """Delays Ctrl-C until the end of the current step, so that a checkpoint can be written.
 
-        A second Ctrl-C stops at once. Several processes always stop at once, because they would have to agree on the
-        step.
+        A second Ctrl-C stops immediately. With several processes, Ctrl-C always stops immediately, because they would
+        have to agree on the step.
         """
         self.interrupted = False
         if self.accelerator.num_processes > 1:

@@ -11,7 +11,7 @@ PROGRAM = "fmnist-diffusion"
 
 
 class CommandError(typer.TyperException):
-    """Raised if the input of the user is invalid, such as an option."""
+    """Raised if an option or other user input is invalid."""
 
     exit_code = 2
 

@@ -24,7 +24,7 @@ def demo(
     from fmnist_diffusion.hub.space import space_dir
 
     if importlib.util.find_spec("gradio") is None:
-        raise ValueError("The demo requires gradio: install it with `pip install 'fmnist-diffusion[space]'`.")
+        raise ValueError("The demo requires gradio. Install it with `pip install 'fmnist-diffusion[space]'`.")
     command = [sys.executable, str(space_dir() / "app.py"), *([] if pipeline is None else [pipeline])]
     process = subprocess.Popen(command)
     signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())

@@ -85,7 +85,7 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="FILE",
-            help="file of the Inception network for FID",
+            help="weights file of the Inception network",
             show_default="$FMNIST_DIFFUSION_INCEPTION or the downloaded file",
         ),
     ] = None,
@@ -121,12 +121,12 @@ def evaluate(
     if source is None and not download_inception:
         raise ValueError("Pass a pipeline, a folder of images or an .npz file to evaluate.")
     if fast and inception_weights is not None:
-        raise ValueError("`fast` and `inception_weights` must not be passed together.")
+        raise ValueError("Pass only one of `fast` and `inception_weights`.")
     sampling = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval)
     seed_list = parse_seeds(seeds)
     evaluation = import_evaluation()
     if download_inception:
-        typer.echo(f"Downloaded the Inception network to {evaluation.download_inception()}")
+        typer.echo(f"The Inception network is at {evaluation.download_inception()}.")
     if source is None:
         return
     images = contains_images(source)
@@ -156,7 +156,7 @@ def evaluate(
         typer.echo(f"{PROGRAM}: interrupted; run the same command again to continue", err=True)
         raise typer.Exit(130) from None
     print_result(result)
-    typer.echo(f"Saved metrics.json and report.png in {folder}")
+    typer.echo(f"Saved metrics.json and report.png to {folder}.")
 
 
 def import_evaluation() -> ModuleType:
@@ -166,7 +166,7 @@ def import_evaluation() -> ModuleType:
         from fmnist_diffusion import evaluation
     except ImportError as error:
         raise ValueError(
-            f"evaluate requires {error.name}: install it with `pip install 'fmnist-diffusion[eval]'`."
+            f"The evaluation requires {error.name}. Install it with `pip install 'fmnist-diffusion[eval]'`."
         ) from error
     transformers.utils.logging.disable_progress_bar()
     return evaluation
@@ -192,7 +192,7 @@ def load_inception(evaluation: ModuleType, weights: str | None, device: str) -> 
     if path is None:
         raise ValueError(
             f"FID requires the Inception network. Run `{PROGRAM} evaluate --download-inception` once, or pass `fast`"
-            " for the metrics without it."
+            " to skip the metrics that require it."
         )
     return evaluation.InceptionFeatures(path, get_device(device))
 
@@ -219,4 +219,4 @@ def print_result(result: dict[str, Any]) -> None:
         typer.echo(line)
     if result["inception"]:
         fid = result["real"]["inception"]["test"]["frechet_distance"]
-        typer.echo(f"For comparison, the FID of the 10,000 real test images is {fid:.2f}")
+        typer.echo(f"For comparison, the FID of the 10,000 real test images is {fid:.2f}.")

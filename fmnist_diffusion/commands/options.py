@@ -1,4 +1,4 @@
-"""Options that several commands share, and loading of pipelines onto a device."""
+"""Defines options that several commands share, and loads pipelines onto a device."""
 
 from typing import TYPE_CHECKING, Annotated, Literal
 
@@ -18,7 +18,7 @@ SchedulerName = Annotated[
     str | None,
     typer.Option(
         metavar="NAME",
-        help=f"sampler: {', '.join(SCHEDULERS)}, or the name of a diffusers scheduler class",
+        help=f"scheduler: {', '.join(SCHEDULERS)}, or the name of a diffusers scheduler class",
         show_default="the scheduler of the checkpoint",
     ),
 ]
@@ -65,7 +65,9 @@ def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNI
     diffusers.utils.logging.disable_progress_bar()
     torch_device = get_device(device)
     if dtype == "float16" and torch_device.type == "cpu":
-        raise ValueError("`dtype` must be float32 or bfloat16 on a CPU, got float16, which is very slow there.")
+        raise ValueError(
+            "`dtype` must be float32 or bfloat16 on a CPU, got float16. Pass `dtype` float32, or use a GPU."
+        )
     return load_pipeline(name_or_path, dtype=getattr(torch, dtype)).to(torch_device)
 
 

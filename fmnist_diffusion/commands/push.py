@@ -22,7 +22,9 @@ def push(
         typer.Option(metavar="BRANCH", help="branch to push to; created if necessary", show_default="main"),
     ] = None,
     tag: Annotated[str | None, typer.Option(metavar="TAG", help="tag for the commit, such as v1.0")] = None,
-    create_pr: Annotated[bool, typer.Option("--create-pr", help="open a pull request instead")] = False,
+    create_pr: Annotated[
+        bool, typer.Option("--create-pr", help="open a pull request instead of pushing to the branch")
+    ] = False,
     license: Annotated[
         str | None,
         typer.Option(
@@ -55,4 +57,4 @@ def push(
         )
     except HubError as error:
         raise typer.TyperException(str(error)) from error
-    typer.echo(f"Uploaded the pipeline to {url}")
+    typer.echo(f"Uploaded the pipeline to {url}.")

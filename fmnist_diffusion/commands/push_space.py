@@ -29,4 +29,4 @@ def push_space(
         url = space.push_space(repo_id, model, private=private)
     except HubError as error:
         raise typer.TyperException(str(error)) from error
-    typer.echo(f"Uploaded the demo to {url}")
+    typer.echo(f"Uploaded the demo to {url}.")

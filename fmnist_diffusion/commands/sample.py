@@ -90,7 +90,7 @@ def sample(
             # Remove the new folder if it is still empty.
             with suppress(OSError):
                 folder.rmdir()
-    typer.echo(f"Saved the images and grid.png in {folder}")
+    typer.echo(f"Saved the images and grid.png to {folder}.")
 
 
 def save_images(

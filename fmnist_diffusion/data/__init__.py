@@ -1,4 +1,4 @@
-"""Image datasets for training and evaluation: loading of splits, labels and pixel conversion."""
+"""Loads image datasets for training and evaluation, and converts their labels and pixels."""
 
 from .decoding import decode, stream_images
 from .errors import DataError

@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 
 def decode(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], channels: int) -> ImageTensors:
     """
-    Decodes a dataset that [`load_split`] returned into memory.
+    Decodes a dataset returned by [`load_split`] and keeps the pixels in memory.
 
     An image of a different size is resized with an antialiased bicubic filter to cover `resolution` and then
     center-cropped. An image of this size keeps its exact pixels.

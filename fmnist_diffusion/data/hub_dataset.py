@@ -23,7 +23,8 @@ def load_hub_dataset(name: str, config_name: str | None, split: str) -> dict[str
     """
     Loads all splits of a dataset from the Hub or, if the Hub is not reachable, from the local cache.
 
-    If this fails for the default dataset, only the requested split is loaded from the IDX files of Debian.
+    If this fails for the default dataset, only the requested split is loaded from the IDX files of the Debian package
+    `dataset-fashion-mnist`.
     """
     datasets = import_datasets()
     from datasets.exceptions import DatasetsError

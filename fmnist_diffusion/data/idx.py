@@ -95,7 +95,7 @@ def _find_file(folder: Path, name: str) -> Path:
         if path.is_file():
             return path
     raise DataError(
-        f"Could not find {name} or {name}.gz in the IDX folder {folder}. Add the file or pass another folder."
+        f"Could not find {name} or {name}.gz in the IDX folder {folder}. Add the file or pass a different folder."
     )
 
 

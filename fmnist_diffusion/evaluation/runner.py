@@ -32,7 +32,7 @@ from .sample_metrics import Measurement, classifier_metrics, inception_metrics, 
 from .samples import RESOLUTION, EvaluationSamples, load_part, save_part
 
 
-# The k-th evaluation seed uses the random seeds k * 2**20 and up, so samples of different seeds never share noise.
+# Evaluation seed k uses the random seeds from k * 2**20, so samples of different seeds never share noise.
 IMAGES_PER_SEED = 2**20
 NUM_SEEDS = (MAX_SEED + 1) // IMAGES_PER_SEED
 PROTOCOL = (
@@ -80,7 +80,7 @@ def evaluate_pipeline(
         `dict`: The content of `metrics.json`.
 
     Raises:
-        `ValueError`: If an argument is out of range, the pipeline generates images of another size or other classes,
+        `ValueError`: If an argument is out of range, the pipeline generates images of a different size or classes,
             a sample has NaN or infinite pixels, `folder` contains other files, or the real images are not available.
     """
     check_num_samples(num_samples, inception)
@@ -168,8 +168,8 @@ class Evaluator:
             A local copy of Fashion-MNIST, such as an IDX folder. Defaults to the dataset on the Hub.
 
     Raises:
-        `ValueError`: If the training images cannot be loaded, or, with `inception`, if they differ from the original
-            60,000 images, because the bundled Inception statistics belong to these.
+        `ValueError`: If the training images cannot be loaded. With `inception`, also if they differ from the original
+            60,000 images, for which the bundled statistics were computed.
     """
 
     def __init__(
@@ -182,7 +182,8 @@ class Evaluator:
         if inception is not None and images_hash(self.train) != TRAIN_SHA256:
             raise ValueError(
                 "FID requires the 60,000 training images of Fashion-MNIST in their original order, but"
-                f" {train_data_dir or 'the default dataset'} contains other images. Pass another `train_data_dir`."
+                f" {train_data_dir or 'the default dataset'} contains different images. Pass a different"
+                " `train_data_dir`."
             )
         self.classifier = Classifier(device)
         self.inception = inception
@@ -288,10 +289,10 @@ def generate_samples(
 def check_num_samples(num_samples: int, inception: InceptionFeatures | None) -> None:
     num_features = (inception or Classifier).num_features
     if num_samples <= num_features:
-        hint = " FID is usually computed with 10000 or 50000 samples." if inception else ""
+        alternative = ", or pass `fast` to skip FID" if inception else ""
         raise ValueError(
-            f"`num_samples` must be at least {num_features + 1} for the covariance of {num_features} features, got"
-            f" {num_samples}.{hint}"
+            f"The Fréchet distance requires at least {num_features + 1:,} samples, got {num_samples:,}. Evaluate more"
+            f" samples{alternative}."
         )
 
 
@@ -315,7 +316,7 @@ def prepare_folder(folder: Path, settings: dict[str, Any]) -> None:
     """
     Creates `folder` with a `settings.json`, or accepts the folder of an earlier run with the same settings.
 
-    A folder that only contains the `settings.json` of another run is reused, because that run saved no samples.
+    A folder that only contains the `settings.json` of a different run is reused, because that run saved no samples.
 
     Raises:
         `ValueError`: If the folder contains other files.
@@ -331,8 +332,8 @@ def prepare_folder(folder: Path, settings: dict[str, Any]) -> None:
         not folder.is_dir() or any(file != path or not is_unused_run for file in folder.iterdir())
     ):
         raise ValueError(
-            f"The folder {folder} contains another run or other files. Pass another folder, or the settings of that"
-            " run to continue it."
+            f"The folder {folder} contains a different run or other files. Pass a different folder, or the settings of"
+            " that run to continue it."
         )
     folder.mkdir(parents=True, exist_ok=True)
     path.write_text(text)

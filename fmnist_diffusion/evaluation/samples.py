@@ -100,7 +100,7 @@ def load_samples(path: Path, num_samples: int | None = None) -> Samples:
         num_samples (`int`, *optional*): Number of samples to read. Defaults to all samples.
 
     Raises:
-        `ValueError`: If the samples are missing or have another format, or if there are fewer than `num_samples`.
+        `ValueError`: If the samples are missing or have a different format, or if there are fewer than `num_samples`.
     """
     samples = read_folder(path) if path.is_dir() else read_npz(path)
     if num_samples is None:

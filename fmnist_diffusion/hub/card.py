@@ -1,4 +1,4 @@
-"""Creation of model cards."""
+"""Creates model cards."""
 
 import json
 import re

@@ -17,7 +17,7 @@ TIMEOUT = 3.0  # seconds
 TEMPORARY_STATUS_CODES = (409, 412, 429, 500, 502, 503, 504)
 # huggingface_hub raises JSONDecodeError if a proxy or the Hub returns HTML. hf_xet raises built-in exceptions.
 NETWORK_ERRORS = (httpx.HTTPError, ConnectionError, TimeoutError, json.JSONDecodeError)
-LOGIN_ADVICE = "run `hf auth login` or set HF_TOKEN with a token that has write access"
+LOGIN_ADVICE = "run `hf auth login` with a token that has write access, or set HF_TOKEN to one"
 
 Result = TypeVar("Result")
 
@@ -84,7 +84,7 @@ def call_hub(action: Callable[[], Result], repo_id: str, delays: tuple[float, ..
         try:
             return action()
         except (*NETWORK_ERRORS, RuntimeError) as raised:
-            # huggingface_hub wraps errors of LFS uploads in a RuntimeError. A RuntimeError from hf_xet has no cause.
+            # huggingface_hub wraps errors from LFS uploads in a RuntimeError. A RuntimeError from hf_xet has no cause.
             error = (raised.__cause__ or raised) if isinstance(raised, RuntimeError) else raised
             if not isinstance(error, (*NETWORK_ERRORS, RuntimeError)):
                 raise

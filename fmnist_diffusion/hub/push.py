@@ -1,4 +1,4 @@
-"""Upload of pipelines to the Hub."""
+"""Uploads pipelines to the Hub."""
 
 import os
 import shutil
@@ -39,7 +39,8 @@ def push_pipeline(
             A folder that the trainer or `save_pretrained` wrote. Besides the pipeline, only `train_config.json`,
             `metrics.json` and `images/*.png` are uploaded.
         repo_id (`str`): Repository id, `owner/name`, or `name` for your own namespace.
-        private (`bool`, defaults to `False`): Whether the repository must be private.
+        private (`bool`, defaults to `False`):
+            Whether to create a private repository. Raises an error if it exists and is public.
         revision (`str`, *optional*): Branch to push to, which is created if necessary. Defaults to `main`.
         tag (`str`, *optional*): Tag for the commit.
         create_pr (`bool`, defaults to `False`): Whether to open a pull request instead of pushing to the branch.
@@ -57,7 +58,7 @@ def push_pipeline(
         `ValueError`: If incompatible arguments are passed, or if a file in the folder is corrupted.
     """
     if create_pr and (tag or revision):
-        raise ValueError("`revision` and `tag` must not be passed together with `create_pr`.")
+        raise ValueError("`create_pr` cannot be combined with `revision` or `tag`. Omit one of them.")
     api = connect(token)
     repo_id = get_full_repo_id(api, repo_id)
     with TemporaryDirectory() as staging:

@@ -1,4 +1,4 @@
-"""Creation of repositories and tags on the Hub."""
+"""Creates repositories and tags on the Hub."""
 
 from typing import Any
 
@@ -14,15 +14,17 @@ def create_repository(api: HfApi, repo_id: str, private: bool, **options: Any) -
         info = call_hub(lambda: api.repo_info(repo_id, repo_type=options.get("repo_type")), repo_id)
         if not info.private:
             raise HubError(
-                f"{repo_id} already exists and is public. Make it private on the Hub, or choose another repository."
+                f"{repo_id} already exists and is public. Make it private on the Hub, or choose a different"
+                " repository."
             )
 
 
 def create_tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
-    """Creates a tag for `commit`; raises [`HubError`] if the tag already exists for another commit."""
+    """Creates a tag for `commit`; raises [`HubError`] if it already points to a different commit."""
     call_hub(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True), repo_id)
     refs = call_hub(lambda: api.list_repo_refs(repo_id), repo_id)
     if any(ref.name == tag and ref.target_commit != commit for ref in refs.tags):
         raise HubError(
-            f"The files were uploaded to {repo_id}, but the tag {tag} names another commit. Choose another tag."
+            f"The files were uploaded to {repo_id}, but the tag {tag} already points to a different commit. Choose a"
+            " different tag."
         )

@@ -1,4 +1,4 @@
-"""Upload of the demo to the Hub as a Space."""
+"""Uploads the demo to the Hub as a Space."""
 
 import shutil
 from pathlib import Path
@@ -24,7 +24,8 @@ def push_space(repo_id: str, model_id: str, *, private: bool = False, token: str
     Args:
         repo_id (`str`): Repository id of the Space, `owner/name`, or `name` for your own namespace.
         model_id (`str`): Repository id of the model, `owner/name`, or `name` for your own namespace.
-        private (`bool`, defaults to `False`): Whether the Space must be private.
+        private (`bool`, defaults to `False`):
+            Whether to create a private Space. Raises an error if it exists and is public.
         token (`str`, *optional*): Token with write access. Defaults to the token from `hf auth login` or `HF_TOKEN`.
 
     Returns:

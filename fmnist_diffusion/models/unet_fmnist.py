@@ -23,27 +23,27 @@ TIME_CONDITIONINGS = ("bottleneck", "all")
 TIME_SCALE_SHIFTS = ("default", "scale_shift")
 SKIP_CONNECTIONS = ("concat", "add", "none")
 
-# In training on a CPU, fused attention is slower than plain matrix products up to this number of tokens.
+# When training on a CPU, fused attention is slower than plain matrix products for up to this many tokens.
 MATH_ATTENTION_TOKENS = 256
 
-# Arguments of UNet2DModel that this model does not support, and their alternatives.
+# This model does not support these arguments of UNet2DModel, for the given reasons.
 UNSUPPORTED_ARGUMENTS = {
-    "down_block_types": "use `block_out_channels`, `layers_per_block` and `attention_levels`",
-    "up_block_types": "use `block_out_channels`, `layers_per_block` and `attention_levels`",
+    "down_block_types": "`block_out_channels`, `layers_per_block` and `attention_levels` define the blocks",
+    "up_block_types": "`block_out_channels`, `layers_per_block` and `attention_levels` define the blocks",
     "mid_block_type": "the last level of `block_out_channels` is the bottleneck",
     "mid_block_scale_factor": "residual blocks are not rescaled",
-    "add_attention": "pass `attention_levels=()` to disable attention",
+    "add_attention": "`attention_levels=()` disables attention",
     "attn_norm_num_groups": "attention uses LayerNorm, which has no groups",
-    "center_input_sample": "pass images in [-1, 1]",
-    "class_embed_type": "use `num_class_embeds`",
+    "center_input_sample": "the model expects images in [-1, 1]",
+    "class_embed_type": "`num_class_embeds` adds an embedding of the class labels",
     "downsample_padding": "downsampling is always a 3x3 convolution with stride 2 and padding 1",
     "downsample_type": "downsampling is always a 3x3 convolution with stride 2 and padding 1",
     "upsample_type": "upsampling is always a transposed convolution",
     "flip_sin_to_cos": "the time embedding is always sinusoidal, with the cosine first",
     "freq_shift": "the time embedding is always sinusoidal, with a frequency shift of 0",
     "time_embedding_type": "the time embedding is always sinusoidal",
-    "norm_eps": "use `norm_type` and `norm_num_groups`",
-    "num_train_timesteps": "any timestep can be passed to `forward`",
+    "norm_eps": "`norm_type` and `norm_num_groups` define the normalization",
+    "num_train_timesteps": "`forward` accepts any timestep",
 }
 
 
@@ -186,7 +186,10 @@ class FashionMNISTResidualBlock(nn.Module):
 
 
 class FashionMNISTDownBlock(nn.Module):
-    """Encoder level: a convolution (stride 2 except on the first level), residual blocks, time and attention."""
+    """
+    Encoder level: a convolution (stride 2 except on the first level), residual blocks, time conditioning and
+    attention.
+    """
 
     def __init__(
         self,
@@ -226,7 +229,10 @@ class FashionMNISTDownBlock(nn.Module):
 
 
 class FashionMNISTUpBlock(nn.Module):
-    """Decoder level: a transposed convolution to the skip's size, the skip, residual blocks and attention."""
+    """
+    Decoder level: a transposed convolution to the size of the skip connection, the skip connection, residual blocks
+    and attention.
+    """
 
     def __init__(
         self,
@@ -346,7 +352,9 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         # Check inputs
         for name in kwargs:
             if name in UNSUPPORTED_ARGUMENTS:
-                raise ValueError(f"`{name}` is not supported by {type(self).__name__}: {UNSUPPORTED_ARGUMENTS[name]}.")
+                raise ValueError(
+                    f"`{name}` is not supported by {type(self).__name__}. Remove it: {UNSUPPORTED_ARGUMENTS[name]}."
+                )
             raise TypeError(f"{type(self).__name__} got an unexpected argument {name!r}.")
         for name, value, choices in (
             ("norm_type", norm_type, NORM_TYPES),
@@ -496,7 +504,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 class_labels = torch.full_like(timesteps, null_label, dtype=torch.long)
             temb = temb + self.class_embedding(class_labels)
         elif class_labels is not None:
-            raise ValueError("`class_labels` must be None, because the model is unconditional.")
+            raise ValueError("`class_labels` is not supported by an unconditional model. Omit it.")
 
         # 2. down
         skips = []

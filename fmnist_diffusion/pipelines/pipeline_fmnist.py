@@ -47,7 +47,8 @@ FASHION_MNIST_LABELS = (
     "Ankle boot",
 )
 
-# This threshold separates schedules by alphas_cumprod at the last timestep: 4e-5 if linear, 2e-9 if cosine.
+# A schedule has a near-zero terminal SNR if its last `alphas_cumprod` is below this threshold. The last value is 4e-5
+# for linear schedules and 2e-9 for cosine schedules.
 NEAR_ZERO_SNR = 1e-6
 # Sampling must cover at least this fraction of the training timesteps.
 MIN_TIMESTEP_COVERAGE = 0.7
@@ -171,7 +172,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             vae_scale_factor=1, vae_latent_channels=0, do_convert_rgb=channels == 3, do_convert_grayscale=channels == 1
         )
         if not hasattr(unet, "hf_device_map"):
-            # channels_last is faster on a CPU. All devices use it, because it changes the last bits of the results.
+            # channels_last is faster on a CPU. It slightly changes the rounding, so all devices and ways of loading
+            # use it.
             unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -304,7 +306,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         """
         num_classes = self.unet.config.num_class_embeds
         if num_classes is None:
-            raise ValueError("`class_labels` must be None, because the model is unconditional.")
+            raise ValueError("`class_labels` is not supported by an unconditional model. Omit it.")
         if hasattr(class_labels, "tolist"):
             class_labels = class_labels.tolist()
         if isinstance(class_labels, str) or not isinstance(class_labels, Iterable):
@@ -382,7 +384,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             # LMS and PNDM assume that sampling starts at the first timestep, from pure noise.
             if isinstance(self.scheduler, (LMSDiscreteScheduler, PNDMScheduler)):
                 raise ValueError(
-                    f"{type(self.scheduler).__name__} cannot start from an `image`. Use another scheduler, such as"
+                    f"{type(self.scheduler).__name__} cannot start from an `image`. Use a different scheduler, such as"
                     " DPMSolverMultistepScheduler."
                 )
         if output_type not in OUTPUT_TYPES:
@@ -443,7 +445,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 set_scheduler_timesteps(num_inference_steps, device=device)
                 self._check_coverage(name, num_inference_steps)
         elif timesteps is not None and sigmas is not None:
-            raise ValueError("Only one of `timesteps` and `sigmas` can be passed.")
+            raise ValueError("Cannot use both `timesteps` and `sigmas`. Pass only one of them.")
         else:
             option, values = ("sigmas", sigmas) if timesteps is None else ("timesteps", timesteps)
             values = torch.as_tensor(values).tolist()
@@ -459,7 +461,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if lowest < 0 or highest > num_train_timesteps - 1:
             raise ValueError(
                 f"{name} uses timesteps from {lowest:g} to {highest:g}, which must be between 0 and"
-                f" {num_train_timesteps - 1}. Use another number of steps, `steps_offset` or `timestep_spacing`."
+                f" {num_train_timesteps - 1}. Use a different number of steps, `steps_offset` or `timestep_spacing`."
             )
         if hasattr(scheduler, "set_begin_index"):
             # Without a begin index, a scheduler skips the first step if the first two timesteps are equal.
@@ -480,13 +482,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
         ):
             option = " with `use_flow_sigmas`" if scheduler.config.get("use_flow_sigmas", False) else ""
             raise ValueError(
-                f"{name}{option} does not support this model. Use another scheduler, such as"
+                f"{name}{option} does not support this model. Use a different scheduler, such as"
                 " DPMSolverMultistepScheduler or DDIMScheduler."
             )
         if isinstance(scheduler, HeunDiscreteScheduler) and scheduler.alphas_cumprod[-1] < NEAR_ZERO_SNR:
             raise ValueError(
                 "HeunDiscreteScheduler cannot start from the noise level of this model's schedule, which is almost"
-                " infinite. Use another scheduler, such as UniPCMultistepScheduler."
+                " infinite. Use a different scheduler, such as UniPCMultistepScheduler."
             )
 
     def _check_coverage(self, name: str, num_inference_steps: int) -> None:
@@ -496,7 +498,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             # "leading" spacing can start halfway if the number of steps does not divide `num_train_timesteps`.
             raise ValueError(
                 f"{name} starts at timestep {first:g} of {num_train_timesteps} with `num_inference_steps`="
-                f"{num_inference_steps}, which skips the high noise levels. Use fewer steps, or another"
+                f"{num_inference_steps}, which skips the high noise levels. Use fewer steps, or a different"
                 " `timestep_spacing`."
             )
 
@@ -636,7 +638,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     break
                 scaled_sample = self.scheduler.scale_model_input(sample, t)
                 prediction = predict(scaled_sample.to(self.unet.dtype), t, i)
-                # The scheduler computes in float32, even if the model uses another dtype.
+                # The scheduler computes in float32, even if the model uses a different dtype.
                 sample = self.scheduler.step(prediction, t, sample, **step_kwargs()).prev_sample
                 if callback_on_step_end is not None:
                     tensors = {"latents": sample, "model_input": scaled_sample}
@@ -651,7 +653,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def _postprocess(self, sample: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
         if not sample.isfinite().all():
             raise ValueError(
-                "Sampling produced NaN or infinite pixels. Try float32 or another scheduler, or check the weights."
+                "Sampling produced NaN or infinite pixels. Try float32 or a different scheduler, or check the weights."
             )
         images: Any = self.image_processor.postprocess(sample, output_type)
         self.maybe_free_model_hooks()
@@ -707,7 +709,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 step, so the images depend only weakly on `latents`. The bundled checkpoints store such a scheduler;
                 use a deterministic one, or [`~FashionMNISTPipeline.interpolate`], to interpolate.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-                Start of image-to-image generation (arXiv 2108.01073): one image, or one for each generated image. It
+                Image to start from (image-to-image, arXiv 2108.01073): one image, or one for each generated image. It
                 is resized, noised and denoised. Arrays `(height, width, channels)` and tensors `(channels, height,
                 width)`, with or without a batch dimension, must contain uint8 values or floats in [0, 1].
             strength (`float`, defaults to 0.8):
@@ -715,7 +717,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 remains.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"` (mode "L" or "RGB"), `"np"` of shape `(batch, height, width, channels)` in [0, 1], `"pt"` of
-                shape `(batch, channels, height, width)` in [0, 1], or `"latent"`, the same shape in about [-1, 1].
+                shape `(batch, channels, height, width)` in [0, 1], or `"latent"`, with the shape of `"pt"` and values
+                in about [-1, 1].
             return_dict (`bool`, defaults to `True`): Whether to return an [`ImagePipelineOutput`] or a tuple.
             callback_on_step_end (`Callable`, *optional*):
                 Called after each step as `callback(pipe, step, timestep, tensors)`. If it returns a `dict` with
@@ -841,7 +844,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
         Raises:
             `ValueError`: If an argument is out of range, or if the scheduler samples noise but its `step` has no
-                `variance_noise` argument, such as [`DDPMScheduler`].
+                `variance_noise` argument, as is the case for [`DDPMScheduler`].
 
         Examples:
             ```py

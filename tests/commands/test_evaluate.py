@@ -104,14 +104,14 @@ def test_printed_metrics_are_rounded(calls, pipeline, capsys):
         "class_agreement 0.097",
         "kid_train -0.00001399",
         "class_shares 0.1, 0.3333",
-        f"Saved metrics.json and report.png in {folder}",
+        f"Saved metrics.json and report.png to {folder}.",
     ]
 
 
 def test_fid_of_real_images_is_printed(calls, pipeline, tmp_path, capsys):
     (tmp_path / "inception.pt").touch()
     main(["evaluate", pipeline, "--inception-weights", "inception.pt"])
-    assert "the FID of the 10,000 real test images is 1.49\n" in capsys.readouterr().out
+    assert "the FID of the 10,000 real test images is 1.49.\n" in capsys.readouterr().out
 
 
 def test_images_of_a_file_are_evaluated(calls, images):
@@ -162,7 +162,7 @@ def test_interrupted_evaluation_says_how_to_continue(calls, pipeline, monkeypatc
 def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
     monkeypatch.setattr(evaluation, "download_inception", lambda: Path("cache/inception.pt"))
     main(["evaluate", "--download-inception"])
-    assert capsys.readouterr().out == "Downloaded the Inception network to cache/inception.pt\n"
+    assert capsys.readouterr().out == "The Inception network is at cache/inception.pt.\n"
 
 
 @pytest.mark.parametrize(
@@ -171,7 +171,7 @@ def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
         ([], "Pass a pipeline, a folder of images or an .npz file to evaluate."),
         (
             ["base", "--fast", "--inception-weights", "x.pt"],
-            "--fast and --inception-weights must not be passed together.",
+            "Pass only one of --fast and --inception-weights.",
         ),
         (["nowhere", "--fast"], "Could not find a pipeline at 'nowhere'"),
         (["base", "--fast", "--seeds", "0 1"], "--seeds must be comma-separated integers, got '0 1'."),
@@ -185,14 +185,14 @@ def test_missing_inception_network_is_an_error(get_error, pipeline, monkeypatch)
     monkeypatch.setattr(evaluation, "find_inception", lambda weights: None)
     assert get_error("evaluate", pipeline) == (
         "FID requires the Inception network. Run `fmnist-diffusion evaluate --download-inception` once, or pass --fast"
-        " for the metrics without it."
+        " to skip the metrics that require it."
     )
 
 
 def test_missing_packages_are_an_error(get_error, monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     assert get_error("evaluate", "base", "--fast") == (
-        "evaluate requires transformers: install it with `pip install 'fmnist-diffusion[eval]'`."
+        "The evaluation requires transformers. Install it with `pip install 'fmnist-diffusion[eval]'`."
     )
 
 

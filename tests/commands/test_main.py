@@ -37,7 +37,7 @@ def test_help_and_usage_errors_import_no_slow_modules(tmp_path):
     assert run("--help", cwd=tmp_path, path=blocked).returncode == 0
     process = run("sample", "--help", cwd=tmp_path, path=blocked)
     assert process.returncode == 0
-    for text in ("--class-labels", "--guidance-interval", "dpmsolver++", "[default: (the scheduler of the"):
+    for text in ("--class-labels", "--guidance-interval", "dpmsolver++", "[default: (the scheduler of"):
         assert text in process.stdout
     process = run("sample", "--num-images", "0", cwd=tmp_path, path=blocked)
     assert process.returncode == 2

@@ -12,7 +12,7 @@ from fmnist_diffusion.commands import main
 
 def test_push_uploads_the_pipeline(hub, pipeline, capsys):
     main(["push", pipeline, "--repo-id", "someone/tiny", "--tag", "v1.0", "--private", "--license", "cc0-1.0"])
-    assert capsys.readouterr().out == f"Uploaded the pipeline to {hub.endpoint}/someone/tiny\n"
+    assert capsys.readouterr().out == f"Uploaded the pipeline to {hub.endpoint}/someone/tiny.\n"
     repository = hub.repositories["someone/tiny"]
     assert repository.private
     assert repository.tags == {"v1.0"}
@@ -23,7 +23,7 @@ def test_push_space_uploads_the_demo(hub, capsys):
     hub.repositories["someone/tiny"] = Repository()
     hub.repositories["someone/tiny"].commit({"model_index.json": b"{}"})
     main(["push-space", "--repo-id", "demo", "--model", "someone/tiny"])
-    assert capsys.readouterr().out == f"Uploaded the demo to {hub.endpoint}/spaces/someone/demo\n"
+    assert capsys.readouterr().out == f"Uploaded the demo to {hub.endpoint}/spaces/someone/demo.\n"
 
 
 @pytest.mark.parametrize(
@@ -31,7 +31,7 @@ def test_push_space_uploads_the_demo(hub, capsys):
     [
         (["push", "nowhere", "--repo-id", "me/tiny"], "Could not find the folder nowhere"),
         (["push", "base"], "Missing option '--repo-id'"),
-        (["push", "base", "--repo-id", "me/tiny", "--create-pr", "--tag", "v1"], "--revision and --tag must not be"),
+        (["push", "base", "--repo-id", "me/tiny", "--create-pr", "--tag", "v1"], "--create-pr cannot be combined"),
         (["push-space", "--repo-id", "demo"], "Missing option '--model'"),
     ],
 )

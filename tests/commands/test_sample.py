@@ -40,7 +40,7 @@ def test_images_and_grid_are_saved(sample, tmp_path, capsys):
     for i, image in enumerate(images.values()):
         x, y = i % 3 * 8, i // 3 * 8
         assert grid.crop((x, y, x + 8, y + 8)).tobytes() == image.tobytes()
-    assert capsys.readouterr().out == f"Saved the images and grid.png in {tmp_path}/out\n"
+    assert capsys.readouterr().out == f"Saved the images and grid.png to {tmp_path}/out.\n"
 
 
 def test_labels_and_path_are_not_confused(get_error):

@@ -79,5 +79,5 @@ def test_other_suffix_is_an_error(tmp_path, fashion_mnist):
 
 def test_saved_tensors_cannot_be_streamed(path, fashion_mnist):
     save_tensors(fashion_mnist, path)
-    with pytest.raises(DataError, match="Read it with `load_images`"):
+    with pytest.raises(DataError, match=r"cannot be loaded as a dataset\. Use `load_images`"):
         load_split(train_data_dir=str(path))

@@ -180,14 +180,14 @@ def test_inception_network_adds_its_metrics(
 
 def test_fid_needs_the_original_training_images(fashion_mnist_folder: Path):
     with pytest.raises(
-        ValueError, match=r"FID requires the 60,000 training images .* Pass another `train_data_dir`\."
+        ValueError, match=r"FID requires the 60,000 training images .* Pass a different `train_data_dir`\."
     ):
         Evaluator(cast(InceptionFeatures, FakeInception()), train_data_dir=str(fashion_mnist_folder))
 
 
 def test_a_folder_of_another_run_is_not_changed(evaluate, run_folder: Path):
     before = (run_folder / "metrics.json").read_bytes()
-    with pytest.raises(ValueError, match=r"The folder .*run contains another run or other files\."):
+    with pytest.raises(ValueError, match=r"The folder .*run contains a different run or other files\."):
         evaluate(run_folder, seeds=[5])
     assert (run_folder / "metrics.json").read_bytes() == before
 
@@ -195,7 +195,7 @@ def test_a_folder_of_another_run_is_not_changed(evaluate, run_folder: Path):
 def test_settings_of_another_program_are_not_changed(tmp_path: Path):
     path = tmp_path / "settings.json"
     path.write_text('{"editor": "theirs"}')
-    with pytest.raises(ValueError, match="contains another run or other files"):
+    with pytest.raises(ValueError, match="contains a different run or other files"):
         prepare_folder(tmp_path, {"source": "test"})
     assert path.read_text() == '{"editor": "theirs"}'
 
@@ -205,14 +205,17 @@ def test_a_folder_without_samples_can_be_used_again(tmp_path: Path):
     prepare_folder(tmp_path / "out", {"source": "second"})
     (tmp_path / "out" / "seed-0").mkdir()
     prepare_folder(tmp_path / "out", {"source": "second"})
-    with pytest.raises(ValueError, match="contains another run or other files"):
+    with pytest.raises(ValueError, match="contains a different run or other files"):
         prepare_folder(tmp_path / "out", {"source": "third"})
 
 
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
-        ({"num_samples": 100}, r"`num_samples` must be at least 257 for the covariance of 256 features, got 100\."),
+        (
+            {"num_samples": 100},
+            r"The Fréchet distance requires at least 257 samples, got 100\. Evaluate more samples\.$",
+        ),
         ({"num_samples": 2**21}, r"`num_samples` must be at most 1048576, got 2097152\."),
         ({"seeds": [0, 4096]}, r"`seeds` must be between 0 and 4095, got 0, 4096\."),
         (
@@ -252,7 +255,9 @@ def test_samples_with_nan_are_rejected(evaluate, tmp_path: Path):
 
 def test_fid_needs_more_than_2048_samples():
     inception = cast(InceptionFeatures, FakeInception())
-    with pytest.raises(ValueError, match=r"at least 2049 .*, got 50\. FID is usually computed with 10000 or 50000"):
+    with pytest.raises(
+        ValueError, match=r"at least 2,049 samples, got 50\. Evaluate more samples, or pass `fast` to skip FID\."
+    ):
         check_num_samples(50, inception)
     check_num_samples(2049, inception)
 

@@ -70,8 +70,8 @@ def test_text_describes_usage_training_and_evaluation(make_card):
         "`DPMSolverMultistepScheduler` in 20 steps",
         "| `optimizer.learning_rate` | 0.0001 |",
         "| `block_out_channels` | 8, 16 |",
-        "12,345 generated images with each of 2 seeds (the table shows means). Sampling used `DDIMScheduler` with 18 "
-        "steps, guidance scale 1.5 and class labels.",
+        "12,345 generated images for each of 2 seeds; the table shows the means. Conditional sampling used "
+        "`DDIMScheduler` with 18 steps and guidance scale 1.5.",
         "| FID (training images) | 4.25 | 2.5 |",
         "as in the papers",
     ):

@@ -124,7 +124,9 @@ class TestPush:
     def test_tag_of_another_commit_is_an_error(self, hub, folder):
         push_pipeline(folder, REPO_ID, tag="v1.0")
         save_pipeline(folder, num_class_embeds=3)
-        with pytest.raises(HubError, match=r"uploaded to someone/tiny, but the tag v1\.0 names another commit"):
+        with pytest.raises(
+            HubError, match=r"uploaded to someone/tiny, but the tag v1\.0 already points to a different commit"
+        ):
             push_pipeline(folder, REPO_ID, tag="v1.0")
 
     def test_pull_request_does_not_change_main(self, hub, folder):
@@ -136,7 +138,7 @@ class TestPush:
 
     @pytest.mark.parametrize("options", [{"tag": "v1"}, {"revision": "trial"}])
     def test_pull_request_with_branch_or_tag_is_an_error(self, hub, folder, options):
-        with pytest.raises(ValueError, match="must not be passed together with `create_pr`"):
+        with pytest.raises(ValueError, match="`create_pr` cannot be combined with `revision` or `tag`"):
             push_pipeline(folder, REPO_ID, create_pr=True, **options)
 
 

@@ -115,7 +115,7 @@ class TestClassLabels:
     def test_unconditional_model_rejects_labels(self):
         pipe = get_pipeline(num_class_embeds=None)
         assert sample(pipe, num_images_per_prompt=2).shape == (2, 1, 8, 8)
-        with pytest.raises(ValueError, match="the model is unconditional"):
+        with pytest.raises(ValueError, match="`class_labels` is not supported by an unconditional model"):
             sample(pipe, 1)
 
     def test_images_of_a_label_are_consecutive(self):

@@ -53,7 +53,7 @@ def test_sampling_ends_at_the_clean_image(name, prediction_type):
     assert distance(images, unet.clean[labels]) < 0.015
     assert unet.noise_error < 0.05
 
-    # With another prediction type, the scheduler misinterprets the output of the model.
+    # With a different prediction type, the scheduler misinterprets the output of the model.
     unet.noise_error = 0.0
     other = [kind for kind in PREDICTION_TYPES if (name, kind) in COMBINATIONS and kind != prediction_type][-1]
     pipe.scheduler = make_scheduler(name, DDPMScheduler(prediction_type=other).config)
@@ -68,7 +68,7 @@ def test_sampling_from_near_zero_snr_ends_at_the_clean_image(name, num_inference
     settings = {"num_inference_steps": num_inference_steps, "output_type": "latent"}
     if num_inference_steps == 61 and name != "DPMSolverSinglestepScheduler":
         # diffusers computes 62 timesteps; the last one is -1.
-        with pytest.raises(ValueError, match=r"uses timesteps from -1 to .*Use another number of steps"):
+        with pytest.raises(ValueError, match=r"uses timesteps from -1 to .*Use a different number of steps"):
             pipe([2, 0], **settings)
         return
     images = pipe([2, 0], generator=torch.manual_seed(0), **settings).images

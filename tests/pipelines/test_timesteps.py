@@ -148,7 +148,7 @@ class TestCustomSpacing:
         [
             (DDIMScheduler(), {"timesteps": [5, 1]}, "DDIMScheduler does not support custom `timesteps`"),
             (DDPMScheduler(), {"sigmas": [5.0, 1.0]}, "DDPMScheduler does not support custom `sigmas`"),
-            (DDPMScheduler(), {"timesteps": [5, 1], "sigmas": [5.0]}, "Only one of `timesteps` and `sigmas`"),
+            (DDPMScheduler(), {"timesteps": [5, 1], "sigmas": [5.0]}, "Cannot use both `timesteps` and `sigmas`"),
             (DDPMScheduler(), {"timesteps": []}, r"`timesteps` must be one or more decreasing numbers, got \[\]"),
             (DDPMScheduler(), {"timesteps": [1, 5]}, "`timesteps` must be one or more decreasing numbers"),
             (DDPMScheduler(), {"timesteps": [5, 5]}, "`timesteps` must be one or more decreasing numbers"),

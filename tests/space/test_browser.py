@@ -122,7 +122,7 @@ def test_generate_shows_images_and_offers_downloads(page):
     page.get_by_label("Bag", exact=True).locator("visible=true").check()
     button(page, "Generate").click()
     expect(page.locator("#generate-strip img")).to_be_visible()
-    expect(page.locator("#generate-bar")).to_contain_text("NFE 20 per image")
+    expect(page.locator("#generate-bar")).to_contain_text("20 NFE per image")
     assert {image.get_attribute("alt") for image in images(page, "generate").all()} == {"Bag"}
     assert images(page, "generate").first.get_attribute("src") != before
     for name in ("PNG", "GIF"):
@@ -150,7 +150,7 @@ def test_stop_ends_the_run(page, slow_evaluations):
     # A new run replaces the text.
     set_number(page, "Steps", 3)
     button(page, "Generate").click()
-    expect(bar).to_contain_text("NFE 3 per image")
+    expect(bar).to_contain_text("3 NFE per image")
 
 
 def test_random_button_changes_the_seed(page):
@@ -173,7 +173,7 @@ def test_interpolate_shows_an_animation_and_its_images(page):
     expect(page.locator("#interpolate-animation img")).to_be_visible()
     expect(images(page, "interpolate")).to_have_count(12)
     # Each of 20 steps evaluates the model for both classes.
-    expect(page.locator("#interpolate-bar")).to_contain_text("NFE 40 per image")
+    expect(page.locator("#interpolate-bar")).to_contain_text("40 NFE per image")
     assert fits(page)
 
 
@@ -184,7 +184,7 @@ def test_image_to_image_shows_all_classes_and_rejects_broken_files(page, tmp_pat
     button(page, "Transform").click()
     expect(images(page, "image-to-image")).to_have_count(10)
     # 17 of 20 steps, with guidance.
-    expect(page.locator("#image-to-image-bar")).to_contain_text("NFE 34 per image")
+    expect(page.locator("#image-to-image-bar")).to_contain_text("34 NFE per image")
 
     (tmp_path / "broken.png").write_bytes(b"text")
     page.locator("#upload input[type=file]").set_input_files(tmp_path / "broken.png")
@@ -197,7 +197,7 @@ def test_compare_shows_both_sides(page):
     open_tab(page, "Compare")
     button(page, "Compare").click()
     for side, steps in (("A", 20), ("B", 8)):
-        expect(page.locator(f"#compare-bar-{side}")).to_contain_text(f"NFE {steps} per image")
+        expect(page.locator(f"#compare-bar-{side}")).to_contain_text(f"{steps} NFE per image")
         expect(page.locator(f"#compare-images-{side} .gallery img")).to_have_count(10)
     assert fits(page)
 

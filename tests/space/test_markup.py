@@ -31,7 +31,7 @@ def test_progress_bar_shows_the_step(number, text):
 @pytest.mark.parametrize("num_images, text", [(1, "1 image in 1.2 s"), (2, "2 images in 1.2 s")])
 def test_progress_bar_shows_the_cost_after_the_last_step(num_images, text):
     bar = re.sub("<.*?>", "", markup.progress_bar(step(20, num_images)))
-    assert bar == f"{text}, NFE 20 per image"
+    assert bar == f"{text}, 20 NFE per image"
 
 
 class TestQualityTable:

@@ -31,7 +31,7 @@ def test_missing_checkpoints_raise(tmp_path: Path):
 def test_older_checkpoint_needs_another_output_folder(tmp_path: Path):
     make_checkpoints(tmp_path / "run", 6, 12)
     older = str(tmp_path / "run" / "checkpoint-6")
-    with pytest.raises(ValueError, match=r"already contains checkpoint-12\. Pass another --output_dir"):
+    with pytest.raises(ValueError, match=r"already contains checkpoint-12\. Pass a different --output_dir"):
         find_checkpoint(older, tmp_path / "run")
     assert find_checkpoint(older, tmp_path / "branch") == Path(older)
 
@@ -89,10 +89,10 @@ def test_saved_config_resumes_its_run_and_no_other(
 def test_run_cannot_be_resumed_after_its_end(launch: Callable[..., None], fail_to_launch: Callable):
     launch()
     for option, advice in (
-        ("--num_epochs=1", "would end at step 6. Increase --num_epochs."),
-        ("--max_train_steps=7", "would end at step 7. Increase --max_train_steps."),
+        ("--num_epochs=1", "the run ends at step 6. Increase --num_epochs to train longer."),
+        ("--max_train_steps=7", "the run ends at step 7. Increase --max_train_steps to train longer."),
     ):
-        assert f"The run to resume is at step 12 and {advice}" in fail_to_launch("--resume=latest", option)
+        assert f"The checkpoint is at step 12, but {advice}" in fail_to_launch("--resume=latest", option)
 
 
 def test_finished_run_is_not_overwritten(tmp_path: Path, launch: Callable[..., None], fail_to_launch: Callable):

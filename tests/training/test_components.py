@@ -31,12 +31,12 @@ def test_invalid_input_exits_with_one_line(fail_to_launch: Callable[..., str], o
 
 def test_compile_without_a_compiler_is_an_error(fail_to_launch: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setenv("CXX", "no-such-compiler")
-    assert "Install g++ and python3-dev, or pass --compile=false." in fail_to_launch("--compile=true")
+    assert "Run `apt-get install g++ python3-dev`, or pass --compile=false." in fail_to_launch("--compile=true")
 
 
 def test_missing_tracker_is_an_error(fail_to_launch: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
-    assert "wandb is not installed. Run pip install wandb" in fail_to_launch("--report_to=wandb")
+    assert "wandb is not installed. Run `pip install wandb`" in fail_to_launch("--report_to=wandb")
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])

@@ -34,7 +34,7 @@ def test_images_determine_size_channels_and_classes():
     [
         ({"norm_typ": "group"}, "model: .*unexpected argument 'norm_typ'"),
         ({"down_block_types": ["DownBlock2D"]}, "model: `down_block_types` is not supported"),
-        ({"sample_size": 32}, "Use `data.resolution` or `data.channels`"),
+        ({"sample_size": 32}, "Set `data.resolution`, `data.channels` or"),
         ({"num_class_embeds": 7}, r"must be the number of classes of the images \(10\), got 7\."),
     ],
 )
@@ -70,7 +70,7 @@ def test_fine_tuning_adapts_to_other_classes_and_channels(caplog: pytest.LogCapt
     assert (new["class_embedding.weight"] == old["class_embedding.weight"][-1]).all()
     assert new["conv_out.weight"].shape[0] == 3
     assert torch.equal(new["down_blocks.1.conv.weight"], old["down_blocks.1.conv.weight"])
-    assert "conv_out.weight has another shape" in caplog.text
+    assert "conv_out.weight has a different shape" in caplog.text
 
 
 def test_new_classes_of_an_unconditional_model_start_without_effect():
@@ -91,7 +91,7 @@ def test_fine_tuning_rejects_other_architectures_and_noise_schedules():
         ),
         (
             {"scheduler": SchedulerConfig(beta_schedule="squaredcos_cap_v2")},
-            r"noise schedule must be that of pretrained.*beta_schedule linear, 1000 timesteps",
+            r"noise schedule must match that of pretrained.*beta_schedule linear, 1000 timesteps",
         ),
     ]:
         with pytest.raises(ValueError, match=message):

@@ -41,13 +41,13 @@ def test_saved_config_resumes_the_run(
         (
             FloatingPointError("The loss is nan at step 1."),
             1,
-            "train.py: error: The loss is nan at step 1. There is no checkpoint yet. Start again with another"
-            " --output_dir. Use a lower --optimizer.learning_rate or --optimizer.max_grad_norm=1.",
+            "train.py: error: The loss is nan at step 1. There is no checkpoint yet. Start again with a different"
+            " --output_dir. Lower --optimizer.learning_rate, or pass --optimizer.max_grad_norm=1.",
         ),
         (
             KeyboardInterrupt(),
             130,
-            "train.py: Interrupted at step 0. There is no checkpoint yet. Start again with another --output_dir.",
+            "train.py: Interrupted at step 0. There is no checkpoint yet. Start again with a different --output_dir.",
         ),
     ],
 )
@@ -127,8 +127,8 @@ def test_scripts_run_from_any_folder(tmp_path: Path, script: str):
 
 
 @pytest.mark.slow
-def test_accelerate_launch_trains_the_specification(tmp_path: Path, fashion_mnist_folder: Path):
-    # One step of the specification, without any change to its settings.
+def test_accelerate_launch_trains_spec_yaml(tmp_path: Path, fashion_mnist_folder: Path):
+    # This test trains one step of spec.yaml without any change to its settings.
     result = run_script(
         "-m", "accelerate.commands.launch", "--num_processes=1", "--cpu", str(TRAINING / "train.py"),
         f"--config={TRAINING / 'configs' / 'spec.yaml'}", f"--data.train_data_dir={fashion_mnist_folder}",
