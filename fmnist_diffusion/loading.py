@@ -38,8 +38,9 @@ def load_pipeline(
             A name in [`bundled_pipelines`], a folder, or a repository id such as `owner/name`. To load a folder with
             the name of a bundled checkpoint, pass `./name` or a `Path`.
         scheduler (`str` or a subclass of [`SchedulerMixin`], *optional*):
-            A scheduler that replaces the stored one and uses its noise schedule: a name in
-            `fmnist_diffusion.sampling.SCHEDULERS`, such as `"ddim"`, or a diffusers scheduler class.
+            Replaces the stored scheduler, with the same noise schedule and prediction type but without the power-law
+            timestep spacing: a name in `fmnist_diffusion.sampling.SCHEDULERS`, such as `"ddim"`, or a diffusers
+            scheduler class.
         kwargs: Arguments of [`FashionMNISTPipeline.from_pretrained`], such as `dtype`, `variant` and `revision`.
 
     Returns:
@@ -47,7 +48,8 @@ def load_pipeline(
 
     Raises:
         `OSError`: If the pipeline, revision or variant does not exist or cannot be read.
-        `ValueError`: If the scheduler does not exist or does not support the model.
+        `ValueError`: If the scheduler does not exist or requires other arguments. A scheduler that does not support
+            the model raises an error when the pipeline is called.
 
     Examples:
         ```py

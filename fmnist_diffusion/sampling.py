@@ -59,7 +59,9 @@ NEAR_ZERO_SNR = 1e-6
 @dataclass(frozen=True)
 class SamplingConfig:
     """
-    Settings for generating images, with the argument names of [`FashionMNISTPipeline.__call__`].
+    Sampling settings.
+
+    `num_inference_steps`, `guidance_scale` and `guidance_interval` are those of [`FashionMNISTPipeline.__call__`].
 
     Args:
         scheduler: name of a scheduler, such as ddim, or of a diffusers scheduler class; the stored scheduler if null

@@ -2,8 +2,8 @@
 
     python training/combine.py output/second/pipeline output/first/pipeline --weights 1.2 -0.2 --output_dir output/both
 
-If the second run was initialized from the first one (`--init_from`), a small negative weight of the first one
-extrapolates in the direction of the training. Compare different weights with `fmnist-diffusion evaluate`.
+If the second run was initialized from the first one (`--init_from`), a small negative coefficient of the first one
+extrapolates in the direction of the training. Compare different coefficients with `fmnist-diffusion evaluate`.
 """
 
 import argparse
@@ -70,10 +70,16 @@ def is_same_model(first: FashionMNISTPipeline, second: FashionMNISTPipeline) -> 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "pipelines", nargs="+", help="folders or names of bundled checkpoints; the settings of the first one are kept"
+        "pipelines",
+        nargs="+",
+        help="folders or names of bundled checkpoints; the scheduler and the settings of the first one are used",
     )
     parser.add_argument(
-        "--weights", nargs="+", type=float, required=True, help="weight of each pipeline; the weights must sum to 1"
+        "--weights",
+        nargs="+",
+        type=float,
+        required=True,
+        help="coefficient of each pipeline; the coefficients must sum to 1",
     )
     add_output_arguments(parser)
     options = parser.parse_args(args)

@@ -60,7 +60,7 @@ class DataConfig:
         augmentation: none, flip (mirrors half of the images) or shift (by up to 2 pixels in each direction)
         streaming: decode images on the fly, for datasets that do not fit in memory
         dataloader_num_workers: number of worker processes for streaming
-        max_train_samples: use only the first images of the dataset
+        max_train_samples: maximum number of training images, from the start of the dataset; all if null
     """
 
     dataset_name: str = DEFAULT_DATASET
@@ -91,11 +91,11 @@ class SchedulerConfig:
         num_train_timesteps: number of timesteps, T
         beta_start: variance of the first noising step
         beta_end: variance of the last noising step
-        beta_schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine) or sigmoid
+        beta_schedule: noise schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine) or sigmoid
         prediction_type: output of the model: epsilon (the noise), v_prediction or sample (the clean image)
         rescale_betas_zero_snr: rescale to a terminal signal-to-noise ratio of zero; not with epsilon
-        timestep_spacing: leading, linspace or trailing; timestep spacing of the schedulers, except for the default
-            scheduler, which uses power-law timesteps
+        timestep_spacing: timestep spacing of all schedulers except the default one, which uses power-law timesteps:
+            leading, linspace or trailing
     """
 
     num_train_timesteps: int = 1000
@@ -121,9 +121,9 @@ class ObjectiveConfig:
     """Training objective.
 
     Args:
-        loss_type: mse, l1 or huber
+        loss_type: loss function: mse, l1 or huber
         snr_gamma: gamma of min-SNR loss weighting, usually 5; no weighting if null
-        timestep_sampling: uniform, logit_normal or importance
+        timestep_sampling: distribution of the training timesteps: uniform, logit_normal or importance
         logit_mean: mean of logit_normal
         logit_std: standard deviation of logit_normal
         label_dropout: fraction of labels that are replaced by the null label, for unconditional sampling and
@@ -149,13 +149,13 @@ class OptimizerConfig:
     """Optimizer and learning rate.
 
     Args:
-        name: adam or adamw
+        name: optimizer: adam or adamw
         learning_rate: peak learning rate
         adam_beta1: decay of the running mean of the gradient
         adam_beta2: decay of the running mean of the squared gradient
         adam_epsilon: constant that is added to the denominator of the update
         adam_weight_decay: weight decay (decoupled with adamw)
-        lr_scheduler: constant_with_warmup, linear, cosine or polynomial
+        lr_scheduler: learning rate schedule: constant_with_warmup, linear, cosine or polynomial
         lr_warmup_steps: number of optimizer steps over which the learning rate increases from zero
         max_grad_norm: maximum norm for gradient clipping; no clipping if null
     """
@@ -253,7 +253,7 @@ class TrainingConfig:
             num_epochs takes longer
         train_batch_size: number of images per batch, over all processes together
         gradient_accumulation_steps: number of batches whose gradients are averaged for an optimizer step
-        mixed_precision: no, bf16 or fp16; the setting of accelerate launch if null
+        mixed_precision: mixed-precision dtype: no, bf16 or fp16; the setting of accelerate launch if null
         gradient_checkpointing: recompute activations in the backward pass to save memory
         compile: use torch.compile for the model
         channels_last: use the channels_last memory format for weights and images
@@ -262,12 +262,12 @@ class TrainingConfig:
         checkpointing_steps: number of optimizer steps between checkpoints
         checkpoints_total_limit: number of checkpoints to keep
         logging_steps: number of optimizer steps between reports of the loss
-        report_to: tensorboard, trackio, wandb or none
-        push_to_hub: push the pipeline to the Hub at the end, in the background
+        report_to: experiment tracker: tensorboard, trackio, wandb or none
+        push_to_hub: push the pipeline to the Hub at the end, and during training if push_to_hub_epochs is set
         push_to_hub_epochs: number of epochs between pushes during training; only at the end if null
         hub_model_id: repository to push to, as owner/name or name; the name of output_dir if null
-        hub_private_repo: create the repository as a private one
-        hub_license: license identifier of the weights on the Hub, such as cc-by-4.0; if null, mit for models trained
+        hub_private_repo: create a private repository
+        hub_license: Hub license identifier for the weights, such as cc-by-4.0; if null, mit for models trained
             on the Hub's Fashion-MNIST and none for others
         model: arguments of FashionMNISTUNet2DModel, such as norm_type
         data: training images

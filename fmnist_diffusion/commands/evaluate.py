@@ -55,7 +55,7 @@ def evaluate(
             "-n",
             metavar="N",
             min=1,
-            help="number of images to evaluate",
+            help="number of images per seed",
             show_default=f"{DEFAULT_NUM_SAMPLES} for a pipeline, all images of a folder or file",
         ),
     ] = None,
@@ -63,8 +63,8 @@ def evaluate(
         str,
         typer.Option(
             metavar="SEEDS",
-            help="comma-separated seeds from 0 to 4095; --num-samples images are generated for each seed, and the"
-            " metrics are averaged",
+            help="comma-separated evaluation seeds from 0 to 4095; --num-samples different images are generated for"
+            " each of them, and the metrics are averaged",
         ),
     ] = "0",
     num_inference_steps: NumInferenceSteps = SamplingConfig.num_inference_steps,
@@ -79,7 +79,9 @@ def evaluate(
     dtype: Dtype = "float32",
     fast: Annotated[
         bool,
-        typer.Option("--fast", help="skip the metrics of the Inception network; requires only 257 samples"),
+        typer.Option(
+            "--fast", help="skip the metrics that require the Inception network; requires 257 samples instead of 2049"
+        ),
     ] = False,
     inception_weights: Annotated[
         str | None,

@@ -46,7 +46,7 @@ Device = Annotated[
     ),
 ]
 Dtype = Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="dtype of the model")]
-RepoId = Annotated[str, typer.Option(metavar="ID", help="repository id, owner/name, or name for your own namespace")]
+RepoId = Annotated[str, typer.Option(metavar="ID", help="repository id: owner/name, or name in your own namespace")]
 
 
 def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNISTPipeline":

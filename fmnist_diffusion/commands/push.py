@@ -23,13 +23,16 @@ def push(
     ] = None,
     tag: Annotated[str | None, typer.Option(metavar="TAG", help="tag for the commit, such as v1.0")] = None,
     create_pr: Annotated[
-        bool, typer.Option("--create-pr", help="open a pull request instead of pushing to the branch")
+        bool,
+        typer.Option(
+            "--create-pr", help="open a pull request; not together with --revision or --tag"
+        ),
     ] = False,
     license: Annotated[
         str | None,
         typer.Option(
             metavar="ID",
-            help="license of the weights as a license identifier of the Hub, such as cc-by-4.0",
+            help="Hub license identifier for the weights, such as cc-by-4.0",
             show_default="mit if the model was trained on Fashion-MNIST from the Hub, otherwise none",
         ),
     ] = None,

@@ -12,7 +12,7 @@ EXAMPLE = "Example: fmnist-diffusion push-space --repo-id fashion-mnist-demo --m
 
 def push_space(
     repo_id: RepoId,
-    model: Annotated[str, typer.Option(metavar="ID", help="repository id of the model")],
+    model: Annotated[str, typer.Option(metavar="ID", help="repository id of a public model")],
     private: Annotated[
         bool, typer.Option("--private", help="create a private Space; fails if it exists and is public")
     ] = False,

@@ -141,9 +141,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
             The scheduler, with the noise schedule and `prediction_type` that the model was trained with.
         num_inference_steps (`int`, defaults to 20): Default number of denoising steps.
         timestep_power (`float`, *optional*):
-            Power of the power-law timestep spacing `T * (k / n) ** timestep_power - 1`, at least 1. It only applies
-            if `scheduler` is a [`DPMSolverMultistepScheduler`] without Karras, exponential, beta, Lu or flow sigmas.
-            A scheduler that is assigned to the pipeline later uses its own spacing.
+            Power of the timestep spacing, at least 1. Step `k` from `n` to 1 uses the timestep
+            `T * (k / n) ** timestep_power - 1`, where `n` is the number of steps and `T` is `num_train_timesteps`. It
+            only applies if `scheduler` is a [`DPMSolverMultistepScheduler`] without Karras, exponential, beta, Lu or
+            flow sigmas. A scheduler that is assigned to the pipeline later uses its own spacing.
     """
 
     config: Any
@@ -680,7 +681,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
     ) -> ImagePipelineOutput | tuple:
         r"""
-        Generates `num_images_per_prompt` images for each label.
+        Generates `num_images_per_prompt` images for each label, or in total if `class_labels` is `None`.
 
         Args:
             class_labels (`int`, `str`, `list`, `np.ndarray` or `torch.Tensor`, *optional*):
@@ -690,7 +691,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 Number of images to generate for each label. All images of the first label come first.
             num_inference_steps (`int`, *optional*):
                 Number of denoising steps, from 1 to the scheduler's `num_train_timesteps`. Defaults to the value in
-                the pipeline's config. Second-order schedulers, such as Heun, evaluate the model about twice per step.
+                the pipeline's config. A scheduler with `order` 2, such as [`HeunDiscreteScheduler`], evaluates the
+                model twice in every step except the last.
             timesteps (`Sequence[int]`, *optional*):
                 Custom decreasing timesteps, for schedulers whose `set_timesteps` supports them.
             sigmas (`Sequence[float]`, *optional*):
@@ -707,7 +709,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             latents (`torch.Tensor` of shape `(batch, in_channels, height, width)`, *optional*):
                 Standard normal noise to start from. A stochastic scheduler also adds noise from `generator` at every
                 step, so the images depend only weakly on `latents`. The bundled checkpoints store such a scheduler;
-                use a deterministic one, or [`~FashionMNISTPipeline.interpolate`], to interpolate.
+                use a deterministic one or [`~FashionMNISTPipeline.interpolate`] for interpolation. Cannot be combined
+                with `image`.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
                 Image to start from (image-to-image, arXiv 2108.01073): one image, or one for each generated image. It
                 is resized, noised and denoised. Arrays `(height, width, channels)` and tensors `(channels, height,
