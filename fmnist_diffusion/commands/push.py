@@ -32,7 +32,7 @@ def push(
         str | None,
         typer.Option(
             metavar="ID",
-            help="Hub license identifier for the weights, such as cc-by-4.0",
+            help="license identifier for the weights on the Hub, such as cc-by-4.0",
             show_default="mit if the model was trained on Fashion-MNIST from the Hub, otherwise none",
         ),
     ] = None,
