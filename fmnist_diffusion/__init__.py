@@ -1,6 +1,7 @@
 """Fashion-MNIST diffusion models for Hugging Face diffusers."""
 
 import importlib
+import importlib.util
 import sys
 import types
 from typing import TYPE_CHECKING
@@ -37,7 +38,9 @@ class LazyModule(types.ModuleType):
 
 # `model_index.json` of a DDPMPipeline with this model names its module, which diffusers only finds in `sys.modules`.
 MODEL_MODULE = f"{__name__}.models.unet_fmnist"
+spec = importlib.util.find_spec(MODEL_MODULE)
 sys.modules[MODEL_MODULE] = LazyModule(MODEL_MODULE)
+sys.modules[MODEL_MODULE].__spec__ = spec
 
 
 def __getattr__(name: str):

@@ -153,9 +153,11 @@ def get_scheduler_class(scheduler: str | type[SchedulerMixin]) -> tuple[type[Any
 
     if isinstance(scheduler, type):
         scheduler_class, options = scheduler, {}
-    else:
+    elif isinstance(scheduler, str):
         name, options = SCHEDULERS.get(scheduler, (scheduler, {}))
         scheduler_class = getattr(diffusers, name, None)
+    else:
+        raise ValueError(f"`scheduler` must be a name or a class, got an instance of {type(scheduler).__name__}.")
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
         raise ValueError(
             f"Could not find a scheduler {scheduler!r}: pass one of {', '.join(SCHEDULERS)}, or a diffusers scheduler"
@@ -278,8 +280,8 @@ def generate(
     """
     Generates images in batches.
 
-    Image i, from `start` to `start + num_images - 1`, only depends on the seed `config.seed + i` and on its label. It
-    does not depend on the batch size.
+    For a given pipeline and config, image i only depends on the seed `config.seed + i` and its label. Up to rounding,
+    it does not depend on the batch size.
 
     Args:
         pipe ([`FashionMNISTPipeline`]): The pipeline; it is not changed.

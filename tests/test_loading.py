@@ -56,6 +56,10 @@ class TestLocalFolder:
         assert pipe.unet.dtype == torch.float16
         assert (pipe.config.num_inference_steps, pipe.config.timestep_power) == (4, 2.0)
 
+    @pytest.mark.parametrize("dtype", [{"unet": torch.bfloat16}, {"default": torch.bfloat16}])
+    def test_dtype_can_be_given_by_component(self, folder, dtype):
+        assert load_pipeline(folder, dtype=dtype, output_loading_info=True).unet.dtype == torch.bfloat16
+
     def test_stock_pipeline_keeps_its_scheduler(self, tmp_path):
         unet = load_pipeline(save_pipeline(tmp_path / "saved")).unet
         DDPMPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path / "stock")  # type: ignore[arg-type]
@@ -247,6 +251,8 @@ class TestImport:
         code = """
         import sys
         import fmnist_diffusion
+        from importlib.util import find_spec
+        assert find_spec("fmnist_diffusion.models.unet_fmnist").origin.endswith("unet_fmnist.py")
         print("torch" in sys.modules, "diffusers" in sys.modules, fmnist_diffusion.__version__)
         print(set(fmnist_diffusion.__all__) <= set(dir(fmnist_diffusion)))
         from diffusers import DiffusionPipeline

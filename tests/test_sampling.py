@@ -98,6 +98,10 @@ class TestScheduler:
         with pytest.raises(ValueError, match=r"Could not find a scheduler .*: pass one of ddpm, ddim, .*heun, or a"):
             get_scheduler_class(scheduler)
 
+    def test_scheduler_instance_is_an_error(self):
+        with pytest.raises(ValueError, match=r"must be a name or a class, got an instance of DDIMScheduler\."):
+            get_scheduler_class(DDIMScheduler())
+
     @pytest.mark.parametrize("noise_schedule", [{}, COSINE], ids=["linear", "cosine"])
     @pytest.mark.parametrize(
         "scheduler", [*SCHEDULERS, "SASolverScheduler", DDIMScheduler, DPMSolverSinglestepScheduler], ids=str

@@ -1,7 +1,8 @@
 """A class-conditional pipeline for Fashion-MNIST diffusion models.
 
-This file only depends on torch and diffusers, because `save_pretrained` copies it into every saved pipeline.
-`DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` runs that copy where the package is not installed.
+This file only imports the standard library, torch, diffusers and Pillow, because `save_pretrained` copies it into
+every saved pipeline. `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` runs that copy where the package
+is not installed.
 """
 
 import difflib
@@ -216,7 +217,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
             scheduler = scheduler_class.from_pretrained(path, subfolder="scheduler", **hub_options)
         unet, device_map = kwargs.pop("unet", None), kwargs.pop("device_map", None)
         if unet is None:
-            kwargs.pop("trust_remote_code", None)
+            for name in ("trust_remote_code", "output_loading_info"):
+                kwargs.pop(name, None)
+            for name in ("dtype", "torch_dtype"):
+                if isinstance(kwargs.get(name), dict):
+                    kwargs[name] = kwargs[name].get("unet", kwargs[name].get("default", torch.float32))
             # Other weight formats use pickle, which can run arbitrary code.
             kwargs.setdefault("use_safetensors", True)
             unet_device_map = {"": device_map["unet"]} if isinstance(device_map, dict) else device_map
@@ -319,6 +324,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     def _get_label_id(self, label: Any, num_classes: int) -> int:
         names = self.label_names or ()
+        if hasattr(label, "tolist"):
+            label = label.tolist()
         label_id = label
         if isinstance(label, str):
             text = label.strip()
@@ -829,9 +836,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         Generates images that interpolate between two seeds, two classes, or both.
 
         The noise of the two seeds is interpolated spherically, both at the start and at every step of a stochastic
-        scheduler. The predictions for two classes are interpolated linearly. The first image equals
-        `pipe(first_label, generator=torch.Generator().manual_seed(seeds[0]))`, and the last image equals the one of
-        the last label and seed.
+        scheduler. The predictions for two classes are interpolated linearly. Up to rounding, the first
+        image equals `pipe(first_label, generator=torch.Generator().manual_seed(seeds[0]))`, and the last image is that
+        of the last label and `seeds[1]`.
 
         Args:
             class_labels (*optional*):

@@ -38,7 +38,7 @@ class TestClassLabels:
             (np.int64(3), [3]),
             (torch.tensor([7, 8]), [7, 8]),
             (torch.tensor(7), [7]),
-            ([torch.tensor(7).item(), "Bag"], [7, 8]),
+            ([torch.tensor(7), np.int64(8), "Bag"], [7, 8, 8]),
             (torch.tensor([1, 2], dtype=torch.uint8), [1, 2]),
         ],
         ids=str,
