@@ -63,7 +63,7 @@ def test_unreachable_hub_does_not_end_the_run(
     launch(*PUSH)
     folder = tmp_path / "run" / "pipeline"
     load_pipeline(folder)
-    assert f"Run fmnist-diffusion push {folder} --repo-id {REPO_ID}" in capsys.readouterr().out
+    assert f"Run `fmnist-diffusion push {folder} --repo-id {REPO_ID}" in capsys.readouterr().out
 
 
 def test_push_without_a_token_is_an_error(fail_to_launch: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
