@@ -27,6 +27,10 @@ LAZY_IMPORTS = {
 class LazyModule(types.ModuleType):
     """Placeholder that imports the module of the same name when one of its attributes is first accessed."""
 
+    def __init__(self, name: str):
+        super().__init__(name)
+        self.__spec__ = importlib.util.find_spec(name)
+
     def __getattr__(self, name: str):
         # Tools that inspect sys.modules read attributes such as __file__, which must not import torch.
         if name.startswith("__"):
@@ -38,9 +42,7 @@ class LazyModule(types.ModuleType):
 
 # `model_index.json` of a DDPMPipeline with this model names its module, which diffusers only finds in `sys.modules`.
 MODEL_MODULE = f"{__name__}.models.unet_fmnist"
-spec = importlib.util.find_spec(MODEL_MODULE)
 sys.modules[MODEL_MODULE] = LazyModule(MODEL_MODULE)
-sys.modules[MODEL_MODULE].__spec__ = spec
 
 
 def __getattr__(name: str):

@@ -1,6 +1,5 @@
 """Features of images with a cache on disk."""
 
-import os
 from pathlib import Path
 
 import torch
@@ -8,6 +7,7 @@ from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from .classifier import Classifier
+from .files import write_atomically
 from .inception import InceptionFeatures, cache_dir
 from .provenance import images_hash
 
@@ -41,9 +41,8 @@ def cached_features(
                 features.append(load_file(path)["features"])
             else:
                 features.append(extractor(chunk))
-                unfinished = path.with_suffix(f".{os.getpid()}")
-                save_file({"features": features[-1]}, unfinished)
-                unfinished.replace(path)
+                with write_atomically(path) as temporary:
+                    save_file({"features": features[-1]}, temporary)
             bar.update(len(chunk))
     return torch.cat(features)
 

