@@ -59,7 +59,7 @@ test-oldest:  ## run the fast tests with the oldest supported versions
 	rm -rf build/oldest
 	$(PYTHON) -m venv build/oldest
 	$(call install_versions,build/oldest/bin,constraints-oldest.txt,--editable ".[train$(COMMA)eval$(COMMA)space]" \
-		playwright prdc pytest scipy)
+		hypothesis playwright prdc pytest scipy)
 	build/oldest/bin/pytest -m "not slow" -o filterwarnings=ignore
 
 lint: .venv/all  ## check style and formatting

@@ -40,7 +40,8 @@ class LazyModule(types.ModuleType):
         return getattr(importlib.import_module(self.__name__), name)
 
 
-# `model_index.json` of a DDPMPipeline with this model names its module, which diffusers only finds in `sys.modules`.
+# The `model_index.json` of a DDPMPipeline with this model contains the name of this module. diffusers only finds the
+# module in `sys.modules`.
 MODEL_MODULE = f"{__name__}.models.unet_fmnist"
 sys.modules[MODEL_MODULE] = LazyModule(MODEL_MODULE)
 

@@ -38,16 +38,17 @@ def load_pipeline(
             A name in [`bundled_pipelines`], a folder, or a repository id such as `owner/name`. To load a folder with
             the name of a bundled checkpoint, pass `./name` or a `Path`.
         scheduler (`str` or a subclass of [`SchedulerMixin`], *optional*):
-            Replaces the stored scheduler, with the same noise schedule and prediction type but without the power-law
-            timestep spacing: a name in `fmnist_diffusion.sampling.SCHEDULERS`, such as `"ddim"`, or a diffusers
-            scheduler class.
+            Scheduler to use instead of the stored one: a name in `fmnist_diffusion.sampling.SCHEDULERS`, such as
+            `"ddim"`, or a diffusers scheduler class. It keeps the noise schedule and the prediction type, but not the
+            power-law timestep spacing.
         kwargs: Arguments of [`FashionMNISTPipeline.from_pretrained`], such as `dtype`, `variant` and `revision`.
 
     Returns:
         [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
 
     Raises:
-        `OSError`: If the pipeline, revision or variant does not exist or cannot be read.
+        `OSError`: If the pipeline, revision or variant does not exist, if the Hub cannot be reached and there is no
+            cached copy, or if a file is damaged. The message names the file.
         `ValueError`: If the scheduler does not exist or requires other arguments. A scheduler that does not support
             the model raises an error when the pipeline is called.
 
@@ -66,22 +67,14 @@ def load_pipeline(
                 f"Could not find a pipeline in the folder {path}: it contains no {FashionMNISTPipeline.config_name}."
                 " Pass a folder that `save_pretrained` or the trainer wrote."
             )
-        pipe = FashionMNISTPipeline.from_pretrained(folder, **kwargs)
-    else:
-        message = (
+        path = str(folder)
+    elif path.count("/") != 1 or path.startswith((".", "/", "~")):
+        raise OSError(
             f"Could not find a pipeline at {path!r}: pass the name of a bundled checkpoint"
             f" ({', '.join(bundled_pipelines())}), a local folder with {FashionMNISTPipeline.config_name}, or a Hub"
-            " repository id (`owner/name`) that you can access and that has the `revision` and `variant`."
+            " repository id (`owner/name`)."
         )
-        if path.count("/") != 1 or path.startswith((".", "/", "~")):
-            raise OSError(message)
-        try:
-            pipe = FashionMNISTPipeline.from_pretrained(path, **kwargs)
-        except OSError as error:
-            # Errors from the operating system, such as a full disk, have an errno. Errors from huggingface_hub do not.
-            if error.errno is not None:
-                raise
-            raise OSError(message) from error
+    pipe = FashionMNISTPipeline.from_pretrained(path, **kwargs)
     if scheduler is not None:
         pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
     return pipe

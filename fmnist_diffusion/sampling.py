@@ -51,6 +51,10 @@ NOISE_SCHEDULE_OPTIONS = (
 # torch's CPU generator only uses the lower 32 bits of a seed.
 MAX_SEED = 2**32 - 1
 
+# Sampling with guidance needs 79 bytes per feature of the first level (measured with base and 256 images).
+BYTES_PER_FEATURE = 80
+MAX_BATCH_BYTES = 3_000_000_000
+
 # A schedule has a near-zero terminal SNR if its last `alphas_cumprod` is below this threshold. The last value is 4e-5
 # for linear schedules and 2e-9 for cosine schedules.
 NEAR_ZERO_SNR = 1e-6
@@ -268,6 +272,14 @@ def make_generators(seed: int, count: int, start: int = 0) -> list[torch.Generat
     return [torch.Generator().manual_seed((seed + start + i) % (MAX_SEED + 1)) for i in range(count)]
 
 
+def get_max_batch_size(pipe: FashionMNISTPipeline) -> int:
+    """Returns the number of images per batch for which sampling with guidance needs at most about 3 GB of memory."""
+    size = pipe.unet.config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    features = height * width * max(pipe.unet.config["block_out_channels"][0], pipe.unet.config["in_channels"])
+    return max(1, MAX_BATCH_BYTES // (BYTES_PER_FEATURE * features))
+
+
 def generate(
     pipe: FashionMNISTPipeline,
     config: SamplingConfig,
@@ -290,7 +302,8 @@ def generate(
         class_labels (`Sequence[int]`, *optional*):
             Class labels that are cycled through: image i has the label `class_labels[i % len(class_labels)]`. If
             omitted, sampling is unconditional.
-        batch_size (`int`, defaults to 64): Number of images per batch.
+        batch_size (`int`, defaults to 64):
+            Number of images per batch, limited by [`get_max_batch_size`].
         start (`int`, defaults to 0): Index of the first image.
 
     Yields:
@@ -307,6 +320,7 @@ def generate(
     if class_labels is not None and not len(class_labels):
         raise ValueError("`class_labels` must contain at least one label, or be None for unconditional sampling.")
     pipe = copy_pipeline(pipe, config.scheduler)
+    batch_size = min(batch_size, get_max_batch_size(pipe))
     for first in range(start, start + num_images, batch_size):
         count = min(batch_size, start + num_images - first)
         kwargs: dict[str, Any] = {"num_images_per_prompt": count}

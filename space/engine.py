@@ -1,14 +1,16 @@
 """Runs a pipeline in a thread and yields its steps, with a time limit and support for ZeroGPU."""
 
 import importlib.util
+import reprlib
 import threading
 import time
-from collections.abc import Callable, Generator
+from collections.abc import Callable, Generator, Sequence
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, cached_property
 from pathlib import Path
 from queue import Empty, Queue
+from types import NoneType
 from typing import Any
 
 import torch
@@ -17,8 +19,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
-from fmnist_diffusion.data import to_pil, to_uint8
-from fmnist_diffusion.hub.metadata import read_metrics
+from fmnist_diffusion.data import DEFAULT_DATASET, FASHION_MNIST_LABELS, to_pil, to_uint8
+from fmnist_diffusion.hub.metadata import read_metrics, read_train_config
 from fmnist_diffusion.loading import get_pipeline_folder
 from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, make_generators
 
@@ -26,6 +28,8 @@ from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, m
 MAX_IMAGES, MAX_STEPS, MAX_GUIDANCE = 40, 100, 8
 MIN_FRAMES, MAX_FRAMES = 3, 24
 TIME_LIMIT = 60.0
+MAX_SHOWN_NAMES = 12
+JSON_TYPES = {str: "text", list: "a list", dict: "an object", bool: "a Boolean", NoneType: "null"}
 
 
 def on_gpu(function: Callable) -> Callable:
@@ -64,17 +68,33 @@ class GenerationRequest(SamplingConfig):
             ("seed", "seed", 0, MAX_SEED),
         ):
             value = getattr(self, name)
-            if not is_number(value) or not low <= value <= high or value != int(value):
-                raise RequestError(f"The {title} must be a whole number from {low} to {high}, got {value!r}.")
-            # JSON has one type of numbers, so 20 can arrive as 20.0.
-            object.__setattr__(self, name, int(value))
+            object.__setattr__(self, name, check_whole_number(title, value, low, high))
         if not is_number(self.guidance_scale) or not 1 <= self.guidance_scale <= MAX_GUIDANCE:
-            raise RequestError(f"The guidance must be a number from 1 to {MAX_GUIDANCE}, got {self.guidance_scale!r}.")
+            got = describe(self.guidance_scale)
+            raise RequestError(f"The guidance scale must be a number from 1 to {MAX_GUIDANCE}, got {got}.")
         super().__post_init__()
 
 
 def is_number(value: Any) -> bool:
     return isinstance(value, int | float) and not isinstance(value, bool)
+
+
+def check_whole_number(title: str, value: Any, low: int, high: int) -> int:
+    """Returns `value` as an integer, or raises a [`RequestError`] if it is not a whole number in the range."""
+    if not is_number(value) or not low <= value <= high or value != int(value):
+        raise RequestError(f"The {title} must be a whole number from {low} to {high}, got {describe(value)}.")
+    # JSON has only one number type, so 20 can arrive as 20.0.
+    return int(value)
+
+
+def describe(value: Any) -> str:
+    """Describes an invalid value without repeating text of the request."""
+    return reprlib.repr(value) if is_number(value) else JSON_TYPES.get(type(value), "a file")
+
+
+def join_names(names: Sequence[str]) -> str:
+    shown = ", ".join(names[:MAX_SHOWN_NAMES])
+    return f"{shown}, ..." if len(names) > MAX_SHOWN_NAMES else shown
 
 
 @dataclass(frozen=True)
@@ -120,9 +140,8 @@ class Engine:
         self.pipe.set_progress_bar_config(disable=True)
         self.label_names = tuple(self.pipe.label_names or ())
         self.num_inference_steps = min(self.pipe.config["num_inference_steps"], MAX_STEPS)
-        size, channels = self.pipe.unet.config.sample_size, self.pipe.unet.config.in_channels
-        self.size = (size, size) if isinstance(size, int) else (size[1], size[0])
-        self.mode = "L" if channels == 1 else "RGB"
+        size, self.channels = self.pipe.unet.config.sample_size, self.pipe.unet.config.in_channels
+        self.height, self.width = (size, size) if isinstance(size, int) else size
 
     def __reduce__(self):
         # ZeroGPU pickles the arguments for a forked process, which already has the weights in memory.
@@ -131,21 +150,31 @@ class Engine:
     @cached_property
     def metrics(self) -> dict[str, Any] | None:
         """Content of the checkpoint's `metrics.json`, if there is one."""
+        return self._read_file("metrics.json", read_metrics)
+
+    @cached_property
+    def is_fashion_mnist(self) -> bool:
+        """Whether the model generates grayscale images of Fashion-MNIST."""
+        data = (self._read_file("train_config.json", read_train_config) or {}).get("data")
+        source = (data.get("dataset_name"), data.get("train_data_dir")) if isinstance(data, dict) else None
+        return self.channels == 1 and (self.label_names == FASHION_MNIST_LABELS or source == (DEFAULT_DATASET, None))
+
+    def _read_file(self, name: str, read: Callable[[Path], dict[str, Any] | None]) -> dict[str, Any] | None:
+        """Reads a file next to the weights, if there is one."""
         folder = get_pipeline_folder(self.model_id)
         try:
             if not folder.is_dir():
-                folder = Path(hf_hub_download(self.model_id, "metrics.json")).parent
-            return read_metrics(folder / "metrics.json")
+                folder = Path(hf_hub_download(self.model_id, name)).parent
+            return read(folder / name)
         except (EntryNotFoundError, OSError, ValueError):
             return None
 
     def get_labels(self, request: GenerationRequest) -> list[str]:
         """Returns the class name of each image, or an empty list for an unconditional model."""
-        unknown = [name for name in request.labels if name not in self.label_names]
-        if unknown and not self.label_names:
+        if request.labels and not self.label_names:
             raise RequestError("This model is unconditional. Leave the classes empty.")
-        if unknown:
-            raise RequestError(f"The classes must be among {', '.join(self.label_names)}, got {unknown[0]!r}.")
+        if not set(request.labels) <= set(self.label_names):
+            raise RequestError(f"The classes must be among {join_names(self.label_names)}.")
         names = request.labels or self.label_names
         return [names[i % len(names)] for i in range(request.num_images)] if names else []
 
@@ -157,11 +186,12 @@ class Engine:
 
         Args:
             request ([`GenerationRequest`]): The settings.
-            image (`PIL.Image.Image`, *optional*): Image for image-to-image, in the size of the model.
-            strength (`float`, defaults to 1.0): Fraction of the steps that run on `image`, in (0, 1].
+            image (`PIL.Image.Image`, *optional*): Image for image-to-image, in the size and mode of the model.
+            strength (`float`, defaults to 1.0): Fraction of the denoising steps to run, starting from the noised
+                `image`, in (0, 1].
         """
         if not is_number(strength) or not 0 < strength <= 1:
-            raise RequestError(f"The strength must be above 0 and at most 1, got {strength!r}.")
+            raise RequestError(f"The strength must be above 0 and at most 1, got {describe(strength)}.")
         labels = self.get_labels(request)
         kwargs: dict[str, Any] = {"generator": make_generators(request.seed, request.num_images)}
         if labels:
@@ -169,7 +199,7 @@ class Engine:
         else:
             kwargs |= {"num_images_per_prompt": request.num_images}
         if image is not None:
-            kwargs |= {"image": image.convert(self.mode), "strength": strength}
+            kwargs |= {"image": image, "strength": strength}
         yield from self._steps("__call__", request, kwargs)
 
     def interpolate(self, request: GenerationRequest, seeds: tuple[int, int]) -> Generator[Step]:

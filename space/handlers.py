@@ -14,19 +14,33 @@ from PIL import Image
 from PIL.PngImagePlugin import PngInfo
 
 import markup
-from engine import MAX_IMAGES, Engine, GenerationRequest, RequestError, Step, get_engine
+from engine import (
+    MAX_FRAMES,
+    MAX_IMAGES,
+    MIN_FRAMES,
+    Engine,
+    GenerationRequest,
+    RequestError,
+    Step,
+    check_whole_number,
+    get_engine,
+    join_names,
+)
 from fmnist_diffusion import bundled_pipelines
 from fmnist_diffusion.hub.metadata import measured_metrics
 from fmnist_diffusion.images import image_grid, save_gif, upscale
 from fmnist_diffusion.sampling import MAX_SEED
-from uploads import EXAMPLES, open_upload, to_fashion_mnist
+from uploads import EXAMPLES, open_upload, to_fashion_mnist, to_model_size
 
 
 DEFAULT_SCHEDULER = "default"
+SCHEDULERS = (DEFAULT_SCHEDULER, "ddim", "dpmsolver++", "unipc", "deis", "ddpm")
 ALL_CLASSES = "all classes"
 # With this seed, the ten images of the first screen are easy to recognize.
 FIRST_SEED = 25
-GRID_SCALE, GRID_COLUMNS, STRIP_COLUMNS = 8, 10, 10
+# Images are enlarged to at most this number of pixels per side, and at most 8 times.
+MAX_GRID_SCALE, MAX_GRID_CELL = 8, 224
+GRID_COLUMNS, STRIP_COLUMNS = 10, 10
 MAX_GIF_FRAMES, GIF_CELL_SIZE = 40, 112
 
 Update = Any
@@ -55,8 +69,14 @@ def random_seed() -> int:
 
 
 def make_request(
-    labels: Sequence[str], num_images: Any, num_inference_steps: Any, scheduler: Any, guidance_scale: Any, seed: Any
+    labels: Any, num_images: Any, num_inference_steps: Any, scheduler: Any, guidance_scale: Any, seed: Any
 ) -> GenerationRequest:
+    """Checks the inputs of an event, which have any type that JSON has."""
+    labels = [] if labels is None else labels
+    if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
+        raise RequestError("The classes must be a list of class names.")
+    if scheduler not in SCHEDULERS:
+        raise RequestError(f"The scheduler must be one of {', '.join(SCHEDULERS)}.")
     return GenerationRequest(
         labels=tuple(labels),
         num_images=num_images,
@@ -69,6 +89,10 @@ def make_request(
 
 def get_captions(engine: Engine, request: GenerationRequest) -> list[str]:
     return engine.get_labels(request) or [f"seed {request.seed + i}" for i in range(request.num_images)]
+
+
+def get_scale(image: Image.Image) -> int:
+    return min(MAX_GRID_SCALE, max(1, MAX_GRID_CELL // max(image.size)))
 
 
 def enable_download(path: Path) -> Update:
@@ -85,7 +109,7 @@ def save_grid(images: Sequence[Image.Image], columns: int, run: Run, path: Path)
     """Saves a grid of the images as a PNG, with the settings in its text chunk `parameters`."""
     info = PngInfo()
     info.add_text("parameters", json.dumps(run.settings))
-    upscale(image_grid(images, columns, border=1), GRID_SCALE).save(path, pnginfo=info)
+    upscale(image_grid(images, columns, border=1), get_scale(images[0])).save(path, pnginfo=info)
     return path
 
 
@@ -123,25 +147,40 @@ class Handlers:
         }
         self.label_names = list(self.engine.label_names)
         self.first_request = GenerationRequest(
-            num_images=min(len(self.label_names) or 10, MAX_IMAGES),
             num_inference_steps=self.engine.num_inference_steps,
             seed=FIRST_SEED,
         )
         # ZeroGPU only provides a GPU during a request, so the first images are generated on the CPU.
         engine = self.engine if self.engine.device.type == "cpu" else Engine(model_id, device="cpu")
         *_, self.first_step = engine.generate(self.first_request)
+        self.examples = self.make_examples()
 
-    def get_image(self, upload: str | None, example: str | None) -> Image.Image:
-        """Returns the input image for image-to-image, in the size of the model."""
-        if upload:
-            return to_fashion_mnist(open_upload(upload), self.engine.size)
-        if example not in EXAMPLES:
-            raise RequestError(f"Upload an image, or choose one of {', '.join(EXAMPLES)}.")
-        return Image.open(EXAMPLES[example]).convert("L").resize(self.engine.size)
+    def make_examples(self) -> dict[str, Image.Image]:
+        """Returns the example images for image-to-image: images of the dataset, or the first generated images."""
+        if self.engine.is_fashion_mnist:
+            return {name: self.convert(Image.open(path)) for name, path in EXAMPLES.items()}
+        examples: dict[str, Image.Image] = {}
+        for caption, image in zip(get_captions(self.engine, self.first_request), self.first_step.images, strict=True):
+            examples.setdefault(caption, image)
+        return examples
+
+    def convert(self, image: Image.Image) -> Image.Image:
+        """Converts an image to the size and channels of the model."""
+        return to_model_size(image, self.engine.height, self.engine.width, self.engine.channels)
+
+    def get_image(self, upload: dict[str, Any] | None, example: Any) -> Image.Image:
+        """Returns the input image for image-to-image: an upload (file data of Gradio) or else an example."""
+        if upload is not None:
+            image = open_upload(upload["path"])
+            size = self.engine.width, self.engine.height
+            return to_fashion_mnist(image, size) if self.engine.is_fashion_mnist else self.convert(image)
+        if not isinstance(example, str) or example not in self.examples:
+            raise RequestError(f"Upload an image, or choose one of {join_names(list(self.examples))}.")
+        return self.examples[example]
 
     # Each of these methods starts a generation for an event handler or an endpoint.
 
-    def start_generate(self, labels: list[str], *settings: Any, engine: Engine | None = None) -> Run:
+    def start_generate(self, labels: Any, *settings: Any, engine: Engine | None = None) -> Run:
         engine = engine or self.engine
         request = make_request(labels, *settings)
         return Run(asdict(request), get_captions(engine, request), engine.generate(request))
@@ -152,14 +191,15 @@ class Handlers:
         labels = [label for label in (first_label, last_label) if label]
         if self.label_names and len(labels) < 2:
             raise RequestError("Choose the first and the last class.")
+        num_images = check_whole_number("number of images", num_images, MIN_FRAMES, MAX_FRAMES)
         request = make_request(labels, num_images, *settings, guidance_scale=1.0, seed=first_seed)
         last_seed = replace(request, seed=last_seed).seed
         captions = [f"{round(100 * i / max(1, request.num_images - 1))} %" for i in range(request.num_images)]
         steps = self.engine.interpolate(request, (request.seed, last_seed))
         return Run(asdict(request) | {"last_seed": last_seed}, captions, steps)
 
-    def start_image_to_image(self, image: Image.Image, label: str | None, strength: Any, *settings: Any) -> Run:
-        labels = (label,) if label and label != ALL_CLASSES else ()
+    def start_image_to_image(self, image: Image.Image, label: Any, strength: Any, *settings: Any) -> Run:
+        labels = [label] if label and label != ALL_CLASSES else []
         num_images = 1 if labels else min(len(self.label_names) or 5, MAX_IMAGES)
         request = make_request(labels, num_images, *settings)
         steps = self.engine.generate(request, image, strength)
@@ -197,7 +237,7 @@ class Handlers:
             with tempfile.TemporaryDirectory() as folder:
                 png = save_grid(images, GRID_COLUMNS, run, Path(folder, "interpolation.png"))
                 gif = Path(folder, "interpolation.gif")
-                frames = [upscale(image, GRID_SCALE) for image in images]
+                frames = [upscale(image, get_scale(image)) for image in images]
                 save_gif([*frames, *frames[-2:0:-1]], gif, duration=110)
                 yield (
                     markup.animation(gif.read_bytes()),
@@ -207,7 +247,7 @@ class Handlers:
                     enable_download(gif),
                 )
 
-    def on_image_to_image(self, example: str | None, *inputs: Any) -> Iterator[tuple[Update, ...]]:
+    def on_image_to_image(self, example: Any, *inputs: Any) -> Iterator[tuple[Update, ...]]:
         with show_errors():
             *settings, upload = inputs
             image = self.get_image(upload, example)
@@ -217,17 +257,20 @@ class Handlers:
                     images = step.images
                     yield markup.gallery(images, run.captions), markup.progress_bar(step), disable_download()
             with tempfile.TemporaryDirectory() as folder:
-                row = [image.convert(self.engine.mode), *images]
+                row = [image, *images]
                 png = save_grid(row, len(row), run, Path(folder, "image-to-image.png"))
                 yield gr.skip(), gr.skip(), enable_download(png)
 
-    def on_compare(self, labels: list[str], num_images: Any, seed: Any, *sides: Any) -> Iterator[tuple[Update, ...]]:
+    def on_compare(self, labels: Any, num_images: Any, seed: Any, *sides: Any) -> Iterator[tuple[Update, ...]]:
         """Generates images with the settings of both sides, one after the other, from the same seeds."""
         with show_errors():
             runs = []
             for name, *settings in (sides[:4], sides[4:]):
+                if not isinstance(name, str) or name not in self.engines:
+                    raise RequestError(f"The checkpoint must be one of {', '.join(self.engines)}.")
                 engine = self.engines[name]
-                side_labels = labels if engine.label_names else []
+                # The classes on the page are those of the first checkpoint.
+                side_labels = labels if engine.label_names == self.engine.label_names else []
                 runs.append(self.start_generate(side_labels, num_images, *settings, seed, engine=engine))
             shown: list[Update] = ["", "", "", ""]
             for side, run in enumerate(runs):
@@ -237,11 +280,11 @@ class Handlers:
                         shown[2 * side + 1] = markup.progress_bar(step)
                         yield tuple(shown)
 
-    def preview(self, upload: str | None, example: str | None) -> str:
+    def preview(self, upload: dict[str, Any] | None, example: Any) -> str:
         with show_errors():
             return markup.preview(self.get_image(upload, example))
 
-    def choose_example(self, example: str) -> tuple[str, None]:
+    def choose_example(self, example: Any) -> tuple[str, None]:
         """Previews an example, which replaces an upload."""
         return self.preview(None, example), None
 
@@ -264,7 +307,7 @@ class Handlers:
             labels: Class names, assigned to the images in turn; all classes if empty.
             num_images: Number of images, from 1 to 40.
             num_inference_steps: Number of denoising steps, from 1 to 100.
-            scheduler: Name of the scheduler; "default" is stored with the checkpoint.
+            scheduler: Name of the scheduler; "default" uses the scheduler stored with the checkpoint.
             guidance_scale: Classifier-free guidance, from 1 (off) to 8.
             seed: Random seed, a whole number from 0 to 4294967295; image i uses seed + i.
         """
@@ -292,7 +335,7 @@ class Handlers:
             last_seed: Random seed of the last image.
             num_images: Number of images, from 3 to 24.
             num_inference_steps: Number of denoising steps, from 1 to 100.
-            scheduler: Name of the scheduler; "default" is stored with the checkpoint.
+            scheduler: Name of the scheduler; "default" uses the scheduler stored with the checkpoint.
         """
         with show_errors():
             ends = first_label, last_label, first_seed, last_seed
@@ -307,7 +350,7 @@ class Handlers:
         scheduler: str,
         guidance_scale: float,
         seed: int,
-        upload: str | None = None,
+        upload: dict[str, Any] | None = None,
     ) -> Iterator[Update]:
         """
         Adds noise to an image, denoises it as a different class, and returns the results in one PNG, in rows of 10.
@@ -315,13 +358,14 @@ class Handlers:
         Args:
             example: Name of an example image, which is used if there is no `upload`.
             label: Class name of the result, or "all classes" for one image per class.
-            strength: Fraction of the steps that run on the image, greater than 0 and at most 1; higher values
-                change the image more.
+            strength: Fraction of the denoising steps to run, starting from the noised image, greater than 0 and
+                at most 1; higher values change the image more.
             num_inference_steps: Number of denoising steps at strength 1, from 1 to 100.
-            scheduler: Name of the scheduler; "default" is stored with the checkpoint.
+            scheduler: Name of the scheduler; "default" uses the scheduler stored with the checkpoint.
             guidance_scale: Classifier-free guidance, from 1 (off) to 8.
             seed: Random seed, a whole number from 0 to 4294967295; image i uses seed + i.
-            upload: An image to use instead of an example, as a file or a data URI. URLs are not downloaded.
+            upload: An image to use instead of an example, as a file of at most 5 MB (MCP: a data URI of at most
+                4 MB). URLs are not downloaded.
         """
         with show_errors():
             image = self.get_image(upload, example)

@@ -9,13 +9,14 @@ import gradio as gr
 import markup
 from engine import MAX_FRAMES, MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, MIN_FRAMES
 from fmnist_diffusion.sampling import MAX_SEED
-from handlers import ALL_CLASSES, DEFAULT_SCHEDULER, Handlers, get_captions, random_seed
-from uploads import EXAMPLES, MAX_UPLOAD_BYTES, SafeBlocks
+from handlers import ALL_CLASSES, DEFAULT_SCHEDULER, SCHEDULERS, Handlers, get_captions, random_seed
+from server import SafeBlocks, get_launch_options, make_file_folder
 
 
 # These are the maximum numbers of running and of waiting requests. Further requests get an error.
 CONCURRENCY_LIMIT, QUEUE_SIZE = 2, 30
-SCHEDULERS = (DEFAULT_SCHEDULER, "ddim", "dpmsolver++", "unipc", "deis", "ddpm")
+# With more classes, a dropdown replaces the checkboxes so that the main button stays visible.
+MAX_CHECKBOXES = 12
 # DDPM adds noise that cannot be interpolated.
 INTERPOLATION_SCHEDULERS = SCHEDULERS[:-1]
 
@@ -52,7 +53,7 @@ def sampling_controls(steps: int, class_conditional: bool, guidance: float = 1) 
     return [
         steps_slider(steps),
         scheduler_dropdown(),
-        gr.Slider(1, MAX_GUIDANCE, guidance, step=0.25, label="Guidance", visible=class_conditional),
+        gr.Slider(1, MAX_GUIDANCE, guidance, step=0.25, label="Guidance scale", visible=class_conditional),
     ]
 
 
@@ -64,8 +65,10 @@ def seed_control(value: int = 0, label: str = "Seed") -> gr.Number:
     return number
 
 
-def class_choice(handlers: Handlers, info: str | None = None) -> gr.CheckboxGroup:
+def class_choice(handlers: Handlers, info: str | None = None) -> gr.CheckboxGroup | gr.Dropdown:
     names = handlers.label_names
+    if len(names) > MAX_CHECKBOXES:
+        return gr.Dropdown(names, value=[], multiselect=True, label="Classes", info=info)
     return gr.CheckboxGroup(names, label="Classes", info=info, visible=bool(names), elem_classes="chips")
 
 
@@ -82,7 +85,11 @@ def download_buttons(*names: str) -> Components:
 def connect(
     buttons: tuple[gr.Button, gr.Button], handler: Callable, inputs: Components, outputs: Components, bars: Components
 ) -> None:
-    """Runs `handler` when the first button is pressed. The second button stops it and marks `bars` as stopped."""
+    """
+    Runs `handler` when the first button is pressed. The second button stops it and marks `bars` as stopped.
+
+    Handlers receive the inputs as they are in the request and check them, because Gradio's errors repeat the inputs.
+    """
     start, stop = buttons
     event = start.click(
         handler,
@@ -91,6 +98,7 @@ def connect(
         show_progress="hidden",
         concurrency_id="model",
         concurrency_limit=CONCURRENCY_LIMIT,
+        preprocess=False,
         api_name=handler.__name__,
         api_visibility="private",
     )
@@ -105,6 +113,7 @@ def add_endpoint(handler: Callable, inputs: Components, output: Any) -> None:
         handler,
         inputs,
         output,
+        preprocess=False,
         api_name=handler.__name__,
         concurrency_id="model",
         concurrency_limit=CONCURRENCY_LIMIT,
@@ -161,11 +170,11 @@ def interpolate_tab(handlers: Handlers, result: gr.Image) -> None:
 
 
 def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
-    names, first_example = handlers.label_names, next(iter(EXAMPLES))
+    names, first_example = handlers.label_names, next(iter(handlers.examples))
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
             with gr.Row():
-                example = gr.Dropdown(list(EXAMPLES), value=first_example, label="Image", min_width=120)
+                example = gr.Dropdown(list(handlers.examples), value=first_example, label="Image", min_width=120)
                 label = gr.Dropdown(
                     [ALL_CLASSES, *names], value=ALL_CLASSES, label="New class", min_width=120, visible=bool(names)
                 )
@@ -183,10 +192,9 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
             images = gr.HTML(text, elem_id="image-to-image-images")
             bar = gr.HTML(elem_id="image-to-image-bar")
             downloads = download_buttons("PNG")
-    upload.change(handlers.preview, [upload, example], preview, show_progress="hidden", api_visibility="private")
-    example.input(
-        handlers.choose_example, example, [preview, upload], show_progress="hidden", api_visibility="private"
-    )
+    options: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
+    upload.change(handlers.preview, [upload, example], preview, **options)
+    example.input(handlers.choose_example, example, [preview, upload], **options)
     inputs = [example, label, strength, *controls, seed, upload]
     connect(buttons, handlers.on_image_to_image, inputs, [images, bar, *downloads], [bar])
     add_endpoint(handlers.image_to_image, inputs, result)
@@ -217,8 +225,10 @@ def compare_tab(handlers: Handlers) -> None:
 
 
 def build(handlers: Handlers) -> gr.Blocks:
-    with SafeBlocks(title="Fashion-MNIST diffusion", delete_cache=(600, 3600), analytics_enabled=False) as page:
-        gr.HTML(markup.header(handlers.name))
+    make_file_folder()
+    title = "Fashion-MNIST diffusion" if handlers.engine.is_fashion_mnist else "Image diffusion"
+    with SafeBlocks(title=title, analytics_enabled=False) as page:
+        gr.HTML(markup.header(handlers.name, title))
         result = gr.Image(visible=False, format="png", label="Images")
         with gr.Tab("Generate"):
             generate_tab(handlers, result)
@@ -240,8 +250,8 @@ def launch(page: gr.Blocks, **options: Any) -> Any:
         theme=THEME,
         css_paths=Path(__file__).parent / "style.css",
         mcp_server=True,
-        max_file_size=MAX_UPLOAD_BYTES,
         show_error=False,
         footer_links=["api"],
+        **get_launch_options(page),
         **options,
     )

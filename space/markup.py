@@ -12,10 +12,10 @@ from engine import Step
 from fmnist_diffusion.hub.metadata import format_number, measured_metrics
 
 
-def header(checkpoint: str) -> str:
+def header(checkpoint: str, title: str) -> str:
     return (
-        "<header><h1>Fashion-MNIST diffusion</h1><p>A diffusion model turns noise into images of clothes, step by"
-        f" step. Checkpoint: <code>{html.escape(checkpoint)}</code></p></header>"
+        f"<header><h1>{html.escape(title)}</h1><p>A diffusion model turns noise into images, step by step."
+        f" Checkpoint: <code>{html.escape(checkpoint)}</code></p></header>"
     )
 
 
@@ -46,7 +46,7 @@ def single_image(source: str, description: str, class_name: str) -> str:
 
 
 def preview(image: Image.Image) -> str:
-    return single_image(image_uri(image), "Input of the model", "preview")
+    return single_image(image_uri(image), "Model input", "preview")
 
 
 def animation(gif: bytes) -> str:
@@ -76,7 +76,8 @@ def progress_bar(step: Step) -> str:
     return f'<div class="bar" {role}><i style="width:{share}%"></i><span>{text}</span></div>'
 
 
-# JavaScript that runs at the end of a run. It does not match the bar of a complete run, which shows no step.
+# This JavaScript runs when a generation ends. Its pattern does not match the progress bar of a complete run, which
+# shows no step.
 MARK_AS_STOPPED = "(...bars) => bars.map(bar => bar.replace(/>step (\\d+) of/, '>stopped at step $1 of'))"
 
 
@@ -89,9 +90,13 @@ def quality_table(metrics: dict[str, Any] | None) -> str:
         f"<td>{format_number(metric.test_value)}</td></tr>"
         for metric in rows
     )
+    name, real, column = "the training images of Fashion-MNIST", "the 10,000 real test images", "Test images"
+    if "reference" in metrics:
+        name = f"{metrics['reference']['num_images']:,} images of {html.escape(metrics['reference']['name'])}"
+        real, column = "one half of these real images, compared with the other half", "Real images"
     return (
-        f"<p>Metrics of {metrics['num_samples']:,} generated images, compared with the training images of"
-        " Fashion-MNIST. The last column shows the same metrics for the 10,000 real test images.</p>"
+        f"<p>Metrics of {metrics['num_samples']:,} generated images, compared with {name}. The last column shows the"
+        f" same metrics for {real}.</p>"
         "<table><thead><tr><th scope=col>Metric</th><th scope=col>This checkpoint</th>"
-        f"<th scope=col>Test images</th></tr></thead><tbody>{body}</tbody></table>"
+        f"<th scope=col>{column}</th></tr></thead><tbody>{body}</tbody></table>"
     )

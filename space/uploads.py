@@ -1,20 +1,17 @@
-"""Reads uploaded images safely and converts them to the style of Fashion-MNIST."""
+"""Reads uploaded images safely and converts them to model inputs."""
 
 import os
 from pathlib import Path
-from typing import Any
 
-import gradio as gr
-from gradio.exceptions import ComponentProcessingError
-from gradio_client.utils import is_file_obj_with_meta, is_http_url_like, traverse
-from PIL import Image, ImageChops, ImageOps, ImageStat
+from PIL import Image, ImageChops, ImageStat
 
 from engine import RequestError
-from fmnist_diffusion.data import FASHION_MNIST_LABELS
+from fmnist_diffusion.data import FASHION_MNIST_LABELS, DataError, convert_image, read_header, read_image
 
 
 MAX_UPLOAD_BYTES, MAX_UPLOAD_PIXELS = 5_000_000, 25_000_000
-UPLOAD_FORMATS = ("PNG", "JPEG", "WEBP", "GIF", "BMP")
+# The first bytes of PNG, JPEG, WEBP, GIF and BMP files. Pillow's other decoders are not needed.
+SIGNATURES = (b"\x89PNG", b"\xff\xd8", b"RIFF", b"GIF8", b"BM")
 # The file names start with the index of the class.
 EXAMPLES = {
     FASHION_MNIST_LABELS[int(path.name.partition("-")[0])]: path
@@ -22,35 +19,9 @@ EXAMPLES = {
 }
 
 
-class SafeBlocks(gr.Blocks):
-    """
-    Blocks that reject URLs as files and explain malformed inputs.
-
-    By default, Gradio downloads the URL of a file, for every input and without a size limit.
-    """
-
-    async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> Any:
-        traverse(inputs, reject_url, is_file_obj_with_meta)
-        try:
-            return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
-        except (ComponentProcessingError, ValueError) as error:
-            raise make_input_error(
-                "An input has the wrong type. The API page describes the expected types."
-            ) from error
-
-
-def reject_url(file: dict[str, Any]) -> None:
-    if is_http_url_like(file["path"]):
-        raise make_input_error("URLs are not downloaded. Upload the image itself.")
-
-
-def make_input_error(message: str) -> gr.Error:
-    return gr.Error(message, title="Invalid request", print_exception=False)
-
-
 def open_upload(path: str | os.PathLike) -> Image.Image:
     """
-    Opens an uploaded image and reduces it to at most 1024x1024 pixels.
+    Opens an uploaded image and applies its EXIF orientation. Broken metadata is ignored.
 
     Raises:
         [`RequestError`]: If the file is too large or not an image. The dimensions are checked before the pixels are
@@ -59,31 +30,34 @@ def open_upload(path: str | os.PathLike) -> Image.Image:
     if os.path.getsize(path) > MAX_UPLOAD_BYTES:
         raise RequestError(f"The file is larger than {MAX_UPLOAD_BYTES // 10**6} MB. Upload a smaller file.")
     try:
-        image = Image.open(path, formats=UPLOAD_FORMATS)
-        too_large = image.width * image.height > MAX_UPLOAD_PIXELS
-        if not too_large:
-            image.draft("RGB", (512, 512))
-            image.load()
-            if image.mode.startswith("I"):
-                # PIL clips 16-bit pixels when it converts them to 8 bits, so they are scaled first.
-                image = image.point(lambda value: value / 256).convert("L")
-            image.thumbnail((1024, 1024))
-            return ImageOps.exif_transpose(image)
-    # Pillow's decoders raise many types of exceptions for damaged files.
-    except Exception as error:
-        formats = f"{', '.join(UPLOAD_FORMATS[:-1])} or {UPLOAD_FORMATS[-1]}"
-        raise RequestError(f"Could not read the image. Upload a {formats} file.") from error
+        with open(path, "rb") as file:
+            if not file.read(12).startswith(SIGNATURES):
+                raise DataError("The format is not supported.")
+        height, width, *_ = read_header(path, "the upload")
+        if height * width <= MAX_UPLOAD_PIXELS:
+            image = read_image(path, "the upload")
+            # PIL clips 16-bit pixels when it converts them to 8 bits, so they are scaled first.
+            return image.point(lambda value: value / 256).convert("L") if image.mode.startswith("I") else image
+    except DataError as error:
+        raise RequestError("Could not read the image. Upload a PNG, JPEG, WEBP, GIF or BMP file.") from error
     raise RequestError(f"The image has more than {MAX_UPLOAD_PIXELS // 10**6} megapixels. Upload a smaller image.")
+
+
+def to_model_size(image: Image.Image, height: int, width: int, channels: int) -> Image.Image:
+    """Converts an image to the size and channels of a model, by the rules of the training data."""
+    return Image.fromarray(convert_image(image, height, width, channels).transpose(1, 2, 0).squeeze())
 
 
 def to_fashion_mnist(image: Image.Image, size: tuple[int, int] = (28, 28)) -> Image.Image:
     """
-    Converts an image to the style of Fashion-MNIST: a light object on black that fills the frame, in grayscale.
+    Converts an image to the style of Fashion-MNIST: a grayscale image of a light object that fills the frame, on a
+    black background.
 
     Transparent pixels become background. An image with light corners is inverted, and so is a dark object on a
     transparent background.
     """
     rgba = image.convert("RGBA")
+    rgba.thumbnail((1024, 1024))
     gray, alpha = rgba.convert("L"), rgba.getchannel("A")
     if any(alpha.histogram()[:128]):
         opaque = binarize(alpha, 127)

@@ -55,7 +55,7 @@ def hub(monkeypatch, tmp_path) -> Iterator[FakeHub]:
 @pytest.fixture(scope="session")
 def cpp_compiler() -> None:
     """The compiler that `torch.compile` needs on a CPU."""
-    from components import can_compile
+    from machine import can_compile
 
     if not can_compile():
         skip_or_fail("g++ and Python's headers", "apt-get install g++ python3-dev")

@@ -3,16 +3,21 @@
 import base64
 import hashlib
 import json
+import os
+import socket
+import struct
+from contextlib import suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
-from threading import Lock, Thread
+from threading import Event, Lock, Thread
 from typing import Any
 from urllib.parse import parse_qs, unquote, urlsplit
 
 import yaml
 
 
+DAMAGES = ("corrupt", "truncated", "short")
 KINDS = ("models", "datasets", "spaces")
 MAX_REGULAR_BYTES = 10_000_000
 
@@ -53,6 +58,10 @@ class Fault:
     Attributes:
         status: Status code of the response; `None` closes the connection without a response.
         after: Whether the request is processed before it fails.
+        kind: The failure if there is no `status`: "close"; "reset" of the connection; "hang", which sends nothing;
+            "drip", which sends one byte of the headers every 50 ms; "garbage", which is not HTTP; "html" or "json", a
+            valid response with unexpected content; or a damaged response: "corrupt", with one wrong byte, "truncated",
+            or "short", with a wrong length.
     """
 
     method: str
@@ -60,6 +69,7 @@ class Fault:
     status: int | None = None
     times: int = 1
     after: bool = False
+    kind: str = "close"
 
 
 class ErrorResponse(Exception):
@@ -101,14 +111,17 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         self.hub.requests.append((self.command, unquote(url.path)))
         fault = self.hub.next_fault(self.command, unquote(url.path))
         try:
-            if fault is not None and not fault.after:
-                self.fail(fault)
+            if fault is not None and not fault.after and fault.kind not in DAMAGES:
+                return self.fail(fault)
             with self.hub.lock:
                 response = self.route(parts)
-            if fault is not None:
-                self.fail(fault)
             content, headers = response
-            self.send(200, content, headers)
+            if fault is not None and fault.kind in DAMAGES:
+                self.send_damaged(fault.kind, content, headers)
+            elif fault is not None:
+                self.fail(fault)
+            else:
+                self.send(200, content, headers)
         except ErrorResponse as error:
             body = b"<html>error</html>" if error.status >= 500 else json.dumps(error.fields).encode()
             self.send(error.status, body, {"X-Error-Code": error.code} if error.code else {})
@@ -118,9 +131,40 @@ class HubRequestHandler(BaseHTTPRequestHandler):
     do_GET = do_HEAD = do_POST = do_PUT = handle_request
 
     def fail(self, fault: Fault):
-        if fault.status is None:
-            raise ConnectionClosed
-        raise ErrorResponse(fault.status, message="a simulated fault")
+        if fault.status is not None:
+            raise ErrorResponse(fault.status, message="a simulated fault")
+        if fault.kind == "hang":
+            self.hub.closing.wait()
+        elif fault.kind == "reset":
+            self.connection.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, struct.pack("ii", 1, 0))
+            os.close(self.connection.detach())
+        elif fault.kind == "garbage":
+            self.connection.sendall(b"\x00\xff garbage\r\n" * 99)
+        elif fault.kind in ("html", "json"):
+            self.send(200, b"<html>Log in</html>" if fault.kind == "html" else b'{"unexpected": [1]}', {})
+            return
+        elif fault.kind == "drip":
+            self.connection.sendall(b"HTTP/1.1 200 OK\r\nX-Slow: ")
+            with suppress(OSError):
+                while not self.hub.closing.wait(0.05):
+                    self.connection.sendall(b"x")
+        raise ConnectionClosed
+
+    def send_damaged(self, kind: str, content: bytes, headers: dict[str, str]):
+        if kind == "corrupt" and content:
+            middle = len(content) // 2
+            content = content[:middle] + bytes([content[middle] ^ 1]) + content[middle + 1 :]
+        elif kind == "short":
+            content = content[:-1]
+        if kind != "truncated":
+            return self.send(200, content, headers)
+        self.send_response(200)
+        for name, value in {**headers, "Content-Length": str(len(content))}.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if self.command != "HEAD":
+            self.wfile.write(content[: len(content) // 2])
+        raise ConnectionClosed
 
     def send(self, status: int, body: bytes, headers: dict[str, str]):
         self.send_response(status)
@@ -378,7 +422,7 @@ class FakeHub:
     faults: list[Fault] = field(default_factory=list)
 
     def __post_init__(self):
-        self.lock = Lock()
+        self.lock, self.closing = Lock(), Event()
         self.server = ThreadingHTTPServer(("127.0.0.1", 0), HubRequestHandler)
         self.server.hub = self  # type: ignore[attr-defined]
         self.endpoint = f"http://127.0.0.1:{self.server.server_port}"
@@ -388,6 +432,7 @@ class FakeHub:
         return self
 
     def __exit__(self, *exception):
+        self.closing.set()
         self.server.shutdown()
         self.server.server_close()
 

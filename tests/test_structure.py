@@ -20,15 +20,16 @@ MAX_LINES = 400
 # The modules of each part may import these other parts of the package.
 ALLOWED_IMPORTS = {
     "models": set(),
-    "pipelines": {"models"},
+    "pipelines": {"models", "hub.client"},
     "objectives": set(),
     "images": set(),
+    "files": set(),
     "data": {"hub.client"},
     "sampling": {"models", "pipelines", "data"},
     "loading": {"pipelines", "sampling", "hub.client"},
-    "evaluation": {"pipelines", "sampling", "loading", "data", "images", "hub.client"},
-    "hub": {"hub.client", "models", "pipelines", "objectives", "sampling", "loading", "data", "images"},
-    "commands": {"hub.client", "sampling", "loading", "data", "images", "hub", "evaluation", "pipelines"},
+    "evaluation": {"pipelines", "sampling", "loading", "data", "images", "files", "hub.client"},
+    "hub": {"hub.client", "files", "models", "pipelines", "objectives", "sampling", "loading", "data", "images"},
+    "commands": {"hub.client", "files", "sampling", "loading", "data", "images", "hub", "evaluation", "pipelines"},
 }
 
 

@@ -23,7 +23,7 @@ from fmnist_diffusion.loading import get_pipeline_folder
 
 
 def balance(unet: FashionMNISTUNet2DModel, class_shares: Sequence[float], strength: float) -> None:
-    r"""Moves the null label's embedding of `unet`, in place, by $s \sum_k (e_k - \bar e) \log (1 / (K p_k))$.
+    r"""Moves the embedding of the null label in `unet`, in place, by $s \sum_k (e_k - \bar e) \log (1 / (K p_k))$.
 
     Args:
         unet ([`FashionMNISTUNet2DModel`]): A class-conditional model of $K$ classes with the embeddings $e_k$.

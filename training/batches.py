@@ -4,17 +4,14 @@ from collections.abc import Iterator
 from typing import Any, Protocol
 
 import torch
-import torch.nn.functional as F
 from torch.utils.data import DataLoader, Dataset, default_collate
 
 from fmnist_diffusion.data import DataError, ImageTensors, to_model_input
-
-
-MAX_SHIFT = 2
+from fmnist_diffusion.data.augmentation import augment
 
 
 class ImageDataset(Protocol):
-    """A dataset whose items are dicts of `images`, uint8 `(C, H, W)`, and `labels`, `int`, if there are labels."""
+    """A dataset whose items are dictionaries with `images`, uint8 `(C, H, W)`, and optionally `labels`, an `int`."""
 
     def __len__(self) -> int: ...
 
@@ -29,7 +26,7 @@ class Batches:
 
     Args:
         images: Images in memory, which are moved to `device`, or a dataset that `num_workers` processes read.
-        batch_size: Number of images per batch, over all processes together.
+        batch_size: Total number of images per batch, across all processes.
 
     Raises:
         `ValueError`: If the batch size is not a multiple of the number of processes or exceeds the number of images.
@@ -48,15 +45,7 @@ class Batches:
         num_workers: int = 0,
     ):
         self.num_images = len(images)
-        if batch_size % num_processes:
-            raise ValueError(
-                f"`train_batch_size` must be a multiple of the number of processes ({num_processes}), got"
-                f" {batch_size}."
-            )
-        if self.num_images < batch_size:
-            raise ValueError(
-                f"`train_batch_size` must be at most the number of images ({self.num_images}), got {batch_size}."
-            )
+        check_batch_size(batch_size, self.num_images, num_processes)
         if isinstance(images, ImageTensors):
             labels = None if images.labels is None else images.labels.to(device)
             images = ImageTensors(images.images.to(device), labels, images.label_names)
@@ -108,6 +97,18 @@ class Batches:
             )
 
 
+def check_batch_size(batch_size: int, num_images: int, num_processes: int) -> None:
+    """Raises `ValueError` if `num_processes` cannot share batches of this size of `num_images` images."""
+    if batch_size % num_processes:
+        raise ValueError(
+            f"`--train_batch_size` must be a multiple of the number of processes ({num_processes}), got {batch_size}."
+        )
+    if num_images < batch_size:
+        raise ValueError(
+            f"`--train_batch_size` must be at most the number of images ({num_images}), got {batch_size}."
+        )
+
+
 class DatasetWithErrors(Dataset):
     """A dataset that returns a [`DataError`] instead of raising it.
 
@@ -128,21 +129,3 @@ def collate(items: list[dict[str, Any] | DataError]) -> dict[str, torch.Tensor] 
     """Returns a batch, or the first error among `items`."""
     errors = [item for item in items if isinstance(item, DataError)]
     return errors[0] if errors else default_collate(items)
-
-
-def augment(images: torch.Tensor, augmentation: str) -> torch.Tensor:
-    """Augments each of `images`, `(B, C, H, W)`: `"flip"`, `"shift"` (repeats the pixels at the edge) or `"none"`."""
-    batch, channels, height, width = images.shape
-    device = images.device
-    if augmentation == "flip":
-        flipped = torch.rand(batch, 1, 1, 1, device=device) < 0.5
-        return torch.where(flipped, images.flip(-1), images)
-    if augmentation == "shift":
-        padded = F.pad(images, [MAX_SHIFT] * 4, mode="replicate")
-        top, left = torch.randint(2 * MAX_SHIFT + 1, (2, batch, 1), device=device)
-        rows = (torch.arange(height, device=device) + top)[:, None, :, None]
-        columns = (torch.arange(width, device=device) + left)[:, None, None, :]
-        image = torch.arange(batch, device=device)[:, None, None, None]
-        channel = torch.arange(channels, device=device)[None, :, None, None]
-        return padded[image, channel, rows, columns]
-    return images

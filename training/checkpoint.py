@@ -1,16 +1,43 @@
-"""Checkpoints for exact resuming: weights, optimizer, EMA, random states and position in the data."""
+"""Checkpoints that resume a run exactly: weights, optimizer, EMA, random states and position in the data.
 
+They consist of safetensors and JSON files, so loading them executes no code, and of a manifest with their hashes.
+"""
+
+import json
+import logging
 import re
-import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
-from accelerate import Accelerator, DistributedType
-from accelerate.optimizer import AcceleratedOptimizer
+from accelerate import Accelerator
+from accelerate.utils import gather_object, set_seed
 from diffusers.training_utils import EMAModel
+from safetensors import SafetensorError
+from safetensors.torch import load_file
 
+from components import Components
 from config import TrainingConfig
+from fmnist_diffusion.files import remove_folder, replace_folder
+from lock import LOCK
+from manifest import find_damage, write_manifest
+from processes import call_on_main_process
+from states import (
+    Tensors,
+    copy_tensors,
+    gather_tensors,
+    get_optimizer_tensors,
+    get_random_states,
+    set_optimizer_tensors,
+    set_random_states,
+    write_tensors,
+)
+
+
+logger = logging.getLogger("training")
 
 
 @dataclass
@@ -27,17 +54,14 @@ class Progress:
     epoch: int = 0
     batch: int = 0
 
-    def state_dict(self) -> dict[str, int]:
-        return asdict(self)
-
-    def load_state_dict(self, state_dict: dict[str, int]) -> None:
-        self.__dict__.update(state_dict)
-
 
 def list_checkpoints(folder: Path) -> list[Path]:
-    """Returns the complete checkpoints in `folder`, from the oldest to the newest."""
+    """Returns the checkpoints in `folder`, from the oldest to the newest.
+
+    A checkpoint gets its name when it is complete, and loses it before it is deleted.
+    """
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
-    return sorted(found, key=get_step)
+    return sorted((path for path in found if path.is_dir()), key=get_step)
 
 
 def get_step(checkpoint: Path) -> int:
@@ -48,8 +72,8 @@ def find_resumed_checkpoint(config: TrainingConfig) -> Path | None:
     """Returns the checkpoint that a run resumes from, or `None` for a new run.
 
     Raises:
-        `ValueError`: If there is no such checkpoint, if it belongs to a run with different settings, or if
-            `output_dir` contains files of a different run.
+        `ValueError`: If there is no such checkpoint, if it is damaged, if it belongs to a run with different settings,
+            or if `output_dir` contains files of a different run.
     """
     output_dir = Path(config.output_dir)
     folder = output_dir / "checkpoints"
@@ -58,10 +82,10 @@ def find_resumed_checkpoint(config: TrainingConfig) -> Path | None:
         checkpoint = find_checkpoint(config.resume, folder)
         config.check_resumable(checkpoint.parents[1] / "config.yaml")
     in_output_dir = checkpoint is not None and checkpoint.parent.resolve() == folder.resolve()
-    if not in_output_dir and output_dir.exists() and any(output_dir.iterdir()):
+    if not in_output_dir and output_dir.exists() and any(path.name != LOCK for path in output_dir.iterdir()):
         raise ValueError(
             f"`output_dir` must be new or empty, but {output_dir} contains files. Pass a different --output_dir, or"
-            " --resume=latest to continue its run."
+            " --resume=latest to resume the run in this folder."
         )
     return checkpoint
 
@@ -75,11 +99,13 @@ def find_checkpoint(resume: str, folder: Path) -> Path:
                 f"Could not find a checkpoint in {folder}. Omit --resume and pass a new --output_dir to start a new"
                 " run."
             )
+        check_undamaged(checkpoints[-1])
         return checkpoints[-1]
     path, folder = Path(resume).resolve(), folder.resolve()
     if path not in list_checkpoints(path.parent):
-        raise ValueError(f"`resume` must be latest or the folder of a checkpoint, got {resume}.")
-    later = [other.name for other in list_checkpoints(folder) if get_step(other) > get_step(path)]
+        raise ValueError(f"`resume` must be 'latest' or the folder of a checkpoint, got {resume!r}.")
+    check_undamaged(path)
+    later = [other.name for other in find_later_checkpoints(folder, get_step(path)) if find_damage(other) is None]
     if later:
         raise ValueError(
             f"{folder} already contains {later[-1]}. Pass a different --output_dir to continue from {path.name}."
@@ -87,59 +113,137 @@ def find_checkpoint(resume: str, folder: Path) -> Path:
     return path
 
 
+def find_later_checkpoints(folder: Path, global_step: int) -> list[Path]:
+    return [path for path in list_checkpoints(folder) if get_step(path) > global_step]
+
+
+def check_undamaged(checkpoint: Path) -> None:
+    """Raises `ValueError` if a file of `checkpoint` does not match its manifest."""
+    damage = find_damage(checkpoint)
+    if damage is None:
+        return
+    earlier = [path for path in list_checkpoints(checkpoint.parent) if get_step(path) < get_step(checkpoint)]
+    previous = next((path for path in reversed(earlier) if find_damage(path) is None), None)
+    advice = (
+        "There is no earlier checkpoint, so start again with a different --output_dir."
+        if previous is None
+        else f"Pass --resume={previous} to continue from the previous checkpoint."
+    )
+    raise ValueError(f"{damage}. {advice}")
+
+
 def save_checkpoint(
-    accelerator: Accelerator, ema: EMAModel | None, folder: Path, global_step: int, total_limit: int
+    accelerator: Accelerator, components: Components, progress: Progress, folder: Path, total_limit: int
 ) -> None:
     """Writes `checkpoint-{global_step}` and removes the oldest checkpoints beyond `total_limit`.
 
-    The folder is renamed to its final name once it is complete. All processes must call this function: each one has
-    its own random states and, with FSDP, its own shard of the weights and of the EMA.
-    """
-    target = folder / f"checkpoint-{global_step}"
-    unfinished = target.with_suffix(".unfinished")
-    if accelerator.is_main_process:
-        for interrupted in folder.glob("*.unfinished"):
-            shutil.rmtree(interrupted)
-    accelerator.wait_for_everyone()
-    accelerator.save_state(str(unfinished))
-    if ema is not None and (accelerator.is_main_process or is_sharded(accelerator)):
-        torch.save(ema.state_dict(), unfinished / f"ema_{accelerator.process_index}.pt")
-    accelerator.wait_for_everyone()
-    if accelerator.is_main_process:
-        if target.exists():
-            shutil.rmtree(target)
-        unfinished.rename(target)
-        for old in list_checkpoints(folder)[:-total_limit]:
-            shutil.rmtree(old)
-    accelerator.wait_for_everyone()
-
-
-def load_checkpoint(
-    accelerator: Accelerator, optimizer: AcceleratedOptimizer, ema: EMAModel | None, checkpoint: Path
-) -> None:
-    """Restores everything that `save_checkpoint` wrote, except the settings of `optimizer` and `ema`.
-
-    The learning rate is reset to its peak value, `initial_lr`, from which the scheduler computes later values.
+    All processes must call this function: each one has its own random states and, with FSDP, its own shard of the
+    tensors. The main process writes all files, independently of the sharding.
 
     Raises:
-        `ValueError`: If the EMA was sharded over a different number of processes.
+        `WriteError`: If the checkpoint cannot be written.
     """
-    if ema is not None and is_sharded(accelerator):
-        shards = len(list(checkpoint.glob("ema_*.pt")))
-        if shards != accelerator.num_processes:
-            raise ValueError(
-                f"{checkpoint} was written with FSDP by {shards} processes and must be resumed with {shards}"
-                f" processes, got {accelerator.num_processes}. Pass --num_processes={shards} to accelerate launch."
-            )
-    settings = [dict(group) for group in optimizer.param_groups]
-    accelerator.load_state(str(checkpoint))
-    for group, values in zip(optimizer.param_groups, settings, strict=True):
-        group.update(values, initial_lr=values["lr"])
-    if ema is not None:
-        path = checkpoint / f"ema_{accelerator.process_index if is_sharded(accelerator) else 0}.pt"
-        state = torch.load(path, map_location=accelerator.device.type)
-        ema.load_state_dict(state | {name: getattr(ema, name) for name in ("decay", "inv_gamma", "power")})
+    unet = accelerator.unwrap_model(components.unet)
+    tensors = {
+        "model": gather_tensors(unet.state_dict()),
+        "optimizer": gather_tensors(get_optimizer_tensors(components.optimizer, unet)),
+        "timestep_sampler": gather_tensors(components.loss.timestep_sampler.state_dict()),
+    }
+    if components.ema is not None:
+        tensors["ema"] = gather_tensors(get_ema_tensors(components.ema, unet))
+    # The same scale is used in all processes.
+    scaler = accelerator.scaler
+    state = {
+        "progress": asdict(progress),
+        "batches_per_epoch": len(components.batches),
+        "ema_step": None if components.ema is None else components.ema.optimization_step,
+        "grad_scaler": scaler.state_dict() if scaler is not None else None,
+    }
+    documents: dict[str, Any] = {"trainer": state}
+    random_states = gather_object([get_random_states(accelerator.device)])
+    documents |= {f"random_states_{index}": states for index, states in enumerate(random_states)}
+
+    def write() -> None:
+        with replace_folder(folder / f"checkpoint-{progress.global_step}") as temporary:
+            for name, values in tensors.items():
+                write_tensors(temporary / f"{name}.safetensors", values)
+            for name, value in documents.items():
+                (temporary / f"{name}.json").write_text(json.dumps(value) + "\n")
+            write_manifest(temporary)
+        for old in list_checkpoints(folder)[:-total_limit]:
+            remove_folder(old)
+
+    call_on_main_process(accelerator, write)
 
 
-def is_sharded(accelerator: Accelerator) -> bool:
-    return accelerator.distributed_type == DistributedType.FSDP
+def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint: Path, seed: int) -> Progress:
+    """Restores the tensors and random states that `save_checkpoint` wrote, and returns the position of the run.
+
+    The settings of the optimizer and the EMA do not change. The learning rate scheduler computes its values from
+    `initial_lr`. If the number of processes has changed, their random states start from `seed` and the step.
+
+    Raises:
+        `ValueError`: If the checkpoint does not fit the model or the data of this run.
+    """
+    unet = accelerator.unwrap_model(components.unet)
+    with describe_load_errors(checkpoint / "model.safetensors") as path:
+        copy_tensors(load_file(path), unet.state_dict())
+    with describe_load_errors(checkpoint / "optimizer.safetensors") as path:
+        set_optimizer_tensors(components.optimizer, unet, load_file(path))
+    for group in components.optimizer.param_groups:
+        group["initial_lr"] = group["lr"]
+    with describe_load_errors(checkpoint / "timestep_sampler.safetensors") as path:
+        copy_tensors(load_file(path), components.loss.timestep_sampler.state_dict())
+    with describe_load_errors(checkpoint / "trainer.json") as path:
+        state = json.loads(path.read_bytes())
+        progress = Progress(**state["progress"])
+        check_progress(progress, get_step(checkpoint), state["batches_per_epoch"], len(components.batches))
+        if accelerator.scaler is not None and state["grad_scaler"]:
+            accelerator.scaler.load_state_dict(state["grad_scaler"])
+        if components.ema is not None:
+            components.ema.optimization_step = int(state["ema_step"])
+    if components.ema is not None:
+        with describe_load_errors(checkpoint / "ema.safetensors") as path:
+            copy_tensors(load_file(path), get_ema_tensors(components.ema, unet))
+    num_processes = len(list(checkpoint.glob("random_states_*.json")))
+    if num_processes != accelerator.num_processes:
+        logger.warning(
+            "The checkpoint was written by %d processes and is resumed with %d, so the run continues with different"
+            " random numbers.",
+            num_processes,
+            accelerator.num_processes,
+        )
+        set_seed(seed + progress.global_step, device_specific=True)
+        return progress
+    with describe_load_errors(checkpoint / f"random_states_{accelerator.process_index}.json") as path:
+        set_random_states(json.loads(path.read_bytes()), accelerator.device)
+    return progress
+
+
+def check_progress(progress: Progress, global_step: int, batches_per_epoch: int, expected_batches: int) -> None:
+    """Raises `ValueError` if the position is invalid or counts batches of a different length."""
+    if batches_per_epoch != expected_batches:
+        raise ValueError(
+            f"the training images have changed, because an epoch had {batches_per_epoch} batches and now has"
+            f" {expected_batches}"
+        )
+    values = asdict(progress).values()
+    if any(type(value) is not int or value < 0 for value in values) or progress.batch > batches_per_epoch:
+        raise ValueError("the progress is invalid")
+    if progress.global_step != global_step:
+        raise ValueError(f"it belongs to step {progress.global_step}")
+
+
+@contextmanager
+def describe_load_errors(path: Path) -> Iterator[Path]:
+    """Names `path` in the error if its content has valid hashes, but belongs to a different run or is malformed."""
+    try:
+        yield path
+    except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, OSError, SafetensorError) as error:
+        reason = str(error).splitlines()[0]
+        raise ValueError(f"Could not resume from {path}: {reason}.") from error
+
+
+def get_ema_tensors(ema: EMAModel, unet: torch.nn.Module) -> Tensors:
+    names = [name for name, _ in unet.named_parameters()]
+    return dict(zip(names, ema.shadow_params, strict=True))

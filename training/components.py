@@ -1,8 +1,5 @@
 """Builds the data, model, optimizer and loss of a run from its configuration."""
 
-import os
-import shutil
-import sysconfig
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -19,7 +16,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from averaging import make_ema
 from batches import Batches, ImageDataset
-from config import DataConfig, OptimizerConfig, TrainingConfig
+from config import DataConfig, OptimizerConfig, ResolvedConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.data import ImageTensors, load_images, load_split, stream_images
 from losses import DiffusionLoss
@@ -51,7 +48,7 @@ class Components:
     loss: DiffusionLoss
 
 
-def make_accelerator(config: TrainingConfig) -> Accelerator:
+def make_accelerator(config: ResolvedConfig) -> Accelerator:
     return Accelerator(
         # Without a GPU, Accelerate only recognizes torchrun's processes as one group if cpu=True.
         cpu=not torch.accelerator.is_available(),
@@ -64,17 +61,15 @@ def make_accelerator(config: TrainingConfig) -> Accelerator:
     )
 
 
-def make_components(config: TrainingConfig, accelerator: Accelerator) -> Components:
+def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Components:
     """Builds the components of a run.
 
     Raises:
         `ValueError`, `OSError`: If the configuration, the data or the pipeline to fine-tune cannot be used.
     """
     device = accelerator.device
-    pretrained = load_pipeline(config.init_from) if config.init_from else None
-    channels = config.data.channels or (pretrained.unet.config["in_channels"] if pretrained else 1)
-    resolution = config.data.resolution or (pretrained.unet.config["sample_size"] if pretrained else 28)
-    images, label_names = load_training_images(config.data, resolution, channels)
+    assert config.data.resolution is not None and config.data.channels is not None
+    images, label_names = load_training_images(config.data, config.data.resolution, config.data.channels)
     batches = Batches(
         images,
         config.train_batch_size,
@@ -85,21 +80,12 @@ def make_components(config: TrainingConfig, accelerator: Accelerator) -> Compone
         num_processes=accelerator.num_processes,
         num_workers=config.data.dataloader_num_workers,
     )
-    if config.gradient_accumulation_steps > len(batches):
-        raise ValueError(
-            f"`gradient_accumulation_steps` must be at most the number of batches in an epoch ({len(batches)}), got"
-            f" {config.gradient_accumulation_steps}."
-        )
-    unet, noise_scheduler = make_model(config, resolution, channels, label_names, pretrained)
+    # A checkpoint replaces the pretrained weights.
+    pretrained = load_pipeline(config.init_from) if config.init_from and config.resume is None else None
+    unet, noise_scheduler = make_model(config, label_names, pretrained)
     loss = DiffusionLoss(config.objective, noise_scheduler, unet.config["num_class_embeds"], device)
     prepare_model(config, unet, device)
     optimizer = make_optimizer(config.optimizer, unet)
-    if accelerator.state.deepspeed_plugin is not None:
-        # By default, DeepSpeed reads the batch size from a prepared DataLoader and clips gradients to a norm of 1.
-        accelerator.state.deepspeed_plugin.deepspeed_config |= {
-            "train_micro_batch_size_per_gpu": config.train_batch_size // accelerator.num_processes,
-            "gradient_clipping": config.optimizer.max_grad_norm or 0.0,
-        }
     unet, optimizer = accelerator.prepare(unet, optimizer)
     ema = make_ema(config.ema, unet, accelerator)
     return Components(batches, unet, optimizer, ema, noise_scheduler, loss)
@@ -127,13 +113,8 @@ def load_training_images(
     return stream_images(dataset, resolution=resolution, channels=channels), label_names
 
 
-def prepare_model(config: TrainingConfig, unet: FashionMNISTUNet2DModel, device: torch.device) -> None:
+def prepare_model(config: ResolvedConfig, unet: FashionMNISTUNet2DModel, device: torch.device) -> None:
     """Applies the memory format, gradient checkpointing and compilation to `unet`."""
-    if config.compile and device.type == "cpu" and not can_compile():
-        raise ValueError(
-            "`compile` requires g++ and Python's headers. Run `apt-get install g++ python3-dev`, or pass"
-            " --compile=false."
-        )
     unet.to(memory_format=get_memory_format(config))  # pyright: ignore[reportCallIssue]
     if config.gradient_checkpointing:
         unet.enable_gradient_checkpointing()
@@ -141,14 +122,8 @@ def prepare_model(config: TrainingConfig, unet: FashionMNISTUNet2DModel, device:
         unet.compile()
 
 
-def get_memory_format(config: TrainingConfig) -> torch.memory_format:
+def get_memory_format(config: ResolvedConfig) -> torch.memory_format:
     return torch.channels_last if config.channels_last else torch.contiguous_format
-
-
-def can_compile() -> bool:
-    """Returns whether the compiler and the headers that `torch.compile` needs on a CPU are installed."""
-    headers = Path(sysconfig.get_path("include")) / "Python.h"
-    return headers.is_file() and shutil.which(os.environ.get("CXX", "g++")) is not None
 
 
 def make_optimizer(config: OptimizerConfig, unet: FashionMNISTUNet2DModel) -> torch.optim.Optimizer:

@@ -1,44 +1,15 @@
-"""Configuration of a training run: dataclasses that jsonargparse reads from YAML files and the command line."""
+"""Configuration of a training run. The annotations and docstrings define the options of the command line."""
 
-import math
-import os
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, Literal, NoReturn
-
-import yaml
-from jsonargparse import ArgumentParser
+from typing import Any, Literal
 
 from fmnist_diffusion.data import DEFAULT_DATASET
+from fmnist_diffusion.files import write_atomically
 from fmnist_diffusion.objectives import LossType, PredictionType, TimestepSampling
-from fmnist_diffusion.sampling import SamplingConfig, get_scheduler_class
-
-
-# The Fréchet distance needs more samples than the classifier has features (256).
-MIN_EVAL_SAMPLES = 257
-
-
-@contextmanager
-def error_prefix(section: str) -> Iterator[None]:
-    """Adds the name of the section to errors about its fields."""
-    try:
-        yield
-    except ValueError as error:
-        raise ValueError(f"{section}: {error}") from error
-
-
-def check_at_least(minimum: int, **values: int | None) -> None:
-    for name, value in values.items():
-        if value is not None and value < minimum:
-            raise ValueError(f"`{name}` must be at least {minimum}, got {value}.")
-
-
-def check_positive(**values: float | None) -> None:
-    for name, value in values.items():
-        if value is not None and not 0 < value < math.inf:
-            raise ValueError(f"`{name}` must be a positive number, got {value}.")
+from fmnist_diffusion.sampling import SamplingConfig
+from yaml_files import dump_yaml, load_yaml, read_yaml
 
 
 @dataclass
@@ -46,17 +17,18 @@ class DataConfig:
     """Training images.
 
     Args:
-        dataset_name: dataset id on the Hub; if the Hub is not reachable, Debian's package dataset-fashion-mnist
-            replaces the default dataset
+        dataset_name: dataset id on the Hub; if the Hub is not reachable, the local cache is used and, for the default
+            dataset, the Debian package dataset-fashion-mnist
         dataset_config_name: configuration of the Hub dataset
         train_data_dir: local images to use instead: an IDX folder, an image folder, parquet files or a .safetensors
             file
         split: split of the dataset
         image_column: column with the images; detected from its type if null
-        label_column: column with the labels; detected from its type if null
-        resolution: height and width that images are resized to; if null, that of init_from or 28
-        channels: number of channels that images are converted to, 1 (grayscale) or 3 (RGB); if null, that of init_from
-            or 1
+        label_column: column with the labels; detected from its type if null; none ignores the labels
+        resolution: side length, or height and width, that images are resized to, in pixels; if null, that of the
+            images (training/README.md describes the rule)
+        channels: number of channels that images are converted to, 1 (grayscale) or 3 (RGB); if null, 3 if any image
+            has colors
         augmentation: none, flip (mirrors half of the images) or shift (by up to 2 pixels in each direction)
         streaming: decode images on the fly, for datasets that do not fit in memory
         dataloader_num_workers: number of worker processes for streaming
@@ -69,23 +41,19 @@ class DataConfig:
     split: str = "train"
     image_column: str | None = None
     label_column: str | None = None
-    resolution: int | None = None
+    resolution: int | tuple[int, int] | None = None
     channels: Literal[1, 3] | None = None
     augmentation: Literal["none", "flip", "shift"] = "none"
     streaming: bool = False
     dataloader_num_workers: int = 2
     max_train_samples: int | None = None
 
-    def __post_init__(self):
-        with error_prefix("data"):
-            check_at_least(8, resolution=self.resolution)
-            check_at_least(0, dataloader_num_workers=self.dataloader_num_workers)
-            check_at_least(1, max_train_samples=self.max_train_samples)
-
 
 @dataclass
 class SchedulerConfig:
     """Noise schedule, with the argument names of diffusers' DDPMScheduler.
+
+    The defaults are those of init_from, if set.
 
     Args:
         num_train_timesteps: number of timesteps, T
@@ -93,9 +61,10 @@ class SchedulerConfig:
         beta_end: variance of the last noising step
         beta_schedule: noise schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine) or sigmoid
         prediction_type: output of the model: epsilon (the noise), v_prediction or sample (the clean image)
-        rescale_betas_zero_snr: rescale to a terminal signal-to-noise ratio of zero; not with epsilon
-        timestep_spacing: timestep spacing of all schedulers except the default one, which uses power-law timesteps:
-            leading, linspace or trailing
+        rescale_betas_zero_snr: rescale the betas to a terminal signal-to-noise ratio of zero; not supported with
+            epsilon
+        timestep_spacing: timestep spacing: leading, linspace or trailing; the default scheduler uses power-law spacing
+            instead
     """
 
     num_train_timesteps: int = 1000
@@ -106,19 +75,10 @@ class SchedulerConfig:
     rescale_betas_zero_snr: bool = False
     timestep_spacing: Literal["leading", "linspace", "trailing"] = "leading"
 
-    def __post_init__(self):
-        with error_prefix("scheduler"):
-            check_at_least(1, num_train_timesteps=self.num_train_timesteps)
-            if self.rescale_betas_zero_snr and self.prediction_type == "epsilon":
-                raise ValueError(
-                    "`rescale_betas_zero_snr` requires `prediction_type` v_prediction or sample, got epsilon. The"
-                    " noise alone does not determine the image at a signal-to-noise ratio of zero."
-                )
-
 
 @dataclass
 class ObjectiveConfig:
-    """Training objective.
+    """Training objective. The defaults are those of init_from, if set.
 
     Args:
         loss_type: loss function: mse, l1 or huber
@@ -136,12 +96,6 @@ class ObjectiveConfig:
     logit_mean: float = 0.0
     logit_std: float = 1.0
     label_dropout: float = 0.1
-
-    def __post_init__(self):
-        with error_prefix("objective"):
-            check_positive(snr_gamma=self.snr_gamma)
-            if not 0 <= self.label_dropout <= 1:
-                raise ValueError(f"`label_dropout` must be between 0 and 1, got {self.label_dropout}.")
 
 
 @dataclass
@@ -170,10 +124,6 @@ class OptimizerConfig:
     lr_warmup_steps: int = 0
     max_grad_norm: float | None = None
 
-    def __post_init__(self):
-        with error_prefix("optimizer"):
-            check_positive(max_grad_norm=self.max_grad_norm)
-
 
 @dataclass
 class EMAConfig:
@@ -191,10 +141,6 @@ class EMAConfig:
     inv_gamma: float = 1.0
     power: float = 0.75
 
-    def __post_init__(self):
-        with error_prefix("ema"):
-            check_positive(inv_gamma=self.inv_gamma)
-
 
 @dataclass(frozen=True)
 class SamplesConfig(SamplingConfig):
@@ -205,12 +151,6 @@ class SamplesConfig(SamplingConfig):
     """
 
     num_images: int = 40
-
-    def __post_init__(self):
-        with error_prefix("samples"):
-            super().__post_init__()
-            check_scheduler(self.scheduler)
-            check_at_least(1, num_images=self.num_images)
 
 
 @dataclass(frozen=True)
@@ -226,39 +166,29 @@ class EvalConfig(SamplingConfig):
     every_n_epochs: int | None = None
     num_samples: int = 1000
 
-    def __post_init__(self):
-        with error_prefix("eval"):
-            super().__post_init__()
-            check_scheduler(self.scheduler)
-            check_at_least(1, every_n_epochs=self.every_n_epochs)
-            check_at_least(MIN_EVAL_SAMPLES, num_samples=self.num_samples)
 
-
-def check_scheduler(name: str | None) -> None:
-    if name is not None:
-        get_scheduler_class(name)
-
-
-@dataclass
+@dataclass(frozen=True)
 class TrainingConfig:
-    """Training run.
+    """Training run. The value auto chooses a setting for the images and the machine.
 
     Args:
         output_dir: folder for everything that the run writes; must be new or empty unless the run is resumed
         init_from: pipeline to fine-tune: a folder, the name of a bundled checkpoint or a Hub repository
         resume: checkpoint to resume from: latest (in output_dir) or a path, which may belong to a different run
         seed: random seed of the initial weights, the order of the data, and the noise
-        num_epochs: number of passes over the images
-        max_train_steps: maximum number of optimizer steps; shortens the run and the learning rate schedule if
-            num_epochs takes longer
-        train_batch_size: number of images per batch, over all processes together
+        num_epochs: number of passes over the images; auto trains until usable samples are expected
+        max_train_steps: maximum number of optimizer steps; if the run reaches it before num_epochs, the run and the
+            learning rate schedule end earlier
+        train_batch_size: total number of images per batch, across all processes, or auto
         gradient_accumulation_steps: number of batches whose gradients are averaged for an optimizer step
-        mixed_precision: mixed-precision dtype: no, bf16 or fp16; the setting of accelerate launch if null
+        mixed_precision: mixed-precision dtype: no, bf16 or fp16; the setting of accelerate launch if null; auto uses
+            bf16 if the machine computes with it faster
         gradient_checkpointing: recompute activations in the backward pass to save memory
-        compile: use torch.compile for the model
+        compile: use torch.compile for the model; auto uses it in long runs if a compiler is installed
         channels_last: use the channels_last memory format for weights and images
-        save_images_epochs: number of epochs between sample grids; the last epoch always has one
-        save_model_epochs: number of epochs between exports of the pipeline; the last epoch always has one
+        save_images_epochs: number of epochs between sample grids; the last epoch always has one; auto saves ten
+        save_model_epochs: number of epochs between exports of the pipeline; the last epoch always has one; auto
+            exports ten times
         checkpointing_steps: number of optimizer steps between checkpoints
         checkpoints_total_limit: number of checkpoints to keep
         logging_steps: number of optimizer steps between reports of the loss
@@ -269,7 +199,7 @@ class TrainingConfig:
         hub_private_repo: create a private repository
         hub_license: Hub license identifier for the weights, such as cc-by-4.0; if null, mit for models trained
             on the Hub's Fashion-MNIST and none for others
-        model: arguments of FashionMNISTUNet2DModel, such as norm_type
+        model: arguments of FashionMNISTUNet2DModel, such as norm_type; the defaults are those of init_from, if set
         data: training images
         scheduler: noise schedule
         objective: training objective
@@ -283,16 +213,16 @@ class TrainingConfig:
     init_from: str | None = None
     resume: str | None = None
     seed: int = 0
-    num_epochs: int = 50
+    num_epochs: int | Literal["auto"] = 50
     max_train_steps: int | None = None
-    train_batch_size: int = 32
+    train_batch_size: int | Literal["auto"] = 32
     gradient_accumulation_steps: int = 1
-    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    mixed_precision: Literal["no", "bf16", "fp16", "auto"] | None = None
     gradient_checkpointing: bool = False
-    compile: bool = False
+    compile: bool | Literal["auto"] = False
     channels_last: bool = False
-    save_images_epochs: int = 10
-    save_model_epochs: int = 10
+    save_images_epochs: int | Literal["auto"] = 10
+    save_model_epochs: int | Literal["auto"] = 10
     checkpointing_steps: int = 1000
     checkpoints_total_limit: int = 2
     logging_steps: int = 10
@@ -311,47 +241,21 @@ class TrainingConfig:
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
-    def __post_init__(self):
-        names = (
-            "num_epochs",
-            "max_train_steps",
-            "train_batch_size",
-            "gradient_accumulation_steps",
-            "save_images_epochs",
-            "save_model_epochs",
-            "checkpointing_steps",
-            "checkpoints_total_limit",
-            "logging_steps",
-            "push_to_hub_epochs",
-        )
-        check_at_least(1, **{name: getattr(self, name) for name in names})
-        sampling = {"samples": self.samples} | ({"eval": self.eval} if self.eval.every_n_epochs else {})
-        for section, config in sampling.items():
-            if (config.num_inference_steps or 1) > self.scheduler.num_train_timesteps:
-                raise ValueError(
-                    f"`{section}.num_inference_steps` must be at most `scheduler.num_train_timesteps`"
-                    f" ({self.scheduler.num_train_timesteps}), got {config.num_inference_steps}."
-                )
-
-    def get_total_steps(self, batches_per_epoch: int) -> int:
-        """Returns the number of optimizer steps of the whole run."""
-        steps = self.num_epochs * batches_per_epoch // self.gradient_accumulation_steps
-        return min(steps, self.max_train_steps or steps)
-
     def to_dict(self) -> dict[str, Any]:
         return asdict(self)
 
     def save(self, path: Path) -> None:
         """Writes a YAML file for `--config`. `resume` is reset, because it only applies to one command."""
-        path.write_text(yaml.safe_dump(self.to_dict() | {"resume": None}, sort_keys=False))
+        with write_atomically(path) as temporary:
+            temporary.write_text(dump_yaml(self.to_dict() | {"resume": None}), encoding="utf-8")
 
     def check_resumable(self, path: Path) -> None:
         """Raises `ValueError` if the run whose config was saved at `path` cannot continue with this config."""
         if not path.exists():
             return
-        saved = yaml.safe_load(path.read_text())
+        saved = read_saved_settings(path)
         # YAML turns tuples into lists.
-        current = yaml.safe_load(yaml.safe_dump(self.to_dict()))
+        current = load_yaml(dump_yaml(self.to_dict()))
         for settings in (saved, current):
             settings["data"].pop("dataloader_num_workers")
             settings["ema.enabled"] = settings["ema"]["enabled"]
@@ -364,28 +268,39 @@ class TrainingConfig:
                 )
 
 
-def is_first_process() -> bool:
-    """Returns whether this is the main process; also works before Accelerate is initialized."""
-    return os.environ.get("RANK", "0") == "0"
+def get_height_width(resolution: int | Sequence[int]) -> tuple[int, int]:
+    """Returns the height and the width of images with the `data.resolution` or `sample_size`."""
+    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
+    return height, width
 
 
-class Parser(ArgumentParser):
-    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        self.exit(2, f"{self.prog}: error: {' '.join(message.split())}\n" if is_first_process() else None)
-
-
-def parse_config(args: list[str] | None = None) -> TrainingConfig:
-    """Reads `--config file.yaml` and `--any.field=value`; later arguments win. Errors exit with code 2."""
-    parser = Parser(
-        prog="train.py",
-        allow_abbrev=False,
-        description="Trains a FashionMNISTUNet2DModel: accelerate launch training/train.py --config FILE [overrides]",
-    )
-    parser.add_argument("--config", action="config", help="YAML file, such as training/configs/spec.yaml")
-    parser.add_class_arguments(TrainingConfig, None)
+def read_saved_settings(path: Path) -> dict[str, Any]:
+    """Reads a `config.yaml` that [`TrainingConfig.save`] wrote; raises `ValueError` if it is damaged."""
     try:
-        fields = vars(parser.instantiate(parser.parse_args(args)))
-        del fields["config"]
-        return TrainingConfig(**fields)
+        settings = read_yaml(path)
     except ValueError as error:
-        parser.error(str(error))
+        raise ValueError(f"{error} Restore the file, or start a new run.") from error
+    for name, value in TrainingConfig().to_dict().items():
+        saved = settings.get(name, {})
+        if name not in settings or (
+            isinstance(value, dict) and not (isinstance(saved, dict) and value.keys() <= saved.keys())
+        ):
+            raise ValueError(f"`{name}` is incomplete in {path}. Restore the file, or start a new run.")
+    return settings
+
+
+@dataclass(frozen=True)
+class ResolvedConfig(TrainingConfig):
+    """Training run without the value auto. `data.resolution` and `data.channels` are not null."""
+
+    num_epochs: int = 50
+    train_batch_size: int = 32
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    compile: bool = False
+    save_images_epochs: int = 10
+    save_model_epochs: int = 10
+
+    def get_total_steps(self, batches_per_epoch: int) -> int:
+        """Returns the number of optimizer steps of the whole run."""
+        steps = self.num_epochs * batches_per_epoch // self.gradient_accumulation_steps
+        return min(steps, self.max_train_steps or steps)

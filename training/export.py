@@ -7,9 +7,12 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
+from safetensors import SafetensorError
+
 from checkpoint import Progress
 from config import TrainingConfig
 from fmnist_diffusion import FashionMNISTPipeline
+from fmnist_diffusion.files import replace_folder
 
 
 # These settings of the machine and the Hub are not published in train_config.json.
@@ -27,15 +30,18 @@ PRIVATE_SETTINGS = (
 def export_run(
     pipe: FashionMNISTPipeline, folder: Path, config: TrainingConfig, progress: Progress, sample_grid: Path
 ) -> None:
-    """Writes `pipe` to `folder`, with the settings of the run and, if it exists, the sample grid of these weights."""
-    save_with_train_config(pipe, folder, make_train_config(config, progress))
-    exported_grid = folder / "images" / "samples.png"
-    # Metrics and samples from an earlier export do not belong to these weights.
-    for stale in (folder / "metrics.json", exported_grid):
-        stale.unlink(missing_ok=True)
-    if sample_grid.exists():
-        exported_grid.parent.mkdir(exist_ok=True)
-        shutil.copyfile(sample_grid, exported_grid)
+    """Writes `pipe` to `folder`, with the settings of the run and, if it exists, the sample grid of these weights.
+
+    Raises:
+        `WriteError`: If the pipeline cannot be written. The earlier one remains then.
+    """
+    # Metrics and samples from an earlier export do not belong to these weights, so the whole folder is replaced.
+    with replace_folder(folder) as temporary:
+        save_with_train_config(pipe, temporary, make_train_config(config, progress))
+        if sample_grid.exists():
+            exported_grid = temporary / "images" / "samples.png"
+            exported_grid.parent.mkdir(exist_ok=True)
+            shutil.copyfile(sample_grid, exported_grid)
 
 
 def check_new_folder(folder: Path) -> None:
@@ -45,7 +51,11 @@ def check_new_folder(folder: Path) -> None:
 
 
 def save_with_train_config(pipe: FashionMNISTPipeline, folder: Path, train_config: dict[str, Any]) -> None:
-    pipe.save_pretrained(folder)
+    try:
+        pipe.save_pretrained(folder)
+    except SafetensorError as error:
+        # This is how safetensors reports a full disk.
+        raise OSError(str(error)) from error
     (folder / "train_config.json").write_text(json.dumps(train_config, indent=2) + "\n")
 
 

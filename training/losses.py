@@ -48,7 +48,7 @@ class DiffusionLoss:
         device: torch.device,
     ):
         self.config, self.num_class_embeds = config, num_class_embeds
-        # The type annotations of diffusers are narrower than the timesteps that its schedulers accept.
+        # The type annotations of diffusers are stricter than its schedulers, which accept a tensor of timesteps.
         self.noise_scheduler: Any = noise_scheduler
         self.timestep_sampler = TimestepSampler(
             config.timestep_sampling,

@@ -9,7 +9,7 @@ from tqdm.auto import tqdm
 
 from checkpoint import Progress
 from components import Components, get_memory_format
-from config import TrainingConfig
+from config import ResolvedConfig
 from export import export_run
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.data import to_pil
@@ -27,7 +27,7 @@ GRID_COLUMNS = 10
 
 @dataclass(frozen=True)
 class DueOutputs:
-    """Which outputs are due at the end of an epoch."""
+    """The outputs that are due at the end of an epoch."""
 
     samples: bool
     pipeline: bool
@@ -38,7 +38,7 @@ class DueOutputs:
         return self.samples or self.pipeline or self.push or self.evaluation
 
 
-def get_due_outputs(config: TrainingConfig, epoch: int, finished: bool) -> DueOutputs:
+def get_due_outputs(config: ResolvedConfig, epoch: int, finished: bool) -> DueOutputs:
     """Returns the outputs that are due after `epoch`, counted from 1. All enabled ones are due if `finished`."""
 
     def is_due(every_n_epochs: int | None) -> bool:
@@ -65,7 +65,7 @@ class RunOutputs:
         `ValueError`: If the run cannot be evaluated or pushed.
     """
 
-    def __init__(self, config: TrainingConfig, accelerator: Accelerator, components: Components, global_step: int):
+    def __init__(self, config: ResolvedConfig, accelerator: Accelerator, components: Components, global_step: int):
         self.config, self.accelerator, self.components = config, accelerator, components
         self.folder = Path(config.output_dir)
         self.grids = SampleGrids(self.folder)
@@ -101,7 +101,8 @@ class RunOutputs:
         except ValueError as error:
             tqdm.write(f"Epoch {epoch}: could not generate samples. {error}")
             return
-        # One column per class: progress.png only shows the first row, which should contain every class.
+        # The grid has one column per class, because progress.png only shows the first row, which should contain every
+        # class.
         grid = self.grids.save(to_pil(samples.images), num_classes or GRID_COLUMNS, epoch)
         log_image(self.accelerator, self.config.report_to, "samples", grid, progress.global_step)
 
@@ -122,7 +123,7 @@ class RunOutputs:
 
 
 def make_validator(
-    config: TrainingConfig, unet_config: Any, accelerator: Accelerator, global_step: int
+    config: ResolvedConfig, unet_config: Any, accelerator: Accelerator, global_step: int
 ) -> "Validator | None":
     """Returns `None` if evaluation is disabled; raises `ValueError` if the run cannot be evaluated."""
     if config.eval.every_n_epochs is None:

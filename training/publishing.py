@@ -1,8 +1,8 @@
 """Pushes to the Hub during training."""
 
 import shutil
+import threading
 from collections.abc import Callable
-from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
@@ -10,6 +10,9 @@ from huggingface_hub import get_token
 
 from config import TrainingConfig
 from fmnist_diffusion.hub.push import push_pipeline
+
+
+FINISH_TIMEOUT = 1200  # seconds
 
 
 class BackgroundPush:
@@ -24,40 +27,60 @@ class BackgroundPush:
 
     def __init__(self, repo_id: str, private: bool, license: str | None, report: Callable[[str], None]):
         self.repo_id, self.private, self.license, self.report = repo_id, private, license, report
-        self.executor = ThreadPoolExecutor(max_workers=1)
-        self.newest: Future[None] | None = None
+        self.lock = threading.Lock()
+        # The copy to push next and the folder that it was made of, and the thread that pushes.
+        self.waiting: tuple[TemporaryDirectory, Path] | None = None
+        self.thread: threading.Thread | None = None
+        self.folder: Path | None = None
 
     def push(self, folder: Path) -> None:
         """Pushes the current content of `folder` and cancels an earlier push that has not started."""
-        if self.newest is not None:
-            self.newest.cancel()
         copy = TemporaryDirectory(ignore_cleanup_errors=True)
         try:
             shutil.copytree(folder, copy.name, dirs_exist_ok=True)
         except OSError as error:
-            self._report_failure(folder, error)
+            self._report_failure(folder, str(error))
             copy.cleanup()
             return
-        self.newest = self.executor.submit(self._push, copy, folder)
-        self.newest.add_done_callback(lambda _: copy.cleanup())
+        with self.lock:
+            self.folder = folder
+            canceled, self.waiting = self.waiting, (copy, folder)
+            if self.thread is None:
+                # A daemon thread does not keep the process alive.
+                self.thread = threading.Thread(target=self._push_waiting, daemon=True)
+                self.thread.start()
+        if canceled is not None:
+            canceled[0].cleanup()
 
-    def _push(self, copy: TemporaryDirectory, folder: Path) -> None:
-        try:
-            url = push_pipeline(copy.name, self.repo_id, private=self.private, license=self.license)
-            self.report(f"Pushed the pipeline to {url}.")
-        # Errors in this thread must not stop the training.
-        except Exception as error:
-            self._report_failure(folder, error)
+    def _push_waiting(self) -> None:
+        while True:
+            with self.lock:
+                if self.waiting is None:
+                    self.thread = None
+                    return
+                (copy, folder), self.waiting = self.waiting, None
+            try:
+                url = push_pipeline(copy.name, self.repo_id, private=self.private, license=self.license)
+                self.report(f"Pushed the pipeline to {url}.")
+            # Errors in this thread must not stop the training.
+            except Exception as error:
+                self._report_failure(folder, str(error) or type(error).__name__)
+            copy.cleanup()
 
-    def _report_failure(self, folder: Path, error: Exception) -> None:
+    def _report_failure(self, folder: Path, reason: str) -> None:
         command = f"fmnist-diffusion push {folder} --repo-id {self.repo_id}"
         command += " --private" if self.private else ""
         command += f" --license {self.license}" if self.license else ""
-        self.report(f"Could not push the pipeline ({error}). Run `{command}` to try again.")
+        self.report(f"Could not push the pipeline ({reason.rstrip('.')}). Run `{command}` to try again.")
 
     def finish(self) -> None:
-        """Waits for the newest push."""
-        self.executor.shutdown()
+        """Waits for the newest push, at most 20 minutes. A push fails after 30 seconds if the Hub does not respond."""
+        with self.lock:
+            thread, folder = self.thread, self.folder
+        if thread is not None and folder is not None:
+            thread.join(FINISH_TIMEOUT)
+            if thread.is_alive():
+                self._report_failure(folder, f"it was not complete after {FINISH_TIMEOUT // 60:.0f} minutes")
 
 
 def make_background_push(config: TrainingConfig, report: Callable[[str], None]) -> BackgroundPush | None:

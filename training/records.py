@@ -1,9 +1,10 @@
 """Records of a run: losses (`loss.csv`, `loss.png`) and sample grids (`samples/`, `progress.png`)."""
 
 import csv
+import logging
 import math
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
@@ -15,6 +16,7 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
+from fmnist_diffusion.files import describe_write_errors, sync, write_atomically
 from fmnist_diffusion.images import image_grid, upscale
 
 
@@ -24,6 +26,29 @@ from matplotlib import pyplot as plt
 
 COLUMNS: tuple[str, ...] = ("step", "epoch", "loss", "learning_rate")
 GRID_UPSCALE = 2
+
+logger = logging.getLogger("training")
+
+
+def read_rows(path: Path, columns: Sequence[str]) -> list[dict[str, str]]:
+    """Returns the rows of a CSV file that have a number in each of `columns` and an integer in `step`.
+
+    Crashes leave incomplete lines and NUL bytes, which are skipped.
+    """
+    lines = path.read_text(errors="replace").splitlines(keepends=True)
+    complete = (line for line in lines if line.endswith("\n") and len(line) < csv.field_size_limit())
+    rows = []
+    for row in csv.DictReader(complete):
+        try:
+            int(row["step"])
+            for name in columns:
+                float(row[name])
+        except (KeyError, TypeError, ValueError):
+            continue
+        # `None` marks a missing or an additional field.
+        if None not in row and None not in row.values():
+            rows.append(row)
+    return rows
 
 
 class LossRecord:
@@ -39,49 +64,61 @@ class LossRecord:
         self.path = path
         rows = []
         if resumed is not None and resumed.exists():
-            with resumed.open() as file:
-                rows = [row for row in csv.DictReader(file) if int(row["step"]) <= global_step]
-        with path.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS)
+            rows = [row for row in read_rows(resumed, COLUMNS) if int(row["step"]) <= global_step]
+        if len(rows) < global_step:
+            logger.warning("%s has no losses of %d of the first %d steps.", path, global_step - len(rows), global_step)
+        with write_atomically(path) as temporary, temporary.open("w", newline="") as file:
+            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
 
     def append(self, rows: list[tuple[int, int, float, float]]) -> None:
         """Adds rows of step, epoch (from 1), loss and learning rate."""
-        with self.path.open("a", newline="") as file:
+        with describe_write_errors(self.path), self.path.open("a", newline="") as file:
             csv.writer(file).writerows(rows)
+
+    def sync(self) -> None:
+        """Waits until all rows are written to disk."""
+        with describe_write_errors(self.path):
+            sync(self.path)
 
     def read(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
         """Returns the step, epoch and loss of every row."""
-        with self.path.open() as file:
-            rows = list(csv.DictReader(file))
+        rows = read_rows(self.path, COLUMNS)
         steps, epochs = (np.array([int(row[name]) for row in rows]) for name in ("step", "epoch"))
         return steps, epochs, np.array([float(row["loss"]) for row in rows])
 
     def get_epoch_mean(self, epoch: int) -> float:
         _, epochs, losses = self.read()
-        return float(losses[epochs == epoch].mean())
+        selected = losses[epochs == epoch]
+        # The losses of a resumed run can be lost.
+        return float(selected.mean()) if len(selected) else math.nan
 
-    def plot(self, path: Path) -> None:
-        """Plots the loss of each step, its running mean and the mean of each epoch."""
+    def plot(self, path: Path, images_per_step: int) -> None:
+        """Plots the loss of each step, its running mean and the mean of each epoch against the number of images."""
         steps, epochs, losses = self.read()
+        if not len(losses):
+            return
+        images = steps * images_per_step
         figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-        axes.plot(steps, losses, color="tab:blue", alpha=0.2, linewidth=0.5, label="step")
+        axes.plot(images, losses, color="tab:blue", alpha=0.2, linewidth=0.5, label="step")
         window = max(1, min(200, len(losses) // 10))
         axes.plot(
-            steps[window - 1 :],
+            images[window - 1 :],
             np.convolve(losses, np.ones(window) / window, mode="valid"),
             color="tab:blue",
             label=f"mean of {window} steps",
         )
         names = np.unique(epochs)
-        ends = [steps[epochs == epoch][-1] for epoch in names]
+        ends = [images[epochs == epoch][-1] for epoch in names]
         means = [losses[epochs == epoch].mean() for epoch in names]
         axes.plot(ends, means, "o", color="tab:orange", markersize=4, label="mean of an epoch")
-        axes.set(xlabel="optimizer step", ylabel="loss", yscale="log")
+        axes.set(xlabel="images seen", ylabel="loss", yscale="log")
+        axes.xaxis.set_major_formatter("{x:,.0f}")
         axes.grid(alpha=0.3, which="both")
         axes.legend()
-        figure.savefig(path, dpi=120)
+        with write_atomically(path) as temporary:
+            figure.savefig(temporary, dpi=120)
         plt.close(figure)
 
 
@@ -105,9 +142,15 @@ class LossLogger:
 
     @contextmanager
     def show_progress(self, global_step: int, total_steps: int) -> Iterator[None]:
-        """Shows a progress bar from `global_step` to `total_steps` on the main process."""
-        disable = not self.accelerator.is_main_process
-        self.bar = tqdm(total=total_steps, initial=global_step, unit="step", disable=disable, dynamic_ncols=True)
+        """Shows the number of images from `global_step` to `total_steps` on the main process."""
+        self.bar = tqdm(
+            total=total_steps * self.images_per_step,
+            initial=global_step * self.images_per_step,
+            unit=" images",
+            unit_scale=True,
+            disable=not self.accelerator.is_main_process,
+            dynamic_ncols=True,
+        )
         with self.bar:
             self.restart_clock()
             yield
@@ -123,7 +166,14 @@ class LossLogger:
         """Ends an optimizer step, whose loss is the mean over the batches since the last step."""
         self.steps.append((step, epoch, torch.stack(self.batch_losses).mean(), learning_rate))
         self.batch_losses = []
-        self.bar.update()
+        self.bar.update(self.images_per_step)
+
+    def describe_progress(self) -> str:
+        """Returns the number of images so far and the remaining time, which includes that of the outputs."""
+        seen, total = self.bar.n, self.bar.total
+        values = self.bar.format_dict
+        seconds = values["elapsed"] * (total - seen) / max(seen - values["initial"], 1)
+        return f"{seen:,} of {total:,} images, {tqdm.format_interval(seconds)} left"
 
     def report(self) -> None:
         """Reports the steps since the last call.
@@ -144,8 +194,13 @@ class LossLogger:
             self.record.append(rows)
         step, epoch, _, learning_rate = rows[-1]
         loss = float(np.mean(losses))
-        self.bar.set_postfix(epoch=epoch, loss=f"{loss:.4f}", images_per_s=f"{images_per_second:.0f}")
-        values = {"loss": loss, "learning_rate": learning_rate, "images_per_second": images_per_second}
+        self.bar.set_postfix(epoch=epoch, loss=f"{loss:.4f}")
+        values = {
+            "loss": loss,
+            "learning_rate": learning_rate,
+            "images_seen": step * self.images_per_step,
+            "images_per_second": images_per_second,
+        }
         self.accelerator.log(values, step=step)
         for step, _, loss, _ in rows:
             if not math.isfinite(loss):
@@ -169,20 +224,28 @@ class SampleGrids:
         """Saves the grid of an epoch, updates `progress.png`, and returns the grid."""
         grid = upscale(image_grid(images, columns), GRID_UPSCALE)
         path = self.get_path(epoch)
-        path.parent.mkdir(exist_ok=True)
-        grid.save(path)
+        with describe_write_errors(path):
+            path.parent.mkdir(exist_ok=True)
+        with write_atomically(path) as temporary:
+            grid.save(temporary)
         self.plot(images[0].height * GRID_UPSCALE)
         return grid
 
     def plot(self, row_height: int) -> None:
         rows = {}
         for path in sorted((self.folder / "samples").glob("epoch-*.png")):
-            with Image.open(path) as grid:
-                rows[int(path.stem.removeprefix("epoch-"))] = np.asarray(grid.crop((0, 0, grid.width, row_height)))
+            try:
+                with Image.open(path) as grid:
+                    row = np.asarray(grid.crop((0, 0, grid.width, row_height)))
+            except (OSError, SyntaxError, ValueError) as error:
+                logger.warning("progress.png does not show %s, which is damaged (%s).", path, error)
+                continue
+            rows[int(path.stem.removeprefix("epoch-"))] = row
         figure, axes = plt.subplots(len(rows), 1, figsize=(8, 0.85 * len(rows)), layout="constrained", squeeze=False)
         for axis, (epoch, row) in zip(axes[:, 0], rows.items(), strict=True):
             axis.imshow(row, cmap="gray")
             axis.set_ylabel(f"epoch {epoch}", rotation=0, ha="right", va="center")
             axis.set(xticks=[], yticks=[])
-        figure.savefig(self.folder / "progress.png", dpi=120)
+        with write_atomically(self.folder / "progress.png") as temporary:
+            figure.savefig(temporary, dpi=120)
         plt.close(figure)

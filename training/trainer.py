@@ -1,8 +1,5 @@
 """The training loop."""
 
-import signal
-from collections.abc import Iterator
-from contextlib import contextmanager
 from pathlib import Path
 
 import torch
@@ -10,11 +7,24 @@ from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
 from averaging import copy_model, reestimate_batch_norm
-from checkpoint import Progress, find_resumed_checkpoint, get_step, load_checkpoint, save_checkpoint
+from checkpoint import (
+    Progress,
+    find_later_checkpoints,
+    find_resumed_checkpoint,
+    get_step,
+    load_checkpoint,
+    save_checkpoint,
+)
 from components import get_memory_format, make_accelerator, make_components, make_lr_scheduler
-from config import TrainingConfig
+from config import ResolvedConfig
+from fmnist_diffusion.files import describe_write_errors, remove_folder, remove_temporary_files
+from interrupts import Interrupts
+from lock import lock_folder
+from milestones import compare_with_usable
 from outputs import DueOutputs, RunOutputs, get_due_outputs
+from processes import call_on_main_process, check_strategy
 from records import LossLogger, LossRecord
+from states import are_finite
 from tracking import start_tracker
 
 
@@ -23,17 +33,20 @@ class Trainer:
 
     Raises:
         `ValueError`, `OSError`: If the configuration, the data, the checkpoint or the pipeline to fine-tune cannot be
-            used.
+            used, or if another run uses `output_dir`.
+        `WriteError`: If `output_dir` is not writable.
     """
 
-    def __init__(self, config: TrainingConfig):
+    def __init__(self, config: ResolvedConfig):
         self.config = config
         self.folder = Path(config.output_dir)
+        self.checkpoints = self.folder / "checkpoints"
         checkpoint = find_resumed_checkpoint(config)
         global_step = 0 if checkpoint is None else get_step(checkpoint)
 
         # 1. components, the same in every process
         self.accelerator = make_accelerator(config)
+        check_strategy(self.accelerator)
         set_seed(config.seed)
         self.components = make_components(config, self.accelerator)
         self.total_steps = config.get_total_steps(len(self.components.batches))
@@ -44,22 +57,29 @@ class Trainer:
                 f" --{option} to train longer."
             )
         self.outputs = None
-        if self.accelerator.is_main_process:
+
+        def prepare_outputs() -> None:
+            self._prepare_folder(global_step)
             self.outputs = RunOutputs(config, self.accelerator, self.components, global_step)
 
-        # 2. state; the random states differ between processes
+        call_on_main_process(self.accelerator, prepare_outputs)
+
+        # 2. state; each process has its own random state, so that its noise and timesteps differ
         self.progress = Progress()
-        self.accelerator.register_for_checkpointing(self.progress, self.components.loss.timestep_sampler)
+        self.saved_step = None
         set_seed(config.seed, device_specific=True)
-        optimizer = self.components.optimizer
         if checkpoint is not None:
-            load_checkpoint(self.accelerator, optimizer, self.components.ema, checkpoint)
-        self.lr_scheduler = make_lr_scheduler(config.optimizer, optimizer, self.total_steps, global_step)
+            self.progress = load_checkpoint(self.accelerator, self.components, checkpoint, config.seed)
+            if checkpoint.parent.resolve() == self.checkpoints.resolve():
+                self.saved_step = global_step
+        self.lr_scheduler = make_lr_scheduler(
+            config.optimizer, self.components.optimizer, self.total_steps, global_step
+        )
+        self.interrupts = Interrupts(self.accelerator)
 
         # 3. records
         record = None
         if self.accelerator.is_main_process:
-            self.folder.mkdir(parents=True, exist_ok=True)
             config.save(self.folder / "config.yaml")
             resumed = None if checkpoint is None else checkpoint.parents[1] / "loss.csv"
             record = LossRecord(self.folder / "loss.csv", resumed, global_step)
@@ -67,18 +87,32 @@ class Trainer:
         images_per_step = config.train_batch_size * config.gradient_accumulation_steps
         self.loss_logger = LossLogger(self.accelerator, record, images_per_step)
 
+    def _prepare_folder(self, global_step: int) -> None:
+        """Locks the folder of the run and removes what an interrupted run has left there."""
+        with describe_write_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            lock_folder(self.folder)
+            self.checkpoints.mkdir(exist_ok=True)
+        for folder in (self.folder, self.checkpoints, self.folder / "samples"):
+            remove_temporary_files(folder)
+        # These checkpoints are damaged; otherwise, the run would not continue from an earlier one.
+        for damaged in find_later_checkpoints(self.checkpoints, global_step):
+            remove_folder(damaged)
+
     def train(self) -> None:
         """Trains to the end of the run and exports the pipeline.
 
         Raises:
             `DataError`: If an image of a streamed dataset cannot be decoded.
             `FloatingPointError`: If the loss or the weights are NaN or infinite. Such weights are not saved.
-            `KeyboardInterrupt`: After Ctrl-C. With a single process, a checkpoint is written first.
+            `KeyboardInterrupt`: After Ctrl-C or, as [`Terminated`], after SIGTERM. A checkpoint is written first.
+            `WriteError`: If a file cannot be written.
         """
         config, progress, batches = self.config, self.progress, self.components.batches
-        with self._delay_interrupt(), self.loss_logger.show_progress(progress.global_step, self.total_steps):
+        with self.interrupts, self.loss_logger.show_progress(progress.global_step, self.total_steps):
             if progress.global_step == self.total_steps:
-                # The run stopped after its last step but before its outputs, or it continues in a different folder.
+                # The run stopped after its last step, before it wrote its outputs, or it is resumed in a different
+                # folder.
                 self._end_epoch()
             while progress.global_step < self.total_steps:
                 for images, labels in batches.epoch(progress.epoch, start=progress.batch):
@@ -87,10 +121,11 @@ class Trainer:
                         continue
                     if progress.global_step % config.logging_steps == 0:
                         self._report_losses()
-                    if progress.global_step % config.checkpointing_steps == 0 or self.interrupted:
+                    interrupted = self.interrupts.exchange()
+                    if progress.global_step % config.checkpointing_steps == 0 or interrupted:
                         self._save_checkpoint()
-                    if self.interrupted:
-                        raise KeyboardInterrupt
+                    if interrupted:
+                        self.interrupts.stop()
                     if progress.global_step == self.total_steps:
                         break
                 self._end_epoch()
@@ -99,31 +134,11 @@ class Trainer:
             memory = torch.cuda.max_memory_allocated() / 2**20
             self.accelerator.print(f"Peak GPU memory: {memory:.0f} MiB.")
         self.accelerator.print(f"Saved the pipeline to {self.folder / 'pipeline'}.")
+        images_seen = self.total_steps * self.loss_logger.images_per_step
+        self.accelerator.print(compare_with_usable(images_seen, fine_tuning=config.init_from is not None))
         if self.outputs is not None:
             self.outputs.finish()
         self.accelerator.end_training()
-
-    @contextmanager
-    def _delay_interrupt(self) -> Iterator[None]:
-        """Delays Ctrl-C until the end of the current step, so that a checkpoint can be written.
-
-        A second Ctrl-C stops immediately. With several processes, Ctrl-C always stops immediately, because they would
-        have to agree on the step.
-        """
-        self.interrupted = False
-        if self.accelerator.num_processes > 1:
-            yield
-            return
-
-        def interrupt(*_):
-            self.interrupted = True
-            signal.signal(signal.SIGINT, previous)
-
-        previous = signal.signal(signal.SIGINT, interrupt)
-        try:
-            yield
-        finally:
-            signal.signal(signal.SIGINT, previous)
 
     def _train_batch(self, images: torch.Tensor, labels: torch.Tensor | None) -> None:
         config, components, progress = self.config, self.components, self.progress
@@ -152,18 +167,22 @@ class Trainer:
     def _report_losses(self) -> None:
         """Raises `FloatingPointError` if a loss or a weight is NaN or infinite."""
         self.loss_logger.report()
-        if not all(bool(weight.isfinite().all()) for weight in self.components.unet.parameters()):
-            raise FloatingPointError(f"The weights are NaN or infinite at step {self.progress.global_step}.")
+        components, step = self.components, self.progress.global_step
+        if not are_finite(components.unet.state_dict().values()):
+            raise FloatingPointError(f"The weights are NaN or infinite at step {step}.")
+        if components.ema is not None and not are_finite(components.ema.shadow_params):
+            raise FloatingPointError(f"The averaged weights are NaN or infinite at step {step}.")
 
     def _save_checkpoint(self) -> None:
+        """Writes a checkpoint unless there already is one of this step."""
         self._report_losses()
-        save_checkpoint(
-            self.accelerator,
-            self.components.ema,
-            self.folder / "checkpoints",
-            self.progress.global_step,
-            self.config.checkpoints_total_limit,
-        )
+        if self.saved_step != self.progress.global_step:
+            # The losses up to the checkpoint must be on the disk before it.
+            if self.loss_logger.record is not None:
+                self.loss_logger.record.sync()
+            limit = self.config.checkpoints_total_limit
+            save_checkpoint(self.accelerator, self.components, self.progress, self.checkpoints, limit)
+            self.saved_step = self.progress.global_step
         self.loss_logger.restart_clock()
 
     def _end_epoch(self) -> None:
@@ -172,25 +191,40 @@ class Trainer:
         progress = self.progress
         # A finished run that is resumed has already counted its last epoch.
         epoch = progress.epoch + (progress.batch > 0)
-        if progress.batch == len(self.components.batches):
-            progress.epoch, progress.batch = epoch, 0
         if self.loss_logger.record is not None:
             epoch_loss = self.loss_logger.record.get_epoch_mean(epoch)
             self.accelerator.log({"epoch_loss": epoch_loss}, step=progress.global_step)
-            tqdm.write(f"Epoch {epoch}: loss {epoch_loss:.5f}")
-            self.loss_logger.record.plot(self.folder / "loss.png")
+            tqdm.write(f"Epoch {epoch}: loss {epoch_loss:.5f}, {self.loss_logger.describe_progress()}")
+            self.loss_logger.record.plot(self.folder / "loss.png", self.loss_logger.images_per_step)
         due = get_due_outputs(self.config, epoch, finished=progress.global_step == self.total_steps)
         if due:
-            self._write_outputs(epoch, due)
+            try:
+                self._write_outputs(epoch, due)
+            except KeyboardInterrupt:
+                # The outputs do not change the state of the training. The resumed run writes them again.
+                self._save_checkpoint()
+                raise
+        if progress.batch == len(self.components.batches):
+            progress.epoch, progress.batch = epoch, 0
         self.loss_logger.restart_clock()
 
     def _write_outputs(self, epoch: int, due: DueOutputs) -> None:
-        components, device = self.components, self.accelerator.device
+        components, progress, device = self.components, self.progress, self.accelerator.device
+        if progress.batch == len(components.batches):
+            progress = Progress(progress.global_step, epoch, 0)
         # Sampling must not change the random numbers of the training.
         with torch.random.fork_rng([device] if device.type == "cuda" else []):
             unet = copy_model(components.unet, components.ema, self.accelerator)
-            if unet is not None and self.outputs is not None:
-                if components.ema is not None:
-                    reestimate_batch_norm(unet, components.batches, components.loss, self.accelerator)
-                self.outputs.write(unet, self.progress, epoch, due)
-        self.accelerator.wait_for_everyone()
+
+            def write() -> None:
+                assert unet is not None and self.outputs is not None
+                with self.interrupts.raise_immediately():
+                    if components.ema is not None:
+                        reestimate_batch_norm(unet, components.batches, components.loss, self.accelerator)
+                    if not are_finite(unet.state_dict().values()):
+                        raise FloatingPointError(
+                            f"The exported weights are NaN or infinite at step {progress.global_step}."
+                        )
+                    self.outputs.write(unet, progress, epoch, due)
+
+            call_on_main_process(self.accelerator, write)

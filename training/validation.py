@@ -11,7 +11,9 @@ import torch
 from config import EvalConfig
 from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.evaluation import FastMetrics
+from fmnist_diffusion.files import write_atomically
 from fmnist_diffusion.sampling import Samples, generate
+from records import read_rows
 
 
 BATCH_SIZE = 250
@@ -67,8 +69,7 @@ class EvalRecord:
         self.settings = {name: str(value) for name, value in settings.items()}
         self.rows: list[dict[str, Any]] = []
         if path.exists():
-            with path.open() as file:
-                self.rows = [row for row in csv.DictReader(file) if int(row["step"]) <= global_step]
+            self.rows = [row for row in read_rows(path, ("step", "epoch")) if int(row["step"]) <= global_step]
 
     def add(self, step: int, epoch: int, metrics: dict[str, float]) -> bool:
         """Adds a row, or replaces the one of the same step.
@@ -82,7 +83,7 @@ class EvalRecord:
         comparable = [row for row in self.rows if self.settings.items() <= row.items()]
         best = all(metrics[name] < float(row.get(name) or "inf") for row in comparable)
         self.rows.append({"step": step, "epoch": epoch, **self.settings, **metrics})
-        with self.path.open("w", newline="") as file:
+        with write_atomically(self.path) as temporary, temporary.open("w", newline="") as file:
             # Rows can have different metrics, because the Inception network may be added when a run is resumed.
             writer = csv.DictWriter(file, list(dict.fromkeys(name for row in self.rows for name in row)))
             writer.writeheader()

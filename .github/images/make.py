@@ -48,7 +48,7 @@ def save_comparison() -> None:
 
 
 def save_animation() -> None:
-    """Saves the denoising of one image of each class, from pure noise to the images."""
+    """Saves an animation of denoising one image per class, from pure noise to the final images."""
     frames = load_pipeline("base").trajectory(range(10), generator=make_generators(25, 10))
     grids = [upscale(image_grid(images, 10, border=1), 3) for images in frames]
     save_gif(grids, FOLDER / "denoising.gif", duration=100, hold=2000)

@@ -11,7 +11,7 @@ import typer
 
 from fmnist_diffusion import __version__
 
-from . import demo, evaluate, info, push, push_space, sample
+from . import demo, evaluate, info, push, push_space, sample, train
 from .command import PROGRAM, Command
 
 
@@ -23,6 +23,14 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
 )
 app.command("sample", cls=Command, short_help="generate images", epilog=sample.EXAMPLE)(sample.sample)
+app.command(
+    "train",
+    cls=Command,
+    short_help="fine-tune a pipeline on your own images",
+    epilog=train.EXAMPLE,
+    # The other settings are those of the trainer.
+    context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
+)(train.train)
 app.command("evaluate", cls=Command, short_help="evaluate a pipeline or existing images", epilog=evaluate.EXAMPLE)(
     evaluate.evaluate
 )

@@ -1,15 +1,15 @@
 """The command `fmnist-diffusion evaluate`."""
 
+from collections.abc import Iterator
 from pathlib import Path
 from types import ModuleType
-from typing import Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fmnist_diffusion.sampling import SamplingConfig
 
 from .command import PROGRAM
-from .formatting import format_section
 from .options import (
     BatchSize,
     Device,
@@ -22,6 +22,9 @@ from .options import (
     load_for_sampling,
 )
 
+
+if TYPE_CHECKING:
+    from fmnist_diffusion.evaluation import Reference
 
 EXAMPLE = "Example: fmnist-diffusion evaluate base --num-samples 10000"
 DEFAULT_NUM_SAMPLES = 10_000
@@ -44,8 +47,17 @@ def evaluate(
         str | None,
         typer.Argument(
             metavar="SOURCE",
-            help="a pipeline (bundled checkpoint, local folder or Hub repository id), a folder of PNG images, or an"
+            help="a pipeline (bundled checkpoint, local folder or Hub repository id), a folder of images, or an"
             " .npz file with `images` and optionally `labels`",
+        ),
+    ] = None,
+    reference: Annotated[
+        str | None,
+        typer.Option(
+            metavar="FOLDER_OR_DATASET[:split]",
+            help="real images to compare with, of any size: a folder, or a dataset on the Hub; the split defaults to"
+            " train",
+            show_default="Fashion-MNIST",
         ),
     ] = None,
     num_samples: Annotated[
@@ -56,15 +68,16 @@ def evaluate(
             metavar="N",
             min=1,
             help="number of images per seed",
-            show_default=f"{DEFAULT_NUM_SAMPLES} for a pipeline, all images of a folder or file",
+            show_default=f"{DEFAULT_NUM_SAMPLES} for a pipeline, or the number of reference images with --cas; all"
+            " images of a folder or file",
         ),
     ] = None,
     seeds: Annotated[
         str,
         typer.Option(
             metavar="SEEDS",
-            help="comma-separated evaluation seeds from 0 to 4095; --num-samples different images are generated for"
-            " each of them, and the metrics are averaged",
+            help="comma-separated evaluation seeds from 0 to 4095; each seed generates its own --num-samples images,"
+            " and the metrics are averaged over the seeds",
         ),
     ] = "0",
     num_inference_steps: NumInferenceSteps = SamplingConfig.num_inference_steps,
@@ -79,8 +92,14 @@ def evaluate(
     dtype: Dtype = "float32",
     fast: Annotated[
         bool,
+        typer.Option("--fast", help="skip the metrics that require the Inception network; only for Fashion-MNIST"),
+    ] = False,
+    cas: Annotated[
+        bool,
         typer.Option(
-            "--fast", help="skip the metrics that require the Inception network; requires 257 samples instead of 2049"
+            "--cas",
+            help="also train a classifier on the samples and another one on real images, and report their accuracy on"
+            " the test split of the reference",
         ),
     ] = False,
     inception_weights: Annotated[
@@ -115,15 +134,21 @@ def evaluate(
     ] = None,
 ) -> None:
     """
-    Evaluate a pipeline or existing images against Fashion-MNIST.
+    Evaluate a pipeline or existing images against Fashion-MNIST or other images.
 
-    The metrics are FID, KID, precision, recall, density, coverage, FD-classifier, class accuracy, and the distances
-    to the nearest training images. Run the same command again to continue an interrupted evaluation.
+    The metrics are FID, KID, precision, recall, density, coverage, and the distances to the nearest training images;
+    for Fashion-MNIST also FD-classifier and class accuracy. Run the same command again to continue an interrupted
+    evaluation. To use several processes, run `accelerate launch -m fmnist_diffusion.commands evaluate ...`.
     """
     if source is None and not download_inception:
         raise ValueError("Pass a pipeline, a folder of images or an .npz file to evaluate.")
     if fast and inception_weights is not None:
         raise ValueError("Pass only one of `fast` and `inception_weights`.")
+    if reference is not None and (fast or train_data_dir is not None):
+        option = "fast" if fast else "train_data_dir"
+        raise ValueError(f"`{option}` only applies to Fashion-MNIST. Pass only one of `{option}` and `reference`.")
+    from fmnist_diffusion.data import FASHION_MNIST_LABELS
+
     sampling = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval)
     seed_list = parse_seeds(seeds)
     evaluation = import_evaluation()
@@ -134,31 +159,53 @@ def evaluate(
     images = contains_images(source)
     if images:
         reject_sampling_options(context)
+    processes = evaluation.connect_processes()
     inception = None if fast else load_inception(evaluation, inception_weights, device)
     name, default_dir = get_names(Path(source))
     folder = output_dir or default_dir
-    shared = {"name": name, "inception": inception, "train_data_dir": train_data_dir}
+    reference_source = None if reference is None else evaluation.ImageSource.parse(reference)
+
+    def make_reference(shape: tuple[int, int, int], network_device: Any) -> "Reference":
+        if reference_source is not None:
+            return evaluation.ImageReference(reference_source, inception, shape)
+        return evaluation.FashionMNISTReference(inception, network_device, train_data_dir)
+
     try:
         if images:
-            samples = evaluation.load_samples(Path(source), num_samples)
-            result = evaluation.evaluate_samples(samples, folder, **shared)
+            samples = evaluation.load_samples(
+                Path(source),
+                num_samples,
+                shape=evaluation.FashionMNISTReference.shape if reference_source is None else None,
+                label_names=reference_source.summary.label_names if reference_source else FASHION_MNIST_LABELS,
+            )
+            compared = make_reference(tuple(samples.images.shape[1:]), inception.device if inception else "cpu")
+            result = evaluation.evaluate_samples(
+                samples, folder, name=name, reference=compared, cas=cas, processes=processes
+            )
         else:
             pipe = load_for_sampling(source, device, dtype)
+            compared = make_reference(evaluation.get_shape(pipe), pipe.unet.device)
             result = evaluation.evaluate_pipeline(
                 pipe,
                 folder,
+                name=name,
                 sampling=sampling,
                 conditional=pipe.unet.config.num_class_embeds is not None and not unconditional,
-                num_samples=num_samples or DEFAULT_NUM_SAMPLES,
+                reference=compared,
+                num_samples=num_samples or (len(compared.train) if cas else DEFAULT_NUM_SAMPLES),
                 seeds=seed_list,
                 batch_size=batch_size,
-                **shared,
+                cas=cas,
+                processes=processes,
             )
     except KeyboardInterrupt:
         typer.echo(f"{PROGRAM}: interrupted; run the same command again to continue", err=True)
         raise typer.Exit(130) from None
-    print_result(result)
-    typer.echo(f"Saved metrics.json and report.png to {folder}.")
+    if processes.is_main:
+        for line in format_results(result):
+            typer.echo(line)
+        typer.echo(f"Saved metrics.json and report.png to {folder}.")
+    evaluation.disconnect_processes()
 
 
 def import_evaluation() -> ModuleType:
@@ -214,11 +261,27 @@ def parse_seeds(seeds: str) -> list[int]:
         raise ValueError(f"`seeds` must be comma-separated integers, got {seeds!r}.") from None
 
 
-def print_result(result: dict[str, Any]) -> None:
-    from fmnist_diffusion.hub.metadata import format_number
+def format_results(result: dict[str, Any]) -> Iterator[str]:
+    """Yields the lines of a table of the metrics, and a description of the images that were compared."""
+    from fmnist_diffusion.evaluation import metric_rows
 
-    for line in format_section("Metrics", result["metrics"], format_number):
-        typer.echo(line)
-    if result["inception"]:
-        fid = result["real"]["inception"]["test"]["frechet_distance"]
-        typer.echo(f"For comparison, the FID of the 10,000 real test images is {fid:.2f}.")
+    rows = list(metric_rows(result))
+    widths = [max(len(row[column]) for row in rows) for column in range(3)]
+    for title, value, real in rows:
+        yield f"{title:{widths[0]}}  {value:>{widths[1]}}  {real:>{widths[2]}}".rstrip()
+    yield ""
+    num_samples = f"{result['num_samples']:,} samples"
+    if "real" in result:
+        reference = "the training images of Fashion-MNIST"
+        yield f"Compared {num_samples} with {reference}. The last column is for its test images."
+        has_fid, minimum = "fid_train" in result["metrics"] or not result["inception"], "samples"
+    else:
+        reference, half = result["reference"], result["floor"]["num_images"]
+        yield (
+            f"Compared {num_samples} with {reference['num_images']:,} images of {reference['name']}"
+            f" ({reference['split']}). The last column is the floor: it compares two random halves of the reference,"
+            f" which have {half:,} images each."
+        )
+        has_fid, minimum = "fid" in result["metrics"], "samples and as many reference images"
+    if not has_fid:
+        yield f"FID requires at least 2,049 {minimum}. Use KID to compare models."

@@ -37,7 +37,13 @@ GuidanceInterval = Annotated[
     ),
 ]
 BatchSize = Annotated[
-    int, typer.Option(metavar="N", min=1, max=4096, help="number of images per batch; does not affect the images")
+    int,
+    typer.Option(
+        metavar="N",
+        min=1,
+        max=4096,
+        help="number of images per batch, which may be reduced to save memory; does not affect the images",
+    ),
 ]
 Device = Annotated[
     str,

@@ -24,7 +24,7 @@ def push(
     tag: Annotated[str | None, typer.Option(metavar="TAG", help="tag for the commit, such as v1.0")] = None,
     create_pr: Annotated[
         bool,
-        typer.Option("--create-pr", help="open a pull request; not together with --revision or --tag"),
+        typer.Option("--create-pr", help="open a pull request; cannot be combined with --revision or --tag"),
     ] = False,
     license: Annotated[
         str | None,

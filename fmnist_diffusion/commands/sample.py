@@ -26,19 +26,22 @@ from .options import (
 
 
 if TYPE_CHECKING:
+    from PIL.Image import Image
+
     from fmnist_diffusion import FashionMNISTPipeline
 
 EXAMPLE = "Example: fmnist-diffusion sample --class-labels 'Ankle boot,bag' -n 12"
-# This is the maximum of num_images * upscale**2. It limits grid.png to 78 million pixels for 28x28 images.
-MAX_GRID_SIZE = 100_000
+MAX_GRID_PIXELS = 80_000_000  # in grid.png, which needs 240 MB of memory for color images
 MAX_LABEL_LENGTH = 40  # characters in a file name
+MAX_PATH_LEVELS = 100
+MAX_PATH_LENGTH = 200  # characters of a path in a message
 
 
 def sample(
     pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help=PIPELINE_HELP)] = "base",
     num_images: Annotated[
         int,
-        typer.Option("--num-images", "-n", metavar="N", min=1, help="number of images to generate"),
+        typer.Option("--num-images", "-n", metavar="N", min=1, max=100_000, help="number of images to generate"),
     ] = 16,
     class_labels: Annotated[
         list[str] | None,
@@ -66,7 +69,9 @@ def sample(
             show_default="the next of samples/001, samples/002, ...",
         ),
     ] = None,
-    upscale: Annotated[int, typer.Option(metavar="N", min=1, help="integer factor to enlarge the images by")] = 1,
+    upscale: Annotated[
+        int, typer.Option(metavar="N", min=1, max=100, help="integer factor to enlarge the images by")
+    ] = 1,
 ) -> None:
     """Generate images. Each image is saved as a PNG file, and grid.png shows all of them."""
     config = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval, seed)
@@ -74,11 +79,6 @@ def sample(
         raise ValueError(
             f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass `class_labels` to"
             " use guidance."
-        )
-    if num_images * upscale**2 > MAX_GRID_SIZE:
-        raise ValueError(
-            f"`num_images` * `upscale`**2 must be at most {MAX_GRID_SIZE}, because grid.png shows all images, got"
-            f" {num_images} * {upscale}**2."
         )
     labels = None if class_labels is None else ",".join(class_labels).split(",")
     folder = make_output_dir(output_dir)
@@ -108,6 +108,7 @@ def save_images(
     from fmnist_diffusion.sampling import generate
 
     label_ids = None if class_labels is None else pipe.get_label_ids(class_labels)
+    check_grid_size(pipe, num_images, upscale)
     columns = len(label_ids) if label_ids and len(label_ids) > 1 else math.ceil(math.sqrt(num_images))
     pipe.set_progress_bar_config(disable=None)  # only shown in a terminal
     saved = []
@@ -117,8 +118,26 @@ def save_images(
             if label_ids:
                 name += f"-{get_file_label(pipe.label_names, label_ids[len(saved) % len(label_ids)])}"
             saved.append(images.upscale(image, upscale))
-            saved[-1].save(folder / f"{name}.png")
-    images.image_grid(saved, columns).save(folder / "grid.png")
+            save_image(saved[-1], folder / f"{name}.png")
+    save_image(images.image_grid(saved, columns), folder / "grid.png")
+
+
+def check_grid_size(pipe: "FashionMNISTPipeline", num_images: int, upscale: int) -> None:
+    size = pipe.unet.config.sample_size
+    height, width = (size, size) if isinstance(size, int) else size
+    maximum = MAX_GRID_PIXELS // (height * width)
+    if num_images * upscale**2 > maximum:
+        raise ValueError(
+            f"`num_images` * `upscale`**2 must be at most {maximum} for images of {height}x{width} pixels, because"
+            f" grid.png shows all images, got {num_images} * {upscale}**2."
+        )
+
+
+def save_image(image: "Image", path: Path) -> None:
+    try:
+        image.save(path)
+    except OSError as error:
+        raise OSError(f"Could not write {path}: {error.strerror}. Pass a different `output_dir`.") from error
 
 
 def get_file_label(label_names: Sequence[str] | None, label_id: int) -> str:
@@ -137,8 +156,11 @@ def make_output_dir(folder: Path | None) -> Path:
         folder (`Path`, *optional*): A new or empty folder. Defaults to the next of samples/001, samples/002, ...
 
     Raises:
-        `ValueError`: If the folder contains files or is not writable.
+        `ValueError`: If the folder contains files, cannot be created or is not writable.
     """
+    # Python creates parent folders recursively.
+    if folder is not None and len(folder.parts) > MAX_PATH_LEVELS:
+        raise ValueError(f"`output_dir` must have at most {MAX_PATH_LEVELS} levels, got {len(folder.parts)}.")
     try:
         if folder is None:
             return make_numbered_dir(Path("samples"))
@@ -146,7 +168,8 @@ def make_output_dir(folder: Path | None) -> Path:
         empty = not any(folder.iterdir())
     except OSError as error:
         raise ValueError(
-            f"`output_dir` must be a writable folder, got {folder or 'samples'} ({error.strerror})."
+            f"`output_dir` must be a writable folder, got {str(folder or 'samples')[:MAX_PATH_LENGTH]}"
+            f" ({error.strerror})."
         ) from error
     if not empty:
         raise ValueError(f"`output_dir` must be a new or empty folder, got {folder}, which contains files.")

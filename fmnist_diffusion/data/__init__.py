@@ -1,11 +1,15 @@
 """Loads image datasets for training and evaluation, and converts their labels and pixels."""
 
-from .decoding import decode, stream_images
+from .augmentation import augment
+from .conversion import convert_image
+from .decoding import ImageStream, decode, stream_images
 from .errors import DataError
 from .fashion_mnist import DEBIAN_FOLDER, DEFAULT_DATASET, FASHION_MNIST_LABELS
 from .image_tensors import ImageTensors
 from .pixels import to_model_input, to_pil, to_uint8
-from .splits import load_images, load_split
+from .reading import read_header, read_image
+from .splits import inspect_images, load_images, load_split
+from .summary import DataSummary
 from .tensor_file import save_tensors
 
 
@@ -14,10 +18,17 @@ __all__ = [
     "DEFAULT_DATASET",
     "FASHION_MNIST_LABELS",
     "DataError",
+    "DataSummary",
+    "ImageStream",
     "ImageTensors",
+    "augment",
+    "convert_image",
     "decode",
+    "inspect_images",
     "load_images",
     "load_split",
+    "read_header",
+    "read_image",
     "save_tensors",
     "stream_images",
     "to_model_input",

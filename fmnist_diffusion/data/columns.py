@@ -5,6 +5,9 @@ from __future__ import annotations
 from collections.abc import Callable
 from typing import TYPE_CHECKING, Any
 
+import numpy as np
+
+from .class_names import sort_class_names
 from .datasets_utils import get_arrow_column, is_uint8_array
 from .errors import DataError
 from .image_tensors import check_label_range
@@ -12,6 +15,9 @@ from .image_tensors import check_label_range
 
 if TYPE_CHECKING:
     import datasets
+
+# This value of `label_column` ignores the labels.
+NO_LABELS = "none"
 
 
 def standardize_columns(
@@ -23,13 +29,18 @@ def standardize_columns(
     Args:
         splits (`dict[str, datasets.Dataset]`):
             All splits. Their labels are combined, so that each class has the same index in every split.
-        split (`str`): Name of the split to return.
-        source (`str`): Path or name of the dataset for error messages.
-        image_column, label_column (`str`, *optional*): See [`load_split`].
+        split (`str`):
+            Name of the split to return.
+        source (`str`):
+            Path or name of the dataset for error messages.
+        image_column, label_column (`str`, *optional*):
+            See [`load_split`].
     """
+    import datasets
+
     dataset = splits[split]
     for argument, column in (("image_column", image_column), ("label_column", label_column)):
-        if column is not None and column not in dataset.features:
+        if column is not None and column not in dataset.features and (argument, column) != ("label_column", NO_LABELS):
             raise DataError(
                 f"Could not find the column {column!r} in {source}. Set `{argument}` to {_list_columns(dataset)}."
             )
@@ -37,15 +48,24 @@ def standardize_columns(
         image_column = _find_image_column(dataset, source)
     if label_column is None:
         label_column = _find_label_column(dataset, source, image_column)
+    elif label_column == NO_LABELS:
+        label_column = None
 
-    dataset = _cast_images(dataset, image_column, source)
-    names = {image_column: "image"}
-    if label_column is not None:
-        dataset = _cast_labels(dataset, splits, label_column, source)
-        names[label_column] = "label"
-    dataset = dataset.select_columns(list(names))
-    _check_values(dataset, label_column, source)
-    return dataset.rename_columns(names)
+    images = _cast_images(dataset.select_columns([image_column]), image_column, source)
+    _check_missing(images, image_column, source, "Remove their rows.")
+    images = images.rename_columns({image_column: "image"})
+    if label_column is None:
+        return images
+    labels = dataset.select_columns([label_column])
+    _check_missing(labels, label_column, source, "Fill them in, or set `label_column` to none to ignore the labels.")
+    if isinstance(labels.features[label_column], datasets.ClassLabel):
+        values = get_arrow_column(labels, label_column).to_numpy()
+        names = labels.features[label_column].names
+        check_label_range(values, len(names), source)
+    else:
+        values, names = _number_labels(labels, splits, label_column, source)
+    feature = datasets.ClassLabel(names=names)
+    return images.add_column("label", values, feature=feature)  # pyright: ignore[reportArgumentType]
 
 
 def _find_image_column(dataset: datasets.Dataset, source: str) -> str:
@@ -78,7 +98,7 @@ def _find_column(dataset: datasets.Dataset, is_match: Callable[[Any], bool], def
 def _cast_images(dataset: datasets.Dataset, column: str, source: str) -> datasets.Dataset:
     import datasets
 
-    if _is_image(dataset.features[column]):
+    if isinstance(dataset.features[column], datasets.Image) or is_uint8_array(dataset.features[column]):
         return dataset
     try:
         return dataset.cast_column(column, datasets.Image())
@@ -89,45 +109,43 @@ def _cast_images(dataset: datasets.Dataset, column: str, source: str) -> dataset
         ) from error
 
 
-def _cast_labels(
+def _number_labels(
     dataset: datasets.Dataset, splits: dict[str, datasets.Dataset], column: str, source: str
-) -> datasets.Dataset:
+) -> tuple[np.ndarray, list[str]]:
+    """Returns the class indices, int64 of shape `(num_images,)`, and the class names: the distinct labels."""
     import datasets
+    import pyarrow as pa
+    import pyarrow.compute as pc
 
     feature = dataset.features[column]
-    if isinstance(feature, datasets.ClassLabel):
-        return dataset
     dtype = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
-    if dtype in ("string", "large_string"):
-        names = sorted(_get_distinct_labels(splits, column))
-        return dataset.cast_column(column, datasets.ClassLabel(names=names))
-    if not dtype.lstrip("u").startswith("int"):
+    is_integer = dtype.lstrip("u").startswith("int")
+    if not is_integer and dtype not in ("string", "large_string", "bool"):
         raise DataError(
-            f"The column {column!r} of {source} must contain class labels, integers or strings, got {dtype}."
-            f" Set `label_column` to {_list_columns(dataset)}."
+            f"The column {column!r} of {source} must contain class labels, integers, booleans or strings, got {dtype}."
+            f" Set `label_column` to {_list_columns(dataset)}, or to none to ignore the labels."
         )
-    labels = _get_distinct_labels(splits, column)
-    if min(labels, default=0) < 0:
-        raise DataError(f"The labels in {source} must not be negative, got {min(labels)}. Number them from 0.")
-    return dataset.cast_column(column, datasets.ClassLabel(num_classes=max(labels, default=0) + 1))
+    labels = get_arrow_column(dataset, column)
+    columns = [
+        get_arrow_column(other, column)
+        for other in splits.values()
+        if column in other.features and not isinstance(other.features[column], datasets.ClassLabel)
+    ]
+    try:
+        distinct = {value for other in columns for value in other.unique().cast(labels.type).to_pylist()} - {None}
+        values = sort_class_names(distinct) if dtype.endswith("string") else sorted(distinct)
+        indices = pc.call_function("index_in", [labels], pc.SetLookupOptions(pa.array(values, type=labels.type)))
+    except (ValueError, NotImplementedError) as error:  # pyarrow raises subclasses of these
+        raise DataError(f"The column {column!r} must have the same type in all splits of {source}.") from error
+    return indices.to_numpy().astype(np.int64), [str(value) for value in values]
 
 
-def _get_distinct_labels(splits: dict[str, datasets.Dataset], column: str) -> set[Any]:
-    labeled = [dataset for dataset in splits.values() if column in dataset.features]
-    return {label for dataset in labeled for label in dataset.unique(column)} - {None}
-
-
-def _check_values(dataset: datasets.Dataset, label_column: str | None, source: str) -> None:
-    for column in dataset.column_names:
-        num_missing = get_arrow_column(dataset, column).null_count
-        if num_missing:
-            raise DataError(
-                f"The column {column!r} of {source} must not contain missing values, got {num_missing}."
-                " Fill them in or remove their rows."
-            )
-    if label_column is not None:
-        labels = get_arrow_column(dataset, label_column).to_numpy()
-        check_label_range(labels, len(dataset.features[label_column].names), source)
+def _check_missing(dataset: datasets.Dataset, column: str, source: str, advice: str) -> None:
+    num_missing = get_arrow_column(dataset, column).null_count
+    if num_missing:
+        raise DataError(
+            f"The column {column!r} of {source} must not contain missing values, got {num_missing}. {advice}"
+        )
 
 
 def _list_columns(dataset: datasets.Dataset) -> str:
@@ -137,4 +155,7 @@ def _list_columns(dataset: datasets.Dataset) -> str:
 def _is_image(feature: Any) -> bool:
     import datasets
 
-    return isinstance(feature, datasets.Image) or is_uint8_array(feature)
+    # Parquet files without the metadata of `datasets` store images as a structure or as bytes.
+    is_structure = isinstance(feature, dict) and feature.keys() == {"bytes", "path"}
+    is_bytes = isinstance(feature, datasets.Value) and feature.dtype in ("binary", "large_binary")
+    return isinstance(feature, datasets.Image) or is_structure or is_bytes or is_uint8_array(feature)

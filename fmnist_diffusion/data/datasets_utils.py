@@ -2,12 +2,11 @@
 
 from __future__ import annotations
 
-from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from .errors import DataError, get_reason
+from .errors import DataError
 
 
 if TYPE_CHECKING:
@@ -25,20 +24,6 @@ def import_datasets():
             " `pip install 'fmnist-diffusion[train]'`."
         ) from error
     return datasets
-
-
-def load_files(builder_name: str, path: Path, **load_kwargs: Any) -> dict[str, datasets.Dataset]:
-    """Loads all splits of the local files at `path` with a builder of `datasets`, such as `"imagefolder"`."""
-    datasets = import_datasets()
-    from datasets.exceptions import DatasetsError
-
-    try:
-        splits = datasets.load_dataset(builder_name, **load_kwargs)
-    except (DatasetsError, OSError, ValueError) as error:
-        # The message of a DatasetGenerationError is generic. Its cause is the error of the reader.
-        reason = get_reason(error.__cause__ or error)
-        raise DataError(f"Could not read {path} as {builder_name} data ({reason}). Check its files.") from error
-    return {str(name): dataset for name, dataset in splits.items()}
 
 
 def is_uint8_array(feature: Any) -> bool:

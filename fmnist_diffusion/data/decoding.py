@@ -2,30 +2,32 @@
 
 from __future__ import annotations
 
-import io
-from functools import partial
 from typing import TYPE_CHECKING, Any
 
 import numpy as np
 import PIL.Image
-import PIL.ImageOps
 import torch
+from torch.utils.data import Dataset
 
+from .conversion import convert_image
 from .datasets_utils import get_array_column, get_arrow_column, is_uint8_array
-from .errors import DataError
+from .errors import DataError, ImageError, combine_image_errors
 from .image_tensors import ImageTensors
+from .reading import read_image
 
 
 if TYPE_CHECKING:
     import datasets
+
+MAX_SIDE = 4096  # pixels
+MAX_DECODED_SIZE = 3 * 1024**3  # bytes
 
 
 def decode(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], channels: int) -> ImageTensors:
     """
     Decodes a dataset returned by [`load_split`] and keeps the pixels in memory.
 
-    An image of a different size is resized with an antialiased bicubic filter to cover `resolution` and then
-    center-cropped. An image of this size keeps its exact pixels.
+    See [`convert_image`] for the treatment of size, color and transparency.
 
     Args:
         dataset (`datasets.Dataset`):
@@ -36,47 +38,88 @@ def decode(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], chan
             1 for grayscale (color images are converted to ITU-R 601-2 luma) or 3 for RGB.
 
     Raises:
-        `DataError`: If an image cannot be read, or if `resolution` or `channels` is invalid.
+        `DataError`: If images cannot be read, if `resolution` or `channels` is invalid, or if the pixels need more
+            than 3 GiB of memory.
     """
     height, width = get_height_width(resolution, channels)
+    check_decoded_size(len(dataset), height, width, channels)
     if is_uint8_array(dataset.features["image"]):
         images = decode_arrays(get_array_column(dataset, "image"), height, width, channels)
     else:
         images = np.empty((len(dataset), channels, height, width), dtype=np.uint8)
-        for index, image in enumerate(_disable_decoding(dataset)["image"]):
-            images[index] = _decode_image(image, height, width, channels)
+        errors = []
+        for index, image in enumerate(disable_decoding(dataset)["image"]):
+            try:
+                images[index] = _decode_image(image, index, height, width, channels)
+            except ImageError as error:
+                errors.append(error)
+        if errors:
+            raise combine_image_errors(errors)
     if "label" not in dataset.features:
         return ImageTensors(torch.from_numpy(images))
     labels = torch.from_numpy(get_arrow_column(dataset, "label").to_numpy().astype(np.int64))
     return ImageTensors(torch.from_numpy(images), labels, tuple(dataset.features["label"].names))
 
 
-def stream_images(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], channels: int) -> datasets.Dataset:
+def stream_images(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], channels: int) -> ImageStream:
     """
     Returns a view of a dataset that decodes images on access. The images do not have to fit in memory.
 
     Args:
         dataset, resolution, channels:
             See [`decode`], which returns the same pixels.
-
-    Returns:
-        `datasets.Dataset`: A dataset whose items are dictionaries with `images`, a uint8 tensor of shape `(channels,
-        height, width)`, and, if there are labels, `labels`, an `int`. Accessing an item raises a [`DataError`] if its
-        image cannot be read.
     """
     height, width = get_height_width(resolution, channels)
-    transform = partial(_decode_batch, height=height, width=width, channels=channels)
-    return _disable_decoding(dataset).with_transform(transform)
+    return ImageStream(dataset, height, width, channels)
+
+
+class ImageStream(Dataset):
+    """
+    A dataset that decodes images on access.
+
+    Its items are dictionaries with `images`, a uint8 tensor of shape `(channels, height, width)`, and, if there are
+    labels, `labels`, an `int`. Accessing an item raises a [`DataError`] if its image cannot be read.
+    """
+
+    def __init__(self, dataset: datasets.Dataset, height: int, width: int, channels: int):
+        self.dataset = disable_decoding(dataset)
+        self.height, self.width, self.channels = height, width, channels
+
+    def __len__(self) -> int:
+        return len(self.dataset)
+
+    def __getitem__(self, index: int) -> dict[str, Any]:
+        row = self.dataset[index]
+        pixels = _decode_image(row["image"], index, self.height, self.width, self.channels)
+        item: dict[str, Any] = {"images": torch.from_numpy(pixels)}
+        if "label" in row:
+            item["labels"] = row["label"]
+        return item
 
 
 def get_height_width(resolution: int | tuple[int, int], channels: int) -> tuple[int, int]:
     """Checks the arguments of [`decode`] and returns `resolution` as `(height, width)`."""
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    if height < 1 or width < 1:
-        raise DataError(f"`resolution` must be a positive number of pixels or (height, width), got {resolution}.")
-    if channels not in (1, 3):
-        raise DataError(f"`channels` must be 1 (grayscale) or 3 (RGB), got {channels}.")
+    size = (resolution, resolution) if isinstance(resolution, int) else resolution
+    is_pair = isinstance(size, (tuple, list)) and len(size) == 2
+    if not is_pair or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in size):
+        raise DataError(
+            f"`resolution` must be a number of pixels or (height, width), from 1 to {MAX_SIDE}, got {resolution!r}."
+        )
+    if type(channels) is not int or channels not in (1, 3):
+        raise DataError(f"`channels` must be 1 (grayscale) or 3 (RGB), got {channels!r}.")
+    height, width = size
     return height, width
+
+
+def check_decoded_size(num_images: int, height: int, width: int, channels: int) -> None:
+    """Raises a [`DataError`] if the decoded images need more than 3 GiB of memory."""
+    size = num_images * height * width * channels
+    if size > MAX_DECODED_SIZE:
+        raise DataError(
+            f"The {num_images} images of {height}x{width} pixels and {channels} channels need {size:,} bytes of"
+            f" memory, more than the limit of {MAX_DECODED_SIZE:,}. Stream them (--data.streaming=true), or reduce"
+            " `max_samples` or `resolution`."
+        )
 
 
 def decode_arrays(arrays: np.ndarray, height: int, width: int, channels: int) -> np.ndarray:
@@ -96,11 +139,11 @@ def decode_arrays(arrays: np.ndarray, height: int, width: int, channels: int) ->
         return arrays[:, None].copy()
     images = np.empty((len(arrays), channels, height, width), dtype=np.uint8)
     for index, array in enumerate(arrays):
-        images[index] = _convert(PIL.Image.fromarray(array), height, width, channels)
+        images[index] = convert_image(PIL.Image.fromarray(array), height, width, channels)
     return images
 
 
-def _disable_decoding(dataset: datasets.Dataset) -> datasets.Dataset:
+def disable_decoding(dataset: datasets.Dataset) -> datasets.Dataset:
     """Returns a view with encoded images, so that decoding errors can name the file."""
     import datasets
 
@@ -109,39 +152,24 @@ def _disable_decoding(dataset: datasets.Dataset) -> datasets.Dataset:
     return dataset.cast_column("image", datasets.Image(decode=False))
 
 
-def _decode_batch(batch: dict[str, list[Any]], height: int, width: int, channels: int) -> dict[str, list[Any]]:
-    arrays = [_decode_image(image, height, width, channels) for image in batch["image"]]
-    decoded: dict[str, list[Any]] = {"images": [torch.from_numpy(array) for array in arrays]}
-    if "label" in batch:
-        decoded["labels"] = batch["label"]
-    return decoded
+def get_encoded(image: dict[str, Any], index: int) -> tuple[bytes | str, str]:
+    """
+    Returns the bytes or the path of an encoded image of `datasets`, and its name for error messages.
+
+    Raises:
+        `DataError`: If the image has neither bytes nor a path.
+    """
+    encoded, path = image["bytes"], image["path"]
+    if encoded is not None:
+        return encoded, f"the image in row {index}" + (f" ({path})" if path else "")
+    if path is None:
+        raise ImageError(f"the image in row {index}", "it has neither bytes nor a path")
+    return path, f"the image {path}"
 
 
-def _decode_image(image: Any, height: int, width: int, channels: int) -> np.ndarray:
+def _decode_image(image: Any, index: int, height: int, width: int, channels: int) -> np.ndarray:
     """Decodes an encoded image of `datasets` (`{"bytes", "path"}`) or a nested list of pixels."""
-    if isinstance(image, dict):
-        return _convert(_open_image(image), height, width, channels)
-    return _convert(PIL.Image.fromarray(np.asarray(image, dtype=np.uint8)), height, width, channels)
-
-
-def _open_image(encoded_image: dict[str, Any]) -> PIL.Image.Image:
-    """Decodes an image from its bytes, or from its file if there are none, and applies the EXIF orientation."""
-    encoded, path = encoded_image["bytes"], encoded_image["path"]
-    name = f"the image {path}" if path else "an image of the dataset"
-    try:
-        with PIL.Image.open(path if encoded is None else io.BytesIO(encoded)) as image:
-            PIL.ImageOps.exif_transpose(image, in_place=True)
-    except (OSError, SyntaxError, ValueError, PIL.Image.DecompressionBombError) as error:
-        raise DataError(f"Could not read {name}. Replace or remove it.") from error
-    # Pillow clips most values of these modes to white when it converts them to 8 bits.
-    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        raise DataError(f"Could not use {name} because it has more than 8 bits per channel. Convert it to 8 bits.")
-    return image
-
-
-def _convert(image: PIL.Image.Image, height: int, width: int, channels: int) -> np.ndarray:
-    image = image.convert("L" if channels == 1 else "RGB")
-    if image.size != (width, height):
-        image = PIL.ImageOps.fit(image, (width, height), method=PIL.Image.Resampling.BICUBIC)
-    pixels = np.array(image)
-    return pixels[None] if channels == 1 else pixels.transpose(2, 0, 1)
+    if not isinstance(image, dict):
+        return convert_image(PIL.Image.fromarray(np.asarray(image, dtype=np.uint8)), height, width, channels)
+    encoded, name = get_encoded(image, index)
+    return convert_image(read_image(encoded, name), height, width, channels, name)

@@ -1,10 +1,47 @@
-"""Error class for invalid data."""
+"""Error classes for invalid data."""
+
+from collections.abc import Sequence
+
+
+MAX_NAMES = 5
 
 
 class DataError(ValueError):
     """Raised if data is missing, corrupted or in an unexpected format. The message says how to fix it."""
 
 
+class ImageError(DataError):
+    """
+    Raised if an image cannot be used.
+
+    Args:
+        name (`str`): The image, such as "the image a.png" or "the image in row 3".
+        reason (`str`): A phrase that says what is wrong with it.
+    """
+
+    def __init__(self, name: str, reason: str):
+        super().__init__(f"Could not read {name} ({reason}). Replace or remove it.")
+        self.name, self.reason = name, reason
+
+    def __reduce__(self):
+        # Exceptions are pickled with the arguments of their base class by default.
+        return type(self), (self.name, self.reason)
+
+
+def combine_image_errors(errors: Sequence[ImageError]) -> DataError:
+    """Returns one error that names at most 5 of the images and says how many there are."""
+    if len(errors) == 1:
+        return errors[0]
+    names = list_names([f"{error.name} ({error.reason})" for error in errors])
+    return DataError(f"Could not read {len(errors)} images: {names}. Replace or remove them.")
+
+
+def list_names(names: Sequence[str]) -> str:
+    """Joins at most 5 names with commas and adds the number of the others."""
+    listed = ", ".join(names[:MAX_NAMES])
+    return listed if len(names) <= MAX_NAMES else f"{listed} and {len(names) - MAX_NAMES} more"
+
+
 def get_reason(error: BaseException) -> str:
     """Returns the first line of the message of `error`, for use in another message."""
-    return (str(error) or type(error).__name__).splitlines()[0].rstrip(".")
+    return (str(error).strip() or type(error).__name__).splitlines()[0].rstrip(".")

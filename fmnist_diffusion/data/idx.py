@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gzip
 import math
+import re
 import zlib
 from pathlib import Path
 from typing import TYPE_CHECKING
@@ -11,8 +12,9 @@ from typing import TYPE_CHECKING
 import numpy as np
 
 from .datasets_utils import import_datasets
-from .errors import DataError, get_reason
+from .errors import DataError, get_reason, list_names
 from .fashion_mnist import FASHION_MNIST_LABELS
+from .folders import FolderContents
 from .image_tensors import check_label_range
 
 
@@ -22,10 +24,24 @@ if TYPE_CHECKING:
 
 FILE_PREFIXES = {"train": "train", "test": "t10k"}
 MAGIC_NUMBERS = {"images": 2051, "labels": 2049}
+IDX_FILE = re.compile(r"(train|t10k)-(images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?")
+MAX_IDX_SIZE = 1024**3  # bytes; the training images of Fashion-MNIST have 47 MB
 
 
-def is_idx_folder(folder: Path) -> bool:
-    return any(folder.glob("*-idx[13]-ubyte*"))
+def find_idx_folder(contents: FolderContents) -> Path | None:
+    """
+    Returns the folder that contains the IDX files: the folder itself or a subfolder, such as torchvision's `raw`.
+
+    Raises:
+        `DataError`: If several folders contain IDX files.
+    """
+    folders = sorted({file.parent for file in contents.files if IDX_FILE.fullmatch(file.name)})
+    if len(folders) > 1:
+        names = list_names([str(folder) for folder in folders])
+        raise DataError(
+            f"The folder {contents.folder} contains IDX files in several folders: {names}. Pass one of these folders."
+        )
+    return contents.folder / folders[0] if folders else None
 
 
 def load_idx_folder(folder: Path, split: str) -> dict[str, datasets.Dataset]:
@@ -36,8 +52,8 @@ def load_idx_folder(folder: Path, split: str) -> dict[str, datasets.Dataset]:
             f"Could not find the split {split!r} in the IDX folder {folder}."
             f" Choose one of: {', '.join(FILE_PREFIXES)}."
         )
-    images_path = _find_file(folder, f"{FILE_PREFIXES[split]}-images-idx3-ubyte")
-    labels_path = _find_file(folder, f"{FILE_PREFIXES[split]}-labels-idx1-ubyte")
+    images_path = _find_file(folder, f"{FILE_PREFIXES[split]}-images", "idx3-ubyte")
+    labels_path = _find_file(folder, f"{FILE_PREFIXES[split]}-labels", "idx1-ubyte")
     images = read_idx(images_path, "images")
     labels = read_idx(labels_path, "labels")
     if len(images) != len(labels):
@@ -64,38 +80,43 @@ def read_idx(path: Path, kind: str) -> np.ndarray:
     Returns:
         `np.ndarray`: Images of shape `(num_images, height, width)` or labels of shape `(num_labels,)`.
     """
-    try:
-        contents = path.read_bytes()
-        if path.suffix == ".gz":
-            contents = gzip.decompress(contents)
-    except (OSError, EOFError, zlib.error) as error:
-        raise DataError(f"Could not read {path} ({get_reason(error)}). Replace it with an intact copy.") from error
     magic_number = MAGIC_NUMBERS[kind]
-    if int.from_bytes(contents[:4], "big") != magic_number:
-        raise DataError(
-            f"The file {path} does not start with {magic_number}, the magic number of IDX {kind}."
-            f" Replace it with an IDX file of {kind}."
-        )
     ndim = magic_number % 256
     header_size = 4 + 4 * ndim
-    shape = tuple(int.from_bytes(contents[start : start + 4], "big") for start in range(4, header_size, 4))
-    if 0 in shape:
-        raise DataError(f"The file {path} contains no {kind}. Replace it with a non-empty file.")
-    size = header_size + math.prod(shape)
+    advice = "Replace it with an intact copy."
+    try:
+        with gzip.open(path) if path.suffix == ".gz" else path.open("rb") as file:
+            header = file.read(header_size)
+            shape = tuple(int.from_bytes(header[start : start + 4], "big") for start in range(4, header_size, 4))
+            size = header_size + math.prod(shape)
+            # The header is checked before the pixels are decompressed.
+            if int.from_bytes(header[:4], "big") != magic_number:
+                raise DataError(
+                    f"The file {path} does not start with {magic_number}, the magic number of IDX {kind}."
+                    f" Replace it with an IDX file of {kind}."
+                )
+            if len(header) == header_size and 0 in shape:
+                raise DataError(f"The file {path} contains no {kind}. Replace it with a non-empty file.")
+            if size > MAX_IDX_SIZE:
+                raise DataError(
+                    f"The header of {path} requires {size:,} bytes, more than the limit of {MAX_IDX_SIZE:,}. {advice}"
+                )
+            contents = header + file.read(size - len(header) + 1)
+    except (OSError, EOFError, zlib.error) as error:
+        raise DataError(f"Could not read {path} ({get_reason(error)}). {advice}") from error
     if len(contents) != size:
-        raise DataError(
-            f"The file {path} has {len(contents)} bytes, but its header requires {size}."
-            " Replace it with an intact copy."
-        )
+        number = f"more than {size}" if len(contents) > size else f"{len(contents)}"
+        raise DataError(f"The file {path} has {number} bytes, but its header requires {size}. {advice}")
     return np.frombuffer(contents, dtype=np.uint8, offset=header_size).reshape(shape)
 
 
-def _find_file(folder: Path, name: str) -> Path:
-    for path in (folder / name, folder / f"{name}.gz"):
+def _find_file(folder: Path, name: str, suffix: str) -> Path:
+    for path in (folder / f"{name}{separator}{suffix}{gz}" for gz in ("", ".gz") for separator in "-."):
         if path.is_file():
             return path
     raise DataError(
-        f"Could not find {name} or {name}.gz in the IDX folder {folder}. Add the file or pass a different folder."
+        f"Could not find {name}-{suffix} or {name}-{suffix}.gz in the IDX folder {folder}. Add the file or pass a"
+        " different folder."
     )
 
 

@@ -2,22 +2,155 @@
 
 from __future__ import annotations
 
-from pathlib import Path
-from typing import TYPE_CHECKING
+import contextlib
+import hashlib
+import os
+import re
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING, cast
 
-from .datasets_utils import load_files
+from .datasets_utils import import_datasets
+from .errors import DataError, get_reason, list_names
+from .folders import ANY_SPLIT, SPLIT_NAMES, split_by_folder
 
 
 if TYPE_CHECKING:
     import datasets
 
+MAX_ROWS = 20_000_000
+MAX_ROW_GROUP_SIZE = 1024**3  # uncompressed bytes
+# The Hub names files like train-00000-of-00002.parquet.
+SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?", re.ASCII)
 
-def is_parquet_folder(folder: Path) -> bool:
-    return any(path.suffix.lower() == ".parquet" for path in folder.rglob("*"))
+
+def has_images(path: Path) -> bool:
+    """Returns whether a parquet file has a column of encoded images."""
+    import_datasets()
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        schema = pyarrow.parquet.read_schema(path)
+    except (OSError, ValueError, NotImplementedError, pa.ArrowException):
+        return False
+    types = [field.type for field in schema]
+    return any(
+        pa.types.is_binary(kind)
+        or pa.types.is_large_binary(kind)
+        or (pa.types.is_struct(kind) and kind.get_field_index("bytes") >= 0)
+        for kind in types
+    )
 
 
-def load_parquet(path: Path, split: str) -> dict[str, datasets.Dataset]:
-    """Loads all splits of a folder, or one file as the requested split."""
-    if path.is_dir():
-        return load_files("parquet", path, data_dir=str(path))
-    return load_files("parquet", path, data_files={split: str(path)})
+def group_files(folder: Path, files: list[PurePath]) -> dict[str, list[PurePath]]:
+    """
+    Groups the parquet files of a folder by split.
+
+    The files are split by the top-level folder (see [`split_by_folder`]), or else by file name: if the name of every
+    file contains one of the words train, test, val or validation, such as test-00000-of-00001.parquet, this word is
+    its split. All files of other folders belong to one split.
+
+    Raises:
+        `DataError`: If the folder has several splits, but some files belong to none of them.
+    """
+    common = PurePath(os.path.commonpath([file.parent for file in files]))
+    relative = {file.relative_to(common): file for file in files}
+    splits = split_by_folder(folder / common, list(relative))
+    if splits is None and common.name in SPLIT_NAMES:
+        splits = {SPLIT_NAMES[common.name]: list(relative)}
+    if splits is not None:
+        return {split: [relative[file] for file in parts] for split, parts in splits.items()}
+    names = {file: _get_split(file) for file in files}
+    known = {name for name in names.values() if name is not None}
+    if known:
+        # Other splits, such as unlabeled-00000-of-00001.parquet, follow the naming scheme of the Hub.
+        shards = {file: SHARD.fullmatch(file.stem) for file in files}
+        if all(shards.values()):
+            names = {file: names[file] or match[1] for file, match in shards.items() if match}
+    others = [str(file) for file, name in names.items() if name is None]
+    if others and len(known) > 1:
+        raise DataError(
+            f"The folder {folder} contains parquet files of the splits {', '.join(sorted(known))} and files of none:"
+            f" {list_names(others)}. Rename or move these files."
+        )
+    if others:
+        return {ANY_SPLIT: files}
+    order = list(SPLIT_NAMES.values())
+    splits = sorted({str(name) for name in names.values()})
+    splits.sort(key=lambda name: order.index(name) if name in order else len(order))
+    return {split: [file for file, name in names.items() if name == split] for split in splits}
+
+
+def load_parquet(source: Path, files: dict[str, list[Path]]) -> dict[str, datasets.Dataset]:
+    """Loads parquet files through the cache of `datasets`."""
+    import_datasets()
+    from datasets.exceptions import DatasetsError
+
+    for path in [path for paths in files.values() for path in paths]:
+        _check_size(path)
+    try:
+        return {split: _load_files(split, paths) for split, paths in files.items()}
+    except (DatasetsError, OSError, TypeError, ValueError, NotImplementedError) as error:
+        # The message of a DatasetGenerationError is generic. Its cause is the error of the reader.
+        reason = get_reason(error.__cause__ or error)
+        raise DataError(f"Could not read {source} as parquet data ({reason}). Check its files.") from error
+
+
+def _load_files(split: str, paths: list[Path]) -> datasets.Dataset:
+    import datasets
+    from datasets.data_files import DataFilesDict, DataFilesList
+    from datasets.packaged_modules.parquet.parquet import Parquet
+
+    # The split names of `datasets` must be identifiers.
+    name = "train" if split == ANY_SPLIT else re.sub(r"\W+", "_", split)
+    # load_dataset would interpret paths that contain [, * or :: as patterns.
+    files = DataFilesList([_get_path(path) for path in paths], [_get_version(path) for path in paths])
+    builder = Parquet(data_files=DataFilesDict({name: files}))
+    builder.download_and_prepare()
+    return cast(datasets.Dataset, builder.as_dataset(name))
+
+
+def _get_split(file: PurePath) -> str | None:
+    words = set(re.split(r"[^a-z]+", file.stem.lower())) & SPLIT_NAMES.keys()
+    return SPLIT_NAMES[words.pop()] if len(words) == 1 else None
+
+
+def _get_path(path: Path) -> str:
+    """Returns an absolute path that fsspec can open. It is a link if the path contains `::`, fsspec's separator."""
+    from datasets import config
+
+    absolute = os.path.abspath(path)
+    if "::" not in absolute:
+        return absolute
+    link = Path(config.HF_DATASETS_CACHE) / "links" / f"{hashlib.sha256(absolute.encode()).hexdigest()}.parquet"
+    link.parent.mkdir(parents=True, exist_ok=True)
+    with contextlib.suppress(FileExistsError):
+        link.symlink_to(absolute)
+    return str(link)
+
+
+def _get_version(path: Path) -> tuple[str, str]:
+    status = path.stat()
+    return str(status.st_mtime_ns), str(status.st_size)
+
+
+def _check_size(path: Path) -> None:
+    import pyarrow as pa
+    import pyarrow.parquet
+
+    try:
+        with pyarrow.parquet.ParquetFile(path) as file:
+            metadata = file.metadata
+            num_rows = metadata.num_rows
+            sizes = [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
+    except (OSError, ValueError, NotImplementedError, pa.ArrowException) as error:
+        raise DataError(f"Could not read {path} as parquet data ({get_reason(error)}). Check the file.") from error
+    if num_rows == 0:
+        raise DataError(f"The file {path} contains no rows. Remove it or replace it.")
+    if num_rows > MAX_ROWS:
+        raise DataError(f"The file {path} has {num_rows:,} rows, more than the limit of {MAX_ROWS:,}. Split it.")
+    if max(sizes) > MAX_ROW_GROUP_SIZE:
+        raise DataError(
+            f"The file {path} has a row group of {max(sizes):,} uncompressed bytes, more than the limit of"
+            f" {MAX_ROW_GROUP_SIZE:,}. Write it again with smaller row groups."
+        )

@@ -7,7 +7,7 @@ import torch
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 
-from .errors import DataError
+from .errors import DataError, get_reason
 from .image_tensors import ImageTensors, check_label_range
 
 
@@ -31,19 +31,21 @@ def load_tensors(path: Path) -> ImageTensors:
     try:
         with safe_open(path, framework="pt") as file:
             names = file.keys()
-            contents = {name: file.get_tensor(name) for name in names}
+            contents = {name: file.get_tensor(name) for name in ("images", "labels") if name in names}
             metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise DataError(f"Could not read {path} ({error}). {advice}") from error
+    except (SafetensorError, OSError, ValueError) as error:
+        raise DataError(f"Could not read {path} ({get_reason(error)}). {advice}") from error
     images, labels = contents.get("images"), contents.get("labels")
     if images is None or images.dtype != torch.uint8 or images.ndim != 4 or images.shape[1] not in (1, 3):
         raise DataError(
             f"The file {path} must contain a uint8 tensor `images` of shape (num_images, 1 or 3, height, width)."
             f" {advice}"
         )
-    if len(images) == 0:
-        raise DataError(f"The file {path} contains no images. {advice}")
-    label_names = tuple(json.loads(metadata["label_names"])) if "label_names" in metadata else None
+    if images.numel() == 0:
+        raise DataError(
+            f"The file {path} contains no images or images without pixels, got shape {tuple(images.shape)}. {advice}"
+        )
+    label_names = _parse_label_names(metadata["label_names"], path) if "label_names" in metadata else None
     if labels is not None:
         if labels.shape != (len(images),) or labels.dtype != torch.int64:
             raise DataError(
@@ -55,3 +57,16 @@ def load_tensors(path: Path) -> ImageTensors:
         # The null label for unconditional training follows the class indices.
         check_label_range(labels, len(label_names) + 1, path)
     return ImageTensors(images, labels, label_names)
+
+
+def _parse_label_names(text: str, path: Path) -> tuple[str, ...]:
+    try:
+        names = json.loads(text)
+    except (ValueError, RecursionError):
+        names = None
+    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
+        raise DataError(
+            f"The metadata `label_names` of {path} must be a JSON list of distinct strings. Write the file again with"
+            " `save_tensors`."
+        )
+    return tuple(names)

@@ -1,26 +1,45 @@
-"""Evaluation metrics: FID, KID, precision, recall, FD-classifier, class accuracy, class balance and memorization."""
+"""Evaluation metrics: FID, KID, precision, recall, FD-classifier, class accuracy, CAS and memorization."""
 
 from .classifier import Classifier
+from .classifier_training import ClassifierTrainingConfig, measure_accuracy, train_classifier
 from .distances import frechet_distance, kernel_distance, manifold_metrics
+from .fashion_mnist import FashionMNISTReference
+from .generation import load_parts
+from .image_reference import ImageReference, ImageSource
 from .inception import InceptionFeatures, download_inception, find_inception
+from .processes import Processes, connect_processes, disconnect_processes
 from .provenance import weights_hash
+from .reference import Reference, get_shape
+from .report import metric_rows
 from .runner import evaluate_pipeline, evaluate_samples
 from .sample_metrics import FastMetrics
-from .samples import load_parts, load_samples
+from .samples import load_samples
 
 
 __all__ = [
     "Classifier",
+    "ClassifierTrainingConfig",
+    "FashionMNISTReference",
     "FastMetrics",
+    "ImageReference",
+    "ImageSource",
     "InceptionFeatures",
+    "Processes",
+    "Reference",
+    "connect_processes",
+    "disconnect_processes",
     "download_inception",
     "evaluate_pipeline",
     "evaluate_samples",
     "find_inception",
     "frechet_distance",
+    "get_shape",
     "kernel_distance",
     "load_parts",
     "load_samples",
     "manifold_metrics",
+    "measure_accuracy",
+    "metric_rows",
+    "train_classifier",
     "weights_hash",
 ]

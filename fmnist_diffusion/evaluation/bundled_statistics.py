@@ -1,6 +1,6 @@
 """Loads the bundled reference statistics of the real images.
 
-They were computed with `python -m fmnist_diffusion.evaluation.reference`.
+They were computed with `python -m fmnist_diffusion.evaluation.compute_statistics`.
 """
 
 import json

@@ -10,8 +10,9 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 NEAREST_K = 5
-# Distance matrices are computed in blocks of rows to limit memory usage.
+# Distance matrices are computed in blocks of rows, and large points are converted in blocks, to limit memory usage.
 BLOCK_ROWS = 500
+BLOCK_VALUES = 2**26
 
 
 class Identity(torch.nn.Identity):
@@ -73,30 +74,39 @@ def frechet_distance(features: torch.Tensor, real: Moments) -> float:
     return float(metric.compute())
 
 
-def kernel_distance(features: torch.Tensor, real: torch.Tensor, seed: int = 0) -> float:
+def kernel_distance(features: torch.Tensor, real: torch.Tensor, seed: int = 0) -> tuple[float, float]:
     """
-    Computes the kernel distance (KID, arXiv 1801.01401), averaged over 100 pairs of random subsets of 1,000 images.
+    Computes the kernel distance (KID, arXiv 1801.01401) of 100 pairs of random subsets.
+
+    The subsets have 1,000 images, or half of the smaller set if it has fewer than 2,000, so that the subsets differ.
 
     Args:
         features, real (`torch.Tensor`):
             Features of the samples and of the real images, `(num_images, num_features)`.
         seed (`int`, defaults to 0): Seed of the random subsets. The global random state is not changed.
 
+    Returns:
+        `tuple[float, float]`: Mean and standard deviation over the pairs of subsets. The mean is an unbiased estimate
+            for every number of images.
+
     Raises:
-        `ValueError`: If there are fewer than 1,000 images.
+        `ValueError`: If there are fewer than 4 images.
     """
     num_images = min(len(features), len(real))
-    if num_images < KID_SUBSET_SIZE:
-        raise ValueError(f"The kernel distance requires at least {KID_SUBSET_SIZE} images, got {num_images}.")
+    if num_images < 4:
+        raise ValueError(f"The kernel distance requires at least 4 images, got {num_images}.")
     with warnings.catch_warnings():
         # The metric warns that it stores all features. They are already in memory.
         warnings.simplefilter("ignore", UserWarning)
-        metric = KernelInceptionDistance(Identity(features.shape[1]), subsets=KID_SUBSETS, subset_size=KID_SUBSET_SIZE)
+        metric = KernelInceptionDistance(
+            Identity(features.shape[1]), subsets=KID_SUBSETS, subset_size=min(KID_SUBSET_SIZE, num_images // 2)
+        )
     metric.update(real.double(), real=True)
     metric.update(features.double(), real=False)
     with torch.random.fork_rng(devices=[]):
         torch.manual_seed(seed)
-        return float(metric.compute()[0])
+        mean, std = metric.compute()
+    return float(mean), float(std)
 
 
 def nearest_neighbors(queries: torch.Tensor, points: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:
@@ -104,20 +114,41 @@ def nearest_neighbors(queries: torch.Tensor, points: torch.Tensor, k: int = 1) -
     Finds the `k` nearest `points` of each query by Euclidean distance.
 
     Args:
-        queries, points (`torch.Tensor`): Vectors `(num_queries, num_features)` and `(num_points, num_features)`.
+        queries, points (`torch.Tensor`):
+            Vectors `(num_queries, num_features)` and `(num_points, num_features)`. Values of type uint8, such as
+            pixels, are scaled to [0, 1].
         k (`int`, defaults to 1): Number of neighbors.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: Distances, float32, and indices into `points`, int64, both
             `(num_queries, k)` with the nearest point first.
     """
-    distances, indices = [], []
-    for rows in queries.float().split(BLOCK_ROWS):
-        # `cdist` uses matrix products, which are inaccurate for small distances, so subtraction recomputes them.
-        near = torch.cdist(rows, points.float()).topk(k, largest=False)
-        indices.append(near.indices)
-        distances.append((rows[:, None] - points[near.indices].float()).norm(dim=2))
-    return torch.cat(distances), torch.cat(indices)
+    num_queries, num_features = queries.shape
+    nearest = torch.full((num_queries, k), torch.inf)
+    indices = torch.zeros(num_queries, k, dtype=torch.int64)
+    num_points = max(k, BLOCK_VALUES // num_features)
+    for start in range(0, len(points), num_points):
+        block = to_float(points[start : start + num_points])
+        for first in range(0, num_queries, BLOCK_ROWS):
+            rows = slice(first, first + BLOCK_ROWS)
+            distances = torch.cdist(to_float(queries[rows]), block)
+            # The points of this block compete with the nearest points of the previous blocks.
+            found = torch.cat([nearest[rows], distances], dim=1).topk(k, largest=False)
+            is_previous = found.indices < k
+            previous = indices[rows].gather(1, found.indices.where(is_previous, 0))
+            indices[rows] = previous.where(is_previous, found.indices - k + start)
+            nearest[rows] = found.values
+    for first in range(0, num_queries, BLOCK_ROWS):
+        rows = slice(first, first + BLOCK_ROWS)
+        # `cdist` uses matrix products, which are inaccurate for small distances, so the distances are recomputed by
+        # subtraction.
+        nearest[rows] = (to_float(queries[rows])[:, None] - to_float(points[indices[rows]])).norm(dim=2)
+    return nearest, indices
+
+
+def to_float(vectors: torch.Tensor) -> torch.Tensor:
+    """Converts vectors to float32, and uint8 vectors to float32 in [0, 1]."""
+    return vectors.float() / 255 if vectors.dtype == torch.uint8 else vectors.float()
 
 
 def manifold_metrics(features: torch.Tensor, real: torch.Tensor, nearest_k: int = NEAREST_K) -> dict[str, float]:

@@ -3,13 +3,13 @@
 from pathlib import Path
 
 import torch
-from safetensors.torch import load_file, save_file
 from tqdm.auto import tqdm
 
 from .classifier import Classifier
-from .files import write_atomically
 from .inception import InceptionFeatures, cache_dir
+from .processes import Processes
 from .provenance import images_hash
+from .verified_tensors import load_verified, save_verified
 
 
 CHUNK_SIZE = 1000
@@ -17,36 +17,56 @@ FeatureExtractor = InceptionFeatures | Classifier
 
 
 def cached_features(
-    extractor: FeatureExtractor, images: torch.Tensor, progress: str | None = None, folder: Path | None = None
+    extractor: FeatureExtractor,
+    images: torch.Tensor,
+    progress: str | None = None,
+    folder: Path | None = None,
+    processes: Processes | None = None,
 ) -> torch.Tensor:
     """
     Computes features of images, or loads them from a cache with one file for every 1,000 images.
 
+    A damaged file of the cache is replaced.
+
     Args:
         extractor ([`InceptionFeatures`] or [`Classifier`]): The feature network.
-        images (`torch.Tensor`): uint8 images `(num_images, 1, height, width)`.
+        images (`torch.Tensor`): uint8 images `(num_images, channels, height, width)`.
         progress (`str`, *optional*): Title of a progress bar, which is only shown in a terminal.
         folder (`Path`, *optional*): Folder of the cache. Defaults to a subfolder of [`cache_dir`] for each network.
+        processes ([`Processes`], *optional*): Processes that call this function together to share the work.
 
     Returns:
         `torch.Tensor`: float32 features `(num_images, num_features)` on the CPU.
     """
+    processes = processes or Processes()
     folder = folder or cache_dir() / "features" / f"{extractor.name}-{extractor.sha256[:12]}"
-    folder.mkdir(parents=True, exist_ok=True)
-    features = []
-    with tqdm(total=len(images), desc=progress, unit="image", disable=None if progress else True) as bar:
-        for chunk in images.split(CHUNK_SIZE):
-            path = folder / f"{images_hash(chunk)[:16]}.safetensors"
-            if path.is_file():
-                features.append(load_file(path)["features"])
-            else:
-                features.append(extractor(chunk))
-                with write_atomically(path) as temporary:
-                    save_file({"features": features[-1]}, temporary)
-            bar.update(len(chunk))
-    return torch.cat(features)
+    chunks = images.split(CHUNK_SIZE)
+    # The shape is part of the name, because the same bytes can be images of different shapes.
+    shape = "x".join(map(str, images.shape[1:]))
+    paths = [folder / f"{shape}-{images_hash(chunk)[:16]}.safetensors" for chunk in chunks]
+    features = [load_features(path, len(chunk)) for path, chunk in zip(paths, chunks, strict=True)]
+    missing = [index for index, found in enumerate(features) if found is None]
+    # Several processes must have found the same missing files before the first one is written.
+    with tqdm(
+        total=sum(len(chunks[index]) for index in missing),
+        desc=progress,
+        unit="image",
+        disable=None if progress and processes.is_main and missing else True,
+    ) as bar:
+        for index in processes.select(missing):
+            computed = extractor(chunks[index])
+            save_verified(paths[index], {"features": computed})
+            features[index] = computed
+            bar.update(len(chunks[index]) * processes.count)
+    processes.wait()
+    for index in missing:
+        if features[index] is None:
+            features[index] = load_features(paths[index], len(chunks[index]))
+    return torch.cat([found for found in features if found is not None])
 
 
-def to_pixel_vectors(images: torch.Tensor) -> torch.Tensor:
-    """Converts uint8 images to float32 vectors `(num_images, height * width)` in [0, 1]."""
-    return images.flatten(1).float() / 255
+def load_features(path: Path, num_images: int) -> torch.Tensor | None:
+    """Reads the features of `num_images` images; returns `None` if the file does not exist or is damaged."""
+    loaded = load_verified(path)
+    features = None if loaded is None else loaded[0].get("features")
+    return features if features is not None and len(features) == num_images else None

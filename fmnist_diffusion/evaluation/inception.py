@@ -18,7 +18,8 @@ from typing import Any
 
 import torch
 
-from .files import write_atomically
+from fmnist_diffusion.files import write_atomically
+
 from .provenance import file_hash
 
 

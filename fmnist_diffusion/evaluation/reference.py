@@ -1,168 +1,79 @@
-"""Computes the reference statistics of real images, and the metrics of unchanged and altered real images.
+"""The real images that samples are compared with."""
 
-`python -m fmnist_diffusion.evaluation.reference` writes them to the `statistics` folder of the package. This takes two
-hours on two CPU cores, mostly for the Inception network. An interrupted run continues from its cached features.
-"""
-
-import argparse
-import json
-from pathlib import Path
+from abc import ABC, abstractmethod
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
 
 import torch
-from PIL import Image, ImageFilter
-from safetensors.torch import save_file
 
-from fmnist_diffusion.data import DataError, ImageTensors, load_images
+from fmnist_diffusion import FashionMNISTPipeline
+from fmnist_diffusion.data import ImageTensors
 
-from .bundled_statistics import NUM_REFERENCE_IMAGES, SPLITS, STATISTICS_DIR, get_statistics_path
-from .classifier import Classifier
-from .distances import (
-    Moments,
-    compute_moments,
-    frechet_distance,
-    kernel_distance,
-    manifold_metrics,
-    nearest_neighbors,
-)
-from .features import FeatureExtractor, cached_features, to_pixel_vectors
-from .inception import InceptionFeatures, download_inception, find_inception
+from .generation import EvaluationSamples
+from .inception import InceptionFeatures
+from .processes import Processes
+from .sample_metrics import Measurement
 
 
-NUM_CHECK_IMAGES = 16
+class Reference(ABC):
+    r"""
+    Real images and the metrics that compare samples with them; see [`FashionMNISTReference`] and [`ImageReference`].
 
-
-def save_statistics(extractor: FeatureExtractor, splits: dict[str, ImageTensors], folder: Path) -> dict[str, Moments]:
+    Attributes:
+        inception ([`InceptionFeatures`], *optional*): The network for FID.
+        device (`torch.device`): Device of the feature networks.
+        train ([`ImageTensors`]): The real images.
+        shape (`tuple[int, int, int]`): Number of channels, height and width of the images.
     """
-    Computes and saves the moments of each split. The features of the first 16 images are saved for tests.
 
-    Args:
-        extractor ([`InceptionFeatures`] or [`Classifier`]): The feature network.
-        splits (`dict[str, ImageTensors]`): The images of each split.
-        folder (`Path`): Output folder.
+    inception: InceptionFeatures | None
+    device: torch.device
+    shape: tuple[int, int, int]
 
-    Returns:
-        `dict[str, Moments]`: The moments of each split.
-    """
-    folder.mkdir(parents=True, exist_ok=True)
-    moments = {}
-    for split, images in splits.items():
-        features = cached_features(extractor, images.images, f"{extractor.name} features, {split}")
-        moments[split] = compute_moments(features)
-        rows, columns = torch.triu_indices(extractor.num_features, extractor.num_features)
-        tensors = {
-            "mean": moments[split].mean.float(),
-            "covariance": moments[split].covariance[rows, columns].float(),
-            "first_features": features[:NUM_CHECK_IMAGES].clone(),
-        }
-        metadata = {"num_images": str(len(images)), "network_sha256": extractor.sha256}
-        save_file(tensors, get_statistics_path(extractor.name, split, folder), metadata)
-    return moments
+    @cached_property
+    @abstractmethod
+    def train(self) -> ImageTensors: ...
 
+    @abstractmethod
+    def load_test_images(self) -> ImageTensors:
+        """Loads labeled images of the same classes that are not in `train`; raises `ValueError` if there are none."""
 
-def add_noise(images: torch.Tensor, std: float = 25.5, seed: int = 0) -> torch.Tensor:
-    """Adds Gaussian noise to uint8 images. `std` is the standard deviation in pixel values from 0 to 255."""
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)) * std
-    return (images + noise).round().clamp(0, 255).to(torch.uint8)
+    @abstractmethod
+    def check_num_samples(self, num_samples: int) -> None:
+        """Raises `ValueError` if there are too few samples."""
 
+    @abstractmethod
+    def check_pipeline(self, pipe: FashionMNISTPipeline, conditional: bool) -> None:
+        """Raises `ValueError` if the images of the pipeline cannot be compared with this reference."""
 
-def blur(images: torch.Tensor, radius: float = 1.0) -> torch.Tensor:
-    """
-    Applies Gaussian blur to images.
+    @abstractmethod
+    def choose_labels(self, pipe: FashionMNISTPipeline, num_samples: int) -> Sequence[int]:
+        """Returns the class labels of the samples of a class-conditional pipeline, which are cycled through."""
 
-    Args:
-        images (`torch.Tensor`): uint8 images `(num_images, 1, height, width)`.
-        radius (`float`, defaults to 1.0): Standard deviation of the Gaussian, in pixels.
-    """
-    blurred = torch.empty_like(images)
-    for i, image in enumerate(images[:, 0]):
-        pil_image = Image.fromarray(image.numpy()).filter(ImageFilter.GaussianBlur(radius))
-        blurred[i, 0] = torch.frombuffer(bytearray(pil_image.tobytes()), dtype=torch.uint8).view(image.shape)
-    return blurred
+    @abstractmethod
+    def get_label_names(self, pipe: FashionMNISTPipeline) -> Sequence[str] | None:
+        """Returns the class names of a class-conditional pipeline; `None` if they are unknown."""
 
+    @abstractmethod
+    def get_settings(self, pipe: FashionMNISTPipeline | None = None) -> dict[str, Any]:
+        """Returns the entries of `settings.json` that identify the reference and describe the labels of `pipe`."""
 
-def compute_real_metrics(
-    extractor: FeatureExtractor, train: torch.Tensor, moments: Moments, test: ImageTensors, num_altered: int
-) -> dict[str, dict[str, float]]:
-    """
-    Compares unchanged and altered test images with the training images.
+    @abstractmethod
+    def prepare(self, processes: Processes) -> None:
+        """Computes the features of the real images. All `processes` must call this method before `measure`."""
 
-    Args:
-        extractor ([`InceptionFeatures`] or [`Classifier`]): The feature network.
-        train (`torch.Tensor`): Training images for the kernel distance and the manifold metrics.
-        moments ([`Moments`]): Moments of all training images.
-        test ([`ImageTensors`]): The test images with labels.
-        num_altered (`int`): Number of test images to alter with noise and with blur.
-    """
-    assert test.labels is not None
-    reference = cached_features(extractor, train, f"{extractor.name} features, train")
-    features = cached_features(extractor, test.images, f"{extractor.name} features, test")
-    first, half = test.images[:num_altered], features[: len(features) // 2]
-    sets = {
-        "test": features,
-        f"test, the first {num_altered:,}": features[:num_altered],
-        "the same with noise": cached_features(extractor, add_noise(first), f"{extractor.name} features, noise"),
-        "the same blurred": cached_features(extractor, blur(first), f"{extractor.name} features, blur"),
-        "test, five classes only": features[test.labels < 5],
-        "half of test, each image twice": torch.cat([half, half]),
-    }
-    return {title: compute_set_metrics(features, moments, reference) for title, features in sets.items()}
+    @abstractmethod
+    def measure(self, run: EvaluationSamples) -> Measurement:
+        """Computes all metrics of the samples of one seed."""
+
+    @abstractmethod
+    def describe(self) -> dict[str, Any]:
+        """Returns the entries of `metrics.json` that describe the real images, feature networks and protocol."""
 
 
-def compute_set_metrics(features: torch.Tensor, moments: Moments, reference: torch.Tensor) -> dict[str, float]:
-    """Computes the Fréchet distance to `moments`, and the other metrics relative to the features `reference`."""
-    return {
-        "num_images": len(features),
-        "frechet_distance": frechet_distance(features, moments),
-        "kernel_distance": kernel_distance(features, reference),
-        **manifold_metrics(features, reference),
-    }
-
-
-def save_classifier_references(classifier: Classifier, splits: dict[str, ImageTensors], folder: Path) -> float:
-    """Saves the distances of the test images to their nearest training images and returns the test accuracy."""
-    train, test = splits["train"], splits["test"]
-    features = {split: cached_features(classifier, images.images) for split, images in splits.items()}
-    neighbors = {
-        "pixels": nearest_neighbors(to_pixel_vectors(test.images), to_pixel_vectors(train.images)),
-        "classifier": nearest_neighbors(features["test"], features["train"]),
-    }
-    distances = {space: values.flatten() for space, (values, _) in neighbors.items()}
-    save_file(distances, folder / "test_distances.safetensors")
-    return float((classifier.classify(features["test"]) == test.labels).float().mean())
-
-
-def main(args: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Recompute the reference statistics of Fashion-MNIST.")
-    parser.add_argument("--train-data-dir", help="local data, such as an IDX folder (default: the dataset on the Hub)")
-    parser.add_argument("--output-dir", type=Path, default=STATISTICS_DIR, help="output folder (default: %(default)s)")
-    parser.add_argument(
-        "--num-altered", type=int, default=2500, help="number of test images to alter (default: %(default)s)"
-    )
-    parser.add_argument("--device", default="cpu", help="device of the feature networks (default: %(default)s)")
-    parser.add_argument("--only", choices=("inception", "classifier"), help="network to use (default: both)")
-    options = parser.parse_args(args)
-
-    try:
-        splits = {split: load_images(split=split, train_data_dir=options.train_data_dir) for split in SPLITS}
-    except DataError as error:
-        parser.error(str(error))
-    extractors: list[FeatureExtractor] = []
-    if options.only != "inception":
-        extractors.append(Classifier(options.device))
-    if options.only != "classifier":
-        extractors.append(InceptionFeatures(find_inception() or download_inception(), options.device))
-
-    path = options.output_dir / "real.json"
-    metrics = json.loads(path.read_text()) if path.is_file() else {}
-    reference, test = splits["train"].images[:NUM_REFERENCE_IMAGES], splits["test"]
-    for extractor in extractors:
-        moments = save_statistics(extractor, splits, options.output_dir)["train"]
-        metrics[extractor.name] = compute_real_metrics(extractor, reference, moments, test, options.num_altered)
-        if isinstance(extractor, Classifier):
-            accuracy = save_classifier_references(extractor, splits, options.output_dir)
-            metrics["classifier_accuracy"] = {"test": accuracy}
-    path.write_text(json.dumps(metrics, indent=2) + "\n")
-
-
-if __name__ == "__main__":
-    main()
+def get_shape(pipe: FashionMNISTPipeline) -> tuple[int, int, int]:
+    """Returns the number of channels, the height and the width of the images of a pipeline."""
+    size = pipe.unet.config["sample_size"]
+    height, width = (size, size) if isinstance(size, int) else size
+    return pipe.unet.config["out_channels"], height, width

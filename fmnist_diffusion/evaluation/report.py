@@ -1,6 +1,7 @@
 """Creates `report.png`: samples by class, metrics, class balance and the nearest training images."""
 
-from collections.abc import Iterator
+import warnings
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,30 +14,40 @@ from fmnist_diffusion.data import FASHION_MNIST_LABELS
 
 from .distances import class_shares
 from .sample_metrics import Measurement, Memorization
-from .samples import RESOLUTION
 
 
 NUM_CLASSES = len(FASHION_MNIST_LABELS)
-IMAGES_PER_CLASS, NUM_PAIRS, PAIR_MARGIN = 8, 10, 4
+MAX_COLUMNS, IMAGES_PER_CLASS, NUM_PAIRS = 10, 8, 10
 SAMPLE_COLOR, REAL_COLOR, TEXT_COLOR = "#1f6fb4", "#9aa0a6", "#5f6368"
 METRIC_TITLES = {
     "fid_train": "FID (training images)",
     "fid_test": "FID (test images)",
+    "fid": "FID",
     "kid_train": "KID x 1000",
+    "kid": "KID x 1000",
+    "kid_std": "Standard deviation of KID x 1000",
     "precision": "Precision",
     "recall": "Recall",
     "density": "Density",
     "coverage": "Coverage",
     "classifier_frechet_distance_train": "FD-classifier",
     "class_agreement": "Class accuracy",
-    "class_distance_from_uniform": "Distance from uniform classes",
+    "class_distance_from_uniform": "Distance from uniform class distribution",
     "evaluations_per_image": "Function evaluations per image",
     "images_per_second": "Images per second",
 }
-SPACE_TITLES = {"pixels": "pixels", "classifier": "classifier features"}
+# These values are multiplied by 1000.
+SMALL_METRICS = ("kid_train", "kid", "kid_std")
+SPACE_TITLES = {"pixels": "pixels", "classifier": "classifier", "inception": "Inception"}
 
 
-def save_report(path: Path, results: dict[str, Any], measurement: Measurement, train: torch.Tensor) -> None:
+def save_report(
+    path: Path,
+    results: dict[str, Any],
+    measurement: Measurement,
+    train: torch.Tensor,
+    label_names: Sequence[str] | None = None,
+) -> None:
     """
     Writes a PNG of about 1500x1700 pixels.
 
@@ -44,49 +55,84 @@ def save_report(path: Path, results: dict[str, Any], measurement: Measurement, t
         path (`Path`): Path of the PNG file.
         results (`dict`): Content of `metrics.json`.
         measurement ([`Measurement`]): The samples to show and their measurements.
-        train (`torch.Tensor`): All training images, uint8 `(60000, 1, 28, 28)`.
+        train (`torch.Tensor`): All training images, uint8 `(num_images, channels, height, width)`.
+        label_names (`Sequence[str]`, *optional*): Class names of the samples.
     """
     figure = Figure(figsize=(12.5, 14), layout="constrained")
     FigureCanvasAgg(figure)
     figure.suptitle(results["source"], fontsize=15, fontweight="bold")
     grid = figure.add_gridspec(4, 3, height_ratios=(9, 3.2, 2.7, 2.7))
-    plot_samples(figure.add_subplot(grid[0, :2]), measurement)
+    real_title = "test images" if "real" in results else "reference images"
+    plot_samples(figure.add_subplot(grid[0, :2]), measurement, label_names)
     plot_metrics(figure.add_subplot(grid[0, 2]), results)
-    plot_class_balance(figure.add_subplot(grid[1, :2]), measurement.predicted_classes)
-    plot_distances(figure.add_subplot(grid[1, 2]), measurement.memorization["pixels"])
-    for row, (space, memorization) in enumerate(measurement.memorization.items(), start=2):
+    spaces = dict(measurement.memorization)
+    if measurement.predicted_classes is not None:
+        plot_class_balance(figure.add_subplot(grid[1, :2]), measurement.predicted_classes)
+    else:
+        axis = figure.add_subplot(grid[1, :2])
+        plot_distances(axis, spaces["inception"], real_title, "Euclidean, Inception features")
+    plot_distances(figure.add_subplot(grid[1, 2]), spaces["pixels"], real_title, "Euclidean, pixels in [0, 1]")
+    for row, (space, memorization) in enumerate(spaces.items(), start=2):
         axis = figure.add_subplot(grid[row, :])
         plot_nearest_pairs(axis, measurement.samples.images, train, memorization)
-        axis.set_title(f"Nearest pairs in {SPACE_TITLES[space]}: sample above, training image below")
-    figure.savefig(path, dpi=120)
+        features = "pixels" if space == "pixels" else f"{SPACE_TITLES[space]} features"
+        axis.set_title(f"Nearest pairs in {features}: sample above, training image below")
+    with warnings.catch_warnings():
+        # The font does not have the characters of all languages.
+        warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)
+        figure.savefig(path, dpi=120)
 
 
-def plot_samples(axis: Axes, measurement: Measurement) -> None:
-    labels = measurement.samples.labels
-    classes, kind = (measurement.predicted_classes, "predicted class") if labels is None else (labels, "class label")
-    image = class_grid(measurement.samples.images[:, 0], classes)
-    axis.imshow(image.numpy(), cmap="gray", vmin=0, vmax=255)
-    centers = [RESOLUTION * (i + 0.5) - 0.5 for i in range(NUM_CLASSES)]
-    axis.set_xticks(centers, FASHION_MNIST_LABELS, rotation=35, ha="right")
-    axis.set(yticks=[], title=f"First samples by {kind}")
+def show_image(axis: Axes, image: torch.Tensor) -> None:
+    """Shows a uint8 image `(1 or 3, height, width)`."""
+    axis.imshow(image.expand(3, -1, -1).permute(1, 2, 0).numpy())
+    axis.set_yticks([])
 
 
-def class_grid(images: torch.Tensor, classes: torch.Tensor) -> torch.Tensor:
+def plot_samples(axis: Axes, measurement: Measurement, label_names: Sequence[str] | None) -> None:
+    samples, classes, title = measurement.samples, None, "First samples"
+    if samples.labels is not None and label_names is not None and len(label_names) <= MAX_COLUMNS:
+        classes, title = samples.labels, "First samples by class label"
+    elif measurement.predicted_classes is not None:
+        classes, label_names = measurement.predicted_classes, FASHION_MNIST_LABELS
+        title = "First samples by predicted class"
+    axis.set_title(title)
+    if classes is None or label_names is None:
+        # Consecutive samples are in consecutive columns.
+        show_image(axis, class_grid(samples.images, torch.arange(len(samples)) % MAX_COLUMNS, MAX_COLUMNS))
+        axis.set_xticks([])
+        return
+    show_image(axis, class_grid(samples.images, classes, len(label_names)))
+    width = samples.images.shape[3]
+    centers = [width * (i + 0.5) - 0.5 for i in range(len(label_names))]
+    axis.set_xticks(centers, escape_labels(label_names), rotation=35, ha="right")
+
+
+def escape_labels(label_names: Sequence[str]) -> list[str]:
+    """Shortens class names and escapes dollar signs, which would start a formula."""
+    return [name[:20].replace("$", r"\$") for name in label_names]
+
+
+def class_grid(images: torch.Tensor, classes: torch.Tensor, num_classes: int = NUM_CLASSES) -> torch.Tensor:
     """
     Arranges the first images of each class in a column.
 
     Args:
-        images (`torch.Tensor`): uint8 `(num_images, 28, 28)`.
+        images (`torch.Tensor`): uint8 `(num_images, channels, height, width)`.
         classes (`torch.Tensor`): int64 `(num_images,)`.
+        num_classes (`int`, defaults to 10): Number of columns.
 
     Returns:
-        `torch.Tensor`: uint8 `(8 * 28, 10 * 28)`, which is black where a class has fewer than 8 images.
+        `torch.Tensor`: uint8 `(channels, 8 * height, num_classes * width)`, which is black where a class has fewer
+            than 8 images.
     """
-    columns = torch.zeros(NUM_CLASSES, IMAGES_PER_CLASS, RESOLUTION, RESOLUTION, dtype=torch.uint8)
-    for i in range(NUM_CLASSES):
+    channels, height, width = images.shape[1:]
+    columns = torch.zeros(num_classes, IMAGES_PER_CLASS, channels, height, width, dtype=torch.uint8)
+    for i in range(num_classes):
         class_images = images[classes == i][:IMAGES_PER_CLASS]
         columns[i, : len(class_images)] = class_images
-    return columns.permute(1, 2, 0, 3).reshape(IMAGES_PER_CLASS * RESOLUTION, NUM_CLASSES * RESOLUTION)
+    grid = columns.permute(2, 1, 3, 0, 4)  # (channels, rows, height, columns, width)
+    return grid.reshape(channels, IMAGES_PER_CLASS * height, num_classes * width)
 
 
 def plot_metrics(axis: Axes, results: dict[str, Any]) -> None:
@@ -101,26 +147,47 @@ def plot_metrics(axis: Axes, results: dict[str, Any]) -> None:
 
 
 def metric_rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
-    """Yields the title of each metric, its value for the samples and its value for the real test images."""
-    metrics, real = results["metrics"], results["real"]
+    """
+    Yields the title of each metric, its value for the samples and its value for real images.
+
+    The real images are the test images of Fashion-MNIST, or one half of a reference compared with its other half.
+    """
+    metrics = results["metrics"]
+    if "real" in results:
+        real_name, real_title, num_real_images, real_values = "test", "test", 10_000, get_test_values(results["real"])
+    else:
+        real_values = results["floor"]
+        real_name, real_title, num_real_images = "reference", "half", real_values["num_images"]
+    yield "", "samples", real_title
+    yield "Images", f"{results['num_samples']:,}", f"{num_real_images:,}"
+    for name, title in METRIC_TITLES.items():
+        if name in metrics:
+            scale = 1000 if name in SMALL_METRICS else 1
+            value, real_value = get_mean(metrics[name]), real_values.get(name)
+            yield title, f"{value * scale:.3f}", "" if real_value is None else f"{real_value * scale:.3f}"
+    if "cas" in results:
+        yield "Classification accuracy score", f"{results['cas']['samples']:.3f}", f"{results['cas']['real']:.3f}"
+    for space, title in SPACE_TITLES.items():
+        nearest = metrics.get(f"nearest_{space}")
+        if nearest is not None:
+            share = get_mean(nearest[f"nearer_than_99_percent_of_{real_name}"])
+            yield (
+                f"Nearer than 99% of {'test images' if real_name == 'test' else real_name} ({title})",
+                f"{share * 100:.1f}%",
+                "1.0%",
+            )
+
+
+def get_test_values(real: dict[str, Any]) -> dict[str, float | None]:
+    """Returns the metrics of the test images of Fashion-MNIST by the names of the metrics of samples."""
     test = real.get("inception", {}).get("test", {})
-    test_values = {
+    return {
         "fid_train": test.get("frechet_distance"),
         "kid_train": test.get("kernel_distance"),
         "classifier_frechet_distance_train": real["classifier"]["test"]["frechet_distance"],
         "class_agreement": real["classifier_accuracy"]["test"],
         **{name: test.get(name) for name in ("precision", "recall", "density", "coverage")},
     }
-    yield "", "samples", "test"
-    yield "Images", f"{results['num_samples']:,}", "10,000"
-    for name, title in METRIC_TITLES.items():
-        if name in metrics:
-            scale = 1000 if name == "kid_train" else 1
-            value, test_value = get_mean(metrics[name]), test_values.get(name)
-            yield title, f"{value * scale:.3f}", "" if test_value is None else f"{test_value * scale:.3f}"
-    for space, title in SPACE_TITLES.items():
-        share = get_mean(metrics[f"nearest_{space}"]["nearer_than_99_percent_of_test"])
-        yield f"Nearer than 99 % of test ({title})", f"{share * 100:.1f} %", "1.0 %"
 
 
 def get_mean(value: Any) -> float:
@@ -137,20 +204,23 @@ def plot_class_balance(axis: Axes, predicted_classes: torch.Tensor) -> None:
     axis.legend(frameon=False, loc="upper right")
 
 
-def plot_distances(axis: Axes, memorization: Memorization) -> None:
-    samples, test = memorization.distances, memorization.test_distances
-    end = float(torch.cat([samples, test]).quantile(0.995))
-    for distances, color, title in ((test, REAL_COLOR, "test images"), (samples, SAMPLE_COLOR, "samples")):
+def plot_distances(axis: Axes, memorization: Memorization, real_title: str, unit: str) -> None:
+    samples, real = memorization.distances, memorization.real_distances
+    end = float(torch.cat([samples, real]).quantile(0.995))
+    for distances, color, title in ((real, REAL_COLOR, real_title), (samples, SAMPLE_COLOR, "samples")):
         axis.hist(distances.numpy(), bins=50, range=(0, end), density=True, color=color, alpha=0.65, label=title)
-    axis.set(title="Distance to the nearest training image", xlabel="Euclidean, pixels in [0, 1]", yticks=[])
+    axis.set(title="Distance to the nearest training image", xlabel=unit, yticks=[])
     axis.legend(frameon=False)
 
 
 def plot_nearest_pairs(axis: Axes, images: torch.Tensor, train: torch.Tensor, memorization: Memorization) -> None:
     order = memorization.distances.argsort()[:NUM_PAIRS]
-    pairs = torch.cat([images[order, 0], train[memorization.indices[order], 0]], dim=1)  # (pairs, 56, 28)
-    pairs = torch.nn.functional.pad(pairs, (0, PAIR_MARGIN), value=255)
-    axis.imshow(torch.cat(list(pairs), dim=1).numpy(), cmap="gray", vmin=0, vmax=255)
-    centers = [(RESOLUTION + PAIR_MARGIN) * i + (RESOLUTION - 1) / 2 for i in range(len(order))]
+    channels = max(images.shape[1], train.shape[1])
+    samples, nearest = images[order], train[memorization.indices[order]]
+    pairs = torch.cat([part.expand(-1, channels, -1, -1) for part in (samples, nearest)], dim=2)
+    width = images.shape[3]
+    margin = max(1, width // 7)
+    pairs = torch.nn.functional.pad(pairs, (0, margin), value=255)  # (pairs, channels, 2 * height, width + margin)
+    show_image(axis, torch.cat(list(pairs), dim=2))
+    centers = [(width + margin) * i + (width - 1) / 2 for i in range(len(order))]
     axis.set_xticks(centers, [f"{distance:.2f}" for distance in memorization.distances[order].tolist()])
-    axis.set_yticks([])

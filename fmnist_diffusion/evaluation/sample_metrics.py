@@ -56,15 +56,16 @@ def inception_metrics(features: torch.Tensor, reference: torch.Tensor | None = N
         reference (`torch.Tensor`, *optional*): Features of real images, float32 `(num_real_images, 2048)`.
 
     Returns:
-        `dict[str, float]`: FID relative to all training images and to all test images. With `reference`, also KID,
-            precision, recall, density and coverage. The last four use at most `num_real_images` samples.
+        `dict[str, float]`: FID relative to all training images and to all test images if there are more than 2,048
+            samples. With `reference`, also KID, precision, recall, density and coverage. The last four use at most
+            `num_real_images` samples.
     """
-    metrics = {
-        "fid_train": frechet_distance(features, load_moments("inception", "train")),
-        "fid_test": frechet_distance(features, load_moments("inception", "test")),
-    }
+    metrics = {}
+    if len(features) > features.shape[1]:
+        metrics["fid_train"] = frechet_distance(features, load_moments("inception", "train"))
+        metrics["fid_test"] = frechet_distance(features, load_moments("inception", "test"))
     if reference is not None:
-        metrics["kid_train"] = kernel_distance(features, reference)
+        metrics["kid_train"] = kernel_distance(features, reference)[0]
         metrics |= manifold_metrics(features[: len(reference)], reference)
     return metrics
 
@@ -102,43 +103,53 @@ class FastMetrics:
 @dataclass
 class Memorization:
     """
-    Distances of the samples and of the test images to their nearest training images, in one feature space.
+    Distances of the samples and of real images to their nearest training images, in one feature space.
 
     Attributes:
         distances (`torch.Tensor`): Distance of each sample to its nearest training image, float32 `(num_images,)`.
         indices (`torch.Tensor`): Index of that training image, int64 `(num_images,)`.
-        test_distances (`torch.Tensor`): Distance of each test image to its nearest training image, float32.
+        real_distances (`torch.Tensor`): Distance of each real image to its nearest training image, float32.
     """
 
     distances: torch.Tensor
     indices: torch.Tensor
-    test_distances: torch.Tensor
+    real_distances: torch.Tensor
 
-    def summarize(self) -> dict[str, float]:
+    def summarize(self, real_name: str) -> dict[str, float]:
         """
         Returns the median distances, and the share of samples that are nearer to a training image than 99 % of the
-        test images.
+        real images.
 
         The share is about 0.01 if the model has not memorized training images.
+
+        Args:
+            real_name (`str`): Name of the real images in the keys, such as `"test"`.
         """
-        threshold = self.test_distances.quantile(0.01)
+        threshold = self.real_distances.quantile(0.01)
         return {
             "median": float(self.distances.median()),
-            "test_median": float(self.test_distances.median()),
-            "nearer_than_99_percent_of_test": float((self.distances < threshold).float().mean()),
+            f"{real_name}_median": float(self.real_distances.median()),
+            f"nearer_than_99_percent_of_{real_name}": float((self.distances < threshold).float().mean()),
         }
 
 
-def measure_memorization(samples: torch.Tensor, train: torch.Tensor, test_distances: torch.Tensor) -> Memorization:
+def measure_memorization(samples: torch.Tensor, train: torch.Tensor, real_distances: torch.Tensor) -> Memorization:
     """
     Finds the nearest training image of each sample.
 
     Args:
         samples, train (`torch.Tensor`): Vectors of the samples and training images, `(count, num_features)`.
-        test_distances (`torch.Tensor`): Distances of the test images in the same space; see [`Memorization`].
+        real_distances (`torch.Tensor`): Distances of the real images in the same space; see [`Memorization`].
     """
     distances, indices = nearest_neighbors(samples, train)
-    return Memorization(distances[:, 0], indices[:, 0], test_distances)
+    return Memorization(distances[:, 0], indices[:, 0], real_distances)
+
+
+def add_sampling_speed(metrics: dict[str, Any], samples: Samples) -> None:
+    """Adds the number of function evaluations per image and the speed of one process, if they are known."""
+    if samples.seconds:
+        metrics["evaluations_per_image"] = samples.num_function_evaluations / len(samples)
+        metrics["images_per_second"] = len(samples) / samples.seconds
 
 
 @dataclass
@@ -148,12 +159,13 @@ class Measurement:
 
     Attributes:
         samples ([`Samples`]): The samples.
-        predicted_classes (`torch.Tensor`): Classes predicted by the bundled classifier, int64 `(num_images,)`.
-        memorization (`dict[str, Memorization]`): Nearest training images in `"pixels"` and `"classifier"` features.
+        memorization (`dict[str, Memorization]`): Nearest training images by feature space, such as `"pixels"`.
         metrics (`dict`): Metrics by name.
+        predicted_classes (`torch.Tensor`, *optional*):
+            Classes predicted by the bundled classifier, int64 `(num_images,)`.
     """
 
     samples: Samples
-    predicted_classes: torch.Tensor
     memorization: dict[str, Memorization]
     metrics: dict[str, Any]
+    predicted_classes: torch.Tensor | None = None

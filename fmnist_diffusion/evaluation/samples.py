@@ -1,139 +1,127 @@
-"""Reads samples from folders and `.npz` files, and reads and writes the batches of an evaluation."""
+"""Reads existing samples from folders and files."""
 
+import math
 import zipfile
 import zlib
-from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
 
 import numpy as np
 import torch
-from PIL import Image
-from safetensors import safe_open
-from safetensors.torch import save_file
 
-from fmnist_diffusion.data import FASHION_MNIST_LABELS
+from fmnist_diffusion.data import DataError, ImageTensors, inspect_images, load_images
 from fmnist_diffusion.sampling import Samples
 
-from .files import write_atomically
 
-
-RESOLUTION = 28
 # `fmnist-diffusion sample` and `fmnist-diffusion evaluate` write these images next to the samples.
 IGNORED_FILES = ("grid.png", "report.png")
-EXPECTED_SOURCE = f"Pass a folder of grayscale {RESOLUTION}x{RESOLUTION} PNG images, an .npz file, or a pipeline."
+NPZ_SUFFIX = ".npz"
+# A small archive can expand to much more data than fits in memory.
+MAX_NPZ_BYTES = 2 * 2**30
 
 
-@dataclass
-class EvaluationSamples:
+def load_samples(
+    path: Path,
+    num_samples: int | None = None,
+    *,
+    shape: tuple[int, int, int] | None = None,
+    label_names: Sequence[str] | None = None,
+) -> Samples:
     """
-    Samples and, optionally, their Inception features.
-
-    Attributes:
-        samples ([`Samples`]): The samples.
-        inception_features (`torch.Tensor`, *optional*): Inception features, float32 `(num_images, 2048)`.
-    """
-
-    samples: Samples
-    inception_features: torch.Tensor | None = None
-
-    @staticmethod
-    def concatenate(parts: "Sequence[EvaluationSamples]") -> "EvaluationSamples":
-        """Concatenates samples. Either all or none of the `parts` must have Inception features."""
-        features = [part.inception_features for part in parts if part.inception_features is not None]
-        return EvaluationSamples(
-            Samples.concatenate([part.samples for part in parts]), torch.cat(features) if features else None
-        )
-
-
-def save_part(part: EvaluationSamples, path: Path) -> None:
-    """Writes a batch to a safetensors file atomically, so that interruptions leave no incomplete file at `path`."""
-    samples = part.samples
-    tensors = {"images": samples.images, "labels": samples.labels, "inception": part.inception_features}
-    metadata = {
-        "num_function_evaluations": str(samples.num_function_evaluations),
-        "seconds": str(samples.seconds),
-    }
-    path.parent.mkdir(exist_ok=True)
-    with write_atomically(path) as temporary:
-        save_file({name: tensor for name, tensor in tensors.items() if tensor is not None}, temporary, metadata)
-
-
-def load_part(path: Path) -> EvaluationSamples:
-    """Reads a batch that [`save_part`] wrote."""
-    with safe_open(path, framework="pt") as file:
-        tensors = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
-        metadata = file.metadata()
-    samples = Samples(
-        tensors["images"],
-        tensors.get("labels"),
-        int(metadata["num_function_evaluations"]),
-        float(metadata["seconds"]),
-    )
-    return EvaluationSamples(samples, tensors.get("inception"))
-
-
-def load_parts(folder: Path) -> Iterator[Samples]:
-    """
-    Yields the batches of samples that [`evaluate_pipeline`] saved in `folder`, ordered by seed and index.
-
-    Raises:
-        `ValueError`: If the folder contains no samples.
-    """
-    paths = sorted(folder.glob("seed-*/*.safetensors"))
-    if not paths:
-        raise ValueError(
-            f"Could not find any samples in {folder}. Pass the output folder of `fmnist-diffusion evaluate`."
-        )
-    for path in paths:
-        yield load_part(path).samples
-
-
-def load_samples(path: Path, num_samples: int | None = None) -> Samples:
-    """
-    Reads samples from an `.npz` file, or from all PNG files of a folder in alphabetical order.
+    Reads samples from a folder or file.
 
     Args:
         path (`Path`):
-            A folder of grayscale 28x28 PNG files, which may be in subfolders; or an `.npz` file with the array
-            `images` (or only one array of any name) and optionally `labels`. Images are uint8, or floats in [0, 1],
-            with shape `(num_images, 28, 28)`, `(num_images, 1, 28, 28)` or `(num_images, 28, 28, 1)`.
-        num_samples (`int`, *optional*): Number of samples to read. Defaults to all samples.
+            A folder or file that [`load_images`] accepts as `train_data_dir`, or an `.npz` file with the array
+            `images` (or only one array of any name) and optionally `labels`. The images in an `.npz` file are uint8,
+            or floats in [0, 1], with shape `(num_images, height, width)`, or with 1 or 3 channels before or after
+            `height, width`. Images of different sizes are resized as [`load_images`] does it.
+        num_samples (`int`, *optional*):
+            Number of samples to read, which are selected at random with a fixed seed. Defaults to all samples.
+        shape (`tuple[int, int, int]`, *optional*):
+            Required number of channels, height and width of every image.
+        label_names (`Sequence[str]`, *optional*):
+            Class names of the reference. The samples only keep their labels if their classes have these names. The
+            labels in an `.npz` file are indices of these names.
 
     Raises:
         `ValueError`: If the samples are missing or have a different format, or if there are fewer than `num_samples`.
     """
-    samples = read_folder(path) if path.is_dir() else read_npz(path)
+    if path.suffix == NPZ_SUFFIX:
+        samples = read_npz(path, shape, label_names)
+    else:
+        samples = read_images(path, shape, label_names)
     if num_samples is None:
         return samples
     if num_samples > len(samples):
         raise ValueError(
             f"`num_samples` must be at most {len(samples)}, the number of images in {path}, got {num_samples}."
         )
-    labels = None if samples.labels is None else samples.labels[:num_samples]
-    return Samples(samples.images[:num_samples], labels)
+    # The images of a folder are sorted by class, so the first ones would not represent all classes.
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:num_samples].sort().values
+    return Samples(samples.images[order], None if samples.labels is None else samples.labels[order])
 
 
-def read_folder(path: Path) -> Samples:
-    files = sorted(file for file in path.rglob("*") if file.suffix.lower() == ".png")
-    files = [file for file in files if file.name not in IGNORED_FILES]
-    if not files:
-        raise ValueError(f"Could not find any PNG images in {path}. {EXPECTED_SOURCE}")
-    return Samples(torch.stack([read_image(file) for file in files]))
+def read_images(
+    path: Path, shape: tuple[int, int, int] | None = None, label_names: Sequence[str] | None = None
+) -> Samples:
+    arguments = {
+        "train_data_dir": str(path),
+        "label_column": "none" if label_names is None else None,
+        "ignored_files": IGNORED_FILES,
+    }
+    try:
+        summary = inspect_images(**arguments)
+        if shape is not None:
+            for size in summary.sizes:
+                check_shape((summary.channels, *size), shape, path)
+        images = load_images(resolution=summary.resolution, channels=summary.channels, **arguments)
+    except DataError as error:
+        # The messages name an argument that the user of an evaluation does not know.
+        raise ValueError(str(error).replace(" as `train_data_dir`", "")) from error
+    return Samples(images.images, match_labels(images, label_names))
 
 
-def read_npz(path: Path) -> Samples:
-    if path.suffix != ".npz" or not path.is_file():
-        raise ValueError(f"Could not find samples at {path}. {EXPECTED_SOURCE}")
+def match_labels(images: ImageTensors, label_names: Sequence[str] | None) -> torch.Tensor | None:
+    """Returns the labels of `images` as indices of `label_names`; `None` if they have other classes."""
+    if images.labels is None or images.label_names is None or label_names is None:
+        return None
+    if not set(images.label_names) <= set(label_names) or int(images.labels.max()) >= len(images.label_names):
+        return None
+    return torch.tensor([label_names.index(name) for name in images.label_names])[images.labels]
+
+
+def check_shape(shape: tuple[int, ...], expected: tuple[int, int, int], path: Path) -> None:
+    if shape != expected:
+        raise ValueError(
+            f"The images in {path} must be {describe_shape(expected)} for a comparison with Fashion-MNIST, got"
+            f" {describe_shape(shape)}. Pass `reference` to compare them with other images."
+        )
+
+
+def describe_shape(shape: tuple[int, ...]) -> str:
+    """Describes `(channels, height, width)`, for example as "grayscale images of 28x28 pixels"."""
+    channels, height, width = shape
+    kind = {1: "grayscale", 3: "RGB"}.get(channels, f"{channels}-channel")
+    return f"{kind} images of {height}x{width} pixels"
+
+
+def read_npz(path: Path, shape: tuple[int, int, int] | None, label_names: Sequence[str] | None) -> Samples:
+    if not path.is_file():
+        raise ValueError(
+            f"Could not find the file {path}. Pass a folder of images, an {NPZ_SUFFIX} file or a pipeline."
+        )
     arrays = read_arrays(path)
     name = "images" if "images" in arrays else next(iter(arrays), "images")
     if name not in arrays or (name != "images" and len(arrays) > 1):
         raise ValueError(f"{path} must contain an array called `images`, got {', '.join(arrays) or 'no arrays'}.")
     images = convert_images(arrays[name], path)
+    if shape is not None:
+        check_shape(tuple(images.shape[1:]), shape, path)
     labels = arrays.get("labels")
-    if labels is None:
+    if labels is None or label_names is None:
         return Samples(images)
-    num_classes = len(FASHION_MNIST_LABELS)
+    num_classes = len(label_names)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise ValueError(
             f"The labels in {path} must be {len(images)} integers, one per image, got {labels.dtype} of shape"
@@ -152,39 +140,42 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
         # NumPy also reads other formats with this suffix, such as a single array or a pickle.
         if not zipfile.is_zipfile(path):
             raise ValueError("not a zip archive")
+        check_sizes(path)
         with np.load(path, allow_pickle=False) as file:
             return {name: value for name, value in file.items() if isinstance(value, np.ndarray)}
     # zipfile, zlib and NumPy raise these errors for corrupted, encrypted and pickled files.
-    except (EOFError, OSError, RuntimeError, ValueError, zipfile.BadZipFile, zlib.error) as error:
+    except (EOFError, OSError, RuntimeError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error) as error:
         raise ValueError(f"Could not read {path} as an .npz file ({error}). Write it with `numpy.savez`.") from error
 
 
-def read_image(path: Path) -> torch.Tensor:
-    """Reads a grayscale PNG file as uint8 `(1, 28, 28)`. RGB images are accepted if their channels are equal."""
-    try:
-        with Image.open(path) as image:
-            image.load()
-            pixels = np.array(image)
-    except (OSError, SyntaxError, ValueError, Image.DecompressionBombError) as error:
-        raise ValueError(f"Could not read {path} ({error}). Remove the file or write it again.") from error
-    if pixels.ndim == 3 and pixels.shape[2] == 3 and (pixels == pixels[..., :1]).all():
-        pixels = pixels[..., 0]
-    if image.mode not in ("L", "RGB") or pixels.shape != (RESOLUTION, RESOLUTION):
-        raise ValueError(
-            f"{path} must be a grayscale 8-bit image of {RESOLUTION}x{RESOLUTION} pixels, got mode {image.mode} and"
-            f" {image.width}x{image.height} pixels."
-        )
-    return torch.from_numpy(pixels)[None]
+def check_sizes(path: Path) -> None:
+    """Raises `ValueError` if the arrays of an `.npz` file are too large, before anything is allocated for them."""
+    with zipfile.ZipFile(path) as archive:
+        for member in archive.infolist():
+            with archive.open(member) as file:
+                if np.lib.format.read_magic(file) == (1, 0):
+                    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
+                else:
+                    shape, _, dtype = np.lib.format.read_array_header_2_0(file)
+            num_bytes = max(member.file_size, math.prod(shape) * dtype.itemsize)
+            if num_bytes > MAX_NPZ_BYTES:
+                raise ValueError(
+                    f"{member.filename} has {num_bytes / 2**30:,.1f} GiB, and the limit is"
+                    f" {MAX_NPZ_BYTES / 2**30:.0f} GiB"
+                )
 
 
 def convert_images(images: np.ndarray, source: Path) -> torch.Tensor:
-    """Converts the images of an `.npz` file (see [`load_samples`]) to uint8 `(num_images, 1, 28, 28)`."""
+    """Converts images of an `.npz` file (see [`load_samples`]) to uint8 `(num_images, channels, height, width)`."""
     shape = images.shape
-    if images.ndim == 4 and 1 in (shape[1], shape[3]):
-        images = images[:, 0] if shape[1] == 1 else images[..., 0]
-    if images.ndim != 3 or images.shape[1:] != (RESOLUTION, RESOLUTION) or not len(images):
+    if images.ndim == 3:
+        images = images[:, None]
+    elif images.ndim == 4 and shape[1] not in (1, 3):
+        images = images.transpose(0, 3, 1, 2)
+    if images.ndim != 4 or images.shape[1] not in (1, 3) or 0 in images.shape:
         raise ValueError(
-            f"The images in {source} must have the shape (num_images, {RESOLUTION}, {RESOLUTION}), got {shape}."
+            f"The images in {source} must have the shape (num_images, height, width), optionally with 1 or 3 channels,"
+            f" got {shape}."
         )
     if images.dtype.kind == "f":
         if not np.isfinite(images).all():
@@ -197,4 +188,4 @@ def convert_images(images: np.ndarray, source: Path) -> torch.Tensor:
         images = (images * 255).round().astype(np.uint8)
     if images.dtype != np.uint8:
         raise ValueError(f"The pixels in {source} must be uint8, or floats in [0, 1], got {images.dtype}.")
-    return torch.from_numpy(images.copy())[:, None]
+    return torch.from_numpy(images.copy())

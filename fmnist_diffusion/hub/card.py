@@ -6,7 +6,6 @@ from pathlib import Path
 from typing import Any
 from urllib.parse import quote
 
-from diffusers import DDPMScheduler
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fmnist_diffusion.data import DEFAULT_DATASET
@@ -17,16 +16,6 @@ from .metadata import flatten, format_number, measured_metrics
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "model_card.md"
 TASK = "unconditional-image-generation"
-# training/train.py accepts these options of the noise schedule as --scheduler.*.
-SCHEDULE_OPTIONS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "prediction_type",
-    "rescale_betas_zero_snr",
-    "timestep_spacing",
-)
 
 
 def make_model_card(
@@ -56,6 +45,7 @@ def make_model_card(
         license = "mit"
     measured = measured_metrics(metrics) if metrics else []
     model_name = repo_id.rpartition("/")[2]
+    dataset_type, dataset_name = get_reference(metrics or {})
     config = pipe.unet.config
     card_data = ModelCardData(
         license=license,
@@ -69,8 +59,8 @@ def make_model_card(
         eval_results=[
             EvalResult(
                 task_type=TASK,
-                dataset_type=DEFAULT_DATASET,
-                dataset_name="Fashion-MNIST",
+                dataset_type=dataset_type,
+                dataset_name=dataset_name,
                 metric_type=metric.type,
                 metric_name=f"{metric.title}, {metrics['num_samples']:,} generated images",
                 metric_value=float(f"{metric.value:.5g}"),
@@ -89,24 +79,25 @@ def make_model_card(
         channels=config["out_channels"],
         size=format_size(config["sample_size"]),
         options={
-            name: format_cell(value)
+            format_code(name): format_cell(value)
             for name, value in config.items()
             if not name.startswith("_") and value is not None
         },
         label_names=pipe.label_names,
-        # A JSON string is also a valid Python string.
-        label=json.dumps(pipe.label_names[-1], ensure_ascii=False) if pipe.label_names else None,
+        label=format_label(pipe.label_names[-1]) if pipe.label_names else None,
         parameters=pipe.unet.num_parameters(),
         dtype=str(pipe.unet.dtype).removeprefix("torch."),
         scheduler=type(pipe.scheduler).__name__,
         num_inference_steps=pipe.config["num_inference_steps"],
-        schedule_options="".join(f" \\\n    {option}" for option in get_schedule_options(pipe)),
         dataset=dataset,
         fashion_mnist=fashion_mnist,
         license=license,
         grid="samples.png" if "samples.png" in images else next(iter(images), None),
-        settings={name: format_cell(value) for name, value in settings.items() if value is not None},
+        settings={format_code(name): format_cell(value) for name, value in settings.items() if value is not None},
         metrics=metrics,
+        reference=None if "real" in (metrics or {}) else format_cell(dataset_name),
+        protocol=format_cell((metrics or {}).get("protocol")),
+        sampler=format_code((metrics or {}).get("scheduler") or ""),
         measured=measured,
         format_number=format_number,
     )
@@ -115,15 +106,17 @@ def make_model_card(
 def get_dataset(settings: dict[str, Any]) -> str | None:
     """Returns the Hub dataset that the model was trained on, or `None` if it was trained on local files."""
     name = settings.get("data.dataset_name")
-    on_hub = isinstance(name, str) and "/" in name and not settings.get("data.train_data_dir")
-    return name if on_hub else None
+    on_hub = isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII)
+    return name if on_hub and not settings.get("data.train_data_dir") else None
 
 
-def get_schedule_options(pipe: FashionMNISTPipeline) -> list[str]:
-    """Returns the options of `training/train.py` that select the noise schedule of `pipe` for fine-tuning."""
-    noise_scheduler: Any = DDPMScheduler.from_config(pipe.scheduler.config)
-    config, defaults = noise_scheduler.config, DDPMScheduler().config
-    return [f"--scheduler.{name}={config[name]}" for name in SCHEDULE_OPTIONS if config[name] != defaults[name]]
+def get_reference(metrics: dict[str, Any]) -> tuple[str, str]:
+    """Returns the Hub id, or a placeholder, and the name of the dataset that the metrics refer to."""
+    reference = metrics.get("reference")
+    if not isinstance(reference, dict):
+        return DEFAULT_DATASET, "Fashion-MNIST"
+    name = str(reference.get("name"))
+    return get_dataset({"data.dataset_name": name}) or "custom", name
 
 
 def format_size(sample_size: int | list[int] | tuple[int, ...]) -> str:
@@ -134,4 +127,20 @@ def format_size(sample_size: int | list[int] | tuple[int, ...]) -> str:
 def format_cell(value: Any) -> str:
     """Formats `value` for a Markdown table and escapes the special characters of Markdown and HTML."""
     text = ", ".join(map(str, value)) if isinstance(value, list | tuple) else str(value)
-    return re.sub(r"([\\`*|\[\]<>])", r"\\\1", " ".join(text.split()))
+    return re.sub(r"([\\`*|\[\]<>])", r"\\\1", replace_surrogates(" ".join(text.split())))
+
+
+def format_code(name: Any) -> str:
+    """Formats a name for inline code in a Markdown table, where characters cannot be escaped."""
+    return replace_surrogates(re.sub(r"[`|\s]+", " ", str(name)))
+
+
+def format_label(label: str) -> str:
+    """Formats a class name as a Python string."""
+    # A JSON string is also a valid Python string.
+    return json.dumps(replace_surrogates(label), ensure_ascii=False)
+
+
+def replace_surrogates(text: str) -> str:
+    """Replaces lone surrogates, which JSON allows but UTF-8 does not."""
+    return text.encode("utf-8", "replace").decode("utf-8")

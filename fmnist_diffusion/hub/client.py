@@ -1,29 +1,62 @@
-"""Requests to the Hub: authentication, retries, a connectivity check and readable errors."""
+"""Requests to the Hub: authentication, time limits, retries, a connectivity check and readable errors.
+
+`huggingface_hub` has no time limit for most requests and retries some of them for minutes. [`call_hub`] sets these
+limits:
+
+- 10 seconds to connect, and 30 seconds without any data in either direction;
+- 30 seconds in total, including retries, plus the time to transfer the files at 100 kB/s.
+"""
 
 import json
+import threading
 import time
-from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
-from typing import TypeVar
+from collections.abc import Callable, Iterator
+from concurrent.futures import Future
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any, Literal, TypeVar
 
 from huggingface_hub import HfApi, constants, get_token
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
-from huggingface_hub.utils import get_session, httpx
+from huggingface_hub.errors import (
+    EntryNotFoundError,
+    FileMetadataError,
+    HfHubHTTPError,
+    HFValidationError,
+    LocalEntryNotFoundError,
+    OfflineModeIsEnabled,
+    RepositoryNotFoundError,
+    RevisionNotFoundError,
+)
+from huggingface_hub.utils import close_session, get_session, httpx
 
 
 DELAYS = (1.0, 4.0)  # seconds before the second and the third attempt
-TIMEOUT = 3.0  # seconds
+CONNECT_TIMEOUT = 10.0  # seconds
+TIME_LIMIT = 30.0  # seconds
+MIN_BYTES_PER_SECOND = 100_000
+REACHABLE_TIMEOUT = 3.0  # seconds
 # These are the status codes of conflicting commits, rate limits and server errors.
 TEMPORARY_STATUS_CODES = (409, 412, 429, 500, 502, 503, 504)
 # huggingface_hub raises JSONDecodeError if a proxy or the Hub returns HTML. hf_xet raises built-in exceptions.
-NETWORK_ERRORS = (httpx.HTTPError, ConnectionError, TimeoutError, json.JSONDecodeError)
-LOGIN_ADVICE = "run `hf auth login` with a token that has write access, or set HF_TOKEN to one"
+NETWORK_ERRORS = (httpx.HTTPError, ConnectionError, TimeoutError, FileMetadataError, json.JSONDecodeError)
+TIMEOUTS = (httpx.TimeoutException, TimeoutError)
+# huggingface_hub raises these errors if a response is valid JSON with unexpected content.
+RESPONSE_ERRORS = (AttributeError, LookupError, TypeError, ValueError)
 
 Result = TypeVar("Result")
 
 
-class HubError(Exception):
-    """Raised if a request to the Hub fails. The message says how to fix the problem."""
+class HubError(OSError):
+    """
+    Raised if a request to the Hub fails. The message says how to fix the problem.
+
+    Attributes:
+        is_temporary (`bool`): Whether a cached copy may be used instead.
+    """
+
+    def __init__(self, message: str, is_temporary: bool = False):
+        super().__init__(message)
+        self.is_temporary = is_temporary
 
 
 def connect(token: str | None = None) -> HfApi:
@@ -38,7 +71,7 @@ def connect(token: str | None = None) -> HfApi:
     """
     token = token or get_token()
     if token is None:
-        raise HubError(f"You are not logged in to the Hub. Please {LOGIN_ADVICE}.")
+        raise HubError(f"You are not logged in to the Hub. Please {_get_login_advice('write')}.")
     return HfApi(token=token)
 
 
@@ -49,70 +82,193 @@ def get_full_repo_id(api: HfApi, repo_id: str) -> str:
     return f"{call_hub(api.whoami, repo_id)['name']}/{repo_id}"
 
 
+def get_folder_size(folder: Path) -> int:
+    """Returns the number of bytes of all files in a folder."""
+    return sum(path.stat().st_size for path in folder.rglob("*") if path.is_file())
+
+
 def is_hub_reachable() -> bool:
     """Returns whether the Hub responds within 3 seconds; `False` in offline mode (`HF_HUB_OFFLINE`)."""
-    # A thread is necessary, because the request timeout does not limit DNS lookups or the number of addresses to try.
-    executor = ThreadPoolExecutor(max_workers=1)
-    response = executor.submit(get_session().head, constants.ENDPOINT, timeout=TIMEOUT)
-    executor.shutdown(wait=False)
+    session = get_session()
     try:
-        response.result(timeout=TIMEOUT)
+        run_with_time_limit(lambda: session.head(constants.ENDPOINT, timeout=REACHABLE_TIMEOUT), REACHABLE_TIMEOUT)
     except (httpx.HTTPError, OfflineModeIsEnabled, TimeoutError):
         return False
     return True
 
 
-def call_hub(action: Callable[[], Result], repo_id: str, delays: tuple[float, ...] = DELAYS) -> Result:
+def run_with_time_limit(action: Callable[[], Result], seconds: float) -> Result:
+    """
+    Calls a function, and raises `TimeoutError` if it does not return in time.
+
+    The timeouts of a request limit neither DNS lookups nor a server that sends one byte every few seconds. The
+    function therefore runs in a daemon thread, which is abandoned after the time limit and does not keep the process
+    alive.
+    """
+    result: Future[Result] = Future()
+
+    def run() -> None:
+        try:
+            result.set_result(action())
+        # The caller raises all errors of this thread.
+        except BaseException as error:
+            result.set_exception(error)
+
+    threading.Thread(target=run, daemon=True).start()
+    return result.result(timeout=seconds)
+
+
+def call_hub(
+    action: Callable[[], Result],
+    repo_id: str,
+    *,
+    delays: tuple[float, ...] = DELAYS,
+    num_bytes: int = 0,
+    access: Literal["read", "write"] = "write",
+) -> Result:
     """
     Calls a function that sends requests to the Hub, and retries it after temporary errors.
 
-    `huggingface_hub` itself only retries some individual requests.
+    `huggingface_hub` itself only retries some individual requests. Timeouts are not retried.
 
     Args:
         action (`Callable`): Function without arguments.
         repo_id (`str`): Repository id for error messages.
         delays (`tuple[float, ...]`, defaults to `(1.0, 4.0)`): Seconds to wait before each retry.
+        num_bytes (`int`, defaults to 0): Size of the files to transfer, which extends the time limit of 30 seconds.
+        access (`str`, defaults to `"write"`): The access that the token needs, for error messages.
 
     Returns:
         The return value of `action`.
 
     Raises:
-        `HubError`: If the error is permanent or the last attempt fails.
+        `HubError`: If the error is permanent, the last attempt fails, or the time limit is exceeded.
+        `HFValidationError` (a `ValueError`): If a repository id or revision is invalid.
     """
+    time_limit = TIME_LIMIT + num_bytes / MIN_BYTES_PER_SECOND
+    end = time.monotonic() + time_limit
     remaining_delays = iter(delays)
     while True:
         try:
-            return action()
-        except (*NETWORK_ERRORS, RuntimeError) as raised:
-            # huggingface_hub wraps errors from LFS uploads in a RuntimeError. A RuntimeError from hf_xet has no cause.
-            error = (raised.__cause__ or raised) if isinstance(raised, RuntimeError) else raised
-            if not isinstance(error, (*NETWORK_ERRORS, RuntimeError)):
+            with _limit_requests():
+                return run_with_time_limit(action, max(end - time.monotonic(), 0))
+        except HFValidationError:
+            raise
+        except (*NETWORK_ERRORS, *RESPONSE_ERRORS, RuntimeError, EntryNotFoundError) as raised:
+            error = _get_cause(raised)
+            if not isinstance(error, (*NETWORK_ERRORS, *RESPONSE_ERRORS, RuntimeError, EntryNotFoundError)):
                 raise
-            delay = next(remaining_delays, None) if _is_temporary(error) else None
-            if delay is None:
-                raise HubError(_explain(error, repo_id)) from error
+            temporary = _is_temporary(error)
+            delay = next(remaining_delays, None) if temporary and not isinstance(error, TIMEOUTS) else None
+            if delay is None or time.monotonic() + delay > end:
+                raise HubError(_explain(error, repo_id, time_limit, access), temporary) from error
         time.sleep(delay)
 
 
-def _is_temporary(error: Exception) -> bool:
+class _Call:
+    """A call of [`call_hub`]. After its time limit, it is abandoned."""
+
+    abandoned = False
+
+
+_active_calls: list[_Call] = []
+_lock = threading.Lock()
+_thread = threading.local()
+
+
+@contextmanager
+def _limit_requests() -> Iterator[None]:
+    """Sets the timeouts of all requests of `huggingface_hub`, including those of its threads."""
+    call = _Call()
+    with _lock:
+        _active_calls.append(call)
+    _add_request_hook()
+    try:
+        yield
+    except TIMEOUTS:
+        # Closing the connections ends requests of abandoned threads, which hold locks of files in the cache.
+        call.abandoned = True
+        close_session()
+        _add_request_hook()
+        raise
+    finally:
+        with _lock:
+            _active_calls.remove(call)
+
+
+def _add_request_hook() -> None:
+    session = get_session()
+    hooks = session.event_hooks["request"]
+    if _prepare_request not in hooks:
+        session.event_hooks = {**session.event_hooks, "request": [*hooks, _prepare_request]}
+
+
+def _prepare_request(request: Any) -> None:
+    call = getattr(_thread, "call", None)
+    _thread.call = None
+    if call is not None and call.abandoned:
+        # The threads of an abandoned call must not retry, because Python waits for them when the process exits.
+        raise TimeoutError("the request was abandoned")
+    with _lock:
+        _thread.call = _active_calls[-1] if _active_calls else None
+    if _thread.call is not None:
+        timeouts = {"connect": CONNECT_TIMEOUT, "read": TIME_LIMIT, "write": TIME_LIMIT, "pool": TIME_LIMIT}
+        request.extensions = {**request.extensions, "timeout": timeouts, "trace": _raise_timeout}
+
+
+def _raise_timeout(event: str, info: dict[str, Any]) -> None:
+    # huggingface_hub retries the timeouts of httpx up to five times, but not this error.
+    if event.endswith(".failed") and type(info["exception"]).__name__.endswith("Timeout"):
+        seconds = CONNECT_TIMEOUT if "connect" in event else TIME_LIMIT
+        raise TimeoutError(f"no data within {seconds:.0f} seconds") from info["exception"]
+
+
+def _get_cause(error: Exception) -> BaseException:
+    """Returns the error of the request that caused an error of `huggingface_hub`."""
+    # huggingface_hub wraps errors of LFS uploads in a RuntimeError. A RuntimeError from hf_xet has no cause.
+    if isinstance(error, RuntimeError):
+        return error.__cause__ or error
+    # It raises LocalEntryNotFoundError if a file is not cached, whatever the reason why it could not be downloaded.
+    if isinstance(error, LocalEntryNotFoundError):
+        return error.__cause__ or error
+    return error
+
+
+def _is_temporary(error: BaseException) -> bool:
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in TEMPORARY_STATUS_CODES
-    return not isinstance(error, OfflineModeIsEnabled)
+    return not isinstance(error, (OfflineModeIsEnabled, EntryNotFoundError))
 
 
-def _explain(error: Exception, repo_id: str) -> str:
+def _get_login_advice(access: str) -> str:
+    return f"run `hf auth login` with a token that has {access} access, or set HF_TOKEN to one"
+
+
+def _explain(error: BaseException, repo_id: str, time_limit: float, access: str) -> str:
+    reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+    advice = _get_login_advice(access)
     if isinstance(error, OfflineModeIsEnabled):
         return "The Hub cannot be used, because HF_HUB_OFFLINE is set. Unset this variable."
-    reason = " ".join(str(error).split()) or type(error).__name__
+    if isinstance(error, RevisionNotFoundError):
+        return f"{repo_id} has no such revision on the Hub. Check the branch, tag or commit."
+    if isinstance(error, EntryNotFoundError):
+        return f"Could not find a file of {repo_id} on the Hub ({reason}). Check the repository and the revision."
+    if isinstance(error, TIMEOUTS):
+        if not str(error):
+            reason = f"the request for {repo_id} was not complete after {time_limit:.0f} seconds"
+        return f"The Hub did not respond in time ({reason}). Check the network connection and try again."
+    if isinstance(error, RESPONSE_ERRORS) and not isinstance(error, (*NETWORK_ERRORS, RuntimeError)):
+        reason = f"{type(error).__name__}: {reason}"
+        return f"The Hub sent an unexpected response ({reason}). Check HF_ENDPOINT and the proxy, and try again."
     if not isinstance(error, HfHubHTTPError):
         return f"Could not reach the Hub ({reason}). Check the network connection and try again."
     status = error.response.status_code
+    if status == 404 or isinstance(error, RepositoryNotFoundError):
+        return f"Could not find {repo_id}, or the token cannot access it. Check the name, or {advice}."
     if status == 401:
-        return f"The Hub rejected the token. Please {LOGIN_ADVICE}."
+        return f"The Hub rejected the token. Please {advice}."
     if status == 403:
-        return f"The token has no write access to {repo_id}. Use a repository of your own, or {LOGIN_ADVICE}."
-    if status == 404:
-        return f"Could not find {repo_id}, or the token cannot access it. Check the name, or {LOGIN_ADVICE}."
+        return f"The token has no {access} access to {repo_id}. Use a repository of your own, or {advice}."
     if status in (409, 412):
         return f"Another commit to {repo_id} is in progress. Try again."
     if status in TEMPORARY_STATUS_CODES:

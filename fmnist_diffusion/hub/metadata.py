@@ -1,6 +1,7 @@
 """Training settings and metrics that are stored next to the weights of a pipeline."""
 
 import json
+import math
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -21,7 +22,7 @@ class Metric(NamedTuple):
         type (`str`): Metric type in the metadata of the Hub, such as `"fid"`.
         title (`str`): Display name.
         value (`float`): Value for the generated images, averaged over the seeds.
-        test_value (`float`): Value for the real test images.
+        test_value (`float`): Value for the real test images, or for two halves of the reference images.
     """
 
     type: str
@@ -30,21 +31,32 @@ class Metric(NamedTuple):
     test_value: float
 
 
-# Each entry is a key in metrics.json, the type, the title, and the path of the test value in the "real" section.
+# Each entry is a key in metrics.json, the type, the title, and the path of the value for the real test images.
 METRICS = (
-    ("fid_train", "fid", "FID (training images)", ("inception", "test", "frechet_distance")),
-    ("kid_train", "kid", "KID (training images)", ("inception", "test", "kernel_distance")),
-    ("precision", "precision", "Precision", ("inception", "test", "precision")),
-    ("recall", "recall", "Recall", ("inception", "test", "recall")),
-    ("density", "density", "Density", ("inception", "test", "density")),
-    ("coverage", "coverage", "Coverage", ("inception", "test", "coverage")),
+    ("fid_train", "fid", "FID (training images)", ("real", "inception", "test", "frechet_distance")),
+    ("kid_train", "kid", "KID (training images)", ("real", "inception", "test", "kernel_distance")),
+    ("precision", "precision", "Precision", ("real", "inception", "test", "precision")),
+    ("recall", "recall", "Recall", ("real", "inception", "test", "recall")),
+    ("density", "density", "Density", ("real", "inception", "test", "density")),
+    ("coverage", "coverage", "Coverage", ("real", "inception", "test", "coverage")),
     (
         "classifier_frechet_distance_train",
         "classifier_frechet_distance",
         "FD-classifier (training images)",
-        ("classifier", "test", "frechet_distance"),
+        ("real", "classifier", "test", "frechet_distance"),
     ),
-    ("class_agreement", "accuracy", "Class accuracy", ("classifier_accuracy", "test")),
+    ("class_agreement", "accuracy", "Class accuracy", ("real", "classifier_accuracy", "test")),
+)
+
+
+# These are the metrics with respect to other reference images. The floor is the value for two halves of the reference.
+REFERENCE_METRICS = (
+    ("fid", "fid", "FID", ("floor", "fid")),
+    ("kid", "kid", "KID", ("floor", "kid")),
+    ("precision", "precision", "Precision", ("floor", "precision")),
+    ("recall", "recall", "Recall", ("floor", "recall")),
+    ("density", "density", "Density", ("floor", "density")),
+    ("coverage", "coverage", "Coverage", ("floor", "coverage")),
 )
 
 
@@ -53,7 +65,7 @@ def read_json(path: Path) -> Any:
         return None
     try:
         return json.loads(path.read_text(encoding="utf-8"))
-    except ValueError as error:
+    except (RecursionError, ValueError) as error:
         raise ValueError(f"{path} is not valid JSON ({error}). Fix or remove the file.") from error
 
 
@@ -87,24 +99,38 @@ def read_metrics(path: Path) -> dict[str, Any] | None:
         `dict`, *optional*: The metrics; `None` if the file does not exist or was written by another program.
 
     Raises:
-        `ValueError`: If the file is not valid JSON.
+        `ValueError`: If the file is damaged.
     """
     metrics = read_json(path)
-    return metrics if isinstance(metrics, dict) and {"metrics", "num_samples", "real"} <= metrics.keys() else None
+    if not isinstance(metrics, dict) or not {"metrics", "num_samples"} <= metrics.keys():
+        return None
+    if not metrics.keys() & {"real", "floor"}:
+        return None
+    try:
+        valid = metrics["num_samples"] > 0 and all(
+            isinstance(number, int | float) for metric in measured_metrics(metrics) for number in metric[2:]
+        )
+        list(metrics.get("seeds", []))
+    except (AttributeError, KeyError, TypeError):
+        valid = False
+    if not valid:
+        raise ValueError(f"{path} contains damaged metrics. Remove the file, or evaluate the pipeline again.")
+    return metrics
 
 
 def measured_metrics(metrics: Mapping[str, Any]) -> list[Metric]:
-    """Returns the main metrics from the content of `metrics.json` with their values for the real test images."""
+    """Returns the main metrics from the content of `metrics.json` with their values for real images."""
     measured = []
-    for key, metric_type, title, path in METRICS:
+    for key, metric_type, title, path in METRICS if "real" in metrics else REFERENCE_METRICS:
         value = metrics["metrics"].get(key)
         if value is not None:
-            test_value = metrics["real"]
-            for name in path:
-                test_value = test_value[name]
-            measured.append(
-                Metric(metric_type, title, value["mean"] if isinstance(value, dict) else value, test_value)
-            )
+            real_value: Any = metrics
+            for name in path[:-1]:
+                real_value = real_value[name]
+            # Half of the reference may be too small for a metric.
+            real_value = real_value.get(path[-1], math.nan) if "floor" in path else real_value[path[-1]]
+            mean = value["mean"] if isinstance(value, dict) else value
+            measured.append(Metric(metric_type, title, mean, real_value))
     return measured
 
 

@@ -8,7 +8,7 @@ from tempfile import TemporaryDirectory
 from fmnist_diffusion.loading import load_pipeline
 
 from .card import make_model_card
-from .client import DELAYS, call_hub, connect, get_full_repo_id
+from .client import DELAYS, call_hub, connect, get_folder_size, get_full_repo_id
 from .metadata import read_metrics, read_train_config, stored_dtype
 from .repository import create_repository, create_tag
 
@@ -56,6 +56,8 @@ def push_pipeline(
         [`HubError`]: If the Hub cannot be reached or rejects a request.
         `OSError`: If the folder does not contain a pipeline.
         `ValueError`: If incompatible arguments are passed, or if a file in the folder is corrupted.
+
+    [`HubError`] is an `OSError`. [`call_hub`] documents the time limit of each request.
     """
     if create_pr and (tag or revision):
         raise ValueError("`create_pr` cannot be combined with `revision` or `tag`. Omit one of them.")
@@ -78,6 +80,7 @@ def push_pipeline(
             repo_id,
             # A retry after a lost response would open a second pull request.
             delays=() if create_pr else DELAYS,
+            num_bytes=get_folder_size(Path(staging)),
         )
     if tag is not None:
         create_tag(api, repo_id, tag, commit.oid)

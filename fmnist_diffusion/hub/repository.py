@@ -23,7 +23,10 @@ def create_tag(api: HfApi, repo_id: str, tag: str, commit: str) -> None:
     """Creates a tag for `commit`; raises [`HubError`] if it already points to a different commit."""
     call_hub(lambda: api.create_tag(repo_id, tag=tag, revision=commit, exist_ok=True), repo_id)
     refs = call_hub(lambda: api.list_repo_refs(repo_id), repo_id)
-    if any(ref.name == tag and ref.target_commit != commit for ref in refs.tags):
+    commits = [ref.target_commit for ref in refs.tags if ref.name == tag]
+    if not commits:
+        raise HubError(f"The files were uploaded to {repo_id}, but the Hub did not create the tag {tag}. Try again.")
+    if commits != [commit]:
         raise HubError(
             f"The files were uploaded to {repo_id}, but the tag {tag} already points to a different commit. Choose a"
             " different tag."

@@ -6,7 +6,7 @@ from tempfile import TemporaryDirectory
 
 from huggingface_hub import SpaceCard
 
-from .client import HubError, call_hub, connect, get_full_repo_id
+from .client import HubError, call_hub, connect, get_folder_size, get_full_repo_id
 from .repository import create_repository
 
 
@@ -51,6 +51,7 @@ def push_space(repo_id: str, model_id: str, *, private: bool = False, token: str
                 delete_patterns=["*.py", "*.css", "examples/*", "fmnist_diffusion/*"],
             ),
             repo_id,
+            num_bytes=get_folder_size(Path(staging)),
         )
     return f"{api.endpoint}/spaces/{repo_id}"
 

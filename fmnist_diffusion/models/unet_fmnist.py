@@ -23,7 +23,14 @@ TIME_CONDITIONINGS = ("bottleneck", "all")
 TIME_SCALE_SHIFTS = ("default", "scale_shift")
 SKIP_CONNECTIONS = ("concat", "add", "none")
 
-# When training on a CPU, fused attention is slower than plain matrix products for up to this many tokens.
+# Larger values would only exhaust the memory.
+MIN_SIZE, MAX_SIZE = 8, 512
+MAX_CHANNELS = 8192
+MAX_LEVELS = 8
+MAX_LAYERS_PER_BLOCK = 64
+MAX_CLASSES = 1_000_000
+
+# During training on a CPU, fused attention is slower than plain matrix products for up to this many tokens.
 MATH_ATTENTION_TOKENS = 256
 
 # This model does not support these arguments of UNet2DModel, for the given reasons.
@@ -58,6 +65,10 @@ class CheckpointSafeBatchNorm2d(nn.BatchNorm2d):
                 input, self.running_mean, self.running_var, self.weight, self.bias, True, 0.0, self.eps
             )
         return super().forward(input)
+
+
+def is_integer(value: object, minimum: int, maximum: int) -> bool:
+    return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
 
 
 def get_norm(norm_type: str, channels: int, norm_num_groups: int) -> nn.Module:
@@ -280,12 +291,13 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
 
     Parameters:
         sample_size (`int` or `tuple[int, int]`, defaults to `28`):
-            Height and width of the images that a pipeline generates. `forward` accepts any height and width.
+            Height and width of the images that a pipeline generates, from 8 to 512. `forward` accepts any height and
+            width.
         in_channels (`int`, defaults to `1`): Number of channels of the noisy image.
         out_channels (`int`, defaults to `1`): Number of channels of the prediction.
         block_out_channels (`tuple[int, ...]`, defaults to `(64, 128, 256, 512)`):
-            Number of channels of each level; the last level is the bottleneck. Each level after the first halves the
-            height and width (rounded up).
+            Number of channels of each level, for 1 to 8 levels; the last level is the bottleneck. Each level after the
+            first halves the height and width (rounded up).
         layers_per_block (`int`, defaults to `1`): Number of residual blocks per level of the encoder and the decoder.
         norm_type (`str`, defaults to `"batch"`): Normalization of the residual blocks, `"batch"` or `"group"`.
         norm_num_groups (`int`, defaults to `32`):
@@ -309,7 +321,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             Number of classes of a class-conditional model. The model also learns a null label for
             `class_labels=None`, the unconditional branch of classifier-free guidance.
         label_names (`tuple[str, ...]`, *optional*):
-            Class names in the order of their labels. A pipeline accepts them as class labels.
+            Different class names in the order of their labels. A pipeline accepts them as class labels.
 
     Raises:
         `ValueError`:
@@ -365,33 +377,45 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         ):
             if value not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
-        for name, value in (
-            ("in_channels", in_channels),
-            ("out_channels", out_channels),
-            ("layers_per_block", layers_per_block),
-            ("norm_num_groups", norm_num_groups),
-            ("attention_head_dim", attention_head_dim),
-            ("num_class_embeds", 1 if num_class_embeds is None else num_class_embeds),
+        for name, value, maximum in (
+            ("in_channels", in_channels, MAX_CHANNELS),
+            ("out_channels", out_channels, MAX_CHANNELS),
+            ("layers_per_block", layers_per_block, MAX_LAYERS_PER_BLOCK),
+            ("norm_num_groups", norm_num_groups, MAX_CHANNELS),
+            ("time_embedding_dim", time_embedding_dim, MAX_CHANNELS),
+            ("attention_head_dim", attention_head_dim, MAX_CHANNELS),
+            ("num_class_embeds", 1 if num_class_embeds is None else num_class_embeds, MAX_CLASSES),
         ):
-            if not isinstance(value, int) or value < 1:
-                raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
-        if not isinstance(time_embedding_dim, int) or time_embedding_dim < 2 or time_embedding_dim % 2:
+            if not is_integer(value, 1, maximum):
+                raise ValueError(f"`{name}` must be an integer from 1 to {maximum}, got {value!r}.")
+        height_width = [sample_size, sample_size] if isinstance(sample_size, int) else sample_size
+        if (
+            not isinstance(height_width, (list, tuple))
+            or len(height_width) != 2
+            or not all(is_integer(size, MIN_SIZE, MAX_SIZE) for size in height_width)
+        ):
+            raise ValueError(
+                f"`sample_size` must be an integer from {MIN_SIZE} to {MAX_SIZE}, or a tuple (height, width) of these,"
+                f" got {sample_size!r}."
+            )
+        if time_embedding_dim % 2:
             raise ValueError(f"`time_embedding_dim` must be a positive even number, got {time_embedding_dim!r}.")
         if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
             raise ValueError(f"`dropout` must be a number in [0, 1), got {dropout!r}.")
         if (
             not isinstance(block_out_channels, (list, tuple))
-            or not block_out_channels
-            or any(not isinstance(channels, int) or channels < 1 for channels in block_out_channels)
+            or not 1 <= len(block_out_channels) <= MAX_LEVELS
+            or not all(is_integer(channels, 1, MAX_CHANNELS) for channels in block_out_channels)
         ):
             raise ValueError(
-                f"`block_out_channels` must be a tuple of one or more positive integers, got {block_out_channels!r}."
+                f"`block_out_channels` must be a tuple of 1 to {MAX_LEVELS} integers from 1 to {MAX_CHANNELS}, got"
+                f" {block_out_channels!r}."
             )
         bottleneck = len(block_out_channels) - 1
         if attention_levels is None:
             attention_levels = (bottleneck,)
-        if not isinstance(attention_levels, (list, tuple)) or any(
-            level not in range(bottleneck + 1) for level in attention_levels
+        if not isinstance(attention_levels, (list, tuple)) or not all(
+            is_integer(level, 0, bottleneck) for level in attention_levels
         ):
             raise ValueError(
                 f"`attention_levels` must be a tuple of levels from 0 to {bottleneck}, got {attention_levels!r}."
@@ -407,11 +431,18 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 f"`norm_num_groups` must divide every entry of `block_out_channels` {tuple(block_out_channels)}, got"
                 f" {norm_num_groups}."
             )
-        if label_names is not None and len(label_names) != num_class_embeds:
-            raise ValueError(
-                f"`label_names` must have one name for each of the `num_class_embeds`={num_class_embeds} classes, got"
-                f" {len(label_names)}."
-            )
+        if label_names is not None:
+            if (
+                not isinstance(label_names, (list, tuple))
+                or not all(isinstance(label, str) for label in label_names)
+                or len(set(label_names)) < len(label_names)
+            ):
+                raise ValueError(f"`label_names` must be a tuple of different strings, got {label_names!r}.")
+            if len(label_names) != num_class_embeds:
+                raise ValueError(
+                    f"`label_names` must have one name for each of the `num_class_embeds`={num_class_embeds} classes,"
+                    f" got {len(label_names)}."
+                )
 
         # 1. time and class
         everywhere = time_conditioning == "all"

@@ -1,9 +1,9 @@
-"""Pipelines. Importing this package registers the installed model class with `FashionMNISTPipeline`."""
+"""Pipelines. Importing this package enables `FashionMNISTPipeline.from_pretrained` to load without remote code."""
 
-from ..models import FashionMNISTUNet2DModel
+from .components import load_components
 from .pipeline_fmnist import FashionMNISTPipeline
 
 
-FashionMNISTPipeline._unet_class = FashionMNISTUNet2DModel
+FashionMNISTPipeline._load_components = staticmethod(load_components)
 
 __all__ = ["FashionMNISTPipeline"]

@@ -11,14 +11,16 @@ import itertools
 import json
 import math
 import shutil
+import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
-import diffusers
+import PIL.ExifTags
 import PIL.Image
+import PIL.ImageOps
 import torch
 from diffusers import (
     DiffusionPipeline,
@@ -53,7 +55,36 @@ FASHION_MNIST_LABELS = (
 NEAR_ZERO_SNR = 1e-6
 # Sampling must cover at least this fraction of the training timesteps.
 MIN_TIMESTEP_COVERAGE = 0.7
+MAX_TIMESTEP_POWER = 100
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
+# Modes of PIL images by the number of channels of the model.
+PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
+SUPPORTED_PIL_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LA", "PA", "La", "RGBA", "RGBa")
+LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2
+# Transpositions that make an image upright, by its EXIF orientation.
+TRANSPOSITIONS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
+# Pillow raises these errors if it cannot parse the metadata of an image.
+METADATA_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    EOFError,
+    LookupError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    struct.error,
+)
 # Each of these options of DPMSolverMultistepScheduler replaces the timestep spacing.
 SPACING_OPTIONS = (
     "use_karras_sigmas",
@@ -62,7 +93,6 @@ SPACING_OPTIONS = (
     "use_lu_lambdas",
     "use_flow_sigmas",
 )
-HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "proxies", "revision", "token")
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -75,6 +105,20 @@ EXAMPLE_DOC_STRING = """
         >>> images[0].save("ankle_boot.png")
         ```
 """
+
+
+def is_positive_integer(value: Any) -> bool:
+    return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+
+
+def check_settings(num_inference_steps: Any, timestep_power: Any) -> None:
+    """Checks the settings that `model_index.json` contains; raises `ValueError` if one is out of range."""
+    if not is_positive_integer(num_inference_steps):
+        raise ValueError(f"`num_inference_steps` must be a positive integer, got {num_inference_steps!r}.")
+    if timestep_power is not None and not (
+        isinstance(timestep_power, (int, float)) and 1 <= timestep_power <= MAX_TIMESTEP_POWER
+    ):
+        raise ValueError(f"`timestep_power` must be a number from 1 to {MAX_TIMESTEP_POWER}, got {timestep_power!r}.")
 
 
 def scale_num_steps(num_steps: int, fraction: float) -> float:
@@ -97,6 +141,90 @@ def power_law_timesteps(num_inference_steps: int, num_train_timesteps: int, powe
         # The maximum keeps the timesteps distinct if there are many steps.
         timesteps.append(max(spaced, k - 1))
     return timesteps
+
+
+def get_orientation(image: PIL.Image.Image) -> int:
+    """Returns the EXIF orientation, from 1 to 8; 1 (upright) if it is missing or the metadata is broken."""
+    try:
+        orientation = image.getexif().get(PIL.ExifTags.Base.Orientation)
+    except METADATA_ERRORS:
+        return 1
+    return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def convert_pil_image(image: PIL.Image.Image, height: int, width: int, channels: int) -> torch.Tensor:
+    """
+    Converts an image to the size and channels of a model.
+
+    The EXIF orientation is applied. Transparent pixels are composited over white, unless the model has 4 channels. An
+    image of a different size is resized with an antialiased bicubic filter to cover the target size and then
+    center-cropped.
+
+    Args:
+        image (`PIL.Image.Image`): The image, with at most 8 bits per channel.
+        height, width (`int`): Size of the result in pixels.
+        channels (`int`): 1 for grayscale (ITU-R 601-2 luma), 3 for RGB or 4 for RGBA.
+
+    Returns:
+        `torch.Tensor` of shape `(channels, height, width)`: float32 values in [0, 1].
+
+    Raises:
+        `ValueError`: If the image cannot be decoded or converted.
+    """
+    if channels not in PIL_MODES:
+        raise ValueError(f"`image` must be an array or a tensor with {channels} channels, got a PIL image.")
+    if image.mode in ("I", "F") or image.mode.startswith("I;16"):
+        raise ValueError(f"`image` must have 8 bits per channel, got mode {image.mode!r}. Convert it first.")
+    if image.mode not in SUPPORTED_PIL_MODES:
+        raise ValueError(f"`image` must have one of the modes {', '.join(SUPPORTED_PIL_MODES)}, got {image.mode!r}.")
+    try:
+        image.load()
+    except (ArithmeticError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError) as error:
+        raise ValueError(f"`image` could not be decoded ({error}). Pass a different image.") from error
+    orientation = get_orientation(image)
+    if orientation in TRANSPOSITIONS:
+        image = image.transpose(TRANSPOSITIONS[orientation])
+    if channels == 4 or image.has_transparency_data:
+        # Pillow cannot convert these modes to RGBA directly.
+        if image.mode in ("La", "RGBa"):
+            image = image.convert({"La": "LA", "RGBa": "RGBA"}[image.mode])
+        image = image.convert("RGBA")
+    if channels != 4:
+        if image.mode == "RGBA":
+            image = PIL.Image.alpha_composite(PIL.Image.new("RGBA", image.size, "white"), image)
+        if image.mode not in ("1", "L"):
+            # Pillow does not convert all modes to grayscale directly.
+            image = image.convert("RGB")
+        image = image.convert(PIL_MODES[channels])
+    if image.size != (width, height):
+        image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.BICUBIC)
+    pixels = torch.frombuffer(bytearray(image.tobytes()), dtype=torch.uint8)
+    return pixels.reshape(height, width, channels).permute(2, 0, 1) / 255
+
+
+def convert_channels(images: torch.Tensor, channels: int) -> torch.Tensor:
+    """Converts images `(B, C, H, W)` in [0, 1] to 1, 3 or 4 channels, and composites transparent pixels over white."""
+    if images.shape[1] == channels:
+        return images
+    if images.shape[1] == 4:
+        color, alpha = images.split([3, 1], dim=1)
+        images = color * alpha + 1 - alpha
+    if channels == 1:
+        return (images * images.new_tensor(LUMA).view(1, 3, 1, 1)).sum(1, keepdim=True)
+    images = images.expand(-1, 3, -1, -1)
+    return images if channels == 3 else torch.cat([images, torch.ones_like(images[:, :1])], dim=1)
+
+
+def resize_and_crop(images: torch.Tensor, height: int, width: int) -> torch.Tensor:
+    """Resizes images `(B, C, H, W)` in [0, 1] to cover a size and crops them, like [`convert_pil_image`]."""
+    if images.shape[2:] == (height, width):
+        return images
+    resized = []
+    for channel in images.flatten(0, 1).contiguous():
+        image = PIL.Image.frombytes("F", (channel.shape[1], channel.shape[0]), channel.numpy().tobytes())
+        image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.BICUBIC)
+        resized.append(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.float32).reshape(height, width))
+    return torch.stack(resized).reshape(*images.shape[:2], height, width).clamp(0, 1)
 
 
 def slerp(first: torch.Tensor, last: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -142,7 +270,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             The scheduler, with the noise schedule and `prediction_type` that the model was trained with.
         num_inference_steps (`int`, defaults to 20): Default number of denoising steps.
         timestep_power (`float`, *optional*):
-            Power of the timestep spacing, at least 1. Step `k` from `n` to 1 uses the timestep
+            Power of the timestep spacing, from 1 to 100. Step `k` from `n` to 1 uses the timestep
             `T * (k / n) ** timestep_power - 1`, where `n` is the number of steps and `T` is `num_train_timesteps`. It
             only applies if `scheduler` is a [`DPMSolverMultistepScheduler`] without Karras, exponential, beta, Lu or
             flow sigmas. A scheduler that is assigned to the pipeline later uses its own spacing.
@@ -153,8 +281,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
     scheduler: Any
     model_cpu_offload_seq = "unet"
     _callback_tensor_inputs = ["latents", "model_input", "pred_original_sample"]
-    # The installed package sets this class, so that its `from_pretrained` needs no remote code.
-    _unet_class: type[ModelMixin] | None = None
+    # The installed package sets this function, so that its `from_pretrained` needs no remote code.
+    _load_components: Callable[..., tuple[Any, Any, dict[str, Any]]] | None = None
 
     def __init__(
         self,
@@ -164,15 +292,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
         timestep_power: float | None = None,
     ):
         super().__init__()
-        if timestep_power is not None and not timestep_power >= 1:
-            raise ValueError(f"`timestep_power` must be at least 1, got {timestep_power}.")
+        check_settings(num_inference_steps, timestep_power)
         self.register_modules(unet=unet, scheduler=scheduler)
         self.register_to_config(num_inference_steps=num_inference_steps, timestep_power=timestep_power)
         self._original_scheduler, self._timestep_power = scheduler, timestep_power
-        channels = unet.config["in_channels"]
-        self.image_processor = VaeImageProcessor(
-            vae_scale_factor=1, vae_latent_channels=0, do_convert_rgb=channels == 3, do_convert_grayscale=channels == 1
-        )
+        self.image_processor = VaeImageProcessor(vae_scale_factor=1, vae_latent_channels=0)
         if not hasattr(unet, "hf_device_map"):
             # channels_last is faster on a CPU. It slightly changes the rounding, so all devices and ways of loading
             # use it.
@@ -200,32 +324,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
             [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
 
         Raises:
-            `OSError`: If the pipeline, revision or variant does not exist.
+            `OSError`: If the pipeline, revision or variant does not exist, or if a file is damaged.
+            `ValueError`: If an argument is out of range.
         """
-        if cls._unet_class is None:
+        if cls._load_components is None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # pyright: ignore[reportReturnType]
         path = str(pretrained_model_name_or_path)
-        hub_options = {name: kwargs[name] for name in HUB_OPTIONS if name in kwargs}
-        config: Any = cls.load_config(path, **hub_options)
-        settings = {
-            name: kwargs.pop(name, config.get(name, inspect.signature(cls).parameters[name].default))
-            for name in ("num_inference_steps", "timestep_power")
-        }
-        scheduler = kwargs.pop("scheduler", None)
-        if scheduler is None:
-            scheduler_class = getattr(diffusers, config["scheduler"][1])
-            scheduler = scheduler_class.from_pretrained(path, subfolder="scheduler", **hub_options)
-        unet, device_map = kwargs.pop("unet", None), kwargs.pop("device_map", None)
-        if unet is None:
-            for name in ("trust_remote_code", "output_loading_info"):
-                kwargs.pop(name, None)
-            for name in ("dtype", "torch_dtype"):
-                if isinstance(kwargs.get(name), dict):
-                    kwargs[name] = kwargs[name].get("unet", kwargs[name].get("default", torch.float32))
-            # Other weight formats use pickle, which can run arbitrary code.
-            kwargs.setdefault("use_safetensors", True)
-            unet_device_map = {"": device_map["unet"]} if isinstance(device_map, dict) else device_map
-            unet = cls._unet_class.from_pretrained(path, subfolder="unet", device_map=unet_device_map, **kwargs)
+        device_map = kwargs.get("device_map")
+        unet, scheduler, settings = cls._load_components(path, **kwargs)
         pipe: Any = cls(unet, scheduler, **settings)
         pipe.register_to_config(_name_or_path=path)
         if device_map is not None:
@@ -368,7 +474,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             ("num_images_per_prompt", num_images_per_prompt),
             ("num_inference_steps", num_inference_steps),
         ):
-            if not isinstance(value, Integral) or isinstance(value, bool) or value < 1:
+            if not is_positive_integer(value):
                 raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
         for value in generator if isinstance(generator, list) else [generator]:
             if value is not None and not isinstance(value, torch.Generator):
@@ -519,23 +625,18 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     def _preprocess_image(self, image: Any, height: int, width: int) -> torch.Tensor:
         """Converts `image` to a float32 tensor `(batch, channels, height, width)` in [-1, 1]."""
-        channels = self.unet.config.in_channels
         images: Any = list(image) if isinstance(image, (list, tuple)) else [image]
         if not images:
             raise ValueError("`image` must contain at least one image, got an empty list.")
         tensors = []
         for item in images:
-            if not isinstance(item, PIL.Image.Image):
-                item = self._to_image_tensor(item)
-            elif item.mode in ("I", "F") or item.mode.startswith("I;16"):
-                raise ValueError(f"`image` must have 8 bits per channel, got mode {item.mode!r}. Convert it first.")
-            tensors.append(self.image_processor.preprocess(item, height, width))
-            if tensors[-1].shape[1] != channels:
-                raise ValueError(f"`image` must have {channels} channels, got {tensors[-1].shape[1]}.")
-        return torch.cat(tensors)
+            if isinstance(item, PIL.Image.Image):
+                tensors.append(convert_pil_image(item, height, width, self.unet.config.in_channels)[None])
+            else:
+                tensors.append(self._convert_array(item, height, width))
+        return 2 * torch.cat(tensors) - 1
 
-    @staticmethod
-    def _to_image_tensor(image: Any) -> torch.Tensor:
+    def _convert_array(self, image: Any, height: int, width: int) -> torch.Tensor:
         """Converts an array `(..., H, W, C)` or a tensor `(..., C, H, W)` to a tensor `(B, C, H, W)` in [0, 1]."""
         shape = getattr(image, "shape", ())
         if not hasattr(image, "dtype") or len(shape) not in (2, 3, 4) or 0 in shape:
@@ -544,19 +645,33 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f" got {type(image).__name__} of shape {tuple(shape)}."
             )
         # torch does not support negative strides or read-only arrays, such as np.asarray(pil_image).
-        tensor = image if torch.is_tensor(image) else torch.as_tensor(image.copy())
+        tensor = image.cpu() if torch.is_tensor(image) else torch.as_tensor(image.copy())
         if tensor.ndim == 2:
             tensor = tensor[None]
         elif not torch.is_tensor(image):
             tensor = tensor.movedim(-1, -3)
         tensor = tensor.reshape(-1, *tensor.shape[-3:])
-        if tensor.dtype == torch.uint8:
-            return tensor.float() / 255
+        channels = self.unet.config.in_channels
+        if tensor.shape[1] != channels and (tensor.shape[1] not in PIL_MODES or channels not in PIL_MODES):
+            raise ValueError(f"`image` must have {channels} channels, got {tensor.shape[1]}.")
         if tensor.dtype == torch.bool:
-            return tensor.float()
-        if not tensor.is_floating_point() or not tensor.isfinite().all() or tensor.min() < 0 or tensor.max() > 1:
-            raise ValueError(f"`image` must have uint8 values or floats in [0, 1], got {tensor.dtype} values.")
-        return tensor
+            tensor = tensor.float()
+        if tensor.dtype == torch.uint8 and channels in PIL_MODES:
+            arrays = tensor.permute(0, 2, 3, 1).numpy()
+            pil_images = [
+                PIL.Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays
+            ]
+            return torch.stack([convert_pil_image(item, height, width, channels) for item in pil_images])
+        if tensor.dtype == torch.uint8:
+            tensor = tensor / 255
+        if not tensor.is_floating_point():
+            raise ValueError(f"`image` must be uint8, bool or floating point, got {tensor.dtype}.")
+        if not tensor.isfinite().all() or tensor.min() < 0 or tensor.max() > 1:
+            raise ValueError(
+                f"`image` must contain finite values in [0, 1], got values from {tensor.min():g} to {tensor.max():g}."
+                " Scale them."
+            )
+        return resize_and_crop(convert_channels(tensor.float(), channels), height, width)
 
     def prepare_latents(
         self,
@@ -720,8 +835,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 with `image`.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
                 Image to start from (image-to-image, arXiv 2108.01073): one image, or one for each generated image. It
-                is resized, noised and denoised. Arrays `(height, width, channels)` and tensors `(channels, height,
-                width)`, with or without a batch dimension, must contain uint8 values or floats in [0, 1].
+                is noised and denoised. Arrays `(height, width, channels)` and tensors `(channels, height, width)`,
+                with or without a batch dimension, must contain uint8 values or floats in [0, 1]. A PIL image is made
+                upright with its EXIF orientation. The channels are converted to those of the model, and transparent
+                pixels are composited over white unless the model has 4 channels. Images of a different size are
+                resized to cover the size of the model and center-cropped.
             strength (`float`, defaults to 0.8):
                 Fraction of the denoising steps to run if an `image` is passed, in (0, 1]. With 1, little of `image`
                 remains.

@@ -1,4 +1,4 @@
-"""Trains base.yaml at half its width for a short time, with one setting changed per row, and compares the samples.
+"""Trains base.yaml at half its width for a short time, with changed settings in each row, and compares the samples.
 
     python tests/benchmarks/ablation.py
 

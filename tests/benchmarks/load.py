@@ -1,8 +1,9 @@
 """Measures how the demo handles many clients at the same time.
 
-    python tests/benchmarks/load.py --clients 50 --seconds 120
+    python tests/benchmarks/load.py --clients 200 --seconds 600
 
 Each client repeatedly generates one image with five steps. If the queue is full, it tries again after a second.
+The exit code is 1 if there is an error other than a full queue.
 """
 
 import argparse
@@ -10,10 +11,12 @@ import os
 import socket
 import subprocess
 import sys
+import tempfile
 import threading
 import time
 from collections import Counter
 from pathlib import Path
+from typing import IO
 
 import numpy as np
 import psutil
@@ -23,15 +26,15 @@ from gradio_client.utils import QueueError
 
 APP = Path(__file__).parents[2] / "space" / "app.py"
 NUM_IMAGES, NUM_INFERENCE_STEPS, SCHEDULER, GUIDANCE_SCALE = 1, 5, "ddim", 1
-NUM_REPORTS = 6
+NUM_REPORTS = 10
 
 
-def start_server() -> tuple[subprocess.Popen, str]:
+def start_server(log: IO[bytes]) -> tuple[subprocess.Popen, str]:
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
     environment = os.environ | {"GRADIO_SERVER_PORT": str(port)}
-    server = subprocess.Popen([sys.executable, str(APP)], env=environment, stdout=subprocess.DEVNULL)
+    server = subprocess.Popen([sys.executable, str(APP)], env=environment, stdout=log, stderr=log)
     while server.poll() is None:
         with socket.socket() as probe:
             if probe.connect_ex(("127.0.0.1", port)) == 0:
@@ -78,29 +81,34 @@ def main() -> None:
     parser.add_argument("--clients", type=int, default=50, help="number of clients (default: %(default)s)")
     parser.add_argument("--seconds", type=int, default=120, help="duration of the test (default: %(default)s)")
     options = parser.parse_args()
-    server, url = start_server()
-    try:
-        clients, process = Clients(url), psutil.Process(server.pid)
-        threads = [threading.Thread(target=clients.run, args=(seed,)) for seed in range(options.clients)]
-        for thread in threads:
-            thread.start()
-        for i in range(1, NUM_REPORTS + 1):
-            time.sleep(options.seconds / NUM_REPORTS)
-            memory = process.memory_info().rss / 2**20
-            elapsed, count = i * options.seconds / NUM_REPORTS, sum(clients.responses.values())
-            print(f"after {elapsed:4.0f} s: {memory:6.0f} MiB, {count} responses")
-        clients.stopped.set()
-        for thread in threads:
-            thread.join()
-    finally:
-        server.terminate()
-        server.wait()
+    with tempfile.TemporaryFile() as log:
+        server, url = start_server(log)
+        try:
+            clients, process = Clients(url), psutil.Process(server.pid)
+            print(f"before the test: {process.memory_info().rss / 2**20:6.0f} MiB")
+            threads = [threading.Thread(target=clients.run, args=(seed,)) for seed in range(options.clients)]
+            for thread in threads:
+                thread.start()
+            for i in range(1, NUM_REPORTS + 1):
+                time.sleep(options.seconds / NUM_REPORTS)
+                memory = process.memory_info().rss / 2**20
+                elapsed, count = i * options.seconds / NUM_REPORTS, sum(clients.responses.values())
+                print(f"after {elapsed:4.0f} s: {memory:6.0f} MiB, {count} responses", flush=True)
+            clients.stopped.set()
+            for thread in threads:
+                thread.join()
+        finally:
+            server.terminate()
+            server.wait()
+        print(f"{log.tell()} bytes of log")
     for response, count in clients.responses.most_common():
         print(f"{count:6} {response}")
     if clients.durations:
         p50, p95 = np.percentile(clients.durations, [50, 95])
         rate = len(clients.durations) / options.seconds
         print(f"{rate:.1f} images/s; time per request: median {p50:.2f} s, 95th percentile {p95:.2f} s")
+    if clients.responses.keys() - {"image", "queue is full"}:
+        raise SystemExit(1)
 
 
 if __name__ == "__main__":

@@ -217,7 +217,10 @@ def main() -> None:
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else f", {torch.cuda.get_device_name()}"
     print(f"{device}{threads}, batch {options.batch_size}, {dtype}{', compiled' if options.compile else ''}")
     print(f"matrix product: {peak / 1e12:.3f} TFLOP/s\n")
-    print("| model | parameters (M) | training (images/s) | sampling (NFE/s) | own speedup | of peak | MiB |")
+    print(
+        "| model | parameters (M) | training (images/s) | sampling (NFE/s) | speedup of `spec` |"
+        " % of peak FLOP/s | MiB |"
+    )
     print("|---|---|---|---|---|---|---|")
     own_training, own_sampling = median(training[OWN_MODEL]), median(sampling[OWN_MODEL])
     for name in names:

@@ -13,14 +13,24 @@ from fmnist_diffusion.sampling import SamplingConfig
 
 
 RESULT = {
+    "num_samples": 300,
     "metrics": {
         "class_agreement": 0.09700000286102295,
         "kid_train": -1.399278608005261e-05,
         "class_shares": [0.1, 1 / 3],
     },
-    "real": {"inception": {"test": {"frechet_distance": 1.4930330891230597}}},
+    "real": {
+        "inception": {"test": {"frechet_distance": 1.4930330891230597}},
+        "classifier": {"test": {"frechet_distance": 0.008549199784049222}},
+        "classifier_accuracy": {"test": 0.9406999945640564},
+    },
     "inception": False,
 }
+
+
+class FakeInception:
+    def __init__(self, weights: Path, device: torch.device):
+        self.weights, self.device = weights, device
 
 
 @pytest.fixture
@@ -30,12 +40,12 @@ def calls(monkeypatch, tmp_path) -> list[tuple]:
 
     def record(subject, folder, **kwargs):
         calls.append((subject, folder, kwargs))
-        return RESULT | {"inception": kwargs["inception"] is not None}
+        return RESULT | {"inception": kwargs["reference"].inception is not None}
 
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluation, "evaluate_pipeline", record)
     monkeypatch.setattr(evaluation, "evaluate_samples", record)
-    monkeypatch.setattr(evaluation, "InceptionFeatures", lambda weights, device: f"network from {weights}")
+    monkeypatch.setattr(evaluation, "InceptionFeatures", FakeInception)
     return calls
 
 
@@ -52,10 +62,13 @@ def test_default_options_reach_the_evaluation(calls, pipeline):
     ((pipe, folder, kwargs),) = calls
     assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
     assert folder == Path(f"evaluation/{Path(pipeline).parent.name}-pipeline")
+    reference = kwargs.pop("reference")
+    assert isinstance(reference, evaluation.FashionMNISTReference)
+    assert (reference.inception, reference.train_data_dir) == (None, None)
     assert kwargs == {
         "name": "pipeline",
-        "inception": None,
-        "train_data_dir": None,
+        "cas": False,
+        "processes": evaluation.Processes(),
         "sampling": SamplingConfig(),
         "conditional": True,
         "num_samples": 10_000,
@@ -79,14 +92,17 @@ def test_options_reach_the_evaluation(calls, pipeline, tmp_path):
         "-o": "results",
     }
     args = [arg for option in options.items() for arg in option]
-    main(["evaluate", pipeline, *args, "--guidance-interval", "0.2", "1", "--unconditional"])
+    main(["evaluate", pipeline, *args, "--guidance-interval", "0.2", "1", "--unconditional", "--cas"])
     ((pipe, folder, kwargs),) = calls
     assert pipe.unet.dtype == torch.bfloat16
     assert folder == Path("results")
+    reference = kwargs.pop("reference")
+    assert reference.inception.weights == Path("inception.pt")
+    assert reference.train_data_dir == "images"
     assert kwargs == {
         "name": "pipeline",
-        "inception": "network from inception.pt",
-        "train_data_dir": "images",
+        "cas": True,
+        "processes": evaluation.Processes(),
         "sampling": SamplingConfig("ddim", 5, 2.0, (0.2, 1.0)),
         "conditional": False,
         "num_samples": 300,
@@ -97,21 +113,21 @@ def test_options_reach_the_evaluation(calls, pipeline, tmp_path):
 
 def test_printed_metrics_are_rounded(calls, pipeline, capsys):
     main(["evaluate", pipeline, "--fast"])
-    lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
-    folder = f"evaluation/{Path(pipeline).parent.name}-pipeline"
-    assert lines == [
-        "Metrics",
-        "class_agreement 0.097",
-        "kid_train -0.00001399",
-        "class_shares 0.1, 0.3333",
-        f"Saved metrics.json and report.png to {folder}.",
+    assert capsys.readouterr().out.splitlines() == [
+        "                samples    test",
+        "Images              300  10,000",
+        "KID x 1000       -0.014",
+        "Class accuracy    0.097   0.941",
+        "",
+        "Compared 300 samples with the training images of Fashion-MNIST. The last column is for its test images.",
+        f"Saved metrics.json and report.png to evaluation/{Path(pipeline).parent.name}-pipeline.",
     ]
 
 
-def test_fid_of_real_images_is_printed(calls, pipeline, tmp_path, capsys):
+def test_missing_fid_is_explained(calls, pipeline, tmp_path, capsys):
     (tmp_path / "inception.pt").touch()
     main(["evaluate", pipeline, "--inception-weights", "inception.pt"])
-    assert "the FID of the 10,000 real test images is 1.49.\n" in capsys.readouterr().out
+    assert "FID requires at least 2,049 samples. Use KID to compare models.\n" in capsys.readouterr().out
 
 
 def test_images_of_a_file_are_evaluated(calls, images):
@@ -119,7 +135,8 @@ def test_images_of_a_file_are_evaluated(calls, images):
     ((samples, folder, kwargs),) = calls
     assert len(samples) == 260
     assert folder == Path("evaluation/noise")
-    assert kwargs == {"name": "noise", "inception": None, "train_data_dir": None}
+    assert isinstance(kwargs.pop("reference"), evaluation.FashionMNISTReference)
+    assert kwargs == {"name": "noise", "cas": False, "processes": evaluation.Processes()}
 
 
 @pytest.mark.parametrize(
@@ -173,6 +190,14 @@ def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
             ["base", "--fast", "--inception-weights", "x.pt"],
             "Pass only one of --fast and --inception-weights.",
         ),
+        (
+            ["base", "--fast", "--reference", "images"],
+            "--fast only applies to Fashion-MNIST. Pass only one of --fast and --reference.",
+        ),
+        (
+            ["base", "--train-data-dir", "x", "--reference", "images"],
+            "--train-data-dir only applies to Fashion-MNIST. Pass only one of --train-data-dir and --reference.",
+        ),
         (["nowhere", "--fast"], "Could not find a pipeline at 'nowhere'"),
         (["base", "--fast", "--seeds", "0 1"], "--seeds must be comma-separated integers, got '0 1'."),
     ],
@@ -202,4 +227,4 @@ def test_evaluation_of_a_file_writes_metrics_and_report(images, fashion_mnist_fo
     main(["evaluate", str(images), "--fast", "--train-data-dir", str(fashion_mnist_folder), "-o", str(folder)])
     assert json.loads((folder / "metrics.json").read_text())["num_samples"] == 300
     assert (folder / "report.png").is_file()
-    assert "classifier_frechet_distance_train" in capsys.readouterr().out
+    assert "FD-classifier" in capsys.readouterr().out

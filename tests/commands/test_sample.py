@@ -4,9 +4,10 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from fmnist_diffusion import FashionMNISTPipeline
+from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.commands import main
 from fmnist_diffusion.commands.sample import get_file_label
+from fmnist_diffusion.sampling import SamplingConfig, generate
 from saved_pipelines import save_pipeline
 
 
@@ -145,7 +146,15 @@ class TestOutputDir:
         (["--num-images", "0"], "Invalid value for '--num-images' / '-n'"),
         (["--num-images", "some"], "Invalid value for '--num-images' / '-n'"),
         (["--batch-size", "100000000"], "Invalid value for '--batch-size'"),
-        (["--upscale", "10000"], "--num-images * --upscale**2 must be at most 100000"),
+        (["--num-images", "100001"], "Invalid value for '--num-images' / '-n'"),
+        (["--upscale", "2147483648"], "Invalid value for '--upscale'"),
+        (["--upscale", "101"], "Invalid value for '--upscale'"),
+        (["-n", "1000", "--upscale", "100"], "--num-images * --upscale**2 must be at most 1250000 for images of 8x8"),
+        (["-o", "a/" * 2000], "--output-dir must have at most 100 levels, got 2000."),
+        (["-o", "a" * 5000], "--output-dir must be a writable folder, got aaa"),
+        (["-o", "/dev/null"], "--output-dir must be a writable folder, got /dev/null (File exists)."),
+        (["-o", "/proc/1/new"], "--output-dir must be a writable folder, got /proc/1/new"),
+        (["-o", "a\0b"], "Invalid value for '--output-dir' / '-o'"),
         (["--seed", "-1"], "--seed must be"),
         (["--scheduler", "magic"], "Could not find a scheduler 'magic'"),
         (["--num-inference-steps", "2000"], "--num-inference-steps must be"),
@@ -158,8 +167,22 @@ class TestOutputDir:
         (["--class-labels", "1", "--guidance-interval", "1", "0"], "--guidance-interval must be"),
         (["--class-labels", "1", "--guidance-scale", "nan"], "--guidance-scale must be"),
         (["--device", "abacus"], "--device must be auto or an available torch device, got 'abacus'."),
-        (["--device", "meta"], "--device must be"),
-        (["--device", "hpu"], "--device must be"),
+        *(
+            (["--device", name], "--device must be auto or an available torch device, got")
+            for name in (
+                "meta",
+                "hpu",
+                "xpu",
+                "xla",
+                "cuda:99",
+                "cpu:-1",
+                "cuda:x",
+                "vulkan",
+                "privateuseone",
+                "",
+                "x" * 999,
+            )
+        ),
         (["--device", "cpu", "--dtype", "float16"], "--dtype must be float32 or bfloat16 on a CPU"),
         (["--dtype", "float8"], "Invalid value for '--dtype'"),
     ],
@@ -170,3 +193,22 @@ def test_invalid_options_are_errors(pipeline, get_error, args, message):
 
 def test_folder_without_a_pipeline_is_an_error(get_error, tmp_path):
     assert "model_index.json" in get_error("sample", tmp_path)
+
+
+def test_batches_are_limited_by_memory(pipeline, monkeypatch):
+    pipe = load_pipeline(pipeline)
+    monkeypatch.setattr(
+        "fmnist_diffusion.sampling.MAX_BATCH_BYTES", 3 * 80 * 8 * 8 * pipe.unet.config.block_out_channels[0]
+    )
+    pipe.set_progress_bar_config(disable=True)
+    batches = generate(pipe, SamplingConfig(num_inference_steps=1), 8, batch_size=64)
+    assert [len(samples) for samples in batches] == [3, 3, 2]
+
+
+def test_error_while_saving_names_the_file(sample, tmp_path, monkeypatch):
+    def save(self, path):
+        raise OSError(28, "No space left on device")
+
+    monkeypatch.setattr(Image.Image, "save", save)
+    with pytest.raises(SystemExit):
+        sample("-n", "1")

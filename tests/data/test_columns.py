@@ -1,18 +1,23 @@
+import datetime
+import io
+
 import datasets
+import pyarrow
+import pyarrow.parquet
 import pytest
 import torch
 from image_files import get_error, save_image_folder, write_parquet
 
-from fmnist_diffusion.data import load_images, to_pil
+from fmnist_diffusion.data import DataError, inspect_images, load_images, load_split, stream_images, to_pil
 
 
-def test_integer_labels_are_named_after_their_numbers(tmp_path, fashion_mnist):
+def test_classes_of_integer_labels_are_the_distinct_values(tmp_path, fashion_mnist):
     features = {"label": datasets.Value("int32")}
     path = write_parquet(tmp_path / "a.parquet", fashion_mnist.images[:3], features, label=[4, 0, 2])
     tensors = load_images(train_data_dir=path)
-    assert tensors.labels.tolist() == [4, 0, 2]
+    assert tensors.labels.tolist() == [2, 0, 1]
     assert tensors.labels.dtype == torch.int64
-    assert tensors.label_names == ("0", "1", "2", "3", "4")
+    assert tensors.label_names == ("0", "2", "4")
 
 
 def test_string_labels_are_sorted_over_all_splits(tmp_path, fashion_mnist):
@@ -69,11 +74,11 @@ def test_columns_are_selected_by_name(table, fashion_mnist):
         ({"image_column": "note", "label_column": "fine"}, "The column 'note' of {} does not contain images."),
         (
             {"image_column": "front", "label_column": "note"},
-            "The column 'note' of {} must contain class labels, integers or strings, got float32.",
+            "The column 'note' of {} must contain class labels, integers, booleans or strings, got float32.",
         ),
         (
             {"image_column": "front", "label_column": "box"},
-            "The column 'box' of {} must contain class labels, integers or strings, got List.",
+            "The column 'box' of {} must contain class labels, integers, booleans or strings, got List.",
         ),
     ],
 )
@@ -96,15 +101,85 @@ def test_column_of_encoded_bytes_is_read_as_images(tmp_path, fashion_mnist):
     assert torch.equal(tensors.images, fashion_mnist.images[:1])
 
 
-def test_missing_and_negative_labels_are_errors(tmp_path, fashion_mnist):
+def test_missing_labels_are_an_error(tmp_path, fashion_mnist):
     features = {"label": datasets.Value("int64")}
     missing = write_parquet(tmp_path / "missing.parquet", fashion_mnist.images[:2], features, label=[1, None])
     assert f"The column 'label' of {missing} must not contain missing values, got 1." in get_error(missing)
-    negative = write_parquet(tmp_path / "negative.parquet", fashion_mnist.images[:2], features, label=[1, -1])
-    assert f"The labels in {negative} must not be negative, got -1." in get_error(negative)
+    assert load_images(train_data_dir=missing, label_column="none").labels is None
 
 
 def test_missing_image_is_an_error(tmp_path):
     path = tmp_path / "missing.parquet"
     datasets.Dataset.from_dict({"image": [None]}, features=datasets.Features(image=datasets.Image())).to_parquet(path)
     assert f"The column 'image' of {path} must not contain missing values, got 1." in get_error(path)
+
+
+@pytest.mark.parametrize(
+    ("dtype", "labels", "names"),
+    [
+        ("int64", [3_000_000, 0, 1], ("0", "1", "3000000")),
+        ("int64", [2**62, -(2**62), 10], (str(-(2**62)), "10", str(2**62))),
+        ("uint8", [10, 9, 255], ("9", "10", "255")),
+        ("int32", [-1, 0, -1], ("-1", "0")),
+        ("bool", [True, False, True], ("False", "True")),
+        ("string", ["b", "", "a"], ("", "a", "b")),
+        ("large_string", ["10", "9", "100"], ("9", "10", "100")),
+    ],
+)
+def test_classes_are_the_sorted_distinct_values(tmp_path, fashion_mnist, dtype, labels, names):
+    path = write_parquet(
+        tmp_path / "a.parquet", fashion_mnist.images[:3], {"label": datasets.Value(dtype)}, label=labels
+    )
+    tensors = load_images(train_data_dir=path)
+    assert tensors.label_names == names
+    assert [names[label] for label in tensors.labels.tolist()] == [str(label) for label in labels]
+
+
+@pytest.mark.parametrize(
+    ("feature", "labels"),
+    [
+        (datasets.List(datasets.Value("int64")), [[1], [2]]),
+        (datasets.Value("float32"), [0.5, float("nan")]),
+        (datasets.Value("date32"), [datetime.date(2020, 1, 1)] * 2),
+        (datasets.Value("null"), [None, None]),
+        (datasets.ClassLabel(names=["a", "b"]), [-1, 0]),
+        (datasets.Value("int64"), [None, 1]),
+    ],
+    ids=["list", "float", "date", "null", "unknown class", "missing"],
+)
+def test_labels_may_be_ignored(tmp_path, fashion_mnist, feature, labels):
+    path = write_parquet(tmp_path / "a.parquet", fashion_mnist.images[:2], {"label": feature}, label=labels)
+    get_error(path)
+    assert torch.equal(load_images(train_data_dir=path, label_column="none").images, fashion_mnist.images[:2])
+    assert inspect_images(train_data_dir=path, label_column="none").label_names is None
+
+
+def test_label_column_of_different_types_in_two_splits_is_an_error(tmp_path, fashion_mnist):
+    for split, dtype, labels in (("train", "int64", [1, 2]), ("test", "string", ["a", "b"])):
+        features = {"label": datasets.Value(dtype)}
+        write_parquet(tmp_path / f"{split}.parquet", fashion_mnist.images[:2], features, label=labels)
+    assert "parquet data" in get_error(tmp_path) or "the same type in all splits" in get_error(tmp_path)
+
+
+@pytest.mark.parametrize("value", [{"bytes": None, "path": None}, {"bytes": b"text", "path": None}])
+def test_row_without_an_image_is_an_error_that_names_it(tmp_path, fashion_mnist, value):
+    good = {"bytes": encode_png(fashion_mnist.images[0]), "path": None}
+    path = tmp_path / "a.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"image": [good, value, good]}), path)
+    reason = "it has neither bytes nor a path" if value["bytes"] is None else "unknown image format"
+    message = f"Could not read the image in row 1 ({reason}). Replace or remove it."
+    for load in (load_images, inspect_images):
+        with pytest.raises(DataError) as error:
+            load(train_data_dir=str(path))
+        assert str(error.value) == message
+    stream = stream_images(load_split(train_data_dir=str(path)), resolution=28, channels=1)
+    assert torch.equal(stream[2]["images"], fashion_mnist.images[0])
+    with pytest.raises(DataError) as error:
+        stream[1]
+    assert str(error.value) == message
+
+
+def encode_png(image):
+    buffer = io.BytesIO()
+    to_pil(image[None])[0].save(buffer, "PNG")
+    return buffer.getvalue()

@@ -136,3 +136,37 @@ def test_complete_dataset_has_the_expected_images(complete_fashion_mnist_folder)
     assert train.labels.bincount().tolist() == [6_000] * 10
     assert test.labels.bincount().tolist() == [1_000] * 10
     assert train.images.sum().item() / train.images.numel() == pytest.approx(72.94, abs=0.005)
+
+
+@pytest.mark.parametrize("separator", ["-", "."])
+@pytest.mark.parametrize("subfolder", ["", "raw", "FashionMNIST/raw"])
+def test_other_names_of_idx_files_are_found(idx_folder, tmp_path, fashion_mnist, separator, subfolder):
+    folder = tmp_path / "data"
+    (folder / subfolder).mkdir(parents=True)
+    for path in idx_folder.iterdir():
+        shutil.copy(path, folder / subfolder / path.name.replace("-idx", f"{separator}idx"))
+    assert torch.equal(load_images(train_data_dir=str(folder)).images, fashion_mnist.images)
+    assert len(load_images(train_data_dir=str(folder), split="test")) == 128
+
+
+def test_several_idx_folders_are_an_error(idx_folder):
+    shutil.copytree(idx_folder, idx_folder / "MNIST" / "raw")
+    assert "contains IDX files in several folders: ., MNIST/raw." in get_error(idx_folder)
+
+
+def test_decompression_bomb_is_an_error(idx_folder):
+    # 64 MB of zeros follow the header, which promises 3 GB.
+    header = b"\x00\x00\x08\x03" + (4_000_000).to_bytes(4, "big") + (28).to_bytes(4, "big") * 2
+    path = idx_folder / f"{IMAGES}.gz"
+    path.write_bytes(gzip.compress(header + bytes(64_000_000), 1))
+    (idx_folder / IMAGES).unlink()
+    assert f"The header of {path} requires 3,136,000,016 bytes, more than the limit of 1,073,741,824." in get_error(
+        idx_folder
+    )
+
+
+def test_surplus_data_is_not_decompressed(idx_folder):
+    path = idx_folder / f"{IMAGES}.gz"
+    path.write_bytes(gzip.compress((idx_folder / IMAGES).read_bytes() + bytes(64_000_000), 1))
+    (idx_folder / IMAGES).unlink()
+    assert f"The file {path} has more than 401424 bytes, but its header requires 401424." in get_error(idx_folder)

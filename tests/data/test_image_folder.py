@@ -42,14 +42,18 @@ def test_images_without_class_folders_have_no_labels(tmp_path, fashion_mnist):
     assert tensors.label_names is None
 
 
-@pytest.mark.parametrize("damage", [lambda raw: raw[:200], lambda raw: b"text"], ids=["truncated", "text"])
-def test_unreadable_image_is_an_error_that_names_the_file(tmp_path, fashion_mnist, damage):
+@pytest.mark.parametrize(
+    ("damage", "reason"),
+    [(lambda raw: raw[:200], "image file is truncated"), (lambda raw: b"text", "unknown image format")],
+    ids=["truncated", "text"],
+)
+def test_unreadable_image_is_an_error_that_names_the_file(tmp_path, fashion_mnist, damage, reason):
     save_image_folder(tmp_path, fashion_mnist.images[:4], fashion_mnist.labels[:4])
     path = sorted(tmp_path.rglob("*.png"))[1]
     path.write_bytes(damage(path.read_bytes()))
-    assert get_error(tmp_path) == f"Could not read the image {path}. Replace or remove it."
+    assert get_error(tmp_path) == f"Could not read the image {path} ({reason}). Replace or remove it."
 
 
 def test_16_bit_image_is_an_error(tmp_path):
     save_image(tmp_path / "deep.png", np.full((28, 28), 30_000, dtype=np.uint16))
-    assert "deep.png because it has more than 8 bits per channel" in get_error(tmp_path)
+    assert "deep.png (it has more than 8 bits per channel, convert it to 8 bits)" in get_error(tmp_path)

@@ -1,4 +1,8 @@
 import datasets
+import PIL.Image
+import pyarrow
+import pyarrow.parquet
+import pytest
 import torch
 from image_files import get_error, write_parquet
 
@@ -33,4 +37,93 @@ def test_corrupt_file_is_an_error(tmp_path):
 def test_file_without_rows_is_an_error(tmp_path):
     path = tmp_path / "empty.parquet"
     datasets.Dataset.from_dict({"image": []}, features=datasets.Features(image=datasets.Image())).to_parquet(path)
-    assert "corresponds to no data" in get_error(path)
+    assert "contains no rows" in get_error(path)
+
+
+def write_values(folder, **values):
+    """Writes parquet files with one image each. The names of the files are keys, with __ instead of /."""
+    for name, value in values.items():
+        path = folder / f"{name.replace('__', '/')}.parquet"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        write_parquet(path, torch.full((1, 1, 8, 8), value, dtype=torch.uint8))
+
+
+def read_values(folder, split="train"):
+    return sorted(load_images(train_data_dir=str(folder), split=split).images[:, 0, 0, 0].tolist())
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("shoes-2023", "shoes-train-2024"),
+        ("b", "a"),
+        ("train__a", "shoes__b"),
+        ("data__contest", "data__trainers"),
+    ],
+)
+def test_all_files_belong_to_one_split(tmp_path, names):
+    write_values(tmp_path, **{name: value for value, name in enumerate(names)})
+    assert read_values(tmp_path) == read_values(tmp_path, "test") == [0, 1]
+
+
+@pytest.mark.parametrize(
+    "names",
+    [
+        ("train", "test"),
+        ("data__train-00000-of-00001", "data__test-00000-of-00001"),
+        ("train__0000", "test__0000"),
+        ("default__train__0000", "default__test__0000"),
+        ("shoes_train", "shoes_test"),
+        ("train__test-shoes", "test__train-shoes"),
+    ],
+)
+def test_files_are_assigned_to_splits(tmp_path, names):
+    write_values(tmp_path, **{name: value for value, name in enumerate(names)})
+    assert read_values(tmp_path) == [0]
+    assert read_values(tmp_path, "test") == [1]
+    assert "Choose one of: train, test." in get_error(tmp_path, split="dev")
+
+
+def test_shards_of_other_splits(tmp_path):
+    names = ("train-00000-of-00002", "train-00001-of-00002", "unlabeled-00000-of-00001")
+    write_values(tmp_path, **{name: value for value, name in enumerate(names)})
+    assert read_values(tmp_path) == [0, 1]
+    assert read_values(tmp_path, "unlabeled") == [2]
+
+
+def test_file_without_a_split_is_an_error(tmp_path):
+    write_values(tmp_path, train=0, test=1, extra=2)
+    assert "of the splits test, train and files of none: extra.parquet." in get_error(tmp_path)
+
+
+@pytest.mark.parametrize("name", ["data [v2]", "a::b", "100%25"])
+def test_names_of_folders_are_not_patterns(tmp_path, name):
+    write_values(tmp_path, a=3)
+    (tmp_path / name).mkdir()
+    (tmp_path / "a.parquet").rename(tmp_path / name / f"{name}.parquet")
+    assert read_values(tmp_path / name) == read_values(tmp_path / name / f"{name}.parquet") == [3]
+
+
+def test_changed_file_is_read_again(tmp_path):
+    for value in (1, 2):
+        write_values(tmp_path, a=value)
+        assert read_values(tmp_path) == [value]
+
+
+def test_images_next_to_parquet_files_with_images_are_an_error(tmp_path):
+    write_values(tmp_path, a=3)
+    PIL.Image.new("L", (8, 8)).save(tmp_path / "logo.png")
+    assert "contains both image files and parquet files with images (a.parquet)." in get_error(tmp_path)
+
+
+def test_stray_parquet_file_of_other_columns_is_skipped(tmp_path):
+    PIL.Image.new("L", (8, 8), 5).save(tmp_path / "0.png")
+    pyarrow.parquet.write_table(pyarrow.table({"embedding": [[0.5, 1.5]]}), tmp_path / "embeddings.parquet")
+    assert read_values(tmp_path) == [5]
+
+
+def test_file_with_too_many_rows_is_an_error(tmp_path):
+    path = tmp_path / "a.parquet"
+    labels = pyarrow.nulls(20_000_001, pyarrow.bool_())
+    pyarrow.parquet.write_table(pyarrow.table({"image": labels}), path)
+    assert "has 20,000,001 rows, more than the limit of 20,000,000." in get_error(path)

@@ -3,6 +3,7 @@ import sys
 import pytest
 import torch
 from image_files import get_error
+from safetensors.torch import save_file
 
 from fmnist_diffusion.data import (
     FASHION_MNIST_LABELS,
@@ -62,8 +63,9 @@ def test_invalid_tensors_are_errors(path):
     for invalid in (images.float(), images[0], images.expand(2, 2, 8, 8)):
         save_tensors(ImageTensors(invalid), path)
         assert "must contain a uint8 tensor `images`" in get_error(path)
-    save_tensors(ImageTensors(images[:0]), path)
-    assert "contains no images" in get_error(path)
+    for empty in (images[:0], images[:, :, :0], images[..., :0]):
+        save_tensors(ImageTensors(empty), path)
+        assert "contains no images or images without pixels" in get_error(path)
     save_tensors(ImageTensors(images, torch.tensor([1])), path)
     assert "one label per image (2 images)" in get_error(path)
     save_tensors(ImageTensors(images, torch.tensor([0, 1])), path)
@@ -81,3 +83,15 @@ def test_saved_tensors_cannot_be_streamed(path, fashion_mnist):
     save_tensors(fashion_mnist, path)
     with pytest.raises(DataError, match=r"cannot be loaded as a dataset\. Use `load_images`"):
         load_split(train_data_dir=str(path))
+
+
+@pytest.mark.parametrize("label_names", ["a, b", "3", "null", '{"a": 1}', "[1, 2]", '["a", "a"]', "[" * 100_000])
+def test_label_names_must_be_a_list(path, label_names):
+    contents = {"images": torch.zeros(2, 1, 8, 8, dtype=torch.uint8), "labels": torch.tensor([0, 1])}
+    save_file(contents, path, metadata={"label_names": label_names})
+    assert f"The metadata `label_names` of {path} must be a JSON list" in get_error(path)
+
+
+def test_folder_named_like_a_file_is_an_error(path):
+    path.mkdir()
+    assert get_error(path).startswith(f"Could not read {path} (")

@@ -57,19 +57,37 @@ def test_too_few_images_raise_an_error():
     few = sample_normal(50, 64)
     with pytest.raises(ValueError, match=r"at least 65 images, got 50\."):
         frechet_distance(few, compute_moments(sample_normal(500, 64)))
-    with pytest.raises(ValueError, match=r"at least 1000 images, got 50\."):
-        kernel_distance(few, sample_normal(2000, 64))
+    with pytest.raises(ValueError, match=r"at least 4 images, got 3\."):
+        kernel_distance(few[:3], sample_normal(2000, 64))
     with pytest.raises(ValueError, match=r"at least 6 images, got 3\."):
         manifold_metrics(few[:3], few)
 
 
-@pytest.mark.usefixtures("few_subsets")
-def test_kernel_distance_is_the_unbiased_estimate():
-    """With 1,000 images, every subset contains all of them (arXiv 1801.01401, equation 4)."""
-    one, other = sample_normal(1000, 4), sample_normal(1000, 4, seed=1, shift=0.5)
-    k = [((a.double() @ b.double().T / 4 + 1) ** 3) for a, b in ((one, one), (other, other), (one, other))]
-    within = sum((m.sum() - m.trace()) / (1000 * 999) for m in k[:2])
-    assert kernel_distance(one, other) == pytest.approx(float(within - 2 * k[2].mean()), rel=1e-3)
+def compute_kernel_distance(one: torch.Tensor, other: torch.Tensor) -> float:
+    """The unbiased estimate with all images (arXiv 1801.01401, equation 4)."""
+    one, other = one.double(), other.double()
+    n = len(one)
+    k = [((a @ b.T / a.shape[1] + 1) ** 3) for a, b in ((one, one), (other, other), (one, other))]
+    return float(sum((m.sum() - m.trace()) / (n * (n - 1)) for m in k[:2]) - 2 * k[2].mean())
+
+
+def test_kernel_distance_of_few_images_is_unbiased():
+    one, other = sample_normal(60, 4), sample_normal(60, 4, seed=1, shift=1.0)
+    mean, std = kernel_distance(one, other)
+    assert std > 0
+    # The mean of 100 pairs of random subsets differs from the estimate with all images by a few standard errors.
+    assert mean == pytest.approx(compute_kernel_distance(one, other), abs=std * 4 / 10)
+
+
+def test_subsets_of_the_kernel_distance_have_at_most_1000_images(monkeypatch: pytest.MonkeyPatch):
+    """If random permutations keep the order, each subset contains the first images."""
+    monkeypatch.setattr(distances, "KID_SUBSETS", 2)
+    monkeypatch.setattr(torch, "randperm", torch.arange)
+    one, other = sample_normal(2500, 4), sample_normal(2500, 4, seed=1, shift=0.5)
+    for count, size in ((2500, 1000), (100, 50)):
+        mean, std = kernel_distance(one[:count], other[:count])
+        assert mean == pytest.approx(compute_kernel_distance(one[:size], other[:size]), rel=1e-3)
+        assert std == pytest.approx(0, abs=1e-12)
 
 
 @pytest.mark.usefixtures("few_subsets")
@@ -107,6 +125,17 @@ def test_nearest_neighbors_are_exact():
     assert torch.equal(indices, exact.argsort(1)[:, :3])
     assert found[:2, 0].tolist() == [0, 0]
     assert torch.allclose(found.double(), exact.sort(1).values[:, :3])
+
+
+def test_nearest_neighbors_are_found_in_blocks(monkeypatch: pytest.MonkeyPatch):
+    points = torch.randint(0, 256, (700, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
+    expected = nearest_neighbors(points[:50], points, k=3)
+    assert expected[1][:, 0].tolist() == list(range(50))
+    assert expected[0].max() <= 12**0.5
+    monkeypatch.setattr(distances, "BLOCK_VALUES", 12 * 100)
+    monkeypatch.setattr(distances, "BLOCK_ROWS", 7)
+    found = nearest_neighbors(points[:50], points, k=3)
+    assert torch.equal(found[0], expected[0]) and torch.equal(found[1], expected[1])
 
 
 def test_class_shares_and_distance_from_uniform():

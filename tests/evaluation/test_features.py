@@ -2,6 +2,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import save_file
 
 from fmnist_diffusion.evaluation.features import cached_features
 
@@ -30,3 +31,27 @@ def test_features_are_computed_once(use_cache_folder: bool, tmp_path: Path, cach
     assert extractor.num_calls == 4
     expected_folder = folder or cache_folder / "features" / "classifier-000000000000"
     assert len(list(expected_folder.glob("*.safetensors"))) == 4
+
+
+@pytest.mark.parametrize("damage", ["empty", "flipped bit", "other features"])
+def test_damaged_features_are_computed_again(damage: str, tmp_path: Path):
+    extractor, images = CountingExtractor(), torch.randint(0, 256, (20, 1, 8, 8), dtype=torch.uint8)
+    expected = cached_features(extractor, images, folder=tmp_path)
+    (path,) = tmp_path.iterdir()
+    content = path.read_bytes()
+    if damage == "empty":
+        path.write_bytes(b"")
+    elif damage == "flipped bit":
+        path.write_bytes(content[:-1] + bytes([content[-1] ^ 1]))
+    else:
+        save_file({"features": torch.zeros(19, 4)}, path)
+    for num_calls in (2, 2):
+        assert torch.equal(cached_features(extractor, images, folder=tmp_path), expected)
+        assert extractor.num_calls == num_calls
+
+
+def test_images_of_different_shapes_have_different_features(tmp_path: Path):
+    extractor, images = CountingExtractor(), torch.randint(0, 256, (20, 3, 4, 16), dtype=torch.uint8)
+    cached_features(extractor, images, folder=tmp_path)
+    cached_features(extractor, images.view(20, 3, 16, 4), folder=tmp_path)
+    assert extractor.num_calls == 2

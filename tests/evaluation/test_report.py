@@ -3,6 +3,7 @@ from pathlib import Path
 import torch
 from PIL import Image
 
+from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.evaluation.bundled_statistics import load_real_metrics
 from fmnist_diffusion.evaluation.report import class_grid, metric_rows, save_report
 from fmnist_diffusion.evaluation.sample_metrics import Measurement, Memorization
@@ -24,10 +25,10 @@ RESULTS = {
 
 
 def test_class_grid_has_one_column_per_class():
-    images = torch.arange(1, 21, dtype=torch.uint8)[:, None, None].expand(20, 28, 28)
+    images = torch.arange(1, 21, dtype=torch.uint8)[:, None, None, None].expand(20, 3, 32, 28)
     grid = class_grid(images, torch.tensor([0] * 9 + [9] * 11))
-    assert grid.shape == (8 * 28, 10 * 28)
-    pixels = grid[::28, ::28]
+    assert grid.shape == (3, 8 * 32, 10 * 28)
+    pixels = grid[0, ::32, ::28]
     assert pixels[:, 0].tolist() == list(range(1, 9))
     assert pixels[:, 9].tolist() == list(range(10, 18))
     assert not pixels[:, 1:9].any()
@@ -38,7 +39,7 @@ def test_metric_rows_contain_scaled_means_and_test_values():
     assert rows["Images"] == ("1,234", "10,000")
     assert rows["FID (training images)"][0] == "2.500"
     assert rows["KID x 1000"][0] == "1.500"
-    assert rows["Nearer than 99 % of test (pixels)"] == ("2.0 %", "1.0 %")
+    assert rows["Nearer than 99% of test images (pixels)"] == ("2.0%", "1.0%")
     assert "Precision" not in rows
 
 
@@ -48,7 +49,7 @@ def test_report_is_saved_with_and_without_labels(tmp_path: Path):
     memorization = Memorization(torch.rand(30, generator=generator), torch.arange(30), torch.rand(50))
     nearest = {"pixels": memorization, "classifier": memorization}
     for labels in (None, torch.arange(30) % 10):
-        measurement = Measurement(Samples(images, labels), torch.arange(30) % 10, nearest, {})
-        save_report(tmp_path / "report.png", RESULTS, measurement, images)
+        measurement = Measurement(Samples(images, labels), nearest, {}, torch.arange(30) % 10)
+        save_report(tmp_path / "report.png", RESULTS, measurement, images, FASHION_MNIST_LABELS)
         with Image.open(tmp_path / "report.png") as report:
             assert report.size == (1500, 1680)

@@ -1,4 +1,5 @@
 import json
+import shutil
 from pathlib import Path
 from typing import Any, cast
 
@@ -7,8 +8,18 @@ import torch
 from diffusers import DDPMScheduler
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
-from fmnist_diffusion.evaluation import InceptionFeatures, evaluate_pipeline, evaluate_samples, load_parts, runner
-from fmnist_diffusion.evaluation.runner import Evaluator, check_num_samples, prepare_folder, summarize
+from fmnist_diffusion.evaluation import (
+    FashionMNISTReference,
+    InceptionFeatures,
+    evaluate_pipeline,
+    evaluate_samples,
+    fashion_mnist,
+    generation,
+    load_parts,
+)
+from fmnist_diffusion.evaluation.provenance import images_hash
+from fmnist_diffusion.evaluation.runner import summarize
+from fmnist_diffusion.evaluation.sample_metrics import inception_metrics
 from fmnist_diffusion.loading import get_pipeline_folder
 from fmnist_diffusion.sampling import Samples, SamplingConfig, generate, make_pipeline
 
@@ -29,11 +40,10 @@ def pipe() -> FashionMNISTPipeline:
 def evaluate(pipe: FashionMNISTPipeline, fashion_mnist_folder: Path):
     """Evaluates a small pipeline with the classifier against 512 training images."""
 
-    def evaluate(folder: Path, **kwargs) -> dict[str, Any]:
+    def evaluate(folder: Path, inception: InceptionFeatures | None = None, **kwargs) -> dict[str, Any]:
         kwargs = {"pipe": pipe, "sampling": SamplingConfig(), "conditional": True, "num_samples": 300} | kwargs
-        results = evaluate_pipeline(
-            folder=folder, name="test", batch_size=128, train_data_dir=str(fashion_mnist_folder), **kwargs
-        )
+        reference = FashionMNISTReference(inception, train_data_dir=str(fashion_mnist_folder))
+        results = evaluate_pipeline(folder=folder, name="test", reference=reference, **{"batch_size": 128} | kwargs)
         assert json.loads((folder / "metrics.json").read_text()) == results
         return results
 
@@ -62,6 +72,8 @@ def test_results_of_a_pipeline_are_complete(run_folder: Path):
     assert 0 <= metrics["class_agreement"] <= 1
     assert metrics["nearest_pixels"]["median"] > metrics["nearest_pixels"]["test_median"]
     assert "fid_train" not in metrics
+    # The features of all training images would take most of the time.
+    assert "nearest_classifier" not in metrics
     assert "Inception" not in results["protocol"] and "KID" not in results["protocol"]
     assert (results["source"], results["num_samples"], results["seeds"]) == ("test", 300, [3])
     assert (results["num_inference_steps"], results["guidance_scale"]) == (2, 1)
@@ -108,7 +120,7 @@ def test_an_interrupted_run_continues_with_the_same_results(
             raise KeyboardInterrupt
         return generate(*args, start=start, **kwargs)
 
-    monkeypatch.setattr(runner, "generate", generate_with_interrupt)
+    monkeypatch.setattr(generation, "generate", generate_with_interrupt)
     with pytest.raises(KeyboardInterrupt):
         evaluate(tmp_path / "out", seeds=[3])
     results, expected = evaluate(tmp_path / "out", seeds=[3]), read_results(run_folder)
@@ -130,7 +142,10 @@ def test_several_seeds_give_mean_and_minimum(evaluate, tmp_path: Path):
 def test_existing_samples_are_evaluated(fashion_mnist_folder: Path, tmp_path: Path):
     images = torch.randint(0, 256, (300, 1, 28, 28), dtype=torch.uint8)
     results = evaluate_samples(
-        Samples(images), tmp_path / "out", name="noise", train_data_dir=str(fashion_mnist_folder)
+        Samples(images),
+        tmp_path / "out",
+        name="noise",
+        reference=FashionMNISTReference(train_data_dir=str(fashion_mnist_folder)),
     )
     assert (results["source"], results["num_samples"]) == ("noise", 300)
     assert "evaluations_per_image" not in results["metrics"] and "class_agreement" not in results["metrics"]
@@ -152,11 +167,9 @@ class FakeInception:
 def test_inception_network_adds_its_metrics(
     existing: bool, evaluate, fashion_mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    monkeypatch.setattr(
-        runner, "TRAIN_SHA256", runner.images_hash(Evaluator(None, "cpu", str(fashion_mnist_folder)).train)
-    )
-    # KID needs 1,000 real images, and there are only 512.
-    monkeypatch.setattr("fmnist_diffusion.evaluation.sample_metrics.kernel_distance", lambda features, real: 0.0)
+    train = FashionMNISTReference(train_data_dir=str(fashion_mnist_folder)).train
+    monkeypatch.setattr(fashion_mnist, "TRAIN_SHA256", images_hash(train.images))
+    monkeypatch.setattr("fmnist_diffusion.evaluation.distances.KID_SUBSETS", 3)
     inception = cast(InceptionFeatures, FakeInception())
     if existing:
         images = torch.randint(0, 256, (2100, 1, 28, 28), dtype=torch.uint8)
@@ -164,14 +177,13 @@ def test_inception_network_adds_its_metrics(
             Samples(images),
             tmp_path / "out",
             name="noise",
-            inception=inception,
-            train_data_dir=str(fashion_mnist_folder),
+            reference=FashionMNISTReference(inception, train_data_dir=str(fashion_mnist_folder)),
         )
     else:
         results = evaluate(tmp_path / "out", num_samples=2100, inception=inception)
-    assert {"fid_train", "fid_test", "kid_train", "precision", "recall", "density", "coverage"} <= set(
-        results["metrics"]
-    )
+    bundled = json.loads((get_pipeline_folder("base") / "metrics.json").read_text())
+    sampling_keys = {"class_agreement", "evaluations_per_image", "images_per_second"} if existing else set()
+    assert set(results["metrics"]) == set(bundled["metrics"]) - sampling_keys
     assert results["inception"] is True
     assert results["num_real_images"]["inception_train"] == 60_000
     assert {"inception", "statistics_inception_train", "statistics_inception_test"} < results["sha256"].keys()
@@ -182,7 +194,9 @@ def test_fid_needs_the_original_training_images(fashion_mnist_folder: Path):
     with pytest.raises(
         ValueError, match=r"FID requires the 60,000 training images .* Pass a different `train_data_dir`\."
     ):
-        Evaluator(cast(InceptionFeatures, FakeInception()), train_data_dir=str(fashion_mnist_folder))
+        _ = FashionMNISTReference(
+            cast(InceptionFeatures, FakeInception()), train_data_dir=str(fashion_mnist_folder)
+        ).train
 
 
 def test_a_folder_of_another_run_is_not_changed(evaluate, run_folder: Path):
@@ -192,21 +206,23 @@ def test_a_folder_of_another_run_is_not_changed(evaluate, run_folder: Path):
     assert (run_folder / "metrics.json").read_bytes() == before
 
 
-def test_settings_of_another_program_are_not_changed(tmp_path: Path):
-    path = tmp_path / "settings.json"
-    path.write_text('{"editor": "theirs"}')
-    with pytest.raises(ValueError, match="contains a different run or other files"):
-        prepare_folder(tmp_path, {"source": "test"})
-    assert path.read_text() == '{"editor": "theirs"}'
-
-
-def test_a_folder_without_samples_can_be_used_again(tmp_path: Path):
-    prepare_folder(tmp_path / "out", {"source": "first"})
-    prepare_folder(tmp_path / "out", {"source": "second"})
-    (tmp_path / "out" / "seed-0").mkdir()
-    prepare_folder(tmp_path / "out", {"source": "second"})
-    with pytest.raises(ValueError, match="contains a different run or other files"):
-        prepare_folder(tmp_path / "out", {"source": "third"})
+def test_damaged_parts_are_generated_again(evaluate, run_folder: Path, tmp_path: Path):
+    shutil.copytree(run_folder, tmp_path / "out")
+    first, second, third = sorted((tmp_path / "out" / "seed-3").iterdir())
+    content = second.read_bytes()
+    first.write_bytes(b"")
+    second.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
+    # Interrupted programs leave such files.
+    third.rename(third.with_name(f".incomplete-1-{third.name}"))
+    results, expected = evaluate(tmp_path / "out", seeds=[3], batch_size=100), read_results(run_folder)
+    for metrics in (expected["metrics"], results["metrics"]):
+        del metrics["images_per_second"]
+    assert results == expected
+    parts = list(load_parts(tmp_path / "out"))
+    # The second part starts where it started before, although the batch size is different.
+    assert [len(part) for part in parts] == [100, 28, 100, 72]
+    expected_images = torch.cat([part.images for part in load_parts(run_folder)])
+    assert torch.equal(torch.cat([part.images for part in parts]), expected_images)
 
 
 @pytest.mark.parametrize(
@@ -214,7 +230,7 @@ def test_a_folder_without_samples_can_be_used_again(tmp_path: Path):
     [
         (
             {"num_samples": 100},
-            r"The Fréchet distance requires at least 257 samples, got 100\. Evaluate more samples\.$",
+            r"The Fréchet distance requires at least 257 samples, got 100\. Evaluate more samples\.",
         ),
         ({"num_samples": 2**21}, r"`num_samples` must be at most 1048576, got 2097152\."),
         ({"seeds": [0, 4096]}, r"`seeds` must be between 0 and 4095, got 0, 4096\."),
@@ -234,8 +250,12 @@ def test_invalid_arguments_are_rejected(kwargs: dict[str, Any], message: str, ev
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"sample_size": 32}, r"grayscale images of 28x28 pixels, got 1 channel\(s\) of size 32\."),
-        ({"in_channels": 3, "out_channels": 3}, r"got 3 channel\(s\) of size 28\."),
+        (
+            {"sample_size": (32, 28)},
+            r"grayscale images of 28x28 pixels for a comparison with Fashion-MNIST, got grayscale images of 32x28"
+            r" pixels\. Pass `reference` to compare them with other images\.",
+        ),
+        ({"in_channels": 3, "out_channels": 3}, r"got RGB images of 28x28 pixels\."),
         ({"num_class_embeds": 4}, r"must have the 10 classes of Fashion-MNIST, got 4 classes\."),
         ({"num_class_embeds": None}, r"got no classes\. Evaluate it with unconditional samples\."),
     ],
@@ -253,13 +273,9 @@ def test_samples_with_nan_are_rejected(evaluate, tmp_path: Path):
         evaluate(tmp_path / "out", pipe=pipe)
 
 
-def test_fid_needs_more_than_2048_samples():
-    inception = cast(InceptionFeatures, FakeInception())
-    with pytest.raises(
-        ValueError, match=r"at least 2,049 samples, got 50\. Evaluate more samples, or pass `fast` to skip FID\."
-    ):
-        check_num_samples(50, inception)
-    check_num_samples(2049, inception)
+def test_fid_of_few_samples_is_not_reported():
+    features, reference = FakeInception()(torch.zeros(60, 1, 28, 28)), torch.rand(100, 2048)
+    assert inception_metrics(features, reference).keys() == {"kid_train", "precision", "recall", "density", "coverage"}
 
 
 def test_the_summary_of_one_seed_is_its_results():

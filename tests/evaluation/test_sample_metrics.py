@@ -54,5 +54,5 @@ def test_memorized_training_images_are_detected():
     test_distances = measure_memorization(test, train, torch.ones(1)).distances
     copies = measure_memorization(train[100:500] + 1e-4, train, test_distances)
     assert copies.indices.tolist() == list(range(100, 500))
-    assert copies.summarize()["nearer_than_99_percent_of_test"] == 1
-    assert measure_memorization(new, train, test_distances).summarize()["nearer_than_99_percent_of_test"] < 0.05
+    assert copies.summarize("test")["nearer_than_99_percent_of_test"] == 1
+    assert measure_memorization(new, train, test_distances).summarize("test")["nearer_than_99_percent_of_test"] < 0.05

@@ -1,3 +1,4 @@
+import zipfile
 from pathlib import Path
 
 import numpy as np
@@ -5,11 +6,12 @@ import pytest
 import torch
 from PIL import Image
 
-from fmnist_diffusion.evaluation import load_parts, load_samples
-from fmnist_diffusion.evaluation.samples import EvaluationSamples, load_part, save_part
-from fmnist_diffusion.sampling import Samples
+from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, save_tensors
+from fmnist_diffusion.evaluation import load_samples
+from fmnist_diffusion.evaluation import samples as samples_module
 
 
+SHAPE = (1, 28, 28)
 IMAGES = np.random.default_rng(0).integers(0, 256, (4, 28, 28), dtype=np.uint8)
 
 
@@ -28,11 +30,43 @@ def test_folders_are_read_in_alphabetical_order_without_grids(tmp_path: Path):
     assert samples.labels is None
 
 
-def test_num_samples_limits_the_samples(tmp_path: Path):
-    write_images(tmp_path)
-    assert len(load_samples(tmp_path, 2)) == 2
-    with pytest.raises(ValueError, match=r"`num_samples` must be at most 3, .*, got 4\."):
-        load_samples(tmp_path, 4)
+def test_num_samples_selects_images_of_all_classes(tmp_path: Path):
+    for name in ("a", "b"):
+        (tmp_path / name).mkdir()
+        for i in range(20):
+            Image.new("L", (8, 8), 100 * (name == "b") + i).save(tmp_path / name / f"{i:04d}.png")
+    samples = load_samples(tmp_path, 20, label_names=("b", "a"))
+    assert samples.labels is not None
+    assert 5 < samples.labels.sum() < 15
+    assert torch.equal(samples.labels == 0, samples.images[:, 0, 0, 0] >= 100)
+    assert torch.equal(load_samples(tmp_path, 20).images, samples.images)
+    assert load_samples(tmp_path, label_names=("a", "c")).labels is None
+    with pytest.raises(ValueError, match=r"`num_samples` must be at most 40, .*, got 41\."):
+        load_samples(tmp_path, 41)
+
+
+def test_class_folders_may_be_links(tmp_path: Path):
+    (tmp_path / "elsewhere").mkdir()
+    write_images(tmp_path / "elsewhere")
+    (tmp_path / "samples" / "a").mkdir(parents=True)
+    write_images(tmp_path / "samples" / "a", 1)
+    (tmp_path / "samples" / "b").symlink_to(tmp_path / "elsewhere")
+    samples = load_samples(tmp_path / "samples", label_names=("a", "b"))
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [0, 1, 1, 1]
+    (tmp_path / "samples" / "a").rename(tmp_path / "moved")
+    (tmp_path / "samples" / "a").symlink_to(tmp_path / "moved")
+    assert torch.equal(load_samples(tmp_path / "samples").images, samples.images)
+
+
+def test_labels_of_a_tensor_file_are_matched_by_name(tmp_path: Path):
+    names = FASHION_MNIST_LABELS[::-1]
+    save_tensors(
+        ImageTensors(torch.from_numpy(IMAGES)[:, None], torch.tensor([0, 1, 9, 3]), names), tmp_path / "x.safetensors"
+    )
+    samples = load_samples(tmp_path / "x.safetensors", shape=SHAPE, label_names=FASHION_MNIST_LABELS)
+    assert samples.labels is not None
+    assert samples.labels.tolist() == [9, 8, 0, 6]
 
 
 def test_rgb_images_with_equal_channels_are_grayscale(tmp_path: Path):
@@ -40,35 +74,33 @@ def test_rgb_images_with_equal_channels_are_grayscale(tmp_path: Path):
     assert np.array_equal(load_samples(tmp_path).images[0, 0].numpy(), IMAGES[0])
 
 
-def test_color_images_are_rejected(tmp_path: Path):
-    Image.new("RGB", (28, 28), "red").save(tmp_path / "0000.png")
-    with pytest.raises(ValueError, match=r"0000\.png must be a grayscale 8-bit image .*, got mode RGB"):
-        load_samples(tmp_path)
-    # The pixels of a palette image are indices of colors.
-    Image.fromarray(IMAGES[0]).convert("P", palette=Image.Palette.ADAPTIVE, colors=16).save(tmp_path / "0000.png")
-    with pytest.raises(ValueError, match=r"0000\.png must be a grayscale 8-bit image .*, got mode P"):
-        load_samples(tmp_path)
-
-
-def test_images_of_another_size_are_rejected(tmp_path: Path):
+def test_fashion_mnist_requires_grayscale_images_of_its_size(tmp_path: Path):
     write_images(tmp_path)
+    Image.new("RGB", (28, 28), "red").save(tmp_path / "red.png")
+    with pytest.raises(
+        ValueError, match=r"must be grayscale images of 28x28 pixels .*, got RGB images of 28x28 pixels"
+    ):
+        load_samples(tmp_path, shape=SHAPE)
+    assert load_samples(tmp_path).images.shape == (4, 3, 28, 28)
+    (tmp_path / "red.png").unlink()
     Image.new("L", (32, 28)).save(tmp_path / "wide.png")
-    with pytest.raises(ValueError, match=r"wide\.png must be .* of 28x28 pixels, got mode L and 32x28 pixels\."):
-        load_samples(tmp_path)
+    with pytest.raises(ValueError, match=r"got grayscale images of 28x32 pixels\. Pass `reference`"):
+        load_samples(tmp_path, shape=SHAPE)
 
 
 def test_truncated_images_are_rejected(tmp_path: Path):
     write_images(tmp_path)
     path = tmp_path / "0001.png"
     path.write_bytes(path.read_bytes()[:100])
-    with pytest.raises(ValueError, match=r"Could not read .*0001\.png .* Remove the file or write it again\."):
+    with pytest.raises(ValueError, match=r"Could not read .*0001\.png"):
         load_samples(tmp_path)
 
 
 def test_missing_samples_are_reported(tmp_path: Path):
-    with pytest.raises(ValueError, match=r"Could not find any PNG images in .* Pass a folder"):
+    with pytest.raises(ValueError, match=f"{tmp_path}.*contains no") as error:
         load_samples(tmp_path)
-    with pytest.raises(ValueError, match=r"Could not find samples at .*missing\.npz\. Pass a folder"):
+    assert "train_data_dir" not in str(error.value)
+    with pytest.raises(ValueError, match=r"Could not find the file .*missing\.npz\. Pass a folder"):
         load_samples(tmp_path / "missing.npz")
 
 
@@ -77,10 +109,32 @@ def test_missing_samples_are_reported(tmp_path: Path):
 def test_npz_files_may_have_different_layouts(tmp_path: Path, shape: tuple[int, ...], dtype: type):
     images = IMAGES if dtype is np.uint8 else (IMAGES / 255).astype(dtype)
     np.savez(tmp_path / "x.npz", images=images.reshape(4, *shape), labels=np.array([3, 1, 0, 9]))
-    samples = load_samples(tmp_path / "x.npz")
+    samples = load_samples(tmp_path / "x.npz", shape=SHAPE, label_names=FASHION_MNIST_LABELS)
     assert np.array_equal(samples.images[:, 0].numpy(), IMAGES)
     assert samples.labels is not None
     assert samples.labels.tolist() == [3, 1, 0, 9]
+
+
+@pytest.mark.parametrize("shape", [(4, 3, 12, 16), (4, 12, 16, 3)])
+def test_npz_files_may_contain_rgb_images(tmp_path: Path, shape: tuple[int, ...]):
+    images = np.random.default_rng(0).integers(0, 256, shape, dtype=np.uint8)
+    np.savez(tmp_path / "x.npz", images=images)
+    expected = images if shape[1] == 3 else images.transpose(0, 3, 1, 2)
+    assert np.array_equal(load_samples(tmp_path / "x.npz").images.numpy(), expected)
+
+
+def test_npz_files_that_promise_too_much_data_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w") as archive, archive.open("images.npy", "w") as file:
+        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 28, 28)})
+    with pytest.raises(
+        ValueError, match=r"Could not read .*x\.npz .*images\.npy has 802,816\.0 GiB, and the limit is 2 GiB"
+    ):
+        load_samples(path)
+    monkeypatch.setattr(samples_module, "MAX_NPZ_BYTES", 3000)
+    np.savez_compressed(path, images=IMAGES)
+    with pytest.raises(ValueError, match="and the limit is"):
+        load_samples(path)
 
 
 def test_the_only_array_of_an_npz_file_may_have_any_name(tmp_path: Path):
@@ -89,8 +143,12 @@ def test_the_only_array_of_an_npz_file_may_have_any_name(tmp_path: Path):
 
 
 INVALID_ARRAYS = {
-    "shape": ({"images": np.zeros((4, 32, 32), np.uint8)}, r"must have the shape .*, got \(4, 32, 32\)\."),
-    "channels": ({"images": np.zeros((4, 3, 28, 28), np.uint8)}, "must have the shape"),
+    "shape": (
+        {"images": np.zeros((4, 32, 32), np.uint8)},
+        r"must be grayscale images of 28x28 pixels .*, got grayscale images of 32x32",
+    ),
+    "channels": ({"images": np.zeros((4, 3, 28, 28), np.uint8)}, "got RGB images of 28x28 pixels"),
+    "dimensions": ({"images": np.zeros((4, 2, 28, 28), np.uint8)}, "must have the shape"),
     "no images": ({"images": IMAGES[:0]}, "must have the shape"),
     "int64": ({"images": IMAGES.astype(np.int64)}, "must be uint8, or floats .*, got int64"),
     "negative": ({"images": np.full((4, 28, 28), -1.0)}, r"must be in \[0, 1\], got values from -1 to -1"),
@@ -108,7 +166,7 @@ def test_invalid_arrays_are_rejected(tmp_path: Path, name: str):
     arrays, message = INVALID_ARRAYS[name]
     np.savez(tmp_path / "x.npz", **arrays)
     with pytest.raises(ValueError, match=message):
-        load_samples(tmp_path / "x.npz")
+        load_samples(tmp_path / "x.npz", shape=SHAPE, label_names=FASHION_MNIST_LABELS)
 
 
 def test_damaged_npz_files_are_rejected(tmp_path: Path):
@@ -121,28 +179,3 @@ def test_damaged_npz_files_are_rejected(tmp_path: Path):
         path.write_bytes(damaged)
         with pytest.raises(ValueError, match=r"Could not read .*x\.npz as an \.npz file"):
             load_samples(path)
-
-
-@pytest.mark.parametrize("with_labels", [True, False])
-def test_parts_are_saved_and_loaded(tmp_path: Path, with_labels: bool):
-    labels = torch.arange(4) if with_labels else None
-    samples = Samples(torch.from_numpy(IMAGES)[:, None], labels, num_function_evaluations=80, seconds=1.5)
-    part = EvaluationSamples(samples, torch.rand(4, 2048) if with_labels else None)
-    save_part(part, tmp_path / "seed-0" / "0000000.safetensors")
-    loaded = load_part(tmp_path / "seed-0" / "0000000.safetensors")
-    assert torch.equal(loaded.samples.images, samples.images)
-    assert (loaded.samples.num_function_evaluations, loaded.samples.seconds) == (80, 1.5)
-    if with_labels:
-        assert torch.equal(loaded.samples.labels, labels)
-        assert torch.equal(loaded.inception_features, part.inception_features)
-    else:
-        assert loaded.samples.labels is None and loaded.inception_features is None
-
-
-def test_parts_of_a_run_are_loaded_in_order(tmp_path: Path):
-    images = torch.from_numpy(IMAGES)[:, None]
-    for i, path in enumerate(("seed-0/0000000", "seed-0/0000002", "seed-1/0000000")):
-        save_part(EvaluationSamples(Samples(images[i : i + 1])), tmp_path / f"{path}.safetensors")
-    assert torch.equal(torch.cat([samples.images for samples in load_parts(tmp_path)]), images[:3])
-    with pytest.raises(ValueError, match="Could not find any samples in"):
-        list(load_parts(tmp_path / "seed-0"))

@@ -1,17 +1,15 @@
 import ast
-import dataclasses
 import json
 import re
+from pathlib import Path
 
 import pytest
-import torch
-from diffusers import DDPMScheduler
 from huggingface_hub import ModelCard
 
-from config import SchedulerConfig, parse_config
 from fake_hub import find_card_errors
-from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
-from fmnist_diffusion.hub.card import SCHEDULE_OPTIONS, format_cell, get_schedule_options, make_model_card
+from fmnist_diffusion import load_pipeline
+from fmnist_diffusion.commands import main
+from fmnist_diffusion.hub.card import format_cell, make_model_card
 from fmnist_diffusion.hub.metadata import read_metrics, read_train_config
 from fmnist_diffusion.loading import PRETRAINED_DIR
 from saved_pipelines import save_pipeline
@@ -153,34 +151,44 @@ def test_card_of_a_bundled_checkpoint_has_metrics(make_card, name):
     assert "FID (training images)" in card.text
 
 
-class TestFineTuningCommand:
-    def test_options_are_those_of_the_trainer(self):
-        assert tuple(field.name for field in dataclasses.fields(SchedulerConfig)) == SCHEDULE_OPTIONS
+def test_fine_tuning_command_is_valid(make_card, tmp_path, monkeypatch):
+    started = []
+    monkeypatch.setattr("fmnist_diffusion.commands.train.run", lambda command: started.append(command) or 0)
+    monkeypatch.chdir(tmp_path)
+    Path("path/to/images").mkdir(parents=True)
+    command = make_card().text.partition("fmnist-diffusion train ")[2].partition("\n")[0]
+    main(["train", *command.split()])
+    assert {"--data.train_data_dir=path/to/images", f"--init_from={REPO_ID}"} <= set(started[0])
 
-    @pytest.mark.parametrize(
-        "options",
-        [
-            {},
-            {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True},
-            {"num_train_timesteps": 500, "beta_end": 0.01, "timestep_spacing": "trailing"},
-        ],
-    )
-    def test_command_contains_the_noise_schedule(self, tmp_path, options):
-        pipe = load_pipeline(save_pipeline(tmp_path / "pipeline", DDPMScheduler(**options)))
-        expected = [f"--scheduler.{name}={options[name]}" for name in SCHEDULE_OPTIONS if name in options]
-        assert get_schedule_options(pipe) == expected
 
-    def test_command_does_not_depend_on_the_stored_sampler(self, folder, tmp_path):
-        pipe = load_pipeline(folder, scheduler="unipc")
-        assert isinstance(pipe, FashionMNISTPipeline)
-        assert get_schedule_options(pipe) == get_schedule_options(load_pipeline(folder))
+def test_card_shows_the_reference_and_the_floor(make_card, folder):
+    metrics = {
+        "num_samples": 500,
+        "metrics": {"kid": 0.01},
+        "reference": {"name": "me/shoes"},
+        "floor": {"num_images": 300, "kid": 0.001},
+        "protocol": "<b>as in | the papers</b>",
+        "scheduler": "DDIM`|Scheduler",
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics))
+    card = make_card()
+    assert "computed on 500 generated images and me/shoes. Unconditional sampling" in card.text
+    assert "| KID | 0.01 | 0.001 |" in card.text
+    assert "FD-classifier is" not in card.text
+    assert r"Protocol: \<b\>as in \| the papers\</b\>." in card.text
+    assert "`DDIM Scheduler`" in card.text
+    (result,) = card.data.eval_results
+    assert (result.dataset_type, result.dataset_name) == ("me/shoes", "me/shoes")
 
-    def test_trainer_accepts_the_command(self, make_card):
-        text = make_card(PRETRAINED_DIR / "base").text
-        command = text.partition("accelerate launch training/train.py")[2].partition("```")[0]
-        config = parse_config(command.replace("\\\n", " ").split())
-        assert config.init_from == REPO_ID
-        expected = DDPMScheduler.from_config(load_pipeline("base").scheduler.config)
-        scheduler = DDPMScheduler(**dataclasses.asdict(config.scheduler))
-        assert torch.equal(scheduler.betas, expected.betas)
-        assert scheduler.config.prediction_type == expected.config.prediction_type
+
+@pytest.mark.parametrize(
+    "name", ["a|b", "`code`", "line\nbreak", "<script>alert(1)</script>", "\ud800", 'a "b"', "靴"]
+)
+def test_names_of_settings_and_labels_are_escaped(make_card, folder, tmp_path, name):
+    (folder / "train_config.json").write_text(json.dumps({name: name}))
+    rows = [line for line in make_card().text.splitlines() if line.startswith("| ")]
+    assert all(len(re.findall(r"(?<!\\)\|", row)) in (3, 4) for row in rows)
+    labeled = save_pipeline(tmp_path / "labeled", num_class_embeds=1, label_names=[name])
+    card = make_card(labeled)
+    assert card.text.encode("utf-8")
+    assert "<script>" not in card.text.replace('pipe("<script>', "")

@@ -51,9 +51,7 @@ class TestCallHub:
         [
             *(get_http_error(status) for status in client.TEMPORARY_STATUS_CODES),
             httpx.ConnectError("refused"),
-            httpx.ReadTimeout("slow"),
             ConnectionError("reset"),
-            TimeoutError("slow"),
             json.JSONDecodeError("Expecting value", "<html>", 0),
             RuntimeError("Xet error"),
             get_upload_error(get_http_error(503)),
@@ -88,11 +86,35 @@ class TestCallHub:
         assert action.num_calls == 1
         assert delays == []
 
-    @pytest.mark.parametrize("error", [TypeError("bug"), get_upload_error(KeyError("bug")), OSError("disk full")])
+    @pytest.mark.parametrize("error", [OSError("disk full"), get_upload_error(OSError("disk full")), MemoryError()])
     def test_other_errors_are_not_hidden(self, error):
         with pytest.raises(type(error)) as raised:
             call_hub(Action(error), "me/model")
         assert raised.value is error
+
+    @pytest.mark.parametrize("error", [httpx.ReadTimeout("slow"), TimeoutError("slow")])
+    def test_timeouts_are_not_retried(self, error):
+        action = Action(error)
+        with pytest.raises(HubError, match=r"The Hub did not respond in time \(slow\)"):
+            call_hub(action, "me/model")
+        assert action.num_calls == 1
+
+    def test_time_limit_includes_the_transfer(self, monkeypatch):
+        monkeypatch.setattr(client, "TIME_LIMIT", 0.01)
+        end = threading.Event()
+        with pytest.raises(HubError, match="the request for me/model was not complete after 0 seconds"):
+            call_hub(end.wait, "me/model")
+        end.set()
+        assert call_hub(lambda: threading.Event().wait(0.1), "me/model", num_bytes=10_000_000) is False
+
+    @pytest.mark.parametrize("error", [KeyError("url"), TypeError("bytes"), ValueError("commit")])
+    def test_unexpected_responses_are_errors(self, error):
+        with pytest.raises(HubError, match=f"The Hub sent an unexpected response \\({type(error).__name__}"):
+            call_hub(Action(*[error] * 3), "me/model")
+
+    def test_invalid_repository_id_is_an_error(self):
+        with pytest.raises(ValueError, match="Repo id must"):
+            call_hub(lambda: HfApi().model_info("a/b/c/d"), "a/b/c/d")
 
     @pytest.mark.parametrize(
         ("error", "message"),
@@ -105,7 +127,7 @@ class TestCallHub:
             (get_http_error(503), r"The Hub is unavailable \(HTTP 503\)"),
             (get_http_error(400), r"The Hub rejected the request \(the reason\)"),
             (ConnectionError("connection\nreset"), r"Could not reach the Hub \(connection reset\)"),
-            (TimeoutError(), r"Could not reach the Hub \(TimeoutError\)"),
+            (TimeoutError(), r"The Hub did not respond in time \(the request for me/model was not complete after 30"),
             (get_upload_error(httpx.ConnectError("refused")), r"Could not reach the Hub \(refused\)"),
         ],
         ids=repr,
@@ -164,7 +186,7 @@ class TestIsHubReachable:
 
     def test_request_that_hangs_means_unreachable(self, monkeypatch):
         end = threading.Event()
-        monkeypatch.setattr(client, "TIMEOUT", 0.01)
+        monkeypatch.setattr(client, "REACHABLE_TIMEOUT", 0.01)
         monkeypatch.setattr(get_session(), "head", lambda *args, **kwargs: end.wait())
         try:
             assert not is_hub_reachable()

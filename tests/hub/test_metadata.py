@@ -106,3 +106,45 @@ class TestDtypes:
             ValueError, match=r"safetensors is not a valid safetensors file .*Download or save it again"
         ):
             weights_dtypes(path)
+
+
+REFERENCE_METRICS = {
+    "num_samples": 500,
+    "metrics": {"kid": 0.01, "precision": 0.5, "recall": 0.25, "fid": 40.0},
+    "reference": {"name": "me/shoes", "num_images": 600},
+    "floor": {"num_images": 300, "kid": 0.001, "precision": 0.8, "recall": 0.7},
+}
+
+
+def test_metrics_of_another_reference_are_compared_with_the_floor(tmp_path):
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(REFERENCE_METRICS))
+    metrics = read_metrics(path)
+    assert metrics == REFERENCE_METRICS
+    measured = {metric.type: metric[2:] for metric in measured_metrics(metrics)}
+    assert measured.pop("fid")[0] == 40.0
+    assert measured == {"kid": (0.01, 0.001), "precision": (0.5, 0.8), "recall": (0.25, 0.7)}
+
+
+@pytest.mark.parametrize(
+    "damage",
+    [
+        {"metrics": 3},
+        {"metrics": None},
+        {"metrics": {"fid_train": "abc"}},
+        {"metrics": {"fid_train": {}}},
+        {"metrics": {"fid_train": {"mean": None}}},
+        {"num_samples": "many"},
+        {"num_samples": None},
+        {"num_samples": -1},
+        {"real": 3},
+        {"real": {}},
+        {"seeds": 3},
+    ],
+    ids=str,
+)
+def test_damaged_metrics_are_an_error(tmp_path, damage):
+    path = tmp_path / "metrics.json"
+    path.write_text(json.dumps(METRICS | damage))
+    with pytest.raises(ValueError, match=r"metrics\.json contains damaged metrics\. Remove the file"):
+        read_metrics(path)

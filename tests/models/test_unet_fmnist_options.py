@@ -65,9 +65,10 @@ def test_every_combination_of_options_trains_and_loads(index, tmp_path):
     assert torch.equal(predict(loaded, **inputs), predict(model, **inputs))
 
 
-INTEGER = "a positive integer"
+INTEGER, LAYERS, CLASSES = (f"an integer from 1 to {maximum}" for maximum in (8192, 64, 1_000_000))
+SIZES = "an integer from 8 to 512, or a tuple (height, width) of these"
 NORM_TYPES, ACTIVATIONS = "one of 'batch', 'group'", "one of 'swish', 'silu', 'mish', 'gelu', 'relu'"
-LEVELS, CHANNELS = "a tuple of levels from 0 to 3", "a tuple of one or more positive integers"
+LEVELS, CHANNELS = "a tuple of levels from 0 to 3", "a tuple of 1 to 8 integers from 1 to 8192"
 
 
 @pytest.mark.parametrize(
@@ -82,14 +83,21 @@ LEVELS, CHANNELS = "a tuple of levels from 0 to 3", "a tuple of one or more posi
         ("skip_connection", "sum", "one of 'concat', 'add', 'none'"),
         ("in_channels", 0, INTEGER),
         ("out_channels", "1", INTEGER),
-        ("layers_per_block", 0, INTEGER),
-        ("layers_per_block", (1, 2), INTEGER),
+        ("layers_per_block", 0, LAYERS),
+        ("layers_per_block", (1, 2), LAYERS),
+        ("layers_per_block", True, LAYERS),
+        ("layers_per_block", 10**9, LAYERS),
+        ("sample_size", 7, SIZES),
+        ("sample_size", (8, 513), SIZES),
+        ("sample_size", [8], SIZES),
+        ("label_names", 3, "a tuple of different strings"),
+        ("label_names", ("a", "a"), "a tuple of different strings"),
         ("norm_num_groups", None, INTEGER),
         ("attention_head_dim", 0, INTEGER),
-        ("num_class_embeds", 0, INTEGER),
-        ("num_class_embeds", 2.5, INTEGER),
+        ("num_class_embeds", 0, CLASSES),
+        ("num_class_embeds", 2.5, CLASSES),
         ("time_embedding_dim", 127, "a positive even number"),
-        ("time_embedding_dim", 0, "a positive even number"),
+        ("time_embedding_dim", 0, INTEGER),
         ("dropout", 1.0, "a number in [0, 1)"),
         ("dropout", "0.1", "a number in [0, 1)"),
         ("block_out_channels", 64, CHANNELS),

@@ -123,17 +123,17 @@ def test_one_image_is_used_for_all_results():
     assert reconstruct(Image.new("L", (8, 8), 255), num_images=2).flatten(1).mean(1).min() > 0.9
 
 
-VALUES = "have uint8 values or floats in .0, 1., got"
+VALUES = "contain finite values in .0, 1., got values from"
 
 
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (255 * FLOATS, f"{VALUES} torch.float32 values"),
-        (FLOATS - 0.5, f"{VALUES} torch.float32 values"),
-        (np.where(BINARY, np.nan, FLOATS), f"{VALUES} torch.float32 values"),
-        (GRAY.astype(np.int64), f"{VALUES} torch.int64 values"),
-        (torch.from_numpy(GRAY).int(), f"{VALUES} torch.int32 values"),
+        (255 * FLOATS, f"{VALUES} 0 to 255. Scale them."),
+        (FLOATS - 0.5, f"{VALUES} -0.5 to 0.5. Scale them."),
+        (np.where(BINARY, np.nan, FLOATS), f"{VALUES} nan to nan"),
+        (GRAY.astype(np.int64), "be uint8, bool or floating point, got torch.int64."),
+        (torch.from_numpy(GRAY).int(), "be uint8, bool or floating point, got torch.int32."),
         (Image.fromarray(GRAY.astype(np.uint16)), "8 bits per channel, got mode 'I;16'"),
         (Image.fromarray(GRAY.astype(np.int32)), "8 bits per channel, got mode 'I'"),
         ([Image.fromarray(FLOATS)], "8 bits per channel, got mode 'F'"),
@@ -142,8 +142,9 @@ VALUES = "have uint8 values or floats in .0, 1., got"
         (torch.zeros(8), r"with 2 to 4 dimensions, .*, got Tensor of shape \(8,\)"),
         ("image.png", r"be a PIL image, .*, got str of shape \(\)"),
         ([GRAY.tolist()], "be a PIL image, .*, got list"),
-        (RGB, "have 1 channels, got 3"),
+        (np.zeros((8, 8, 2)), "have 1 channels, got 2"),
         (np.zeros((1, 8, 8)), "have 1 channels, got 8"),
+        (Image.new("LAB", (8, 8)), "one of the modes 1, L, P, .*, got 'LAB'"),
         (torch.zeros(3, 1, 8, 8), "be one image or 1 images, got 3"),
     ],
 )

@@ -51,9 +51,9 @@ class TestPowerLaw:
     def test_timesteps_follow_the_power_law(self, power, timesteps):
         assert compute_timesteps(make_power_pipeline(power)) == timesteps
 
-    @pytest.mark.parametrize("power", [0.5, -1.0, float("nan")])
-    def test_power_below_1_is_an_error(self, power):
-        with pytest.raises(ValueError, match="`timestep_power` must be at least 1, got"):
+    @pytest.mark.parametrize("power", [0.5, -1.0, float("nan"), 101, "1"])
+    def test_power_out_of_range_is_an_error(self, power):
+        with pytest.raises(ValueError, match="`timestep_power` must be a number from 1 to 100, got"):
             make_power_pipeline(power)
 
     def test_sampling_uses_the_power_law_timesteps(self):

@@ -1,8 +1,10 @@
 import gc
+import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -36,9 +38,32 @@ def model_folder(tmp_path_factory) -> str:
     return str(save_pipeline(tmp_path_factory.mktemp("model") / "tiny", num_class_embeds=10))
 
 
+# Configurations of models that the trainer can produce from the images of users.
+CUSTOM_MODELS: dict[str, dict[str, Any]] = {
+    "rgb": {"in_channels": 3, "out_channels": 3, "num_class_embeds": 2, "label_names": ("bus", "car")},
+    "wide": {"in_channels": 3, "out_channels": 3, "sample_size": (8, 24)},
+    "large": {"in_channels": 3, "out_channels": 3, "sample_size": 128},
+    "one class": {"num_class_embeds": 1, "label_names": ('<b>猫</b> & "x"',)},
+    "many classes": {"num_class_embeds": 50, "label_names": tuple(f"класс {i}" for i in range(50))},
+}
+
+
+@pytest.fixture(scope="session", params=CUSTOM_MODELS)
+def custom_folder(request, tmp_path_factory) -> str:
+    """Folder of a pipeline with random weights that was not trained on Fashion-MNIST."""
+    return str(save_pipeline(tmp_path_factory.mktemp("model") / "custom", **CUSTOM_MODELS[request.param]))
+
+
 @pytest.fixture(scope="session")
 def tiny(model_folder) -> engine.Engine:
     return engine.get_engine(model_folder)
+
+
+@pytest.fixture
+def free_port() -> int:
+    with socket.socket() as server:
+        server.bind(("127.0.0.1", 0))
+        return server.getsockname()[1]
 
 
 @pytest.fixture

@@ -1,6 +1,5 @@
 import os
 import re
-import socket
 import subprocess
 import sys
 import urllib.request
@@ -13,24 +12,17 @@ import yaml
 SPACE = Path(__file__).parents[2] / "space"
 
 
-def get_free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
-
-
 @pytest.mark.slow
 @pytest.mark.parametrize("as_argument", [True, False])
-def test_script_serves_the_checkpoint_of_its_argument_or_the_environment(model_folder, as_argument):
-    port = get_free_port()
-    environment = os.environ | {"GRADIO_SERVER_PORT": str(port), "OMP_NUM_THREADS": "1"}
+def test_script_serves_the_checkpoint_of_its_argument_or_the_environment(model_folder, free_port, as_argument):
+    environment = os.environ | {"GRADIO_SERVER_PORT": str(free_port), "OMP_NUM_THREADS": "1"}
     environment["MODEL_ID"] = "missing" if as_argument else model_folder
     command = [sys.executable, str(SPACE / "app.py"), *([model_folder] if as_argument else [])]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as server:
         try:
             while (line := server.stdout.readline()) and b"http://" not in line:
                 pass
-            assert b"<code>tiny" in urllib.request.urlopen(f"http://127.0.0.1:{port}/config").read()
+            assert b"<code>tiny" in urllib.request.urlopen(f"http://127.0.0.1:{free_port}/config").read()
         finally:
             server.terminate()
 

@@ -36,7 +36,7 @@ def copies(updates, *indices):
 
 def cells(grid: Image.Image, size: int, count: int) -> list[np.ndarray]:
     """Returns the images of a grid, without borders and at their original size."""
-    pixels = np.asarray(grid)[4 :: handlers.GRID_SCALE, 4 :: handlers.GRID_SCALE].astype(int)
+    pixels = np.asarray(grid)[4 :: handlers.MAX_GRID_SCALE, 4 :: handlers.MAX_GRID_SCALE].astype(int)
     columns = (pixels.shape[1] + 1) // (size + 1)
     corners = [(i // columns * (size + 1), i % columns * (size + 1)) for i in range(count)]
     return [pixels[top : top + size, left : left + size] for top, left in corners]
@@ -128,7 +128,7 @@ class TestInterpolate:
             next(tiny_handlers.on_interpolate("Bag", None, 1, 2, 4, 3, "ddim"))
 
     def test_single_image_is_an_error(self, tiny_handlers):
-        with pytest.raises(gr.Error, match="`num_images` must be an integer"):
+        with pytest.raises(gr.Error, match="The number of images must be a whole number from 3 to 24, got 1"):
             next(tiny_handlers.on_interpolate("Bag", "Coat", 1, 2, 1, 3, "ddim"))
 
     def test_invalid_last_seed_is_shown(self, tiny_handlers):
@@ -146,7 +146,7 @@ class TestImageToImage:
 
     def test_upload_replaces_the_example(self, tiny_handlers, tmp_path):
         Image.new("RGB", (300, 100), "white").save(tmp_path / "upload.jpg")
-        image = tiny_handlers.get_image(str(tmp_path / "upload.jpg"), "Bag")
+        image = tiny_handlers.get_image({"path": str(tmp_path / "upload.jpg")}, "Bag")
         assert image.size == (8, 8)
         assert image.tobytes() != tiny_handlers.get_image(None, "Bag").tobytes()
 
@@ -162,6 +162,46 @@ class TestImageToImage:
         assert (classify(images) == torch.arange(10)).all()
 
 
+class TestCustomModels:
+    @pytest.fixture(scope="class")
+    def custom(self, custom_folder) -> Handlers:
+        return Handlers(custom_folder)
+
+    @pytest.mark.parametrize("name", ["on_generate", "on_interpolate", "on_image_to_image", "on_compare"])
+    def test_every_tab_works(self, custom, name):
+        page = layout.build(custom)
+        inputs = next(fn.inputs for fn in page.fns.values() if fn.api_name == name)
+        values = {"Steps": 2, "Number of images": 3}
+        updates = list(getattr(custom, name)(*[values.get(item.label, item.value) for item in inputs]))
+        assert any(isinstance(update, str) and "<img" in update for update in updates[-2])
+
+    def test_upload_follows_the_rules_of_the_training_data(self, custom, tmp_path):
+        engine = custom.engine
+        image = Image.new("RGBA", (engine.width * 3, engine.height * 3), (200, 0, 0, 255))
+        image.paste((9, 9, 9, 0), (0, 0, engine.width * 3, engine.height))
+        image.save(tmp_path / "upload.png")
+        pixels = np.asarray(custom.get_image({"path": str(tmp_path / "upload.png")}, None))
+        assert pixels.shape[:2] == (engine.height, engine.width)
+        # Transparent pixels are white, and colors are not inverted.
+        expected = [200, 0, 0] if engine.channels == 3 else 60
+        assert (pixels[0] == 255).all()
+        assert (pixels[-1] == expected).all()
+
+    def test_downloads_have_a_limited_size(self, custom):
+        grid = last_grid(custom.generate([], 40, 1, "ddim", 1, 0))
+        assert max(grid.size) <= 10 * (handlers.MAX_GRID_CELL + 8)
+
+    def test_examples_are_generated_images(self, custom):
+        name, image = next(iter(custom.examples.items()))
+        assert name == (custom.label_names[0] if custom.label_names else f"seed {handlers.FIRST_SEED}")
+        assert image is custom.first_step.images[0]
+
+    def test_classes_are_chosen_with_checkboxes_or_a_dropdown(self, custom):
+        page = layout.build(custom)
+        choice = next(fn.inputs[0] for fn in page.fns.values() if fn.api_name == "generate")
+        assert isinstance(choice, gr.Dropdown if len(custom.label_names) > 12 else gr.CheckboxGroup)
+
+
 def test_sides_of_a_comparison_run_one_after_the_other(tiny_handlers):
     sides = [tiny_handlers.name, 3, "default", 1, "spec", 2, "ddim", 1]
     updates = list(tiny_handlers.on_compare(["Bag"], 2, 5, *sides))
@@ -173,7 +213,7 @@ def test_sides_of_a_comparison_run_one_after_the_other(tiny_handlers):
 
 def test_choosing_an_example_removes_the_upload(tiny_handlers):
     preview, upload = tiny_handlers.choose_example("Bag")
-    assert "Input of the model" in preview and upload is None
+    assert "Model input" in preview and upload is None
 
 
 def test_quality_returns_the_metrics(base_handlers, tiny_handlers):

@@ -185,7 +185,8 @@ class TestMCP:
         tools = {tool.name: tool for tool in tools}
         assert set(tools) == TOOLS
         assert (
-            "is stored with the checkpoint" in tools["generate"].inputSchema["properties"]["scheduler"]["description"]
+            "uses the scheduler stored with the checkpoint"
+            in tools["generate"].inputSchema["properties"]["scheduler"]["description"]
         )
         for result, size in ((generated, (17 * 8, 8 * 8)), (uploaded, (8 * 8, 8 * 8))):
             assert not result.isError

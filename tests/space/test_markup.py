@@ -14,7 +14,7 @@ def step(number: int, num_images: int = 2) -> Step:
 
 
 def test_text_is_escaped():
-    assert "<b>" not in markup.header("<b>")
+    assert "<b>" not in markup.header("<b>", "<b>")
     assert "<b>" not in markup.gallery([Image.new("L", (8, 8))], ["<b>"])
 
 
@@ -40,6 +40,12 @@ class TestQualityTable:
         table = markup.quality_table(metrics)
         assert "12,345 generated images" in table
         assert re.findall(r"<td>(.*?)</td>", table) == ["2.177", "2.5", "-0.000014", "0"]
+
+    def test_reference_of_the_metrics_is_named(self):
+        metrics = METRICS | {"reference": {"name": "<shoes>", "split": "train", "num_images": 4321}}
+        table = markup.quality_table(metrics)
+        assert "compared with 4,321 images of &lt;shoes&gt;" in table and "Fashion-MNIST" not in table
+        assert "the training images of Fashion-MNIST" in markup.quality_table(METRICS)
 
     @pytest.mark.parametrize("metrics", [None, METRICS | {"metrics": {}}])
     def test_checkpoint_without_metrics_is_explained(self, metrics):

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 import uploads
 from engine import RequestError
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images
-from uploads import open_upload, to_fashion_mnist
+from uploads import open_upload, to_fashion_mnist, to_model_size
 
 
 class TestOpenUpload:
@@ -23,6 +23,29 @@ class TestOpenUpload:
         (tmp_path / "upload.png").write_bytes(content)
         with pytest.raises(RequestError, match=r"Could not read the image\. Upload a PNG"):
             open_upload(tmp_path / "upload.png")
+
+    @pytest.mark.parametrize("orientation", range(1, 9))
+    def test_image_with_broken_exif_data_is_upright(self, tmp_path, orientation):
+        # Pillow cannot write the tag 0x011A, a signed fraction of -1 and 0.
+        entries = struct.pack("<HHII", 0x0112, 3, 1, orientation) + struct.pack("<HHII", 0x011A, 10, 1, 38)
+        exif = b"Exif\0\0II*\0" + struct.pack("<IH", 8, 2) + entries + bytes(4) + struct.pack("<ii", -1, 0)
+        upright = np.zeros((32, 48), dtype=np.uint8)
+        upright[:16, :16] = 255
+        # Each transposition of these pixels is stored; the orientation tells how to invert it.
+        stored = {
+            1: upright,
+            2: upright[:, ::-1],
+            3: upright[::-1, ::-1],
+            4: upright[::-1],
+            5: upright.T,
+            6: np.rot90(upright),
+            7: upright[::-1, ::-1].T,
+            8: np.rot90(upright, -1),
+        }[orientation]
+        Image.fromarray(np.ascontiguousarray(stored)).save(tmp_path / "upload.jpg", exif=exif, quality=95)
+        image = open_upload(tmp_path / "upload.jpg")
+        for result in (image, to_model_size(image, 32, 48, 1)):
+            np.testing.assert_allclose(np.asarray(result).astype(int), upright, atol=60)
 
     def test_16_bit_pixels_are_scaled(self, tmp_path):
         ramp = np.linspace(0, 65535, 28 * 28).reshape(28, 28).astype(np.uint16)
@@ -92,6 +115,15 @@ class TestToFashionMNIST:
     @pytest.mark.parametrize("color", ["white", "black"])
     def test_extreme_sizes_are_converted(self, size, color):
         assert to_fashion_mnist(Image.new("L", size, color)).size == (28, 28)
+
+    def test_colors_of_transparent_pixels_have_no_effect(self):
+        results = []
+        for hidden in ("red", "white"):
+            image = Image.new("RGBA", (90, 60), hidden)
+            image.putalpha(0)
+            ImageDraw.Draw(image).rectangle((20, 10, 60, 50), fill=(150, 180, 90, 255))
+            results.append(np.asarray(to_fashion_mnist(image)))
+        np.testing.assert_array_equal(*results)
 
     def test_transparent_image_becomes_black(self):
         assert np.asarray(to_fashion_mnist(Image.new("RGBA", (90, 90), (9, 9, 9, 0)))).max() == 0

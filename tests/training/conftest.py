@@ -5,7 +5,8 @@ import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 
-from config import parse_config
+from inspection import resolve_config
+from parsing import parse_config
 from train import main
 from trainer import Trainer
 
@@ -80,6 +81,6 @@ def fail_to_launch(launch: Callable[..., None], capsys: pytest.CaptureFixture[st
 def make_trainer(tiny_args: list[str], reset_accelerate: Callable[[], None]) -> Callable[..., Trainer]:
     def make(*args: str) -> Trainer:
         reset_accelerate()
-        return Trainer(parse_config([*tiny_args, *args]))
+        return Trainer(resolve_config(parse_config([*tiny_args, *args])))
 
     return make

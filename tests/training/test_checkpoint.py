@@ -1,22 +1,33 @@
+import json
+import os
+import pickle
+import shutil
 from collections.abc import Callable
 from pathlib import Path
-from types import SimpleNamespace
 
 import pytest
 import torch
-from diffusers.training_utils import EMAModel
+from run_files import assert_equal_weights, load_weights, read_losses
 
-from checkpoint import find_checkpoint, list_checkpoints, load_checkpoint
+from checkpoint import Progress, check_progress, find_checkpoint, list_checkpoints
+from manifest import find_damage, hash_content, write_manifest
+from states import copy_tensors, get_optimizer_tensors, set_optimizer_tensors
 
 
 def make_checkpoints(folder: Path, *steps: int) -> None:
     for step in steps:
-        (folder / f"checkpoint-{step}").mkdir(parents=True)
+        checkpoint = folder / f"checkpoint-{step}"
+        checkpoint.mkdir(parents=True)
+        (checkpoint / "trainer.json").write_text("{}")
+        (checkpoint / "model.safetensors").write_bytes(bytes(100))
+        write_manifest(checkpoint)
 
 
-def test_checkpoints_are_listed_by_step_without_unfinished_ones(tmp_path: Path):
+def test_checkpoints_are_listed_by_step_without_incomplete_ones(tmp_path: Path):
     make_checkpoints(tmp_path, 10, 9, 100)
-    (tmp_path / "checkpoint-200.unfinished").mkdir()
+    for name in (".incomplete-7-checkpoint-200", ".deleted-checkpoint-300", "checkpoint-400.copy"):
+        (tmp_path / name).mkdir()
+    (tmp_path / "checkpoint-500").touch()
     assert [path.name for path in list_checkpoints(tmp_path)] == ["checkpoint-9", "checkpoint-10", "checkpoint-100"]
     assert find_checkpoint("latest", tmp_path).name == "checkpoint-100"
 
@@ -24,7 +35,7 @@ def test_checkpoints_are_listed_by_step_without_unfinished_ones(tmp_path: Path):
 def test_missing_checkpoints_raise(tmp_path: Path):
     with pytest.raises(ValueError, match=r"Could not find a checkpoint in .* Omit --resume"):
         find_checkpoint("latest", tmp_path)
-    with pytest.raises(ValueError, match="must be latest or the folder of a checkpoint, got /nowhere"):
+    with pytest.raises(ValueError, match="must be 'latest' or the folder of a checkpoint, got '/nowhere'"):
         find_checkpoint("/nowhere", tmp_path)
 
 
@@ -36,19 +47,231 @@ def test_older_checkpoint_needs_another_output_folder(tmp_path: Path):
     assert find_checkpoint(older, tmp_path / "branch") == Path(older)
 
 
-def test_every_process_loads_the_same_moving_average(tmp_path: Path):
-    weights = [torch.nn.Parameter(torch.ones(1))]
-    ema = EMAModel(weights, decay=0.9)
-    ema.step(weights)
-    torch.save(ema.state_dict(), tmp_path / "ema_0.pt")
-    second_process = SimpleNamespace(
-        process_index=1, distributed_type=None, device=torch.device("cpu"), load_state=lambda path: None
-    )
-    loaded = EMAModel([torch.zeros(1)], decay=0.5)
-    load_checkpoint(second_process, torch.optim.Adam(weights), loaded, tmp_path)  # pyright: ignore
-    assert loaded.optimization_step == 1
-    assert torch.equal(loaded.shadow_params[0], torch.ones(1))
-    assert loaded.decay == 0.5
+def truncate(path: Path) -> None:
+    os.truncate(path, path.stat().st_size // 2)
+
+
+def empty(path: Path) -> None:
+    os.truncate(path, 0)
+
+
+def flip_bit(path: Path) -> None:
+    content = bytearray(path.read_bytes())
+    content[len(content) // 2] ^= 1
+    path.write_bytes(content)
+
+
+def replace_by_folder(path: Path) -> None:
+    path.unlink()
+    path.mkdir()
+
+
+@pytest.mark.parametrize("damage", [truncate, empty, flip_bit, os.remove, replace_by_folder])
+@pytest.mark.parametrize("name", ["manifest.json", "trainer.json", "model.safetensors"])
+def test_damaged_file_is_named_and_the_previous_checkpoint_is_offered(
+    tmp_path: Path, name: str, damage: Callable[[Path], None]
+):
+    make_checkpoints(tmp_path, 3, 6, 9, 12)
+    flip_bit(tmp_path / "checkpoint-9" / "model.safetensors")
+    damage(tmp_path / "checkpoint-12" / name)
+    previous = tmp_path / "checkpoint-6"
+    for resume in ("latest", str(tmp_path / "checkpoint-12")):
+        with pytest.raises(ValueError) as error:
+            find_checkpoint(resume, tmp_path)
+        message = str(error.value)
+        assert message.startswith(f"{tmp_path / 'checkpoint-12' / name} is ")
+        assert message.endswith(f". Pass --resume={previous} to continue from the previous checkpoint.")
+        assert "\n" not in message
+    assert find_checkpoint(str(previous), tmp_path) == previous
+
+
+def test_only_damaged_checkpoint_offers_a_new_run(tmp_path: Path):
+    make_checkpoints(tmp_path, 3)
+    flip_bit(tmp_path / "checkpoint-3" / "trainer.json")
+    with pytest.raises(
+        ValueError, match=r"There is no earlier checkpoint, so start again with a different --output_d"
+    ):
+        find_checkpoint("latest", tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        "null",
+        "[]",
+        "{}",
+        '{"sha256": 3}',
+        "[" * 100_000,
+        '{"files": {}}',
+        '{"format_version": 1, "files": {"../../secret": {"size": 0, "sha256": ""}}}',
+        '{"format_version": 1, "files": {"a": null}}',
+        '{"format_version": 1, "files": {"a": {"size": "1", "sha256": ""}}}',
+        '{"format_version": 1, "files": [1]}',
+        '{"format_version": 2, "files": {}}',
+        " " * 2**21,
+    ],
+)
+def test_malformed_manifest_is_damaged(tmp_path: Path, content: str):
+    if content.endswith("}"):
+        values = json.loads(content)
+        content = json.dumps(values | {"sha256": values.get("sha256", hash_content(values))})
+    (tmp_path / "manifest.json").write_text(content)
+    assert find_damage(tmp_path) == f"{tmp_path / 'manifest.json'} is damaged"
+
+
+def test_adding_a_file_does_not_invalidate_the_manifest(tmp_path: Path):
+    make_checkpoints(tmp_path, 3)
+    (tmp_path / "checkpoint-3" / "notes.txt").touch()
+    assert find_damage(tmp_path / "checkpoint-3") is None
+
+
+class Malicious:
+    def __init__(self, marker: Path):
+        self.marker = marker
+
+    def __reduce__(self) -> tuple:
+        return Path.touch, (self.marker,)
+
+
+def test_nothing_in_a_checkpoint_is_unpickled(
+    tmp_path: Path, launch: Callable[..., None], fail_to_launch: Callable[..., str]
+):
+    launch("--max_train_steps=2", "--ema.enabled=true")
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-2"
+    names = [path.name for path in checkpoint.iterdir()]
+    assert sorted(names) == [
+        "ema.safetensors",
+        "manifest.json",
+        "model.safetensors",
+        "optimizer.safetensors",
+        "random_states_0.json",
+        "timestep_sampler.safetensors",
+        "trainer.json",
+    ]
+    marker = tmp_path / "executed"
+    payload = pickle.dumps(Malicious(marker))
+    backup = tmp_path / "backup"
+    shutil.copytree(checkpoint, backup)
+    for name in [*names, "custom_checkpoint_0.pkl"]:
+        (checkpoint / name).write_bytes(payload)
+        # An attacker can write a valid manifest.
+        if name != "manifest.json":
+            (checkpoint / "manifest.json").unlink()
+            write_manifest(checkpoint)
+        if name in names:
+            error = fail_to_launch("--resume=latest", "--ema.enabled=true")
+            assert str(checkpoint / name) in error
+        else:
+            launch("--resume=latest", "--ema.enabled=true", "--max_train_steps=2")
+        assert not marker.exists()
+        shutil.rmtree(checkpoint)
+        shutil.copytree(backup, checkpoint)
+
+
+@pytest.mark.parametrize(
+    ("name", "edit"),
+    [
+        ("trainer.json", lambda state: state.pop("progress")),
+        ("trainer.json", lambda state: state["progress"].update(batch=-1)),
+        ("trainer.json", lambda state: state["progress"].update(global_step=10**30)),
+        ("trainer.json", lambda state: state["progress"].update(epoch="1")),
+        ("trainer.json", lambda state: state["progress"].update(path="x")),
+        ("trainer.json", lambda state: state.update(ema_step=[])),
+        ("random_states_0.json", lambda state: state.pop("cpu")),
+        ("random_states_0.json", lambda state: state.update(cpu="AAAA")),
+        ("random_states_0.json", lambda state: state.update(python=[3, [-1], None])),
+        ("random_states_0.json", lambda state: state.update(numpy=["MT19937", [1], 0, 0, 0])),
+    ],
+)
+def test_wrong_values_with_a_valid_manifest_are_an_error_that_names_the_file(
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+    launch: Callable[..., None],
+    fail_to_launch: Callable[..., str],
+    name: str,
+    edit: Callable[[dict], None],
+):
+    launch("--max_train_steps=1", "--ema.enabled=true")
+    path = tmp_path / "run" / "checkpoints" / "checkpoint-1" / name
+    state = json.loads(path.read_text())
+    edit(state)
+    path.write_text(json.dumps(state))
+    (path.parent / "manifest.json").unlink()
+    write_manifest(path.parent)
+    assert f"Could not resume from {path}: " in fail_to_launch("--resume=latest", "--ema.enabled=true")
+
+
+def test_changed_number_of_images_is_an_error():
+    check_progress(Progress(7, 1, 1), 7, 6, 6)
+    with pytest.raises(
+        ValueError, match="the training images have changed, because an epoch had 6 batches and now has 5"
+    ):
+        check_progress(Progress(7, 1, 1), 7, 6, 5)
+
+
+def test_damaged_checkpoint_is_replaced_when_the_run_continues_from_the_previous_one(
+    tmp_path: Path, launch: Callable[..., None], fail_to_launch: Callable[..., str]
+):
+    options = ["--checkpointing_steps=4", "--checkpoints_total_limit=3", "--ema.enabled=true"]
+    launch(*options, f"--output_dir={tmp_path / 'expected'}")
+    launch(*options)
+    folder = tmp_path / "run" / "checkpoints"
+    flip_bit(folder / "checkpoint-12" / "ema.safetensors")
+    error = fail_to_launch(*options, "--resume=latest")
+    previous = f"--resume={folder / 'checkpoint-8'}"
+    assert previous in error
+    launch(*options, previous)
+    for path in list_checkpoints(folder):
+        assert find_damage(path) is None
+        for file in path.iterdir():
+            assert file.read_bytes() == (tmp_path / "expected" / "checkpoints" / path.name / file.name).read_bytes()
+    assert len(list_checkpoints(folder)) == 3
+    assert_equal_weights(load_weights(tmp_path / "run"), load_weights(tmp_path / "expected"))
+    assert read_losses(tmp_path / "run") == read_losses(tmp_path / "expected")
+
+
+def test_only_checkpoint_exists_at_every_time(
+    tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    """With a limit of one checkpoint, the old one is removed after the new one is complete."""
+    folder = tmp_path / "run" / "checkpoints"
+    rename, complete = Path.rename, []
+
+    def record(path: Path, target: Path) -> Path:
+        result = rename(path, target)
+        complete.append([other.name for other in list_checkpoints(folder) if find_damage(other) is None])
+        return result
+
+    monkeypatch.setattr(Path, "rename", record)
+    launch("--checkpointing_steps=6", "--checkpoints_total_limit=1")
+    assert complete.index(["checkpoint-6"]) < complete.index(["checkpoint-6", "checkpoint-12"])
+    assert all(complete[complete.index(["checkpoint-6"]) :])
+    assert [path.name for path in folder.iterdir()] == ["checkpoint-12"]
+
+
+def test_optimizer_state_keeps_its_memory_format():
+    parameters = torch.nn.Conv2d(4, 8, 3).to(memory_format=torch.channels_last)
+    optimizer = torch.optim.Adam(parameters.parameters(), fused=True)
+    parameters(torch.randn(2, 4, 8, 8)).square().sum().backward()
+    optimizer.step()
+    saved = {name: value.contiguous().clone() for name, value in get_optimizer_tensors(optimizer, parameters).items()}
+    other = torch.optim.Adam(parameters.parameters(), fused=True)
+    set_optimizer_tensors(other, parameters, saved)
+    for parameter in parameters.parameters():
+        for key, value in optimizer.state[parameter].items():
+            restored = other.state[parameter][key]
+            assert torch.equal(restored, value)
+            assert restored.stride() == value.stride()
+
+
+def test_tensors_of_another_model_are_an_error():
+    target = {"a": torch.zeros(2)}
+    with pytest.raises(ValueError, match="a has the shape \\(3,\\) instead of \\(2,\\)"):
+        copy_tensors({"a": torch.ones(3)}, target)
+    with pytest.raises(ValueError, match="its tensors differ in a"):
+        copy_tensors({"b": torch.ones(2)}, target)
+    copy_tensors({"a": torch.ones(2)}, target)
+    assert target["a"].tolist() == [1, 1]
 
 
 def test_settings_of_optimizer_and_average_come_from_the_command(launch: Callable[..., None], make_trainer: Callable):
@@ -98,7 +321,7 @@ def test_run_cannot_be_resumed_after_its_end(launch: Callable[..., None], fail_t
 def test_finished_run_is_not_overwritten(tmp_path: Path, launch: Callable[..., None], fail_to_launch: Callable):
     launch("--max_train_steps=1")
     losses = (tmp_path / "run" / "loss.csv").read_bytes()
-    assert "--resume=latest to continue its run" in fail_to_launch("--max_train_steps=1")
+    assert "--resume=latest to resume the run in this folder" in fail_to_launch("--max_train_steps=1")
     launch("--max_train_steps=2", f"--output_dir={tmp_path / 'other'}")
     checkpoint = tmp_path / "other" / "checkpoints" / "checkpoint-2"
     assert f"{tmp_path / 'run'} contains files" in fail_to_launch(f"--resume={checkpoint}")

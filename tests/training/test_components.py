@@ -19,7 +19,7 @@ from config import OptimizerConfig
         (["--data.train_data_dir=/nowhere"], "/nowhere"),
         (["--model.norm_type=layer"], "'batch', 'group'"),
         (["--init_from=/nowhere"], "/nowhere"),
-        (["--train_batch_size=1000"], "`train_batch_size` must be at most the number of images (96), got 1000."),
+        (["--train_batch_size=1000"], "`--train_batch_size` must be at most the number of images (96), got 1000."),
         (["--gradient_accumulation_steps=7"], "must be at most the number of batches in an epoch (6), got 7."),
         (["--data.image_column=photo"], "photo"),
     ],

@@ -39,5 +39,5 @@ def test_dropped_labels_become_the_null_label(label_dropout: float, expected: li
     assert batch.class_labels.tolist() == expected
 
 
-def test_models_without_classes_get_no_labels():
+def test_unconditional_model_gets_no_labels():
     assert make_loss().add_noise(torch.zeros(3, 1, 4, 4), torch.tensor([3, 1, 4])).class_labels is None

@@ -11,6 +11,7 @@ from huggingface_hub import ModelCard
 from fake_hub import FakeHub, Fault
 from fmnist_diffusion import load_pipeline
 from publishing import BackgroundPush
+from saved_pipelines import save_pipeline
 
 
 REPO_ID = "someone/tiny"
@@ -51,15 +52,18 @@ def test_pipeline_is_pushed_every_n_epochs(hub: FakeHub, launch: Callable[..., N
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("status", [503, None])
+@pytest.mark.parametrize(("status", "kind"), [(503, "close"), (None, "close"), (None, "hang")])
 def test_unreachable_hub_does_not_end_the_run(
     hub: FakeHub,
     launch: Callable[..., None],
     tmp_path: Path,
     capsys: pytest.CaptureFixture[str],
+    monkeypatch: pytest.MonkeyPatch,
     status: int | None,
+    kind: str,
 ):
-    hub.faults = [Fault("POST", "", status, times=99)]
+    monkeypatch.setattr("fmnist_diffusion.hub.client.TIME_LIMIT", 2.0)
+    hub.faults = [Fault("POST", "", status, kind=kind, times=99)]
     launch(*PUSH)
     folder = tmp_path / "run" / "pipeline"
     load_pipeline(folder)
@@ -106,3 +110,34 @@ def test_all_errors_of_the_thread_are_reported(monkeypatch: pytest.MonkeyPatch, 
     background_push.finish()
     assert len(reports) == 2
     assert all(f"--repo-id {REPO_ID} --private --license cc0-1.0" in report for report in reports)
+
+
+def test_hanging_push_does_not_keep_the_run_alive(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    end = threading.Event()
+    monkeypatch.setattr("publishing.push_pipeline", lambda *args, **kwargs: end.wait())
+    monkeypatch.setattr("publishing.FINISH_TIMEOUT", 0.1)
+    reports: list[str] = []
+    background_push = BackgroundPush(REPO_ID, False, None, reports.append)
+    background_push.push(tmp_path)
+    background_push.finish()
+    assert [report.partition(" (")[0] for report in reports] == ["Could not push the pipeline"]
+    assert background_push.thread is not None and background_push.thread.daemon
+    end.set()
+
+
+@pytest.mark.parametrize("kind", ["hang", "reset", "drip", "html"])
+def test_faulty_hub_is_reported_in_one_line(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str):
+    monkeypatch.setattr("fmnist_diffusion.hub.client.TIME_LIMIT", 1.0)
+    hub.faults = [Fault("POST", "/create", kind=kind, times=99)]
+    reports: list[str] = []
+    background_push = BackgroundPush(REPO_ID, False, None, reports.append)
+    folder = save_pipeline(tmp_path / "pipeline")
+    background_push.push(folder)
+    background_push.finish()
+    (report,) = reports
+    assert "Hub" in report and "\n" not in report
+    assert report.endswith(f"Run `fmnist-diffusion push {folder} --repo-id {REPO_ID}` to try again.")
+    hub.faults = []
+    background_push.push(folder)
+    background_push.finish()
+    assert reports[1] == f"Pushed the pipeline to {hub.endpoint}/{REPO_ID}."

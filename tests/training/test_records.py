@@ -21,10 +21,39 @@ def test_resumed_record_keeps_the_rows_up_to_the_checkpoint(tmp_path: Path):
     assert record.get_epoch_mean(2) == pytest.approx((1 / 4 + 0.5) / 2)
 
 
+@pytest.mark.parametrize(
+    "end", [b"5", b"5,2", b"5,2,0.2", b"5,2,0.2,0.0001", b"5,2,0.2,1e-\r", bytes(30), b"5,2,0.2\r\n", b"\xff\xfe,\r\n"]
+)
+def test_incomplete_rows_are_dropped(tmp_path: Path, end: bytes):
+    path = tmp_path / "loss.csv"
+    LossRecord(path, None, 0).append(ROWS[:4])
+    complete = path.read_bytes()
+    path.write_bytes(complete + end)
+    record = LossRecord(path, path, 4)
+    assert path.read_bytes() == complete
+    record.append(ROWS[4:])
+    steps, epochs, losses = record.read()
+    assert steps.tolist() == [1, 2, 3, 4, 5, 6]
+    assert epochs.tolist() == [1, 1, 1, 2, 2, 2]
+    assert losses[-1] == 1 / 6
+
+
+@pytest.mark.parametrize(
+    "content", [b"", bytes(100), b"step,epoch\r\n1,1\r\n", b"a" * 200_000 + b"\n", b"\x89PNG\r\n"]
+)
+def test_lost_losses_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes):
+    path = tmp_path / "loss.csv"
+    path.write_bytes(content)
+    record = LossRecord(path, path, 4)
+    assert "loss.csv has no losses of 4 of the first 4 steps." in caplog.text
+    record.append(ROWS[4:])
+    assert record.read()[0].tolist() == [5, 6]
+
+
 def test_plot_is_not_empty(tmp_path: Path):
     record = LossRecord(tmp_path / "loss.csv", None, 0)
     record.append(ROWS)
-    record.plot(tmp_path / "loss.png")
+    record.plot(tmp_path / "loss.png", 32)
     with Image.open(tmp_path / "loss.png") as plot:
         assert np.asarray(plot).std() > 0
 
@@ -39,6 +68,18 @@ def test_logger_averages_the_batches_of_a_step(tmp_path: Path):
     assert read_csv(tmp_path / "loss.csv") == [{"step": "1", "epoch": "1", "loss": "2.0", "learning_rate": "0.0001"}]
 
 
+def test_progress_counts_images(monkeypatch: pytest.MonkeyPatch):
+    logger = LossLogger(Accelerator(cpu=True), None, 32)
+    with logger.show_progress(10, 110):
+        assert logger.describe_progress().startswith("320 of 3,520 images, ")
+        for step in range(11, 31):
+            logger.add_batch(torch.tensor(1.0))
+            logger.add_step(step, 1, 1e-4)
+        monkeypatch.setattr(logger.bar, "_time", lambda: logger.bar.start_t + 40)
+        # The 640 images of this run took 40 seconds, and 2,560 images remain.
+        assert logger.describe_progress() == "960 of 3,520 images, 02:40 left"
+
+
 def test_infinite_loss_is_recorded_and_raises(tmp_path: Path):
     logger = LossLogger(Accelerator(cpu=True), LossRecord(tmp_path / "loss.csv", None, 0), 32)
     for step, loss in enumerate((1.0, float("inf"), float("nan")), start=1):
@@ -47,6 +88,25 @@ def test_infinite_loss_is_recorded_and_raises(tmp_path: Path):
     with pytest.raises(FloatingPointError, match=r"The loss is inf at step 2\."):
         logger.report()
     assert [row["loss"] for row in read_csv(tmp_path / "loss.csv")] == ["1.0", "inf", "nan"]
+
+
+@pytest.mark.parametrize("content", [b"", b"not an image", None])
+def test_damaged_grids_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixture, content: bytes | None):
+    grids, expected = SampleGrids(tmp_path / "damaged"), SampleGrids(tmp_path / "expected")
+    images = [Image.effect_noise((28, 28), 50) for _ in range(10)]
+    for folder in (grids.folder, expected.folder):
+        folder.mkdir()
+    grids.save(images, 10, 1)
+    path = grids.get_path(1)
+    path.write_bytes(path.read_bytes()[:-100] if content is None else content)
+    for other in (grids, expected):
+        other.save(images, 10, 2)
+    assert f"progress.png does not show {path}, which is damaged" in caplog.text
+    assert (grids.folder / "progress.png").read_bytes() == (expected.folder / "progress.png").read_bytes()
+    # The grid is written again when the run reaches its epoch again.
+    grids.save(images, 10, 1)
+    with Image.open(path) as grid:
+        grid.load()
 
 
 def test_progress_image_shows_the_first_row_of_each_epoch(tmp_path: Path):

@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images
-from fmnist_diffusion.evaluation.samples import EvaluationSamples, save_part
+from fmnist_diffusion.evaluation.generation import EvaluationSamples, save_part
 from fmnist_diffusion.sampling import Samples
 from synthetic import main
 from trainer import Trainer
@@ -50,7 +50,7 @@ def test_null_label_is_trained(tmp_path: Path, make_trainer: Callable[..., Train
     assert (after != before).any(dim=1).nonzero().flatten().tolist() == [3, 10]
 
 
-def test_only_unconditional_samples_have_no_labels(tmp_path: Path):
+def test_file_with_only_unconditional_samples_has_no_labels(tmp_path: Path):
     images = write_evaluation(tmp_path / "unconditional", None)
     path = tmp_path / "synthetic.safetensors"
     main([str(tmp_path / "unconditional"), f"--output={path}"])

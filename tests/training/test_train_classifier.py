@@ -16,7 +16,7 @@ def test_training_writes_a_classifier(tmp_path: Path, fashion_mnist_folder: Path
             f"--output_dir={tmp_path}",
             "--max_train_samples=64",
             "--num_train_epochs=1",
-            "--per_device_train_batch_size=32",
+            "--train_batch_size=32",
         ]
     )
     folder = tmp_path / "classifier"
@@ -27,4 +27,3 @@ def test_training_writes_a_classifier(tmp_path: Path, fashion_mnist_folder: Path
     assert 0 <= facts["test_accuracy"] <= 1
     assert (facts["num_train_images"], facts["num_test_images"]) == (64, 128)
     assert facts["training"]["num_train_epochs"] == 1
-    assert not (folder / "training_args.bin").exists()

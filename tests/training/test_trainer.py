@@ -208,14 +208,49 @@ def test_nan_weights_are_not_exported(tmp_path: Path, make_trainer: Callable):
     assert not (tmp_path / "run" / "pipeline").exists()
 
 
+@pytest.mark.parametrize("epoch_steps", [6, 5])
+def test_nan_averaged_weights_are_neither_saved_nor_exported(tmp_path: Path, make_trainer: Callable, epoch_steps: int):
+    trainer = make_trainer(
+        "--num_epochs=1", f"--max_train_steps={epoch_steps}", "--logging_steps=100", "--ema.enabled=true"
+    )
+    train_batch = trainer._train_batch
+
+    def poison(*args):
+        train_batch(*args)
+        if trainer.progress.global_step == 5:
+            trainer.components.ema.shadow_params[0].fill_(float("inf"))
+
+    trainer._train_batch = poison
+    with pytest.raises(FloatingPointError, match=rf"The averaged weights are NaN or infinite at step {epoch_steps}\."):
+        trainer.train()
+    assert not (tmp_path / "run" / "pipeline").exists()
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
+
+
+def test_infinite_batch_norm_statistics_are_not_exported(
+    tmp_path: Path, make_trainer: Callable, monkeypatch: pytest.MonkeyPatch
+):
+    trainer = make_trainer("--num_epochs=1", "--ema.enabled=true")
+
+    def reestimate(unet, *args):
+        unet.down_blocks[0].resnets[0].norm1.running_var.fill_(float("inf"))
+
+    monkeypatch.setattr("trainer.reestimate_batch_norm", reestimate)
+    with pytest.raises(FloatingPointError, match=r"The exported weights are NaN or infinite at step 6\."):
+        trainer.train()
+    assert not (tmp_path / "run" / "pipeline").exists()
+
+
 def test_infinite_weights_are_not_saved(tmp_path: Path, make_trainer: Callable):
     trainer = make_trainer(
         "--objective.timestep_sampling=importance",
         "--scheduler.num_train_timesteps=2",
         "--checkpointing_steps=2",
-        "--optimizer.learning_rate=1e38",
         "--logging_steps=100",
     )
+    trainer.lr_scheduler.base_lrs = [1e38]
+    for group in trainer.components.optimizer.param_groups:
+        group["lr"] = 1e38
     with pytest.raises(FloatingPointError):
         trainer.train()
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []

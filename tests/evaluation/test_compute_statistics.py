@@ -6,8 +6,8 @@ import torch
 from fmnist_diffusion.data import ImageTensors
 from fmnist_diffusion.evaluation import Classifier
 from fmnist_diffusion.evaluation.bundled_statistics import load_moments
+from fmnist_diffusion.evaluation.compute_statistics import add_noise, blur, compute_set_metrics, main, save_statistics
 from fmnist_diffusion.evaluation.distances import compute_moments
-from fmnist_diffusion.evaluation.reference import add_noise, blur, compute_set_metrics, main, save_statistics
 
 
 def test_statistics_are_saved_and_loaded(tmp_path: Path, classifier: Classifier):

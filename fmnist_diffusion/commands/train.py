@@ -1,0 +1,101 @@
+"""The command `fmnist-diffusion train`."""
+
+import importlib.util
+import re
+import signal
+import subprocess
+import sys
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+
+EXAMPLE = "Example: fmnist-diffusion train path/to/images --from base --output-dir output/mine --num_epochs=20"
+# These are the packages of the extra `train` that the trainer imports.
+REQUIRED_PACKAGES = ("datasets", "jsonargparse", "matplotlib", "tqdm", "yaml")
+
+
+def train(
+    context: typer.Context,
+    data: Annotated[
+        str,
+        typer.Argument(
+            metavar="DATA",
+            help="training images: a folder, a .parquet or .safetensors file, or a dataset id on the Hub",
+        ),
+    ],
+    init_from: Annotated[
+        str,
+        typer.Option(
+            "--from", metavar="PIPELINE", help="a bundled checkpoint, a local folder, or a Hub repository id"
+        ),
+    ] = "base",
+    output_dir: Annotated[
+        str, typer.Option("--output-dir", "-o", metavar="FOLDER", help="new folder for everything that the run writes")
+    ] = "output/finetune",
+) -> None:
+    """
+    Fine-tune a pipeline on your own images.
+
+    The size, the channels and the classes of the new model are those of the images. A subfolder per class makes it
+    class-conditional. Every setting of the trainer can be added, such as --num_epochs=20 or
+    --optimizer.learning_rate=1e-4; training/README.md describes them.
+    """
+    missing = [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"The trainer requires {', '.join(missing)}. Install it with `pip install 'fmnist-diffusion[train]'`."
+        )
+    folder = find_training_folder()
+    settings = [
+        f"--config={folder / 'configs' / 'finetune.yaml'}",
+        f"--{get_data_setting(data)}={data}",
+        f"--init_from={init_from}",
+        f"--output_dir={output_dir}",
+        *context.args,
+    ]
+    raise typer.Exit(run([*get_launcher(), str(folder / "train.py"), *settings]))
+
+
+def find_training_folder() -> Path:
+    """Returns the folder of the trainer, which is inside the package in a wheel and next to it in a checkout."""
+    package = Path(__file__).parents[1]
+    inside = package / "training"
+    return inside if inside.is_dir() else package.parent / "training"
+
+
+def get_data_setting(data: str) -> str:
+    """Returns the setting of the trainer for `data`; raises `ValueError` if a path does not exist."""
+    if Path(data).exists():
+        return "data.train_data_dir"
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", data) or data.endswith((".parquet", ".safetensors")):
+        raise ValueError(
+            f"Could not find {data}. Pass an existing folder or file, or the id of a dataset on the Hub (owner/name)."
+        )
+    return "data.dataset_name"
+
+
+def get_launcher() -> list[str]:
+    """Returns the start of the command that runs a script on all GPUs of this machine, or on the CPU."""
+    import torch
+
+    num_gpus = torch.cuda.device_count()
+    if num_gpus < 2:
+        # With one process, `accelerate launch` would neither pass on signals nor the exit code of the script.
+        return [sys.executable]
+    return [
+        *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--multi_gpu"),
+        *(f"--num_processes={num_gpus}", "--num_machines=1", "--mixed_precision=no", "--dynamo_backend=no"),
+    ]
+
+
+def run(command: list[str]) -> int:
+    """Runs a command, which handles Ctrl-C and SIGTERM itself, and returns its exit code."""
+    # In its own process group, the command receives each signal once, from this process.
+    process = subprocess.Popen(command, process_group=0)
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, lambda number, frame: process.send_signal(number))
+    exit_code = process.wait()
+    # The exit code is negative if a signal terminated the process.
+    return exit_code if exit_code >= 0 else 128 - exit_code

@@ -1,0 +1,126 @@
+"""Finds the files of a folder and its splits."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Collection
+from dataclasses import dataclass, field
+from pathlib import Path, PurePath
+
+from .errors import DataError, list_names
+
+
+MAX_FOLDERS = 100_000
+MAX_DEPTH = 32
+# The files of a folder without splits are loaded for any split.
+ANY_SPLIT = "*"
+# Folders with these names are splits.
+SPLIT_NAMES = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
+
+
+@dataclass
+class FolderContents:
+    """
+    Files of a folder and its subfolders, sorted by path.
+
+    Attributes:
+        folder (`Path`): The folder.
+        files (`list[PurePath]`): Paths relative to the folder. Hidden files are left out.
+        skipped (`list[tuple[str, str]]`): Paths of files that are not used, with the reasons.
+    """
+
+    folder: Path
+    files: list[PurePath] = field(default_factory=list)
+    skipped: list[tuple[str, str]] = field(default_factory=list)
+
+    def skip(self, file: PurePath, reason: str) -> None:
+        self.skipped.append((str(self.folder / file), reason))
+
+
+def list_folder(folder: Path, ignored_files: Collection[str] = ()) -> FolderContents:
+    """
+    Lists the files of a folder and its subfolders. Symbolic links are followed.
+
+    Args:
+        folder (`Path`): The folder.
+        ignored_files (`Collection[str]`): Names of files to leave out.
+
+    Raises:
+        `DataError`: If a folder cannot be read, or if there are too many.
+    """
+    contents = FolderContents(folder)
+    num_folders = 0
+    # Each entry has the path relative to `folder` and the identities of the folders above, which detect loops.
+    pending: list[tuple[PurePath, tuple[tuple[int, int], ...]]] = [(PurePath(), ())]
+    while pending:
+        relative, parents = pending.pop()
+        num_folders += 1
+        if num_folders > MAX_FOLDERS or len(parents) > MAX_DEPTH:
+            raise DataError(
+                f"The folder {folder} must have at most {MAX_FOLDERS:,} subfolders, nested at most {MAX_DEPTH} levels"
+                " deep. Pass a smaller folder."
+            )
+        path = folder / relative
+        try:
+            status = path.stat()
+            entries = sorted(os.scandir(path), key=lambda entry: entry.name)
+        except OSError as error:
+            raise DataError(f"Could not read the folder {path} ({error.strerror}). Check its permissions.") from error
+        identity = (status.st_dev, status.st_ino)
+        if identity in parents:
+            contents.skip(relative, "a symbolic link to a folder that contains it")
+            continue
+        for entry in entries:
+            if entry.name.startswith(".") or entry.name in ignored_files:
+                continue
+            file = relative / entry.name
+            _check_name(folder, file)
+            if entry.is_dir():
+                pending.append((file, (*parents, identity)))
+            # A broken link to an image is an error of the image reader.
+            elif entry.is_file() or entry.is_symlink():
+                contents.files.append(file)
+            else:
+                contents.skip(file, "not a regular file")
+    contents.files.sort()
+    contents.skipped.sort()
+    return contents
+
+
+def split_by_folder(folder: Path, files: Collection[PurePath]) -> dict[str, list[PurePath]] | None:
+    """
+    Groups files by the split folder that contains them.
+
+    Only top-level folders named train, test, val or validation are splits, and only if every top-level folder is one
+    of these.
+
+    Returns:
+        `dict[str, list[PurePath]]`, *optional*: The files of each split, relative to `folder`; `None` if the folder
+        has no splits.
+
+    Raises:
+        `DataError`: If there are files next to the split folders, or if both val and validation exist.
+    """
+    names = {file.parts[0] for file in files if len(file.parts) > 1}
+    if not names or not names <= SPLIT_NAMES.keys():
+        return None
+    if {"val", "validation"} <= names:
+        raise DataError(f"The folder {folder} contains both val and validation. Remove or rename one of them.")
+    misplaced = [str(file) for file in files if len(file.parts) == 1]
+    if misplaced:
+        raise DataError(
+            f"The folder {folder} contains files next to its splits {', '.join(sorted(names))}:"
+            f" {list_names(misplaced)}. Move them into one of the splits."
+        )
+    splits: dict[str, list[PurePath]] = {SPLIT_NAMES[name]: [] for name in SPLIT_NAMES if name in names}
+    for file in files:
+        splits[SPLIT_NAMES[file.parts[0]]].append(file)
+    return splits
+
+
+def _check_name(folder: Path, file: PurePath) -> None:
+    try:
+        str(file).encode()
+    except UnicodeEncodeError as error:
+        name = os.fsencode(file).decode(errors="backslashreplace")
+        raise DataError(f"The name of the file {name} in {folder} is not valid UTF-8. Rename it.") from error

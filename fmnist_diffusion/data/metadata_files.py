@@ -1,0 +1,121 @@
+"""Reader of the metadata files of image folders: metadata.csv, metadata.jsonl or metadata.parquet."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path, PurePath
+from typing import TYPE_CHECKING
+
+from .datasets_utils import import_datasets
+from .errors import DataError, get_reason, list_names
+
+
+if TYPE_CHECKING:
+    import datasets
+    import pyarrow as pa
+
+METADATA_FILES = ("metadata.csv", "metadata.jsonl", "metadata.parquet")
+MAX_METADATA_SIZE = 1024**3  # bytes
+FILE_NAME = "file_name"
+
+
+def load_metadata(
+    folder: Path, metadata: list[PurePath], images: list[PurePath], splits: dict[str, list[PurePath]]
+) -> dict[str, datasets.Dataset]:
+    """
+    Loads the images of a folder with the columns of its metadata files.
+
+    The format is that of `datasets`: the column `file_name` contains the path of the image relative to the metadata
+    file. A metadata file may be in the folder itself, in a split or in a subfolder.
+
+    Raises:
+        `DataError`: If a metadata file is invalid, if an image is missing, or if an image is not listed.
+    """
+    folders = [file.parent for file in metadata]
+    for parent in folders:
+        if folders.count(parent) > 1:
+            raise DataError(f"The folder {folder / parent} contains several metadata files. Remove all but one.")
+    tables = [_read_table(folder, file) for file in metadata]
+    split_of = {file: split for split, files in splits.items() for file in files}
+    rows: dict[str, list[tuple[int, int]]] = {split: [] for split in splits}
+    listed: dict[PurePath, PurePath] = {}
+    for table_index, (file, table) in enumerate(zip(metadata, tables, strict=True)):
+        for row, name in enumerate(table[FILE_NAME].to_pylist()):
+            image = PurePath(os.path.normpath(file.parent / str(name)))
+            if name is None or image not in split_of:
+                raise DataError(f"Could not find the image {name} that {folder / file} lists. Remove its row.")
+            if image in listed:
+                raise DataError(f"The metadata file {folder / file} lists the image {image} a second time.")
+            listed[image] = file
+            rows[split_of[image]].append((table_index, row))
+    missing = [str(image) for image in images if image not in listed]
+    if missing:
+        raise DataError(
+            f"The metadata files of {folder} do not list {list_names(missing)}. Add rows or remove the images."
+        )
+    return {split: _create_dataset(folder, metadata, tables, rows[split]) for split in splits}
+
+
+def _read_table(folder: Path, file: PurePath) -> pa.Table:
+    import pyarrow as pa
+    import pyarrow.csv
+    import pyarrow.json
+    import pyarrow.parquet
+
+    path = folder / file
+    try:
+        if path.stat().st_size > MAX_METADATA_SIZE:
+            raise ValueError(f"it is larger than the limit of {MAX_METADATA_SIZE:,} bytes")
+        with path.open("rb") as opened:
+            if file.suffix == ".csv":
+                options = pyarrow.csv.ConvertOptions(column_types={FILE_NAME: pa.string()})
+                table = pyarrow.csv.read_csv(opened, convert_options=options)
+            elif file.suffix == ".jsonl":
+                table = pyarrow.json.read_json(opened)
+            else:
+                table = pyarrow.parquet.read_table(opened)
+    except (OSError, ValueError, NotImplementedError, pa.ArrowException) as error:
+        raise DataError(f"Could not read the metadata file {path} ({get_reason(error)}). Fix or remove it.") from error
+    if FILE_NAME not in table.column_names:
+        raise DataError(
+            f"Could not find the column {FILE_NAME} in the metadata file {path}. Add it with the paths of the images"
+            " relative to this file, or rename the file."
+        )
+    if table.num_rows == 0:
+        raise DataError(f"The metadata file {path} lists no images. Fix or remove it.")
+    return table
+
+
+def _create_dataset(
+    folder: Path, metadata: list[PurePath], tables: list[pa.Table], rows: list[tuple[int, int]]
+) -> datasets.Dataset:
+    datasets = import_datasets()
+    import pyarrow as pa
+
+    parts = []
+    for table_index, (file, table) in enumerate(zip(metadata, tables, strict=True)):
+        indices = [row for index, row in rows if index == table_index]
+        if not indices:
+            continue
+        part = table.take(indices)
+        for name in part.column_names:
+            if name == FILE_NAME or name.endswith(f"_{FILE_NAME}"):
+                paths = [str(folder / file.parent / path) for path in part[name].to_pylist()]
+                images = pa.array([{"bytes": None, "path": path} for path in paths], type=datasets.Image().pa_type)
+                column = name.removesuffix(FILE_NAME).removesuffix("_") or "image"
+                index = part.column_names.index(name)
+                if column in part.column_names:
+                    raise DataError(
+                        f"The metadata file {folder / file} contains both {name} and {column}. Rename the second."
+                    )
+                part = part.set_column(index, column, images)
+        parts.append(part)
+    try:
+        table = pa.concat_tables(parts, promote_options="permissive")
+        features = datasets.Features.from_arrow_schema(table.schema)
+        for column, feature in features.items():
+            if feature == {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}:
+                features[column] = datasets.Image()
+        return datasets.Dataset(table.cast(features.arrow_schema))
+    except (TypeError, ValueError, NotImplementedError, pa.ArrowException) as error:
+        raise DataError(f"Could not combine the metadata files of {folder} ({get_reason(error)}).") from error

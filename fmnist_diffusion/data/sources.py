@@ -1,0 +1,103 @@
+"""Opens the source of a split: a dataset on the Hub, a folder or a parquet file."""
+
+from __future__ import annotations
+
+from collections.abc import Collection
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from .columns import NO_LABELS, standardize_columns
+from .datasets_utils import import_datasets
+from .errors import DataError, get_reason, list_names
+from .folders import ANY_SPLIT, SPLIT_NAMES, list_folder
+from .hub_dataset import load_hub_dataset
+from .idx import find_idx_folder, load_idx_folder
+from .image_folder import find_images, load_image_folder
+from .parquet import group_files, has_images, load_parquet
+
+
+if TYPE_CHECKING:
+    import datasets
+
+Skipped = tuple[tuple[str, str], ...]
+
+
+def load_source(
+    dataset_name: str,
+    split: str,
+    *,
+    dataset_config_name: str | None,
+    train_data_dir: str | None,
+    image_column: str | None,
+    label_column: str | None,
+    max_samples: int | None,
+    ignored_files: Collection[str],
+) -> tuple[datasets.Dataset, Skipped]:
+    """Loads a split (see [`load_split`]). Also returns the paths of files that are not used, with the reasons."""
+    skipped: Skipped = ()
+    if train_data_dir is None:
+        source = dataset_name
+        splits = load_hub_dataset(dataset_name, dataset_config_name, split)
+    else:
+        source = train_data_dir
+        splits, skipped = _load_local(check_path(train_data_dir), split, label_column, ignored_files)
+    name = split
+    if split not in splits:
+        name = ANY_SPLIT if ANY_SPLIT in splits else SPLIT_NAMES.get(split, split)
+    if name not in splits:
+        raise DataError(f"Could not find the split {split!r} in {source}. Choose one of: {', '.join(splits)}.")
+    dataset = standardize_columns(splits, name, source, image_column, label_column)
+    if max_samples is not None:
+        dataset = dataset.select(range(min(max_samples, len(dataset))))
+    return dataset, skipped
+
+
+def check_path(train_data_dir: str) -> Path:
+    """Returns the path, or raises a [`DataError`] if it does not exist."""
+    try:
+        if train_data_dir and Path(train_data_dir).exists():
+            return Path(train_data_dir)
+    except (OSError, ValueError) as error:
+        raise DataError(
+            f"Could not open {train_data_dir!r} ({get_reason(error)}). Pass a different path as `train_data_dir`."
+        ) from error
+    raise DataError(
+        f"Could not find {train_data_dir or repr('')}. Pass an existing file or folder as `train_data_dir`."
+    )
+
+
+def check_max_samples(max_samples: int | None) -> None:
+    if max_samples is not None and (type(max_samples) is not int or max_samples < 1):
+        raise DataError(f"`max_samples` must be at least 1 or None, got {max_samples!r}.")
+
+
+def _load_local(
+    path: Path, split: str, label_column: str | None, ignored_files: Collection[str]
+) -> tuple[dict[str, datasets.Dataset], Skipped]:
+    import_datasets()
+    if path.suffix == ".parquet" and path.is_file():
+        return load_parquet(path, {ANY_SPLIT: [path]}), ()
+    if not path.is_dir():
+        raise DataError(f"`train_data_dir` must be a folder, a .parquet file or a .safetensors file, got {path}.")
+    contents = list_folder(path, ignored_files)
+    idx_folder = find_idx_folder(contents)
+    if idx_folder is not None:
+        return load_idx_folder(idx_folder, split), ()
+    parquet_files = [file for file in contents.files if file.suffix.lower() == ".parquet"]
+    images = find_images(contents)
+    if not images:
+        # Without images, metadata.parquet is a parquet file like any other.
+        if parquet_files:
+            groups = group_files(path, parquet_files)
+            return load_parquet(path, {name: [path / file for file in files] for name, files in groups.items()}), ()
+        raise DataError(
+            f"The folder {path} contains no IDX, image or parquet files. Pass a different folder as `train_data_dir`."
+        )
+    image_tables = [str(file) for file in parquet_files if file.name != "metadata.parquet" and has_images(path / file)]
+    if image_tables:
+        raise DataError(
+            f"The folder {path} contains both image files and parquet files with images ({list_names(image_tables)})."
+            " Pass one of the parquet files, or a folder with only one kind."
+        )
+    splits = load_image_folder(contents, images, with_labels=label_column != NO_LABELS)
+    return splits, tuple(sorted(contents.skipped))

@@ -1,0 +1,166 @@
+"""Comparison of samples with Fashion-MNIST and its bundled statistics."""
+
+from collections.abc import Sequence
+from functools import cached_property
+from typing import Any
+
+import torch
+
+from fmnist_diffusion import FashionMNISTPipeline
+from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, load_images
+
+from .bundled_statistics import (
+    NUM_REFERENCE_IMAGES,
+    SPLITS,
+    TRAIN_SHA256,
+    get_statistics_path,
+    load_moments,
+    load_real_metrics,
+    load_test_distances,
+)
+from .classifier import Classifier
+from .features import cached_features
+from .generation import EvaluationSamples
+from .inception import InceptionFeatures
+from .processes import Processes
+from .provenance import file_hash, images_hash
+from .reference import Reference, get_shape
+from .sample_metrics import (
+    Measurement,
+    add_sampling_speed,
+    classifier_metrics,
+    inception_metrics,
+    measure_memorization,
+)
+from .samples import describe_shape
+
+
+PROTOCOL = (
+    "28x28 uint8 images with the gray channel repeated three times, resized bilinearly to 299x299 (align_corners"
+    " false), scaled to [-1, 1]; float32 features of the last pooling layer; statistics in float64. KID (100 pairs of"
+    " subsets of 1,000), precision, recall, density and coverage (5 nearest neighbors) against the first 10,000"
+    " training images; precision, recall, density and coverage of at most 10,000 samples"
+)
+FAST_PROTOCOL = "28x28 uint8 images; features of this package's classifier; statistics in float64"
+
+
+class FashionMNISTReference(Reference):
+    r"""
+    Fashion-MNIST with the bundled statistics and the bundled classifier.
+
+    Args:
+        inception ([`InceptionFeatures`], *optional*):
+            Network for FID. By default, only the classifier is used, and the nearest training images are only searched
+            in pixels, which takes seconds.
+        device (`str` or `torch.device`, defaults to `"cpu"`): Device of the classifier.
+        train_data_dir (`str`, *optional*):
+            A local copy of Fashion-MNIST, such as an IDX folder. Defaults to the dataset on the Hub.
+    """
+
+    shape = (1, 28, 28)
+
+    def __init__(
+        self,
+        inception: InceptionFeatures | None = None,
+        device: str | torch.device = "cpu",
+        train_data_dir: str | None = None,
+    ):
+        self.inception, self.device, self.train_data_dir = inception, torch.device(device), train_data_dir
+        self.reference_features = self.train_features = None
+
+    @cached_property
+    def train(self) -> ImageTensors:
+        """
+        The training images.
+
+        Raises:
+            `ValueError`: If they cannot be loaded. With `inception`, also if they differ from the original 60,000
+                images, for which the bundled statistics were computed.
+        """
+        train = load_images(split="train", train_data_dir=self.train_data_dir, resolution=28, channels=1)
+        if self.inception is not None and images_hash(train.images) != TRAIN_SHA256:
+            raise ValueError(
+                "FID requires the 60,000 training images of Fashion-MNIST in their original order, but"
+                f" {self.train_data_dir or 'the default dataset'} contains different images. Pass a different"
+                " `train_data_dir`."
+            )
+        return train
+
+    @cached_property
+    def classifier(self) -> Classifier:
+        return Classifier(self.device)
+
+    def load_test_images(self) -> ImageTensors:
+        return load_images(split="test", train_data_dir=self.train_data_dir, resolution=28, channels=1)
+
+    def check_num_samples(self, num_samples: int) -> None:
+        if num_samples <= Classifier.num_features:
+            raise ValueError(
+                f"The Fréchet distance requires at least {Classifier.num_features + 1} samples, got {num_samples}."
+                " Evaluate more samples."
+            )
+
+    def check_pipeline(self, pipe: FashionMNISTPipeline, conditional: bool) -> None:
+        if get_shape(pipe) != self.shape:
+            raise ValueError(
+                f"The pipeline must generate {describe_shape(self.shape)} for a comparison with Fashion-MNIST, got"
+                f" {describe_shape(get_shape(pipe))}. Pass `reference` to compare them with other images."
+            )
+        num_classes = pipe.unet.config["num_class_embeds"]
+        if conditional and num_classes != len(FASHION_MNIST_LABELS):
+            raise ValueError(
+                f"The pipeline must have the {len(FASHION_MNIST_LABELS)} classes of Fashion-MNIST, got"
+                f" {num_classes or 'no'} classes. Evaluate it with unconditional samples."
+            )
+
+    def choose_labels(self, pipe: FashionMNISTPipeline, num_samples: int) -> Sequence[int]:
+        return range(len(FASHION_MNIST_LABELS))
+
+    def get_label_names(self, pipe: FashionMNISTPipeline) -> Sequence[str]:
+        return FASHION_MNIST_LABELS
+
+    def get_settings(self, pipe: FashionMNISTPipeline | None = None) -> dict[str, Any]:
+        return {}
+
+    def prepare(self, processes: Processes) -> None:
+        images = self.train.images
+        if self.inception is not None:
+            self.reference_features = cached_features(
+                self.inception, images[:NUM_REFERENCE_IMAGES], "training images", processes=processes
+            )
+            self.train_features = cached_features(self.classifier, images, "training images", processes=processes)
+
+    def measure(self, run: EvaluationSamples) -> Measurement:
+        samples = run.samples
+        features = self.classifier(samples.images)
+        predicted_classes = self.classifier.classify(features)
+        metrics = classifier_metrics(features, predicted_classes, samples.labels)
+        if run.inception_features is not None:
+            metrics = inception_metrics(run.inception_features, self.reference_features) | metrics
+
+        test_distances = load_test_distances()
+        spaces = {"pixels": (samples.images.flatten(1), self.train.images.flatten(1))}
+        if self.train_features is not None:
+            spaces["classifier"] = features, self.train_features
+        memorization = {
+            space: measure_memorization(*vectors, test_distances[space]) for space, vectors in spaces.items()
+        }
+        metrics |= {f"nearest_{space}": found.summarize("test") for space, found in memorization.items()}
+        add_sampling_speed(metrics, samples)
+        return Measurement(samples, memorization, metrics, predicted_classes)
+
+    def describe(self) -> dict[str, Any]:
+        networks = [self.classifier] if self.inception is None else [self.classifier, self.inception]
+        num_images, hashes = {}, {network.name: network.sha256 for network in networks}
+        for network in networks:
+            for split in SPLITS:
+                num_images[f"{network.name}_{split}"] = load_moments(network.name, split).num_images
+                statistics_hash = file_hash(get_statistics_path(network.name, split))
+                hashes[f"statistics_{network.name}_{split}"] = statistics_hash
+        return {
+            "real": load_real_metrics(),
+            "num_real_images": {**num_images, "nearest": len(self.train)},
+            "protocol": FAST_PROTOCOL if self.inception is None else PROTOCOL,
+            "num_threads": torch.get_num_threads(),
+            "sha256": hashes,
+        }

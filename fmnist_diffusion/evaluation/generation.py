@@ -1,0 +1,145 @@
+"""Generates the samples of an evaluation. Finished batches are saved, so that an interrupted run can continue."""
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+from tqdm.auto import tqdm
+
+from fmnist_diffusion import FashionMNISTPipeline
+from fmnist_diffusion.sampling import Samples, SamplingConfig, generate
+
+from .inception import InceptionFeatures
+from .processes import Processes
+from .verified_tensors import load_verified, save_verified
+
+
+@dataclass
+class EvaluationSamples:
+    """
+    Samples and, optionally, their Inception features.
+
+    Attributes:
+        samples ([`Samples`]): The samples.
+        inception_features (`torch.Tensor`, *optional*): Inception features, float32 `(num_images, 2048)`.
+    """
+
+    samples: Samples
+    inception_features: torch.Tensor | None = None
+
+    @staticmethod
+    def concatenate(parts: "Sequence[EvaluationSamples]") -> "EvaluationSamples":
+        """Concatenates samples. Either all or none of the `parts` must have Inception features."""
+        features = [part.inception_features for part in parts if part.inception_features is not None]
+        return EvaluationSamples(
+            Samples.concatenate([part.samples for part in parts]), torch.cat(features) if features else None
+        )
+
+
+def save_part(part: EvaluationSamples, path: Path) -> None:
+    """Writes a batch to a safetensors file atomically, so that interruptions leave no incomplete file at `path`."""
+    samples = part.samples
+    tensors = {"images": samples.images, "labels": samples.labels, "inception": part.inception_features}
+    metadata = {
+        "num_function_evaluations": str(samples.num_function_evaluations),
+        "seconds": str(samples.seconds),
+    }
+    save_verified(path, {name: tensor for name, tensor in tensors.items() if tensor is not None}, metadata)
+
+
+def load_part(path: Path) -> EvaluationSamples | None:
+    """Reads a batch that [`save_part`] wrote; returns `None` if the file does not exist or is damaged."""
+    loaded = load_verified(path)
+    if loaded is None:
+        return None
+    tensors, metadata = loaded
+    samples = Samples(
+        tensors["images"],
+        tensors.get("labels"),
+        int(metadata["num_function_evaluations"]),
+        float(metadata["seconds"]),
+    )
+    return EvaluationSamples(samples, tensors.get("inception"))
+
+
+def load_parts(folder: Path) -> Iterator[Samples]:
+    """
+    Yields the batches of samples that [`evaluate_pipeline`] saved in `folder`, ordered by seed and index.
+
+    Raises:
+        `ValueError`: If the folder contains no samples or a damaged file.
+    """
+    paths = sorted(folder.glob("seed-*/[0-9]*.safetensors"))
+    if not paths:
+        raise ValueError(
+            f"Could not find any samples in {folder}. Pass the output folder of `fmnist-diffusion evaluate`."
+        )
+    for path in paths:
+        part = load_part(path)
+        if part is None:
+            raise ValueError(f"Could not read {path}. Run the command that generated the samples again to replace it.")
+        yield part.samples
+
+
+def generate_samples(
+    pipe: FashionMNISTPipeline,
+    sampling: SamplingConfig,
+    num_samples: int,
+    class_labels: Sequence[int] | None,
+    batch_size: int,
+    folder: Path,
+    inception: InceptionFeatures | None,
+    processes: Processes,
+) -> EvaluationSamples:
+    """
+    Generates the samples of one seed and computes their Inception features. All `processes` must call this function.
+
+    Every batch is saved in `folder` and named by the index of its first image. Existing batches are loaded, and
+    damaged ones are replaced.
+    """
+    batches = plan_batches(folder, num_samples, batch_size)
+    missing = [(start, count) for start, count, is_saved in batches if not is_saved]
+    # With several processes, the bar of the main process counts the batches of all of them.
+    with tqdm(
+        total=num_samples,
+        initial=num_samples - sum(count for _, count in missing),
+        desc=folder.name,
+        unit="image",
+        disable=None if processes.is_main else True,
+    ) as bar:
+        for start, count in processes.select(missing):
+            (samples,) = generate(pipe, sampling, count, class_labels=class_labels, batch_size=count, start=start)
+            part = EvaluationSamples(samples, inception(samples.images) if inception else None)
+            save_part(part, get_part_path(folder, start))
+            bar.update(min(count * processes.count, num_samples - bar.n))
+    processes.wait()
+    parts = [load_part(get_part_path(folder, start)) for start, _, _ in batches]
+    return EvaluationSamples.concatenate([part for part in parts if part is not None])
+
+
+def plan_batches(folder: Path, num_samples: int, batch_size: int) -> list[tuple[int, int, bool]]:
+    """
+    Divides `num_samples` images into batches.
+
+    Returns:
+        `list[tuple[int, int, bool]]`: The index of the first image of each batch, its number of images, and whether it
+            is already saved in `folder`. Saved batches can have any size, because a run can be continued with a
+            different `batch_size`.
+    """
+    paths = {int(path.stem): path for path in folder.glob("[0-9]*.safetensors")}
+    batches, start = [], 0
+    while start < num_samples:
+        part = load_part(paths[start]) if start in paths else None
+        if part is not None:
+            end = start + len(part.samples)
+        else:
+            # The next file starts a new batch even if it is damaged, so that it is replaced.
+            end = min([start + batch_size, num_samples, *(first for first in paths if first > start)])
+        batches.append((start, end - start, part is not None))
+        start = end
+    return batches
+
+
+def get_part_path(folder: Path, start: int) -> Path:
+    return folder / f"{start:07d}.safetensors"

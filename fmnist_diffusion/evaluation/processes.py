@@ -1,0 +1,59 @@
+"""Splits an evaluation over the processes of `accelerate launch`."""
+
+import os
+from collections.abc import Sequence
+from dataclasses import dataclass
+from datetime import timedelta
+from typing import TypeVar
+
+import torch
+
+
+Item = TypeVar("Item")
+# Processes wait for the main process, which measures the samples alone. This can take hours on a CPU.
+TIMEOUT = timedelta(days=7)
+
+
+@dataclass(frozen=True)
+class Processes:
+    """
+    The processes that share an evaluation. They must see the same files.
+
+    Attributes:
+        index (`int`): Index of this process, from 0 to `count - 1`.
+        count (`int`): Number of processes.
+    """
+
+    index: int = 0
+    count: int = 1
+
+    @property
+    def is_main(self) -> bool:
+        return self.index == 0
+
+    def wait(self) -> None:
+        """Waits until all processes have called this method."""
+        if self.count > 1:
+            torch.distributed.barrier()
+
+    def select(self, items: Sequence[Item]) -> Sequence[Item]:
+        """Returns the part of `items` that this process must process. All processes must pass the same `items`."""
+        self.wait()
+        return items[self.index :: self.count]
+
+
+def connect_processes() -> Processes:
+    """Connects the processes that `accelerate launch` started; returns a single process if there are no others."""
+    if int(os.environ.get("WORLD_SIZE", "1")) == 1:
+        return Processes()
+    from accelerate import PartialState
+
+    # Without a GPU, Accelerate only recognizes the processes as one group if cpu=True.
+    state = PartialState(cpu=not torch.accelerator.is_available(), timeout=TIMEOUT)
+    return Processes(state.process_index, state.num_processes)
+
+
+def disconnect_processes() -> None:
+    """Ends the connection of [`connect_processes`]."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

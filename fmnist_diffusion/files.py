@@ -1,0 +1,128 @@
+"""Writes files and folders so that an interruption or a full disk leaves no incomplete ones."""
+
+import os
+import shutil
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+
+INCOMPLETE, DELETED, PREVIOUS = ".incomplete-", ".deleted-", ".previous-"
+
+
+class WriteError(OSError):
+    """A file or folder could not be written, for example because the disk is full."""
+
+
+@contextmanager
+def describe_write_errors(path: Path) -> Iterator[None]:
+    """Turns every `OSError` of the block into a [`WriteError`] that names `path` or a file in it."""
+    try:
+        yield
+    except WriteError:
+        raise
+    except OSError as error:
+        # Temporary files and the source of a copy would not help the user.
+        name = str(error.filename) if str(error.filename).startswith(str(path)) else str(path)
+        raise WriteError(f"Could not write {name}: {error.strerror or error}.") from error
+
+
+@contextmanager
+def write_atomically(path: Path) -> Iterator[Path]:
+    """Provides a temporary path beside `path` with the same suffix. After the block, the file is written to disk and
+    renamed to `path`, which is therefore always complete.
+
+    Raises:
+        `WriteError`: If the file cannot be written. `path` is unchanged then.
+    """
+    temporary = get_temporary_path(path)
+    with describe_write_errors(path):
+        try:
+            yield temporary
+            sync(temporary)
+            temporary.replace(path)
+            sync(path.parent)
+        except BaseException:
+            temporary.unlink(missing_ok=True)
+            raise
+
+
+@contextmanager
+def replace_folder(folder: Path) -> Iterator[Path]:
+    """Provides a new, empty folder beside `folder`. After the block, its files are written to disk and it takes the
+    place of `folder`.
+
+    An interruption between the two renames leaves the previous folder under another name, which
+    [`remove_temporary_files`] reverts.
+
+    Raises:
+        `WriteError`: If a file cannot be written. `folder` is unchanged then.
+    """
+    temporary, previous = get_temporary_path(folder), folder.with_name(f"{PREVIOUS}{folder.name}")
+    with describe_write_errors(folder):
+        # A killed process with the same id can have left this folder.
+        shutil.rmtree(temporary, ignore_errors=True)
+        temporary.mkdir(parents=True)
+        try:
+            yield temporary
+            for path in [*temporary.rglob("*"), temporary]:
+                sync(path)
+            if folder.exists():
+                folder.rename(previous)
+            temporary.rename(folder)
+            sync(folder.parent)
+        except BaseException:
+            shutil.rmtree(temporary, ignore_errors=True)
+            if previous.exists() and not folder.exists():
+                previous.rename(folder)
+            raise
+        if previous.exists():
+            shutil.rmtree(previous)
+
+
+def remove_folder(folder: Path) -> None:
+    """Removes `folder`. An interruption leaves either the complete folder or one with a different name.
+
+    Raises:
+        `WriteError`: If the folder cannot be removed.
+    """
+    deleted = folder.with_name(f"{DELETED}{folder.name}")
+    with describe_write_errors(folder):
+        folder.rename(deleted)
+        shutil.rmtree(deleted)
+
+
+def remove_temporary_files(folder: Path) -> None:
+    """Removes what interrupted calls of the functions of this module have left in `folder`.
+
+    No other process may write to `folder` at the same time.
+
+    Raises:
+        `WriteError`: If a file cannot be removed.
+    """
+    with describe_write_errors(folder):
+        for previous in folder.glob(f"{PREVIOUS}*"):
+            target = folder / previous.name.removeprefix(PREVIOUS)
+            if target.exists():
+                shutil.rmtree(previous)
+            else:
+                previous.rename(target)
+        for pattern in (f"{INCOMPLETE}*", f"{DELETED}*"):
+            for path in folder.glob(pattern):
+                if path.is_dir():
+                    shutil.rmtree(path)
+                else:
+                    path.unlink()
+
+
+def sync(path: Path) -> None:
+    """Waits until the file or folder `path` is written to disk."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)
+
+
+def get_temporary_path(path: Path) -> Path:
+    return path.with_name(f"{INCOMPLETE}{os.getpid()}-{path.name}")

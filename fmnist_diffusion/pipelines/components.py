@@ -1,0 +1,188 @@
+"""Loads the components of a pipeline without remote code, and checks all files before anything large is allocated."""
+
+import inspect
+import math
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import diffusers
+import torch
+
+from ..models import FashionMNISTUNet2DModel
+from .download import download_pipeline
+from .files import INDEX_NAME, SCHEDULER_CONFIG, UNET_CONFIG, check_weights, read_json_object
+from .pipeline_fmnist import check_settings
+
+
+HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+# diffusers only checks these options of a scheduler when it generates images.
+CHOICES = {
+    "final_sigmas_type": ("zero", "sigma_min"),
+    "prediction_type": ("epsilon", "sample", "v_prediction", "flow_prediction"),
+    "timestep_spacing": ("linspace", "leading", "trailing"),
+}
+POSITIVE_OPTIONS = ("num_train_timesteps", "solver_order")
+MAX_REASON_LENGTH = 300
+# Models and schedulers raise these errors if an option has a wrong value.
+CONSTRUCTION_ERRORS = (
+    ArithmeticError,
+    AssertionError,
+    AttributeError,
+    ImportError,
+    LookupError,
+    NotImplementedError,
+    RuntimeError,
+    TypeError,
+    ValueError,
+)
+
+
+def load_components(
+    path: str, *, variant: str | None = None, device_map: Any = None, **kwargs: Any
+) -> tuple[Any, Any, dict[str, Any]]:
+    """
+    Loads a model and a scheduler.
+
+    Args:
+        path (`str`): A folder, or a repository id such as `owner/name`.
+        variant, device_map, kwargs: See [`FashionMNISTPipeline.from_pretrained`].
+
+    Returns:
+        `tuple`: The model, the scheduler and the other arguments of [`FashionMNISTPipeline`].
+
+    Raises:
+        `OSError`: If a file does not exist, cannot be downloaded, or is damaged.
+        `ValueError`: If `use_safetensors` is `False`.
+    """
+    unet, scheduler = kwargs.pop("unet", None), kwargs.pop("scheduler", None)
+    hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+    folder = Path(path)
+    if not folder.is_dir():
+        if path.count("/") != 1 or path.startswith((".", "/", "~")):
+            raise OSError(
+                f"Could not find a pipeline at {path!r}: pass a local folder with {INDEX_NAME}, or a Hub repository id"
+                " (`owner/name`)."
+            )
+        folder = download_pipeline(
+            path, scheduler=scheduler is None, unet=unet is None, variant=variant, **hub_options
+        )
+    index = read_json_object(folder / INDEX_NAME)
+    settings = {
+        "num_inference_steps": index.get("num_inference_steps", 20),
+        "timestep_power": index.get("timestep_power"),
+    }
+    with _named_errors(folder / INDEX_NAME):
+        check_settings(**settings)
+    settings |= {name: kwargs.pop(name) for name in list(settings) if name in kwargs}
+    if scheduler is None:
+        scheduler = load_scheduler(folder, index)
+    if unet is None:
+        unet = load_unet(folder, index, variant, device_map, **kwargs)
+    return unet, scheduler, settings
+
+
+def _read_class_name(path: Path, index: Mapping[str, Any], component: str) -> str:
+    entry = index.get(component)
+    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(name, str) for name in entry):
+        raise OSError(f"`{component}` in {path} must be the module and the class of the {component}, got {entry!r}.")
+    return entry[1]
+
+
+def load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
+    """Loads the scheduler of a pipeline; raises `OSError` if a file is damaged."""
+    name, path = _read_class_name(folder / INDEX_NAME, index, "scheduler"), folder / SCHEDULER_CONFIG
+    scheduler_class: Any = getattr(diffusers, name, None)
+    bases = (diffusers.SchedulerMixin, diffusers.ConfigMixin)
+    if not (isinstance(scheduler_class, type) and all(issubclass(scheduler_class, base) for base in bases)):
+        raise OSError(f"`scheduler` in {folder / INDEX_NAME} must be a diffusers scheduler, got {name!r}.")
+    config = read_json_object(path)
+    for name, parameter in inspect.signature(scheduler_class).parameters.items():
+        if name in config:
+            _check_option(path, name, config[name], parameter.default)
+    with _named_errors(path):
+        scheduler: Any = scheduler_class.from_config(config)  # pyright: ignore[reportAttributeAccessIssue]
+    # Flow-matching schedulers have no betas.
+    if hasattr(scheduler, "betas"):
+        _check_noise_schedule(path, scheduler)
+    return scheduler
+
+
+def _check_option(path: Path, name: str, value: Any, default: Any) -> None:
+    """Checks the type of an option of a scheduler, which diffusers does not check."""
+    is_number = isinstance(value, int | float) and not isinstance(value, bool)
+    if isinstance(default, bool):
+        valid, expected = isinstance(value, bool), "true or false"
+    elif isinstance(default, int):
+        valid, expected = isinstance(value, int) and is_number, "an integer"
+    elif isinstance(default, float):
+        valid, expected = is_number and (math.isfinite(value) or value == default), "a finite number"
+    elif isinstance(default, str):
+        valid, expected = isinstance(value, str), "a string"
+    else:
+        valid, expected = True, ""
+    if name == "trained_betas":
+        valid, expected = value is None or isinstance(value, list), "null or a list of numbers"
+    elif name in POSITIVE_OPTIONS:
+        valid, expected = valid and value > 0, "a positive integer"
+    elif name in CHOICES:
+        valid, expected = valid and value in CHOICES[name], f"one of {', '.join(CHOICES[name])}"
+    if not valid:
+        raise OSError(f"`{name}` in {path} must be {expected}, got {str(value)[:100]!r}.")
+
+
+def _check_noise_schedule(path: Path, scheduler: Any) -> None:
+    betas, num_train_timesteps = scheduler.betas, scheduler.config["num_train_timesteps"]
+    if len(betas) != num_train_timesteps:
+        raise OSError(f"`trained_betas` in {path} must have {num_train_timesteps} values, got {len(betas)}.")
+    if not (betas.isfinite().all() and betas.min() >= 0 and betas.max() <= 1 and betas.max() > 0):
+        raise OSError(f"The noise schedule in {path} must have betas in [0, 1] that are not all 0.")
+
+
+def load_unet(
+    folder: Path, index: Mapping[str, Any], variant: str | None, device_map: Any, **kwargs: Any
+) -> FashionMNISTUNet2DModel:
+    """Loads the model of a pipeline; raises `OSError` if a file is damaged or does not exist."""
+    _read_class_name(folder / INDEX_NAME, index, "unet")
+    for name in ("trust_remote_code", "output_loading_info"):
+        kwargs.pop(name, None)
+    if not kwargs.pop("use_safetensors", True):
+        raise ValueError("`use_safetensors` must be True, because other formats can run code when they are loaded.")
+    for name in ("dtype", "torch_dtype"):
+        if isinstance(kwargs.get(name), dict):
+            kwargs[name] = kwargs[name].get("unet", kwargs[name].get("default", torch.float32))
+    path = folder / UNET_CONFIG
+    config = read_json_object(path)
+    if "quantization_config" in config:
+        raise OSError(f"`quantization_config` in {path} is not supported. Remove it.")
+    # The meta device allocates no memory, so that the files are checked before a large model is created.
+    with _named_errors(path), torch.device("meta"):
+        model: Any = FashionMNISTUNet2DModel.from_config(config)
+    weights = check_weights(folder, variant, model)
+    unet: Any = FashionMNISTUNet2DModel.from_pretrained(
+        str(folder),
+        subfolder="unet",
+        variant=variant,
+        device_map={"": device_map["unet"]} if isinstance(device_map, dict) else device_map,
+        use_safetensors=True,
+        **kwargs,
+    )
+    for name, tensor in unet.state_dict().items():
+        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
+            raise OSError(
+                f"{name} in {weights[0]} contains NaN or infinite values. Save or download the weights again."
+            )
+    return unet
+
+
+@contextmanager
+def _named_errors(path: Path) -> Iterator[None]:
+    """Raises errors about wrong values in a config as an `OSError` that names the file."""
+    try:
+        yield
+    except CONSTRUCTION_ERRORS as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        if len(reason) > MAX_REASON_LENGTH:
+            reason = f"{reason[:MAX_REASON_LENGTH]}..."
+        raise OSError(f"{path} contains a wrong value: {reason}.") from error

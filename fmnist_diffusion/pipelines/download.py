@@ -1,0 +1,214 @@
+"""Downloads pipelines from the Hub into its cache, and replaces damaged files in the cache."""
+
+import hashlib
+import logging
+import os
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
+from huggingface_hub.errors import EntryNotFoundError, FileMetadataError, HfHubHTTPError
+
+from ..hub.client import HubError, call_hub
+from .files import (
+    INDEX_NAME,
+    MAX_WEIGHTS_BYTES,
+    SCHEDULER_CONFIG,
+    UNET_CONFIG,
+    get_shard_names,
+    get_weights_index_name,
+    get_weights_name,
+)
+
+
+logger = logging.getLogger(__name__)
+
+
+def download_pipeline(
+    repo_id: str,
+    *,
+    scheduler: bool = True,
+    unet: bool = True,
+    variant: str | None = None,
+    revision: str | None = None,
+    token: str | bool | None = None,
+    cache_dir: str | os.PathLike | None = None,
+    force_download: bool = False,
+    local_files_only: bool = False,
+) -> Path:
+    """
+    Downloads the files of a pipeline that are not in the cache.
+
+    If the Hub does not respond or responds with a server error, the cached copy is used. Files are compared with the
+    hashes that the Hub sent, and damaged files are downloaded again.
+
+    Args:
+        repo_id (`str`): Repository id, `owner/name`.
+        scheduler, unet (`bool`, defaults to `True`): Whether to download this component.
+        variant (`str`, *optional*): Variant of the weights, such as `"fp16"`.
+        revision, token, cache_dir, force_download, local_files_only: See [`DiffusionPipeline.from_pretrained`].
+
+    Returns:
+        `Path`: The folder with the files.
+
+    Raises:
+        `OSError`: If a file does not exist, cannot be downloaded, or is damaged.
+    """
+    files = _Files(repo_id, scheduler, unet, variant, None if cache_dir is None else Path(cache_dir), token)
+    revision = revision or constants.DEFAULT_REVISION
+    offline = local_files_only or constants.HF_HUB_OFFLINE
+    if offline or (re.fullmatch("[0-9a-f]{40}", revision) and not force_download):
+        folder = files.find(revision)
+        if folder is not None:
+            return folder
+    if offline:
+        reason = "HF_HUB_OFFLINE is set" if constants.HF_HUB_OFFLINE else "`local_files_only` is True"
+        raise OSError(
+            f"Could not find {repo_id} with revision {revision} in the cache, and {reason}. Allow requests to the Hub"
+            " to download it."
+        )
+    try:
+        return files.download(revision, force_download)
+    except HubError as error:
+        folder = files.find(revision) if error.is_temporary and not force_download else None
+        if folder is None:
+            raise
+        logger.warning("%s Using the cached copy of %s.", error, repo_id)
+        return folder
+
+
+@dataclass
+class _Files:
+    """The files of a pipeline on the Hub and in the cache."""
+
+    repo_id: str
+    scheduler: bool
+    unet: bool
+    variant: str | None
+    cache_dir: Path | None
+    token: str | bool | None
+
+    def find(self, revision: str) -> Path | None:
+        """Returns the folder of a revision in the cache, or `None` if it is incomplete."""
+        weights = get_weights_name(self.variant)
+        if self.unet and self._find_file(weights, revision) is None:
+            weights = get_weights_index_name(self.variant)
+        index = self._find_file(INDEX_NAME, revision)
+        paths = [index, *(self._find_file(name, revision) for name in self._list_configs())]
+        if self.unet:
+            paths.append(self._find_file(weights, revision))
+            if weights == get_weights_index_name(self.variant) and paths[-1] is not None:
+                paths += [self._find_file(name, revision) for name in get_shard_names(paths[-1])]
+        if index is None or None in paths:
+            return None
+        for path in paths:
+            if path is not None and _is_damaged(path):
+                raise OSError(
+                    f"The cached file {path} is damaged. Allow requests to the Hub to download it again, or remove it."
+                )
+        return index.parent
+
+    def download(self, revision: str, force_download: bool) -> Path:
+        """Downloads the files of a revision and returns their folder."""
+        commit = self._get_metadata(INDEX_NAME, revision).commit_hash
+        for name in self._list_configs():
+            self._download_file(name, commit, force_download)
+        if self.unet:
+            try:
+                self._download_file(get_weights_name(self.variant), commit, force_download)
+            except HubError as error:
+                if not isinstance(error.__cause__, EntryNotFoundError):
+                    raise
+                self._download_shards(commit, force_download)
+        # The branch in the cache must refer to a complete copy, so the index is downloaded last.
+        self._download_file(INDEX_NAME, commit, force_download)
+        return self._call(INDEX_NAME, revision).parent
+
+    def _download_shards(self, commit: str, force_download: bool) -> None:
+        try:
+            index = self._download_file(get_weights_index_name(self.variant), commit, force_download)
+        except HubError as error:
+            if not isinstance(error.__cause__, EntryNotFoundError):
+                raise
+            raise OSError(
+                f"{self.repo_id} contains no {get_weights_name(self.variant)}. Check `revision` and `variant`; weights"
+                " in other formats are not supported."
+            ) from error
+        for name in get_shard_names(index):
+            self._download_file(name, commit, force_download)
+
+    def _list_configs(self) -> list[str]:
+        return [*([SCHEDULER_CONFIG] if self.scheduler else []), *([UNET_CONFIG] if self.unet else [])]
+
+    def _find_file(self, name: str, revision: str) -> Path | None:
+        path = try_to_load_from_cache(self.repo_id, name, cache_dir=self.cache_dir, revision=revision)
+        return Path(path) if isinstance(path, str) else None
+
+    def _get_metadata(self, name: str, revision: str) -> Any:
+        url = hf_hub_url(self.repo_id, name, revision=revision)
+
+        def get_metadata() -> Any:
+            metadata = get_hf_file_metadata(url, token=self.token)
+            if metadata.commit_hash is None or metadata.etag is None:
+                raise FileMetadataError(f"the response for {name} has no commit or ETag")
+            return metadata
+
+        return call_hub(get_metadata, self.repo_id, access="read")
+
+    def _download_file(self, name: str, commit: str, force: bool) -> Path:
+        path = None if force else self._find_file(name, commit)
+        if path is not None and not _is_damaged(path):
+            return path
+        if path is not None:
+            logger.warning("The cached file %s is damaged. Downloading it again.", path)
+        size = self._get_metadata(name, commit).size or 0
+        if size > MAX_WEIGHTS_BYTES:
+            raise OSError(f"{name} of {self.repo_id} has {size} bytes, more than the limit of {MAX_WEIGHTS_BYTES}.")
+        path = self._call(name, commit, path is not None or force, size)
+        if _is_damaged(path):
+            path = self._call(name, commit, True, size)
+        if _is_damaged(path):
+            path.resolve().unlink()
+            raise HubError(f"The Hub sent a damaged file {name} of {self.repo_id}. Try again later.", True)
+        return path
+
+    def _call(self, name: str, revision: str, force: bool = False, num_bytes: int = 0) -> Path:
+        def download() -> str:
+            try:
+                return hf_hub_download(
+                    self.repo_id,
+                    name,
+                    revision=revision,
+                    cache_dir=self.cache_dir,
+                    force_download=force,
+                    token=self.token,
+                )
+            except OSError as error:
+                # huggingface_hub raises an OSError without an errno if a file has the wrong size.
+                if error.errno is not None or isinstance(
+                    error, (EntryNotFoundError, FileMetadataError, HfHubHTTPError)
+                ):
+                    raise
+                raise ConnectionError(str(error)) from error
+
+        return Path(call_hub(download, self.repo_id, num_bytes=num_bytes, access="read"))
+
+
+def _is_damaged(path: Path) -> bool:
+    """Compares a file in the cache with its hash, which is the name of the file that the symbolic link refers to."""
+    if not path.is_symlink():
+        # Without symbolic links, the cache does not contain the hash.
+        return False
+    expected = path.readlink().name
+    if re.fullmatch("[0-9a-f]{64}", expected):
+        digest = hashlib.sha256()
+    elif re.fullmatch("[0-9a-f]{40}", expected):
+        digest = hashlib.sha1(b"blob %d\0" % path.stat().st_size, usedforsecurity=False)
+    else:
+        return False
+    with path.open("rb") as file:
+        while chunk := file.read(2**20):
+            digest.update(chunk)
+    return digest.hexdigest() != expected

@@ -1,0 +1,141 @@
+"""Names, formats and limits of the files of a pipeline."""
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import torch
+from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
+from safetensors import SafetensorError, safe_open
+
+
+INDEX_NAME = "model_index.json"
+SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
+UNET_CONFIG = "unet/config.json"
+MAX_JSON_BYTES = 10_000_000
+MAX_WEIGHTS_BYTES = 4_000_000_000
+# Larger numbers in a config would only exhaust the memory.
+MAX_INTEGER = 1_000_000
+
+
+def get_weights_name(variant: str | None) -> str:
+    stem, suffix = SAFETENSORS_WEIGHTS_NAME.split(".")
+    return f"unet/{stem}.{variant}.{suffix}" if variant else f"unet/{SAFETENSORS_WEIGHTS_NAME}"
+
+
+def get_weights_index_name(variant: str | None) -> str:
+    """Returns the name of the file that lists the shards of the weights."""
+    stem = SAFE_WEIGHTS_INDEX_NAME.removesuffix(".index.json")
+    return f"unet/{stem}.{variant}.index.json" if variant else f"unet/{SAFE_WEIGHTS_INDEX_NAME}"
+
+
+def read_json_object(path: Path) -> dict[str, Any]:
+    """
+    Reads a JSON object.
+
+    Raises:
+        `OSError`: If the file does not exist, is not a JSON object, or contains a number that is too large.
+    """
+    if not path.is_file():
+        raise OSError(f"Could not find {path}. Download or save the pipeline again.")
+    if path.stat().st_size > MAX_JSON_BYTES:
+        raise OSError(f"{path} has more than {MAX_JSON_BYTES} bytes. Download or save the pipeline again.")
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (RecursionError, ValueError) as error:
+        raise OSError(f"{path} is not valid JSON ({error}). Download or save the pipeline again.") from error
+    if not isinstance(content, dict):
+        raise OSError(f"{path} must contain a JSON object, got {type(content).__name__}.")
+    for name, value in content.items():
+        for number in _list_numbers(value):
+            if isinstance(number, int) and abs(number) > MAX_INTEGER:
+                raise OSError(f"`{name}` in {path} must be at most {MAX_INTEGER}.")
+            if math.isnan(number):
+                raise OSError(f"`{name}` in {path} must not be NaN.")
+    return content
+
+
+def _list_numbers(value: Any) -> list[int | float]:
+    numbers, values = [], [value]
+    while values:
+        value = values.pop()
+        if isinstance(value, dict):
+            values.extend(value.values())
+        elif isinstance(value, list):
+            values.extend(value)
+        elif isinstance(value, int | float):
+            numbers.append(value)
+    return numbers
+
+
+def get_shard_names(index_path: Path) -> list[str]:
+    """
+    Returns the names of the files that `diffusion_pytorch_model.safetensors.index.json` lists.
+
+    Raises:
+        `OSError`: If the file is damaged.
+    """
+    index = read_json_object(index_path)
+    shards = index.get("weight_map")
+    if not isinstance(shards, dict) or not isinstance(index.get("metadata"), dict) or not shards:
+        raise OSError(f"{index_path} must contain `metadata` and a `weight_map`.")
+    names = set(shards.values()) if all(isinstance(name, str) for name in shards.values()) else {""}
+    for name in names:
+        if Path(name).name != name or not name.endswith(".safetensors"):
+            raise OSError(f"`weight_map` in {index_path} must contain names of safetensors files, got {name!r}.")
+    return [f"unet/{name}" for name in sorted(names)]
+
+
+def check_weights(folder: Path, variant: str | None, model: torch.nn.Module) -> list[Path]:
+    """
+    Checks the names, shapes and dtypes of the weights without loading them.
+
+    Args:
+        folder (`Path`): Folder of the pipeline.
+        variant (`str`, *optional*): Variant of the weights.
+        model (`torch.nn.Module`): A model with the stored config, which may be on the meta device.
+
+    Returns:
+        `list[Path]`: The files with the weights.
+
+    Raises:
+        `OSError`: If a file does not exist, is damaged, or does not fit the model.
+    """
+    index_path = folder / get_weights_index_name(variant)
+    names = get_shard_names(index_path) if index_path.is_file() else [get_weights_name(variant)]
+    paths = [folder / name for name in names]
+    expected = model.state_dict()
+    for path in paths:
+        for name, (shape, is_floating_point) in _read_header(path).items():
+            tensor = expected.pop(name, None)
+            if tensor is None:
+                raise OSError(f"{path} contains {name}, which the model in {folder / UNET_CONFIG} does not have.")
+            if shape != tuple(tensor.shape):
+                raise OSError(
+                    f"{name} in {path} has shape {shape}, but {folder / UNET_CONFIG} requires {tuple(tensor.shape)}."
+                )
+            if is_floating_point != tensor.is_floating_point():
+                raise OSError(f"{name} in {path} does not have a dtype that fits {tensor.dtype}.")
+    if expected:
+        raise OSError(
+            f"{paths[0]} does not contain {next(iter(expected))}, which the model in {folder / UNET_CONFIG} requires."
+        )
+    return paths
+
+
+def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """Returns the shape of each tensor and whether it has a floating-point dtype."""
+    if not path.is_file():
+        raise OSError(
+            f"Could not find {path}. Check `variant`, or save the pipeline again; weights in other formats are not"
+            " supported."
+        )
+    if path.stat().st_size > MAX_WEIGHTS_BYTES:
+        raise OSError(f"{path} has more than {MAX_WEIGHTS_BYTES} bytes, the limit for weights.")
+    try:
+        with safe_open(path, framework="pt") as file:
+            slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118
+            return {name: (tuple(view.get_shape()), "F" in view.get_dtype()) for name, view in slices.items()}
+    except SafetensorError as error:
+        raise OSError(f"{path} is not a valid safetensors file ({error}). Download or save it again.") from error

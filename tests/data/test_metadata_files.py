@@ -1,0 +1,100 @@
+import json
+
+import pandas as pd
+import PIL.Image
+import pytest
+from image_files import get_error
+
+from fmnist_diffusion.data import load_images
+
+
+@pytest.fixture
+def folder(tmp_path):
+    for name in ("a.png", "b.png", "more/c.png"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        PIL.Image.new("L", (8, 8), ord(name[-5])).save(tmp_path / name)
+    return tmp_path
+
+
+ROWS = {"file_name": ["b.png", "a.png", "more/c.png"], "label": ["y", "x", "y"], "note": [0.5, 1.5, 2.5]}
+
+
+def write_metadata(path, rows=ROWS):
+    path.parent.mkdir(exist_ok=True)
+    if path.suffix == ".csv":
+        pd.DataFrame(rows).to_csv(path, index=False)
+    elif path.suffix == ".jsonl":
+        pd.DataFrame(rows).to_json(path, orient="records", lines=True)
+    else:
+        pd.DataFrame(rows).to_parquet(path)
+
+
+def load(folder, **kwargs):
+    tensors = load_images(train_data_dir=str(folder), resolution=8, **kwargs)
+    names = [tensors.label_names[label] for label in tensors.labels.tolist()]
+    return dict(zip(map(chr, tensors.images[:, 0, 0, 0].tolist()), names, strict=True))
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_metadata_replaces_class_folders(folder, suffix):
+    write_metadata(folder / f"metadata.{suffix}")
+    assert load(folder) == {"a": "x", "b": "y", "c": "y"}
+
+
+def test_each_folder_may_have_its_own_metadata(folder):
+    write_metadata(folder / "metadata.csv", {"file_name": ["a.png", "b.png"], "label": [3, 20]})
+    write_metadata(folder / "more" / "metadata.csv", {"file_name": ["c.png"], "label": [3]})
+    assert load(folder) == {"a": "3", "b": "20", "c": "3"}
+
+
+def test_metadata_of_splits(folder):
+    for split, name in (("train", "a.png"), ("test", "b.png")):
+        (folder / split).mkdir()
+        (folder / name).rename(folder / split / name)
+        write_metadata(folder / split / "metadata.jsonl", {"file_name": [name], "label": [split]})
+    (folder / "more" / "c.png").unlink()
+    assert load(folder) == {"a": "train"}
+    assert load(folder, split="test") == {"b": "test"}
+
+
+def test_metadata_above_the_splits(folder):
+    for split, name in (("train", "a.png"), ("test", "b.png")):
+        (folder / split).mkdir()
+        (folder / name).rename(folder / split / name)
+    (folder / "more" / "c.png").unlink()
+    write_metadata(folder / "metadata.csv", {"file_name": ["train/a.png", "test/b.png"], "label": ["x", "y"]})
+    assert load(folder, split="test") == {"b": "y"}
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+@pytest.mark.parametrize("contents", [b"", b"\xff\xfe\x00{", b'{"a": ', b"\n\n"])
+def test_damaged_metadata_is_an_error(folder, suffix, contents):
+    (folder / f"metadata.{suffix}").write_bytes(contents)
+    assert f"metadata.{suffix}" in get_error(folder)
+
+
+@pytest.mark.parametrize(
+    ("rows", "message"),
+    [
+        ({"name": ["a.png"]}, "Could not find the column file_name"),
+        ({"file_name": []}, "lists no images"),
+        ({**ROWS, "file_name": ["b.png", "a.png", "d.png"]}, "Could not find the image d.png"),
+        ({**ROWS, "file_name": ["b.png", "a.png", "a.png"]}, "lists the image a.png a second time"),
+        ({"file_name": ["a.png"]}, "do not list b.png, more/c.png"),
+    ],
+)
+def test_metadata_must_match_the_images(folder, rows, message):
+    write_metadata(folder / "metadata.csv", rows)
+    assert message in get_error(folder)
+
+
+def test_two_metadata_files_in_one_folder_are_an_error(folder):
+    write_metadata(folder / "metadata.csv")
+    write_metadata(folder / "metadata.jsonl")
+    assert "contains several metadata files" in get_error(folder)
+
+
+def test_metadata_of_different_types_is_an_error(folder):
+    write_metadata(folder / "metadata.jsonl", {"file_name": ["a.png", "b.png"], "label": ["x", "y"]})
+    (folder / "more" / "metadata.jsonl").write_text(json.dumps({"file_name": "c.png", "label": [1]}))
+    assert "Could not combine the metadata files" in get_error(folder)

@@ -1,0 +1,200 @@
+"""Limits on requests, one-sentence errors and the deletion of temporary files."""
+
+import asyncio
+import logging
+import os
+import time
+from collections.abc import AsyncIterator
+from pathlib import Path
+from typing import Any
+
+import anyio
+import gradio as gr
+import httpx
+import pytest
+from gradio_client import Client
+from malformed_requests import find_private_text
+from starlette.requests import Request
+from starlette.responses import JSONResponse
+
+import server
+from layout import launch
+from server import Cleanup, RequestFilter, SafeBlocks, delete_old_files
+
+
+async def read_body(scope: Any, receive: Any, send: Any) -> None:
+    """An application that responds with the size of the request body."""
+    body = await Request(scope, receive).body()
+    await JSONResponse(len(body))(scope, receive, send)
+
+
+async def fail(scope: Any, receive: Any, send: Any) -> None:
+    raise KeyError("a part of the request")
+
+
+async def wait(scope: Any, receive: Any, send: Any) -> None:
+    await asyncio.sleep(60)
+
+
+def respond(status: int):
+    async def app(scope: Any, receive: Any, send: Any) -> None:
+        await JSONResponse({"detail": "a part of the request"}, status)(scope, receive, send)
+
+    return app
+
+
+def request(app: Any, folder: Path, path: str, method: str = "POST", **kwargs: Any) -> httpx.Response:
+    async def run() -> httpx.Response:
+        transport = httpx.ASGITransport(RequestFilter(app, folder))
+        async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
+            return await client.request(method, path, **kwargs)
+
+    return anyio.run(run)
+
+
+async def make_chunks(size: int) -> AsyncIterator[bytes]:
+    for _ in range(size // 1000):
+        yield bytes(1000)
+
+
+class TestRequestFilter:
+    @pytest.mark.parametrize(
+        "path, limit",
+        [
+            ("/gradio_api/call/generate", server.MAX_BODY_BYTES),
+            ("/gradio_api/queue/join", server.MAX_BODY_BYTES),
+            ("/gradio_api/upload", server.MAX_UPLOAD_BODY_BYTES),
+            ("/gradio_api/mcp/", server.MAX_MCP_BODY_BYTES),
+        ],
+    )
+    @pytest.mark.parametrize("chunked", [False, True])
+    def test_request_bodies_are_limited(self, tmp_path, path, limit, chunked):
+        limit -= limit % 1000
+        for size, status in ((limit, 200), (limit + 1000, 413)):
+            content = make_chunks(size) if chunked else bytes(size)
+            response = request(read_body, tmp_path, path, content=content)
+            assert response.status_code == status
+        assert response.json()["detail"].startswith("The request is too large;")
+
+    @pytest.mark.parametrize(
+        "path", ["/x", "/gradio_api/component_server", "/gradio_api/file=https://example.com", "/monitoring"]
+    )
+    def test_other_routes_of_gradio_do_not_exist(self, tmp_path, path):
+        response = request(read_body, tmp_path, path)
+        assert response.status_code == 404
+        assert "no such address" in response.json()["detail"]
+
+    @pytest.mark.parametrize("status, expected", [(400, 400), (403, 403), (404, 404), (405, 405), (422, 400)])
+    def test_errors_do_not_repeat_the_request(self, tmp_path, status, expected):
+        response = request(respond(status), tmp_path, "/config")
+        assert response.status_code == expected
+        assert response.json()["detail"].endswith(".") and "part" not in response.text
+
+    def test_full_queue_is_explained_by_gradio(self, tmp_path):
+        assert request(respond(503), tmp_path, "/config").json() == {"detail": "a part of the request"}
+
+    def test_exception_is_logged_once_without_the_request(self, tmp_path, caplog):
+        filtered = RequestFilter(fail, tmp_path)
+
+        async def run() -> list[httpx.Response]:
+            transport = httpx.ASGITransport(filtered)
+            async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
+                return [await client.post(f"/gradio_api/call/{i}") for i in range(5)]
+
+        for response in anyio.run(run):
+            assert response.status_code == 400
+            assert response.json() == {"detail": server.INVALID}
+        assert caplog.messages == ["Gradio could not handle a request to /gradio_api/call: KeyError"]
+        assert caplog.records[0].exc_info is None
+
+    def test_long_query_is_rejected(self, tmp_path):
+        assert request(read_body, tmp_path, "/config?" + "q" * 3000).status_code == 414
+
+    def test_slow_upload_ends(self, tmp_path, monkeypatch):
+        monkeypatch.setattr(server, "MAX_UPLOAD_SECONDS", 0.05)
+        assert request(wait, tmp_path, "/gradio_api/upload").status_code == 408
+
+    @pytest.mark.parametrize("name, value", [("MAX_STORED_BYTES", 9), ("MAX_STORED_FILES", 1)])
+    def test_stored_uploads_are_limited(self, tmp_path, monkeypatch, name, value):
+        assert request(read_body, tmp_path, "/gradio_api/upload").status_code == 200
+        for i in range(2):
+            (tmp_path / f"{i}.png").write_bytes(bytes(5))
+        monkeypatch.setattr(server, name, value)
+        response = request(read_body, tmp_path, "/gradio_api/upload")
+        assert response.status_code == 503
+        assert response.json() == {"detail": server.BUSY}
+
+    def test_parallel_uploads_are_limited(self, tmp_path):
+        filtered = RequestFilter(read_body, tmp_path)
+        filtered.num_uploads = server.MAX_PARALLEL_UPLOADS
+        messages = []
+
+        async def send(message: Any) -> None:
+            messages.append(message)
+
+        scope = {"type": "http", "path": server.UPLOAD_ROUTE, "query_string": b"", "headers": [], "method": "POST"}
+        anyio.run(filtered, scope, None, send)
+        assert messages[0]["status"] == 503
+
+
+class TestCleanup:
+    def test_only_old_files_and_empty_folders_are_deleted(self, tmp_path):
+        for name, age in (("old/a.png", 200), ("new/b.png", 20), ("mixed/c.png", 200), ("mixed/d.png", 20)):
+            path = tmp_path / name
+            path.parent.mkdir(exist_ok=True)
+            path.write_bytes(b"")
+            os.utime(path, (time.time() - age,) * 2)
+        delete_old_files(tmp_path, 100)
+        os.utime(tmp_path / "old", (time.time() - 200,) * 2)
+        delete_old_files(tmp_path, 100)
+        assert sorted(path.name for path in tmp_path.rglob("*")) == ["b.png", "d.png", "mixed", "new"]
+
+    def test_deleted_files_are_forgotten(self, tmp_path):
+        with gr.Blocks() as page:
+            pass
+        (tmp_path / "a.png").write_bytes(b"")
+        page.temp_file_sets.append({str(tmp_path / "a.png"), str(tmp_path / "b.png")})
+        Cleanup(page, tmp_path).forget_files()
+        assert page.temp_file_sets[-1] == {str(tmp_path / "a.png")}
+
+    def test_results_that_nobody_reads_are_forgotten(self, tmp_path):
+        with gr.Blocks() as page:
+            pass
+        page.queue()
+        queue, cleanup = page._queue, Cleanup(page, tmp_path)
+        for session in ("running", "ended", "active"):
+            queue.pending_messages_per_session[session] = asyncio.Queue()
+            queue.pending_event_ids_session[session] = {f"{session} event"}
+        queue.event_ids_to_events["running event"] = object()  # pyright: ignore[reportArgumentType]
+        queue.pending_event_ids_session["lost"] = set()
+        for now in (0, 60, 120):
+            queue.pending_event_ids_session["active"] = {f"event at {now} s"}
+            cleanup.forget_results(now)
+        assert set(queue.pending_messages_per_session) == {"running", "active"}
+        cleanup.forget_results(130)
+        assert set(queue.pending_event_ids_session) == {"running", "active"}
+
+
+class TestSafeBlocks:
+    def test_internal_error_is_one_sentence_for_the_client_and_a_traceback_in_the_log(self, caplog):
+        def divide(number: float) -> float:
+            return 1 / number
+
+        with SafeBlocks() as page:
+            gr.Button().click(divide, gr.Number(), gr.Number(), api_name="divide")
+        _, url, _ = launch(page, prevent_thread_lock=True, quiet=True)
+        try:
+            with pytest.raises(Exception, match="The request failed because of an internal error of the demo"):
+                Client(url, verbose=False).predict(0, api_name="/divide")
+        finally:
+            page.close(verbose=False)
+        record = next(record for record in caplog.records if record.name == "server")
+        assert record.levelno == logging.ERROR and record.exc_info is not None
+
+
+@pytest.mark.parametrize("path", ["", "config", "gradio_api/info", "gradio_api/openapi.json", "gradio_api/mcp/schema"])
+def test_published_documents_contain_no_local_path(url, model_folder, path):
+    text = httpx.get(url + path).raise_for_status().text
+    assert "tiny" in text or "generate" in text
+    assert find_private_text(text) is None
+    assert model_folder not in text

@@ -1,0 +1,146 @@
+"""Files and folders that are written atomically."""
+
+import errno
+import os
+import shutil
+from pathlib import Path
+
+import pytest
+
+from fmnist_diffusion.files import (
+    WriteError,
+    remove_folder,
+    remove_temporary_files,
+    replace_folder,
+    write_atomically,
+)
+
+
+@pytest.fixture
+def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(descriptor: int):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(os, "fsync", fail)
+
+
+def list_names(folder: Path) -> list[str]:
+    return sorted(path.name for path in folder.iterdir())
+
+
+def test_file_has_its_name_when_it_is_complete(tmp_path: Path):
+    path = tmp_path / "loss.csv"
+    path.write_text("old")
+    with write_atomically(path) as temporary:
+        temporary.write_text("new")
+        assert path.read_text() == "old"
+        assert temporary.suffix == ".csv"
+    assert path.read_text() == "new"
+    assert list_names(tmp_path) == ["loss.csv"]
+
+
+def test_folder_is_replaced_as_a_whole(tmp_path: Path):
+    folder = tmp_path / "pipeline"
+    for number in (1, 2):
+        with replace_folder(folder) as temporary:
+            (temporary / "unet").mkdir()
+            (temporary / "unet" / f"{number}.txt").write_text("weights")
+            if number == 2:
+                assert list_names(folder / "unet") == ["1.txt"]
+    assert list_names(folder / "unet") == ["2.txt"]
+    assert list_names(tmp_path) == ["pipeline"]
+
+
+@pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError(errno.EACCES, "Permission denied")])
+def test_failed_write_changes_nothing(tmp_path: Path, error: type[BaseException] | BaseException):
+    file, folder = tmp_path / "file", tmp_path / "folder"
+    file.write_text("old")
+    folder.mkdir()
+    (folder / "old").touch()
+    with pytest.raises(WriteError if isinstance(error, OSError) else error), write_atomically(file) as temporary:
+        temporary.write_text("new")
+        raise error
+    with pytest.raises(WriteError if isinstance(error, OSError) else error), replace_folder(folder) as temporary:
+        (temporary / "new").touch()
+        raise error
+    assert file.read_text() == "old"
+    assert list_names(folder) == ["old"]
+    assert list_names(tmp_path) == ["file", "folder"]
+
+
+@pytest.mark.usefixtures("full_disk")
+def test_full_disk_is_an_error_that_names_the_target(tmp_path: Path):
+    with (
+        pytest.raises(WriteError, match=rf"^Could not write {tmp_path}/file: No space left on device\.$"),
+        write_atomically(tmp_path / "file") as temporary,
+    ):
+        temporary.touch()
+    with (
+        pytest.raises(WriteError, match=rf"^Could not write {tmp_path}/folder: No space left on device\.$"),
+        replace_folder(tmp_path / "folder"),
+    ):
+        pass
+    assert list_names(tmp_path) == []
+
+
+def test_missing_parent_folder_is_an_error_that_names_the_target(tmp_path: Path):
+    path = tmp_path / "missing" / "file.txt"
+    with (
+        pytest.raises(WriteError, match=f"^Could not write {path}: No such file or directory"),
+        write_atomically(path) as temporary,
+    ):
+        temporary.write_text("text")
+
+
+def test_failed_copy_is_an_error_that_names_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(source: Path, target: Path):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC), str(source), None, str(target))
+
+    monkeypatch.setattr("shutil.copyfile", fail)
+    with (
+        pytest.raises(WriteError, match=rf"^Could not write {tmp_path}/pipeline: No space left on device\.$"),
+        replace_folder(tmp_path / "pipeline") as temporary,
+    ):
+        shutil.copyfile(__file__, temporary / "copy")
+
+
+def test_failed_rename_restores_the_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "pipeline"
+    folder.mkdir()
+    (folder / "old").touch()
+    rename = Path.rename
+
+    def fail_at_the_second_call(path: Path, target: Path) -> Path:
+        if path.name.startswith(".incomplete"):
+            raise OSError(errno.EIO, "Input/output error")
+        return rename(path, target)
+
+    monkeypatch.setattr(Path, "rename", fail_at_the_second_call)
+    with pytest.raises(WriteError, match="Input/output error"), replace_folder(folder) as temporary:
+        (temporary / "new").touch()
+    assert list_names(tmp_path) == ["pipeline"]
+    assert list_names(folder) == ["old"]
+
+
+def test_interrupted_deletion_leaves_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder = tmp_path / "checkpoint-4"
+    folder.mkdir()
+    with monkeypatch.context() as patch:
+        patch.setattr("shutil.rmtree", lambda path: 1 / 0)
+        with pytest.raises(ZeroDivisionError):
+            remove_folder(folder)
+    assert list_names(tmp_path) == [".deleted-checkpoint-4"]
+    remove_temporary_files(tmp_path)
+    assert list_names(tmp_path) == []
+
+
+def test_next_start_removes_leftovers_and_restores_the_previous_folder(tmp_path: Path):
+    for name in (".incomplete-7-pipeline", ".previous-pipeline", "best", ".previous-best", ".deleted-checkpoint-3"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / f"of {name}").touch()
+    (tmp_path / ".incomplete-7-loss.csv").touch()
+    (tmp_path / "loss.csv").touch()
+    remove_temporary_files(tmp_path)
+    assert list_names(tmp_path) == ["best", "loss.csv", "pipeline"]
+    assert list_names(tmp_path / "pipeline") == ["of .previous-pipeline"]
+    assert list_names(tmp_path / "best") == ["of best"]

@@ -1,0 +1,129 @@
+"""Ctrl-C and SIGTERM: before the training, during a step and during the outputs."""
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+from run_files import assert_equal_weights, load_weights, read_losses
+
+from checkpoint import list_checkpoints
+from interrupts import Terminated
+from outputs import RunOutputs
+from trainer import Trainer
+
+
+TRAINING = Path(__file__).parents[2] / "training"
+
+
+def list_names(run: Path) -> list[str]:
+    return [path.name for path in list_checkpoints(run / "checkpoints")]
+
+
+@pytest.mark.parametrize(
+    ("number", "error", "code"), [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, Terminated, 143)]
+)
+def test_signal_during_a_step_writes_a_checkpoint(
+    tmp_path: Path,
+    launch: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    number: signal.Signals,
+    error: type[BaseException],
+    code: int,
+):
+    handlers = [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)]
+    train_batch = Trainer._train_batch
+
+    def interrupt(trainer: Trainer, *args):
+        train_batch(trainer, *args)
+        if trainer.progress.global_step == 3:
+            os.kill(os.getpid(), number)
+
+    monkeypatch.setattr(Trainer, "_train_batch", interrupt)
+    with pytest.raises(SystemExit) as exit_info:
+        launch()
+    assert exit_info.value.code == code
+    assert isinstance(exit_info.value.__context__, error)
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "train.py: Interrupted at step 3. Continue from the last checkpoint with"
+        f" --config={tmp_path / 'run' / 'config.yaml'} --resume=latest."
+    )
+    assert [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert list_names(tmp_path / "run") == ["checkpoint-3"]
+    monkeypatch.undo()
+    launch("--resume=latest")
+    assert len(read_losses(tmp_path / "run")) == 12
+
+
+def test_second_signal_stops_immediately(tmp_path: Path, make_trainer: Callable):
+    trainer = make_trainer()
+
+    def interrupt_twice(*args):
+        os.kill(os.getpid(), signal.SIGINT)
+        os.kill(os.getpid(), signal.SIGINT)
+
+    trainer._train_batch = interrupt_twice
+    with pytest.raises(KeyboardInterrupt):
+        trainer.train()
+    assert list_names(tmp_path / "run") == []
+
+
+@pytest.mark.parametrize("options", [["--num_epochs=2"], ["--num_epochs=3", "--max_train_steps=15"]])
+def test_signal_during_the_outputs_writes_a_checkpoint_and_resume_repeats_them(
+    tmp_path: Path, make_trainer: Callable, launch: Callable[..., None], options: list[str]
+):
+    options = [
+        *options,
+        "--save_images_epochs=1",
+        "--save_model_epochs=1",
+        "--model.dropout=0.1",
+        "--ema.enabled=true",
+    ]
+    launch(*options, f"--output_dir={tmp_path / 'expected'}")
+    for epoch in (1, int(options[0][-1])):
+        resume = ["--resume=latest"] if list_names(tmp_path / "run") else []
+        trainer = make_trainer(*options, *resume)
+        write = RunOutputs.write
+
+        def interrupt(unet, progress, current_epoch, due, trainer=trainer, write=write, epoch=epoch):
+            if current_epoch == epoch:
+                os.kill(os.getpid(), signal.SIGTERM)
+                time.sleep(10)
+            write(trainer.outputs, unet, progress, current_epoch, due)
+
+        trainer.outputs.write = interrupt
+        with pytest.raises(Terminated):
+            trainer.train()
+    assert not (tmp_path / "run" / "samples" / f"epoch-000{epoch}.png").exists()
+    launch(*options, "--resume=latest")
+    assert_equal_weights(load_weights(tmp_path / "run"), load_weights(tmp_path / "expected"))
+    assert read_losses(tmp_path / "run") == read_losses(tmp_path / "expected")
+    for name in ("samples", "pipeline"):
+        names = [[path.name for path in sorted((tmp_path / run / name).iterdir())] for run in ("run", "expected")]
+        assert names[0] == names[1]
+    assert list_names(tmp_path / "run")[-1] == list_names(tmp_path / "expected")[-1]
+    for path in (tmp_path / "expected" / "pipeline").rglob("*.json"):
+        relative = path.relative_to(tmp_path / "expected")
+        assert (tmp_path / "run" / relative).read_text() == path.read_text()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("seconds", [0.5, 1.5, 3])
+def test_ctrl_c_during_the_start_exits_without_a_traceback(tmp_path: Path, tiny_args: list[str], seconds: float):
+    process = subprocess.Popen(
+        [sys.executable, str(TRAINING / "train.py"), *tiny_args, "--num_epochs=10000"],
+        stderr=subprocess.PIPE,
+        text=True,
+        env={**os.environ, "OMP_NUM_THREADS": "1"},
+    )
+    time.sleep(seconds)
+    process.send_signal(signal.SIGINT)
+    _, error = process.communicate(timeout=120)
+    assert process.returncode == 130
+    assert "Traceback" not in error
+    assert error.strip().splitlines()[-1].startswith("train.py: Interrupted")

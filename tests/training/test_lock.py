@@ -1,0 +1,52 @@
+import subprocess
+import sys
+from collections.abc import Callable
+from pathlib import Path
+
+import pytest
+
+from lock import lock_folder
+
+
+LOCK_AND_WAIT = """
+import sys
+from pathlib import Path
+from lock import lock_folder
+lock_folder(Path(sys.argv[1]))
+print("locked", flush=True)
+sys.stdin.read()
+"""
+
+
+@pytest.fixture
+def other_run(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Another process that has locked `tmp_path / "run"`."""
+    (tmp_path / "run").mkdir()
+    paths = str(Path(__file__).parents[2] / "training"), str(Path(__file__).parents[2])
+    monkeypatch.setenv("PYTHONPATH", ":".join(paths))
+    with subprocess.Popen(
+        [sys.executable, "-c", LOCK_AND_WAIT, str(tmp_path / "run")],
+        stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE,
+        text=True,
+    ) as process:
+        assert process.stdout.readline() == "locked\n"
+        yield process
+
+
+def test_second_run_in_the_same_folder_is_rejected(
+    tmp_path: Path, other_run: subprocess.Popen, fail_to_launch: Callable[..., str], launch: Callable[..., None]
+):
+    error = fail_to_launch("--max_train_steps=1")
+    assert f"Another run is writing to {tmp_path / 'run'}. Wait until it has ended" in error
+    assert not (tmp_path / "run" / "config.yaml").exists()
+    # A killed process does not leave its lock behind.
+    other_run.kill()
+    other_run.wait()
+    launch("--max_train_steps=1")
+    assert (tmp_path / "run" / "config.yaml").exists()
+
+
+def test_same_process_can_lock_a_folder_again(tmp_path: Path):
+    lock_folder(tmp_path)
+    lock_folder(tmp_path)

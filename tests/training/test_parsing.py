@@ -1,0 +1,310 @@
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from checks import MODEL_TYPES, RANGES
+from config import OptimizerConfig, TrainingConfig
+from parsing import MAX_PROBLEMS, parse_config
+from property_profiles import make_settings
+from settings import SECTIONS, TYPES, has_type
+from yaml_files import dump_yaml
+
+
+@pytest.fixture
+def fail_to_parse(capsys: pytest.CaptureFixture[str]) -> Callable[..., str]:
+    """Parses arguments, which must exit with code 2 and one line, and returns the message."""
+
+    def fail(*args: str) -> str:
+        with pytest.raises(SystemExit) as error:
+            parse_config(list(args))
+        assert error.value.code == 2
+        line = capsys.readouterr().err
+        assert line.startswith("train.py: error: ")
+        assert line.endswith((".\n", "?\n")) and line.count("\n") == 1
+        return line.removeprefix("train.py: error: ").removesuffix("\n")
+
+    return fail
+
+
+def make_argument(name: str, value: float) -> str:
+    text = {"inf": ".inf", "nan": ".nan"}.get(str(value), str(value))
+    form = "[{0}, {0}]" if "interval" in name else "[{}]" if "list" in str(TYPES[name]) else "{}"
+    return f"--{name}={form.format(text)}"
+
+
+GROUPS = [sorted(RANGES)[i : i + MAX_PROBLEMS] for i in range(0, len(RANGES), MAX_PROBLEMS)]
+
+
+@pytest.mark.parametrize("names", GROUPS, ids=lambda names: names[0])
+def test_values_out_of_range_are_rejected(names: list[str], fail_to_parse: Callable[..., str]):
+    too_small, too_large = [], []
+    for name in names:
+        bounds, is_integer = RANGES[name], "float" not in str(TYPES[name])
+        too_small.append(make_argument(name, bounds.minimum if bounds.above else bounds.minimum - 1))
+        too_large.append(make_argument(name, bounds.maximum + 1 if is_integer else float("inf")))
+    for args in (too_small, too_large):
+        message = fail_to_parse(*args)
+        for name in names:
+            assert f"`--{name}` must be {RANGES[name]}, got " in message
+
+
+def test_largest_values_are_accepted():
+    # The largest values of these settings contradict each other.
+    exceptions = ("scheduler.num_train_timesteps", "scheduler.beta_start", "scheduler.beta_end", "train_batch_size")
+    args = [
+        make_argument(name, bounds.maximum - 1e-6 if bounds.below else bounds.maximum)
+        for name, bounds in RANGES.items()
+        if name not in (*exceptions, "samples.num_images") and "num_inference_steps" not in name
+    ]
+    config = parse_config(args)
+    assert (config.data.resolution, config.ema.power, config.model["layers_per_block"]) == (512, 10, 16)
+
+
+@pytest.mark.parametrize("name", sorted(RANGES))
+def test_other_types_than_numbers_are_rejected(name: str, fail_to_parse: Callable[..., str]):
+    assert f"`--{name}` must be " in fail_to_parse(f"--{name}=true")
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--num_epoch=3"], "Could not find the setting `--num_epoch`. Did you mean `--num_epochs`?"),
+        (["--learning_rate=3"], "Did you mean `--optimizer.learning_rate`?"),
+        (["--optimizer.learning_rat=3"], "Did you mean `--optimizer.learning_rate`?"),
+        (["--zzz=3"], "Could not find the setting `--zzz`. Pass --help to list all settings."),
+        (["run"], "Could not find the option 'run'."),
+        (
+            ["--model.norm_typ=group"],
+            "Could not find the setting `--model.norm_typ`. Did you mean `--model.norm_type`?",
+        ),
+        (["--model.sample_size=32"], "`--model.sample_size` cannot be set"),
+        (["--model.norm_type=layer"], "`--model.norm_type` must be one of 'batch', 'group', got 'layer'."),
+        (["--model.dropout=true"], "`--model.dropout` must be a number, got true."),
+        (["--objective.loss_type=l3"], "`--objective.loss_type` must be one of 'mse', 'l1', 'huber', got l3."),
+        (["--num_epochs=none"], "`--num_epochs` must be an integer or 'auto', got none."),
+        (["--num_epochs=1.5"], "`--num_epochs` must be an integer or 'auto', got 1.5."),
+        (["--num_epochs=null"], "`--num_epochs` must be an integer or 'auto', got null."),
+        (["--data.channels=true"], "`--data.channels` must be one of 1, 3 or null, got true."),
+        (["--data.channels=2"], "`--data.channels` must be one of 1, 3 or null, got 2."),
+        (["--compile=1"], "`--compile` must be true, false or 'auto', got 1."),
+        (["--data.resolution=[8]"], "`--data.resolution` must be an integer, a list of 2 integers or null, got [8]."),
+        (["--seed=" + "9" * 5000], "`--seed` must be "),
+        (["--seed"], "--seed: expected one argument."),
+        (
+            ["--optimizer=null"],
+            "`--optimizer` must be a mapping of settings, got null. Remove it to use the defaults.",
+        ),
+        (["--model=null"], "`--model` must be a mapping of settings, got null. Remove it to use the defaults."),
+        (["--data=[1, 2]"], "`--data` must be a mapping of settings, got [1, 2]."),
+        (["--ema.power=nan"], "`--ema.power` must be a number, got nan."),
+        (["--config=missing.yaml"], "missing.yaml"),
+        (["--config=/dev/zero"], "/dev/zero"),
+        (["--init_from=missing"], "missing"),
+    ],
+    ids=lambda value: value[0][:30] if isinstance(value, list) else "",
+)
+def test_invalid_arguments(args: list[str], message: str, fail_to_parse: Callable[..., str]):
+    assert message in fail_to_parse(*args)
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("optimizer: null", "`--optimizer` must be a mapping of settings, got null. Remove it to use the defaults."),
+        ("optimizer: other.yaml", "`--optimizer` must be a mapping of settings, got 'other.yaml'."),
+        ("optimizer: {class_path: os.path}", "Could not find the setting `--optimizer.class_path`."),
+        ("scheduler: [1, 2]", "`--scheduler` must be a mapping of settings, got [1, 2]."),
+        ("model: 3", "`--model` must be a mapping of settings, got 3."),
+        (
+            "data: {resolutoin: 28}",
+            "Could not find the setting `--data.resolutoin`. Did you mean `--data.resolution`?",
+        ),
+        ("optimizer.learning_rate: 1", "must be written as `optimizer: {learning_rate: ...}` in a YAML file."),
+        ("1: 2", "Could not find the setting `--1`."),
+        ("seed: 2026-01-31", "`--seed` must be an integer, got 2026-01-31."),
+        ("a: &a [*a]", "config.yaml: anchors and aliases are not supported (line 1, column 4)."),
+        ("seed: 1\nseed: 2", "config.yaml: 'seed' appears twice (line 2, column 1)."),
+        ("", "config.yaml: it must contain a mapping, such as `num_epochs: 10`."),
+    ],
+    ids=lambda value: value[:30],
+)
+def test_invalid_files(text: str, message: str, tmp_path: Path, fail_to_parse: Callable[..., str]):
+    path = tmp_path / "config.yaml"
+    path.write_text(text)
+    assert message in fail_to_parse(f"--config={path}")
+
+
+def test_all_invalid_values_are_reported_together(tmp_path: Path, fail_to_parse: Callable[..., str]):
+    path = tmp_path / "config.yaml"
+    path.write_text("seed: -1\noptimizer: {learning_rate: .inf}\nmodel: {dropout: 2}\nsamples: {num_images: 0}\n")
+    assert fail_to_parse(f"--config={path}", "--ema.power=-1", "--scheduler.beta_start=0.5") == (
+        "`--seed` must be between 0 and 2,147,483,647, got -1."
+        " `--optimizer.learning_rate` must be greater than 0 and at most 1, got inf."
+        " `--ema.power` must be greater than 0 and at most 10, got -1.0."
+        " `--samples.num_images` must be between 1 and 1,000, got 0."
+        " `--model.dropout` must be at least 0 and less than 1, got 2."
+        " `--scheduler.beta_start` must be at most `--scheduler.beta_end` (0.02), got 0.5."
+    )
+    path.write_text("zzz: 1\ndata: null\nmodel: {norm_type: 1, yyy: 2}\n")
+    message = fail_to_parse(f"--config={path}")
+    assert all(f"`--{name}`" in message for name in ("zzz", "data", "model.norm_type", "model.yyy"))
+
+
+def test_long_lists_of_problems_are_shortened(tmp_path: Path, fail_to_parse: Callable[..., str]):
+    path = tmp_path / "config.yaml"
+    path.write_text("\n".join(f"z{i}: 1" for i in range(1000)))
+    message = fail_to_parse(f"--config={path}")
+    assert message.endswith(" 990 other settings are invalid.")
+    assert len(message) < 1000
+
+
+def test_null_is_only_accepted_where_it_has_a_meaning(tmp_path: Path, fail_to_parse: Callable[..., str]):
+    path = tmp_path / "config.yaml"
+    settings: dict[str, Any] = {section: {} for section in SECTIONS}
+    for name, annotation in TYPES.items():
+        section, _, key = name.rpartition(".")
+        if has_type(None, annotation):
+            (settings[section] if section else settings)[key] = None
+    path.write_text(dump_yaml(settings))
+    config = parse_config([f"--config={path}"])
+    assert config.data.train_data_dir is None and config.model == {"attention_levels": None, "num_class_embeds": None}
+    for name, annotation in TYPES.items():
+        section, _, key = name.rpartition(".")
+        if not has_type(None, annotation):
+            path.write_text(dump_yaml({section: {key: None}} if section else {key: None}))
+            assert f"`--{name}` must be " in fail_to_parse(f"--config={path}")
+            # On the command line, null is also a name.
+            if annotation is not str:
+                assert f"`--{name}` must be " in fail_to_parse(f"--{name}=null")
+
+
+@pytest.mark.parametrize("name", ["mixed_precision", "compile", "train_batch_size", "num_epochs"])
+def test_auto_is_accepted(name: str):
+    assert getattr(parse_config([f"--{name}=auto"]), name) == "auto"
+
+
+def test_special_values_are_accepted():
+    config = parse_config(["--data.resolution=[8, 512]", "--data.label_column=none", "--mixed_precision=no"])
+    assert (config.data.resolution, config.data.label_column, config.mixed_precision) == ((8, 512), "none", "no")
+    assert parse_config(["--output_dir=2026"]).output_dir == "2026"
+
+
+def test_resumed_run_keeps_its_settings(tmp_path: Path, fail_to_parse: Callable[..., str]):
+    config = parse_config(
+        ["--model.norm_type=group", "--data.resolution=[16, 32]", "--eval.guidance_interval=[0, 0.5]"]
+    )
+    path = tmp_path / "config.yaml"
+    config.save(path)
+    args = ["--resume=latest", f"--output_dir={tmp_path}"]
+    resumed = parse_config([*args, "--model.act_fn=silu", "--seed=1"])
+    assert (resumed.data, resumed.eval) == (config.data, config.eval)
+    assert (resumed.model, resumed.seed) == ({"norm_type": "group", "act_fn": "silu"}, 1)
+    text = path.read_text()
+    for old, new, message in (
+        ("seed: 0", "seed: abc", "`--seed` must be an integer, got abc."),
+        ("seed: 0", "seed: null", "`--seed` must be an integer, got null."),
+        ("seed: 0", "seed: -1", "`--seed` must be between 0 and 2,147,483,647, got -1."),
+        ("optimizer:", "optimizers:", "`optimizer` is incomplete in"),
+        ("norm_type: group", "norm_type: [1]", "`--model.norm_type` must be one of"),
+        ("seed: 0", "zzz: 1\nseed: 0", "Could not find the setting `--zzz`."),
+        (text, "", "it must contain a mapping"),
+    ):
+        path.write_text(text.replace(old, new, 1))
+        assert message in fail_to_parse(*args)
+
+
+def test_range_of_the_settings_is_checked_before_a_pipeline_is_read(fail_to_parse: Callable[..., str]):
+    assert "`--seed` must be" in fail_to_parse("--init_from=missing", "--seed=-1")
+
+
+NAMES = st.sampled_from(
+    [*TYPES, *(name.rpartition(".")[2] for name in TYPES), "zzz", "<<", "class_path", "dict_kwargs"]
+)
+SCALARS = (
+    st.none()
+    | st.booleans()
+    | st.integers(-(10**12), 10**12)
+    | st.floats()
+    | st.text(max_size=8)
+    | st.sampled_from(["auto", "none", "no", "latest", "1e-3", ".nan", "ddim", "os.path", "config.yaml", "9" * 50])
+)
+VALUES = st.recursive(
+    SCALARS,
+    lambda values: st.lists(values, max_size=3) | st.dictionaries(NAMES | st.text(max_size=5), values, max_size=3),
+    max_leaves=8,
+)
+# init_from and resume would read other files.
+KEYS = sorted(name for name in TYPES if name not in ("init_from", "resume", "config"))
+
+
+@st.composite
+def nested_settings(draw: st.DrawFn) -> dict[str, Any]:
+    """Settings of which most have a valid name, and some a valid value."""
+    settings: dict[str, Any] = {}
+    for name in draw(st.lists(st.sampled_from(KEYS), max_size=5)):
+        section, _, key = name.rpartition(".")
+        bounds = RANGES.get(name)
+        numbers = [bounds.minimum, bounds.maximum, bounds.maximum + 1] if bounds else [1]
+        value = draw(st.sampled_from(numbers) | VALUES)
+        if section:
+            settings.setdefault(section, {})
+            if isinstance(settings[section], dict):
+                settings[section][key] = value
+        else:
+            settings[key] = value
+    if draw(st.integers(0, 4)) == 0:
+        settings |= draw(st.dictionaries(NAMES | st.text(max_size=8), VALUES, max_size=2))
+    return settings
+
+
+def parse_or_exit(args: list[str], capsys: pytest.CaptureFixture[str]) -> TrainingConfig | None:
+    try:
+        config = parse_config(args)
+    except SystemExit as error:
+        assert error.code == 2
+        output = capsys.readouterr()
+        assert output.out == "" and output.err.startswith("train.py: error: ") and output.err.count("\n") == 1
+        assert output.err.endswith((".\n", "?\n")) and len(output.err) < 3000
+        return None
+    assert isinstance(config, TrainingConfig) and isinstance(config.optimizer, OptimizerConfig)
+    return config
+
+
+@make_settings(32)
+@given(settings=nested_settings())
+def test_any_file_is_parsed_or_rejected(settings: dict[str, Any], tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    settings = {name: value for name, value in settings.items() if name not in ("init_from", "resume")}
+    path = tmp_path / "config.yaml"
+    path.write_text(dump_yaml(settings), encoding="utf-8", errors="surrogatepass")
+    config = parse_or_exit([f"--config={path}"], capsys)
+    if config is not None:
+        config.save(tmp_path / "saved.yaml")
+        assert parse_config([f"--config={tmp_path / 'saved.yaml'}"]) == config
+
+
+@make_settings(16)
+@given(text=st.text(max_size=60) | st.text("a: &*[]{}!|>-\n#'\"1\t,?%@<", max_size=60) | st.binary(max_size=40))
+def test_any_text_is_parsed_or_rejected(text: str | bytes, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "config.yaml"
+    path.write_bytes(text if isinstance(text, bytes) else text.encode("utf-8", "surrogatepass"))
+    parse_or_exit([f"--config={path}"], capsys)
+
+
+@make_settings(16)
+@given(
+    args=st.lists(
+        st.builds(
+            "--{}={}".format,
+            st.sampled_from([*KEYS, *SECTIONS, *(f"model.{name}" for name in MODEL_TYPES)]),
+            st.text(max_size=10) | SCALARS.map(str) | VALUES.map(lambda value: dump_yaml({"x": value})[3:]),
+        )
+        | st.sampled_from(["--zzz=1", "--seed", "x", "--data.x.y=1", "--config=/"]),
+        max_size=4,
+    )
+)
+def test_any_arguments_are_parsed_or_rejected(args: list[str], capsys: pytest.CaptureFixture[str]):
+    parse_or_exit(args, capsys)

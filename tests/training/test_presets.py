@@ -1,0 +1,94 @@
+"""Presets for datasets on the Hub, with generated images that have the features of these datasets."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import datasets
+import numpy as np
+import pytest
+import torch
+from PIL import Image
+
+from fmnist_diffusion import load_pipeline
+from parsing import parse_config
+from train import main
+
+
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
+CIFAR10_LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
+# A smaller model and run; everything else is as in the preset.
+REDUCED = [
+    "--model.block_out_channels=[8, 16]",
+    "--model.attention_levels=[1]",
+    "--model.attention_head_dim=8",
+    "--model.norm_num_groups=4",
+    "--train_batch_size=8",
+    "--max_train_steps=2",
+    "--samples.num_images=10",
+    "--samples.num_inference_steps=2",
+    "--report_to=none",
+]
+
+
+def generate_images(count: int, height: int, width: int) -> list[Image.Image]:
+    pixels = np.random.default_rng(0).integers(0, 256, (count, height, width, 3), dtype=np.uint8)
+    return [Image.fromarray(image) for image in pixels]
+
+
+def make_cifar10() -> dict[str, datasets.Dataset]:
+    features = datasets.Features({"img": datasets.Image(), "label": datasets.ClassLabel(names=CIFAR10_LABELS)})
+    columns = {"img": generate_images(20, 32, 32), "label": [i % 10 for i in range(20)]}
+    split = datasets.Dataset.from_dict(columns, features=features)
+    return {"train": split, "test": split.select(range(10))}
+
+
+def make_celeba() -> dict[str, datasets.Dataset]:
+    features = datasets.Features({"image": datasets.Image()})
+    return {"train": datasets.Dataset.from_dict({"image": generate_images(20, 218, 178)}, features=features)}
+
+
+@pytest.mark.parametrize("source", ["hub", "parquet"])
+@pytest.mark.parametrize(
+    ("preset", "dataset_name", "splits", "size", "label_names"),
+    [
+        ("cifar10", "uoft-cs/cifar10", make_cifar10, 32, CIFAR10_LABELS),
+        ("celeba", "nielsr/CelebA-faces", make_celeba, 64, None),
+    ],
+    ids=["cifar10", "celeba"],
+)
+def test_preset_trains_on_images_with_the_same_features(
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    reset_accelerate: Callable[[], None],
+    source: str,
+    preset: str,
+    dataset_name: str,
+    splits: Callable[[], dict[str, datasets.Dataset]],
+    size: int,
+    label_names: list[str] | None,
+):
+    settings = [f"--config={CONFIGS / preset}.yaml", f"--output_dir={tmp_path / 'run'}", *REDUCED]
+    assert parse_config(settings).data.dataset_name == dataset_name
+    if source == "parquet":
+        (tmp_path / "data").mkdir()
+        for name, split in splits().items():
+            split.to_parquet(tmp_path / "data" / f"{name}-00000-of-00001.parquet")
+        settings.append(f"--data.train_data_dir={tmp_path / 'data'}")
+    else:
+        monkeypatch.setattr("fmnist_diffusion.data.sources.load_hub_dataset", lambda name, *args: splits())
+    reset_accelerate()
+    main(settings)
+    pipe = load_pipeline(tmp_path / "run" / "pipeline")
+    assert pipe.label_names == (None if label_names is None else tuple(label_names))
+    labels = None if label_names is None else ["cat"]
+    images: Any = pipe(labels, num_inference_steps=2, output_type="pt").images
+    assert images.shape == (1, 3, size, size)
+    assert torch.isfinite(images).all()
+
+
+@pytest.mark.parametrize("preset", ["cifar10", "celeba"])
+def test_preset_flips_rgb_images(preset: str):
+    config = parse_config([f"--config={CONFIGS / preset}.yaml"])
+    assert config.data.augmentation == "flip"
+    assert config.model.get("num_class_embeds") == (10 if preset == "cifar10" else None)

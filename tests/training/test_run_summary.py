@@ -1,0 +1,50 @@
+from typing import Any
+
+import pytest
+
+from config import DataConfig
+from fmnist_diffusion.data import DataSummary
+from summary import describe_images
+
+
+def make_summary(**changes: Any) -> DataSummary:
+    values: dict[str, Any] = {
+        "num_images": 12,
+        "sizes": {(20, 30): 4, (64, 48): 8},
+        "channels": 3,
+        "transparency": 0,
+        "label_names": ("cat", "dog"),
+        "class_counts": (9, 3),
+        "skipped": (),
+    }
+    return DataSummary(**(values | changes))
+
+
+def test_images_are_described():
+    assert describe_images(DataConfig(train_data_dir="photos"), make_summary()) == [
+        "images       12 RGB images from photos",
+        "sizes        64x48 (8), 20x30 (4) pixels (height x width)",
+        "classes      2: cat (9), dog (3)",
+    ]
+
+
+@pytest.mark.parametrize(
+    ("changes", "line"),
+    [
+        ({"channels": 1}, "images       12 grayscale images from owner/name"),
+        ({"label_names": None, "class_counts": None}, "classes      none"),
+        ({"transparency": 5}, "transparency 5 images have transparent pixels, which become white"),
+        (
+            {"skipped": (("a.txt", "not an image"), ("b.txt", "not an image"), ("c.png", "empty"))},
+            "skipped      2 files, such as a.txt (not an image), 1 file, such as c.png (empty)",
+        ),
+        (
+            {"label_names": tuple("abcdefghij"), "class_counts": (1,) * 10},
+            "classes      10: a (1), b (1), c (1), d (1), e (1), f (1), g (1), h (1) and 2 more",
+        ),
+        ({"sizes": {(i, i): 1 for i in range(10, 20)}}, "sizes        10x10 (1), 11x11 (1), 12x12 (1), 13x13 (1),"),
+    ],
+)
+def test_special_cases_are_described(changes: dict[str, Any], line: str):
+    lines = describe_images(DataConfig(dataset_name="owner/name"), make_summary(**changes))
+    assert any(other.startswith(line) for other in lines), lines

@@ -1,0 +1,65 @@
+"""Adapts the weights of a pretrained model to other channels and classes."""
+
+import torch
+
+from fmnist_diffusion import FashionMNISTUNet2DModel
+
+
+FIRST_CONV = "down_blocks.0.conv.weight"
+LAST_CONV = ("conv_out.weight", "conv_out.bias")
+CLASS_EMBEDDING = "class_embedding.weight"
+# This bias is added to the time embedding, like a class embedding.
+TIME_EMBEDDING_BIAS = "time_embedding.linear_2.bias"
+
+
+@torch.no_grad()
+def load_adapted_weights(unet: FashionMNISTUNet2DModel, pretrained: FashionMNISTUNet2DModel) -> None:
+    """Loads the weights of `pretrained` into `unet`, whose channels and classes may differ.
+
+    Without training, `unet` predicts what `pretrained` predicts for gray images:
+
+    - Every input channel gets the same share of the sum of the old weights, and every output channel the mean of the
+      old output channels.
+    - A class keeps its embedding if the old model has a class with the same name. Other classes start with the
+      embedding of the null label or, if the old model is unconditional, without an effect.
+    - An unconditional `unet` predicts what a conditional `pretrained` predicts for the null label.
+    """
+    weights = pretrained.state_dict()
+    in_channels, out_channels = unet.config["in_channels"], unet.config["out_channels"]
+    if in_channels != pretrained.config["in_channels"]:
+        summed = weights[FIRST_CONV].sum(dim=1, keepdim=True)
+        weights[FIRST_CONV] = summed.expand(-1, in_channels, -1, -1) / in_channels
+    if out_channels != pretrained.config["out_channels"]:
+        for name in LAST_CONV:
+            mean = weights[name].mean(dim=0, keepdim=True)
+            weights[name] = mean.expand(out_channels, *mean.shape[1:])
+    embeddings = weights.pop(CLASS_EMBEDDING, None)
+    if unet.class_embedding is not None:
+        weights[CLASS_EMBEDDING] = adapt_embeddings(unet, pretrained, embeddings)
+    elif embeddings is not None:
+        weights[TIME_EMBEDDING_BIAS] = weights[TIME_EMBEDDING_BIAS] + embeddings[-1]
+    unet.load_state_dict(weights)
+
+
+def adapt_embeddings(
+    unet: FashionMNISTUNet2DModel, pretrained: FashionMNISTUNet2DModel, embeddings: torch.Tensor | None
+) -> torch.Tensor:
+    """Returns the embeddings of the classes and of the null label of `unet`."""
+    assert unet.class_embedding is not None
+    if embeddings is None:
+        return torch.zeros_like(unet.class_embedding.weight)
+    null_label = len(embeddings) - 1
+    names, old_names = unet.config["label_names"], pretrained.config["label_names"]
+    if old_names is None:
+        # Without names, the same number of classes suggests the same classes.
+        old_names = names if len(names) == null_label else ()
+    old_labels = find_old_labels(old_names, names)
+    index = [null_label if label is None else label for label in old_labels]
+    return embeddings[[*index, null_label]]
+
+
+def find_old_labels(old_names: tuple[str, ...] | list[str], names: tuple[str, ...] | list[str]) -> list[int | None]:
+    """Returns the label of the old class with the same name, up to case, for each of `names`."""
+    labels = {name.casefold(): label for label, name in reversed(list(enumerate(old_names)))}
+    exact = {name: label for label, name in enumerate(old_names)}
+    return [exact.get(name, labels.get(name.casefold())) for name in names]

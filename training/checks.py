@@ -1,0 +1,269 @@
+"""Allowed values of the settings of a training run.
+
+The upper bounds reject typing errors before anything is allocated. They are far above reasonable values.
+"""
+
+import math
+import re
+import reprlib
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from typing import Any, Literal
+
+import numpy as np
+
+from fmnist_diffusion.sampling import MAX_SEED, SCHEDULERS, make_scheduler
+
+
+# The Fréchet distance needs more samples than the classifier has features (256).
+MIN_EVAL_SAMPLES = 257
+
+MAX_LEVELS = 8
+
+# With Adam in float32, the weights, gradients and optimizer states of this many parameters take 4 GB.
+MAX_PARAMETERS = 250_000_000
+
+# Pixels times channels of a batch or a grid, 1 GiB in float32.
+MAX_VALUES = 2**28
+
+SCHEDULE_NAMES = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
+
+# Schedules that end below this value have several steps of pure noise, which cause NaN or infinite pixels.
+MIN_ALPHAS_CUMPROD = 1e-15
+
+
+@dataclass(frozen=True)
+class Range:
+    """Interval of numbers that includes its bounds, unless `above` or `below` excludes the minimum or the maximum."""
+
+    minimum: float
+    maximum: float
+    above: bool = False
+    below: bool = False
+
+    def __contains__(self, value: float) -> bool:
+        """Returns False for NaN."""
+        above = value > self.minimum if self.above else value >= self.minimum
+        return above and (value < self.maximum if self.below else value <= self.maximum)
+
+    def __str__(self) -> str:
+        minimum, maximum = (
+            f"{bound:,}" if isinstance(bound, int) else f"{bound:g}" for bound in (self.minimum, self.maximum)
+        )
+        if not self.above and not self.below:
+            return f"between {minimum} and {maximum}"
+        start, end = "greater than" if self.above else "at least", "less than" if self.below else "at most"
+        return f"{start} {minimum} and {end} {maximum}"
+
+
+STEPS = Range(1, 10**9)
+EPOCHS = Range(1, 10**6)
+BATCHES = Range(1, 65_536)
+BETA = Range(1e-6, 1, below=True)
+ADAM_BETA = Range(0, 1, below=True)
+FRACTION = Range(0, 1)
+SAMPLING = {
+    "num_inference_steps": Range(1, 100_000),
+    "guidance_scale": Range(-1000, 1000),
+    "guidance_interval": FRACTION,
+    "seed": Range(0, MAX_SEED),
+}
+
+# The range of a list is that of its elements.
+RANGES = {
+    # Each process adds its index to the seed, and NumPy's seeds have 32 bits.
+    "seed": Range(0, 2**31 - 1),
+    "num_epochs": EPOCHS,
+    "max_train_steps": STEPS,
+    "train_batch_size": BATCHES,
+    "gradient_accumulation_steps": BATCHES,
+    "save_images_epochs": EPOCHS,
+    "save_model_epochs": EPOCHS,
+    "checkpointing_steps": STEPS,
+    "checkpoints_total_limit": Range(1, 10_000),
+    "logging_steps": STEPS,
+    "push_to_hub_epochs": EPOCHS,
+    "model.block_out_channels": Range(1, 4096),
+    "model.layers_per_block": Range(1, 16),
+    "model.norm_num_groups": Range(1, 4096),
+    "model.time_embedding_dim": Range(2, 4096),
+    "model.attention_levels": Range(0, MAX_LEVELS - 1),
+    "model.attention_head_dim": Range(1, 4096),
+    "model.dropout": Range(0, 1, below=True),
+    "model.num_class_embeds": Range(1, 10_000),
+    "data.resolution": Range(8, 512),
+    "data.dataloader_num_workers": Range(0, 256),
+    "data.max_train_samples": Range(1, 10**9),
+    "scheduler.num_train_timesteps": Range(1, 100_000),
+    "scheduler.beta_start": BETA,
+    "scheduler.beta_end": BETA,
+    "objective.snr_gamma": Range(0, 1000, above=True),
+    "objective.logit_mean": Range(-20, 20),
+    "objective.logit_std": Range(0, 20, above=True),
+    "objective.label_dropout": FRACTION,
+    "optimizer.learning_rate": Range(0, 1, above=True),
+    "optimizer.adam_beta1": ADAM_BETA,
+    "optimizer.adam_beta2": ADAM_BETA,
+    "optimizer.adam_epsilon": Range(1e-16, 1),
+    "optimizer.adam_weight_decay": FRACTION,
+    "optimizer.lr_warmup_steps": Range(0, 10**9),
+    "optimizer.max_grad_norm": Range(0, 10**6, above=True),
+    "ema.max_decay": FRACTION,
+    "ema.inv_gamma": Range(1e-6, 10**6),
+    "ema.power": Range(0, 10, above=True),
+    "samples.num_images": Range(1, 1000),
+    "eval.every_n_epochs": EPOCHS,
+    "eval.num_samples": Range(MIN_EVAL_SAMPLES, 100_000),
+    **{f"{section}.{name}": value for section in ("samples", "eval") for name, value in SAMPLING.items()},
+}
+
+# The arguments of FashionMNISTUNet2DModel, except those that the training images determine.
+MODEL_TYPES: dict[str, Any] = {
+    "block_out_channels": list[int],
+    "layers_per_block": int,
+    "norm_type": Literal["batch", "group"],
+    "norm_num_groups": int,
+    "act_fn": Literal["relu", "silu", "swish", "gelu", "mish"],
+    "time_conditioning": Literal["bottleneck", "all"],
+    "resnet_time_scale_shift": Literal["default", "scale_shift"],
+    "time_embedding_dim": int,
+    "attention_levels": list[int] | None,
+    "attention_head_dim": int,
+    "skip_connection": Literal["concat", "add", "none"],
+    "dropout": float,
+    "num_class_embeds": int | None,
+}
+
+
+class Formatter(reprlib.Repr):
+    """Formats values as in YAML, and shortens long ones."""
+
+    def __init__(self):
+        super().__init__()
+        self.maxstring = self.maxother = 60
+        self.maxlevel = 2
+
+    def repr_bool(self, x: bool, level: int) -> str:
+        return str(x).lower()
+
+    def repr_NoneType(self, x: None, level: int) -> str:
+        return "null"
+
+    def repr_tuple(self, x: tuple, level: int) -> str:
+        return self.repr_list(list(x), level)
+
+
+# Returns a short text for messages, such as 0.5, 'adam', null or [1, 2].
+format_value = Formatter().repr
+
+
+def find_problems(values: Mapping[str, Any], contradictions: bool = True) -> list[str]:
+    """Returns sentences about settings that are out of range or, optionally, contradict each other.
+
+    Args:
+        values: Settings by their names, such as optimizer.learning_rate. All values have the right types.
+        contradictions: Whether to compare the settings with each other.
+    """
+    problems = {name: problem for name, value in values.items() if (problem := find_invalid_value(name, value))}
+    valid = {name: value for name, value in values.items() if name not in problems}
+    return [*problems.values(), *(find_contradictions(valid) if contradictions else [])]
+
+
+def find_invalid_value(name: str, value: Any) -> str | None:
+    """Returns a sentence about a value that is out of range."""
+    if isinstance(value, str) and (not value or re.search(r"[\x00-\x1f\x7f\ud800-\udfff]", value)):
+        return f"`--{name}` must be a non-empty string without control characters, got {format_value(value)}."
+    if value is None or isinstance(value, str) or name not in RANGES:
+        return None
+    if name == "model.block_out_channels" and not 1 <= len(value) <= MAX_LEVELS:
+        return f"`--{name}` must have between 1 and {MAX_LEVELS} levels, got {len(value)}."
+    if not all(number in RANGES[name] for number in (value if isinstance(value, (list, tuple)) else [value])):
+        return f"`--{name}` must be {RANGES[name]}, got {format_value(value)}."
+    return None
+
+
+def find_contradictions(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yields sentences about combinations of settings.
+
+    Args:
+        values: Settings by their names. Contradictions with missing settings are ignored.
+    """
+    yield from find_schedule_problems(values)
+    yield from find_sampling_problems("samples", values)
+    if values.get("eval.every_n_epochs") is not None:
+        yield from find_sampling_problems("eval", values)
+    resolution = values.get("data.resolution")
+    if resolution is not None:
+        height, width = resolution if isinstance(resolution, tuple) else (resolution, resolution)
+        limit = MAX_VALUES // (height * width * (values.get("data.channels") or 3))
+        for name in ("train_batch_size", "samples.num_images"):
+            count = values.get(name)
+            if isinstance(count, int) and count > limit:
+                yield f"`--{name}` must be at most {limit:,} for images of {height}x{width} pixels, got {count}."
+
+
+def find_schedule_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    schedule = {name: values[f"scheduler.{name}"] for name in SCHEDULE_NAMES if f"scheduler.{name}" in values}
+    start, end = schedule.get("beta_start", 0), schedule.get("beta_end", 1)
+    if start > end:
+        yield f"`--scheduler.beta_start` must be at most `--scheduler.beta_end` ({end}), got {start}."
+    elif len(schedule) == len(SCHEDULE_NAMES) and compute_log_alphas_cumprod(**schedule) < math.log(
+        MIN_ALPHAS_CUMPROD
+    ):
+        yield (
+            f"`--scheduler.beta_end` is too large for {schedule['num_train_timesteps']} timesteps, got {end}: images"
+            " are pure noise long before the last timestep."
+        )
+    if not values.get("scheduler.rescale_betas_zero_snr"):
+        return
+    if schedule.get("num_train_timesteps") == 1:
+        yield "`--scheduler.rescale_betas_zero_snr` requires at least 2 timesteps, got 1."
+    if values.get("scheduler.prediction_type") == "epsilon":
+        yield (
+            "`--scheduler.rescale_betas_zero_snr` requires `--scheduler.prediction_type` v_prediction or sample, got"
+            " epsilon: the noise alone does not determine the image at a signal-to-noise ratio of zero."
+        )
+
+
+def compute_log_alphas_cumprod(
+    num_train_timesteps: int, beta_start: float, beta_end: float, beta_schedule: str
+) -> float:
+    """Returns the logarithm of the last `alphas_cumprod` of a schedule of diffusers."""
+    if beta_schedule == "linear":
+        betas = np.linspace(beta_start, beta_end, num_train_timesteps)
+    elif beta_schedule == "scaled_linear":
+        betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
+    elif beta_schedule == "sigmoid":
+        betas = beta_start + (beta_end - beta_start) / (1 + np.exp(-np.linspace(-6, 6, num_train_timesteps)))
+    else:
+        # The cosine schedule does not depend on the betas and always ends above 1e-10.
+        betas = np.zeros(1)
+    return float(np.log1p(-betas).sum())
+
+
+def find_sampling_problems(section: str, values: Mapping[str, Any]) -> Iterator[str]:
+    steps, limit = values.get(f"{section}.num_inference_steps"), values.get("scheduler.num_train_timesteps")
+    if steps is not None and limit is not None and steps > limit:
+        yield (
+            f"`--{section}.num_inference_steps` must be at most `--scheduler.num_train_timesteps` ({limit}), got"
+            f" {steps}."
+        )
+    interval = values.get(f"{section}.guidance_interval", (0, 1))
+    if interval[0] > interval[1]:
+        yield f"`--{section}.guidance_interval` must start before it ends, got {format_value(interval)}."
+    scheduler = values.get(f"{section}.scheduler")
+    # The names in this table do not require the slow import of diffusers.
+    if scheduler is not None and scheduler not in SCHEDULERS:
+        try:
+            make_scheduler(scheduler, {})
+        except ValueError as error:
+            yield f"`--{section}.scheduler` is not supported: {error}"
+
+
+def check_model_size(num_parameters: int) -> None:
+    """Raises `ValueError` if training the model takes too much memory."""
+    if num_parameters > MAX_PARAMETERS:
+        raise ValueError(
+            f"The model must have at most {MAX_PARAMETERS:,} parameters, got {num_parameters:,}. Reduce"
+            " `--model.block_out_channels` or `--model.layers_per_block`."
+        )

@@ -1,0 +1,310 @@
+"""Chooses the settings of a run that depend on the images, the pipeline to fine-tune and the machine."""
+
+import logging
+import math
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+from typing import Any
+
+import torch
+
+from batches import check_batch_size
+from checkpoint import find_resumed_checkpoint
+from checks import check_model_size
+from config import DataConfig, ResolvedConfig, SchedulerConfig, TrainingConfig, get_height_width, read_saved_settings
+from fmnist_diffusion import FashionMNISTUNet2DModel
+from fmnist_diffusion.data import DataError, DataSummary, inspect_images
+from fmnist_diffusion.sampling import copy_pipeline, make_pipeline
+from machine import (
+    can_compile,
+    choose_batch_size,
+    choose_compile,
+    choose_mixed_precision,
+    get_device_type,
+    get_num_processes,
+)
+from milestones import get_num_images_needed
+from model import make_model_config, make_noise_scheduler
+from pretrained import PretrainedSettings, get_saved_settings_path, read_pretrained_settings
+from settings import DATA_OPTIONS
+from summary import describe_images, describe_run
+from tracking import get_log_with
+
+
+logger = logging.getLogger("training")
+
+AUTO_SETTINGS = (
+    "num_epochs",
+    "train_batch_size",
+    "mixed_precision",
+    "compile",
+    "save_images_epochs",
+    "save_model_epochs",
+)
+# Fine-tuning may change these model arguments.
+FREE_OPTIONS = ("num_class_embeds", "dropout")
+# Number of sample grids and exports of a run with the value auto.
+NUM_OUTPUTS = 10
+
+
+@dataclass
+class Problems:
+    """Errors that are reported together, and warnings about ignored settings and images."""
+
+    errors: list[str]
+    warnings: list[str]
+
+    @contextmanager
+    def collect(self, section: str | None = None) -> Iterator[None]:
+        """Adds a `ValueError` to the errors, with the name of the section of the settings, instead of raising it."""
+        try:
+            yield
+        except ValueError as error:
+            self.errors.append(f"{section}: {error}" if section else str(error))
+
+    def raise_errors(self) -> None:
+        if len(self.errors) == 1:
+            raise ValueError(self.errors[0])
+        if self.errors:
+            raise ValueError("\n  - ".join([f"Found {len(self.errors)} problems:", *self.errors]))
+
+
+def resolve_config(config: TrainingConfig) -> ResolvedConfig:
+    """Chooses the settings that are null or auto, and logs a summary of the images and the run.
+
+    A resumed run keeps the settings of the run that it resumes.
+
+    Raises:
+        `ValueError`: If settings contradict each other, the images or the pipeline to fine-tune. One message lists
+            all contradictions.
+        `OSError`: If the pipeline to fine-tune cannot be read.
+    """
+    if config.resume is not None:
+        config = restore_auto_settings(config)
+        if is_resolved(config):
+            return ResolvedConfig(**vars(config))
+
+    # 1. settings that contradict each other
+    problems = Problems([], [])
+    pretrained = read_pretrained_settings(config.init_from) if config.init_from else None
+    check_machine(config, problems)
+    check_model_options(config, pretrained, problems)
+
+    # 2. images
+    summary = None
+    # Local images are inspected in any case, so that all problems are reported together.
+    if not problems.errors or config.data.train_data_dir is not None:
+        with problems.collect():
+            summary = inspect_data(config, pretrained)
+    if summary is None:
+        problems.raise_errors()
+        raise AssertionError
+    data = resolve_data(config.data, summary, problems)
+    model = resolve_model(config, pretrained, summary, problems)
+    if model.get("num_class_embeds") is None:
+        data = replace(data, label_column="none")
+    num_parameters = check_model(config, model, data, summary, problems)
+
+    # 3. machine and length of the run
+    settings = resolve_length(config, data, summary, problems)
+    problems.raise_errors()
+    resolved = ResolvedConfig(**(vars(config) | settings | {"data": data, "model": model}))
+    for line in (*describe_images(config.data, summary), *describe_run(resolved, pretrained, num_parameters, summary)):
+        logger.info(line)
+    for warning in problems.warnings:
+        logger.warning("Warning: %s", warning)
+    return resolved
+
+
+def restore_auto_settings(config: TrainingConfig) -> TrainingConfig:
+    """Replaces auto by the values of the run to resume."""
+    assert config.resume is not None
+    path = get_saved_settings_path(config.resume, config.output_dir)
+    if not path.is_file():
+        return config
+    saved = read_saved_settings(path)
+    return replace(config, **{name: saved[name] for name in AUTO_SETTINGS if getattr(config, name) == "auto"})
+
+
+def is_resolved(config: TrainingConfig) -> bool:
+    data = config.data
+    return (
+        all(getattr(config, name) != "auto" for name in AUTO_SETTINGS)
+        and data.resolution is not None
+        and data.channels is not None
+    )
+
+
+def check_machine(config: TrainingConfig, problems: Problems) -> None:
+    """Checks settings that do not depend on the images."""
+    with problems.collect():
+        find_resumed_checkpoint(config)
+    with problems.collect():
+        get_log_with(config.report_to)
+    if config.compile is True and get_device_type() == "cpu" and not can_compile():
+        problems.errors.append(
+            "`--compile` requires g++ and Python's headers. Run `apt-get install g++ python3-dev`, or pass"
+            " --compile=false."
+        )
+
+
+def check_model_options(config: TrainingConfig, pretrained: PretrainedSettings | None, problems: Problems) -> None:
+    """Checks that the model and the noise schedule are those of the pipeline to fine-tune."""
+    for name, value in config.model.items():
+        if pretrained is not None and name not in FREE_OPTIONS and value != pretrained.model.get(name, value):
+            problems.errors.append(
+                f"`--model.{name}` must be {pretrained.model[name]} to fine-tune {config.init_from}, got {value}."
+            )
+    if pretrained is not None:
+        check_noise_schedule(config.scheduler, pretrained, str(config.init_from), problems)
+
+
+def check_noise_schedule(
+    scheduler: SchedulerConfig, pretrained: PretrainedSettings, init_from: str, problems: Problems
+) -> None:
+    if scheduler.prediction_type != pretrained.scheduler["prediction_type"]:
+        problems.errors.append(
+            f"`--scheduler.prediction_type` must be {pretrained.scheduler['prediction_type']} to fine-tune"
+            f" {init_from}, got {scheduler.prediction_type}."
+        )
+    betas = make_noise_scheduler(scheduler).betas
+    if betas.tolist() == pretrained.betas:
+        return
+    names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
+    changed = [name for name in names if getattr(scheduler, name) != pretrained.scheduler[name]]
+    for name in changed:
+        problems.errors.append(
+            f"`--scheduler.{name}` must be {pretrained.scheduler[name]} to fine-tune {init_from}, got"
+            f" {getattr(scheduler, name)}."
+        )
+    if not changed:
+        problems.errors.append(f"The noise schedule of {init_from} cannot be trained, because its betas are custom.")
+
+
+def inspect_data(config: TrainingConfig, pretrained: PretrainedSettings | None) -> DataSummary:
+    data = config.data
+    source: dict[str, Any] = {
+        "dataset_name": data.dataset_name,
+        "split": data.split,
+        "dataset_config_name": data.dataset_config_name,
+        "train_data_dir": data.train_data_dir,
+        "image_column": data.image_column,
+        "max_samples": data.max_train_samples,
+    }
+    try:
+        return inspect_images(**source, label_column=data.label_column)
+    except DataError:
+        unconditional = config.model.get("num_class_embeds", 1 if pretrained else None) is None
+        if not unconditional or data.label_column is not None:
+            raise
+    # An unconditional model does not need the labels, which may be the reason for the error.
+    return inspect_images(**source, label_column="none")
+
+
+def resolve_data(config: DataConfig, summary: DataSummary, problems: Problems) -> DataConfig:
+    """Sets the resolution and the number of channels, and warns if images are changed considerably."""
+    height, width = get_height_width(config.resolution or summary.resolution)
+    channels = summary.channels if config.channels is None else config.channels
+    if channels == 1 and summary.channels == 3:
+        problems.warnings.append("The colors are dropped, because `--data.channels` is 1.")
+    num_cropped = sum(count for (h, w), count in summary.sizes.items() if h * width != w * height)
+    if num_cropped:
+        problems.warnings.append(
+            f"{num_cropped:,} of {summary.num_images:,} images have another aspect ratio than {height}x{width} and are"
+            " cropped to their center. Set `--data.resolution` to change the size."
+        )
+    return replace(config, resolution=height if height == width else (height, width), channels=channels)
+
+
+def resolve_model(
+    config: TrainingConfig, pretrained: PretrainedSettings | None, summary: DataSummary, problems: Problems
+) -> dict[str, Any]:
+    """Returns the arguments of the model, without those that the images determine."""
+    num_classes = None if summary.label_names is None else len(summary.label_names)
+    model = dict(config.model)
+    if pretrained is not None:
+        model = {name: value for name, value in pretrained.model.items() if name not in DATA_OPTIONS}
+        model |= {"num_class_embeds": num_classes} | config.model
+    wanted = model.get("num_class_embeds")
+    if wanted is not None and num_classes is None:
+        problems.errors.append(
+            "A class-conditional model requires images with labels. Set `--data.label_column`, or pass"
+            " --model.num_class_embeds=null."
+        )
+    elif wanted is not None and wanted != num_classes:
+        problems.errors.append(
+            f"`--model.num_class_embeds` must be the number of classes of the images ({num_classes}), got {wanted}."
+        )
+    elif wanted is None and num_classes is not None:
+        problems.warnings.append(
+            f"The labels are ignored, because the model is unconditional. Pass --model.num_class_embeds={num_classes}"
+            " to train a class-conditional model."
+        )
+    return model
+
+
+def check_model(
+    config: TrainingConfig, model: dict[str, Any], data: DataConfig, summary: DataSummary, problems: Problems
+) -> int:
+    """Checks the arguments of the model and the sampling settings, and returns the number of parameters."""
+    label_names = summary.label_names
+    if label_names is None or len(label_names) != model.get("num_class_embeds"):
+        # The errors already contain this problem.
+        label_names = None
+    try:
+        # The meta device does not allocate the weights.
+        with torch.device("meta"):
+            unet = FashionMNISTUNet2DModel(**make_model_config(model, data, label_names))
+    except (TypeError, ValueError) as error:
+        problems.errors.append(f"model: {error}")
+        return 0
+    with problems.collect():
+        check_model_size(unet.num_parameters())
+    pipe = make_pipeline(unet, make_noise_scheduler(config.scheduler))
+    sections = {"samples": config.samples} | ({"eval": config.eval} if config.eval.every_n_epochs else {})
+    for section, sampling in sections.items():
+        with problems.collect(section):
+            copy = copy_pipeline(pipe, sampling.scheduler)
+            copy.set_timesteps(sampling.num_inference_steps or copy.config["num_inference_steps"])
+    return unet.num_parameters()
+
+
+def resolve_length(
+    config: TrainingConfig, data: DataConfig, summary: DataSummary, problems: Problems
+) -> dict[str, Any]:
+    """Returns the settings that depend on the machine and on the number of images."""
+    device_type, num_processes = get_device_type(), get_num_processes()
+    assert data.resolution is not None
+    batch_size = config.train_batch_size
+    if batch_size == "auto":
+        batch_size = choose_batch_size(
+            summary.num_images, get_height_width(data.resolution), device_type, num_processes
+        )
+    num_batches = summary.num_images // batch_size
+    with problems.collect():
+        check_batch_size(batch_size, summary.num_images, num_processes)
+        if config.gradient_accumulation_steps > num_batches:
+            raise ValueError(
+                f"`--gradient_accumulation_steps` must be at most the number of batches in an epoch ({num_batches}),"
+                f" got {config.gradient_accumulation_steps}."
+            )
+    num_epochs = config.num_epochs
+    if num_epochs == "auto":
+        num_images = get_num_images_needed(config.init_from is not None)
+        if config.max_train_steps is not None:
+            num_images = config.max_train_steps * config.gradient_accumulation_steps * batch_size
+        num_epochs = math.ceil(num_images / (max(num_batches, 1) * batch_size))
+    total_steps = num_epochs * num_batches // config.gradient_accumulation_steps
+    total_steps = min(total_steps, config.max_train_steps or total_steps)
+    epochs = math.ceil(total_steps * config.gradient_accumulation_steps / max(num_batches, 1))
+    interval = max(round(epochs / NUM_OUTPUTS), 1)
+    settings: dict[str, Any] = {"train_batch_size": batch_size, "num_epochs": num_epochs}
+    if config.mixed_precision == "auto":
+        settings["mixed_precision"] = choose_mixed_precision(device_type)
+    if config.compile == "auto":
+        settings["compile"] = choose_compile(device_type, total_steps)
+    for name in ("save_images_epochs", "save_model_epochs"):
+        if getattr(config, name) == "auto":
+            settings[name] = interval
+    return settings

@@ -1,0 +1,72 @@
+"""Delays Ctrl-C and SIGTERM until the trainer has written a checkpoint."""
+
+import signal
+from collections.abc import Iterator
+from contextlib import contextmanager
+from datetime import timedelta
+from types import FrameType
+
+import torch
+from accelerate import Accelerator
+
+
+class Terminated(KeyboardInterrupt):
+    """The process received SIGTERM."""
+
+
+class Interrupts:
+    """Context manager that records SIGINT (Ctrl-C) and SIGTERM instead of stopping the process.
+
+    With a single process, a second signal stops the process immediately.
+
+    Args:
+        accelerator: The processes that must stop at the same step. All of them must create this object.
+    """
+
+    def __init__(self, accelerator: Accelerator):
+        self.received, self.immediate = 0, False
+        self.group = None
+        if accelerator.num_processes > 1:
+            # An exchange of CPU tensors does not wait for the GPU.
+            self.group = torch.distributed.new_group(backend="gloo", timeout=timedelta(days=1))
+
+    def __enter__(self) -> "Interrupts":
+        self.received = 0
+        self.previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        for number in self.previous:
+            signal.signal(number, self._record)
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        for number, handler in self.previous.items():
+            signal.signal(number, handler)
+
+    def _record(self, number: int, frame: FrameType | None) -> None:
+        self.received = number
+        if self.group is None:
+            self.__exit__()
+            if self.immediate:
+                self.stop()
+
+    @contextmanager
+    def raise_immediately(self) -> Iterator[None]:
+        """With a single process, raises the exception of the signal within the block, which may take minutes."""
+        if self.group is None and self.received:
+            self.stop()
+        self.immediate = True
+        try:
+            yield
+        finally:
+            self.immediate = False
+
+    def exchange(self) -> bool:
+        """Returns whether any process has received a signal. All processes must call this method at the same step."""
+        if self.group is not None:
+            received = torch.tensor(self.received)
+            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, self.group)
+            self.received = int(received)
+        return self.received != 0
+
+    def stop(self) -> None:
+        """Raises the exception of the signal, `KeyboardInterrupt` or [`Terminated`]."""
+        raise Terminated if self.received == signal.SIGTERM else KeyboardInterrupt

@@ -1,0 +1,89 @@
+"""Default settings of a run that fine-tunes a pipeline or resumes another run."""
+
+from dataclasses import dataclass, fields
+from pathlib import Path
+from typing import Any
+
+from diffusers import DDPMScheduler
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError
+
+from config import ObjectiveConfig, SchedulerConfig, read_saved_settings
+from fmnist_diffusion import load_pipeline
+from fmnist_diffusion.hub.metadata import read_train_config
+from fmnist_diffusion.loading import get_pipeline_folder
+
+
+@dataclass(frozen=True)
+class PretrainedSettings:
+    """Settings of the pipeline to fine-tune.
+
+    Attributes:
+        model: Arguments of its model.
+        scheduler: Its noise schedule, with the fields of [`SchedulerConfig`].
+        betas: Variances of its noising steps.
+        objective: Its training objective, with the fields of [`ObjectiveConfig`]; empty if the pipeline was saved
+            without `train_config.json`.
+    """
+
+    model: dict[str, Any]
+    scheduler: dict[str, Any]
+    betas: list[float]
+    objective: dict[str, Any]
+
+
+def read_pretrained_settings(init_from: str) -> PretrainedSettings:
+    """Reads the settings of the pipeline `init_from`; raises `OSError` or `ValueError` if they cannot be read."""
+    pipe = load_pipeline(init_from)
+    # YAML files contain lists instead of tuples.
+    model = {
+        name: list(value) if isinstance(value, tuple) else value
+        for name, value in pipe.unet.config.items()
+        if not name.startswith("_")
+    }
+    noise_scheduler: Any = DDPMScheduler.from_config(pipe.scheduler.config)
+    schedule_names = {field.name for field in fields(SchedulerConfig)}
+    objective_names = {field.name for field in fields(ObjectiveConfig)}
+    objective = (find_train_config(init_from) or {}).get("objective", {})
+    return PretrainedSettings(
+        model=model,
+        scheduler={name: value for name, value in noise_scheduler.config.items() if name in schedule_names},
+        betas=noise_scheduler.betas.tolist(),
+        objective={name: value for name, value in objective.items() if name in objective_names},
+    )
+
+
+def find_train_config(init_from: str) -> dict[str, Any] | None:
+    """Returns the content of `train_config.json`, or `None` if the pipeline has no such file."""
+    folder = get_pipeline_folder(init_from)
+    if folder.is_dir():
+        return read_train_config(folder / "train_config.json")
+    try:
+        return read_train_config(Path(hf_hub_download(init_from, "train_config.json")))
+    # If the Hub is not reachable, the file is only available if it is cached.
+    except EntryNotFoundError:
+        return None
+
+
+def get_saved_settings_path(resume: str, output_dir: str) -> Path:
+    """Returns the path of the settings of the run to resume."""
+    folder = Path(output_dir) if resume == "latest" else Path(resume).resolve().parent.parent
+    return folder / "config.yaml"
+
+
+def find_defaults(init_from: str | None, resume: str | None, output_dir: str) -> dict[str, Any]:
+    """Returns the defaults of the settings of a run, such as `{"objective": {"label_dropout": 0.1}}`.
+
+    They are the settings of the run to resume, or the noise schedule and the objective of the pipeline to fine-tune.
+
+    Raises:
+        `ValueError`, `OSError`: If the pipeline or the saved settings of the run cannot be read.
+    """
+    if resume is not None:
+        path = get_saved_settings_path(resume, output_dir)
+        saved = read_saved_settings(path) if path.is_file() else {}
+        return {name: value for name, value in saved.items() if name not in ("output_dir", "resume")}
+    if init_from is not None:
+        pretrained = read_pretrained_settings(init_from)
+        return {"scheduler": pretrained.scheduler, "objective": pretrained.objective}
+    return {}

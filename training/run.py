@@ -1,0 +1,66 @@
+"""Runs the trainer and turns its exceptions into messages and exit codes."""
+
+import logging
+import sys
+from pathlib import Path
+from typing import NoReturn
+
+from checkpoint import list_checkpoints
+from config import TrainingConfig
+from fmnist_diffusion.data import DataError
+from fmnist_diffusion.files import WriteError
+from inspection import resolve_config
+from interrupts import Terminated
+from parsing import is_first_process, parse_config
+from trainer import Trainer
+
+
+def run(args: list[str] | None = None) -> None:
+    """Trains with the command-line arguments `args`.
+
+    Raises:
+        `SystemExit`: If the run fails or is interrupted.
+    """
+    logging.basicConfig(format="%(message)s")
+    logging.getLogger("training").setLevel(logging.INFO if is_first_process() else logging.ERROR)
+    config = parse_config(args)
+    try:
+        config = resolve_config(config)
+        trainer = Trainer(config)
+    except WriteError as error:
+        stop(f"error: {error} {get_advice(config)}", 1)
+    except (ValueError, OSError) as error:
+        stop(f"error: {error}", 2)
+    try:
+        trainer.train()
+    except DataError as error:
+        stop(f"error: {error}", 2)
+    except FloatingPointError as error:
+        stop(
+            f"error: {error} {get_advice(config)} Lower --optimizer.learning_rate, or pass"
+            " --optimizer.max_grad_norm=1.",
+            1,
+        )
+    except WriteError as error:
+        stop(f"error: {error} {get_advice(config)}", 1)
+    except OSError as error:
+        stop(f"error: The run stopped because of an error of the operating system: {error}. {get_advice(config)}", 1)
+    except KeyboardInterrupt as interrupt:
+        stop(
+            f"Interrupted at step {trainer.progress.global_step}. {get_advice(config)}",
+            143 if isinstance(interrupt, Terminated) else 130,
+        )
+
+
+def stop(message: str, code: int) -> NoReturn:
+    if is_first_process():
+        print(f"train.py: {message}", file=sys.stderr)
+    raise SystemExit(code)
+
+
+def get_advice(config: TrainingConfig) -> str:
+    """Returns a sentence about how to continue the stopped run."""
+    folder = Path(config.output_dir)
+    if list_checkpoints(folder / "checkpoints"):
+        return f"Continue from the last checkpoint with --config={folder / 'config.yaml'} --resume=latest."
+    return "There is no checkpoint yet. Start again with a different --output_dir."

@@ -1,0 +1,104 @@
+"""Names and types of the settings of a training run, such as optimizer.learning_rate."""
+
+import difflib
+import typing
+from collections.abc import Iterator, Mapping
+from dataclasses import is_dataclass
+from types import NoneType, UnionType
+from typing import Any, Literal, Union
+
+from checks import MODEL_TYPES, format_value
+from config import TrainingConfig
+
+
+# The training images determine these arguments of the model.
+DATA_OPTIONS = ("sample_size", "in_channels", "out_channels", "label_names")
+MAX_NAME_LENGTH = 60
+
+
+def list_types(cls: type, section: str = "") -> Iterator[tuple[str, Any]]:
+    """Yields the name and the type of each field of a dataclass; a section comes before its settings."""
+    for name, annotation in typing.get_type_hints(cls).items():
+        yield f"{section}{name}", annotation
+        if isinstance(annotation, type) and is_dataclass(annotation):
+            yield from list_types(annotation, f"{name}.")
+
+
+TYPES = dict(list_types(TrainingConfig)) | {f"model.{name}": annotation for name, annotation in MODEL_TYPES.items()}
+SECTIONS = {name.partition(".")[0] for name in TYPES if "." in name}
+
+
+def describe_type(annotation: Any) -> str:
+    """Returns words for the values of a type, such as "an integer or null"."""
+    names = {int: "an integer", float: "a number", str: "a string", NoneType: "null"}
+    words = []
+    options = typing.get_args(annotation) if typing.get_origin(annotation) in (Union, UnionType) else [annotation]
+    for option in options:
+        origin, args = typing.get_origin(option), typing.get_args(option)
+        if origin is Literal:
+            choices = ", ".join(format_value(value) for value in args)
+            words.append(choices if len(args) == 1 else f"one of {choices}")
+        elif option is bool:
+            words += ["true", "false"]
+        elif origin is tuple:
+            words.append(f"a list of {len(args)} {'integers' if args[0] is int else 'numbers'}")
+        else:
+            words.append("a list of integers" if origin is list else names.get(option, "a mapping of settings"))
+    return " or ".join([", ".join(words[:-1]), words[-1]] if len(words) > 1 else words)
+
+
+def has_type(value: Any, annotation: Any) -> bool:
+    """Returns whether a value is null or an argument of the model, and has the annotated type."""
+    origin, args = typing.get_origin(annotation), typing.get_args(annotation)
+    if origin in (Union, UnionType):
+        return any(has_type(value, option) for option in args)
+    if origin is Literal:
+        return isinstance(value, str) and value in args
+    if origin is list:
+        return isinstance(value, list) and all(has_type(item, args[0]) for item in value)
+    return type(value) is annotation or (annotation is float and type(value) is int)
+
+
+def find_wrong_settings(settings: Mapping[str, Any], section: str = "") -> dict[str, str]:
+    """Returns unknown names, and settings of a wrong type that jsonargparse does not find, with a sentence about each.
+
+    Args:
+        settings: Nested settings, such as `{"optimizer": {"learning_rate": 1e-3}}`.
+        section: Start of the names, such as optimizer followed by a dot.
+    """
+    problems = {}
+    for key, value in settings.items():
+        name = f"{section}{key}"
+        if name not in TYPES or "." in key:
+            problems[name] = describe_unknown_name(name)
+        elif name in SECTIONS and isinstance(value, dict):
+            problems |= find_wrong_settings(value, f"{name}.")
+        # jsonargparse does not check the arguments of the model, and ignores the type if a file contains null.
+        elif name in SECTIONS or ((section == "model." or value is None) and not has_type(value, TYPES[name])):
+            problems[name] = describe_wrong_type(name, format_value(value))
+    return problems
+
+
+def describe_wrong_type(name: str, value: str) -> str:
+    hint = " Remove it to use the defaults." if name in SECTIONS else ""
+    return f"`--{name}` must be {describe_type(TYPES[name])}, got {value}.{hint}"
+
+
+def describe_unknown_name(name: str) -> str:
+    """Returns a sentence about a name that is not the name of a setting."""
+    section, _, key = name.partition(".")
+    if name in TYPES:
+        return f"`{name}` must be written as `{section}: {{{key}: ...}}` in a YAML file."
+    if section == "model" and key in DATA_OPTIONS:
+        return (
+            f"`--{name}` cannot be set, because it is determined by the training data. Set `--data.resolution`,"
+            " `--data.channels` or `--data.label_column` instead."
+        )
+    hint = "Pass --help to list all settings."
+    candidates = {known.rpartition(".")[2]: known for known in TYPES if known not in SECTIONS}
+    if section in SECTIONS and key not in candidates:
+        candidates = {key: known for key, known in candidates.items() if known.startswith(f"{section}.")}
+    for match in difflib.get_close_matches(name.rpartition(".")[2][:MAX_NAME_LENGTH], candidates, 1):
+        hint = f"Did you mean `--{candidates[match]}`?"
+    # repr() escapes control characters.
+    return f"Could not find the setting `--{repr(name[:MAX_NAME_LENGTH])[1:-1]}`. {hint}"

@@ -1,0 +1,142 @@
+"""Text about the training images and the settings of a run."""
+
+from collections import Counter
+from collections.abc import Iterable
+
+from config import DataConfig, ResolvedConfig, get_height_width
+from fmnist_diffusion.data import DataSummary
+from machine import get_device_type, get_num_processes
+from milestones import compare_with_usable
+from pretrained import PretrainedSettings
+
+
+MAX_NAMES = 8
+LABEL_WIDTH = 12
+
+
+def format_line(label: str, text: str) -> str:
+    return f"{label:<{LABEL_WIDTH}} {text}"
+
+
+def format_count(number: int, noun: str, plural: str | None = None) -> str:
+    """Returns the number with the singular or the plural of `noun`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
+def format_size(size: tuple[int, int]) -> str:
+    """Formats a height and a width."""
+    return f"{size[0]}x{size[1]}"
+
+
+def join_names(names: Iterable[str]) -> str:
+    """Joins the first names and counts the others."""
+    names = list(names)
+    text = ", ".join(names[:MAX_NAMES])
+    return text if len(names) <= MAX_NAMES else f"{text} and {len(names) - MAX_NAMES:,} more"
+
+
+def describe_images(config: DataConfig, summary: DataSummary) -> list[str]:
+    """Returns lines about the training images."""
+    sizes = [
+        format_size(size) if len(summary.sizes) == 1 else f"{format_size(size)} ({count:,})"
+        for size, count in sorted(summary.sizes.items(), key=lambda item: -item[1])
+    ]
+    colors = "RGB" if summary.channels == 3 else "grayscale"
+    lines = [
+        format_line(
+            "images", f"{summary.num_images:,} {colors} images from {config.train_data_dir or config.dataset_name}"
+        ),
+        format_line("sizes", f"{join_names(sizes)} pixels (height x width)"),
+    ]
+    if summary.transparency:
+        text = f"{summary.transparency:,} images have transparent pixels, which become white"
+        lines.append(format_line("transparency", text))
+    if summary.label_names is None or summary.class_counts is None:
+        lines.append(format_line("classes", "none"))
+    else:
+        counts = zip(summary.label_names, summary.class_counts, strict=True)
+        names = join_names(f"{name} ({count:,})" for name, count in counts)
+        lines.append(format_line("classes", f"{len(summary.label_names):,}: {names}"))
+    if summary.skipped:
+        reasons = Counter(reason for _, reason in summary.skipped)
+        examples = {reason: path for path, reason in reversed(summary.skipped)}
+        text = join_names(
+            f"{format_count(count, 'file')}, such as {examples[reason]} ({reason})"
+            for reason, count in reasons.items()
+        )
+        lines.append(format_line("skipped", text))
+    return lines
+
+
+def describe_run(
+    config: ResolvedConfig, pretrained: PretrainedSettings | None, num_parameters: int, summary: DataSummary
+) -> list[str]:
+    """Returns lines about the model, the training and the machine."""
+    data = config.data
+    assert data.resolution is not None
+    size = get_height_width(data.resolution)
+    colors = "RGB" if data.channels == 3 else "grayscale"
+    num_classes = config.model.get("num_class_embeds")
+    classes = "unconditional" if num_classes is None else f"{num_classes:,} classes"
+    source = "from scratch" if config.init_from is None else f"initialized from {config.init_from}"
+    num_batches = summary.num_images // config.train_batch_size
+    steps = config.get_total_steps(num_batches)
+    images = steps * config.train_batch_size * config.gradient_accumulation_steps
+    scheduler, objective = config.scheduler, config.objective
+    lines = [
+        format_line("model", f"{num_parameters / 1e6:.1f} M parameters, {source}"),
+        format_line("samples", f"{format_size(size)} pixels, {colors}, {classes}"),
+    ]
+    if pretrained is not None:
+        changes = describe_changes(config, pretrained, size, summary.label_names)
+        lines.append(format_line("adapted", ", ".join(changes) or "nothing"))
+    lines += [
+        format_line(
+            "objective",
+            f"{scheduler.prediction_type}, {scheduler.beta_schedule} noise schedule with"
+            f" {scheduler.num_train_timesteps:,} timesteps, {objective.timestep_sampling} timesteps,"
+            f" {objective.loss_type} loss",
+        ),
+        format_line("machine", describe_machine(config)),
+        format_line("length", describe_length(config, num_batches, steps, images)),
+        format_line("", compare_with_usable(images, fine_tuning=config.init_from is not None)),
+    ]
+    return lines
+
+
+def describe_machine(config: ResolvedConfig) -> str:
+    processes = format_count(get_num_processes(), "process", "processes")
+    precision = {None: "precision of accelerate launch", "no": "float32"}.get(
+        config.mixed_precision, str(config.mixed_precision)
+    )
+    return f"{get_device_type()}, {processes}, {precision}, {'compiled' if config.compile else 'not compiled'}"
+
+
+def describe_length(config: ResolvedConfig, num_batches: int, steps: int, images: int) -> str:
+    epochs, batches = format_count(config.num_epochs, "epoch"), format_count(num_batches, "batch", "batches")
+    batch = format_count(config.train_batch_size, "image")
+    return f"{epochs} of {batches} of {batch}: {format_count(steps, 'step')}, {format_count(images, 'image')}"
+
+
+def describe_changes(
+    config: ResolvedConfig, pretrained: PretrainedSettings, size: tuple[int, int], label_names: tuple[str, ...] | None
+) -> list[str]:
+    """Returns the differences between the new model and the pretrained one."""
+    old = pretrained.model
+    old_size = get_height_width(old["sample_size"])
+    changes = []
+    if old_size != size:
+        changes.append(f"size {format_size(old_size)} to {format_size(size)}")
+    if old["in_channels"] != config.data.channels:
+        changes.append(f"channels {old['in_channels']} to {config.data.channels}")
+    if config.model["num_class_embeds"] is None:
+        if old["num_class_embeds"] is not None:
+            changes.append("classes removed")
+    elif old["num_class_embeds"] is None:
+        changes.append("classes added")
+    else:
+        old_names = {name.casefold() for name in old["label_names"] or ()}
+        num_new = sum(name.casefold() not in old_names for name in label_names or ())
+        if num_new:
+            changes.append(format_count(num_new, "new class", "new classes"))
+    return changes
