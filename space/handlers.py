@@ -205,61 +205,55 @@ class Handlers:
         steps = self.engine.generate(request, image, strength)
         return Run(asdict(request) | {"strength": strength}, get_captions(self.engine, request), steps)
 
-    # The following event handlers show every step.
+    # The following event handlers show every step. They never yield `gr.skip()`, because Gradio then creates a copy of
+    # the component, which it stores as long as the session.
 
     def on_generate(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
         with show_errors():
             run, steps = self.start_generate(*inputs), []
+            shown: tuple[str, ...] = ()
             with closing(run.steps):
                 for step in run.steps:
                     steps.append(step)
-                    yield (
-                        markup.gallery(step.images, run.captions),
-                        markup.progress_bar(step),
-                        "",
-                        disable_download(),
-                        disable_download(),
-                    )
+                    shown = markup.gallery(step.images, run.captions), markup.progress_bar(step)
+                    yield *shown, "", disable_download(), disable_download()
             strip = markup.denoising_strip(make_denoising_strip(steps))
             with tempfile.TemporaryDirectory() as folder:
                 png = save_grid(steps[-1].images, GRID_COLUMNS, run, Path(folder, "images.png"))
                 gif = save_denoising_gif(steps, Path(folder, "denoising.gif"))
-                yield gr.skip(), gr.skip(), strip, enable_download(png), enable_download(gif)
+                yield *shown, strip, enable_download(png), enable_download(gif)
 
     def on_interpolate(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
         with show_errors():
             run, images = self.start_interpolate(*inputs), []
+            shown: tuple[str, ...] = ()
             with closing(run.steps):
                 for step in run.steps:
                     images = step.images
-                    gallery = markup.gallery(images, run.captions, columns=6)
-                    yield "", gallery, markup.progress_bar(step), disable_download(), disable_download()
+                    shown = markup.gallery(images, run.captions, columns=6), markup.progress_bar(step)
+                    yield "", *shown, disable_download(), disable_download()
             with tempfile.TemporaryDirectory() as folder:
                 png = save_grid(images, GRID_COLUMNS, run, Path(folder, "interpolation.png"))
                 gif = Path(folder, "interpolation.gif")
                 frames = [upscale(image, get_scale(image)) for image in images]
                 save_gif([*frames, *frames[-2:0:-1]], gif, duration=110)
-                yield (
-                    markup.animation(gif.read_bytes()),
-                    gr.skip(),
-                    gr.skip(),
-                    enable_download(png),
-                    enable_download(gif),
-                )
+                yield markup.animation(gif.read_bytes()), *shown, enable_download(png), enable_download(gif)
 
     def on_image_to_image(self, example: Any, *inputs: Any) -> Iterator[tuple[Update, ...]]:
         with show_errors():
             *settings, upload = inputs
             image = self.get_image(upload, example)
             run, images = self.start_image_to_image(image, *settings), []
+            shown: tuple[str, ...] = ()
             with closing(run.steps):
                 for step in run.steps:
                     images = step.images
-                    yield markup.gallery(images, run.captions), markup.progress_bar(step), disable_download()
+                    shown = markup.gallery(images, run.captions), markup.progress_bar(step)
+                    yield *shown, disable_download()
             with tempfile.TemporaryDirectory() as folder:
                 row = [image, *images]
                 png = save_grid(row, len(row), run, Path(folder, "image-to-image.png"))
-                yield gr.skip(), gr.skip(), enable_download(png)
+                yield *shown, enable_download(png)
 
     def on_compare(self, labels: Any, num_images: Any, seed: Any, *sides: Any) -> Iterator[tuple[Update, ...]]:
         """Generates images with the settings of both sides, one after the other, from the same seeds."""
@@ -388,6 +382,6 @@ def yield_final_grid(run: Run) -> Iterator[Update]:
     with closing(run.steps):
         for step in run.steps:
             images = step.images
-            yield gr.skip()
+            yield None
     with tempfile.TemporaryDirectory() as folder:
         yield str(save_grid(images, GRID_COLUMNS, run, Path(folder, "images.png")))

@@ -7,6 +7,7 @@ import io
 import os
 import stat
 import struct
+import warnings
 import zlib
 from collections.abc import Callable
 from pathlib import Path
@@ -111,7 +112,10 @@ def _read(
     except (OSError, ValueError) as error:
         raise ImageError(name, describe_error(error)) from error
     try:
-        return _open(io.BytesIO(source) if isinstance(source, bytes) else source, function)
+        # Pillow warns about broken metadata, which is ignored.
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore", UserWarning)
+            return _open(io.BytesIO(source) if isinstance(source, bytes) else source, function)
     except DECODER_ERRORS as error:
         # Some versions of Pillow fail because of metadata, although they can decode the pixels.
         try:

@@ -64,7 +64,8 @@ def frechet_distance(features: torch.Tensor, real: Moments) -> float:
             f"The Fréchet distance requires more images than features: at least {num_features + 1} images, got"
             f" {num_images}."
         )
-    metric = FrechetInceptionDistance(Identity(num_features))
+    # By default, the metrics wait for all processes of a distributed evaluation, but only the main process uses them.
+    metric = FrechetInceptionDistance(Identity(num_features), sync_on_compute=False)
     # This is the state of the metric after an update with all real images.
     count = real.num_images
     metric.real_features_num_samples = torch.tensor(count)
@@ -99,7 +100,10 @@ def kernel_distance(features: torch.Tensor, real: torch.Tensor, seed: int = 0) -
         # The metric warns that it stores all features. They are already in memory.
         warnings.simplefilter("ignore", UserWarning)
         metric = KernelInceptionDistance(
-            Identity(features.shape[1]), subsets=KID_SUBSETS, subset_size=min(KID_SUBSET_SIZE, num_images // 2)
+            Identity(features.shape[1]),
+            subsets=KID_SUBSETS,
+            subset_size=min(KID_SUBSET_SIZE, num_images // 2),
+            sync_on_compute=False,
         )
     metric.update(real.double(), real=True)
     metric.update(features.double(), real=False)

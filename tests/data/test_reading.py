@@ -120,6 +120,7 @@ def test_broken_png_metadata_is_ignored(name, contents, checksum):
     assert np.array_equal(np.asarray(read_image(encoded)), PIXELS)
 
 
+@pytest.mark.filterwarnings("ignore:Corrupt EXIF data:UserWarning", "ignore:Truncated File Read:UserWarning")
 @pytest.mark.parametrize(
     "image_format", ["PNG", "JPEG", "GIF", "BMP", "TIFF", "WEBP", "DDS", "QOI", "TGA", "PPM", "ICO"]
 )

@@ -18,7 +18,8 @@ from starlette.requests import Request
 from starlette.responses import JSONResponse
 
 import server
-from layout import launch
+from handlers import Handlers
+from layout import build, launch
 from server import Cleanup, RequestFilter, SafeBlocks, delete_old_files
 
 
@@ -173,6 +174,27 @@ class TestCleanup:
         assert set(queue.pending_messages_per_session) == {"running", "active"}
         cleanup.forget_results(130)
         assert set(queue.pending_event_ids_session) == {"running", "active"}
+
+
+def test_requests_do_not_add_components_to_the_session(model_folder):
+    page = build(Handlers(model_folder))
+    _, url, _ = launch(page, prevent_thread_lock=True, quiet=True)
+    with httpx.Client(base_url=url, timeout=60) as client:
+        try:
+            fns = {fn.api_name: fn for fn in page.fns.values()}
+            counts = []
+            for _ in range(3):
+                for name in ("generate", "on_generate", "on_interpolate", "on_image_to_image", "on_compare"):
+                    values = {"Steps": 2, "Number of images": 3}
+                    data = [values.get(item.label, item.value) for item in fns[name].inputs]
+                    body = {"data": data, "fn_index": fns[name]._id, "session_hash": "session"}
+                    client.post("/gradio_api/queue/join", json=body).raise_for_status()
+                    answer = client.get("/gradio_api/queue/data", params={"session_hash": "session"}).text
+                    assert '"success":true' in answer
+                counts.append(len(page.state_holder["session"].blocks_config.blocks))
+        finally:
+            page.close(verbose=False)
+    assert counts[0] == counts[2]
 
 
 class TestSafeBlocks:

@@ -22,6 +22,7 @@ def test_scheduler_recovers_the_image_from_the_target(prediction_type: str):
 
 
 def test_loss_of_the_target_is_zero_and_weights_scale_the_loss():
+    torch.manual_seed(0)
     loss = make_loss(snr_gamma=5.0)
     batch = loss.add_noise(torch.randn(8, 1, 4, 4), None)
     assert not torch.equal(batch.weights, torch.ones(8))
