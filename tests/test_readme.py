@@ -90,7 +90,7 @@ def test_training_commands(checkout: Path, fashion_mnist_folder: Path):
         Image.new("RGB", (32, 32), name).save(path)
     run(f"{fine_tune.replace('path/to/images', 'images')} --max_train_steps=1 --compile=false", checkout)
     config = json.loads((checkout / "output" / "mine" / "pipeline" / "unet" / "config.json").read_text())
-    assert (config["in_channels"], config["sample_size"]) == (3, [32, 32])
+    assert (config["in_channels"], config["sample_size"]) == (3, 32)
     assert config["label_names"] == ["blue", "green", "red"]
 
 

@@ -16,7 +16,12 @@ BLOCK_VALUES = 2**26
 
 
 class Identity(torch.nn.Identity):
-    """Replaces the feature network of a torchmetrics metric, which then accepts features instead of images."""
+    """
+    Replaces the feature network of a torchmetrics metric, which then accepts features instead of images.
+
+    Metrics require `sync_on_compute=False`, because only the main process measures samples. Otherwise, they would wait
+    for the features of the other processes.
+    """
 
     def __init__(self, num_features: int):
         super().__init__()

@@ -101,6 +101,15 @@ def test_kernel_distance_keeps_the_global_random_state():
     assert kernel_distance(one, other) == first
 
 
+@pytest.mark.usefixtures("few_subsets")
+def test_distances_do_not_wait_for_other_processes(monkeypatch: pytest.MonkeyPatch):
+    """Only the main process of a distributed evaluation or training computes distances."""
+    monkeypatch.setattr("torchmetrics.metric.jit_distributed_available", lambda: True)
+    features = sample_normal(100, 4)
+    assert frechet_distance(features, compute_moments(features)) == pytest.approx(0, abs=1e-8)
+    assert kernel_distance(features, features + 1)[0] > 0
+
+
 @pytest.mark.parametrize("shift", [0.0, 0.7])
 def test_manifold_metrics_equal_those_of_prdc(shift: float):
     real, fake = sample_normal(1203, 16), sample_normal(950, 16, seed=1, shift=shift)
