@@ -274,6 +274,12 @@ def get_height_width(resolution: int | Sequence[int]) -> tuple[int, int]:
     return height, width
 
 
+def count_steps(config: TrainingConfig, num_epochs: int, batches_per_epoch: int) -> int:
+    """Returns the number of optimizer steps in `num_epochs`, or `config.max_train_steps` if that is smaller."""
+    steps = num_epochs * batches_per_epoch // config.gradient_accumulation_steps
+    return min(steps, config.max_train_steps or steps)
+
+
 def read_saved_settings(path: Path) -> dict[str, Any]:
     """Reads a `config.yaml` that [`TrainingConfig.save`] wrote; raises `ValueError` if it is damaged."""
     try:
@@ -300,7 +306,11 @@ class ResolvedConfig(TrainingConfig):
     save_images_epochs: int = 10
     save_model_epochs: int = 10
 
+    @property
+    def images_per_step(self) -> int:
+        """Number of images per optimizer step, across all processes."""
+        return self.train_batch_size * self.gradient_accumulation_steps
+
     def get_total_steps(self, batches_per_epoch: int) -> int:
         """Returns the number of optimizer steps of the whole run."""
-        steps = self.num_epochs * batches_per_epoch // self.gradient_accumulation_steps
-        return min(steps, self.max_train_steps or steps)
+        return count_steps(self, self.num_epochs, batches_per_epoch)

@@ -12,7 +12,15 @@ import torch
 from batches import check_batch_size
 from checkpoint import find_resumed_checkpoint
 from checks import check_model_size
-from config import DataConfig, ResolvedConfig, SchedulerConfig, TrainingConfig, get_height_width, read_saved_settings
+from config import (
+    DataConfig,
+    ResolvedConfig,
+    SchedulerConfig,
+    TrainingConfig,
+    count_steps,
+    get_height_width,
+    read_saved_settings,
+)
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import DataError, DataSummary, inspect_images
 from fmnist_diffusion.sampling import copy_pipeline, make_pipeline
@@ -295,8 +303,7 @@ def resolve_length(
         if config.max_train_steps is not None:
             num_images = config.max_train_steps * config.gradient_accumulation_steps * batch_size
         num_epochs = math.ceil(num_images / (max(num_batches, 1) * batch_size))
-    total_steps = num_epochs * num_batches // config.gradient_accumulation_steps
-    total_steps = min(total_steps, config.max_train_steps or total_steps)
+    total_steps = count_steps(config, num_epochs, num_batches)
     epochs = math.ceil(total_steps * config.gradient_accumulation_steps / max(num_batches, 1))
     interval = max(round(epochs / NUM_OUTPUTS), 1)
     settings: dict[str, Any] = {"train_batch_size": batch_size, "num_epochs": num_epochs}

@@ -81,7 +81,7 @@ def describe_run(
     source = "from scratch" if config.init_from is None else f"initialized from {config.init_from}"
     num_batches = summary.num_images // config.train_batch_size
     steps = config.get_total_steps(num_batches)
-    images = steps * config.train_batch_size * config.gradient_accumulation_steps
+    images = steps * config.images_per_step
     scheduler, objective = config.scheduler, config.objective
     lines = [
         format_line("model", f"{num_parameters / 1e6:.1f} M parameters, {source}"),

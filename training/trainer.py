@@ -84,8 +84,7 @@ class Trainer:
             resumed = None if checkpoint is None else checkpoint.parents[1] / "loss.csv"
             record = LossRecord(self.folder / "loss.csv", resumed, global_step)
         start_tracker(self.accelerator, config)
-        images_per_step = config.train_batch_size * config.gradient_accumulation_steps
-        self.loss_logger = LossLogger(self.accelerator, record, images_per_step)
+        self.loss_logger = LossLogger(self.accelerator, record, config.images_per_step)
 
     def _prepare_folder(self, global_step: int) -> None:
         """Locks the folder of the run and removes what an interrupted run has left there."""
@@ -134,7 +133,7 @@ class Trainer:
             memory = torch.cuda.max_memory_allocated() / 2**20
             self.accelerator.print(f"Peak GPU memory: {memory:.0f} MiB.")
         self.accelerator.print(f"Saved the pipeline to {self.folder / 'pipeline'}.")
-        images_seen = self.total_steps * self.loss_logger.images_per_step
+        images_seen = self.total_steps * config.images_per_step
         self.accelerator.print(compare_with_usable(images_seen, fine_tuning=config.init_from is not None))
         if self.outputs is not None:
             self.outputs.finish()
@@ -195,7 +194,7 @@ class Trainer:
             epoch_loss = self.loss_logger.record.get_epoch_mean(epoch)
             self.accelerator.log({"epoch_loss": epoch_loss}, step=progress.global_step)
             tqdm.write(f"Epoch {epoch}: loss {epoch_loss:.5f}, {self.loss_logger.describe_progress()}")
-            self.loss_logger.record.plot(self.folder / "loss.png", self.loss_logger.images_per_step)
+            self.loss_logger.record.plot(self.folder / "loss.png", self.config.images_per_step)
         due = get_due_outputs(self.config, epoch, finished=progress.global_step == self.total_steps)
         if due:
             try:

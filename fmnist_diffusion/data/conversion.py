@@ -7,8 +7,8 @@ import PIL.Image
 import PIL.ImageOps
 
 from .errors import ImageError
-from .image_metadata import read_orientation
-from .reading import DECODER_ERRORS, TRANSPOSITIONS, describe_error
+from .image_metadata import read_orientation, rotate_upright
+from .reading import DECODER_ERRORS, describe_error
 
 
 SUPPORTED_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LA", "PA", "La", "RGBA", "RGBa")
@@ -46,7 +46,7 @@ def convert_image(
     """
     try:
         image.load()
-        image = _composite_over_white(_rotate_upright(image), channels)
+        image = _composite_over_white(rotate_upright(image, read_orientation(image)), channels)
         if image.size != (width, height):
             image = PIL.ImageOps.fit(image, (width, height), method=PIL.Image.Resampling.BICUBIC)
     except DECODER_ERRORS as error:
@@ -71,11 +71,6 @@ def inspect_pixels(image: PIL.Image.Image, name: str) -> tuple[bool, bool]:
     except DECODER_ERRORS as error:
         raise ImageError(name, describe_error(error)) from error
     return is_transparent, red.tobytes() == green.tobytes() == blue.tobytes()
-
-
-def _rotate_upright(image: PIL.Image.Image) -> PIL.Image.Image:
-    orientation = read_orientation(image)
-    return image.transpose(TRANSPOSITIONS[orientation]) if orientation in TRANSPOSITIONS else image
 
 
 def _composite_over_white(image: PIL.Image.Image, channels: int) -> PIL.Image.Image:

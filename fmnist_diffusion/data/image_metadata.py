@@ -1,4 +1,4 @@
-"""Reads the orientation of images and removes metadata that Pillow cannot parse."""
+"""Applies the orientation of images and removes metadata that Pillow cannot parse."""
 
 import re
 import struct
@@ -16,6 +16,7 @@ JPEG_COMMENT = 0xFE
 # The Adobe segment contains the color transform. The other application segments contain metadata.
 JPEG_APPLICATION_SEGMENTS = range(0xE0, 0xF0)
 JPEG_ADOBE = 0xEE
+# Pillow raises these exceptions for broken metadata.
 METADATA_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -29,6 +30,15 @@ METADATA_ERRORS = (
     ValueError,
     struct.error,
 )
+TRANSPOSITIONS = {
+    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
+    3: PIL.Image.Transpose.ROTATE_180,
+    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
+    5: PIL.Image.Transpose.TRANSPOSE,
+    6: PIL.Image.Transpose.ROTATE_270,
+    7: PIL.Image.Transpose.TRANSVERSE,
+    8: PIL.Image.Transpose.ROTATE_90,
+}
 
 
 def read_orientation(image: PIL.Image.Image) -> int:
@@ -38,6 +48,11 @@ def read_orientation(image: PIL.Image.Image) -> int:
     except METADATA_ERRORS:
         return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
+
+
+def rotate_upright(image: PIL.Image.Image, orientation: int) -> PIL.Image.Image:
+    """Applies the EXIF orientation, from 1 to 8. An upright image is returned without a copy."""
+    return image.transpose(TRANSPOSITIONS[orientation]) if orientation in TRANSPOSITIONS else image
 
 
 def remove_metadata(encoded: bytes) -> bytes | None:

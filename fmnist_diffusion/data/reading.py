@@ -6,7 +6,6 @@ import functools
 import io
 import os
 import stat
-import struct
 import warnings
 import zlib
 from collections.abc import Callable
@@ -16,40 +15,21 @@ from typing import TypeVar
 import PIL.Image
 
 from .errors import ImageError, get_reason
-from .image_metadata import read_orientation, remove_metadata
+from .image_metadata import METADATA_ERRORS, read_orientation, remove_metadata, rotate_upright
 
 
 MAX_PIXELS = 64 * 1024**2  # 256 MiB as RGBA
 MAX_FILE_SIZE = 1024**3  # bytes
 # Pillow's decoders raise these exceptions for damaged files.
 DECODER_ERRORS = (
-    ArithmeticError,
-    AssertionError,
-    AttributeError,
-    EOFError,
-    LookupError,
+    *METADATA_ERRORS,
     MemoryError,
-    OSError,
-    RuntimeError,
-    SyntaxError,
-    TypeError,
-    ValueError,
-    struct.error,
     zlib.error,
     PIL.Image.DecompressionBombError,
     PIL.Image.DecompressionBombWarning,
 )
 # Pillow runs Ghostscript to decode EPS files and cannot decode the others without additional software.
 EXCLUDED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
-TRANSPOSITIONS = {
-    2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
-    3: PIL.Image.Transpose.ROTATE_180,
-    4: PIL.Image.Transpose.FLIP_TOP_BOTTOM,
-    5: PIL.Image.Transpose.TRANSPOSE,
-    6: PIL.Image.Transpose.ROTATE_270,
-    7: PIL.Image.Transpose.TRANSVERSE,
-    8: PIL.Image.Transpose.ROTATE_90,
-}
 
 Result = TypeVar("Result")
 
@@ -163,7 +143,7 @@ def _decode(image: PIL.Image.Image) -> PIL.Image.Image:
         for tag in list(exif):
             del exif[tag]
     image.load()
-    upright = image.transpose(TRANSPOSITIONS[orientation]) if orientation in TRANSPOSITIONS else image.copy()
+    upright = rotate_upright(image, orientation).copy()
     upright.info = {key: value for key, value in image.info.items() if key == "transparency"}
     return upright
 

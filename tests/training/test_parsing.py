@@ -242,22 +242,22 @@ KEYS = sorted(name for name in TYPES if name not in ("init_from", "resume", "con
 
 
 @st.composite
-def nested_settings(draw: st.DrawFn) -> dict[str, Any]:
+def nested_settings(choose: st.DrawFn) -> dict[str, Any]:
     """Settings of which most have a valid name, and some a valid value."""
     settings: dict[str, Any] = {}
-    for name in draw(st.lists(st.sampled_from(KEYS), max_size=5)):
+    for name in choose(st.lists(st.sampled_from(KEYS), max_size=5)):
         section, _, key = name.rpartition(".")
         bounds = RANGES.get(name)
         numbers = [bounds.minimum, bounds.maximum, bounds.maximum + 1] if bounds else [1]
-        value = draw(st.sampled_from(numbers) | VALUES)
+        value = choose(st.sampled_from(numbers) | VALUES)
         if section:
             settings.setdefault(section, {})
             if isinstance(settings[section], dict):
                 settings[section][key] = value
         else:
             settings[key] = value
-    if draw(st.integers(0, 4)) == 0:
-        settings |= draw(st.dictionaries(NAMES | st.text(max_size=8), VALUES, max_size=2))
+    if choose(st.integers(0, 4)) == 0:
+        settings |= choose(st.dictionaries(NAMES | st.text(max_size=8), VALUES, max_size=2))
     return settings
 
 
