@@ -77,7 +77,7 @@ build: .venv/all  ## build the source distribution and the wheel into dist/
 	rm -rf dist
 	$(BIN)/python -m build --outdir dist
 
-check-wheel: build  ## install the wheel into an empty environment and generate images
+check-wheel: build  ## install the wheel into an empty environment, generate images and train
 	rm -rf build/wheel
 	$(PYTHON) -m venv build/wheel
 	@$(call install,build/wheel/bin,dist/*.whl)
@@ -88,6 +88,9 @@ check-wheel: build  ## install the wheel into an empty environment and generate 
 	cd build/wheel && bin/accelerate launch --quiet lib/python3.*/site-packages/fmnist_diffusion/training/train.py \
 		--model.block_out_channels=[16,32] --model.attention_head_dim=16 --max_train_steps=4 --output_dir=run \
 		--data.train_data_dir=$(CURDIR)/tests/fixtures --samples.num_images=4 --report_to=none
+	cd build/wheel && bin/fmnist-diffusion train $(CURDIR)/tests/fixtures --from run/pipeline --output-dir finetuned \
+		--max_train_steps=4 --samples.num_images=4 --report_to=none
+	cd build/wheel && bin/fmnist-diffusion sample finetuned/pipeline --num-images 2 --num-inference-steps 2
 
 check-space: .venv/all  ## start the demo in an environment with only its requirements
 	rm -rf build/space

@@ -1,5 +1,6 @@
 """Writes files and folders so that an interruption or a full disk leaves no incomplete ones."""
 
+import hashlib
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,7 +23,7 @@ def describe_write_errors(path: Path) -> Iterator[None]:
     except WriteError:
         raise
     except OSError as error:
-        # Temporary files and the source of a copy would not help the user.
+        # The name of a temporary file or of the source of a copy would not help the user.
         name = str(error.filename) if str(error.filename).startswith(str(path)) else str(path)
         raise WriteError(f"Could not write {name}: {error.strerror or error}.") from error
 
@@ -33,7 +34,7 @@ def write_atomically(path: Path) -> Iterator[Path]:
     renamed to `path`, which is therefore always complete.
 
     Raises:
-        `WriteError`: If the file cannot be written. `path` is unchanged then.
+        `WriteError`: If the file cannot be written. In this case, `path` is unchanged.
     """
     temporary = get_temporary_path(path)
     with describe_write_errors(path):
@@ -56,11 +57,11 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     [`remove_temporary_files`] reverts.
 
     Raises:
-        `WriteError`: If a file cannot be written. `folder` is unchanged then.
+        `WriteError`: If a file cannot be written. In this case, `folder` is unchanged.
     """
     temporary, previous = get_temporary_path(folder), folder.with_name(f"{PREVIOUS}{folder.name}")
     with describe_write_errors(folder):
-        # A killed process with the same id can have left this folder.
+        # A killed process with the same id may have left this folder.
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
@@ -93,7 +94,7 @@ def remove_folder(folder: Path) -> None:
 
 
 def remove_temporary_files(folder: Path) -> None:
-    """Removes what interrupted calls of the functions of this module have left in `folder`.
+    """Removes temporary files that interrupted calls of this module left in `folder`, and restores replaced folders.
 
     No other process may write to `folder` at the same time.
 
@@ -113,6 +114,12 @@ def remove_temporary_files(folder: Path) -> None:
                     shutil.rmtree(path)
                 else:
                     path.unlink()
+
+
+def hash_file(path: Path) -> str:
+    """Returns the SHA-256 of the content of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
 
 
 def sync(path: Path) -> None:

@@ -5,6 +5,7 @@ import os
 import signal
 import sys
 
+from engine import RequestError
 from handlers import Handlers
 from layout import build, launch
 
@@ -17,6 +18,11 @@ if __name__ == "__main__":
         default=os.environ.get("MODEL_ID", "base"),
         help="bundled checkpoint, local folder or Hub repository id (default: $MODEL_ID or base)",
     )
-    # By default, Python ends without deleting the temporary files.
+    # By default, SIGTERM ends Python without deleting the temporary files.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))
-    launch(build(Handlers(parser.parse_args().model)))
+    model = parser.parse_args().model
+    try:
+        launch(build(Handlers(model)))
+    # These errors are raised if the model cannot be loaded or generates invalid images, or if no port is free.
+    except (OSError, RequestError) as error:
+        parser.exit(2, f"error: {' '.join(str(error).split())}\n")

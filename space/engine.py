@@ -27,18 +27,18 @@ from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, m
 
 MAX_IMAGES, MAX_STEPS, MAX_GUIDANCE = 40, 100, 8
 MIN_FRAMES, MAX_FRAMES = 3, 24
-TIME_LIMIT = 60.0
+MAX_RUN_SECONDS = 60.0
 MAX_SHOWN_NAMES = 12
 JSON_TYPES = {str: "text", list: "a list", dict: "an object", bool: "a Boolean", NoneType: "null"}
 
 
 def on_gpu(function: Callable) -> Callable:
-    """Decorator that requests a GPU for each call on ZeroGPU. Its package `spaces` is only installed in a Space."""
+    """Decorator that requests a GPU for each call on ZeroGPU. The package `spaces` is only installed in a Space."""
     if importlib.util.find_spec("spaces") is None:
         return function
     import spaces  # pyright: ignore[reportMissingImports]
 
-    return spaces.GPU(duration=int(TIME_LIMIT))(function)
+    return spaces.GPU(duration=int(MAX_RUN_SECONDS))(function)
 
 
 class RequestError(ValueError):
@@ -160,7 +160,7 @@ class Engine:
         return self.channels == 1 and (self.label_names == FASHION_MNIST_LABELS or source == (DEFAULT_DATASET, None))
 
     def _read_file(self, name: str, read: Callable[[Path], dict[str, Any] | None]) -> dict[str, Any] | None:
-        """Reads a file next to the weights, if there is one."""
+        """Reads a file next to the weights. Returns `None` if the file is missing or invalid."""
         folder = get_pipeline_folder(self.model_id)
         try:
             if not folder.is_dir():
@@ -266,7 +266,7 @@ class Engine:
         threading.Thread(target=run, name="generation", daemon=True).start()
         try:
             while True:
-                item = queue.get(timeout=max(0.0, start_time + TIME_LIMIT - time.perf_counter()))
+                item = queue.get(timeout=max(0.0, start_time + MAX_RUN_SECONDS - time.perf_counter()))
                 if item is None:
                     return
                 if isinstance(item, NotImplementedError | ValueError):
@@ -276,6 +276,6 @@ class Engine:
                     raise item
                 yield item
         except Empty:
-            yield RequestError(f"The request took more than {TIME_LIMIT:.0f} seconds. Use fewer images or steps.")
+            yield RequestError(f"The request took more than {MAX_RUN_SECONDS:.0f} seconds. Use fewer images or steps.")
         finally:
             stopped.set()

@@ -38,7 +38,7 @@ SCHEDULERS = (DEFAULT_SCHEDULER, "ddim", "dpmsolver++", "unipc", "deis", "ddpm")
 ALL_CLASSES = "all classes"
 # With this seed, the ten images of the first screen are easy to recognize.
 FIRST_SEED = 25
-# Images are enlarged to at most this number of pixels per side, and at most 8 times.
+# Images are enlarged by an integer factor of at most 8, and to at most 224 pixels per side.
 MAX_GRID_SCALE, MAX_GRID_CELL = 8, 224
 GRID_COLUMNS, STRIP_COLUMNS = 10, 10
 MAX_GIF_FRAMES, GIF_CELL_SIZE = 40, 112
@@ -71,7 +71,7 @@ def random_seed() -> int:
 def make_request(
     labels: Any, num_images: Any, num_inference_steps: Any, scheduler: Any, guidance_scale: Any, seed: Any
 ) -> GenerationRequest:
-    """Checks the inputs of an event, which have any type that JSON has."""
+    """Checks the inputs of an event, which can have any JSON type."""
     labels = [] if labels is None else labels
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise RequestError("The classes must be a list of class names.")
@@ -169,7 +169,7 @@ class Handlers:
         return to_model_size(image, self.engine.height, self.engine.width, self.engine.channels)
 
     def get_image(self, upload: dict[str, Any] | None, example: Any) -> Image.Image:
-        """Returns the input image for image-to-image: an upload (file data of Gradio) or else an example."""
+        """Returns the image-to-image input: the upload (Gradio file data), or the example if there is no upload."""
         if upload is not None:
             image = open_upload(upload["path"])
             size = self.engine.width, self.engine.height
@@ -194,7 +194,7 @@ class Handlers:
         num_images = check_whole_number("number of images", num_images, MIN_FRAMES, MAX_FRAMES)
         request = make_request(labels, num_images, *settings, guidance_scale=1.0, seed=first_seed)
         last_seed = replace(request, seed=last_seed).seed
-        captions = [f"{round(100 * i / max(1, request.num_images - 1))} %" for i in range(request.num_images)]
+        captions = [f"{round(100 * i / max(1, request.num_images - 1))}%" for i in range(request.num_images)]
         steps = self.engine.interpolate(request, (request.seed, last_seed))
         return Run(asdict(request) | {"last_seed": last_seed}, captions, steps)
 
@@ -205,8 +205,8 @@ class Handlers:
         steps = self.engine.generate(request, image, strength)
         return Run(asdict(request) | {"strength": strength}, get_captions(self.engine, request), steps)
 
-    # The following event handlers show every step. They never yield `gr.skip()`, because Gradio then creates a copy of
-    # the component, which it stores as long as the session.
+    # The following event handlers show every step. They never yield `gr.skip()`, because it makes Gradio create a copy
+    # of the component, which is kept until the session ends.
 
     def on_generate(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
         with show_errors():

@@ -65,8 +65,8 @@ def seed_control(value: int = 0, label: str = "Seed") -> gr.Number:
     return number
 
 
-def class_choice(handlers: Handlers, info: str | None = None) -> gr.CheckboxGroup | gr.Dropdown:
-    names = handlers.label_names
+def class_choice(handlers: Handlers) -> gr.CheckboxGroup | gr.Dropdown:
+    names, info = handlers.label_names, "Leave empty for all classes."
     if len(names) > MAX_CHECKBOXES:
         return gr.Dropdown(names, value=[], multiselect=True, label="Classes", info=info)
     return gr.CheckboxGroup(names, label="Classes", info=info, visible=bool(names), elem_classes="chips")
@@ -124,7 +124,7 @@ def generate_tab(handlers: Handlers, result: gr.Image) -> None:
     first = handlers.first_request
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
-            labels = class_choice(handlers, "Leave empty for all classes.")
+            labels = class_choice(handlers)
             buttons = run_buttons("Generate")
         with gr.Column(elem_classes="settings"):
             count = gr.Slider(1, MAX_IMAGES, first.num_images, step=1, label="Number of images")

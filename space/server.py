@@ -53,7 +53,7 @@ ERRORS = {
     408: f"The upload took more than {MAX_UPLOAD_SECONDS} seconds.",
     413: f"The request is too large; the limits are {MAX_BODY_BYTES // 1000} kB, {MAX_UPLOAD_BYTES // 10**6} MB for"
     f" uploads, and {MAX_MCP_BODY_BYTES // 10**6} MB for MCP.",
-    414: "The query string is too long.",
+    414: f"The query string must have at most {MAX_QUERY_BYTES:,} bytes.",
 }
 BUSY = "The server has received too many files. Try again in a few minutes."
 INVALID_TOOL_CALL = "The call does not match the schema of a tool. List the tools to see their arguments."
@@ -82,7 +82,7 @@ def reject_url(file: dict[str, Any]) -> None:
 
 class SafeBlocks(gr.Blocks):
     """
-    `gr.Blocks` that reject URLs in file inputs and explain malformed inputs.
+    A subclass of `gr.Blocks` that rejects URLs in file inputs and explains malformed inputs.
 
     By default, Gradio downloads any URL that is passed as a file, for every input and without a size limit.
     """
@@ -109,7 +109,7 @@ class SafeBlocks(gr.Blocks):
             return await super().process_api(*args, **kwargs)
         except gr.Error:
             raise
-        # The boundary between the demo's functions and Gradio, which would respond with `{"error": null}`.
+        # Without this error, Gradio would respond with `{"error": null}`.
         except Exception as error:
             logger.exception("A request failed.")
             raise make_input_error("The request failed because of an internal error of the demo.") from error
@@ -268,7 +268,7 @@ class Cleanup:
 
     def __init__(self, page: gr.Blocks, folder: Path):
         self.page, self.folder = page, folder
-        # The state of each session without a running request, and the time since when it has this state.
+        # This dictionary maps each session without a running request to its state and the time it entered this state.
         self.ended: dict[str, tuple[Any, float]] = {}
 
     async def run(self) -> None:
@@ -283,7 +283,7 @@ class Cleanup:
             files -= {file for file in files if not os.path.exists(file)}
 
     def forget_results(self, now: float) -> None:
-        """Deletes the messages of requests that ended two minutes before the time `now`, in seconds."""
+        """Deletes the messages of requests that ended at least two minutes before the time `now`, in seconds."""
         queue = self.page._queue
         messages, event_ids = queue.pending_messages_per_session, queue.pending_event_ids_session
         ended = {}

@@ -36,6 +36,21 @@ def complete_fashion_mnist_folder() -> Path:
     return DEBIAN_FOLDER
 
 
+@pytest.fixture(scope="session")
+def user_weights() -> Path | None:
+    """The Inception network in the user's cache, which the tests do not write to."""
+    from fmnist_diffusion.evaluation import find_inception
+
+    return find_inception()
+
+
+@pytest.fixture(scope="session")
+def inception_weights(user_weights: Path | None) -> Path:
+    if user_weights is None:
+        skip_or_fail("the Inception network", "make inception")
+    return user_weights
+
+
 @pytest.fixture
 def hub(monkeypatch, tmp_path) -> Iterator[FakeHub]:
     """A fake Hub with the logged-in user `someone`. Retries do not wait."""

@@ -13,7 +13,7 @@ from safetensors.torch import load_file, save_file
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 CONFIGS = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
-# These values are wrong for every option that is damaged.
+# None of these values is valid for any of the damaged options.
 NOT_JSON_OBJECTS = (
     b"null",
     b"[]",

@@ -5,11 +5,14 @@ import os
 import re
 import subprocess
 import sys
+from collections.abc import Mapping
 from pathlib import Path
 
 import pytest
 import yaml
 from PIL import Image
+
+from fake_hub import FakeHub
 
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -29,8 +32,9 @@ def read_blocks(section: str, language: str) -> list[str]:
     return re.findall(rf"^```{language}\n(.*?)^```", text, re.DOTALL | re.MULTILINE)
 
 
-def run(command: list[str] | str, folder: Path) -> str:
+def run(command: list[str] | str, folder: Path, variables: Mapping[str, str] | None = None) -> str:
     environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "2"}
+    environment |= variables or {}
     result = subprocess.run(
         command,
         cwd=folder,
@@ -63,8 +67,7 @@ def test_python_blocks(checkout: Path):
 def test_commands(checkout: Path, fashion_mnist_folder: Path):
     blocks = [*read_blocks("Quick start", "bash"), *read_blocks("Evaluation", "bash")]
     commands = [line.partition(" #")[0].strip() for block in blocks for line in block.splitlines()]
-    skipped = ("fmnist-diffusion demo", "make inception")
-    commands = [command for command in commands if command not in skipped and "--reference" not in command]
+    commands.remove("fmnist-diffusion demo")
     assert len(commands) == 3
     for command in commands:
         options = next((options for name, options in FAST_OPTIONS.items() if command.startswith(name)), "")
@@ -75,23 +78,38 @@ def test_commands(checkout: Path, fashion_mnist_folder: Path):
 
 @pytest.mark.slow
 def test_training_commands(checkout: Path, fashion_mnist_folder: Path):
-    (block,) = read_blocks("Training", "bash")
-    fine_tune, train, resume = (line.partition(" #")[0] for line in block.splitlines())
-    data = f"--data.train_data_dir={fashion_mnist_folder}"
-    run(f"{train} {FAST_OPTIONS['training/train.py']} {data}", checkout)
+    _, block = read_blocks("Training", "bash")
+    train, resume = block.splitlines()
+    run(f"{train} {FAST_OPTIONS['training/train.py']} --data.train_data_dir={fashion_mnist_folder}", checkout)
     config = yaml.safe_load((checkout / "output" / "spec" / "config.yaml").read_text())
     assert config["max_train_steps"] == 2
     run(f"{resume} --max_train_steps=3", checkout)
     assert (checkout / "output" / "spec" / "pipeline" / "pipeline_fmnist.py").is_file()
 
+
+@pytest.mark.slow
+def test_commands_for_custom_images(checkout: Path, hub: FakeHub, inception_weights: Path):
+    block, _ = read_blocks("Training", "bash")
+    train, download, *commands = (line.partition(" #")[0].strip() for line in block.splitlines())
+    assert download == "make inception"
     for index, name in enumerate(["red", "green", "blue"] * 20):
-        path = checkout / "images" / name / f"{index}.png"
+        path = checkout / "path" / "to" / "images" / name / f"{index}.png"
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (32, 32), name).save(path)
-    run(f"{fine_tune.replace('path/to/images', 'images')} --max_train_steps=1 --compile=false", checkout)
+    run(f"{train} --max_train_steps=1 --compile=false", checkout)
     config = json.loads((checkout / "output" / "mine" / "pipeline" / "unet" / "config.json").read_text())
     assert (config["in_channels"], config["sample_size"]) == (3, 32)
     assert config["label_names"] == ["blue", "green", "red"]
+
+    # FakeHub does not support Xet.
+    environment = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
+    for command in commands:
+        command = command.replace("me/my-model", "someone/my-model")
+        if "evaluate" in command:
+            command += f" --num-samples 50 --num-inference-steps 1 --inception-weights {inception_weights}"
+        run(command, checkout, environment)
+    assert (checkout / "evaluation" / "mine-pipeline" / "report.png").is_file()
+    assert set(hub.repositories) == {"someone/my-model", "spaces/someone/my-demo"}
 
 
 def test_installation_block():

@@ -156,7 +156,7 @@ class TestMakePipeline:
         assert pipe.scheduler.config["thresholding"] == thresholding
 
     def test_small_epsilon_errors_near_zero_snr_keep_pixels_in_range(self):
-        """An error of 1 % in the predicted noise must not push the sample out of the range of pixels."""
+        """An error of 1% in the predicted noise must not push the sample out of the range of pixels."""
         pipe = make_default_pipeline(**COSINE)
         pipe.set_timesteps(2)
         noise = torch.randn(4, 1, 28, 28, generator=torch.manual_seed(0))

@@ -16,12 +16,12 @@ TIME_EMBEDDING_BIAS = "time_embedding.linear_2.bias"
 def load_adapted_weights(unet: FashionMNISTUNet2DModel, pretrained: FashionMNISTUNet2DModel) -> None:
     """Loads the weights of `pretrained` into `unet`, whose channels and classes may differ.
 
-    Without training, `unet` predicts what `pretrained` predicts for gray images:
+    Before it is trained, `unet` makes the same predictions for gray images as `pretrained`:
 
-    - Every input channel gets the same share of the sum of the old weights, and every output channel the mean of the
-      old output channels.
+    - Every input channel gets the same share of the sum of the old weights, and every output channel gets the mean of
+      the old output channels.
     - A class keeps its embedding if the old model has a class with the same name. Other classes start with the
-      embedding of the null label or, if the old model is unconditional, without an effect.
+      embedding of the null label or, if the old model is unconditional, with an embedding of zero.
     - An unconditional `unet` predicts what a conditional `pretrained` predicts for the null label.
     """
     weights = pretrained.state_dict()
@@ -59,7 +59,7 @@ def adapt_embeddings(
 
 
 def find_old_labels(old_names: tuple[str, ...] | list[str], names: tuple[str, ...] | list[str]) -> list[int | None]:
-    """Returns the label of the old class with the same name, up to case, for each of `names`."""
+    """Returns the label of the old class with the same name, ignoring case, for each of `names`."""
     labels = {name.casefold(): label for label, name in reversed(list(enumerate(old_names)))}
     exact = {name: label for label, name in enumerate(old_names)}
     return [exact.get(name, labels.get(name.casefold())) for name in names]

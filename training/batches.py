@@ -98,7 +98,7 @@ class Batches:
 
 
 def check_batch_size(batch_size: int, num_images: int, num_processes: int) -> None:
-    """Raises `ValueError` if `num_processes` cannot share batches of this size of `num_images` images."""
+    """Raises `ValueError` if `batch_size` is not a multiple of `num_processes` or exceeds `num_images`."""
     if batch_size % num_processes:
         raise ValueError(
             f"`--train_batch_size` must be a multiple of the number of processes ({num_processes}), got {batch_size}."

@@ -1,6 +1,6 @@
 """Checkpoints that resume a run exactly: weights, optimizer, EMA, random states and position in the data.
 
-They consist of safetensors and JSON files, so loading them executes no code, and of a manifest with their hashes.
+They consist of safetensors and JSON files, and a manifest with their hashes. Loading a checkpoint executes no code.
 """
 
 import json
@@ -58,7 +58,7 @@ class Progress:
 def list_checkpoints(folder: Path) -> list[Path]:
     """Returns the checkpoints in `folder`, from the oldest to the newest.
 
-    A checkpoint gets its name when it is complete, and loses it before it is deleted.
+    A checkpoint has a temporary name until it is complete, and again while it is deleted.
     """
     found = [path for path in folder.glob("checkpoint-*") if re.fullmatch(r"checkpoint-\d+", path.name)]
     return sorted((path for path in found if path.is_dir()), key=get_step)
@@ -84,7 +84,7 @@ def find_resumed_checkpoint(config: TrainingConfig) -> Path | None:
     in_output_dir = checkpoint is not None and checkpoint.parent.resolve() == folder.resolve()
     if not in_output_dir and output_dir.exists() and any(path.name != LOCK for path in output_dir.iterdir()):
         raise ValueError(
-            f"`output_dir` must be new or empty, but {output_dir} contains files. Pass a different --output_dir, or"
+            f"`--output_dir` must be new or empty, but {output_dir} contains files. Pass a different --output_dir, or"
             " --resume=latest to resume the run in this folder."
         )
     return checkpoint
@@ -103,7 +103,7 @@ def find_checkpoint(resume: str, folder: Path) -> Path:
         return checkpoints[-1]
     path, folder = Path(resume).resolve(), folder.resolve()
     if path not in list_checkpoints(path.parent):
-        raise ValueError(f"`resume` must be 'latest' or the folder of a checkpoint, got {resume!r}.")
+        raise ValueError(f"`--resume` must be latest or the folder of a checkpoint, got {resume}.")
     check_undamaged(path)
     later = [other.name for other in find_later_checkpoints(folder, get_step(path)) if find_damage(other) is None]
     if later:
@@ -151,7 +151,7 @@ def save_checkpoint(
     }
     if components.ema is not None:
         tensors["ema"] = gather_tensors(get_ema_tensors(components.ema, unet))
-    # The same scale is used in all processes.
+    # All processes use the same gradient scale, so one state is enough.
     scaler = accelerator.scaler
     state = {
         "progress": asdict(progress),
@@ -179,8 +179,9 @@ def save_checkpoint(
 def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint: Path, seed: int) -> Progress:
     """Restores the tensors and random states that `save_checkpoint` wrote, and returns the position of the run.
 
-    The settings of the optimizer and the EMA do not change. The learning rate scheduler computes its values from
-    `initial_lr`. If the number of processes has changed, their random states start from `seed` and the step.
+    The checkpoint does not change the settings of the optimizer and the EMA. This function sets `initial_lr`, from
+    which the learning rate scheduler computes its values. If the number of processes has changed, their random states
+    start from `seed` and the step.
 
     Raises:
         `ValueError`: If the checkpoint does not fit the model or the data of this run.
@@ -221,7 +222,7 @@ def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint
 
 
 def check_progress(progress: Progress, global_step: int, batches_per_epoch: int, expected_batches: int) -> None:
-    """Raises `ValueError` if the position is invalid or counts batches of a different length."""
+    """Raises `ValueError` if the position is invalid or the number of batches per epoch has changed."""
     if batches_per_epoch != expected_batches:
         raise ValueError(
             f"the training images have changed, because an epoch had {batches_per_epoch} batches and now has"

@@ -1,12 +1,12 @@
 """Allowed values of the settings of a training run.
 
-The upper bounds reject typing errors before anything is allocated. They are far above reasonable values.
+The upper bounds reject typos before anything is allocated. They are far above reasonable values.
 """
 
 import math
 import re
 import reprlib
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
@@ -20,10 +20,13 @@ MIN_EVAL_SAMPLES = 257
 
 MAX_LEVELS = 8
 
+# A message lists at most this many problems.
+MAX_PROBLEMS = 10
+
 # With Adam in float32, the weights, gradients and optimizer states of this many parameters take 4 GB.
 MAX_PARAMETERS = 250_000_000
 
-# Pixels times channels of a batch or a grid, 1 GiB in float32.
+# A batch or a grid has at most this many values (pixels times channels), which take 1 GiB in float32.
 MAX_VALUES = 2**28
 
 SCHEDULE_NAMES = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
@@ -62,14 +65,14 @@ BATCHES = Range(1, 65_536)
 BETA = Range(1e-6, 1, below=True)
 ADAM_BETA = Range(0, 1, below=True)
 FRACTION = Range(0, 1)
-SAMPLING = {
+SAMPLING_RANGES = {
     "num_inference_steps": Range(1, 100_000),
     "guidance_scale": Range(-1000, 1000),
     "guidance_interval": FRACTION,
     "seed": Range(0, MAX_SEED),
 }
 
-# The range of a list is that of its elements.
+# The range of a list applies to each of its elements.
 RANGES = {
     # Each process adds its index to the seed, and NumPy's seeds have 32 bits.
     "seed": Range(0, 2**31 - 1),
@@ -114,7 +117,7 @@ RANGES = {
     "samples.num_images": Range(1, 1000),
     "eval.every_n_epochs": EPOCHS,
     "eval.num_samples": Range(MIN_EVAL_SAMPLES, 100_000),
-    **{f"{section}.{name}": value for section in ("samples", "eval") for name, value in SAMPLING.items()},
+    **{f"{section}.{name}": value for section in ("samples", "eval") for name, value in SAMPLING_RANGES.items()},
 }
 
 # The arguments of FashionMNISTUNet2DModel, except those that the training images determine.
@@ -153,7 +156,7 @@ class Formatter(reprlib.Repr):
         return self.repr_list(list(x), level)
 
 
-# Returns a short text for messages, such as 0.5, 'adam', null or [1, 2].
+# This function formats a value for messages, such as 0.5, 'adam', null or [1, 2].
 format_value = Formatter().repr
 
 
@@ -167,6 +170,15 @@ def find_problems(values: Mapping[str, Any], contradictions: bool = True) -> lis
     problems = {name: problem for name, value in values.items() if (problem := find_invalid_value(name, value))}
     valid = {name: value for name, value in values.items() if name not in problems}
     return [*problems.values(), *(find_contradictions(valid) if contradictions else [])]
+
+
+def format_problems(problems: Sequence[str]) -> str:
+    """Returns a single problem as it is, and several problems as a list with a title."""
+    if len(problems) == 1:
+        return problems[0]
+    others = len(problems) - MAX_PROBLEMS
+    listed = [*problems[:MAX_PROBLEMS], *([f"{others:,} others."] if others > 0 else [])]
+    return "\n  - ".join([f"Found {len(problems):,} problems:", *listed])
 
 
 def find_invalid_value(name: str, value: Any) -> str | None:
@@ -250,7 +262,7 @@ def find_sampling_problems(section: str, values: Mapping[str, Any]) -> Iterator[
         )
     interval = values.get(f"{section}.guidance_interval", (0, 1))
     if interval[0] > interval[1]:
-        yield f"`--{section}.guidance_interval` must start before it ends, got {format_value(interval)}."
+        yield f"`--{section}.guidance_interval` must not end before it starts, got {format_value(interval)}."
     scheduler = values.get(f"{section}.scheduler")
     # The names in this table do not require the slow import of diffusers.
     if scheduler is not None and scheduler not in SCHEDULERS:

@@ -17,10 +17,11 @@ from torch.optim.lr_scheduler import LRScheduler
 from averaging import make_ema
 from batches import Batches, ImageDataset
 from config import DataConfig, OptimizerConfig, ResolvedConfig
-from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
+from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import ImageTensors, load_images, load_split, stream_images
 from losses import DiffusionLoss
 from model import make_model
+from pretrained import load_pretrained
 from tracking import get_log_with
 
 
@@ -81,8 +82,10 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
         num_workers=config.data.dataloader_num_workers,
     )
     # A checkpoint replaces the pretrained weights.
-    pretrained = load_pipeline(config.init_from) if config.init_from and config.resume is None else None
+    pretrained = load_pretrained(config.init_from).unet if config.init_from and config.resume is None else None
     unet, noise_scheduler = make_model(config, label_names, pretrained)
+    # This frees the memory of the pretrained weights.
+    load_pretrained.cache_clear()
     loss = DiffusionLoss(config.objective, noise_scheduler, unet.config["num_class_embeds"], device)
     prepare_model(config, unet, device)
     optimizer = make_optimizer(config.optimizer, unet)

@@ -1,6 +1,5 @@
 """Configuration of a training run. The annotations and docstrings define the options of the command line."""
 
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
@@ -169,7 +168,7 @@ class EvalConfig(SamplingConfig):
 
 @dataclass(frozen=True)
 class TrainingConfig:
-    """Training run. The value auto chooses a setting for the images and the machine.
+    """Training run. The value auto chooses a setting that suits the images and the machine.
 
     Args:
         output_dir: folder for everything that the run writes; must be new or empty unless the run is resumed
@@ -182,7 +181,7 @@ class TrainingConfig:
         train_batch_size: total number of images per batch, across all processes, or auto
         gradient_accumulation_steps: number of batches whose gradients are averaged for an optimizer step
         mixed_precision: mixed-precision dtype: no, bf16 or fp16; the setting of accelerate launch if null; auto uses
-            bf16 if the machine computes with it faster
+            bf16 if it is faster on this machine
         gradient_checkpointing: recompute activations in the backward pass to save memory
         compile: use torch.compile for the model; auto uses it in long runs if a compiler is installed
         channels_last: use the channels_last memory format for weights and images
@@ -263,15 +262,9 @@ class TrainingConfig:
         for name in ("seed", *steps, "model", "data", "scheduler", "ema.enabled"):
             if current[name] != saved[name]:
                 raise ValueError(
-                    f"`{name}` must be the same as in the run to resume ({saved[name]}), got {current[name]}. Pass"
+                    f"`--{name}` must be the same as in the run to resume ({saved[name]}), got {current[name]}. Pass"
                     f" --config={path} together with --resume."
                 )
-
-
-def get_height_width(resolution: int | Sequence[int]) -> tuple[int, int]:
-    """Returns the height and the width of images with the `data.resolution` or `sample_size`."""
-    height, width = (resolution, resolution) if isinstance(resolution, int) else resolution
-    return height, width
 
 
 def count_steps(config: TrainingConfig, num_epochs: int, batches_per_epoch: int) -> int:
@@ -297,7 +290,7 @@ def read_saved_settings(path: Path) -> dict[str, Any]:
 
 @dataclass(frozen=True)
 class ResolvedConfig(TrainingConfig):
-    """Training run without the value auto. `data.resolution` and `data.channels` are not null."""
+    """Configuration of a run without auto values. `data.resolution` and `data.channels` are not `None`."""
 
     num_epochs: int = 50
     train_batch_size: int = 32

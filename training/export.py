@@ -33,7 +33,7 @@ def export_run(
     """Writes `pipe` to `folder`, with the settings of the run and, if it exists, the sample grid of these weights.
 
     Raises:
-        `WriteError`: If the pipeline cannot be written. The earlier one remains then.
+        `WriteError`: If the pipeline cannot be written. In this case, the previous export is unchanged.
     """
     # Metrics and samples from an earlier export do not belong to these weights, so the whole folder is replaced.
     with replace_folder(folder) as temporary:
@@ -47,7 +47,7 @@ def export_run(
 def check_new_folder(folder: Path) -> None:
     """Raises `ValueError` if `folder` contains files."""
     if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"`--output_dir` must be new or empty, but {folder} contains files.")
+        raise ValueError(f"`--output_dir` must be new or empty, but {folder} contains files. Pass a different folder.")
 
 
 def save_with_train_config(pipe: FashionMNISTPipeline, folder: Path, train_config: dict[str, Any]) -> None:

@@ -1,5 +1,6 @@
 """Chooses the settings of a run that depend on the images, the pipeline to fine-tune and the machine."""
 
+import importlib
 import logging
 import math
 from collections.abc import Iterator
@@ -11,18 +12,17 @@ import torch
 
 from batches import check_batch_size
 from checkpoint import find_resumed_checkpoint
-from checks import check_model_size
+from checks import check_model_size, format_problems
 from config import (
     DataConfig,
     ResolvedConfig,
     SchedulerConfig,
     TrainingConfig,
     count_steps,
-    get_height_width,
     read_saved_settings,
 )
 from fmnist_diffusion import FashionMNISTUNet2DModel
-from fmnist_diffusion.data import DataError, DataSummary, inspect_images
+from fmnist_diffusion.data import DataError, DataSummary, get_height_width, inspect_images
 from fmnist_diffusion.sampling import copy_pipeline, make_pipeline
 from machine import (
     can_compile,
@@ -34,7 +34,9 @@ from machine import (
 )
 from milestones import get_num_images_needed
 from model import make_model_config, make_noise_scheduler
-from pretrained import PretrainedSettings, get_saved_settings_path, read_pretrained_settings
+from parsing import is_first_process
+from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrained
+from publishing import check_token
 from settings import DATA_OPTIONS
 from summary import describe_images, describe_run
 from tracking import get_log_with
@@ -51,8 +53,8 @@ AUTO_SETTINGS = (
     "save_model_epochs",
 )
 # Fine-tuning may change these model arguments.
-FREE_OPTIONS = ("num_class_embeds", "dropout")
-# Number of sample grids and exports of a run with the value auto.
+ADAPTABLE_ARGUMENTS = ("num_class_embeds", "dropout")
+# With the value auto, a run saves this many sample grids and exports the pipeline this many times.
 NUM_OUTPUTS = 10
 
 
@@ -72,10 +74,8 @@ class Problems:
             self.errors.append(f"{section}: {error}" if section else str(error))
 
     def raise_errors(self) -> None:
-        if len(self.errors) == 1:
-            raise ValueError(self.errors[0])
         if self.errors:
-            raise ValueError("\n  - ".join([f"Found {len(self.errors)} problems:", *self.errors]))
+            raise ValueError(format_problems(self.errors))
 
 
 def resolve_config(config: TrainingConfig) -> ResolvedConfig:
@@ -88,15 +88,18 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
             all contradictions.
         `OSError`: If the pipeline to fine-tune cannot be read.
     """
+    # 1. settings that contradict the machine, each other or the pipeline to fine-tune
+    problems = Problems([], [])
+    check_environment(config, problems)
     if config.resume is not None:
         config = restore_auto_settings(config)
         if is_resolved(config):
+            check_evaluation(config, config.data, config.model, problems)
+            problems.raise_errors()
             return ResolvedConfig(**vars(config))
-
-    # 1. settings that contradict each other
-    problems = Problems([], [])
-    pretrained = read_pretrained_settings(config.init_from) if config.init_from else None
-    check_machine(config, problems)
+    with problems.collect():
+        find_resumed_checkpoint(config)
+    pretrained = load_pretrained(config.init_from) if config.init_from else None
     check_model_options(config, pretrained, problems)
 
     # 2. images
@@ -113,6 +116,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     if model.get("num_class_embeds") is None:
         data = replace(data, label_column="none")
     num_parameters = check_model(config, model, data, summary, problems)
+    check_evaluation(config, data, model, problems)
 
     # 3. machine and length of the run
     settings = resolve_length(config, data, summary, problems)
@@ -126,7 +130,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
 
 
 def restore_auto_settings(config: TrainingConfig) -> TrainingConfig:
-    """Replaces auto by the values of the run to resume."""
+    """Replaces auto with the values of the run to resume."""
     assert config.resume is not None
     path = get_saved_settings_path(config.resume, config.output_dir)
     if not path.is_file():
@@ -144,12 +148,22 @@ def is_resolved(config: TrainingConfig) -> bool:
     )
 
 
-def check_machine(config: TrainingConfig, problems: Problems) -> None:
-    """Checks settings that do not depend on the images."""
-    with problems.collect():
-        find_resumed_checkpoint(config)
+def check_environment(config: TrainingConfig, problems: Problems) -> None:
+    """Checks the packages, the compiler and the token that settings require."""
     with problems.collect():
         get_log_with(config.report_to)
+    # Only the main process pushes.
+    if is_first_process():
+        with problems.collect():
+            check_token(config)
+    if config.eval.every_n_epochs is not None:
+        try:
+            # Only this option requires the packages of the evaluation.
+            importlib.import_module("validation")
+        except ImportError as error:
+            problems.errors.append(
+                f"`--eval.every_n_epochs` requires {error.name}. Run `pip install 'fmnist-diffusion[eval]'`."
+            )
     if config.compile is True and get_device_type() == "cpu" and not can_compile():
         problems.errors.append(
             "`--compile` requires g++ and Python's headers. Run `apt-get install g++ python3-dev`, or pass"
@@ -157,10 +171,10 @@ def check_machine(config: TrainingConfig, problems: Problems) -> None:
         )
 
 
-def check_model_options(config: TrainingConfig, pretrained: PretrainedSettings | None, problems: Problems) -> None:
+def check_model_options(config: TrainingConfig, pretrained: PretrainedPipeline | None, problems: Problems) -> None:
     """Checks that the model and the noise schedule are those of the pipeline to fine-tune."""
     for name, value in config.model.items():
-        if pretrained is not None and name not in FREE_OPTIONS and value != pretrained.model.get(name, value):
+        if pretrained is not None and name not in ADAPTABLE_ARGUMENTS and value != pretrained.model.get(name, value):
             problems.errors.append(
                 f"`--model.{name}` must be {pretrained.model[name]} to fine-tune {config.init_from}, got {value}."
             )
@@ -169,7 +183,7 @@ def check_model_options(config: TrainingConfig, pretrained: PretrainedSettings |
 
 
 def check_noise_schedule(
-    scheduler: SchedulerConfig, pretrained: PretrainedSettings, init_from: str, problems: Problems
+    scheduler: SchedulerConfig, pretrained: PretrainedPipeline, init_from: str, problems: Problems
 ) -> None:
     if scheduler.prediction_type != pretrained.scheduler["prediction_type"]:
         problems.errors.append(
@@ -187,10 +201,13 @@ def check_noise_schedule(
             f" {getattr(scheduler, name)}."
         )
     if not changed:
-        problems.errors.append(f"The noise schedule of {init_from} cannot be trained, because its betas are custom.")
+        problems.errors.append(
+            f"The noise schedule of {init_from} has custom betas, which the trainer does not support. Pass a different"
+            " `--init_from`."
+        )
 
 
-def inspect_data(config: TrainingConfig, pretrained: PretrainedSettings | None) -> DataSummary:
+def inspect_data(config: TrainingConfig, pretrained: PretrainedPipeline | None) -> DataSummary:
     data = config.data
     source: dict[str, Any] = {
         "dataset_name": data.dataset_name,
@@ -219,14 +236,14 @@ def resolve_data(config: DataConfig, summary: DataSummary, problems: Problems) -
     num_cropped = sum(count for (h, w), count in summary.sizes.items() if h * width != w * height)
     if num_cropped:
         problems.warnings.append(
-            f"{num_cropped:,} of {summary.num_images:,} images have another aspect ratio than {height}x{width} and are"
-            " cropped to their center. Set `--data.resolution` to change the size."
+            f"{num_cropped:,} of {summary.num_images:,} images have a different aspect ratio than {height}x{width} and"
+            " are cropped to their center. Set `--data.resolution` to change the size."
         )
     return replace(config, resolution=height if height == width else (height, width), channels=channels)
 
 
 def resolve_model(
-    config: TrainingConfig, pretrained: PretrainedSettings | None, summary: DataSummary, problems: Problems
+    config: TrainingConfig, pretrained: PretrainedPipeline | None, summary: DataSummary, problems: Problems
 ) -> dict[str, Any]:
     """Returns the arguments of the model, without those that the images determine."""
     num_classes = None if summary.label_names is None else len(summary.label_names)
@@ -234,17 +251,18 @@ def resolve_model(
     if pretrained is not None:
         model = {name: value for name, value in pretrained.model.items() if name not in DATA_OPTIONS}
         model |= {"num_class_embeds": num_classes} | config.model
-    wanted = model.get("num_class_embeds")
-    if wanted is not None and num_classes is None:
+    num_class_embeds = model.get("num_class_embeds")
+    if num_class_embeds is not None and num_classes is None:
         problems.errors.append(
             "A class-conditional model requires images with labels. Set `--data.label_column`, or pass"
             " --model.num_class_embeds=null."
         )
-    elif wanted is not None and wanted != num_classes:
+    elif num_class_embeds is not None and num_class_embeds != num_classes:
         problems.errors.append(
-            f"`--model.num_class_embeds` must be the number of classes of the images ({num_classes}), got {wanted}."
+            f"`--model.num_class_embeds` must be the number of classes of the images ({num_classes}), got"
+            f" {num_class_embeds}."
         )
-    elif wanted is None and num_classes is not None:
+    elif num_class_embeds is None and num_classes is not None:
         problems.warnings.append(
             f"The labels are ignored, because the model is unconditional. Pass --model.num_class_embeds={num_classes}"
             " to train a class-conditional model."
@@ -276,6 +294,17 @@ def check_model(
             copy = copy_pipeline(pipe, sampling.scheduler)
             copy.set_timesteps(sampling.num_inference_steps or copy.config["num_inference_steps"])
     return unet.num_parameters()
+
+
+def check_evaluation(config: TrainingConfig, data: DataConfig, model: dict[str, Any], problems: Problems) -> None:
+    """Checks that the metrics of Fashion-MNIST apply to the samples, if evaluation is enabled."""
+    if config.eval.every_n_epochs is None:
+        return
+    if (data.channels, data.resolution) != (1, 28) or model.get("num_class_embeds") not in (None, 10):
+        problems.errors.append(
+            "`--eval.every_n_epochs` requires grayscale 28x28 images and, for a class-conditional model, the ten"
+            " classes of Fashion-MNIST. Pass --eval.every_n_epochs=null."
+        )
 
 
 def resolve_length(

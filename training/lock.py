@@ -14,7 +14,7 @@ logger = logging.getLogger("training")
 
 
 def lock_folder(folder: Path) -> None:
-    """Locks `folder` until this process ends. The file of the lock remains, but a new run can lock it.
+    """Locks `folder` until this process ends. The lock file remains, but a new run can lock it.
 
     Raises:
         `ValueError`: If another process has locked the folder.

@@ -10,7 +10,7 @@ import torch
 from accelerate.utils import parse_flag_from_env
 
 
-# These batch sizes fill the machine with images of up to 32x32 pixels. Larger images use smaller batches.
+# These batch sizes make full use of the device with images of up to 32x32 pixels. Larger images use smaller batches.
 BATCH_SIZES = {"cpu": 32, "mps": 64, "cuda": 128}
 BATCH_PIXELS = 32 * 32
 MIN_BATCHES_PER_EPOCH = 4
@@ -64,5 +64,5 @@ def choose_batch_size(num_images: int, resolution: tuple[int, int], device_type:
     pixels = max(height * width, BATCH_PIXELS)
     largest = max(BATCH_SIZES.get(device_type, BATCH_SIZES["cpu"]) * BATCH_PIXELS // pixels, 2)
     limit = min(largest, max(num_images // MIN_BATCHES_PER_EPOCH // num_processes, 1))
-    # The largest power of two up to the limit.
+    # The batch size per process is the largest power of two up to the limit.
     return num_processes * 2 ** (limit.bit_length() - 1)

@@ -5,6 +5,8 @@ import json
 from pathlib import Path
 from typing import Any
 
+from fmnist_diffusion.files import hash_file
+
 
 MANIFEST = "manifest.json"
 MAX_MANIFEST_BYTES = 2**20
@@ -59,8 +61,3 @@ def read_manifest(path: Path) -> dict[str, dict[str, Any]] | None:
 
 def hash_content(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()
-
-
-def hash_file(path: Path) -> str:
-    with path.open("rb") as file:
-        return hashlib.file_digest(file, "sha256").hexdigest()

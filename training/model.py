@@ -7,18 +7,18 @@ from diffusers import DDPMScheduler
 
 from adaptation import load_adapted_weights
 from config import DataConfig, ResolvedConfig, SchedulerConfig
-from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
+from fmnist_diffusion import FashionMNISTUNet2DModel
 
 
 def make_model(
-    config: ResolvedConfig, label_names: tuple[str, ...] | None, pretrained: FashionMNISTPipeline | None
+    config: ResolvedConfig, label_names: tuple[str, ...] | None, pretrained: FashionMNISTUNet2DModel | None
 ) -> tuple[FashionMNISTUNet2DModel, DDPMScheduler]:
     """Creates the model and its noise schedule.
 
     Args:
         config: The run. `config.model` contains the arguments of the model.
         label_names: Names of the classes; `None` if the images have no labels.
-        pretrained: Pipeline to fine-tune, whose model has the same architecture.
+        pretrained: Model to fine-tune, with the same architecture.
 
     Raises:
         `ValueError`: If `config.model` is invalid.
@@ -29,7 +29,7 @@ def make_model(
     except (TypeError, ValueError) as error:
         raise ValueError(f"model: {error}") from error
     if pretrained is not None:
-        load_adapted_weights(unet, pretrained.unet)
+        load_adapted_weights(unet, pretrained)
     return unet, make_noise_scheduler(config.scheduler)
 
 

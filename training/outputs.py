@@ -2,7 +2,7 @@
 
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING
 
 from accelerate import Accelerator
 from tqdm.auto import tqdm
@@ -62,15 +62,14 @@ class RunOutputs:
         global_step: Number of finished optimizer steps; later evaluations are removed from `eval.csv`.
 
     Raises:
-        `ValueError`: If the run cannot be evaluated or pushed.
+        `ValueError`: If the Inception network cannot be used.
     """
 
     def __init__(self, config: ResolvedConfig, accelerator: Accelerator, components: Components, global_step: int):
         self.config, self.accelerator, self.components = config, accelerator, components
         self.folder = Path(config.output_dir)
         self.grids = SampleGrids(self.folder)
-        unet_config = accelerator.unwrap_model(components.unet).config
-        self.validator = make_validator(config, unet_config, accelerator, global_step)
+        self.validator = make_validator(config, accelerator, global_step)
         self.background_push = make_background_push(config, tqdm.write)
 
     def write(self, unet: FashionMNISTUNet2DModel, progress: Progress, epoch: int, due: DueOutputs) -> None:
@@ -122,25 +121,12 @@ class RunOutputs:
             self._export(pipe, self.folder / "best", progress, epoch)
 
 
-def make_validator(
-    config: ResolvedConfig, unet_config: Any, accelerator: Accelerator, global_step: int
-) -> "Validator | None":
-    """Returns `None` if evaluation is disabled; raises `ValueError` if the run cannot be evaluated."""
+def make_validator(config: ResolvedConfig, accelerator: Accelerator, global_step: int) -> "Validator | None":
+    """Returns `None` if evaluation is disabled; raises `ValueError` if the Inception network cannot be used."""
     if config.eval.every_n_epochs is None:
         return None
-    if (unet_config["in_channels"], unet_config["sample_size"]) != (1, 28) or (
-        unet_config["num_class_embeds"] not in (None, 10)
-    ):
-        raise ValueError(
-            "`eval.every_n_epochs` requires grayscale 28x28 images and, for a class-conditional model, the ten classes"
-            " of Fashion-MNIST. Pass --eval.every_n_epochs=null."
-        )
-    try:
-        # Only this option requires the packages of the evaluation.
-        from validation import EvalRecord, Validator
-    except ImportError as error:
-        raise ValueError(
-            f"`eval.every_n_epochs` requires {error.name}. Run `pip install 'fmnist-diffusion[eval]'`."
-        ) from error
+    # Only this option requires the packages of the evaluation.
+    from validation import EvalRecord, Validator
+
     record = EvalRecord(Path(config.output_dir) / "eval.csv", config.eval, global_step)
     return Validator(config.eval, accelerator.device, record)

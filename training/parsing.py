@@ -2,20 +2,19 @@
 
 import os
 import re
+import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
 
-from checks import find_problems
+from checks import find_problems, format_problems
 from config import TrainingConfig
 from settings import TYPES, describe_unknown_name, describe_wrong_type, find_wrong_settings
 from yaml_files import dump_yaml, load_yaml, read_yaml
 
 
-# A message lists at most this many problems.
-MAX_PROBLEMS = 10
 MAX_VALUE_LENGTH = 60
 
 set_loader("core_yaml", load_yaml, (ValueError,))
@@ -27,30 +26,32 @@ def is_first_process() -> bool:
     return os.environ.get("RANK", "0") == "0"
 
 
+class SettingsError(Exception):
+    """Raised if settings cannot be parsed. `problems` contains one sentence per problem."""
+
+    def __init__(self, problems: list[str]):
+        super().__init__(" ".join(problems))
+        self.problems = problems
+
+
 class Parser(ArgumentParser):
-    """Parser that checks YAML files before jsonargparse interprets them, and reports all problems in one message."""
+    """Parser that checks YAML files before jsonargparse interprets them, and raises [`SettingsError`]."""
 
     def parse_path(self, path: Any, *args: Any, **kwargs: Any) -> Namespace:
         try:
             read_yaml(Path(path))
         except ValueError as error:
-            self.stop([str(error)])
+            raise SettingsError([str(error)]) from error
         return super().parse_path(path, *args, **kwargs)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
         problems = list(find_wrong_settings(load_yaml(content)).values())
         if problems:
-            self.stop(problems)
+            raise SettingsError(problems)
         return super().parse_string(content, *args, **kwargs)
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:
-        self.stop(describe_parser_error(message))
-
-    def stop(self, problems: list[str]) -> NoReturn:
-        """Prints the problems in one line and exits with code 2."""
-        others = len(problems) - MAX_PROBLEMS
-        text = " ".join(problems[:MAX_PROBLEMS] + ([f"{others} other settings are invalid."] if others > 0 else []))
-        self.exit(2, f"{self.prog}: error: {' '.join(text.split())}\n" if is_first_process() else None)
+        raise SettingsError(describe_parser_error(message)) from ex
 
 
 def describe_parser_error(message: str) -> list[str]:
@@ -62,6 +63,9 @@ def describe_parser_error(message: str) -> list[str]:
     unknown = re.match(r"Group '([\w.]+)' does not accept option '(.*)'", message)
     if unknown:
         return [describe_unknown_name(f"{unknown[1]}.{unknown[2]}")]
+    incomplete = re.match(r"argument --([\w.]+): expected one argument", message)
+    if incomplete and incomplete[1] in TYPES:
+        return [describe_wrong_type(incomplete[1], "no value")]
     name = re.match(r'Parser key "([\w.]+)"', message)
     if name and name[1] in TYPES:
         patterns = (r"Given value: (.*)\Z", r"Got value: (.*)\Z", r"Unable to load config '(.*?)'")
@@ -84,44 +88,72 @@ def parse_config(args: list[str] | None = None) -> TrainingConfig:
     )
     parser.add_argument("--config", action="config", help="YAML file, such as training/configs/spec.yaml")
     parser.add_class_arguments(TrainingConfig, None)
-    settings = parser.parse_args(args)
-    has_source = settings.init_from is not None or settings.resume is not None
-    # The defaults of a run with a source are not known yet, so contradictions with them are found below.
-    problems = check_settings(settings, contradictions=not has_source)
-    if not problems and has_source:
-        # This module requires the slow import of diffusers.
-        from pretrained import find_defaults
-
-        try:
-            defaults = find_defaults(settings.init_from, settings.resume, settings.output_dir)
-        except (ValueError, OSError) as error:
-            parser.stop([str(error)])
-        problems = list(find_wrong_settings(defaults).values())
-        if not problems:
-            # jsonargparse does not convert the types of defaults.
-            typed_defaults = parser.parse_object(defaults, defaults=False).as_dict()
-            parser.set_defaults(flatten(typed_defaults))
-            settings = parser.parse_args(args)
-            problems = check_settings(settings)
-    if problems:
-        parser.stop(problems)
+    try:
+        settings = parse_settings(parser, sys.argv[1:] if args is None else args)
+    except SettingsError as error:
+        text = format_problems([" ".join(problem.split()) for problem in error.problems])
+        parser.exit(2, f"{parser.prog}: error: {text}\n" if is_first_process() else None)
     fields = vars(parser.instantiate(settings))
     del fields["config"]
     return TrainingConfig(**fields)
 
 
-def check_settings(settings: Namespace, contradictions: bool = True) -> list[str]:
-    """Returns sentences about all invalid values and, optionally, about contradictory ones."""
+def parse_settings(parser: Parser, args: list[str]) -> Namespace:
+    """Returns valid settings; raises [`SettingsError`] otherwise."""
+    try:
+        settings = parser.parse_args(args)
+    except SettingsError as error:
+        raise SettingsError(find_all_problems(parser, args, error.problems)) from error
+    changes_defaults = settings.init_from is not None or settings.resume is not None
+    # The defaults from `init_from` or `resume` are not known yet, so contradictions with them are found below.
+    check_settings(settings, contradictions=not changes_defaults)
+    if not changes_defaults:
+        return settings
+    # This module requires the slow import of diffusers.
+    from pretrained import find_defaults
+
+    try:
+        defaults = find_defaults(settings.init_from, settings.resume, settings.output_dir)
+    except (ValueError, OSError) as error:
+        raise SettingsError([str(error)]) from error
+    problems = list(find_wrong_settings(defaults).values())
+    if problems:
+        raise SettingsError(problems)
+    # jsonargparse does not convert the types of defaults.
+    typed_defaults = parser.parse_object(defaults, defaults=False).as_dict()
+    parser.set_defaults(flatten_settings(typed_defaults))
+    settings = parser.parse_args(args)
+    check_settings(settings)
+    return settings
+
+
+def find_all_problems(parser: Parser, args: list[str], first_problems: list[str]) -> list[str]:
+    """Parses each option separately to find all problems, because jsonargparse stops at the first one."""
+    starts = [index for index, text in enumerate(args) if index == 0 or text.startswith("--")]
+    options = [args[start:end] for start, end in zip(starts, [*starts[1:], len(args)], strict=True)]
+    problems = list(first_problems)
+    for option in options:
+        try:
+            check_settings(parser.parse_args(option), contradictions=False)
+        except SettingsError as error:
+            problems += error.problems
+    return list(dict.fromkeys(problems))
+
+
+def check_settings(settings: Namespace, contradictions: bool = True) -> None:
+    """Raises [`SettingsError`] if values are invalid or, optionally, contradict each other."""
     nested = {name: value for name, value in settings.as_dict().items() if name != "config"}
-    problems = find_wrong_settings(nested)
-    values = flatten(nested)
+    wrong = find_wrong_settings(nested)
+    values = flatten_settings(nested)
     values |= {f"model.{name}": value for name, value in values.pop("model").items()}
-    valid = {name: value for name, value in values.items() if name not in problems}
-    return [*problems.values(), *find_problems(valid, contradictions)]
+    valid = {name: value for name, value in values.items() if name not in wrong}
+    problems = [*wrong.values(), *find_problems(valid, contradictions)]
+    if problems:
+        raise SettingsError(problems)
 
 
-def flatten(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns nested settings by their names. The arguments of the model stay together."""
+def flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
+    """Returns settings with dotted names, such as optimizer.learning_rate. The arguments of the model stay nested."""
     values = {}
     for name, value in settings.items():
         if name != "model" and isinstance(value, dict):

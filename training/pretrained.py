@@ -1,5 +1,6 @@
-"""Default settings of a run that fine-tunes a pipeline or resumes another run."""
+"""The pipeline to fine-tune, and the default settings of a run that fine-tunes it or resumes another run."""
 
+import functools
 from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
@@ -9,16 +10,17 @@ from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
 from config import ObjectiveConfig, SchedulerConfig, read_saved_settings
-from fmnist_diffusion import load_pipeline
+from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.hub.metadata import read_train_config
 from fmnist_diffusion.loading import get_pipeline_folder
 
 
 @dataclass(frozen=True)
-class PretrainedSettings:
-    """Settings of the pipeline to fine-tune.
+class PretrainedPipeline:
+    """The pipeline to fine-tune.
 
     Attributes:
+        unet: Its model.
         model: Arguments of its model.
         scheduler: Its noise schedule, with the fields of [`SchedulerConfig`].
         betas: Variances of its noising steps.
@@ -26,14 +28,17 @@ class PretrainedSettings:
             without `train_config.json`.
     """
 
+    unet: FashionMNISTUNet2DModel
     model: dict[str, Any]
     scheduler: dict[str, Any]
     betas: list[float]
     objective: dict[str, Any]
 
 
-def read_pretrained_settings(init_from: str) -> PretrainedSettings:
-    """Reads the settings of the pipeline `init_from`; raises `OSError` or `ValueError` if they cannot be read."""
+# Parsing, inspection and training need the same pipeline, and loading it from the Hub sends several requests.
+@functools.lru_cache(maxsize=1)
+def load_pretrained(init_from: str) -> PretrainedPipeline:
+    """Loads the pipeline `init_from`; raises `OSError` or `ValueError` if it cannot be loaded."""
     pipe = load_pipeline(init_from)
     # YAML files contain lists instead of tuples.
     model = {
@@ -45,7 +50,8 @@ def read_pretrained_settings(init_from: str) -> PretrainedSettings:
     schedule_names = {field.name for field in fields(SchedulerConfig)}
     objective_names = {field.name for field in fields(ObjectiveConfig)}
     objective = (find_train_config(init_from) or {}).get("objective", {})
-    return PretrainedSettings(
+    return PretrainedPipeline(
+        unet=pipe.unet,
         model=model,
         scheduler={name: value for name, value in noise_scheduler.config.items() if name in schedule_names},
         betas=noise_scheduler.betas.tolist(),
@@ -60,7 +66,7 @@ def find_train_config(init_from: str) -> dict[str, Any] | None:
         return read_train_config(folder / "train_config.json")
     try:
         return read_train_config(Path(hf_hub_download(init_from, "train_config.json")))
-    # If the Hub is not reachable, the file is only available if it is cached.
+    # huggingface_hub also raises this error if the Hub is not reachable and the file is not cached.
     except EntryNotFoundError:
         return None
 
@@ -84,6 +90,6 @@ def find_defaults(init_from: str | None, resume: str | None, output_dir: str) ->
         saved = read_saved_settings(path) if path.is_file() else {}
         return {name: value for name, value in saved.items() if name not in ("output_dir", "resume")}
     if init_from is not None:
-        pretrained = read_pretrained_settings(init_from)
+        pretrained = load_pretrained(init_from)
         return {"scheduler": pretrained.scheduler, "objective": pretrained.objective}
     return {}

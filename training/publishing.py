@@ -28,7 +28,7 @@ class BackgroundPush:
     def __init__(self, repo_id: str, private: bool, license: str | None, report: Callable[[str], None]):
         self.repo_id, self.private, self.license, self.report = repo_id, private, license, report
         self.lock = threading.Lock()
-        # The copy to push next and the folder that it was made of, and the thread that pushes.
+        # `waiting` is the copy to push next and the folder that it was copied from. `thread` is the pushing thread.
         self.waiting: tuple[TemporaryDirectory, Path] | None = None
         self.thread: threading.Thread | None = None
         self.folder: Path | None = None
@@ -83,11 +83,17 @@ class BackgroundPush:
                 self._report_failure(folder, f"it was not complete after {FINISH_TIMEOUT // 60:.0f} minutes")
 
 
+def check_token(config: TrainingConfig) -> None:
+    """Raises `ValueError` if the run cannot push to the Hub because there is no token."""
+    if config.push_to_hub and get_token() is None:
+        raise ValueError(
+            "`--push_to_hub` requires a token. Run `hf auth login`, set HF_TOKEN, or pass --push_to_hub=false."
+        )
+
+
 def make_background_push(config: TrainingConfig, report: Callable[[str], None]) -> BackgroundPush | None:
-    """Returns `None` if `push_to_hub` is disabled; raises `ValueError` if there is no token."""
+    """Returns `None` if `push_to_hub` is disabled."""
     if not config.push_to_hub:
         return None
-    if get_token() is None:
-        raise ValueError("`push_to_hub` requires a token. Run `hf auth login`, set HF_TOKEN, or omit --push_to_hub.")
     repo_id = config.hub_model_id or Path(config.output_dir).resolve().name
     return BackgroundPush(repo_id, config.hub_private_repo, config.hub_license, report)

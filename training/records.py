@@ -66,7 +66,8 @@ class LossRecord:
         if resumed is not None and resumed.exists():
             rows = [row for row in read_rows(resumed, COLUMNS) if int(row["step"]) <= global_step]
         if len(rows) < global_step:
-            logger.warning("%s has no losses of %d of the first %d steps.", path, global_step - len(rows), global_step)
+            num_lost = global_step - len(rows)
+            logger.warning("%s does not contain the losses of %d of the first %d steps.", path, num_lost, global_step)
         with write_atomically(path) as temporary, temporary.open("w", newline="") as file:
             writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
             writer.writeheader()
@@ -91,7 +92,7 @@ class LossRecord:
     def get_epoch_mean(self, epoch: int) -> float:
         _, epochs, losses = self.read()
         selected = losses[epochs == epoch]
-        # The losses of a resumed run can be lost.
+        # A resumed run has no losses of this epoch if its loss.csv was lost.
         return float(selected.mean()) if len(selected) else math.nan
 
     def plot(self, path: Path, images_per_step: int) -> None:
@@ -169,7 +170,7 @@ class LossLogger:
         self.bar.update(self.images_per_step)
 
     def describe_progress(self) -> str:
-        """Returns the number of images so far and the remaining time, which includes that of the outputs."""
+        """Returns the number of images so far and the remaining time, including the time for writing outputs."""
         seen, total = self.bar.n, self.bar.total
         values = self.bar.format_dict
         seconds = values["elapsed"] * (total - seen) / max(seen - values["initial"], 1)

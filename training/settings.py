@@ -48,7 +48,7 @@ def describe_type(annotation: Any) -> str:
 
 
 def has_type(value: Any, annotation: Any) -> bool:
-    """Returns whether a value is null or an argument of the model, and has the annotated type."""
+    """Returns whether a value has the annotated type. Only supports the types of model arguments, and null."""
     origin, args = typing.get_origin(annotation), typing.get_args(annotation)
     if origin in (Union, UnionType):
         return any(has_type(value, option) for option in args)
@@ -64,7 +64,7 @@ def find_wrong_settings(settings: Mapping[str, Any], section: str = "") -> dict[
 
     Args:
         settings: Nested settings, such as `{"optimizer": {"learning_rate": 1e-3}}`.
-        section: Start of the names, such as optimizer followed by a dot.
+        section: Prefix of the names, such as `"optimizer."`.
     """
     problems = {}
     for key, value in settings.items():

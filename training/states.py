@@ -36,7 +36,7 @@ def copy_tensors(source: Mapping[str, torch.Tensor], target: Mapping[str, torch.
         `ValueError`: If the names or the shapes differ.
     """
     if source.keys() != target.keys():
-        raise ValueError(f"its tensors differ in {min(source.keys() ^ target.keys())}")
+        raise ValueError(f"the tensor {min(source.keys() ^ target.keys())} is missing or unexpected")
     for name, tensor in target.items():
         value = source[name]
         if value.shape != tensor.shape:
@@ -64,7 +64,7 @@ def get_optimizer_tensors(optimizer: AcceleratedOptimizer, unet: torch.nn.Module
 
 @torch.no_grad()
 def set_optimizer_tensors(optimizer: AcceleratedOptimizer, unet: torch.nn.Module, tensors: Tensors) -> None:
-    """Replaces the state of `optimizer` by the `tensors` of `get_optimizer_tensors`.
+    """Replaces the state of `optimizer` with the `tensors` of `get_optimizer_tensors`.
 
     Raises:
         `ValueError`: If a parameter does not exist or has a different shape.

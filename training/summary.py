@@ -1,16 +1,17 @@
 """Text about the training images and the settings of a run."""
 
-from collections import Counter
-from collections.abc import Iterable
+import os
+from collections.abc import Iterable, Sequence
 
-from config import DataConfig, ResolvedConfig, get_height_width
-from fmnist_diffusion.data import DataSummary
+from config import DataConfig, ResolvedConfig
+from fmnist_diffusion.data import DataSummary, get_height_width
 from machine import get_device_type, get_num_processes
-from milestones import compare_with_usable
-from pretrained import PretrainedSettings
+from milestones import describe_run_length
+from pretrained import PretrainedPipeline
 
 
 MAX_NAMES = 8
+MAX_PATHS = 3
 LABEL_WIDTH = 12
 
 
@@ -28,11 +29,11 @@ def format_size(size: tuple[int, int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def join_names(names: Iterable[str]) -> str:
+def join_names(names: Iterable[str], limit: int = MAX_NAMES) -> str:
     """Joins the first names and counts the others."""
     names = list(names)
-    text = ", ".join(names[:MAX_NAMES])
-    return text if len(names) <= MAX_NAMES else f"{text} and {len(names) - MAX_NAMES:,} more"
+    text = ", ".join(names[:limit])
+    return text if len(names) <= limit else f"{text} and {len(names) - limit:,} more"
 
 
 def describe_images(config: DataConfig, summary: DataSummary) -> list[str]:
@@ -58,18 +59,21 @@ def describe_images(config: DataConfig, summary: DataSummary) -> list[str]:
         names = join_names(f"{name} ({count:,})" for name, count in counts)
         lines.append(format_line("classes", f"{len(summary.label_names):,}: {names}"))
     if summary.skipped:
-        reasons = Counter(reason for _, reason in summary.skipped)
-        examples = {reason: path for path, reason in reversed(summary.skipped)}
-        text = join_names(
-            f"{format_count(count, 'file')}, such as {examples[reason]} ({reason})"
-            for reason, count in reasons.items()
-        )
-        lines.append(format_line("skipped", text))
+        lines.append(format_line("skipped", describe_skipped(config.train_data_dir, summary.skipped)))
     return lines
 
 
+def describe_skipped(folder: str | None, skipped: Sequence[tuple[str, str]]) -> str:
+    """Returns the number of skipped files and, for each reason, the first paths, relative to `folder`."""
+    paths: dict[str, list[str]] = {}
+    for path, reason in skipped:
+        paths.setdefault(reason, []).append(path if folder is None else os.path.relpath(path, folder))
+    reasons = "; ".join(f"{join_names(group, MAX_PATHS)} ({reason})" for reason, group in paths.items())
+    return f"{format_count(len(skipped), 'file')}: {reasons}"
+
+
 def describe_run(
-    config: ResolvedConfig, pretrained: PretrainedSettings | None, num_parameters: int, summary: DataSummary
+    config: ResolvedConfig, pretrained: PretrainedPipeline | None, num_parameters: int, summary: DataSummary
 ) -> list[str]:
     """Returns lines about the model, the training and the machine."""
     data = config.data
@@ -99,7 +103,7 @@ def describe_run(
         ),
         format_line("machine", describe_machine(config)),
         format_line("length", describe_length(config, num_batches, steps, images)),
-        format_line("", compare_with_usable(images, fine_tuning=config.init_from is not None)),
+        format_line("", describe_run_length(images, fine_tuning=config.init_from is not None)),
     ]
     return lines
 
@@ -119,7 +123,7 @@ def describe_length(config: ResolvedConfig, num_batches: int, steps: int, images
 
 
 def describe_changes(
-    config: ResolvedConfig, pretrained: PretrainedSettings, size: tuple[int, int], label_names: tuple[str, ...] | None
+    config: ResolvedConfig, pretrained: PretrainedPipeline, size: tuple[int, int], label_names: tuple[str, ...] | None
 ) -> list[str]:
     """Returns the differences between the new model and the pretrained one."""
     old = pretrained.model

@@ -18,7 +18,7 @@ from pathlib import Path
 import torch
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, save_tensors
-from fmnist_diffusion.evaluation import load_parts
+from fmnist_diffusion.evaluation import load_batches
 from fmnist_diffusion.sampling import Samples
 
 
@@ -37,7 +37,7 @@ def load_synthetic_images(folders: list[Path], label_noise: float = 0.0) -> Imag
     """
     if not 0 <= label_noise <= 1:
         raise ValueError(f"`--label_noise` must be between 0 and 1, got {label_noise}.")
-    parts = [part for folder in folders for part in load_parts(folder)]
+    parts = [part for folder in folders for part in load_batches(folder)]
     if all(part.labels is None for part in parts):
         if label_noise:
             raise ValueError("`--label_noise` requires conditional samples, but all samples are unconditional.")

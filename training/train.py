@@ -5,7 +5,7 @@ import sys
 
 def main(args: list[str] | None = None) -> None:
     try:
-        # This import takes several seconds, in which Ctrl-C must not print a traceback either.
+        # This import takes several seconds. Ctrl-C must not print a traceback during this time either.
         from run import run
 
         run(args)

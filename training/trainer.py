@@ -20,7 +20,7 @@ from config import ResolvedConfig
 from fmnist_diffusion.files import describe_write_errors, remove_folder, remove_temporary_files
 from interrupts import Interrupts
 from lock import lock_folder
-from milestones import compare_with_usable
+from milestones import describe_run_length
 from outputs import DueOutputs, RunOutputs, get_due_outputs
 from processes import call_on_main_process, check_strategy
 from records import LossLogger, LossRecord
@@ -87,7 +87,7 @@ class Trainer:
         self.loss_logger = LossLogger(self.accelerator, record, config.images_per_step)
 
     def _prepare_folder(self, global_step: int) -> None:
-        """Locks the folder of the run and removes what an interrupted run has left there."""
+        """Locks the folder of the run and removes temporary files and damaged checkpoints of an interrupted run."""
         with describe_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
             lock_folder(self.folder)
@@ -134,7 +134,7 @@ class Trainer:
             self.accelerator.print(f"Peak GPU memory: {memory:.0f} MiB.")
         self.accelerator.print(f"Saved the pipeline to {self.folder / 'pipeline'}.")
         images_seen = self.total_steps * config.images_per_step
-        self.accelerator.print(compare_with_usable(images_seen, fine_tuning=config.init_from is not None))
+        self.accelerator.print(describe_run_length(images_seen, fine_tuning=config.init_from is not None))
         if self.outputs is not None:
             self.outputs.finish()
         self.accelerator.end_training()
@@ -170,13 +170,13 @@ class Trainer:
         if not are_finite(components.unet.state_dict().values()):
             raise FloatingPointError(f"The weights are NaN or infinite at step {step}.")
         if components.ema is not None and not are_finite(components.ema.shadow_params):
-            raise FloatingPointError(f"The averaged weights are NaN or infinite at step {step}.")
+            raise FloatingPointError(f"The EMA weights are NaN or infinite at step {step}.")
 
     def _save_checkpoint(self) -> None:
-        """Writes a checkpoint unless there already is one of this step."""
+        """Writes a checkpoint unless there already is one for this step."""
         self._report_losses()
         if self.saved_step != self.progress.global_step:
-            # The losses up to the checkpoint must be on the disk before it.
+            # The losses must be on disk before the checkpoint, so that a run that resumes from it has all of them.
             if self.loss_logger.record is not None:
                 self.loss_logger.record.sync()
             limit = self.config.checkpoints_total_limit
@@ -190,12 +190,14 @@ class Trainer:
         progress = self.progress
         # A finished run that is resumed has already counted its last epoch.
         epoch = progress.epoch + (progress.batch > 0)
+        due = get_due_outputs(self.config, epoch, finished=progress.global_step == self.total_steps)
         if self.loss_logger.record is not None:
             epoch_loss = self.loss_logger.record.get_epoch_mean(epoch)
             self.accelerator.log({"epoch_loss": epoch_loss}, step=progress.global_step)
             tqdm.write(f"Epoch {epoch}: loss {epoch_loss:.5f}, {self.loss_logger.describe_progress()}")
-            self.loss_logger.record.plot(self.folder / "loss.png", self.config.images_per_step)
-        due = get_due_outputs(self.config, epoch, finished=progress.global_step == self.total_steps)
+            # Plotting can take longer than a short epoch, so the plot is only updated together with other outputs.
+            if due:
+                self.loss_logger.record.plot(self.folder / "loss.png", self.config.images_per_step)
         if due:
             try:
                 self._write_outputs(epoch, due)

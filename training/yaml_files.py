@@ -1,7 +1,7 @@
 """Reads and writes settings in YAML.
 
-Only the part of YAML that settings need is supported: the core schema of YAML 1.2, in which `no` is a text and `1e-3`
-is a number. Anchors, aliases and tags are rejected, because a short file with them can expand to any size.
+Only the part of YAML that settings need is supported: the core schema of YAML 1.2, in which `no` is a string and
+`1e-3` is a number. Anchors, aliases and tags are rejected, because a short file with them can expand to any size.
 """
 
 import re
@@ -92,7 +92,7 @@ def load_yaml(text: str) -> Any:
     except yaml.reader.ReaderError as error:
         raise ValueError(f"{error.reason} (character {error.position + 1})") from error
     except (ValueError, OverflowError) as error:
-        # PyYAML passes the number of an escape sequence such as "\\Uffffffff" to chr().
+        # PyYAML passes the number of an escape sequence such as "\\Uffffffff" to chr(), which rejects large numbers.
         raise ValueError("a string contains an invalid escape sequence") from error
 
 

@@ -28,7 +28,7 @@ app.command(
     cls=Command,
     short_help="fine-tune a pipeline on your own images",
     epilog=train.EXAMPLE,
-    # The other settings are those of the trainer.
+    # Unknown options are settings of the trainer, so they are passed on to it.
     context_settings={"allow_extra_args": True, "ignore_unknown_options": True},
 )(train.train)
 app.command("evaluate", cls=Command, short_help="evaluate a pipeline or existing images", epilog=evaluate.EXAMPLE)(

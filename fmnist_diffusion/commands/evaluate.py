@@ -27,7 +27,6 @@ if TYPE_CHECKING:
     from fmnist_diffusion.evaluation import Reference
 
 EXAMPLE = "Example: fmnist-diffusion evaluate base --num-samples 10000"
-DEFAULT_NUM_SAMPLES = 10_000
 # These options only apply to pipelines, not to existing images.
 SAMPLING_OPTIONS = (
     "seeds",
@@ -68,15 +67,15 @@ def evaluate(
             metavar="N",
             min=1,
             help="number of images per seed",
-            show_default=f"{DEFAULT_NUM_SAMPLES} for a pipeline, or the number of reference images with --cas; all"
-            " images of a folder or file",
+            show_default="10000 for a pipeline, or the number of reference images with --cas; all images of a folder"
+            " or file",
         ),
     ] = None,
     seeds: Annotated[
         str,
         typer.Option(
             metavar="SEEDS",
-            help="comma-separated evaluation seeds from 0 to 4095; each seed generates its own --num-samples images,"
+            help="comma-separated evaluation seeds from 0 to 4095; --num-samples images are generated for each seed,"
             " and the metrics are averaged over the seeds",
         ),
     ] = "0",
@@ -119,7 +118,7 @@ def evaluate(
         typer.Option(
             metavar="DIR",
             help="local copy of Fashion-MNIST, such as a folder of IDX files",
-            show_default="the dataset on the Hub, or Debian's package",
+            show_default="the dataset on the Hub, or the Debian package dataset-fashion-mnist",
         ),
     ] = None,
     output_dir: Annotated[
@@ -136,9 +135,10 @@ def evaluate(
     """
     Evaluate a pipeline or existing images against Fashion-MNIST or other images.
 
-    The metrics are FID, KID, precision, recall, density, coverage, and the distances to the nearest training images;
-    for Fashion-MNIST also FD-classifier and class accuracy. Run the same command again to continue an interrupted
-    evaluation. To use several processes, run `accelerate launch -m fmnist_diffusion.commands evaluate ...`.
+    The metrics are FID, KID, precision, recall, density, coverage, and the distances to the nearest training images.
+    For Fashion-MNIST, they also include FD-classifier and class accuracy. Run the same command again to continue an
+    interrupted evaluation. To use several processes, run
+    `accelerate launch -m fmnist_diffusion.commands evaluate ...`.
     """
     if source is None and not download_inception:
         raise ValueError("Pass a pipeline, a folder of images or an .npz file to evaluate.")
@@ -152,6 +152,8 @@ def evaluate(
     sampling = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval)
     seed_list = parse_seeds(seeds)
     evaluation = import_evaluation()
+    reference_class = evaluation.FashionMNISTReference if reference is None else evaluation.ImageReference
+    evaluation.check_options(reference_class, sampling, not unconditional, num_samples, seed_list, cas)
     if download_inception:
         typer.echo(f"The Inception network is at {evaluation.download_inception()}.")
     if source is None:
@@ -178,21 +180,21 @@ def evaluate(
                 shape=evaluation.FashionMNISTReference.shape if reference_source is None else None,
                 label_names=reference_source.summary.label_names if reference_source else FASHION_MNIST_LABELS,
             )
-            compared = make_reference(tuple(samples.images.shape[1:]), inception.device if inception else "cpu")
+            real_images = make_reference(tuple(samples.images.shape[1:]), inception.device if inception else "cpu")
             result = evaluation.evaluate_samples(
-                samples, folder, name=name, reference=compared, cas=cas, processes=processes
+                samples, folder, name=name, reference=real_images, cas=cas, processes=processes
             )
         else:
             pipe = load_for_sampling(source, device, dtype)
-            compared = make_reference(evaluation.get_shape(pipe), pipe.unet.device)
+            real_images = make_reference(evaluation.get_shape(pipe), pipe.unet.device)
             result = evaluation.evaluate_pipeline(
                 pipe,
                 folder,
                 name=name,
                 sampling=sampling,
                 conditional=pipe.unet.config.num_class_embeds is not None and not unconditional,
-                reference=compared,
-                num_samples=num_samples or (len(compared.train) if cas else DEFAULT_NUM_SAMPLES),
+                reference=real_images,
+                num_samples=num_samples,
                 seeds=seed_list,
                 batch_size=batch_size,
                 cas=cas,
@@ -249,7 +251,7 @@ def load_inception(evaluation: ModuleType, weights: str | None, device: str) -> 
 def get_names(source: Path) -> tuple[str, Path]:
     """Returns the name of `source` for the report and the default output folder."""
     name = source.stem if source.is_file() else source.resolve().name
-    # Every training run has folders with these names, so the name of the run is necessary.
+    # Every training run has folders with these names, so the default folder also contains the name of the run.
     run = f"{source.resolve().parent.name}-" if name in ("pipeline", "best") else ""
     return name, Path("evaluation", f"{run}{name}")
 
@@ -273,7 +275,7 @@ def format_results(result: dict[str, Any]) -> Iterator[str]:
     num_samples = f"{result['num_samples']:,} samples"
     if "real" in result:
         reference = "the training images of Fashion-MNIST"
-        yield f"Compared {num_samples} with {reference}. The last column is for its test images."
+        yield f"Compared {num_samples} with {reference}. The last column shows the metrics of its test images."
         has_fid, minimum = "fid_train" in result["metrics"] or not result["inception"], "samples"
     else:
         reference, half = result["reference"], result["floor"]["num_images"]

@@ -42,7 +42,7 @@ BatchSize = Annotated[
         metavar="N",
         min=1,
         max=4096,
-        help="number of images per batch, which may be reduced to save memory; does not affect the images",
+        help="maximum number of images per batch; reduced for large images to save memory; does not affect the images",
     ),
 ]
 Device = Annotated[

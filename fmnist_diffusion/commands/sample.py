@@ -87,7 +87,7 @@ def sample(
         save_images(pipe, config, num_images, labels, batch_size, upscale, folder)
     finally:
         if output_dir is None:
-            # Remove the new folder if it is still empty.
+            # After an error, the numbered folder that this run created should not remain if it is empty.
             with suppress(OSError):
                 folder.rmdir()
     typer.echo(f"Saved the images and grid.png to {folder}.")
@@ -123,8 +123,9 @@ def save_images(
 
 
 def check_grid_size(pipe: "FashionMNISTPipeline", num_images: int, upscale: int) -> None:
-    size = pipe.unet.config.sample_size
-    height, width = (size, size) if isinstance(size, int) else size
+    from fmnist_diffusion.data import get_height_width
+
+    height, width = get_height_width(pipe.unet.config.sample_size)
     maximum = MAX_GRID_PIXELS // (height * width)
     if num_images * upscale**2 > maximum:
         raise ValueError(
@@ -158,7 +159,7 @@ def make_output_dir(folder: Path | None) -> Path:
     Raises:
         `ValueError`: If the folder contains files, cannot be created or is not writable.
     """
-    # Python creates parent folders recursively.
+    # `Path.mkdir` creates parent folders recursively, so too many levels would raise a RecursionError.
     if folder is not None and len(folder.parts) > MAX_PATH_LEVELS:
         raise ValueError(f"`output_dir` must have at most {MAX_PATH_LEVELS} levels, got {len(folder.parts)}.")
     try:

@@ -38,8 +38,8 @@ def train(
     """
     Fine-tune a pipeline on your own images.
 
-    The size, the channels and the classes of the new model are those of the images. A subfolder per class makes it
-    class-conditional. Every setting of the trainer can be added, such as --num_epochs=20 or
+    The size, the channels and the classes of the new model are those of the images. With one subfolder per class, the
+    model is class-conditional. You can also pass any setting of the trainer, such as --num_epochs=20 or
     --optimizer.learning_rate=1e-4; training/README.md describes them.
     """
     missing = [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
@@ -82,7 +82,7 @@ def get_launcher() -> list[str]:
 
     num_gpus = torch.cuda.device_count()
     if num_gpus < 2:
-        # With one process, `accelerate launch` would neither pass on signals nor the exit code of the script.
+        # With one process, `accelerate launch` would pass on neither signals nor the exit code of the script.
         return [sys.executable]
     return [
         *(sys.executable, "-m", "accelerate.commands.launch", "--quiet", "--multi_gpu"),

@@ -6,7 +6,7 @@ from .decoding import ImageStream, decode, stream_images
 from .errors import DataError
 from .fashion_mnist import DEBIAN_FOLDER, DEFAULT_DATASET, FASHION_MNIST_LABELS
 from .image_tensors import ImageTensors
-from .pixels import to_model_input, to_pil, to_uint8
+from .pixels import get_height_width, to_model_input, to_pil, to_uint8
 from .reading import read_header, read_image
 from .splits import inspect_images, load_images, load_split
 from .summary import DataSummary
@@ -24,6 +24,7 @@ __all__ = [
     "augment",
     "convert_image",
     "decode",
+    "get_height_width",
     "inspect_images",
     "load_images",
     "load_split",

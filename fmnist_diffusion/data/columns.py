@@ -15,6 +15,7 @@ from .image_tensors import check_label_range
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow as pa
 
 # This value of `label_column` ignores the labels.
 NO_LABELS = "none"
@@ -104,8 +105,7 @@ def _cast_images(dataset: datasets.Dataset, column: str, source: str) -> dataset
         return dataset.cast_column(column, datasets.Image())
     except (NotImplementedError, TypeError, ValueError) as error:  # pyarrow raises subclasses of these
         raise DataError(
-            f"The column {column!r} of {source} does not contain images. Set `image_column` to"
-            f" {_list_columns(dataset)}."
+            f"The column {column!r} of {source} does not contain images. Set `image_column` to a different column."
         ) from error
 
 
@@ -114,30 +114,49 @@ def _number_labels(
 ) -> tuple[np.ndarray, list[str]]:
     """Returns the class indices, int64 of shape `(num_images,)`, and the class names: the distinct labels."""
     import datasets
-    import pyarrow as pa
-    import pyarrow.compute as pc
 
     feature = dataset.features[column]
-    dtype = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
-    is_integer = dtype.lstrip("u").startswith("int")
-    if not is_integer and dtype not in ("string", "large_string", "bool"):
+    kind = _get_label_kind(feature)
+    if kind is None:
+        dtype = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
         raise DataError(
             f"The column {column!r} of {source} must contain class labels, integers, booleans or strings, got {dtype}."
-            f" Set `label_column` to {_list_columns(dataset)}, or to none to ignore the labels."
+            " Set `label_column` to a different column, or to none to ignore the labels."
         )
+    distinct = set()
+    for other in splits.values():
+        other_feature = other.features.get(column)
+        # The column of another split may be missing or empty.
+        if other_feature in (None, datasets.Value("null")) or isinstance(other_feature, datasets.ClassLabel):
+            continue
+        if _get_label_kind(other_feature) != kind:
+            raise DataError(f"The column {column!r} must have the same type in all splits of {source}.")
+        distinct |= set(_encode_labels(other, column).dictionary.to_pylist())
+    values = sort_class_names(distinct) if kind == "string" else sorted(distinct)
+    positions = {value: index for index, value in enumerate(values)}
+    encoded = _encode_labels(dataset, column)
+    indices = np.array([positions[value] for value in encoded.dictionary.to_pylist()], dtype=np.int64)
+    return indices[encoded.indices.to_numpy()], [str(value) for value in values]
+
+
+def _get_label_kind(feature: Any) -> str | None:
+    """Returns "integer", "bool" or "string", or `None` if values of this type cannot be class labels."""
+    import datasets
+
+    if not isinstance(feature, datasets.Value):
+        return None
+    kinds = {"bool": "bool", "string": "string", "large_string": "string", "string_view": "string"}
+    return "integer" if feature.dtype.startswith(("int", "uint")) else kinds.get(feature.dtype)
+
+
+def _encode_labels(dataset: datasets.Dataset, column: str) -> pa.DictionaryArray:
+    """Returns the distinct labels, without missing values, and the index of each label."""
+    import pyarrow as pa
+
     labels = get_arrow_column(dataset, column)
-    columns = [
-        get_arrow_column(other, column)
-        for other in splits.values()
-        if column in other.features and not isinstance(other.features[column], datasets.ClassLabel)
-    ]
-    try:
-        distinct = {value for other in columns for value in other.unique().cast(labels.type).to_pylist()} - {None}
-        values = sort_class_names(distinct) if dtype.endswith("string") else sorted(distinct)
-        indices = pc.call_function("index_in", [labels], pc.SetLookupOptions(pa.array(values, type=labels.type)))
-    except (ValueError, NotImplementedError) as error:  # pyarrow raises subclasses of these
-        raise DataError(f"The column {column!r} must have the same type in all splits of {source}.") from error
-    return indices.to_numpy().astype(np.int64), [str(value) for value in values]
+    if labels.type == pa.string_view():
+        labels = labels.cast(pa.large_string())
+    return labels.dictionary_encode().combine_chunks()
 
 
 def _check_missing(dataset: datasets.Dataset, column: str, source: str, advice: str) -> None:

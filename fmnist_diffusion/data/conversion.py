@@ -76,9 +76,9 @@ def inspect_pixels(image: PIL.Image.Image, name: str) -> tuple[bool, bool]:
 def _composite_over_white(image: PIL.Image.Image, channels: int) -> PIL.Image.Image:
     # Pillow clips most values of these modes to white when it converts them to 8 bits.
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        raise ValueError("it has more than 8 bits per channel, convert it to 8 bits")
+        raise ValueError("it has more than 8 bits per channel; convert it to 8 bits")
     if image.mode not in SUPPORTED_MODES:
-        raise ValueError(f"its mode {image.mode} is not supported, convert it to RGB")
+        raise ValueError(f"its mode {image.mode} is not supported; convert it to RGB")
     if channels == 4:
         return _to_rgba(image)
     if image.has_transparency_data:

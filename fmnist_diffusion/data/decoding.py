@@ -13,6 +13,7 @@ from .conversion import convert_image
 from .datasets_utils import get_array_column, get_arrow_column, is_uint8_array
 from .errors import DataError, ImageError, combine_image_errors
 from .image_tensors import ImageTensors
+from .pixels import get_height_width
 from .reading import read_image
 
 
@@ -41,7 +42,7 @@ def decode(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], chan
         `DataError`: If images cannot be read, if `resolution` or `channels` is invalid, or if the pixels need more
             than 3 GiB of memory.
     """
-    height, width = get_height_width(resolution, channels)
+    height, width = check_shape(resolution, channels)
     check_decoded_size(len(dataset), height, width, channels)
     if is_uint8_array(dataset.features["image"]):
         images = decode_arrays(get_array_column(dataset, "image"), height, width, channels)
@@ -69,7 +70,7 @@ def stream_images(dataset: datasets.Dataset, *, resolution: int | tuple[int, int
         dataset, resolution, channels:
             See [`decode`], which returns the same pixels.
     """
-    height, width = get_height_width(resolution, channels)
+    height, width = check_shape(resolution, channels)
     return ImageStream(dataset, height, width, channels)
 
 
@@ -97,18 +98,16 @@ class ImageStream(Dataset):
         return item
 
 
-def get_height_width(resolution: int | tuple[int, int], channels: int) -> tuple[int, int]:
+def check_shape(resolution: int | tuple[int, int], channels: int) -> tuple[int, int]:
     """Checks the arguments of [`decode`] and returns `resolution` as `(height, width)`."""
-    size = (resolution, resolution) if isinstance(resolution, int) else resolution
-    is_pair = isinstance(size, (tuple, list)) and len(size) == 2
-    if not is_pair or not all(type(side) is int and 1 <= side <= MAX_SIDE for side in size):
+    sides = resolution if isinstance(resolution, (tuple, list)) and len(resolution) == 2 else (resolution,)
+    if not all(type(side) is int and 1 <= side <= MAX_SIDE for side in sides):
         raise DataError(
             f"`resolution` must be a number of pixels or (height, width), from 1 to {MAX_SIDE}, got {resolution!r}."
         )
     if type(channels) is not int or channels not in (1, 3):
         raise DataError(f"`channels` must be 1 (grayscale) or 3 (RGB), got {channels!r}.")
-    height, width = size
-    return height, width
+    return get_height_width(resolution)
 
 
 def check_decoded_size(num_images: int, height: int, width: int, channels: int) -> None:

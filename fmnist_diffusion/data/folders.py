@@ -36,6 +36,13 @@ class FolderContents:
     def skip(self, file: PurePath, reason: str) -> None:
         self.skipped.append((str(self.folder / file), reason))
 
+    def skip_others(self, files: Collection[PurePath], reason: str) -> None:
+        """Skips all files except `files`."""
+        used = set(files)
+        for file in self.files:
+            if file not in used:
+                self.skip(file, reason)
+
 
 def list_folder(folder: Path, ignored_files: Collection[str] = ()) -> FolderContents:
     """
@@ -77,7 +84,7 @@ def list_folder(folder: Path, ignored_files: Collection[str] = ()) -> FolderCont
             _check_name(folder, file)
             if entry.is_dir():
                 pending.append((file, (*parents, identity)))
-            # A broken link to an image is an error of the image reader.
+            # Broken links are listed too, so that the image reader reports them as errors.
             elif entry.is_file() or entry.is_symlink():
                 contents.files.append(file)
             else:

@@ -6,7 +6,7 @@ import gzip
 import math
 import re
 import zlib
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 import numpy as np
@@ -25,23 +25,24 @@ if TYPE_CHECKING:
 FILE_PREFIXES = {"train": "train", "test": "t10k"}
 MAGIC_NUMBERS = {"images": 2051, "labels": 2049}
 IDX_FILE = re.compile(r"(train|t10k)-(images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?")
-MAX_IDX_SIZE = 1024**3  # bytes; the training images of Fashion-MNIST have 47 MB
+MAX_IDX_SIZE = 1024**3  # bytes; the training images of Fashion-MNIST take 47 MB
 
 
-def find_idx_folder(contents: FolderContents) -> Path | None:
+def find_idx_files(contents: FolderContents) -> list[PurePath]:
     """
-    Returns the folder that contains the IDX files: the folder itself or a subfolder, such as torchvision's `raw`.
+    Returns the IDX files of a folder. They are in the folder itself or in a subfolder, such as torchvision's `raw`.
 
     Raises:
         `DataError`: If several folders contain IDX files.
     """
-    folders = sorted({file.parent for file in contents.files if IDX_FILE.fullmatch(file.name)})
+    files = [file for file in contents.files if IDX_FILE.fullmatch(file.name)]
+    folders = sorted({file.parent for file in files})
     if len(folders) > 1:
         names = list_names([str(folder) for folder in folders])
         raise DataError(
             f"The folder {contents.folder} contains IDX files in several folders: {names}. Pass one of these folders."
         )
-    return contents.folder / folders[0] if folders else None
+    return files
 
 
 def load_idx_folder(folder: Path, split: str) -> dict[str, datasets.Dataset]:

@@ -26,16 +26,9 @@ SIGNATURES = (b"\x89PNG\r\n\x1a\n", b"\xff\xd8\xff", b"GIF87a", b"GIF89a")
 
 
 def find_images(contents: FolderContents) -> list[PurePath]:
-    """Returns the image files of a folder and adds the other files to `contents.skipped`."""
+    """Returns the image files of a folder."""
     suffixes = get_suffixes() | PLUGIN_SUFFIXES
-    images = []
-    for file in contents.files:
-        suffix = file.suffix.lower()
-        if suffix in suffixes or _has_signature(contents, file):
-            images.append(file)
-        elif file.name not in METADATA_FILES and suffix not in ARCHIVE_SUFFIXES:
-            contents.skip(file, "not an image")
-    return images
+    return [file for file in contents.files if file.suffix.lower() in suffixes or _has_signature(contents, file)]
 
 
 def load_image_folder(
@@ -62,6 +55,7 @@ def load_image_folder(
             " different folder."
         )
     metadata = [file for file in contents.files if file.name in METADATA_FILES]
+    contents.skip_others([*images, *metadata], "not an image")
     splits = split_by_folder(folder, images)
     if metadata:
         return load_metadata(folder, metadata, images, splits or {ANY_SPLIT: images})
@@ -92,7 +86,7 @@ def _find_classes(folder: PurePath, files: list[PurePath], roots: int) -> list[s
         usual = max(depths, key=lambda depth: (depths[depth], depth))
         misplaced = [str(file) for file in files if len(file.parts) - 1 - roots != usual]
         raise DataError(
-            f"The image folder {folder} has images on different levels. Move {list_names(misplaced)} into the class"
+            f"The image folder {folder} has images at different levels. Move {list_names(misplaced)} into the class"
             " folders, or set `label_column` to none to ignore the classes."
         )
     if 0 in depths:

@@ -36,18 +36,21 @@ def load_metadata(
         if folders.count(parent) > 1:
             raise DataError(f"The folder {folder / parent} contains several metadata files. Remove all but one.")
     tables = [_read_table(folder, file) for file in metadata]
-    split_of = {file: split for split, files in splits.items() for file in files}
+    split_names = {file: split for split, files in splits.items() for file in files}
     rows: dict[str, list[tuple[int, int]]] = {split: [] for split in splits}
     listed: dict[PurePath, PurePath] = {}
     for table_index, (file, table) in enumerate(zip(metadata, tables, strict=True)):
         for row, name in enumerate(table[FILE_NAME].to_pylist()):
             image = PurePath(os.path.normpath(file.parent / str(name)))
-            if name is None or image not in split_of:
+            if name is None or image not in split_names:
                 raise DataError(f"Could not find the image {name} that {folder / file} lists. Remove its row.")
             if image in listed:
-                raise DataError(f"The metadata file {folder / file} lists the image {image} a second time.")
+                raise DataError(
+                    f"The metadata file {folder / file} lists the image {image}, which is already listed. Remove one"
+                    " of the two rows."
+                )
             listed[image] = file
-            rows[split_of[image]].append((table_index, row))
+            rows[split_names[image]].append((table_index, row))
     missing = [str(image) for image in images if image not in listed]
     if missing:
         raise DataError(
@@ -118,4 +121,7 @@ def _create_dataset(
                 features[column] = datasets.Image()
         return datasets.Dataset(table.cast(features.arrow_schema))
     except (TypeError, ValueError, NotImplementedError, pa.ArrowException) as error:
-        raise DataError(f"Could not combine the metadata files of {folder} ({get_reason(error)}).") from error
+        raise DataError(
+            f"Could not combine the metadata files of {folder} ({get_reason(error)}). Use the same columns and types"
+            " in all of them."
+        ) from error

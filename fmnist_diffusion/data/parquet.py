@@ -16,9 +16,12 @@ from .folders import ANY_SPLIT, SPLIT_NAMES, split_by_folder
 
 if TYPE_CHECKING:
     import datasets
+    import pyarrow.parquet as pq
 
 MAX_ROWS = 20_000_000
-MAX_ROW_GROUP_SIZE = 1024**3  # uncompressed bytes
+MAX_ROW_GROUP_SIZE = 1024**3  # decoded bytes
+MAX_BATCH_SIZE = 128 * 1024**2  # decoded bytes
+VALUE_SIZE = 8  # maximum number of bytes of a decoded number
 # The Hub names files like train-00000-of-00002.parquet.
 SHARD = re.compile(r"(.+)-\d{5}-of-\d{5}(-[0-9a-f]+)?", re.ASCII)
 
@@ -46,9 +49,9 @@ def group_files(folder: Path, files: list[PurePath]) -> dict[str, list[PurePath]
     """
     Groups the parquet files of a folder by split.
 
-    The files are split by the top-level folder (see [`split_by_folder`]), or else by file name: if the name of every
-    file contains one of the words train, test, val or validation, such as test-00000-of-00001.parquet, this word is
-    its split. All files of other folders belong to one split.
+    If the top-level folders are splits, they determine the split of each file (see [`split_by_folder`]). Otherwise, if
+    every file name contains one of the words train, test, val or validation, such as test-00000-of-00001.parquet, this
+    word is the split of the file. In all other cases, all files belong to one split.
 
     Raises:
         `DataError`: If the folder has several splits, but some files belong to none of them.
@@ -70,8 +73,8 @@ def group_files(folder: Path, files: list[PurePath]) -> dict[str, list[PurePath]
     others = [str(file) for file, name in names.items() if name is None]
     if others and len(known) > 1:
         raise DataError(
-            f"The folder {folder} contains parquet files of the splits {', '.join(sorted(known))} and files of none:"
-            f" {list_names(others)}. Rename or move these files."
+            f"The folder {folder} contains parquet files of the splits {', '.join(sorted(known))} and files that"
+            f" belong to no split: {list_names(others)}. Rename or move these files."
         )
     if others:
         return {ANY_SPLIT: files}
@@ -140,17 +143,44 @@ def _check_size(path: Path) -> None:
 
     try:
         with pyarrow.parquet.ParquetFile(path) as file:
-            metadata = file.metadata
-            num_rows = metadata.num_rows
-            sizes = [metadata.row_group(index).total_byte_size for index in range(metadata.num_row_groups)]
+            num_rows = file.metadata.num_rows
+            size = max((_get_size(file, index) for index in range(file.num_row_groups)), default=0)
     except (OSError, ValueError, NotImplementedError, pa.ArrowException) as error:
         raise DataError(f"Could not read {path} as parquet data ({get_reason(error)}). Check the file.") from error
     if num_rows == 0:
         raise DataError(f"The file {path} contains no rows. Remove it or replace it.")
     if num_rows > MAX_ROWS:
         raise DataError(f"The file {path} has {num_rows:,} rows, more than the limit of {MAX_ROWS:,}. Split it.")
-    if max(sizes) > MAX_ROW_GROUP_SIZE:
+    if size > MAX_ROW_GROUP_SIZE:
         raise DataError(
-            f"The file {path} has a row group of {max(sizes):,} uncompressed bytes, more than the limit of"
+            f"The file {path} has a row group of at least {size:,} bytes after decoding, more than the limit of"
             f" {MAX_ROW_GROUP_SIZE:,}. Write it again with smaller row groups."
         )
+
+
+def _get_size(file: pq.ParquetFile, index: int) -> int:
+    """Returns a lower bound of the decoded size of a row group in bytes, which shows whether it exceeds the limit."""
+    row_group = file.metadata.row_group(index)
+    columns = [row_group.column(number) for number in range(row_group.num_columns)]
+    bytes_columns = [column for column in columns if column.physical_type == "BYTE_ARRAY"]
+    numbers_size = sum(
+        column.num_values * max(VALUE_SIZE, file.schema.column(number).length)
+        for number, column in enumerate(columns)
+        if column.physical_type != "BYTE_ARRAY"
+    )
+    size = max(row_group.total_byte_size, numbers_size)
+    # Parquet can store a repeated value only once, so each decoded value can be as large as the whole encoded column.
+    max_row_size = sum(column.total_uncompressed_size for column in bytes_columns)
+    if size > MAX_ROW_GROUP_SIZE or row_group.num_rows * max_row_size <= MAX_ROW_GROUP_SIZE:
+        return size
+    batches = file.iter_batches(
+        batch_size=max(1, MAX_BATCH_SIZE // max_row_size),
+        row_groups=[index],
+        columns=[column.path_in_schema for column in bytes_columns],
+    )
+    size = numbers_size
+    for batch in batches:
+        size += batch.nbytes
+        if size > MAX_ROW_GROUP_SIZE:
+            break
+    return size

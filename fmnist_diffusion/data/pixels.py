@@ -1,7 +1,15 @@
 """Conversion between uint8 pixels, model inputs and PIL images."""
 
+from collections.abc import Sequence
+
 import PIL.Image
 import torch
+
+
+def get_height_width(size: int | Sequence[int]) -> tuple[int, int]:
+    """Returns `(height, width)` for `size`, which is either the side length of a square or `(height, width)`."""
+    height, width = (size, size) if isinstance(size, int) else size
+    return height, width
 
 
 def to_model_input(images: torch.Tensor) -> torch.Tensor:

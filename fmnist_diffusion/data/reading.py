@@ -30,6 +30,9 @@ DECODER_ERRORS = (
 )
 # Pillow runs Ghostscript to decode EPS files and cannot decode the others without additional software.
 EXCLUDED_FORMATS = {"BUFR", "EPS", "GRIB", "HDF5", "MPEG", "WMF"}
+# These markers do not occur in the pixel data of JPEG 2000.
+JPEG2000_DATA = b"\xff\x93"
+JPEG2000_END = b"\xff\xd9"
 
 Result = TypeVar("Result")
 
@@ -95,13 +98,13 @@ def _read(
         # Pillow warns about broken metadata, which is ignored.
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", UserWarning)
-            return _open(io.BytesIO(source) if isinstance(source, bytes) else source, function)
+            return _open(source, function)
     except DECODER_ERRORS as error:
         # Some versions of Pillow fail because of metadata, although they can decode the pixels.
         try:
             pixels = remove_metadata(source if isinstance(source, bytes) else Path(source).read_bytes())
             if pixels is not None:
-                return _open(io.BytesIO(pixels), function)
+                return _open(pixels, function)
         except DECODER_ERRORS:
             pass
         raise ImageError(name, describe_error(error)) from error
@@ -116,8 +119,12 @@ def _check_file(path: str | os.PathLike[str]) -> None:
         raise ValueError(f"the file is larger than the limit of {MAX_FILE_SIZE:,} bytes")
 
 
-def _open(file: io.BytesIO | str | os.PathLike[str], function: Callable[[PIL.Image.Image], Result]) -> Result:
-    with PIL.Image.open(file, formats=_get_formats()) as image:
+def _open(source: bytes | str | os.PathLike[str], function: Callable[[PIL.Image.Image], Result]) -> Result:
+    # Given a path, Pillow can memory-map the file, which scrambles the pixels of rotated TIFF images.
+    with (
+        io.BytesIO(source) if isinstance(source, bytes) else open(source, "rb") as file,
+        PIL.Image.open(file, formats=_get_formats()) as image,
+    ):
         if 0 in image.size:
             raise ValueError(f"it has {image.width}x{image.height} pixels")
         if image.width * image.height > MAX_PIXELS:
@@ -136,6 +143,8 @@ def _get_header(image: PIL.Image.Image) -> tuple[int, int, str, bool]:
 
 
 def _decode(image: PIL.Image.Image) -> PIL.Image.Image:
+    if image.format == "JPEG2000":
+        _check_jpeg2000(image)
     orientation = read_orientation(image)
     if image.format == "TIFF":
         # Pillow's TIFF reader rotates the pixels itself and fails if the EXIF data is broken.
@@ -146,6 +155,16 @@ def _decode(image: PIL.Image.Image) -> PIL.Image.Image:
     upright = rotate_upright(image, orientation).copy()
     upright.info = {key: value for key, value in image.info.items() if key == "transparency"}
     return upright
+
+
+def _check_jpeg2000(image: PIL.Image.Image) -> None:
+    # The decoder ignores missing data. The end marker follows the pixels, which start after the first data marker.
+    file = image.fp  # pyright: ignore[reportAttributeAccessIssue]
+    file.seek(0)
+    encoded = file.read()
+    file.seek(0)
+    if encoded.rfind(JPEG2000_END) <= encoded.find(JPEG2000_DATA):
+        raise ValueError("the file is truncated")
 
 
 def describe_error(error: BaseException) -> str:

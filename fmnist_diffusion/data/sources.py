@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Collection
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
 from .columns import NO_LABELS, standardize_columns
@@ -11,7 +11,7 @@ from .datasets_utils import import_datasets
 from .errors import DataError, get_reason, list_names
 from .folders import ANY_SPLIT, SPLIT_NAMES, list_folder
 from .hub_dataset import load_hub_dataset
-from .idx import find_idx_folder, load_idx_folder
+from .idx import find_idx_files, load_idx_folder
 from .image_folder import find_images, load_image_folder
 from .parquet import group_files, has_images, load_parquet
 
@@ -80,24 +80,30 @@ def _load_local(
     if not path.is_dir():
         raise DataError(f"`train_data_dir` must be a folder, a .parquet file or a .safetensors file, got {path}.")
     contents = list_folder(path, ignored_files)
-    idx_folder = find_idx_folder(contents)
-    if idx_folder is not None:
-        return load_idx_folder(idx_folder, split), ()
+    idx_files = find_idx_files(contents)
     parquet_files = [file for file in contents.files if file.suffix.lower() == ".parquet"]
     images = find_images(contents)
-    if not images:
-        # Without images, metadata.parquet is a parquet file like any other.
-        if parquet_files:
-            groups = group_files(path, parquet_files)
-            return load_parquet(path, {name: [path / file for file in files] for name, files in groups.items()}), ()
+    # Other parquet files next to images, such as embeddings, are skipped. metadata.parquet describes the images.
+    tables = [file for file in parquet_files if file.name != "metadata.parquet" and has_images(path / file)]
+    _check_one_kind(path, {"IDX": idx_files, "image": images, "parquet": parquet_files if not images else tables})
+    if images:
+        splits = load_image_folder(contents, images, with_labels=label_column != NO_LABELS)
+    elif idx_files:
+        contents.skip_others(idx_files, "not an IDX file")
+        splits = load_idx_folder(path / idx_files[0].parent, split)
+    elif parquet_files:
+        contents.skip_others(parquet_files, "not a parquet file")
+        groups = group_files(path, parquet_files)
+        splits = load_parquet(path, {name: [path / file for file in files] for name, files in groups.items()})
+    else:
         raise DataError(
             f"The folder {path} contains no IDX, image or parquet files. Pass a different folder as `train_data_dir`."
         )
-    image_tables = [str(file) for file in parquet_files if file.name != "metadata.parquet" and has_images(path / file)]
-    if image_tables:
-        raise DataError(
-            f"The folder {path} contains both image files and parquet files with images ({list_names(image_tables)})."
-            " Pass one of the parquet files, or a folder with only one kind."
-        )
-    splits = load_image_folder(contents, images, with_labels=label_column != NO_LABELS)
     return splits, tuple(sorted(contents.skipped))
+
+
+def _check_one_kind(path: Path, kinds: dict[str, list[PurePath]]) -> None:
+    found = {kind: files for kind, files in kinds.items() if files}
+    if len(found) > 1:
+        names = [f"{kind} files ({list_names([str(file) for file in files])})" for kind, files in found.items()]
+        raise DataError(f"The folder {path} contains {' and '.join(names)}. Pass a folder with only one kind of file.")

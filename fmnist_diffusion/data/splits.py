@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, TypeGuard
 import torch
 
 from .columns import NO_LABELS
-from .decoding import check_decoded_size, decode, decode_arrays, get_height_width
+from .decoding import check_decoded_size, check_shape, decode, decode_arrays
 from .errors import DataError
 from .fashion_mnist import DEFAULT_DATASET
 from .image_tensors import ImageTensors
@@ -53,14 +53,14 @@ def load_images(
         `DataError`: If an argument is invalid, or if the data is missing, corrupted or in an unexpected format.
     """
     # Invalid values are rejected before anything is loaded.
-    get_height_width(1 if resolution is None else resolution, 1 if channels is None else channels)
+    check_shape(1 if resolution is None else resolution, 1 if channels is None else channels)
     check_max_samples(max_samples)
     if _is_tensor_file(train_data_dir):
         tensors = _load_tensor_file(train_data_dir, label_column, max_samples)
         if resolution is None or channels is None:
             summary = summarize_tensors(tensors)
             resolution, channels = resolution or summary.resolution, channels or summary.channels
-        height, width = get_height_width(resolution, channels)
+        height, width = check_shape(resolution, channels)
         if tensors.images.shape[1:] == (channels, height, width):
             return tensors
         check_decoded_size(len(tensors), height, width, channels)
@@ -153,18 +153,20 @@ def load_split(
               class folders have no labels. The top-level folders are splits if each of them is called `train`, `test`,
               `val` or `validation`. A file `metadata.csv`, `metadata.jsonl` or `metadata.parquet` adds columns and
               replaces the class folders, as in `datasets`.
-            - a folder of parquet files. The top-level folders are splits as above, or else the file names if each of
-              them contains a split as a separate word, such as `train-00000-of-00001.parquet`.
+            - a folder of parquet files. The top-level folders are splits under the same condition. Otherwise, the
+              file names determine the splits if each of them contains the name of a split as a separate word, such as
+              `train-00000-of-00001.parquet`.
             - a parquet file.
             - a folder with the four IDX files of Fashion-MNIST, plain or compressed with gzip.
 
             Hidden files are ignored, and symbolic links are followed.
         image_column (`str`, *optional*):
-            Name of the column with the images. By default, it is the only column that contains images.
+            Name of the column with the images. Defaults to the column `image` if it contains images, otherwise to the
+            only column that does.
         label_column (`str`, *optional*):
             Name of the column with the labels: class labels, integers, booleans or strings, or `"none"` to ignore the
             labels. The classes of integers, booleans and strings are their sorted distinct values. Defaults to the
-            column of type `ClassLabel`, or else to the column `label`.
+            column of type `ClassLabel`, or to `label` if there are several such columns or none.
         ignored_files (`Collection[str]`, defaults to `()`):
             Names of files to ignore in a folder.
 

@@ -62,7 +62,7 @@ class DataSummary:
         The default height and width of a model for these images, in pixels.
 
         If all images have the same size, with sides from 8 to 128, this is their size. Otherwise, it is a square whose
-        side is the median of the shorter sides, rounded down to a multiple of 4, and from 8 to 64.
+        side is the median of the shorter sides, rounded down to a multiple of 4 and clamped to [8, 64].
         """
         if len(self.sizes) == 1:
             size = next(iter(self.sizes))

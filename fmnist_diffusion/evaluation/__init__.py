@@ -4,14 +4,14 @@ from .classifier import Classifier
 from .classifier_training import ClassifierTrainingConfig, measure_accuracy, train_classifier
 from .distances import frechet_distance, kernel_distance, manifold_metrics
 from .fashion_mnist import FashionMNISTReference
-from .generation import load_parts
+from .generation import load_batches
 from .image_reference import ImageReference, ImageSource
 from .inception import InceptionFeatures, download_inception, find_inception
 from .processes import Processes, connect_processes, disconnect_processes
 from .provenance import weights_hash
 from .reference import Reference, get_shape
 from .report import metric_rows
-from .runner import evaluate_pipeline, evaluate_samples
+from .runner import check_options, evaluate_pipeline, evaluate_samples
 from .sample_metrics import FastMetrics
 from .samples import load_samples
 
@@ -26,6 +26,7 @@ __all__ = [
     "InceptionFeatures",
     "Processes",
     "Reference",
+    "check_options",
     "connect_processes",
     "disconnect_processes",
     "download_inception",
@@ -35,7 +36,7 @@ __all__ = [
     "frechet_distance",
     "get_shape",
     "kernel_distance",
-    "load_parts",
+    "load_batches",
     "load_samples",
     "manifold_metrics",
     "measure_accuracy",

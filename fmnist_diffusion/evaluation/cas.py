@@ -18,6 +18,11 @@ from .reference import Reference
 from .verified_tensors import load_verified, save_verified
 
 
+LABELS_REQUIRED = (
+    "`cas` requires labeled samples: pass a class-conditional pipeline, or images with the classes of the reference."
+)
+
+
 def check_cas(reference: Reference, label_names: Sequence[str] | None) -> None:
     """
     Raises `ValueError` if CAS cannot be measured.
@@ -28,13 +33,12 @@ def check_cas(reference: Reference, label_names: Sequence[str] | None) -> None:
             Class names of the samples; `None` if they have no labels. They must include all classes of the reference.
     """
     if label_names is None:
-        raise ValueError(
-            "`cas` requires labeled samples: pass a class-conditional pipeline, or images with the classes of the"
-            " reference."
-        )
-    names = reference.train.label_names
+        raise ValueError(LABELS_REQUIRED)
+    names = reference.label_names
     if names is None:
-        raise ValueError("`cas` requires a reference with classes.")
+        raise ValueError(
+            "`cas` requires a reference with classes. Pass class folders or a labeled dataset as `reference`."
+        )
     missing = [name for name in names if name not in label_names]
     if missing:
         raise ValueError(f"`cas` requires samples of all classes of the reference, but {missing[0]!r} is missing.")
@@ -50,13 +54,13 @@ def measure_cas(
     """
     Trains a classifier on samples and another one on as many real images, and tests both on real images.
 
-    The accuracy of the classifier of the real images is cached by their content.
+    The accuracy of the classifier that is trained on real images is cached by their content.
 
     Args:
         samples ([`Samples`]): Labeled samples.
         label_names (`Sequence[str]`): Class names of the samples, which [`check_cas`] accepts.
         reference ([`Reference`]): The real images.
-        config ([`ClassifierTrainingConfig`], *optional*): Settings of both trainings.
+        config ([`ClassifierTrainingConfig`], *optional*): Settings of both training runs.
 
     Returns:
         `dict`: Accuracies `samples` and `real` in [0, 1], the numbers of images, and the settings.
@@ -70,7 +74,7 @@ def measure_cas(
     # The classes of the samples can be in a different order.
     labels = torch.tensor([names.index(name) if name in names else -1 for name in label_names])[samples.labels]
     generated = ImageTensors(samples.images.expand(-1, reference.shape[0], -1, -1), labels, train.label_names)
-    classifier = train_classifier(generated, config, reference.device, "classifier of the samples")
+    classifier = train_classifier(generated, config, reference.device, "classifier trained on samples")
     return {
         "samples": measure_accuracy(classifier, test),
         "real": measure_real_accuracy(real, test, config, reference.device),
@@ -92,6 +96,7 @@ def measure_real_accuracy(
     cached = load_verified(path)
     if cached is not None:
         return float(cached[0]["accuracy"])
-    accuracy = measure_accuracy(train_classifier(train, config, device, "classifier of the real images"), test)
+    classifier = train_classifier(train, config, device, "classifier trained on real images")
+    accuracy = measure_accuracy(classifier, test)
     save_verified(path, {"accuracy": torch.tensor(accuracy, dtype=torch.float64)})
     return accuracy

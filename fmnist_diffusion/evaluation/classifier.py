@@ -6,8 +6,7 @@ import torch
 from transformers import RegNetForImageClassification
 
 from fmnist_diffusion.data import to_model_input
-
-from .provenance import file_hash
+from fmnist_diffusion.files import hash_file
 
 
 CLASSIFIER_DIR = Path(__file__).parent / "classifier"
@@ -37,7 +36,7 @@ class Classifier:
 
     def __init__(self, device: str | torch.device = "cpu"):
         self.device = torch.device(device)
-        self.sha256 = file_hash(CLASSIFIER_DIR / "model.safetensors")
+        self.sha256 = hash_file(CLASSIFIER_DIR / "model.safetensors")
         self.model = RegNetForImageClassification.from_pretrained(CLASSIFIER_DIR)
         self.model.eval().requires_grad_(False)
         self.model.to(device=self.device, memory_format=torch.channels_last)  # pyright: ignore

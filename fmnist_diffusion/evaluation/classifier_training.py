@@ -24,9 +24,11 @@ class ClassifierTrainingConfig:
     num_train_epochs: int = field(default=17, metadata={"help": "number of epochs"})
     num_plain_epochs: int = field(default=3, metadata={"help": "number of final epochs without augmentation"})
     train_batch_size: int = field(default=128, metadata={"help": "number of images per batch"})
-    learning_rate: float = field(default=4e-3, metadata={"help": "highest learning rate of AdamW"})
+    learning_rate: float = field(default=4e-3, metadata={"help": "peak learning rate of AdamW"})
     warmup_ratio: float = field(default=0.1, metadata={"help": "fraction of the steps with increasing learning rate"})
-    weight_decay: float = field(default=0.05, metadata={"help": "weight decay of AdamW, except of vectors"})
+    weight_decay: float = field(
+        default=0.05, metadata={"help": "weight decay of AdamW; not applied to biases and normalization layers"}
+    )
     label_smoothing: float = field(default=0.1, metadata={"help": "label smoothing of the cross-entropy loss"})
     seed: int = field(default=42, metadata={"help": "random seed"})
 

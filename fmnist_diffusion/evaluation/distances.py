@@ -10,7 +10,7 @@ from torchmetrics.image.kid import KernelInceptionDistance
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 NEAREST_K = 5
-# Distance matrices are computed in blocks of rows, and large points are converted in blocks, to limit memory usage.
+# To limit memory usage, distance matrices are computed in blocks of rows, and points are converted in blocks.
 BLOCK_ROWS = 500
 BLOCK_VALUES = 2**26
 
@@ -61,7 +61,7 @@ def frechet_distance(features: torch.Tensor, real: Moments) -> float:
         real ([`Moments`]): Moments of the features of the real images.
 
     Raises:
-        `ValueError`: If there are not more images than features, because the covariance is then singular.
+        `ValueError`: If there are at most as many images as features, because the covariance would be singular.
     """
     num_images, num_features = features.shape
     if num_images <= num_features:

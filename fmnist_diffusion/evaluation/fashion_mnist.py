@@ -8,6 +8,7 @@ import torch
 
 from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, load_images
+from fmnist_diffusion.files import hash_file
 
 from .bundled_statistics import (
     NUM_REFERENCE_IMAGES,
@@ -23,7 +24,7 @@ from .features import cached_features
 from .generation import EvaluationSamples
 from .inception import InceptionFeatures
 from .processes import Processes
-from .provenance import file_hash, images_hash
+from .provenance import images_hash
 from .reference import Reference, get_shape
 from .sample_metrics import (
     Measurement,
@@ -93,7 +94,8 @@ class FashionMNISTReference(Reference):
     def load_test_images(self) -> ImageTensors:
         return load_images(split="test", train_data_dir=self.train_data_dir, resolution=28, channels=1)
 
-    def check_num_samples(self, num_samples: int) -> None:
+    @classmethod
+    def check_num_samples(cls, num_samples: int) -> None:
         if num_samples <= Classifier.num_features:
             raise ValueError(
                 f"The Fréchet distance requires at least {Classifier.num_features + 1} samples, got {num_samples}."
@@ -155,7 +157,7 @@ class FashionMNISTReference(Reference):
         for network in networks:
             for split in SPLITS:
                 num_images[f"{network.name}_{split}"] = load_moments(network.name, split).num_images
-                statistics_hash = file_hash(get_statistics_path(network.name, split))
+                statistics_hash = hash_file(get_statistics_path(network.name, split))
                 hashes[f"statistics_{network.name}_{split}"] = statistics_hash
         return {
             "real": load_real_metrics(),

@@ -46,7 +46,7 @@ def cached_features(
     paths = [folder / f"{shape}-{images_hash(chunk)[:16]}.safetensors" for chunk in chunks]
     features = [load_features(path, len(chunk)) for path, chunk in zip(paths, chunks, strict=True)]
     missing = [index for index, found in enumerate(features) if found is None]
-    # Several processes must have found the same missing files before the first one is written.
+    # `Processes.select` waits until all processes have listed the missing files, so that they share the same list.
     with tqdm(
         total=sum(len(chunks[index]) for index in missing),
         desc=progress,

@@ -29,18 +29,18 @@ class EvaluationSamples:
     inception_features: torch.Tensor | None = None
 
     @staticmethod
-    def concatenate(parts: "Sequence[EvaluationSamples]") -> "EvaluationSamples":
-        """Concatenates samples. Either all or none of the `parts` must have Inception features."""
-        features = [part.inception_features for part in parts if part.inception_features is not None]
+    def concatenate(batches: "Sequence[EvaluationSamples]") -> "EvaluationSamples":
+        """Concatenates samples. Either all or none of the `batches` must have Inception features."""
+        features = [batch.inception_features for batch in batches if batch.inception_features is not None]
         return EvaluationSamples(
-            Samples.concatenate([part.samples for part in parts]), torch.cat(features) if features else None
+            Samples.concatenate([batch.samples for batch in batches]), torch.cat(features) if features else None
         )
 
 
-def save_part(part: EvaluationSamples, path: Path) -> None:
+def save_batch(batch: EvaluationSamples, path: Path) -> None:
     """Writes a batch to a safetensors file atomically, so that interruptions leave no incomplete file at `path`."""
-    samples = part.samples
-    tensors = {"images": samples.images, "labels": samples.labels, "inception": part.inception_features}
+    samples = batch.samples
+    tensors = {"images": samples.images, "labels": samples.labels, "inception": batch.inception_features}
     metadata = {
         "num_function_evaluations": str(samples.num_function_evaluations),
         "seconds": str(samples.seconds),
@@ -48,8 +48,8 @@ def save_part(part: EvaluationSamples, path: Path) -> None:
     save_verified(path, {name: tensor for name, tensor in tensors.items() if tensor is not None}, metadata)
 
 
-def load_part(path: Path) -> EvaluationSamples | None:
-    """Reads a batch that [`save_part`] wrote; returns `None` if the file does not exist or is damaged."""
+def load_batch(path: Path) -> EvaluationSamples | None:
+    """Reads a batch that [`save_batch`] wrote; returns `None` if the file does not exist or is damaged."""
     loaded = load_verified(path)
     if loaded is None:
         return None
@@ -63,7 +63,7 @@ def load_part(path: Path) -> EvaluationSamples | None:
     return EvaluationSamples(samples, tensors.get("inception"))
 
 
-def load_parts(folder: Path) -> Iterator[Samples]:
+def load_batches(folder: Path) -> Iterator[Samples]:
     """
     Yields the batches of samples that [`evaluate_pipeline`] saved in `folder`, ordered by seed and index.
 
@@ -76,10 +76,10 @@ def load_parts(folder: Path) -> Iterator[Samples]:
             f"Could not find any samples in {folder}. Pass the output folder of `fmnist-diffusion evaluate`."
         )
     for path in paths:
-        part = load_part(path)
-        if part is None:
+        batch = load_batch(path)
+        if batch is None:
             raise ValueError(f"Could not read {path}. Run the command that generated the samples again to replace it.")
-        yield part.samples
+        yield batch.samples
 
 
 def generate_samples(
@@ -110,12 +110,12 @@ def generate_samples(
     ) as bar:
         for start, count in processes.select(missing):
             (samples,) = generate(pipe, sampling, count, class_labels=class_labels, batch_size=count, start=start)
-            part = EvaluationSamples(samples, inception(samples.images) if inception else None)
-            save_part(part, get_part_path(folder, start))
+            batch = EvaluationSamples(samples, inception(samples.images) if inception else None)
+            save_batch(batch, get_batch_path(folder, start))
             bar.update(min(count * processes.count, num_samples - bar.n))
     processes.wait()
-    parts = [load_part(get_part_path(folder, start)) for start, _, _ in batches]
-    return EvaluationSamples.concatenate([part for part in parts if part is not None])
+    loaded = [load_batch(get_batch_path(folder, start)) for start, _, _ in batches]
+    return EvaluationSamples.concatenate([batch for batch in loaded if batch is not None])
 
 
 def plan_batches(folder: Path, num_samples: int, batch_size: int) -> list[tuple[int, int, bool]]:
@@ -130,16 +130,16 @@ def plan_batches(folder: Path, num_samples: int, batch_size: int) -> list[tuple[
     paths = {int(path.stem): path for path in folder.glob("[0-9]*.safetensors")}
     batches, start = [], 0
     while start < num_samples:
-        part = load_part(paths[start]) if start in paths else None
-        if part is not None:
-            end = start + len(part.samples)
+        batch = load_batch(paths[start]) if start in paths else None
+        if batch is not None:
+            end = start + len(batch.samples)
         else:
             # The next file starts a new batch even if it is damaged, so that it is replaced.
             end = min([start + batch_size, num_samples, *(first for first in paths if first > start)])
-        batches.append((start, end - start, part is not None))
+        batches.append((start, end - start, batch is not None))
         start = end
     return batches
 
 
-def get_part_path(folder: Path, start: int) -> Path:
+def get_batch_path(folder: Path, start: int) -> Path:
     return folder / f"{start:07d}.safetensors"

@@ -95,7 +95,7 @@ class ImageSource:
 
 class ImageReference(Reference):
     r"""
-    Images of any source, which are brought to the size of the samples.
+    Images of any source, which are resized and center-cropped to the size of the samples.
 
     Features, the metrics of the reference itself (`floor`) and its nearest neighbors are cached by the content of the
     images.
@@ -114,24 +114,29 @@ class ImageReference(Reference):
         self.inception, self.device = inception, inception.device
         # If one set is grayscale and the other RGB, missing or additional colors must increase the distance.
         self.shape = (max(shape[0], source.summary.channels), *shape[1:])
-        if len(self.train) < MIN_IMAGES:
-            raise ValueError(f"`reference` must have at least {MIN_IMAGES} images, got {len(self.train)}.")
+        if source.summary.num_images < MIN_IMAGES:
+            raise ValueError(f"`reference` must have at least {MIN_IMAGES} images, got {source.summary.num_images}.")
 
     @cached_property
     def train(self) -> ImageTensors:
         return self.source.load(self.shape)
 
+    @property
+    def label_names(self) -> Sequence[str] | None:
+        return self.source.summary.label_names
+
     def load_test_images(self) -> ImageTensors:
         if self.source.split == TEST_SPLIT:
             raise ValueError(f"`reference` must be a different split than {TEST_SPLIT}, which is used for testing.")
         test = self.source.load(self.shape, TEST_SPLIT)
-        if test.labels is None or test.label_names != self.train.label_names:
+        if test.labels is None or test.label_names != self.label_names:
             raise ValueError(
                 f"The splits {self.source.split} and {TEST_SPLIT} of {self.source.name} must have the same classes."
             )
         return test
 
-    def check_num_samples(self, num_samples: int) -> None:
+    @classmethod
+    def check_num_samples(cls, num_samples: int) -> None:
         if num_samples < MIN_IMAGES:
             raise ValueError(f"The metrics require at least {MIN_IMAGES} samples, got {num_samples}.")
 
@@ -159,11 +164,11 @@ class ImageReference(Reference):
 
     def get_class_proportions(self, label_names: Sequence[str] | None) -> torch.Tensor | None:
         """Returns the share of each class of `label_names` among the images, float64; `None` if the classes differ."""
-        labels, names = self.train.labels, self.train.label_names
-        if label_names is None or labels is None or names is None or not set(names) <= set(label_names):
+        names, counts = self.label_names, self.source.summary.class_counts
+        if label_names is None or names is None or counts is None or not set(names) <= set(label_names):
             return None
         shares = torch.zeros(len(label_names), dtype=torch.float64)
-        shares[[label_names.index(name) for name in names]] = labels.bincount(minlength=len(names)).double()
+        shares[[label_names.index(name) for name in names]] = torch.tensor(counts, dtype=torch.float64)
         return shares / shares.sum()
 
     def get_label_names(self, pipe: FashionMNISTPipeline) -> Sequence[str] | None:

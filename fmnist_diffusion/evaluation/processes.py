@@ -1,4 +1,4 @@
-"""Splits an evaluation over the processes of `accelerate launch`."""
+"""Splits an evaluation across the processes of `accelerate launch`."""
 
 import os
 from collections.abc import Sequence

@@ -3,7 +3,6 @@
 import hashlib
 import platform
 from importlib.metadata import distributions
-from pathlib import Path
 
 import torch
 
@@ -25,11 +24,6 @@ def weights_hash(pipe: FashionMNISTPipeline) -> str:
 def images_hash(images: torch.Tensor) -> str:
     """Returns the SHA-256 of the pixels of uint8 images."""
     return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
-
-
-def file_hash(path: Path) -> str:
-    """Returns the SHA-256 of the content of a file."""
-    return hashlib.sha256(path.read_bytes()).hexdigest()
 
 
 def get_versions() -> dict[str, str]:

@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fmnist_diffusion import FashionMNISTPipeline
-from fmnist_diffusion.data import ImageTensors
+from fmnist_diffusion.data import ImageTensors, get_height_width
 
 from .generation import EvaluationSamples
 from .inception import InceptionFeatures
@@ -35,12 +35,18 @@ class Reference(ABC):
     @abstractmethod
     def train(self) -> ImageTensors: ...
 
+    @property
+    def label_names(self) -> Sequence[str] | None:
+        """Class names of the real images; `None` if they have no labels."""
+        return self.train.label_names
+
     @abstractmethod
     def load_test_images(self) -> ImageTensors:
         """Loads labeled images of the same classes that are not in `train`; raises `ValueError` if there are none."""
 
+    @classmethod
     @abstractmethod
-    def check_num_samples(self, num_samples: int) -> None:
+    def check_num_samples(cls, num_samples: int) -> None:
         """Raises `ValueError` if there are too few samples."""
 
     @abstractmethod
@@ -74,6 +80,4 @@ class Reference(ABC):
 
 def get_shape(pipe: FashionMNISTPipeline) -> tuple[int, int, int]:
     """Returns the number of channels, the height and the width of the images of a pipeline."""
-    size = pipe.unet.config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
-    return pipe.unet.config["out_channels"], height, width
+    return pipe.unet.config["out_channels"], *get_height_width(pipe.unet.config["sample_size"])

@@ -172,7 +172,7 @@ def metric_rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         if nearest is not None:
             share = get_mean(nearest[f"nearer_than_99_percent_of_{real_name}"])
             yield (
-                f"Nearer than 99% of {'test images' if real_name == 'test' else real_name} ({title})",
+                f"Nearer than 99% of the {real_name} images ({title})",
                 f"{share * 100:.1f}%",
                 "1.0%",
             )

@@ -11,7 +11,7 @@ from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.files import write_atomically
 from fmnist_diffusion.sampling import MAX_SEED, Samples, SamplingConfig, copy_pipeline
 
-from .cas import check_cas, measure_cas
+from .cas import LABELS_REQUIRED, check_cas, measure_cas
 from .features import cached_features
 from .generation import EvaluationSamples, generate_samples
 from .processes import Processes
@@ -24,6 +24,7 @@ from .run_folder import prepare_folder, write_json
 # Evaluation seed k uses random seeds starting at k * 2**20, so samples of different seeds never share noise.
 IMAGES_PER_SEED = 2**20
 NUM_SEEDS = (MAX_SEED + 1) // IMAGES_PER_SEED
+DEFAULT_NUM_SAMPLES = 10_000
 
 
 def evaluate_pipeline(
@@ -34,7 +35,7 @@ def evaluate_pipeline(
     sampling: SamplingConfig,
     conditional: bool,
     reference: Reference,
-    num_samples: int = 10_000,
+    num_samples: int | None = None,
     seeds: Sequence[int] = (0,),
     batch_size: int = 100,
     cas: bool = False,
@@ -54,7 +55,8 @@ def evaluate_pipeline(
         conditional (`bool`):
             Whether to generate samples of all classes (see [`Reference.choose_labels`]) or unconditional samples.
         reference ([`Reference`]): The real images.
-        num_samples (`int`, defaults to 10000): Number of samples per seed, at most 2**20.
+        num_samples (`int`, *optional*):
+            Number of samples per seed, at most 2**20. Defaults to 10,000, or with `cas` to the number of real images.
         seeds (`Sequence[int]`, defaults to `(0,)`):
             Evaluation seeds from 0 to 4095. Image i of a seed uses the random seed `seed * 2**20 + i`. With several
             seeds, the results contain the mean and the minimum over the seeds.
@@ -71,27 +73,21 @@ def evaluate_pipeline(
         `ValueError`: If an argument is out of range, the pipeline generates images that `reference` does not support,
             a sample has NaN or infinite pixels, `folder` contains other files, or the real images are not available.
     """
-    reference.check_num_samples(num_samples)
+    # All arguments are checked before any image is loaded.
+    check_options(type(reference), sampling, conditional, num_samples, seeds, cas)
     reference.check_pipeline(pipe, conditional)
-    if num_samples > IMAGES_PER_SEED:
-        raise ValueError(f"`num_samples` must be at most {IMAGES_PER_SEED}, got {num_samples}.")
-    if not all(0 <= seed < NUM_SEEDS for seed in seeds):
-        raise ValueError(f"`seeds` must be between 0 and {NUM_SEEDS - 1}, got {', '.join(map(str, seeds))}.")
-    if sampling.guidance_scale != 1 and not conditional:
-        raise ValueError(f"`guidance_scale` must be 1.0 for unconditional sampling, got {sampling.guidance_scale}.")
     pipe = copy_pipeline(pipe, sampling.scheduler)
     pipe.set_progress_bar_config(disable=True)
-    class_labels = label_names = None
-    if conditional:
-        class_labels = reference.choose_labels(pipe, num_samples)
-        label_names = reference.get_label_names(pipe)
+    num_inference_steps = sampling.num_inference_steps or pipe.config["num_inference_steps"]
+    pipe.set_timesteps(num_inference_steps)
+    sampling = replace(sampling, scheduler=None, num_inference_steps=num_inference_steps)
+    label_names = reference.get_label_names(pipe) if conditional else None
     if cas:
         check_cas(reference, label_names)
-    sampling = replace(
-        sampling,
-        scheduler=None,
-        num_inference_steps=sampling.num_inference_steps or pipe.config["num_inference_steps"],
-    )
+    if num_samples is None:
+        num_samples = len(reference.train) if cas else DEFAULT_NUM_SAMPLES
+        reference.check_num_samples(num_samples)
+    class_labels = reference.choose_labels(pipe, num_samples) if conditional else None
     scheduler_config = {key: to_json(value) for key, value in pipe.scheduler.config.items() if key[0] != "_"}
     settings = {
         "source": name,
@@ -143,7 +139,7 @@ def evaluate_samples(
     The labels of `samples` are indices of the classes of `reference`.
     """
     reference.check_num_samples(len(samples))
-    label_names = None if samples.labels is None else reference.train.label_names
+    label_names = None if samples.labels is None else reference.label_names
     if cas:
         check_cas(reference, label_names)
     inception = reference.inception
@@ -217,6 +213,27 @@ class Evaluator:
             write_json(path, results)
         self.processes.wait()
         return json.loads(path.read_text())
+
+
+def check_options(
+    reference_class: type[Reference],
+    sampling: SamplingConfig,
+    conditional: bool,
+    num_samples: int | None,
+    seeds: Sequence[int],
+    cas: bool,
+) -> None:
+    """Raises `ValueError` if arguments of [`evaluate_pipeline`] contradict each other or are out of range."""
+    if num_samples is not None:
+        reference_class.check_num_samples(num_samples)
+        if num_samples > IMAGES_PER_SEED:
+            raise ValueError(f"`num_samples` must be at most {IMAGES_PER_SEED}, got {num_samples}.")
+    if not all(0 <= seed < NUM_SEEDS for seed in seeds):
+        raise ValueError(f"`seeds` must be between 0 and {NUM_SEEDS - 1}, got {', '.join(map(str, seeds))}.")
+    if not conditional and sampling.guidance_scale != 1:
+        raise ValueError(f"`guidance_scale` must be 1.0 for unconditional sampling, got {sampling.guidance_scale}.")
+    if not conditional and cas:
+        raise ValueError(LABELS_REQUIRED)
 
 
 def to_json(value: Any) -> Any:

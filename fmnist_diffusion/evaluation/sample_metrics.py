@@ -117,7 +117,7 @@ class Memorization:
 
     def summarize(self, real_name: str) -> dict[str, float]:
         """
-        Returns the median distances, and the share of samples that are nearer to a training image than 99 % of the
+        Returns the median distances, and the share of samples that are nearer to a training image than 99% of the
         real images.
 
         The share is about 0.01 if the model has not memorized training images.

@@ -1,6 +1,8 @@
 """Reads existing samples from folders and files."""
 
+import io
 import math
+import tokenize
 import zipfile
 import zlib
 from collections.abc import Sequence
@@ -16,8 +18,26 @@ from fmnist_diffusion.sampling import Samples
 # `fmnist-diffusion sample` and `fmnist-diffusion evaluate` write these images next to the samples.
 IGNORED_FILES = ("grid.png", "report.png")
 NPZ_SUFFIX = ".npz"
-# A small archive can expand to much more data than fits in memory.
-MAX_NPZ_BYTES = 2 * 2**30
+MAX_NPZ_SIZE = 2 * 1024**3  # bytes of all arrays after decompression
+MAX_NPY_HEADER_SIZE = 10_000  # bytes, as in NumPy
+# These are the compression methods of `numpy.savez` and `numpy.savez_compressed`. zipfile decompresses data of other
+# methods without a limit on its size.
+NPZ_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
+# zipfile, zlib and NumPy raise these exceptions for damaged, encrypted and malicious files.
+NPZ_ERRORS = (
+    EOFError,
+    IndexError,
+    KeyError,
+    MemoryError,
+    OSError,
+    RuntimeError,
+    SyntaxError,
+    TypeError,
+    ValueError,
+    tokenize.TokenError,
+    zipfile.BadZipFile,
+    zlib.error,
+)
 
 
 def load_samples(
@@ -35,7 +55,7 @@ def load_samples(
             A folder or file that [`load_images`] accepts as `train_data_dir`, or an `.npz` file with the array
             `images` (or only one array of any name) and optionally `labels`. The images in an `.npz` file are uint8,
             or floats in [0, 1], with shape `(num_images, height, width)`, or with 1 or 3 channels before or after
-            `height, width`. Images of different sizes are resized as [`load_images`] does it.
+            `height, width`. Images of different sizes follow the rules of [`load_images`].
         num_samples (`int`, *optional*):
             Number of samples to read, which are selected at random with a fixed seed. Defaults to all samples.
         shape (`tuple[int, int, int]`, *optional*):
@@ -139,30 +159,42 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
     try:
         # NumPy also reads other formats with this suffix, such as a single array or a pickle.
         if not zipfile.is_zipfile(path):
-            raise ValueError("not a zip archive")
-        check_sizes(path)
-        with np.load(path, allow_pickle=False) as file:
-            return {name: value for name, value in file.items() if isinstance(value, np.ndarray)}
-    # zipfile, zlib and NumPy raise these errors for corrupted, encrypted and pickled files.
-    except (EOFError, OSError, RuntimeError, SyntaxError, ValueError, zipfile.BadZipFile, zlib.error) as error:
-        raise ValueError(f"Could not read {path} as an .npz file ({error}). Write it with `numpy.savez`.") from error
+            raise ValueError("it is not a zip archive")
+        size = get_decompressed_size(path)
+        if size <= MAX_NPZ_SIZE:
+            with np.load(path, allow_pickle=False) as file:
+                return dict(file.items())
+    except NPZ_ERRORS as error:
+        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        raise ValueError(f"Could not read {path} as an .npz file ({reason}). Write it with `numpy.savez`.") from error
+    raise ValueError(
+        f"The arrays in {path} require {size:,} bytes, more than the limit of {MAX_NPZ_SIZE:,}. Save uint8 pixels, or"
+        " save fewer images."
+    )
 
 
-def check_sizes(path: Path) -> None:
-    """Raises `ValueError` if the arrays of an `.npz` file are too large, before anything is allocated for them."""
+def get_decompressed_size(path: Path) -> int:
+    """
+    Returns the number of bytes of all arrays of an `.npz` file without decompressing more than their headers.
+
+    Raises one of `NPZ_ERRORS` if the file is invalid or contains anything other than numeric arrays.
+    """
+    size = 0
     with zipfile.ZipFile(path) as archive:
         for member in archive.infolist():
+            if member.compress_type not in NPZ_COMPRESSION:
+                raise ValueError(f"{member.filename} has an unsupported compression method")
             with archive.open(member) as file:
-                if np.lib.format.read_magic(file) == (1, 0):
-                    shape, _, dtype = np.lib.format.read_array_header_1_0(file)
-                else:
-                    shape, _, dtype = np.lib.format.read_array_header_2_0(file)
-            num_bytes = max(member.file_size, math.prod(shape) * dtype.itemsize)
-            if num_bytes > MAX_NPZ_BYTES:
-                raise ValueError(
-                    f"{member.filename} has {num_bytes / 2**30:,.1f} GiB, and the limit is"
-                    f" {MAX_NPZ_BYTES / 2**30:.0f} GiB"
-                )
+                # NumPy would read a header of up to 4 GiB before it checks the size.
+                header = io.BytesIO(file.read(MAX_NPY_HEADER_SIZE))
+            if np.lib.format.read_magic(header) == (1, 0):
+                shape, _, dtype = np.lib.format.read_array_header_1_0(header)
+            else:
+                shape, _, dtype = np.lib.format.read_array_header_2_0(header)
+            if dtype.hasobject:
+                raise ValueError(f"{member.filename} contains Python objects, which require pickle")
+            size += max(member.file_size, math.prod(shape) * dtype.itemsize)
+    return size
 
 
 def convert_images(images: np.ndarray, source: Path) -> torch.Tensor:
@@ -178,14 +210,24 @@ def convert_images(images: np.ndarray, source: Path) -> torch.Tensor:
             f" got {shape}."
         )
     if images.dtype.kind == "f":
-        if not np.isfinite(images).all():
-            raise ValueError(f"{source} contains NaN or infinite pixels. Generate these samples again.")
-        if images.min() < 0 or images.max() > 1:
-            raise ValueError(
-                f"Floating-point pixels in {source} must be in [0, 1], got values from {images.min():.3g} to"
-                f" {images.max():.3g}. Scale them, or save uint8 pixels."
-            )
-        images = (images * 255).round().astype(np.uint8)
+        images = quantize(images, source)
     if images.dtype != np.uint8:
         raise ValueError(f"The pixels in {source} must be uint8, or floats in [0, 1], got {images.dtype}.")
-    return torch.from_numpy(images.copy())
+    return torch.from_numpy(np.ascontiguousarray(images))
+
+
+def quantize(images: np.ndarray, source: Path) -> np.ndarray:
+    """Converts floating-point pixels in [0, 1] to uint8."""
+    minimum, maximum = images.min(), images.max()
+    if not np.isfinite(minimum) or not np.isfinite(maximum):
+        raise ValueError(f"{source} contains NaN or infinite pixels. Generate these samples again.")
+    if minimum < 0 or maximum > 1:
+        raise ValueError(
+            f"Floating-point pixels in {source} must be in [0, 1], got values from {minimum:.3g} to {maximum:.3g}."
+            " Scale them, or save uint8 pixels."
+        )
+    pixels = np.empty(images.shape, np.uint8)
+    # Converting one image at a time avoids temporary copies of all pixels.
+    for target, image in zip(pixels, images, strict=True):
+        target[:] = (image * 255).round()
+    return pixels

@@ -1,4 +1,4 @@
-"""Reads and writes safetensors files with a hash, so that damaged files are noticed and computed again."""
+"""Reads and writes safetensors files with a hash, so that damaged files are detected and recomputed."""
 
 import hashlib
 import json

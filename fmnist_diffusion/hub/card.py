@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from fmnist_diffusion.data import DEFAULT_DATASET
+from fmnist_diffusion.data import DEFAULT_DATASET, get_height_width
 from fmnist_diffusion.pipelines import FashionMNISTPipeline
 
 from .metadata import flatten, format_number, measured_metrics
@@ -120,7 +120,7 @@ def get_reference(metrics: dict[str, Any]) -> tuple[str, str]:
 
 
 def format_size(sample_size: int | list[int] | tuple[int, ...]) -> str:
-    height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+    height, width = get_height_width(sample_size)
     return f"{height}x{width}"
 
 

@@ -228,7 +228,7 @@ def _get_cause(error: Exception) -> BaseException:
     # huggingface_hub wraps errors of LFS uploads in a RuntimeError. A RuntimeError from hf_xet has no cause.
     if isinstance(error, RuntimeError):
         return error.__cause__ or error
-    # It raises LocalEntryNotFoundError if a file is not cached, whatever the reason why it could not be downloaded.
+    # huggingface_hub raises LocalEntryNotFoundError for every failed download of a file that is not cached.
     if isinstance(error, LocalEntryNotFoundError):
         return error.__cause__ or error
     return error

@@ -135,7 +135,7 @@ def measured_metrics(metrics: Mapping[str, Any]) -> list[Metric]:
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:
-    """Flattens nested settings to pairs such as `("optimizer.learning_rate", 1e-4)`."""
+    """Flattens nested settings into pairs such as `("optimizer.learning_rate", 1e-4)`."""
     for name, value in settings.items():
         if isinstance(value, dict):
             yield from flatten(value, f"{prefix}{name}.")

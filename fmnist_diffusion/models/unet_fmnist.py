@@ -321,7 +321,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             Number of classes of a class-conditional model. The model also learns a null label for
             `class_labels=None`, the unconditional branch of classifier-free guidance.
         label_names (`tuple[str, ...]`, *optional*):
-            Different class names in the order of their labels. A pipeline accepts them as class labels.
+            Distinct class names in the order of their labels. A pipeline accepts them as class labels.
 
     Raises:
         `ValueError`:
@@ -437,7 +437,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 or not all(isinstance(label, str) for label in label_names)
                 or len(set(label_names)) < len(label_names)
             ):
-                raise ValueError(f"`label_names` must be a tuple of different strings, got {label_names!r}.")
+                raise ValueError(f"`label_names` must be a tuple of distinct strings, got {label_names!r}.")
             if len(label_names) != num_class_embeds:
                 raise ValueError(
                     f"`label_names` must have one name for each of the `num_class_embeds`={num_class_embeds} classes,"

@@ -25,7 +25,7 @@ CHOICES = {
 }
 POSITIVE_OPTIONS = ("num_train_timesteps", "solver_order")
 MAX_REASON_LENGTH = 300
-# Models and schedulers raise these errors if an option has a wrong value.
+# Models and schedulers raise these errors if an option has an invalid value.
 CONSTRUCTION_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -156,7 +156,7 @@ def load_unet(
     config = read_json_object(path)
     if "quantization_config" in config:
         raise OSError(f"`quantization_config` in {path} is not supported. Remove it.")
-    # The meta device allocates no memory, so that the files are checked before a large model is created.
+    # The meta device allocates no memory, so the files can be checked before a large model is created.
     with _named_errors(path), torch.device("meta"):
         model: Any = FashionMNISTUNet2DModel.from_config(config)
     weights = check_weights(folder, variant, model)
@@ -178,11 +178,11 @@ def load_unet(
 
 @contextmanager
 def _named_errors(path: Path) -> Iterator[None]:
-    """Raises errors about wrong values in a config as an `OSError` that names the file."""
+    """Raises errors about invalid values in a config as an `OSError` that names the file."""
     try:
         yield
     except CONSTRUCTION_ERRORS as error:
         reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
         if len(reason) > MAX_REASON_LENGTH:
             reason = f"{reason[:MAX_REASON_LENGTH]}..."
-        raise OSError(f"{path} contains a wrong value: {reason}.") from error
+        raise OSError(f"{path} contains an invalid value: {reason}. Fix it, or save the pipeline again.") from error

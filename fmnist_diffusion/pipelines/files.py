@@ -46,7 +46,9 @@ def read_json_object(path: Path) -> dict[str, Any]:
     except (RecursionError, ValueError) as error:
         raise OSError(f"{path} is not valid JSON ({error}). Download or save the pipeline again.") from error
     if not isinstance(content, dict):
-        raise OSError(f"{path} must contain a JSON object, got {type(content).__name__}.")
+        raise OSError(
+            f"{path} must contain a JSON object, got {type(content).__name__}. Download or save the pipeline again."
+        )
     for name, value in content.items():
         for number in _list_numbers(value):
             if isinstance(number, int) and abs(number) > MAX_INTEGER:
@@ -79,11 +81,14 @@ def get_shard_names(index_path: Path) -> list[str]:
     index = read_json_object(index_path)
     shards = index.get("weight_map")
     if not isinstance(shards, dict) or not isinstance(index.get("metadata"), dict) or not shards:
-        raise OSError(f"{index_path} must contain `metadata` and a `weight_map`.")
+        raise OSError(f"{index_path} must contain `metadata` and a `weight_map`. Download or save the pipeline again.")
     names = set(shards.values()) if all(isinstance(name, str) for name in shards.values()) else {""}
     for name in names:
         if Path(name).name != name or not name.endswith(".safetensors"):
-            raise OSError(f"`weight_map` in {index_path} must contain names of safetensors files, got {name!r}.")
+            raise OSError(
+                f"`weight_map` in {index_path} must contain names of safetensors files, got {name!r}. Download or save"
+                " the pipeline again."
+            )
     return [f"unet/{name}" for name in sorted(names)]
 
 
@@ -110,16 +115,24 @@ def check_weights(folder: Path, variant: str | None, model: torch.nn.Module) -> 
         for name, (shape, is_floating_point) in _read_header(path).items():
             tensor = expected.pop(name, None)
             if tensor is None:
-                raise OSError(f"{path} contains {name}, which the model in {folder / UNET_CONFIG} does not have.")
+                raise OSError(
+                    f"{path} contains {name}, which the model in {folder / UNET_CONFIG} does not have."
+                    " Download or save the pipeline again."
+                )
             if shape != tuple(tensor.shape):
                 raise OSError(
                     f"{name} in {path} has shape {shape}, but {folder / UNET_CONFIG} requires {tuple(tensor.shape)}."
+                    " Download or save the pipeline again."
                 )
             if is_floating_point != tensor.is_floating_point():
-                raise OSError(f"{name} in {path} does not have a dtype that fits {tensor.dtype}.")
+                raise OSError(
+                    f"{name} in {path} does not have a dtype that fits {tensor.dtype}."
+                    " Download or save the pipeline again."
+                )
     if expected:
         raise OSError(
             f"{paths[0]} does not contain {next(iter(expected))}, which the model in {folder / UNET_CONFIG} requires."
+            " Download or save the pipeline again."
         )
     return paths
 

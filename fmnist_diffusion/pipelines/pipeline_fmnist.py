@@ -57,11 +57,11 @@ NEAR_ZERO_SNR = 1e-6
 MIN_TIMESTEP_COVERAGE = 0.7
 MAX_TIMESTEP_POWER = 100
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-# Modes of PIL images by the number of channels of the model.
+# This table maps the number of channels of a model to the mode of its PIL images.
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 SUPPORTED_PIL_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LA", "PA", "La", "RGBA", "RGBa")
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2
-# Transpositions that make an image upright, by its EXIF orientation.
+# This table maps an EXIF orientation to the transposition that makes the image upright.
 TRANSPOSITIONS = {
     2: PIL.Image.Transpose.FLIP_LEFT_RIGHT,
     3: PIL.Image.Transpose.ROTATE_180,
@@ -574,7 +574,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         lowest, highest = float(all_timesteps.min()), float(all_timesteps.max())
         if lowest < 0 or highest > num_train_timesteps - 1:
             raise ValueError(
-                f"{name} uses timesteps from {lowest:g} to {highest:g}, which must be between 0 and"
+                f"{name} uses timesteps from {lowest:g} to {highest:g}, but they must be between 0 and"
                 f" {num_train_timesteps - 1}. Use a different number of steps, `steps_offset` or `timestep_spacing`."
             )
         if hasattr(scheduler, "set_begin_index"):

@@ -147,7 +147,7 @@ def main() -> None:
         metrics = evaluate(row, options)
         distance, accuracy = metrics["classifier_frechet_distance_train"], metrics["class_agreement"]
         fid = f"{metrics['fid_train']:.1f}" if "fid_train" in metrics else ""
-        print(f"| {row} | {distance:.3f} | {accuracy * 100:.1f} % | {fid} |", flush=True)
+        print(f"| {row} | {distance:.3f} | {accuracy * 100:.1f}% | {fid} |", flush=True)
 
 
 if __name__ == "__main__":

@@ -2,7 +2,7 @@
 
 Half of the kills happen directly before a change of the file system in the output folder, at each change in turn. The
 other half happen at random times. A run is killed several times before it may end. Then its loss.csv, its exported
-pipeline and its last checkpoint must be the same bytes as those of an uninterrupted run.
+pipeline and its last checkpoint must be byte-identical to those of an uninterrupted run.
 
 Example: PYTHONPATH=training python tests/benchmarks/kills.py --kills 200
 """
@@ -114,7 +114,7 @@ def find_differences(run: Path, expected: Path) -> list[str]:
     return different + leftovers
 
 
-class Campaign:
+class KillTest:
     """Kills runs in `folder` and collects the failures.
 
     Args:
@@ -129,7 +129,7 @@ class Campaign:
         assert wait(start(self.expected, [], count_to=folder / "changes")) == 0, self.read_log(self.expected)
         self.seconds = time.monotonic() - started
         self.changes = int((folder / "changes").read_text())
-        # Each change of a new run comes in turn, in random order.
+        # Runs are killed once before each change of an uninterrupted run, in random order.
         self.positions = self.random.sample(range(1, self.changes + 1), self.changes)
         self.kills = {"before a change": 0, "at a random time": 0}
         self.num_runs = self.num_starts = 0
@@ -199,20 +199,20 @@ def main() -> None:
     torch.set_num_threads(1)
     started = time.monotonic()
     with tempfile.TemporaryDirectory(prefix="kills-") as folder:
-        campaign = Campaign(Path(folder), args.seed)
-        while sum(campaign.kills.values()) < args.kills:
-            campaign.test_run()
-    print("\n".join(campaign.failures))
+        test = KillTest(Path(folder), args.seed)
+        while sum(test.kills.values()) < args.kills:
+            test.test_run()
+    print("\n".join(test.failures))
     results = {
-        "kills": campaign.kills,
-        "runs": campaign.num_runs,
-        "starts": campaign.num_starts,
-        "changes of an uninterrupted run": campaign.changes,
-        "failures": len(campaign.failures),
+        "kills": test.kills,
+        "runs": test.num_runs,
+        "starts": test.num_starts,
+        "changes of an uninterrupted run": test.changes,
+        "failures": len(test.failures),
         "seconds": round(time.monotonic() - started),
     }
     print(json.dumps(results))
-    raise SystemExit(bool(campaign.failures))
+    raise SystemExit(bool(test.failures))
 
 
 if __name__ == "__main__":

@@ -32,7 +32,7 @@ def measure_latency(name: str, num_images: int, num_inference_steps: int | None,
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description="Measure the time that checkpoints need to generate images.")
     parser.add_argument(
-        "checkpoints", nargs="*", default=bundled_pipelines(), help="(default: all bundled checkpoints)"
+        "checkpoints", nargs="*", default=bundled_pipelines(), help="names or folders (default: all bundled ones)"
     )
     parser.add_argument("--num-images", type=int, default=64, help="images per batch (default: %(default)s)")
     parser.add_argument("--num-inference-steps", type=int, help="denoising steps (default: that of the checkpoint)")

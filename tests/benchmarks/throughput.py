@@ -229,7 +229,7 @@ def main() -> None:
         speedup = f"{own_training / images:.2f} / {own_sampling / evaluations:.2f}"
         print(
             f"| {name} | {counts[name]['parameters'] / 1e6:.1f} | {images:.1f} | {evaluations:.1f} | {speedup} |"
-            f" {utilization * 100:.0f} % | {memory[name]:.0f} |"
+            f" {utilization * 100:.0f}% | {memory[name]:.0f} |"
         )
 
 

@@ -4,12 +4,15 @@ import sys
 from pathlib import Path
 
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 
 from fmnist_diffusion import evaluation
 from fmnist_diffusion.commands import main
+from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.sampling import SamplingConfig
+from saved_pipelines import save_pipeline
 
 
 RESULT = {
@@ -50,6 +53,23 @@ def calls(monkeypatch, tmp_path) -> list[tuple]:
 
 
 @pytest.fixture
+def no_images(monkeypatch) -> None:
+    """Fails the test if images are decoded or generated."""
+
+    def fail(*args, **kwargs):
+        raise AssertionError
+
+    for name in (
+        "fashion_mnist.load_images",
+        "image_reference.load_images",
+        "samples.load_images",
+        "runner.generate_samples",
+    ):
+        monkeypatch.setattr(f"fmnist_diffusion.evaluation.{name}", fail)
+    monkeypatch.setattr(evaluation, "InceptionFeatures", FakeInception)
+
+
+@pytest.fixture
 def images(tmp_path) -> Path:
     """An .npz file with 300 images."""
     path = tmp_path / "noise.npz"
@@ -71,7 +91,7 @@ def test_default_options_reach_the_evaluation(calls, pipeline):
         "processes": evaluation.Processes(),
         "sampling": SamplingConfig(),
         "conditional": True,
-        "num_samples": 10_000,
+        "num_samples": None,
         "seeds": [0],
         "batch_size": 100,
     }
@@ -92,7 +112,7 @@ def test_options_reach_the_evaluation(calls, pipeline, tmp_path):
         "-o": "results",
     }
     args = [arg for option in options.items() for arg in option]
-    main(["evaluate", pipeline, *args, "--guidance-interval", "0.2", "1", "--unconditional", "--cas"])
+    main(["evaluate", pipeline, *args, "--guidance-interval", "0.2", "1", "--cas"])
     ((pipe, folder, kwargs),) = calls
     assert pipe.unet.dtype == torch.bfloat16
     assert folder == Path("results")
@@ -104,11 +124,17 @@ def test_options_reach_the_evaluation(calls, pipeline, tmp_path):
         "cas": True,
         "processes": evaluation.Processes(),
         "sampling": SamplingConfig("ddim", 5, 2.0, (0.2, 1.0)),
-        "conditional": False,
+        "conditional": True,
         "num_samples": 300,
         "seeds": [0, 7],
         "batch_size": 50,
     }
+
+
+def test_unconditional_samples_are_evaluated(calls, pipeline):
+    main(["evaluate", pipeline, "--fast", "--unconditional"])
+    ((_, _, kwargs),) = calls
+    assert not kwargs["conditional"]
 
 
 def test_printed_metrics_are_rounded(calls, pipeline, capsys):
@@ -119,7 +145,8 @@ def test_printed_metrics_are_rounded(calls, pipeline, capsys):
         "KID x 1000       -0.014",
         "Class accuracy    0.097   0.941",
         "",
-        "Compared 300 samples with the training images of Fashion-MNIST. The last column is for its test images.",
+        "Compared 300 samples with the training images of Fashion-MNIST. The last column shows the metrics of its test"
+        " images.",
         f"Saved metrics.json and report.png to evaluation/{Path(pipeline).parent.name}-pipeline.",
     ]
 
@@ -200,10 +227,38 @@ def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
         ),
         (["nowhere", "--fast"], "Could not find a pipeline at 'nowhere'"),
         (["base", "--fast", "--seeds", "0 1"], "--seeds must be comma-separated integers, got '0 1'."),
+        (["base", "--fast", "--seeds", "4096"], "--seeds must be between 0 and 4095, got 4096."),
+        (["base", "--fast", "-n", "256"], "The Fréchet distance requires at least 257 samples, got 256."),
+        (["base", "--reference", ".", "-n", "49"], "The metrics require at least 50 samples, got 49."),
+        (["base", "--fast", "-n", "1048577"], "--num-samples must be at most 1048576, got 1048577."),
+        (
+            ["base", "--fast", "--unconditional", "--guidance-scale", "2"],
+            "--guidance-scale must be 1.0 for unconditional sampling, got 2.0.",
+        ),
+        (["base", "--fast", "--unconditional", "--cas"], "--cas requires labeled samples: pass a class-conditional"),
+        (["base", "--fast", "--dtype", "float16", "--device", "cpu"], "--dtype must be float32 or bfloat16 on a CPU"),
+        (["base", "--fast", "--device", "nothing"], "--device must be auto or an available torch device"),
+        (["base", "--fast", "--scheduler", "nothing"], "Could not find a scheduler 'nothing'"),
+        (["base", "--fast", "--scheduler", "RePaintScheduler"], "RePaintScheduler"),
+        (["base", "--fast", "--num-inference-steps", "1001"], "--num-inference-steps must be between 1 and 1000"),
+        (["base", "--fast", "--num-inference-steps", "3", "--scheduler", "pndm"], "--num-inference-steps must be at"),
     ],
 )
-def test_invalid_options_are_errors(get_error, args, message):
+def test_invalid_options_are_errors_before_images_are_loaded(no_images, get_error, args, message):
     assert get_error("evaluate", *args).startswith(message)
+
+
+@pytest.mark.parametrize("label_names", [None, FASHION_MNIST_LABELS])
+def test_cas_is_checked_before_images_are_loaded(no_images, get_error, tmp_path, label_names):
+    save_pipeline(tmp_path / "pipeline", num_class_embeds=label_names and len(label_names), label_names=label_names)
+    folder = tmp_path / "images" / "other"
+    folder.mkdir(parents=True)
+    for index in range(50):
+        PIL.Image.new("L", (28, 28), index).save(folder / f"{index}.png")
+    (tmp_path / "inception.pt").touch()
+    options = ["--cas", "--reference", folder.parent, "--inception-weights", tmp_path / "inception.pt"]
+    message = get_error("evaluate", tmp_path / "pipeline", *options)
+    assert message.startswith("--cas requires " + ("samples of all classes" if label_names else "labeled samples"))
 
 
 def test_missing_inception_network_is_an_error(get_error, pipeline, monkeypatch):

@@ -40,6 +40,22 @@ def test_invalid_options_make_no_requests(hub, get_error, args, message):
     assert hub.requests == []
 
 
+@pytest.mark.parametrize(
+    "args", [["push", "base", "--repo-id", "me/tiny"], ["push-space", "--repo-id", "me/tiny", "--model", "me/x"]]
+)
+def test_missing_token_is_reported_before_a_pipeline_is_loaded(hub, get_error, monkeypatch, args):
+    def fail(*args, **kwargs):
+        raise AssertionError
+
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("fmnist_diffusion.hub.client.get_token", lambda: None)
+    monkeypatch.setattr("fmnist_diffusion.hub.push.load_pipeline", fail)
+    monkeypatch.setattr("fmnist_diffusion.hub.space.make_space", fail)
+    message = get_error(*args, exit_code=1)
+    assert message.startswith("You are not logged in to the Hub. Please run `hf auth login`")
+    assert hub.requests == []
+
+
 def test_hub_errors_have_exit_code_1(hub, get_error, pipeline):
     hub.faults = [Fault("POST", "/create", 403, times=9)]
     message = get_error("push", pipeline, "--repo-id", "someone/tiny", exit_code=1)

@@ -79,7 +79,7 @@ def test_misplaced_image_is_an_error(tmp_path, misplaced):
         add_image(tmp_path / name)
     add_image(tmp_path / misplaced)
     message = get_error(tmp_path)
-    assert f"has images on different levels. Move {misplaced} into the class folders" in message
+    assert f"has images at different levels. Move {misplaced} into the class folders" in message
     assert len(load(tmp_path, label_column="none")) == 3
 
 

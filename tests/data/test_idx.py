@@ -3,11 +3,12 @@ import shutil
 
 import datasets
 import numpy as np
+import PIL.Image
 import pytest
 import torch
 from image_files import get_error
 
-from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images, load_split
+from fmnist_diffusion.data import FASHION_MNIST_LABELS, inspect_images, load_images, load_split
 
 
 IMAGES = "train-images-idx3-ubyte"
@@ -152,6 +153,20 @@ def test_other_names_of_idx_files_are_found(idx_folder, tmp_path, fashion_mnist,
 def test_several_idx_folders_are_an_error(idx_folder):
     shutil.copytree(idx_folder, idx_folder / "MNIST" / "raw")
     assert "contains IDX files in several folders: ., MNIST/raw." in get_error(idx_folder)
+
+
+def test_other_files_next_to_idx_files_are_skipped(idx_folder):
+    (idx_folder / "README.md").write_text("text")
+    (idx_folder / ".hidden").write_text("text")
+    summary = inspect_images(train_data_dir=str(idx_folder))
+    assert summary.skipped == ((str(idx_folder / "README.md"), "not an IDX file"),)
+
+
+def test_images_next_to_idx_files_are_an_error(idx_folder):
+    PIL.Image.new("L", (8, 8)).save(idx_folder / "a.png")
+    message = get_error(idx_folder)
+    assert message.startswith(f"The folder {idx_folder} contains IDX files (t10k-images-idx3-ubyte, ")
+    assert message.endswith(" and image files (a.png). Pass a folder with only one kind of file.")
 
 
 def test_decompression_bomb_is_an_error(idx_folder):

@@ -56,4 +56,4 @@ def test_unreadable_image_is_an_error_that_names_the_file(tmp_path, fashion_mnis
 
 def test_16_bit_image_is_an_error(tmp_path):
     save_image(tmp_path / "deep.png", np.full((28, 28), 30_000, dtype=np.uint16))
-    assert "deep.png (it has more than 8 bits per channel, convert it to 8 bits)" in get_error(tmp_path)
+    assert "deep.png (it has more than 8 bits per channel; convert it to 8 bits)" in get_error(tmp_path)

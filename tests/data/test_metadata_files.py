@@ -79,7 +79,7 @@ def test_damaged_metadata_is_an_error(folder, suffix, contents):
         ({"name": ["a.png"]}, "Could not find the column file_name"),
         ({"file_name": []}, "lists no images"),
         ({**ROWS, "file_name": ["b.png", "a.png", "d.png"]}, "Could not find the image d.png"),
-        ({**ROWS, "file_name": ["b.png", "a.png", "a.png"]}, "lists the image a.png a second time"),
+        ({**ROWS, "file_name": ["b.png", "a.png", "a.png"]}, "lists the image a.png, which is already listed"),
         ({"file_name": ["a.png"]}, "do not list b.png, more/c.png"),
     ],
 )

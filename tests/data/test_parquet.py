@@ -1,3 +1,6 @@
+from pathlib import Path
+from typing import Any
+
 import datasets
 import PIL.Image
 import pyarrow
@@ -6,7 +9,7 @@ import pytest
 import torch
 from image_files import get_error, write_parquet
 
-from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images
+from fmnist_diffusion.data import FASHION_MNIST_LABELS, inspect_images, load_images, parquet
 
 
 def test_file_and_folder_give_the_same_images(tmp_path, fashion_mnist):
@@ -93,7 +96,7 @@ def test_shards_of_other_splits(tmp_path):
 
 def test_file_without_a_split_is_an_error(tmp_path):
     write_values(tmp_path, train=0, test=1, extra=2)
-    assert "of the splits test, train and files of none: extra.parquet." in get_error(tmp_path)
+    assert "of the splits test, train and files that belong to no split: extra.parquet." in get_error(tmp_path)
 
 
 @pytest.mark.parametrize("name", ["data [v2]", "a::b", "100%25"])
@@ -113,7 +116,7 @@ def test_changed_file_is_read_again(tmp_path):
 def test_images_next_to_parquet_files_with_images_are_an_error(tmp_path):
     write_values(tmp_path, a=3)
     PIL.Image.new("L", (8, 8)).save(tmp_path / "logo.png")
-    assert "contains both image files and parquet files with images (a.parquet)." in get_error(tmp_path)
+    assert "contains image files (logo.png) and parquet files (a.parquet). Pass a folder" in get_error(tmp_path)
 
 
 def test_stray_parquet_file_of_other_columns_is_skipped(tmp_path):
@@ -122,8 +125,73 @@ def test_stray_parquet_file_of_other_columns_is_skipped(tmp_path):
     assert read_values(tmp_path) == [5]
 
 
+def test_other_files_next_to_parquet_files_are_skipped(tmp_path):
+    write_values(tmp_path, a=3)
+    for name in ("README.md", "images.zip"):
+        (tmp_path / name).write_text("text")
+    skipped = inspect_images(train_data_dir=str(tmp_path)).skipped
+    assert skipped == tuple((str(tmp_path / name), "not a parquet file") for name in ("README.md", "images.zip"))
+
+
 def test_file_with_too_many_rows_is_an_error(tmp_path):
     path = tmp_path / "a.parquet"
     labels = pyarrow.nulls(20_000_001, pyarrow.bool_())
     pyarrow.parquet.write_table(pyarrow.table({"image": labels}), path)
     assert "has 20,000,001 rows, more than the limit of 20,000,000." in get_error(path)
+
+
+def write_repeated_value(path: Path, value: bytes, count: int, **kwargs: Any) -> None:
+    images = pyarrow.DictionaryArray.from_arrays(pyarrow.array([0] * count, pyarrow.int32()), pyarrow.array([value]))
+    structure = pyarrow.StructArray.from_arrays([images, pyarrow.nulls(count, "string")], ["bytes", "path"])
+    # If the file contained the Arrow schema, the reader would return dictionaries instead of repeated values.
+    pyarrow.parquet.write_table(pyarrow.table({"image": structure}), path, store_schema=False, **kwargs)
+
+
+@pytest.mark.parametrize(
+    "encoding",
+    [
+        {"dictionary_pagesize_limit": 2**30},
+        {"use_dictionary": False, "column_encoding": {"image.bytes": "DELTA_BYTE_ARRAY"}},
+        {"use_dictionary": False, "compression": "zstd"},
+    ],
+)
+def test_small_file_that_expands_to_too_much_data_is_an_error(tmp_path, monkeypatch, encoding):
+    monkeypatch.setattr(parquet, "MAX_ROW_GROUP_SIZE", 20_000_000)
+    path = tmp_path / "train.parquet"
+    write_repeated_value(path, bytes(1_000_000), 30, **encoding)
+    assert path.stat().st_size < 200_000
+    message = get_error(path)
+    assert message.startswith(f"The file {path} has a row group of at least ")
+    assert "more than the limit of 20,000,000. Write it again with smaller row groups." in message
+
+
+def test_decoded_sizes_are_checked_before_all_rows_are_decoded(tmp_path, monkeypatch):
+    path = tmp_path / "train.parquet"
+    write_repeated_value(path, bytes(10_000_000), 400, dictionary_pagesize_limit=2**30)
+    monkeypatch.setattr(parquet, "MAX_ROW_GROUP_SIZE", 200_000_000)
+    monkeypatch.setattr(parquet, "MAX_BATCH_SIZE", 20_000_000)
+    pool = pyarrow.proxy_memory_pool(pyarrow.default_memory_pool())
+    previous = pyarrow.default_memory_pool()
+    pyarrow.set_memory_pool(pool)
+    try:
+        assert "has a row group of at least 2" in get_error(path)
+    finally:
+        pyarrow.set_memory_pool(previous)
+    assert pool.max_memory() < 300_000_000
+
+
+def test_large_lists_of_equal_numbers_are_an_error(tmp_path, monkeypatch):
+    monkeypatch.setattr(parquet, "MAX_ROW_GROUP_SIZE", 20_000_000)
+    path = tmp_path / "train.parquet"
+    pyarrow.parquet.write_table(pyarrow.table({"image": [[7] * 1_000_000] * 3}), path)
+    assert path.stat().st_size < 100_000
+    assert f"The file {path} has a row group of at least 24,000,000 bytes after decoding" in get_error(path)
+
+
+def test_repeated_images_within_the_limit_are_loaded(tmp_path, monkeypatch, fashion_mnist):
+    images = fashion_mnist.images[:1].repeat(50, 1, 1, 1)
+    path = write_parquet(tmp_path / "train.parquet", images)
+    # The upper bound from the metadata exceeds this limit, but the decoded images do not.
+    monkeypatch.setattr(parquet, "MAX_ROW_GROUP_SIZE", 60_000)
+    monkeypatch.setattr(parquet, "MAX_BATCH_SIZE", 1000)
+    assert torch.equal(load_images(train_data_dir=str(path)).images, images)

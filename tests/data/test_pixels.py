@@ -2,7 +2,7 @@ import numpy as np
 import pytest
 import torch
 
-from fmnist_diffusion.data import to_model_input, to_pil, to_uint8
+from fmnist_diffusion.data import get_height_width, to_model_input, to_pil, to_uint8
 
 
 def test_conversion_to_model_input_and_back_is_exact():
@@ -33,3 +33,8 @@ def test_to_pil_keeps_the_pixels(channels, mode):
 
 def test_to_pil_of_no_images_is_an_empty_list():
     assert to_pil(torch.zeros(0, 1, 28, 28, dtype=torch.uint8)) == []
+
+
+def test_size_is_a_side_length_or_height_and_width():
+    assert get_height_width(28) == (28, 28)
+    assert get_height_width((12, 16)) == get_height_width([12, 16]) == (12, 16)

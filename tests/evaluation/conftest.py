@@ -5,14 +5,7 @@ import pytest
 import torch
 
 from fmnist_diffusion.data import ImageTensors, load_images
-from fmnist_diffusion.evaluation import Classifier, InceptionFeatures, find_inception
-from optional_resources import skip_or_fail
-
-
-@pytest.fixture(scope="session")
-def user_weights() -> Path | None:
-    """The Inception network in the user's cache, which the tests do not write to."""
-    return find_inception()
+from fmnist_diffusion.evaluation import Classifier, InceptionFeatures
 
 
 @pytest.fixture(autouse=True, scope="module")
@@ -28,13 +21,6 @@ def cache_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """An empty cache folder."""
     monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "cache"))
     return tmp_path / "cache" / "fmnist-diffusion"
-
-
-@pytest.fixture(scope="session")
-def inception_weights(user_weights: Path | None) -> Path:
-    if user_weights is None:
-        skip_or_fail("the Inception network", "make inception")
-    return user_weights
 
 
 @pytest.fixture(scope="session")

@@ -1,3 +1,4 @@
+from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
 
@@ -28,6 +29,10 @@ class FakeReference:
     @cached_property
     def train(self) -> ImageTensors:
         return make_images(96, seed=0)
+
+    @property
+    def label_names(self) -> Sequence[str] | None:
+        return self.train.label_names
 
     def load_test_images(self) -> ImageTensors:
         return make_images(40, seed=1)
@@ -68,7 +73,7 @@ def test_cas_matches_classes_by_name(monkeypatch: pytest.MonkeyPatch):
     assert torch.equal(trained[0].labels, generated.labels[:80])
     wrong = measure_cas(Samples(samples.images, 2 - samples.labels), names, FakeReference(), CONFIG)
     assert wrong["samples"] < 0.3
-    # The accuracy of the classifier of the real images is cached.
+    # The accuracy of the classifier that is trained on real images is cached.
     assert len(trained) == 3
     assert wrong["real"] == first["real"]
 

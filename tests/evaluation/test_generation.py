@@ -3,8 +3,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmnist_diffusion.evaluation import load_parts
-from fmnist_diffusion.evaluation.generation import EvaluationSamples, load_part, plan_batches, save_part
+from fmnist_diffusion.evaluation import load_batches
+from fmnist_diffusion.evaluation.generation import EvaluationSamples, load_batch, plan_batches, save_batch
 from fmnist_diffusion.sampling import Samples
 
 
@@ -16,8 +16,8 @@ def test_parts_are_saved_and_loaded(tmp_path: Path, with_labels: bool):
     labels = torch.arange(4) if with_labels else None
     samples = Samples(IMAGES, labels, num_function_evaluations=80, seconds=1.5)
     part = EvaluationSamples(samples, torch.rand(4, 2048) if with_labels else None)
-    save_part(part, tmp_path / "seed-0" / "0000000.safetensors")
-    loaded = load_part(tmp_path / "seed-0" / "0000000.safetensors")
+    save_batch(part, tmp_path / "seed-0" / "0000000.safetensors")
+    loaded = load_batch(tmp_path / "seed-0" / "0000000.safetensors")
     assert torch.equal(loaded.samples.images, samples.images)
     assert (loaded.samples.num_function_evaluations, loaded.samples.seconds) == (80, 1.5)
     if with_labels:
@@ -29,22 +29,22 @@ def test_parts_are_saved_and_loaded(tmp_path: Path, with_labels: bool):
 
 def test_parts_of_a_run_are_loaded_in_order(tmp_path: Path):
     for i, path in enumerate(("seed-0/0000000", "seed-0/0000002", "seed-1/0000000")):
-        save_part(EvaluationSamples(Samples(IMAGES[i : i + 1])), tmp_path / f"{path}.safetensors")
-    assert torch.equal(torch.cat([samples.images for samples in load_parts(tmp_path)]), IMAGES[:3])
+        save_batch(EvaluationSamples(Samples(IMAGES[i : i + 1])), tmp_path / f"{path}.safetensors")
+    assert torch.equal(torch.cat([samples.images for samples in load_batches(tmp_path)]), IMAGES[:3])
     with pytest.raises(ValueError, match="Could not find any samples in"):
-        list(load_parts(tmp_path / "seed-0"))
+        list(load_batches(tmp_path / "seed-0"))
 
 
 def test_damaged_parts_are_reported(tmp_path: Path):
     path = tmp_path / "seed-0" / "0000000.safetensors"
-    save_part(EvaluationSamples(Samples(IMAGES)), path)
+    save_batch(EvaluationSamples(Samples(IMAGES)), path)
     path.write_bytes(path.read_bytes()[:-3])
-    assert load_part(path) is None
+    assert load_batch(path) is None
     with pytest.raises(ValueError, match=r"Could not read .*0000000\.safetensors"):
-        list(load_parts(tmp_path))
+        list(load_batches(tmp_path))
 
 
-def test_batches_fill_the_gaps_between_saved_parts(tmp_path: Path):
+def test_batches_fill_the_gaps_between_saved_batches(tmp_path: Path):
     assert plan_batches(tmp_path, 7, 3) == [(0, 3, False), (3, 3, False), (6, 1, False)]
-    save_part(EvaluationSamples(Samples(IMAGES[:2])), tmp_path / "0000004.safetensors")
+    save_batch(EvaluationSamples(Samples(IMAGES[:2])), tmp_path / "0000004.safetensors")
     assert plan_batches(tmp_path, 9, 3) == [(0, 3, False), (3, 1, False), (4, 2, True), (6, 3, False)]

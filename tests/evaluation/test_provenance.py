@@ -3,7 +3,8 @@ from diffusers import DDPMScheduler
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.evaluation import weights_hash
-from fmnist_diffusion.evaluation.provenance import file_hash, get_device_name, get_versions, images_hash
+from fmnist_diffusion.evaluation.provenance import get_device_name, get_versions, images_hash
+from fmnist_diffusion.files import hash_file
 
 
 def test_weights_hash_depends_on_the_weights_only():
@@ -19,7 +20,7 @@ def test_images_hash_depends_on_the_pixels_only(tmp_path):
     assert images_hash(images.repeat(1, 2, 1, 1)[:, :1]) == images_hash(images)
     assert images_hash(images.flip(0)) != images_hash(images)
     (tmp_path / "pixels").write_bytes(images.numpy().tobytes())
-    assert file_hash(tmp_path / "pixels") == images_hash(images)
+    assert hash_file(tmp_path / "pixels") == images_hash(images)
 
 
 def test_versions_and_device_are_reported():

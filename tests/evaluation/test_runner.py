@@ -15,7 +15,7 @@ from fmnist_diffusion.evaluation import (
     evaluate_samples,
     fashion_mnist,
     generation,
-    load_parts,
+    load_batches,
 )
 from fmnist_diffusion.evaluation.provenance import images_hash
 from fmnist_diffusion.evaluation.runner import summarize
@@ -102,7 +102,7 @@ def test_results_describe_the_sampling_settings_that_were_used(evaluate, pipe: F
 
 
 def test_samples_of_a_seed_start_at_a_multiple_of_2_to_the_20(run_folder: Path, pipe: FashionMNISTPipeline):
-    saved = Samples.concatenate(list(load_parts(run_folder)))
+    saved = Samples.concatenate(list(load_batches(run_folder)))
     (expected,) = generate(pipe, SamplingConfig(seed=3 * 2**20), 128, class_labels=range(10), batch_size=128)
     assert torch.equal(saved.images[:128], expected.images)
     assert saved.labels is not None
@@ -218,10 +218,10 @@ def test_damaged_parts_are_generated_again(evaluate, run_folder: Path, tmp_path:
     for metrics in (expected["metrics"], results["metrics"]):
         del metrics["images_per_second"]
     assert results == expected
-    parts = list(load_parts(tmp_path / "out"))
+    parts = list(load_batches(tmp_path / "out"))
     # The second part starts where it started before, although the batch size is different.
     assert [len(part) for part in parts] == [100, 28, 100, 72]
-    expected_images = torch.cat([part.images for part in load_parts(run_folder)])
+    expected_images = torch.cat([part.images for part in load_batches(run_folder)])
     assert torch.equal(torch.cat([part.images for part in parts]), expected_images)
 
 

@@ -1,5 +1,8 @@
+import io
+import tracemalloc
 import zipfile
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -123,18 +126,103 @@ def test_npz_files_may_contain_rgb_images(tmp_path: Path, shape: tuple[int, ...]
     assert np.array_equal(load_samples(tmp_path / "x.npz").images.numpy(), expected)
 
 
-def test_npz_files_that_promise_too_much_data_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+def write_header(path: Path, header: bytes, version: int = 1, **kwargs: Any) -> None:
+    """Writes an .npz file whose only array has this header and no pixels."""
+    length = len(header).to_bytes(2 if version == 1 else 4, "little")
+    with zipfile.ZipFile(path, "w", **kwargs) as archive:
+        archive.writestr("images.npy", b"\x93NUMPY" + bytes([version, 0]) + length + header)
+
+
+def assert_rejected_without_decompression(path: Path, message: str, max_bytes: int = 50_000_000) -> None:
+    tracemalloc.start()
+    try:
+        with pytest.raises(ValueError, match=message) as error:
+            load_samples(path)
+        assert str(path) in str(error.value)
+        assert tracemalloc.get_traced_memory()[1] < max_bytes
+    finally:
+        tracemalloc.stop()
+
+
+def test_headers_that_declare_too_much_data_are_rejected(tmp_path: Path):
     path = tmp_path / "x.npz"
-    with zipfile.ZipFile(path, "w") as archive, archive.open("images.npy", "w") as file:
-        np.lib.format.write_array_header_1_0(file, {"descr": "|u1", "fortran_order": False, "shape": (2**40, 28, 28)})
-    with pytest.raises(
-        ValueError, match=r"Could not read .*x\.npz .*images\.npy has 802,816\.0 GiB, and the limit is 2 GiB"
-    ):
+    write_header(path, b"{'descr': '|u1', 'fortran_order': False, 'shape': (1099511627776, 28, 28)}\n")
+    assert_rejected_without_decompression(
+        path, r"The arrays in .*x\.npz require 862,017,116,176,384 bytes, more than the limit of 2,147,483,648\."
+    )
+    write_header(path, b"{'descr': '|V2000000000', 'fortran_order': False, 'shape': (2,)}\n")
+    assert_rejected_without_decompression(path, "require 4,000,000,000 bytes, more than the limit")
+
+
+def test_headers_that_are_too_long_are_rejected(tmp_path: Path):
+    path = tmp_path / "x.npz"
+    header = b"{'descr': '|u1', 'fortran_order': False, 'shape': (2, 4, 4)}" + b" " * 100_000_000
+    write_header(path, header, version=2, compression=zipfile.ZIP_DEFLATED)
+    assert_rejected_without_decompression(path, "Could not read .* as an .npz file")
+
+
+def write_zeros(path: Path, count: int, num_bytes: int) -> None:
+    """Writes an .npz file with `count` arrays of zeros, which are compressed to a thousandth of their size."""
+    header = io.BytesIO()
+    np.lib.format.write_array_header_1_0(
+        header, {"descr": "|u1", "fortran_order": False, "shape": (num_bytes // 784, 28, 28)}
+    )
+    with zipfile.ZipFile(path, "w", zipfile.ZIP_DEFLATED) as archive:
+        for index in range(count):
+            with archive.open(f"arr_{index}.npy", "w") as file:
+                file.write(header.getvalue() + bytes(num_bytes))
+
+
+def test_small_archives_that_expand_to_too_much_data_are_rejected(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    path = tmp_path / "x.npz"
+    monkeypatch.setattr(samples_module, "MAX_NPZ_SIZE", 200_000_000)
+    # Each array is below the limit, but all arrays together exceed it.
+    write_zeros(path, count=3, num_bytes=78_400_000)
+    assert path.stat().st_size < 300_000
+    assert_rejected_without_decompression(path, r"require 235,200,\d+ bytes, more than the limit of 200,000,000\.")
+
+
+@pytest.mark.parametrize("compression", [zipfile.ZIP_BZIP2, zipfile.ZIP_LZMA])
+def test_other_compression_methods_are_rejected(tmp_path: Path, compression: int):
+    path = tmp_path / "x.npz"
+    with zipfile.ZipFile(path, "w", compression) as archive:
+        archive.writestr("images.npy", bytes(100_000_000))
+    assert path.stat().st_size < 100_000
+    assert_rejected_without_decompression(path, r"\(images\.npy has an unsupported compression method\)")
+
+
+HEADERS = {
+    "not a dictionary": b"[1, 2]",
+    "nested": b"{'descr': " + b"(" * 9000,
+    "operators": b"-" * 9000 + b"1",
+    "unhashable": b"{[]: 1}",
+    "code": b"__import__('os').abort()",
+    "missing keys": b"{'descr': '|u1'}",
+    "dtype": b"{'descr': 'nothing', 'fortran_order': False, 'shape': (1,)}",
+    "dtype of tuples": b"{'descr': ((), ()), 'fortran_order': False, 'shape': (1,)}",
+    "negative shape": b"{'descr': '|u1', 'fortran_order': False, 'shape': (-1, 2, 2)}",
+    "long integer": b"{'descr': '|u1', 'fortran_order': False, 'shape': (" + b"9" * 9000 + b",)}",
+    "too few pixels": b"{'descr': '|u1', 'fortran_order': False, 'shape': (2, 4, 4)}",
+    "objects": b"{'descr': '|O', 'fortran_order': False, 'shape': (2, 4, 4)}",
+    "nested objects": b"{'descr': [('a', '|O')], 'fortran_order': False, 'shape': (2, 4, 4)}",
+}
+
+
+@pytest.mark.parametrize("name", HEADERS)
+@pytest.mark.parametrize("version", [1, 2, 3])
+def test_invalid_headers_are_rejected(tmp_path: Path, name: str, version: int):
+    path = tmp_path / "x.npz"
+    write_header(path, HEADERS[name] + b"\n", version)
+    with pytest.raises(ValueError, match=r"Could not read .*x\.npz as an \.npz file \(\S.*\)\. Write it") as error:
         load_samples(path)
-    monkeypatch.setattr(samples_module, "MAX_NPZ_BYTES", 3000)
-    np.savez_compressed(path, images=IMAGES)
-    with pytest.raises(ValueError, match="and the limit is"):
-        load_samples(path)
+    assert "\n" not in str(error.value)
+    assert len(str(error.value)) < 12_000
+
+
+def test_pixels_of_all_float_types_are_rounded(tmp_path: Path):
+    for dtype in (np.float16, np.float32, np.float64):
+        np.savez(tmp_path / "x.npz", images=np.full((2, 4, 4), 0.6, dtype))
+        assert load_samples(tmp_path / "x.npz").images.unique().tolist() == [153]
 
 
 def test_the_only_array_of_an_npz_file_may_have_any_name(tmp_path: Path):
@@ -155,7 +243,10 @@ INVALID_ARRAYS = {
     "above 1": ({"images": IMAGES + 1.0}, r"must be in \[0, 1\], got values from 1 to 256"),
     "NaN": ({"images": IMAGES + np.nan}, "contains NaN or infinite pixels"),
     "names": ({"x": IMAGES, "y": IMAGES}, "must contain an array called `images`, got x, y"),
-    "objects": ({"images": np.array([object()])}, r"Could not read .* as an \.npz file"),
+    "objects": (
+        {"images": np.array([object()])},
+        r"Could not read .* as an \.npz file \(images\.npy contains Python objects, which require pickle\)",
+    ),
     "number of labels": ({"images": IMAGES, "labels": np.zeros(3, int)}, r"must be 4 integers, .*, got int64"),
     "range of labels": ({"images": IMAGES, "labels": np.full(4, 10)}, "must be between 0 and 9, got 10 to 10"),
 }

@@ -172,7 +172,7 @@ def test_card_shows_the_reference_and_the_floor(make_card, folder):
     }
     (folder / "metrics.json").write_text(json.dumps(metrics))
     card = make_card()
-    assert "computed on 500 generated images and me/shoes. Unconditional sampling" in card.text
+    assert "computed on 500 generated images, with me/shoes as the reference. Unconditional sampling" in card.text
     assert "| KID | 0.01 | 0.001 |" in card.text
     assert "FD-classifier is" not in card.text
     assert r"Protocol: \<b\>as in \| the papers\</b\>." in card.text

@@ -76,13 +76,13 @@ def check_push(hub: FakeHub, folder: Path, method: str, part: str, kind: str) ->
 
 
 @pytest.mark.parametrize(("method", "part"), [PUSH_REQUESTS[0], PUSH_REQUESTS[6]])
-def test_hanging_push_fails_and_can_be_repeated(hub, folder, method, part):
+def test_hanging_push_fails_and_can_be_retried(hub, folder, method, part):
     check_push(hub, folder, method, part, "hang")
 
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("method", "part"), PUSH_REQUESTS)
-def test_failed_push_can_be_repeated(hub, folder, method, part):
+def test_failed_push_can_be_retried(hub, folder, method, part):
     kinds = ["hang", "reset", "close", "drip", "garbage"]
     # The content of the other responses is not used.
     if part not in ("/lfs/", "/branch/", "/validate-yaml"):
@@ -121,7 +121,7 @@ class TestLoad:
         [(*LOAD_REQUESTS[0], kind) for kind in ("reset", "html")]
         + [(*LOAD_REQUESTS[-1], kind) for kind in ("hang", "json")],
     )
-    def test_load_without_a_cached_copy_fails_and_can_be_repeated(self, hub, repository, method, part, kind):
+    def test_load_without_a_cached_copy_fails_and_can_be_retried(self, hub, repository, method, part, kind):
         self.check_load(hub, repository, method, part, kind)
 
     @pytest.mark.slow

@@ -16,7 +16,7 @@ import fmnist_diffusion
 
 API = "/gradio_api/"
 JSON_TYPE = {"content-type": "application/json"}
-# Valid inputs of each endpoint that takes any.
+# These are valid inputs for each endpoint that has inputs.
 INPUTS: dict[str, dict[str, Any]] = {
     "generate": {
         "labels": ["Bag"],

@@ -155,7 +155,7 @@ class TestGenerate:
         assert len(slow_evaluations) < 100
 
     def test_slow_request_is_an_error(self, tiny, monkeypatch):
-        monkeypatch.setattr(engine, "TIME_LIMIT", 0.05)
+        monkeypatch.setattr(engine, "MAX_RUN_SECONDS", 0.05)
         with pytest.raises(RequestError, match=r"took more than 0 seconds\. Use fewer images or steps"):
             list(tiny.generate(request(num_images=40, num_inference_steps=100)))
 
@@ -233,7 +233,7 @@ class TestZeroGPU:
         assert kwargs["generator"][0].get_state().equal(make_generators(3, 1)[0].get_state())
 
     def test_errors_can_be_pickled(self, tiny, monkeypatch):
-        monkeypatch.setattr(engine, "TIME_LIMIT", 0.0)
+        monkeypatch.setattr(engine, "MAX_RUN_SECONDS", 0.0)
         monkeypatch.setattr(engine.FashionMNISTPipeline, "__call__", lambda *args, **kwargs: time.sleep(0.5))
         (item,) = tiny._run("__call__", request(num_images=1), {})
         assert str(pickle.loads(pickle.dumps(item))) == str(item)

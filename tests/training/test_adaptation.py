@@ -1,4 +1,4 @@
-"""Pretrained weights in a model with other channels or classes: both models must predict the same."""
+"""Pretrained weights in a model with other channels or classes: both models must make the same predictions."""
 
 from typing import Any
 
@@ -113,5 +113,5 @@ def test_channels_and_classes_change_together(images: torch.Tensor):
         ((), ("a",), [None]),
     ],
 )
-def test_classes_match_up_to_case(old_names: tuple, names: tuple, expected: list):
+def test_class_names_match_ignoring_case(old_names: tuple, names: tuple, expected: list):
     assert find_old_labels(old_names, names) == expected

@@ -35,7 +35,7 @@ def test_checkpoints_are_listed_by_step_without_incomplete_ones(tmp_path: Path):
 def test_missing_checkpoints_raise(tmp_path: Path):
     with pytest.raises(ValueError, match=r"Could not find a checkpoint in .* Omit --resume"):
         find_checkpoint("latest", tmp_path)
-    with pytest.raises(ValueError, match="must be 'latest' or the folder of a checkpoint, got '/nowhere'"):
+    with pytest.raises(ValueError, match="must be latest or the folder of a checkpoint, got /nowhere"):
         find_checkpoint("/nowhere", tmp_path)
 
 
@@ -268,7 +268,7 @@ def test_tensors_of_another_model_are_an_error():
     target = {"a": torch.zeros(2)}
     with pytest.raises(ValueError, match="a has the shape \\(3,\\) instead of \\(2,\\)"):
         copy_tensors({"a": torch.ones(3)}, target)
-    with pytest.raises(ValueError, match="its tensors differ in a"):
+    with pytest.raises(ValueError, match="the tensor a is missing or unexpected"):
         copy_tensors({"b": torch.ones(2)}, target)
     copy_tensors({"a": torch.ones(2)}, target)
     assert target["a"].tolist() == [1, 1]
@@ -305,7 +305,7 @@ def test_saved_config_resumes_its_run_and_no_other(
         "--gradient_accumulation_steps=2": "gradient_accumulation_steps",
     }.items():
         error = fail_to_launch("--ema.enabled=true", option, "--resume=latest")
-        assert f"`{name}` must be the same as in the run to resume" in error
+        assert f"`--{name}` must be the same as in the run to resume" in error
         assert f"--config={tmp_path / 'run' / 'config.yaml'}" in error
 
 

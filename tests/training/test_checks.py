@@ -58,7 +58,7 @@ def test_ranges_are_described_in_words():
         ({"output_dir": ""}, "`--output_dir` must be a non-empty string without control characters, got ''."),
         ({"data.split": "a\x00"}, r"got 'a\x00'."),
         ({"hub_model_id": "\udcff"}, "`--hub_model_id` must be a non-empty string"),
-        ({"samples.guidance_interval": (0.5, 0.2)}, "`--samples.guidance_interval` must start before it ends"),
+        ({"samples.guidance_interval": (0.5, 0.2)}, "`--samples.guidance_interval` must not end before it starts"),
         ({"samples.scheduler": "dddim"}, "`--samples.scheduler` is not supported: Could not find a scheduler 'dddim'"),
         (
             {"samples.num_inference_steps": 20, "scheduler.num_train_timesteps": 10},

@@ -42,7 +42,7 @@ def test_signal_during_a_step_writes_a_checkpoint(
     def interrupt(trainer: Trainer, *args):
         train_batch(trainer, *args)
         if trainer.progress.global_step == 3:
-            os.kill(os.getpid(), number)
+            signal.raise_signal(number)
 
     monkeypatch.setattr(Trainer, "_train_batch", interrupt)
     with pytest.raises(SystemExit) as exit_info:
@@ -64,8 +64,8 @@ def test_second_signal_stops_immediately(tmp_path: Path, make_trainer: Callable)
     trainer = make_trainer()
 
     def interrupt_twice(*args):
-        os.kill(os.getpid(), signal.SIGINT)
-        os.kill(os.getpid(), signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
+        signal.raise_signal(signal.SIGINT)
 
     trainer._train_batch = interrupt_twice
     with pytest.raises(KeyboardInterrupt):
@@ -92,7 +92,7 @@ def test_signal_during_the_outputs_writes_a_checkpoint_and_resume_repeats_them(
 
         def interrupt(unet, progress, current_epoch, due, trainer=trainer, write=write, epoch=epoch):
             if current_epoch == epoch:
-                os.kill(os.getpid(), signal.SIGTERM)
+                signal.raise_signal(signal.SIGTERM)
                 time.sleep(10)
             write(trainer.outputs, unet, progress, current_epoch, due)
 

@@ -1,6 +1,6 @@
 import pytest
 
-from milestones import compare_with_usable, get_num_images_needed
+from milestones import describe_run_length, get_num_images_needed
 
 
 @pytest.mark.parametrize(
@@ -17,10 +17,10 @@ def test_length_of_a_run_is_compared_with_the_measured_one(
 ):
     monkeypatch.setattr("milestones.IMAGES_FROM_SCRATCH", 40_000)
     expected = f"Usable samples require about 40,000 images. {text}"
-    assert compare_with_usable(images_seen, fine_tuning=False).startswith(expected)
+    assert describe_run_length(images_seen, fine_tuning=False).startswith(expected)
 
 
 def test_fine_tuning_has_its_own_number(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("milestones.IMAGES_FOR_FINE_TUNING", 123)
     assert get_num_images_needed(fine_tuning=True) == 123
-    assert compare_with_usable(123, fine_tuning=True).endswith("(100%).")
+    assert describe_run_length(123, fine_tuning=True).endswith("(100%).")

@@ -9,7 +9,6 @@ from diffusers import DPMSolverMultistepScheduler
 from config import DataConfig, ResolvedConfig, SchedulerConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
-from fmnist_diffusion.sampling import make_pipeline
 from model import make_model, make_noise_scheduler
 
 
@@ -50,7 +49,7 @@ def test_sigmoid_schedule_works_with_other_schedulers():
 
 
 def test_fine_tuning_starts_with_the_pretrained_weights():
-    pretrained = make_pipeline(FashionMNISTUNet2DModel(**TINY), make_noise_scheduler(SchedulerConfig()))
+    pretrained = FashionMNISTUNet2DModel(**TINY)
     unet, _ = make_model(replace(CONFIG, init_from="pretrained"), None, pretrained)
-    for name, weight in pretrained.unet.state_dict().items():
+    for name, weight in pretrained.state_dict().items():
         assert torch.equal(unet.state_dict()[name], weight), name

@@ -1,4 +1,4 @@
-"""Presets for datasets on the Hub, with generated images that have the features of these datasets."""
+"""Configs for datasets on the Hub, with random images in the format of these datasets."""
 
 from collections.abc import Callable
 from pathlib import Path
@@ -17,7 +17,7 @@ from train import main
 
 CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 CIFAR10_LABELS = ["airplane", "automobile", "bird", "cat", "deer", "dog", "frog", "horse", "ship", "truck"]
-# A smaller model and run; everything else is as in the preset.
+# These options make the model smaller and the run shorter. All other settings come from the config.
 REDUCED = [
     "--model.block_out_channels=[8, 16]",
     "--model.attention_levels=[1]",

@@ -10,7 +10,7 @@ from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.sampling import make_pipeline
 from model import make_noise_scheduler
 from parsing import parse_config
-from pretrained import find_defaults, read_pretrained_settings
+from pretrained import find_defaults, load_pretrained
 
 
 def save_pretrained(folder: Path, scheduler: SchedulerConfig, train_config: dict | None = None) -> str:
@@ -32,7 +32,7 @@ def save_pretrained(folder: Path, scheduler: SchedulerConfig, train_config: dict
     ],
 )
 def test_noise_schedule_of_a_saved_pipeline_is_read(tmp_path: Path, scheduler: SchedulerConfig):
-    settings = read_pretrained_settings(save_pretrained(tmp_path / "pipeline", scheduler))
+    settings = load_pretrained(save_pretrained(tmp_path / "pipeline", scheduler))
     assert SchedulerConfig(**settings.scheduler) == scheduler
     assert settings.betas == make_noise_scheduler(scheduler).betas.tolist()
     assert settings.model["block_out_channels"] == [8, 16]

@@ -72,7 +72,7 @@ def test_unreachable_hub_does_not_end_the_run(
 
 def test_push_without_a_token_is_an_error(fail_to_launch: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("publishing.get_token", lambda: None)
-    assert "`push_to_hub` requires a token. Run `hf auth login`" in fail_to_launch(*PUSH)
+    assert "`--push_to_hub` requires a token. Run `hf auth login`" in fail_to_launch(*PUSH)
 
 
 def test_only_the_newest_push_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):

@@ -45,7 +45,7 @@ def test_lost_losses_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     path = tmp_path / "loss.csv"
     path.write_bytes(content)
     record = LossRecord(path, path, 4)
-    assert "loss.csv has no losses of 4 of the first 4 steps." in caplog.text
+    assert "loss.csv does not contain the losses of 4 of the first 4 steps." in caplog.text
     record.append(ROWS[4:])
     assert record.read()[0].tolist() == [5, 6]
 

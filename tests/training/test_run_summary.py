@@ -36,7 +36,11 @@ def test_images_are_described():
         ({"transparency": 5}, "transparency 5 images have transparent pixels, which become white"),
         (
             {"skipped": (("a.txt", "not an image"), ("b.txt", "not an image"), ("c.png", "empty"))},
-            "skipped      2 files, such as a.txt (not an image), 1 file, such as c.png (empty)",
+            "skipped      3 files: a.txt, b.txt (not an image); c.png (empty)",
+        ),
+        (
+            {"skipped": tuple((f"{name}.txt", "not an image") for name in "abcdefgh")},
+            "skipped      8 files: a.txt, b.txt, c.txt and 5 more (not an image)",
         ),
         (
             {"label_names": tuple("abcdefghij"), "class_counts": (1,) * 10},

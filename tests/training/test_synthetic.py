@@ -5,7 +5,7 @@ import pytest
 import torch
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images
-from fmnist_diffusion.evaluation.generation import EvaluationSamples, save_part
+from fmnist_diffusion.evaluation.generation import EvaluationSamples, save_batch
 from fmnist_diffusion.sampling import Samples
 from synthetic import main
 from trainer import Trainer
@@ -19,7 +19,7 @@ def write_evaluation(folder: Path, labels: list[int] | None, num_images: int = 4
     for start in (0, half):
         part = slice(start, start + half)
         samples = Samples(images[part], None if labels is None else torch.tensor(labels[part]))
-        save_part(EvaluationSamples(samples), folder / "seed-0" / f"{start:06d}.safetensors")
+        save_batch(EvaluationSamples(samples), folder / "seed-0" / f"{start:06d}.safetensors")
     return images
 
 

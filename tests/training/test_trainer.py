@@ -1,7 +1,7 @@
 """The training loop: options, resuming, interrupts and failures."""
 
 import json
-import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 
@@ -14,10 +14,13 @@ from safetensors.torch import load_file
 
 from checkpoint import list_checkpoints
 from fmnist_diffusion import load_pipeline
+from train import main
 
 
-def test_run_writes_all_files(tmp_path: Path, launch: Callable[..., None]):
-    launch("--report_to=tensorboard", "--save_images_epochs=1", "--checkpointing_steps=4")
+def test_run_writes_all_files(tmp_path: Path, tiny_args: list[str], reset_accelerate: Callable[[], None]):
+    # The fixture `launch` would write empty plots.
+    reset_accelerate()
+    main([*tiny_args, "--report_to=tensorboard", "--save_images_epochs=1", "--checkpointing_steps=4"])
     run = tmp_path / "run"
     losses = read_losses(run)
     assert [int(row["step"]) for row in losses] == list(range(1, 13))
@@ -209,7 +212,7 @@ def test_nan_weights_are_not_exported(tmp_path: Path, make_trainer: Callable):
 
 
 @pytest.mark.parametrize("epoch_steps", [6, 5])
-def test_nan_averaged_weights_are_neither_saved_nor_exported(tmp_path: Path, make_trainer: Callable, epoch_steps: int):
+def test_nan_ema_weights_are_neither_saved_nor_exported(tmp_path: Path, make_trainer: Callable, epoch_steps: int):
     trainer = make_trainer(
         "--num_epochs=1", f"--max_train_steps={epoch_steps}", "--logging_steps=100", "--ema.enabled=true"
     )
@@ -221,7 +224,7 @@ def test_nan_averaged_weights_are_neither_saved_nor_exported(tmp_path: Path, mak
             trainer.components.ema.shadow_params[0].fill_(float("inf"))
 
     trainer._train_batch = poison
-    with pytest.raises(FloatingPointError, match=rf"The averaged weights are NaN or infinite at step {epoch_steps}\."):
+    with pytest.raises(FloatingPointError, match=rf"The EMA weights are NaN or infinite at step {epoch_steps}\."):
         trainer.train()
     assert not (tmp_path / "run" / "pipeline").exists()
     assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
@@ -296,7 +299,7 @@ def test_ctrl_c_writes_a_checkpoint(tmp_path: Path, make_trainer: Callable, laun
     def interrupt(*args):
         train_batch(*args)
         if trainer.progress.global_step == 3:
-            os.kill(os.getpid(), 2)
+            signal.raise_signal(signal.SIGINT)
 
     trainer._train_batch = interrupt
     with pytest.raises(KeyboardInterrupt):

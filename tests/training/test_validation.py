@@ -136,4 +136,4 @@ def test_same_weights_have_the_same_metrics(tmp_path: Path):
 
 def test_only_images_like_fashion_mnist_can_be_evaluated(fail_to_launch: Callable[..., str]):
     error = fail_to_launch(*EVAL, "--data.resolution=32")
-    assert "`eval.every_n_epochs` requires grayscale 28x28 images" in error
+    assert "`--eval.every_n_epochs` requires grayscale 28x28 images" in error

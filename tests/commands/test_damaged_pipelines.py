@@ -1,0 +1,71 @@
+"""Every command that loads a pipeline reports a damaged or missing folder in one line."""
+
+import itertools
+import shutil
+from pathlib import Path
+
+import pytest
+
+from damaged_folders import damage_folders
+from fmnist_diffusion import evaluation
+from fmnist_diffusion.commands import main
+
+
+COMMANDS = {
+    "info": [],
+    "sample": ["--num-images", "1", "--num-inference-steps", "1", "--output-dir", "samples"],
+    "evaluate": ["--fast"],
+    "push": ["--repo-id", "someone/tiny"],
+}
+
+
+def run(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+    """Runs a command; returns its error message, or an empty string if it succeeds."""
+    shutil.rmtree("samples", ignore_errors=True)
+    exit_code = 0
+    try:
+        main([command, str(folder), *COMMANDS[command]])
+    except SystemExit as error:
+        exit_code = error.code
+    output = capsys.readouterr()
+    if not exit_code:
+        return ""
+    assert exit_code in (1, 2)
+    assert output.out == ""
+    assert output.err.startswith("fmnist-diffusion: error: ")
+    assert output.err.count("\n") == 1
+    return output.err
+
+
+@pytest.fixture
+def folder(monkeypatch, tmp_path) -> Path:
+    """The current folder, in which no evaluation runs."""
+    monkeypatch.chdir(tmp_path)
+    monkeypatch.setattr(evaluation, "evaluate_pipeline", lambda *args, **kwargs: {"num_samples": 1, "metrics": {}})
+    monkeypatch.setattr("fmnist_diffusion.commands.evaluate.format_results", lambda result: [])
+    return tmp_path
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("command", COMMANDS)
+def test_damaged_pipelines_are_reported_in_one_line(command, pipeline, folder, hub, capsys):
+    num_errors = 0
+    for fault, name in itertools.islice(damage_folders(Path(pipeline), folder / "damaged"), 0, None, 5):
+        message = run(command, folder / "damaged", capsys)
+        if message:
+            num_errors += 1
+            assert Path(name).name in message or "damaged" in message, (fault, message)
+    assert num_errors > 40
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+@pytest.mark.parametrize("name", ["missing", "me/missing", "", "a\0b", "a" * 300, "/dev/null", "x.safetensors"])
+def test_missing_pipelines_are_reported_in_one_line(command, name, folder, hub, capsys):
+    message = run(command, Path(name) if name and "\0" not in name else name, capsys)
+    assert message
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_folders_without_a_pipeline_are_reported_in_one_line(command, folder, hub, capsys):
+    (folder / "empty").mkdir()
+    assert "empty" in run(command, folder / "empty", capsys)
