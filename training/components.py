@@ -84,7 +84,8 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     # A checkpoint replaces the pretrained weights.
     pretrained = load_pretrained(config.init_from).unet if config.init_from and config.resume is None else None
     unet, noise_scheduler = make_model(config, label_names, pretrained)
-    # This frees the memory of the pretrained weights.
+    # The pretrained weights are not needed any more.
+    del pretrained
     load_pretrained.cache_clear()
     loss = DiffusionLoss(config.objective, noise_scheduler, unet.config["num_class_embeds"], device)
     prepare_model(config, unet, device)

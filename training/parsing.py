@@ -133,6 +133,9 @@ def find_all_problems(parser: Parser, args: list[str], first_problems: list[str]
     options = [args[start:end] for start, end in zip(starts, [*starts[1:], len(args)], strict=True)]
     problems = list(first_problems)
     for option in options:
+        # These options print a text and exit.
+        if option[0].startswith(("--print_config", "--help", "-h")):
+            continue
         try:
             check_settings(parser.parse_args(option), contradictions=False)
         except SettingsError as error:

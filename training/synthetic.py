@@ -37,14 +37,16 @@ def load_synthetic_images(folders: list[Path], label_noise: float = 0.0) -> Imag
     """
     if not 0 <= label_noise <= 1:
         raise ValueError(f"`--label_noise` must be between 0 and 1, got {label_noise}.")
-    parts = [part for folder in folders for part in load_batches(folder)]
-    if all(part.labels is None for part in parts):
+    batches = [batch for folder in folders for batch in load_batches(folder)]
+    if all(batch.labels is None for batch in batches):
         if label_noise:
             raise ValueError("`--label_noise` requires conditional samples, but all samples are unconditional.")
-        return ImageTensors(Samples.concatenate(parts).images)
+        return ImageTensors(Samples.concatenate(batches).images)
     null = len(FASHION_MNIST_LABELS)
-    parts = [replace(part, labels=torch.full((len(part),), null)) if part.labels is None else part for part in parts]
-    samples = Samples.concatenate(parts)
+    batches = [
+        replace(batch, labels=torch.full((len(batch),), null)) if batch.labels is None else batch for batch in batches
+    ]
+    samples = Samples.concatenate(batches)
     assert samples.labels is not None
     generator = torch.Generator().manual_seed(0)
     noisy = (torch.rand(len(samples), generator=generator) < label_noise) & (samples.labels < null)

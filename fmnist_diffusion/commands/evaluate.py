@@ -153,14 +153,17 @@ def evaluate(
     seed_list = parse_seeds(seeds)
     evaluation = import_evaluation()
     reference_class = evaluation.FashionMNISTReference if reference is None else evaluation.ImageReference
-    evaluation.check_options(reference_class, sampling, not unconditional, num_samples, seed_list, cas)
+    images = source is not None and contains_images(source)
+    if not images:
+        evaluation.check_options(reference_class, sampling, not unconditional, num_samples, seed_list, cas)
+    else:
+        reject_sampling_options(context)
+        if num_samples is not None:
+            reference_class.check_num_samples(num_samples)
     if download_inception:
         typer.echo(f"The Inception network is at {evaluation.download_inception()}.")
     if source is None:
         return
-    images = contains_images(source)
-    if images:
-        reject_sampling_options(context)
     processes = evaluation.connect_processes()
     inception = None if fast else load_inception(evaluation, inception_weights, device)
     name, default_dir = get_names(Path(source))

@@ -83,9 +83,11 @@ def _load_local(
     idx_files = find_idx_files(contents)
     parquet_files = [file for file in contents.files if file.suffix.lower() == ".parquet"]
     images = find_images(contents)
-    # Other parquet files next to images, such as embeddings, are skipped. metadata.parquet describes the images.
-    tables = [file for file in parquet_files if file.name != "metadata.parquet" and has_images(path / file)]
-    _check_one_kind(path, {"IDX": idx_files, "image": images, "parquet": parquet_files if not images else tables})
+    tables = parquet_files
+    if images or idx_files:
+        # Other parquet files next to images, such as embeddings, are skipped. metadata.parquet describes the images.
+        tables = [file for file in parquet_files if file.name != "metadata.parquet" and has_images(path / file)]
+    _check_one_kind(path, {"IDX": idx_files, "image": images, "parquet": tables})
     if images:
         splits = load_image_folder(contents, images, with_labels=label_column != NO_LABELS)
     elif idx_files:

@@ -86,7 +86,7 @@ def evaluate_pipeline(
         check_cas(reference, label_names)
     if num_samples is None:
         num_samples = len(reference.train) if cas else DEFAULT_NUM_SAMPLES
-        reference.check_num_samples(num_samples)
+        check_options(type(reference), sampling, conditional, num_samples, seeds, cas)
     class_labels = reference.choose_labels(pipe, num_samples) if conditional else None
     scheduler_config = {key: to_json(value) for key, value in pipe.scheduler.config.items() if key[0] != "_"}
     settings = {

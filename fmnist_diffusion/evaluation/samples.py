@@ -20,6 +20,7 @@ IGNORED_FILES = ("grid.png", "report.png")
 NPZ_SUFFIX = ".npz"
 MAX_NPZ_SIZE = 2 * 1024**3  # bytes of all arrays after decompression
 MAX_NPY_HEADER_SIZE = 10_000  # bytes, as in NumPy
+MAX_REASON_LENGTH = 300
 # These are the compression methods of `numpy.savez` and `numpy.savez_compressed`. zipfile decompresses data of other
 # methods without a limit on its size.
 NPZ_COMPRESSION = (zipfile.ZIP_STORED, zipfile.ZIP_DEFLATED)
@@ -165,7 +166,8 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
             with np.load(path, allow_pickle=False) as file:
                 return dict(file.items())
     except NPZ_ERRORS as error:
-        reason = " ".join(str(error).split()).rstrip(".") or type(error).__name__
+        # NumPy repeats the header of the file in its messages.
+        reason = " ".join(str(error).split())[:MAX_REASON_LENGTH].rstrip(".") or type(error).__name__
         raise ValueError(f"Could not read {path} as an .npz file ({reason}). Write it with `numpy.savez`.") from error
     raise ValueError(
         f"The arrays in {path} require {size:,} bytes, more than the limit of {MAX_NPZ_SIZE:,}. Save uint8 pixels, or"

@@ -19,7 +19,7 @@ COMMANDS = {
 }
 
 
-def run(command: str, folder: Path, capsys: pytest.CaptureFixture[str]) -> str:
+def run(command: str, folder: Path | str, capsys: pytest.CaptureFixture[str]) -> str:
     """Runs a command; returns its error message, or an empty string if it succeeds."""
     shutil.rmtree("samples", ignore_errors=True)
     exit_code = 0
@@ -54,14 +54,16 @@ def test_damaged_pipelines_are_reported_in_one_line(command, pipeline, folder, h
         message = run(command, folder / "damaged", capsys)
         if message:
             num_errors += 1
-            assert Path(name).name in message or "damaged" in message, (fault, message)
+            # `evaluate` takes a folder without model_index.json for a folder of images.
+            no_pipeline = command == "evaluate" and "contains no IDX, image or parquet files" in message
+            assert Path(name).name in message or no_pipeline, (fault, message)
     assert num_errors > 40
 
 
 @pytest.mark.parametrize("command", COMMANDS)
 @pytest.mark.parametrize("name", ["missing", "me/missing", "", "a\0b", "a" * 300, "/dev/null", "x.safetensors"])
 def test_missing_pipelines_are_reported_in_one_line(command, name, folder, hub, capsys):
-    message = run(command, Path(name) if name and "\0" not in name else name, capsys)
+    message = run(command, name, capsys)
     assert message
 
 

@@ -175,6 +175,7 @@ def test_images_of_a_file_are_evaluated(calls, images):
         ["--batch-size", "100"],
         ["--dtype", "float32"],
         ["--unconditional"],
+        ["--unconditional", "--cas"],
     ],
 )
 def test_sampling_options_only_apply_to_a_pipeline(calls, images, get_error, option):

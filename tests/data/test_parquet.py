@@ -125,6 +125,15 @@ def test_stray_parquet_file_of_other_columns_is_skipped(tmp_path):
     assert read_values(tmp_path) == [5]
 
 
+def test_stray_parquet_file_next_to_idx_files_is_skipped(tmp_path, fashion_mnist_folder):
+    for path in fashion_mnist_folder.glob("*.gz"):
+        (tmp_path / path.name).symlink_to(path)
+    pyarrow.parquet.write_table(pyarrow.table({"embedding": [[0.5, 1.5]]}), tmp_path / "embeddings.parquet")
+    summary = inspect_images(train_data_dir=str(tmp_path))
+    assert summary.num_images == 512
+    assert summary.skipped == ((str(tmp_path / "embeddings.parquet"), "not an IDX file"),)
+
+
 def test_other_files_next_to_parquet_files_are_skipped(tmp_path):
     write_values(tmp_path, a=3)
     for name in ("README.md", "images.zip"):

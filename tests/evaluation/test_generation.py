@@ -12,17 +12,17 @@ IMAGES = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
 
 
 @pytest.mark.parametrize("with_labels", [True, False])
-def test_parts_are_saved_and_loaded(tmp_path: Path, with_labels: bool):
+def test_batches_are_saved_and_loaded(tmp_path: Path, with_labels: bool):
     labels = torch.arange(4) if with_labels else None
     samples = Samples(IMAGES, labels, num_function_evaluations=80, seconds=1.5)
-    part = EvaluationSamples(samples, torch.rand(4, 2048) if with_labels else None)
-    save_batch(part, tmp_path / "seed-0" / "0000000.safetensors")
+    batch = EvaluationSamples(samples, torch.rand(4, 2048) if with_labels else None)
+    save_batch(batch, tmp_path / "seed-0" / "0000000.safetensors")
     loaded = load_batch(tmp_path / "seed-0" / "0000000.safetensors")
     assert torch.equal(loaded.samples.images, samples.images)
     assert (loaded.samples.num_function_evaluations, loaded.samples.seconds) == (80, 1.5)
     if with_labels:
         assert torch.equal(loaded.samples.labels, labels)
-        assert torch.equal(loaded.inception_features, part.inception_features)
+        assert torch.equal(loaded.inception_features, batch.inception_features)
     else:
         assert loaded.samples.labels is None and loaded.inception_features is None
 
@@ -35,7 +35,7 @@ def test_parts_of_a_run_are_loaded_in_order(tmp_path: Path):
         list(load_batches(tmp_path / "seed-0"))
 
 
-def test_damaged_parts_are_reported(tmp_path: Path):
+def test_damaged_batches_are_reported(tmp_path: Path):
     path = tmp_path / "seed-0" / "0000000.safetensors"
     save_batch(EvaluationSamples(Samples(IMAGES)), path)
     path.write_bytes(path.read_bytes()[:-3])

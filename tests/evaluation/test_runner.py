@@ -218,11 +218,11 @@ def test_damaged_parts_are_generated_again(evaluate, run_folder: Path, tmp_path:
     for metrics in (expected["metrics"], results["metrics"]):
         del metrics["images_per_second"]
     assert results == expected
-    parts = list(load_batches(tmp_path / "out"))
-    # The second part starts where it started before, although the batch size is different.
-    assert [len(part) for part in parts] == [100, 28, 100, 72]
-    expected_images = torch.cat([part.images for part in load_batches(run_folder)])
-    assert torch.equal(torch.cat([part.images for part in parts]), expected_images)
+    batches = list(load_batches(tmp_path / "out"))
+    # The second batch starts where it started before, although the batch size is different.
+    assert [len(batch) for batch in batches] == [100, 28, 100, 72]
+    expected_images = torch.cat([batch.images for batch in load_batches(run_folder)])
+    assert torch.equal(torch.cat([batch.images for batch in batches]), expected_images)
 
 
 @pytest.mark.parametrize(

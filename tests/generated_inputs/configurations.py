@@ -187,4 +187,4 @@ def list_names(data: Configuration, path: Path) -> list[str]:
         return [path.name, "`--", *arguments]
     keys = [*data.settings, *(key for value in data.settings.values() if isinstance(value, dict) for key in value)]
     # The message shows control characters as escape sequences.
-    return [path.name, *(repr(str(key)[:60])[1:-1] for key in keys)]
+    return [path.name, *(repr(str(key)[:60])[1:-1] for key in keys if str(key))]

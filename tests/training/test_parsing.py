@@ -184,6 +184,11 @@ def test_long_lists_of_problems_are_shortened(tmp_path: Path, fail_to_parse: Cal
     assert len(message) < 1000
 
 
+@pytest.mark.parametrize("option", ["--print_config", "--help"])
+def test_options_that_print_do_not_hide_invalid_settings(option: str, fail_to_parse: Callable[..., str]):
+    assert fail_to_parse("--seed=abc", option) == "`--seed` must be an integer, got abc."
+
+
 def test_null_is_only_accepted_where_it_has_a_meaning(tmp_path: Path, fail_to_parse: Callable[..., str]):
     path = tmp_path / "config.yaml"
     settings: dict[str, Any] = {section: {} for section in SECTIONS}
