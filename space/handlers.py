@@ -27,6 +27,7 @@ from engine import (
     join_names,
 )
 from fmnist_diffusion import bundled_pipelines
+from fmnist_diffusion.files import get_short_name
 from fmnist_diffusion.hub.metadata import measured_metrics
 from fmnist_diffusion.images import image_grid, save_gif, upscale
 from fmnist_diffusion.sampling import MAX_SEED
@@ -140,7 +141,7 @@ class Handlers:
 
     def __init__(self, model_id: str):
         # The page shows the name of a local folder, but not its path.
-        self.name = Path(model_id).name if Path(model_id).is_dir() else model_id
+        self.name = get_short_name(Path(model_id)) if Path(model_id).is_dir() else model_id
         self.engine = get_engine(model_id)
         self.engines = {self.name: self.engine} | {
             name: get_engine(name) for name in bundled_pipelines() if name != self.name

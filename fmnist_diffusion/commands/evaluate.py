@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
+from fmnist_diffusion.files import get_short_name
 from fmnist_diffusion.sampling import SamplingConfig
 
 from .command import PROGRAM
@@ -253,10 +254,8 @@ def load_inception(evaluation: ModuleType, weights: str | None, device: str) -> 
 
 def get_names(source: Path) -> tuple[str, Path]:
     """Returns the name of `source` for the report and the default output folder."""
-    name = source.stem if source.is_file() else source.resolve().name
-    # Every training run has folders with these names, so the default folder also contains the name of the run.
-    run = f"{source.resolve().parent.name}-" if name in ("pipeline", "best") else ""
-    return name, Path("evaluation", f"{run}{name}")
+    name = source.stem if source.is_file() else get_short_name(source)
+    return name, Path("evaluation", name.replace("/", "-"))
 
 
 def parse_seeds(seeds: str) -> list[int]:

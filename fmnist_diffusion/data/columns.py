@@ -55,6 +55,8 @@ def standardize_columns(
     images = _cast_images(dataset.select_columns([image_column]), image_column, source)
     _check_missing(images, image_column, source, "Remove their rows.")
     images = images.rename_columns({image_column: "image"})
+    # Error messages about images contain this name.
+    images.info.dataset_name = source
     if label_column is None:
         return images
     labels = dataset.select_columns([label_column])

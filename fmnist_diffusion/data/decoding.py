@@ -51,7 +51,7 @@ def decode(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], chan
         errors = []
         for index, image in enumerate(disable_decoding(dataset)["image"]):
             try:
-                images[index] = _decode_image(image, index, height, width, channels)
+                images[index] = _decode_image(image, name_row(dataset, index), height, width, channels)
             except ImageError as error:
                 errors.append(error)
         if errors:
@@ -91,7 +91,8 @@ class ImageStream(Dataset):
 
     def __getitem__(self, index: int) -> dict[str, Any]:
         row = self.dataset[index]
-        pixels = _decode_image(row["image"], index, self.height, self.width, self.channels)
+        name = name_row(self.dataset, index)
+        pixels = _decode_image(row["image"], name, self.height, self.width, self.channels)
         item: dict[str, Any] = {"images": torch.from_numpy(pixels)}
         if "label" in row:
             item["labels"] = row["label"]
@@ -151,24 +152,34 @@ def disable_decoding(dataset: datasets.Dataset) -> datasets.Dataset:
     return dataset.cast_column("image", datasets.Image(decode=False))
 
 
-def get_encoded(image: dict[str, Any], index: int) -> tuple[bytes | str, str]:
+def name_row(dataset: datasets.Dataset, index: int) -> str:
+    """Returns the name of an image of a dataset for error messages."""
+    source = dataset.info.dataset_name
+    return f"the image in row {index}" + (f" of {source}" if source else "")
+
+
+def get_encoded(image: dict[str, Any], row_name: str) -> tuple[bytes | str, str]:
     """
     Returns the bytes or the path of an encoded image of `datasets`, and its name for error messages.
+
+    Args:
+        image (`dict[str, Any]`): The image (`{"bytes", "path"}`).
+        row_name (`str`): See [`name_row`].
 
     Raises:
         `DataError`: If the image has neither bytes nor a path.
     """
     encoded, path = image["bytes"], image["path"]
     if encoded is not None:
-        return encoded, f"the image in row {index}" + (f" ({path})" if path else "")
+        return encoded, f"{row_name} ({path})" if path else row_name
     if path is None:
-        raise ImageError(f"the image in row {index}", "it has neither bytes nor a path")
+        raise ImageError(row_name, "it has neither bytes nor a path")
     return path, f"the image {path}"
 
 
-def _decode_image(image: Any, index: int, height: int, width: int, channels: int) -> np.ndarray:
+def _decode_image(image: Any, row_name: str, height: int, width: int, channels: int) -> np.ndarray:
     """Decodes an encoded image of `datasets` (`{"bytes", "path"}`) or a nested list of pixels."""
     if not isinstance(image, dict):
         return convert_image(PIL.Image.fromarray(np.asarray(image, dtype=np.uint8)), height, width, channels)
-    encoded, name = get_encoded(image, index)
+    encoded, name = get_encoded(image, row_name)
     return convert_image(read_image(encoded, name), height, width, channels, name)

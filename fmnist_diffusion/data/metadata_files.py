@@ -76,7 +76,7 @@ def _read_table(folder: Path, file: PurePath) -> pa.Table:
             elif file.suffix == ".jsonl":
                 table = pyarrow.json.read_json(opened)
             else:
-                table = pyarrow.parquet.read_table(opened)
+                table = _cast_views(pyarrow.parquet.read_table(opened))
     except (OSError, ValueError, NotImplementedError, pa.ArrowException) as error:
         raise DataError(f"Could not read the metadata file {path} ({get_reason(error)}). Fix or remove it.") from error
     if FILE_NAME not in table.column_names:
@@ -87,6 +87,16 @@ def _read_table(folder: Path, file: PurePath) -> pa.Table:
     if table.num_rows == 0:
         raise DataError(f"The metadata file {path} lists no images. Fix or remove it.")
     return table
+
+
+def _cast_views(table: pa.Table) -> pa.Table:
+    """Casts columns of the type `string_view`, whose rows pyarrow cannot select."""
+    import pyarrow as pa
+
+    fields = [
+        field.with_type(pa.large_string()) if field.type == pa.string_view() else field for field in table.schema
+    ]
+    return table.cast(pa.schema(fields))
 
 
 def _create_dataset(
@@ -100,7 +110,12 @@ def _create_dataset(
         indices = [row for index, row in rows if index == table_index]
         if not indices:
             continue
-        part = table.take(indices)
+        try:
+            part = table.take(indices)
+        except NotImplementedError as error:
+            raise DataError(
+                f"Could not read the metadata file {folder / file} ({get_reason(error)}). Remove columns of this type."
+            ) from error
         for name in part.column_names:
             if name == FILE_NAME or name.endswith(f"_{FILE_NAME}"):
                 paths = [str(folder / file.parent / path) for path in part[name].to_pylist()]

@@ -12,7 +12,7 @@ import torch
 
 from .conversion import inspect_pixels
 from .datasets_utils import get_arrow_column, is_uint8_array
-from .decoding import disable_decoding, get_encoded
+from .decoding import disable_decoding, get_encoded, name_row
 from .errors import ImageError, combine_image_errors
 from .image_tensors import ImageTensors
 from .reading import read_header, read_image
@@ -112,7 +112,7 @@ def _summarize_images(dataset: datasets.Dataset) -> tuple[dict[tuple[int, int], 
     errors = []
     for index, encoded_image in enumerate(dataset["image"]):
         try:
-            encoded, name = get_encoded(encoded_image, index)
+            encoded, name = get_encoded(encoded_image, name_row(dataset, index))
             height, width, mode, may_be_transparent = read_header(encoded, name)
             sizes[height, width] += 1
             may_have_color = channels == 1 and mode not in GRAYSCALE_MODES

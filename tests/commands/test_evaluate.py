@@ -86,7 +86,7 @@ def test_default_options_reach_the_evaluation(calls, pipeline):
     assert isinstance(reference, evaluation.FashionMNISTReference)
     assert (reference.inception, reference.train_data_dir) == (None, None)
     assert kwargs == {
-        "name": "pipeline",
+        "name": f"{Path(pipeline).parent.name}/pipeline",
         "cas": False,
         "processes": evaluation.Processes(),
         "sampling": SamplingConfig(),
@@ -120,7 +120,7 @@ def test_options_reach_the_evaluation(calls, pipeline, tmp_path):
     assert reference.inception.weights == Path("inception.pt")
     assert reference.train_data_dir == "images"
     assert kwargs == {
-        "name": "pipeline",
+        "name": f"{Path(pipeline).parent.name}/pipeline",
         "cas": True,
         "processes": evaluation.Processes(),
         "sampling": SamplingConfig("ddim", 5, 2.0, (0.2, 1.0)),
@@ -190,7 +190,7 @@ def test_default_folder_contains_the_name_of_the_run(calls, pipeline, tmp_path):
     main(["evaluate", str(run), "--fast"])
     ((_, folder, kwargs),) = calls
     assert folder == Path("evaluation/mine-best")
-    assert kwargs["name"] == "best"
+    assert kwargs["name"] == "mine/best"
 
 
 def test_interrupted_evaluation_says_how_to_continue(calls, pipeline, monkeypatch, capsys):

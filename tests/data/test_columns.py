@@ -178,7 +178,7 @@ def test_row_without_an_image_is_an_error_that_names_it(tmp_path, fashion_mnist,
     path = tmp_path / "a.parquet"
     pyarrow.parquet.write_table(pyarrow.table({"image": [good, value, good]}), path)
     reason = "it has neither bytes nor a path" if value["bytes"] is None else "unknown image format"
-    message = f"Could not read the image in row 1 ({reason}). Replace or remove it."
+    message = f"Could not read the image in row 1 of {path} ({reason}). Replace or remove it."
     for load in (load_images, inspect_images):
         with pytest.raises(DataError) as error:
             load(train_data_dir=str(path))

@@ -2,6 +2,8 @@ import json
 
 import pandas as pd
 import PIL.Image
+import pyarrow as pa
+import pyarrow.parquet
 import pytest
 from image_files import get_error
 
@@ -39,6 +41,19 @@ def load(folder, **kwargs):
 def test_metadata_replaces_class_folders(folder, suffix):
     write_metadata(folder / f"metadata.{suffix}")
     assert load(folder) == {"a": "x", "b": "y", "c": "y"}
+
+
+def test_strings_may_have_any_arrow_type(folder):
+    for dtype in (pa.large_string(), pa.string_view()):
+        columns = {"file_name": pa.array(ROWS["file_name"], dtype), "label": pa.array(ROWS["label"], dtype)}
+        pyarrow.parquet.write_table(pa.table(columns), folder / "metadata.parquet")
+        assert load(folder) == {"a": "x", "b": "y", "c": "y"}
+
+
+def test_column_whose_rows_cannot_be_selected_is_an_error(folder):
+    note = pa.array([["x"]] * 3, pa.list_(pa.string_view()))
+    pyarrow.parquet.write_table(pa.table(ROWS | {"note": note}), folder / "metadata.parquet")
+    assert f"Could not read the metadata file {folder / 'metadata.parquet'} (" in get_error(folder)
 
 
 def test_each_folder_may_have_its_own_metadata(folder):

@@ -170,7 +170,8 @@ def check_configuration(data: Configuration, folder: Path) -> None:
         for number in value if isinstance(value, list | tuple) else [value]:
             if number not in (None, "auto"):
                 assert type(number) in (int, float) and math.isfinite(number), name
-                assert bounds.minimum <= number <= bounds.maximum, name
+                assert number > bounds.minimum if bounds.above else number >= bounds.minimum, name
+                assert number < bounds.maximum if bounds.below else number <= bounds.maximum, name
     for name, value in flatten_settings(data.settings or {}).items():
         parsed = values[name]
         assert (list(parsed) if isinstance(parsed, tuple) else parsed) == value, name
