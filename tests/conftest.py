@@ -1,5 +1,6 @@
 import logging
 import os
+import signal
 import sys
 import tempfile
 from collections.abc import Iterator
@@ -13,6 +14,8 @@ for name in [name for name in os.environ if name.startswith(("HF_", "HUGGING_FAC
     del os.environ[name]
 HF_HOME = tempfile.TemporaryDirectory(prefix="fmnist-diffusion-tests-")
 os.environ["HF_HOME"] = HF_HOME.name
+# In a background job of a shell, SIGINT is ignored, also in the processes that the tests start.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 from huggingface_hub import constants, hf_api  # noqa: E402
 
