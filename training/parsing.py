@@ -45,7 +45,10 @@ class Parser(ArgumentParser):
         return super().parse_path(path, *args, **kwargs)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
-        problems = list(find_wrong_settings(load_yaml(content)).values())
+        settings = load_yaml(content)
+        if not isinstance(settings, dict):
+            raise ValueError("it must contain a mapping, such as `num_epochs: 10`")
+        problems = list(find_wrong_settings(settings).values())
         if problems:
             raise SettingsError(problems)
         return super().parse_string(content, *args, **kwargs)
@@ -66,6 +69,12 @@ def describe_parser_error(message: str) -> list[str]:
     incomplete = re.match(r"argument --([\w.]+): expected one argument", message)
     if incomplete and incomplete[1] in TYPES:
         return [describe_wrong_type(incomplete[1], "no value")]
+    empty = re.match(r'Empty nested key: "(.*)"', message, re.DOTALL)
+    if empty:
+        return [describe_unknown_name(empty[1])]
+    config = re.match(r'(?:Parser key "config"|argument --config): (.*)', message, re.DOTALL)
+    if config:
+        return [f"Could not read `--config` ({config[1][:300].rstrip('.')}). Pass the path of a YAML file."]
     name = re.match(r'Parser key "([\w.]+)"', message)
     if name and name[1] in TYPES:
         patterns = (r"Given value: (.*)\Z", r"Got value: (.*)\Z", r"Unable to load config '(.*?)'")

@@ -14,7 +14,7 @@ from checks import MODEL_TYPES, RANGES
 from config import OptimizerConfig, TrainingConfig
 from parsing import parse_config
 from settings import SECTIONS, TYPES
-from yaml_files import dump_yaml
+from yaml_files import dump_yaml, load_yaml
 
 from .messages import check_message
 
@@ -63,12 +63,14 @@ class Configuration:
         text: Content of a file, instead of `settings`.
         arguments: Arguments of the command line, instead of a file.
         is_valid: Whether the settings must be accepted.
+        invalid_name: Name of the only setting that is invalid.
     """
 
     settings: dict[str, Any] | None = None
     text: bytes | None = None
     arguments: tuple[str, ...] | None = None
     is_valid: bool = False
+    invalid_name: str | None = None
 
 
 def add_setting(settings: dict[str, Any], name: str, value: Any) -> None:
@@ -94,8 +96,10 @@ def invalid_settings(choose: st.DrawFn) -> Configuration:
 
 @st.composite
 def valid_settings(choose: st.DrawFn) -> Configuration:
+    """Generates valid settings, at most one of which gets an invalid value."""
     settings: dict[str, Any] = {}
-    for name in choose(st.lists(st.sampled_from(INDEPENDENT), min_size=1, max_size=8, unique=True)):
+    names = choose(st.lists(st.sampled_from(INDEPENDENT), min_size=1, max_size=25, unique=True))
+    for name in names:
         annotation, bounds = TYPES[name], RANGES.get(name)
         if bounds is None:
             values = st.booleans() if annotation is bool else st.sampled_from(typing.get_args(annotation))
@@ -106,13 +110,21 @@ def valid_settings(choose: st.DrawFn) -> Configuration:
         if "list" in str(annotation):
             values = st.lists(values, min_size=1, max_size=8)
         add_setting(settings, name, choose(values))
-    return Configuration(settings, is_valid=True)
+    invalid_name = choose(st.sampled_from([None, *(name for name in names if name in RANGES)]))
+    if invalid_name is None:
+        return Configuration(settings, is_valid=True)
+    bounds = RANGES[invalid_name]
+    too_small = bounds.minimum if bounds.above else bounds.minimum - 1
+    too_large = bounds.maximum if bounds.below else bounds.maximum + 1
+    value = choose(st.sampled_from((too_small, too_large, math.nan, math.inf, True, "abc")))
+    add_setting(settings, invalid_name, [value] if "list" in str(TYPES[invalid_name]) else value)
+    return Configuration(settings, invalid_name=invalid_name)
 
 
 def configurations() -> st.SearchStrategy[Configuration]:
     text = st.text(max_size=60) | st.text("a: &*[]{}!|>-\n#'\"1\t,?%@<", max_size=60)
     contents = text.map(lambda text: text.encode("utf-8", "surrogatepass")) | st.binary(max_size=40)
-    names = st.sampled_from([*KEYS, *SECTIONS, *(f"model.{name}" for name in MODEL_TYPES)])
+    names = st.sampled_from(["config", *KEYS, *SECTIONS, *(f"model.{name}" for name in MODEL_TYPES)])
     values = st.text(max_size=10) | SCALARS.map(str) | VALUES.map(lambda value: dump_yaml({"x": value})[3:])
     arguments = st.builds("--{}={}".format, names, values)
     unknown = st.sampled_from(["--zzz=1", "--seed", "x", "--data.x.y=1", "--config=/"])
@@ -158,11 +170,13 @@ def check_configuration(data: Configuration, folder: Path) -> None:
     config = parse(arguments)
     if isinstance(config, str):
         assert not data.is_valid, config
+        assert data.invalid_name is None or f"`--{data.invalid_name}`" in config, config
         title, *problems = config.splitlines()
         assert not problems or title.startswith("Found "), config
         for problem in problems or [title]:
             check_message(problem.removeprefix("  - "), [*list_names(data, path), "others."])
         return
+    assert data.invalid_name is None, f"{data.invalid_name} is accepted"
     assert isinstance(config, TrainingConfig) and isinstance(config.optimizer, OptimizerConfig)
     values = flatten_settings(asdict(config))
     for name, bounds in RANGES.items():
@@ -174,6 +188,9 @@ def check_configuration(data: Configuration, folder: Path) -> None:
                 assert number < bounds.maximum if bounds.below else number <= bounds.maximum, name
     for name, value in flatten_settings(data.settings or {}).items():
         parsed = values[name]
+        # Numbers may be quoted.
+        if isinstance(value, str) and not isinstance(parsed, str):
+            value = load_yaml(value)
         assert (list(parsed) if isinstance(parsed, tuple) else parsed) == value, name
         assert isinstance(parsed, bool) == isinstance(value, bool), name
     saved = folder / "saved.yaml"
@@ -188,4 +205,4 @@ def list_names(data: Configuration, path: Path) -> list[str]:
         return [path.name, "`--", *arguments]
     keys = [*data.settings, *(key for value in data.settings.values() if isinstance(value, dict) for key in value)]
     # The message shows control characters as escape sequences.
-    return [path.name, *(repr(str(key)[:60])[1:-1] for key in keys if str(key))]
+    return [path.name, "`--`", *(repr(str(key)[:60])[1:-1] for key in keys if str(key))]
