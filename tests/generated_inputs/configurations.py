@@ -104,7 +104,10 @@ def valid_settings(choose: st.DrawFn) -> Configuration:
         if bounds is None:
             values = st.booleans() if annotation is bool else st.sampled_from(typing.get_args(annotation))
         elif "float" in str(annotation):
-            values = st.floats(bounds.minimum, bounds.maximum, exclude_min=bounds.above, exclude_max=bounds.below)
+            # Most of the floats that hypothesis generates in an interval are close to its ends.
+            middle = st.integers(1, 9).map(lambda tenths, b=bounds: b.minimum + tenths / 10 * (b.maximum - b.minimum))
+            ends = st.floats(bounds.minimum, bounds.maximum, exclude_min=bounds.above, exclude_max=bounds.below)
+            values = middle | ends
         else:
             values = st.integers(math.ceil(bounds.minimum), math.floor(bounds.maximum))
         if "list" in str(annotation):
@@ -130,6 +133,7 @@ def configurations() -> st.SearchStrategy[Configuration]:
     unknown = st.sampled_from(["--zzz=1", "--seed", "x", "--data.x.y=1", "--config=/"])
     return st.one_of(
         invalid_settings(),
+        valid_settings(),
         valid_settings(),
         st.builds(Configuration, text=contents),
         st.builds(Configuration, arguments=st.lists(arguments | unknown, max_size=4).map(tuple)),
