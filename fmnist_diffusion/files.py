@@ -1,4 +1,4 @@
-"""Writes files and folders so that an interruption or a full disk leaves no incomplete ones, and names folders."""
+"""Writes files and folders so that an interruption or a full disk leaves no incomplete ones."""
 
 import hashlib
 import os
@@ -133,10 +133,3 @@ def sync(path: Path) -> None:
 
 def get_temporary_path(path: Path) -> Path:
     return path.with_name(f"{INCOMPLETE}{os.getpid()}-{path.name}")
-
-
-def get_short_name(folder: Path) -> str:
-    """Returns the name of a folder, such as `mine/pipeline` for output/mine/pipeline and `shoes` for data/shoes."""
-    folder = folder.resolve()
-    # Every training run has folders with these names, so the short name also contains the name of the run.
-    return f"{folder.parent.name}/{folder.name}" if folder.name in ("pipeline", "best") else folder.name

@@ -78,3 +78,10 @@ def load_pipeline(
     if scheduler is not None:
         pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
     return pipe
+
+
+def get_short_name(folder: Path) -> str:
+    """Returns the name of a folder, such as `mine/pipeline` for output/mine/pipeline and `shoes` for data/shoes."""
+    folder = folder.resolve()
+    # Every training run has folders with these names, so the short name also contains the name of the run.
+    return f"{folder.parent.name}/{folder.name}" if folder.name in ("pipeline", "best") else folder.name

@@ -274,8 +274,9 @@ def make_generators(seed: int, count: int, start: int = 0) -> list[torch.Generat
 
 def get_max_batch_size(pipe: FashionMNISTPipeline) -> int:
     """Returns the number of images per batch for which sampling with guidance needs at most about 3 GB of memory."""
-    size = pipe.unet.config["sample_size"]
-    height, width = (size, size) if isinstance(size, int) else size
+    from .data import get_height_width
+
+    height, width = get_height_width(pipe.unet.config["sample_size"])
     features = height * width * max(pipe.unet.config["block_out_channels"][0], pipe.unet.config["in_channels"])
     return max(1, MAX_BATCH_BYTES // (BYTES_PER_FEATURE * features))
 

@@ -19,7 +19,7 @@ from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
-from fmnist_diffusion.data import DEFAULT_DATASET, FASHION_MNIST_LABELS, to_pil, to_uint8
+from fmnist_diffusion.data import DEFAULT_DATASET, FASHION_MNIST_LABELS, get_height_width, to_pil, to_uint8
 from fmnist_diffusion.hub.metadata import read_metrics, read_train_config
 from fmnist_diffusion.loading import get_pipeline_folder
 from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, make_generators
@@ -140,8 +140,8 @@ class Engine:
         self.pipe.set_progress_bar_config(disable=True)
         self.label_names = tuple(self.pipe.label_names or ())
         self.num_inference_steps = min(self.pipe.config["num_inference_steps"], MAX_STEPS)
-        size, self.channels = self.pipe.unet.config.sample_size, self.pipe.unet.config.in_channels
-        self.height, self.width = (size, size) if isinstance(size, int) else size
+        self.channels = self.pipe.unet.config.in_channels
+        self.height, self.width = get_height_width(self.pipe.unet.config.sample_size)
 
     def __reduce__(self):
         # ZeroGPU pickles the arguments for a forked process, which already has the weights in memory.

@@ -27,9 +27,9 @@ from engine import (
     join_names,
 )
 from fmnist_diffusion import bundled_pipelines
-from fmnist_diffusion.files import get_short_name
 from fmnist_diffusion.hub.metadata import measured_metrics
 from fmnist_diffusion.images import image_grid, save_gif, upscale
+from fmnist_diffusion.loading import get_short_name
 from fmnist_diffusion.sampling import MAX_SEED
 from uploads import EXAMPLES, open_upload, to_fashion_mnist, to_model_size
 

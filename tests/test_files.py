@@ -9,7 +9,6 @@ import pytest
 
 from fmnist_diffusion.files import (
     WriteError,
-    get_short_name,
     remove_folder,
     remove_temporary_files,
     replace_folder,
@@ -145,11 +144,3 @@ def test_next_start_removes_leftovers_and_restores_the_previous_folder(tmp_path:
     assert list_names(tmp_path) == ["best", "loss.csv", "pipeline"]
     assert list_names(tmp_path / "pipeline") == ["of .previous-pipeline"]
     assert list_names(tmp_path / "best") == ["of best"]
-
-
-@pytest.mark.parametrize(
-    ("path", "name"),
-    [("output/mine/pipeline", "mine/pipeline"), ("run/best", "run/best"), ("data/shoes", "shoes"), ("/", "")],
-)
-def test_short_name_of_a_pipeline_contains_the_name_of_the_run(path: str, name: str):
-    assert get_short_name(Path(path)) == name

@@ -9,7 +9,7 @@ from torch.testing import assert_close
 
 import fmnist_diffusion
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, bundled_pipelines, load_pipeline, loading
-from fmnist_diffusion.loading import get_pipeline_folder
+from fmnist_diffusion.loading import get_pipeline_folder, get_short_name
 from saved_pipelines import save_pipeline
 from subprocesses import run_python
 from tiny_pipelines import sample
@@ -268,3 +268,11 @@ class TestImport:
     def test_unknown_attribute_is_an_error(self):
         with pytest.raises(AttributeError, match="no attribute 'nothing'"):
             fmnist_diffusion.nothing  # noqa: B018
+
+
+@pytest.mark.parametrize(
+    ("path", "name"),
+    [("output/mine/pipeline", "mine/pipeline"), ("run/best", "run/best"), ("data/shoes", "shoes"), ("/", "")],
+)
+def test_short_name_of_a_pipeline_contains_the_name_of_the_run(path: str, name: str):
+    assert get_short_name(Path(path)) == name

@@ -107,10 +107,12 @@ def test_script_modules_have_unique_names():
     assert not set(names) & (sys.stdlib_module_names | packages_distributions().keys())
 
 
-@pytest.mark.parametrize("trick", ["sys.path.insert", "sys.path.append", "sys.argv =", "runpy", "except Exception:\n"])
+@pytest.mark.parametrize("trick", ["sys.path.insert", "sys.path.append", "sys.argv", "runpy", "except Exception:\n"])
 def test_no_import_tricks_and_no_hidden_errors(trick: str):
     for path in find_sources("fmnist_diffusion/**/*.py", "training/**/*.py", "space/**/*.py"):
-        assert trick not in path.read_text(), path
+        # Only the entry point of a script may read the arguments.
+        text = path.read_text().replace('if __name__ == "__main__":\n    main(sys.argv[1:])\n', "")
+        assert trick not in text, path
 
 
 def test_files_are_short():

@@ -2,7 +2,6 @@
 
 import os
 import re
-import sys
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn
@@ -84,7 +83,7 @@ def describe_parser_error(message: str) -> list[str]:
     return [f"Could not read the settings: {message[:300].rstrip('.')}."]
 
 
-def parse_config(args: list[str] | None = None) -> TrainingConfig:
+def parse_config(args: list[str]) -> TrainingConfig:
     """Reads `--config file.yaml` and `--any.field=value`; later arguments win. Errors exit with code 2.
 
     The settings of the run to resume, or of the pipeline to fine-tune, replace the defaults.
@@ -98,7 +97,7 @@ def parse_config(args: list[str] | None = None) -> TrainingConfig:
     parser.add_argument("--config", action="config", help="YAML file, such as training/configs/spec.yaml")
     parser.add_class_arguments(TrainingConfig, None)
     try:
-        settings = parse_settings(parser, sys.argv[1:] if args is None else args)
+        settings = parse_settings(parser, args)
     except SettingsError as error:
         text = format_problems([" ".join(problem.split()) for problem in error.problems])
         parser.exit(2, f"{parser.prog}: error: {text}\n" if is_first_process() else None)

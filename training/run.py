@@ -15,7 +15,7 @@ from parsing import is_first_process, parse_config
 from trainer import Trainer
 
 
-def run(args: list[str] | None = None) -> None:
+def run(args: list[str]) -> None:
     """Trains with the command-line arguments `args`.
 
     Raises:

@@ -3,7 +3,7 @@
 import sys
 
 
-def main(args: list[str] | None = None) -> None:
+def main(args: list[str]) -> None:
     try:
         # This import takes several seconds. Ctrl-C must not print a traceback during this time either.
         from run import run
@@ -15,4 +15,4 @@ def main(args: list[str] | None = None) -> None:
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

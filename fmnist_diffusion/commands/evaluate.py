@@ -7,7 +7,6 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from fmnist_diffusion.files import get_short_name
 from fmnist_diffusion.sampling import SamplingConfig
 
 from .command import PROGRAM
@@ -254,6 +253,8 @@ def load_inception(evaluation: ModuleType, weights: str | None, device: str) -> 
 
 def get_names(source: Path) -> tuple[str, Path]:
     """Returns the name of `source` for the report and the default output folder."""
+    from fmnist_diffusion.loading import get_short_name
+
     name = source.stem if source.is_file() else get_short_name(source)
     return name, Path("evaluation", name.replace("/", "-"))
 

@@ -66,7 +66,7 @@ def standardize_columns(
         names = labels.features[label_column].names
         check_label_range(values, len(names), source)
     else:
-        values, names = _number_labels(labels, splits, label_column, source)
+        values, names = _number_labels(splits, split, label_column, source)
     feature = datasets.ClassLabel(names=names)
     return images.add_column("label", values, feature=feature)  # pyright: ignore[reportArgumentType]
 
@@ -112,12 +112,15 @@ def _cast_images(dataset: datasets.Dataset, column: str, source: str) -> dataset
 
 
 def _number_labels(
-    dataset: datasets.Dataset, splits: dict[str, datasets.Dataset], column: str, source: str
+    splits: dict[str, datasets.Dataset], split: str, column: str, source: str
 ) -> tuple[np.ndarray, list[str]]:
-    """Returns the class indices, int64 of shape `(num_images,)`, and the class names: the distinct labels."""
+    """
+    Returns the class indices of a split, int64 of shape `(num_images,)`, and the class names: the distinct labels of
+    all splits.
+    """
     import datasets
 
-    feature = dataset.features[column]
+    feature = splits[split].features[column]
     kind = _get_label_kind(feature)
     if kind is None:
         dtype = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
@@ -125,20 +128,21 @@ def _number_labels(
             f"The column {column!r} of {source} must contain class labels, integers, booleans or strings, got {dtype}."
             " Set `label_column` to a different column, or to none to ignore the labels."
         )
-    distinct = set()
-    for other in splits.values():
+    encoded = {}
+    for name, other in splits.items():
         other_feature = other.features.get(column)
         # The column of another split may be missing or empty.
         if other_feature in (None, datasets.Value("null")) or isinstance(other_feature, datasets.ClassLabel):
             continue
         if _get_label_kind(other_feature) != kind:
             raise DataError(f"The column {column!r} must have the same type in all splits of {source}.")
-        distinct |= set(_encode_labels(other, column).dictionary.to_pylist())
+        encoded[name] = _encode_labels(other, column)
+    distinct = {value for labels in encoded.values() for value in labels.dictionary.to_pylist()}
     values = sort_class_names(distinct) if kind == "string" else sorted(distinct)
     positions = {value: index for index, value in enumerate(values)}
-    encoded = _encode_labels(dataset, column)
-    indices = np.array([positions[value] for value in encoded.dictionary.to_pylist()], dtype=np.int64)
-    return indices[encoded.indices.to_numpy()], [str(value) for value in values]
+    labels = encoded[split]
+    indices = np.array([positions[value] for value in labels.dictionary.to_pylist()], dtype=np.int64)
+    return indices[labels.indices.to_numpy()], [str(value) for value in values]
 
 
 def _get_label_kind(feature: Any) -> str | None:

@@ -20,7 +20,8 @@ from fmnist_diffusion.data import (
     stream_images,
 )
 
-from .messages import check_message
+from .damage import Change, changes, damage_bytes
+from .messages import call_or_get_error, check_message
 
 
 # Pillow writes these modes without loss of information.
@@ -62,7 +63,7 @@ class EncodedImage:
         seed: Seed of the pixels.
         orientation: EXIF orientation, or `None` for no EXIF data.
         exif_damage: Positions and values of bytes of the EXIF data that are changed.
-        damage: Changes of the encoded image: a type, a position as a fraction of the length, and a value.
+        damage: Changes of the encoded image.
         target: Height and width to resize the image to; if `None`, the size is kept.
         channels: Number of channels to convert the image to.
     """
@@ -73,7 +74,7 @@ class EncodedImage:
     seed: int
     orientation: int | None
     exif_damage: tuple[tuple[float, int], ...]
-    damage: tuple[tuple[str, float, int], ...]
+    damage: tuple[Change, ...]
     target: tuple[int, int] | None
     channels: int
 
@@ -91,13 +92,9 @@ def encoded_images(choose: st.DrawFn) -> EncodedImage:
         orientation = choose(st.none() | st.integers(0, 9))
         if orientation is not None and image_format != "TIFF":
             exif_damage = tuple(choose(st.lists(st.tuples(fractions, st.integers(0, 255)), max_size=4)))
-    changes = st.tuples(
-        st.sampled_from(("flip", "byte", "delete", "insert", "zeros", "ones")),
-        fractions | st.floats(0, 0.1),
-        st.integers(0, 255),
-    )
     truncation = st.tuples(st.just("truncate"), fractions, st.just(0)).map(lambda change: (change,))
-    damage = choose(st.just(()) | truncation | st.lists(changes, max_size=3).map(tuple))
+    others = st.lists(changes("flip", "byte", "delete", "insert", "zeros", "ones"), max_size=3).map(tuple)
+    damage = choose(st.just(()) | truncation | others)
     return EncodedImage(
         image_format,
         choose(st.sampled_from(formats[image_format])),
@@ -128,26 +125,6 @@ def make_pixels(data: EncodedImage, hidden: int) -> PIL.Image.Image:
     return image if data.mode == "RGBA" else image.convert("RGB").convert(data.mode)
 
 
-def damage_bytes(encoded: bytes, damage: tuple[tuple[str, float, int], ...]) -> bytes:
-    changed = bytearray(encoded)
-    for kind, fraction, value in damage:
-        position = int(fraction * len(changed))
-        end = position + 1 + value % 8
-        if kind == "truncate":
-            del changed[position:]
-        elif kind == "delete":
-            del changed[position:end]
-        elif kind == "insert":
-            changed[position:position] = bytes([value]) * (1 + value % 8)
-        elif changed and kind in ("flip", "byte"):
-            changed[position] = changed[position] ^ (1 << value % 8) if kind == "flip" else value
-        elif kind in ("zeros", "ones"):
-            changed[position : position + 4] = (b"\0" if kind == "zeros" else b"\xff") * len(
-                changed[position : position + 4]
-            )
-    return bytes(changed)
-
-
 def encode_image(data: EncodedImage, image: PIL.Image.Image, with_exif: bool = True) -> bytes:
     options: dict[str, Any] = dict(SAVE_OPTIONS.get(data.image_format, {}))
     contents = damaged = EXIF_HEADER
@@ -160,8 +137,8 @@ def encode_image(data: EncodedImage, image: PIL.Image.Image, with_exif: bool = T
             exif[RESOLUTION] = 72.0
             exif[MAKER] = "camera"
             contents = exif.tobytes()
-            changes = tuple(("byte", fraction, value) for fraction, value in data.exif_damage)
-            damaged = contents[: len(EXIF_HEADER)] + damage_bytes(contents[len(EXIF_HEADER) :], changes)
+            damage = [("byte", fraction, value) for fraction, value in data.exif_damage]
+            damaged = contents[: len(EXIF_HEADER)] + damage_bytes(contents[len(EXIF_HEADER) :], damage)
             options["exif"] = damaged if data.image_format == "PNG" else contents
     buffer = io.BytesIO()
     image.save(buffer, data.image_format, **options)
@@ -262,26 +239,17 @@ def check_file(data: EncodedImage, path: Path, image: PIL.Image.Image | None, me
             check_message(message, [str(path)])
             assert data.damage or data.mode in UNSUPPORTED_MODES, message
     arguments = {"train_data_dir": str(path.parent), "label_column": "none", "ignored_files": ["cache"]}
-    try:
-        summary = inspect_images(**arguments)
+    summary = call_or_get_error(lambda: inspect_images(**arguments), DataError, [str(path)])
+    if summary is None:
+        assert pixels is None
+    else:
         assert (summary.num_images, summary.channels in (1, 3)) == (1, True)
         assert image is None or summary.sizes == {(image.height, image.width): 1}
-    except DataError as error:
-        check_message(str(error), [str(path)])
-        assert pixels is None, f"unexpected error: {error}"
-    tensors = None
-    try:
-        tensors = load_images(resolution=(height, width), channels=data.channels, **arguments)
-    except DataError as error:
-        check_message(str(error), [str(path)])
-        assert pixels is None, f"unexpected error: {error}"
+    shape = {"resolution": (height, width), "channels": data.channels}
+    tensors = call_or_get_error(lambda: load_images(**shape, **arguments), DataError, [str(path)])
     assert (tensors is None) == (pixels is None), message
-    stream = stream_images(load_split(**arguments), resolution=(height, width), channels=data.channels)
-    try:
-        streamed = stream[0]["images"].numpy()
-    except DataError as error:
-        check_message(str(error), [str(path)])
-        streamed = None
+    stream = stream_images(load_split(**arguments), **shape)
+    streamed = call_or_get_error(lambda: stream[0]["images"].numpy(), DataError, [str(path)])
     if tensors is None or pixels is None:
         assert streamed is None
     else:

@@ -1,7 +1,7 @@
 """Checks of error messages."""
 
 from collections.abc import Callable, Collection
-from typing import TypeVar
+from typing import Any, TypeVar
 
 from fmnist_diffusion.data import DataError
 
@@ -15,6 +15,15 @@ def check_message(message: str, names: Collection[str]) -> None:
     assert message.endswith((".", "?")), message
     assert "\n" not in message and " at 0x" not in message and len(message) <= MAX_LENGTH, message
     assert any(name in message for name in names), f"none of {sorted(names)} is in the message: {message}"
+
+
+def call_or_get_error(function: Callable[[], Any], error_type: type[Exception], names: list[str]) -> Any:
+    """Returns the result, or `None` if the function raises an error of the given type."""
+    try:
+        return function()
+    except error_type as error:
+        check_message(str(error), names)
+        return None
 
 
 def get_result(load: Callable[..., Result], error_names: Collection[str], **kwargs: object) -> Result | None:

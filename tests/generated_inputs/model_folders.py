@@ -4,7 +4,6 @@ import functools
 import json
 import shutil
 import tempfile
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -14,9 +13,11 @@ from hypothesis import strategies as st
 
 from damaged_folders import CONFIGS, NOT_JSON_OBJECTS, WEIGHTS, WRONG_OPTIONS, damage_shards, damage_weights
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
+from fmnist_diffusion.data import get_height_width
 from saved_pipelines import save_pipeline
 
-from .messages import check_message
+from .damage import Change, changes, damage_bytes
+from .messages import call_or_get_error
 
 
 FILES = (*CONFIGS, WEIGHTS)
@@ -68,14 +69,14 @@ class ModelFolder:
     Attributes:
         num_class_embeds: Number of classes of the intact pipeline.
         options: Configuration file, name and value of changed options; the value `REMOVED` removes the option.
-        damage: Changes of bytes: file, kind of change, position as a fraction of the length, and value.
+        damage: Files and changes of their bytes.
         contents: Name and new contents of a file.
         fault: A fault in `WEIGHT_FAULTS` or `SHARD_FAULTS`.
     """
 
     num_class_embeds: int | None
     options: tuple[tuple[str, str, Any], ...] = ()
-    damage: tuple[tuple[str, str, float, int], ...] = ()
+    damage: tuple[tuple[str, Change], ...] = ()
     contents: tuple[str, bytes] | None = None
     fault: str | None = None
 
@@ -94,12 +95,7 @@ def changed_options(choose: st.DrawFn) -> tuple[str, str, Any]:
 
 def model_folders() -> st.SearchStrategy[ModelFolder]:
     classes = st.sampled_from((None, 3, 10))
-    changes = st.tuples(
-        st.sampled_from(FILES),
-        st.sampled_from(("flip", "truncate", "delete", "insert", "zeros")),
-        st.floats(0, 1, exclude_max=True) | st.floats(0, 0.1),
-        st.integers(0, 255),
-    )
+    damage = st.tuples(st.sampled_from(FILES), changes("flip", "truncate", "delete", "insert", "zeros"))
     contents = (
         st.sampled_from(NOT_JSON_OBJECTS) | st.binary(max_size=40) | VALUES.map(lambda v: json.dumps(v).encode())
     )
@@ -110,44 +106,22 @@ def model_folders() -> st.SearchStrategy[ModelFolder]:
     return st.one_of(
         st.builds(ModelFolder, classes, st.lists(valid_options, max_size=5).map(tuple)),
         st.builds(ModelFolder, classes, st.lists(changed_options(), min_size=1, max_size=3).map(tuple)),
-        st.builds(ModelFolder, classes, st.just(()), st.lists(changes, min_size=1, max_size=3).map(tuple)),
+        st.builds(ModelFolder, classes, st.just(()), st.lists(damage, min_size=1, max_size=3).map(tuple)),
         st.builds(ModelFolder, classes, contents=st.tuples(st.sampled_from(FILES), contents)),
         st.builds(ModelFolder, classes, fault=st.sampled_from(faults)),
     )
 
 
 @functools.cache
-def get_intact_folder(num_class_embeds: int | None) -> Path:
-    """Returns a folder that is removed when the process ends."""
+def make_intact_folder(num_class_embeds: int | None) -> tempfile.TemporaryDirectory:
+    """Returns a folder that contains `pipeline` and is removed when the process ends."""
     folder = tempfile.TemporaryDirectory(prefix="generated-pipeline-")
-    path = Path(folder.name) / "pipeline"
-    save_pipeline(path, num_class_embeds=num_class_embeds)
-    FOLDERS.append(folder)
-    return path
-
-
-FOLDERS: list[tempfile.TemporaryDirectory] = []
-
-
-def change_bytes(path: Path, kind: str, fraction: float, value: int) -> None:
-    content = bytearray(path.read_bytes())
-    position = int(fraction * len(content))
-    end = position + 1 + value % 8
-    if kind == "truncate":
-        del content[position:]
-    elif kind == "delete":
-        del content[position:end]
-    elif kind == "insert":
-        content[position:position] = bytes([value])
-    elif kind == "zeros":
-        content[position:end] = bytes(len(content[position:end]))
-    elif content:
-        content[position] ^= 1 << value % 8
-    path.write_bytes(content)
+    save_pipeline(Path(folder.name) / "pipeline", num_class_embeds=num_class_embeds)
+    return folder
 
 
 def write_model_folder(data: ModelFolder, folder: Path) -> None:
-    shutil.copytree(get_intact_folder(data.num_class_embeds), folder)
+    shutil.copytree(Path(make_intact_folder(data.num_class_embeds).name) / "pipeline", folder)
     for file, name, value in data.options:
         options = json.loads((folder / file).read_text(encoding="utf-8"))
         if value == REMOVED:
@@ -155,23 +129,14 @@ def write_model_folder(data: ModelFolder, folder: Path) -> None:
         else:
             options[name] = value
         (folder / file).write_text(json.dumps(options), encoding="utf-8")
-    for file, *change in data.damage:
-        change_bytes(folder / file, *change)
+    for file, change in data.damage:
+        (folder / file).write_bytes(damage_bytes((folder / file).read_bytes(), [change]))
     if data.contents is not None:
         (folder / data.contents[0]).write_bytes(data.contents[1])
     if data.fault in WEIGHT_FAULTS:
         WEIGHT_FAULTS[data.fault](folder / WEIGHTS)
     elif data.fault is not None:
         (folder / f"{WEIGHTS}.index.json").write_text(json.dumps(SHARD_FAULTS[data.fault]), encoding="utf-8")
-
-
-def call_or_get_error(function: Callable[[], Any], error_type: type[Exception], names: list[str]) -> Any:
-    """Returns the result, or `None` if the function raises an error of the given type."""
-    try:
-        return function()
-    except error_type as error:
-        check_message(str(error), names)
-        return None
 
 
 def check_model_folder(data: ModelFolder, folder: Path) -> None:
@@ -194,8 +159,7 @@ def check_model_folder(data: ModelFolder, folder: Path) -> None:
         ["scheduler", "Scheduler", "`", "NaN or infinite"],
     )
     if images is not None:
-        size = pipe.unet.config.sample_size
-        height, width = (size, size) if isinstance(size, int) else size
+        height, width = get_height_width(pipe.unet.config.sample_size)
         assert images.shape == (1, pipe.unet.config.out_channels, height, width) and images.isfinite().all()
         assert images.min() >= 0 and images.max() <= 1
     saved = folder / "saved"
