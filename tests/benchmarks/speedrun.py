@@ -1,0 +1,451 @@
+"""Compares how long this project and others train on two CPU cores until FID reaches 40, 20 and 10.
+
+    pip install einops==0.8.2
+    pip install --no-deps denoising-diffusion-pytorch==2.3.4 ema-pytorch==0.8.3 smalldiffusion==0.5.0
+    python tests/benchmarks/speedrun.py speed
+    python tests/benchmarks/speedrun.py quality ours --num-images 100000 200000 400000
+    python tests/benchmarks/speedrun.py quality diffusers --num-images 20000 40000
+    python tests/benchmarks/speedrun.py report
+
+FID depends on the number of images that a model has seen, and not on the device. The commands therefore measure speed
+and quality separately:
+
+- `speed` measures the start-up time and the training speed on the CPU, in float32 and bf16. The start-up includes
+  imports, data loading and compilation. A training step includes the batch, the noise, the forward and backward pass,
+  the optimizer and the EMA. The entries take turns. The result is the median, in the faster precision.
+- `quality` trains from random weights and computes the FID of 10,000 samples against the training images, with 20
+  function evaluations per sample. It uses bf16 and CUDA graphs if there is a GPU. The learning rate of this project's
+  preset decays to zero, so each of its numbers of images is a separate run. The other projects have a constant
+  learning rate or a long schedule, so they continue training after each evaluation.
+- `report` computes the time as start-up + images / speed. Between two evaluations, FID is interpolated linearly on
+  logarithmic axes. A project that does not reach an FID within two hours is stopped.
+
+The commands append their results to `speed.jsonl` and `quality.jsonl` in `--output-dir`, so they can run several times
+and on different machines. Use a separate folder for the speed of each machine, and pass all folders to `report`.
+
+speedrun_entries.py lists the settings of the other projects. Other options are settings of this project's trainer, such
+as `--optimizer.learning_rate=0.002`. They define a variant of the preset with its own row in the report.
+"""
+
+import argparse
+import json
+import math
+import os
+import platform
+import sys
+import tempfile
+import time
+from collections.abc import Callable
+from concurrent.futures import Future, ProcessPoolExecutor, ThreadPoolExecutor
+from dataclasses import dataclass
+from multiprocessing import get_context
+from pathlib import Path
+from statistics import median
+from typing import Any
+
+
+ROOT = Path(__file__).resolve().parents[2]
+CONFIG = ROOT / "training" / "configs" / "speedrun.yaml"
+OURS = "ours"
+CLASSES = {
+    "diffusers": "DiffusersExample",
+    "denoising-diffusion-pytorch": "DenoisingDiffusion",
+    "smalldiffusion-unet": "SmallDiffusionUnet",
+    "smalldiffusion-dit": "SmallDiffusionDiT",
+}
+NAMES = [OURS, *CLASSES]
+TARGETS = (40, 20, 10)
+TIME_LIMIT = 2 * 60 * 60
+Record = dict[str, Any]
+
+
+def make_entry(name: str, options: argparse.Namespace, num_images: int) -> Any:
+    """Creates an entry. The schedule of this project's preset has a length of `num_images`."""
+    import speedrun_entries
+
+    if name == OURS:
+        settings = [f"--config={options.config}", *options.settings]
+        return speedrun_entries.Ours(options.train_data_dir, options.seed, settings, num_images)
+    return getattr(speedrun_entries, CLASSES[name])(options.train_data_dir, options.seed)
+
+
+def get_title(name: str, options: argparse.Namespace) -> str:
+    """Returns the name of an entry in the report, which contains the settings of a variant."""
+    if name != OURS:
+        return name
+    config = [] if options.config == CONFIG else [options.config.stem]
+    return " ".join([name, *config, *options.settings])
+
+
+def append(path: Path, record: Record) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.open("a") as file:
+        file.write(json.dumps(record) + "\n")
+    print(json.dumps(record), flush=True)
+
+
+class Stopwatch:
+    """Measures the speed of one entry in its own process, which starts at `start_time`."""
+
+    def __init__(self, name: str, options: argparse.Namespace, start_time: float):
+        import torch
+
+        torch.set_num_threads(options.threads)
+        # All of these steps are in the same epoch, so the length of the schedule does not matter.
+        self.entry = make_entry(name, options, num_images=1_000_000)
+        self.startup_seconds = time.time() - start_time
+
+    def measure_startup(self) -> float:
+        return self.startup_seconds
+
+    def count_parameters(self) -> int:
+        return sum(parameter.numel() for parameter in self.entry.parameters)
+
+    def train(self, precision: str, seconds: float) -> tuple[int, float]:
+        """Trains for at least `seconds` and one step; returns the number of images and the exact seconds."""
+        self.entry.bf16 = precision == "bf16"
+        start, steps = time.perf_counter(), 0
+        while not steps or time.perf_counter() - start < seconds:
+            self.entry.step()
+            steps += 1
+        return steps * self.entry.batch_size, time.perf_counter() - start
+
+
+stopwatch: Stopwatch
+
+
+def start(name: str, options: argparse.Namespace, start_time: float) -> None:
+    """Initializes the process of an entry."""
+    global stopwatch
+    os.environ["CUDA_VISIBLE_DEVICES"] = ""
+    # The compilation must not reuse the results of earlier runs.
+    os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(dir=options.cache_dir)
+    stopwatch = Stopwatch(name, options, start_time)
+
+
+def call(method: str, *args: Any) -> Any:
+    return getattr(stopwatch, method)(*args)
+
+
+def measure_speed(options: argparse.Namespace) -> None:
+    with tempfile.TemporaryDirectory() as options.cache_dir:
+        pools, first_steps, startups, parameters = {}, {}, {}, {}
+        for name in options.names:
+            pool = ProcessPoolExecutor(1, get_context("spawn"), start, (name, options, time.time()))
+            pools[name] = pool
+            startups[name] = pool.submit(call, "measure_startup").result()
+            parameters[name] = pool.submit(call, "count_parameters").result()
+            for precision in options.precisions:
+                first_steps[name, precision] = pool.submit(call, "train", precision, 0).result()
+        for _ in range(options.rounds):
+            for name, precision in first_steps:
+                images, seconds = pools[name].submit(call, "train", precision, options.seconds).result()
+                first_images, first_seconds = first_steps[name, precision]
+                record = {
+                    "name": get_title(name, options),
+                    "precision": precision,
+                    "images_per_second": images / seconds,
+                    # The first step includes the compilation.
+                    "startup_seconds": startups[name] + max(first_seconds - first_images * seconds / images, 0),
+                    "parameters": parameters[name],
+                    "threads": options.threads,
+                    "machine": platform.node(),
+                }
+                append(options.output_dir / "speed.jsonl", record)
+        for pool in pools.values():
+            pool.shutdown()
+
+
+def make_fid(device: Any) -> Callable[[Any], float]:
+    """Returns a function that computes the FID of uint8 images `(num_images, 1, 28, 28)` against the training images."""
+    from fmnist_diffusion.evaluation import InceptionFeatures, find_inception, frechet_distance
+    from fmnist_diffusion.evaluation.bundled_statistics import load_moments
+
+    weights = find_inception()
+    if weights is None:
+        raise SystemExit("speedrun.py: error: FID needs the Inception network. Run `make inception`.")
+    inception, moments = InceptionFeatures(weights, device), load_moments("inception", "train")
+    return lambda images: frechet_distance(inception(images), moments)
+
+
+def measure_quality(options: argparse.Namespace) -> None:
+    import torch
+
+    name, title, start_time = options.name, get_title(options.name, options), time.perf_counter()
+    torch.set_num_threads(options.threads)
+    torch.backends.cudnn.benchmark = True
+    device = "cuda" if torch.cuda.is_available() else "cpu"
+    compute_fid = make_fid(device)
+
+    def log(message: str) -> None:
+        print(f"[{time.perf_counter() - start_time:6.1f} s] {title}: {message}", flush=True)
+
+    def evaluate(images: Any, record: Record) -> Record:
+        fid = compute_fid(images)
+        log(f"FID {fid:.2f} after {record['num_images']:,} images ({record['sampler']})")
+        return record | {"fid": fid}
+
+    results: list[Future[Record]] = []
+    entry, steps = None, 0
+    # The CPU computes the distances while the training continues.
+    with ThreadPoolExecutor(1) as executor:
+        for num_images in sorted(options.num_images):
+            if entry is None or name == OURS:
+                entry, steps = make_entry(name, options, num_images), 0
+                entry.bf16 = device == "cuda"
+                log(f"{sum(parameter.numel() for parameter in entry.parameters):,} parameters on {entry.device}")
+            while (steps + 1) * entry.batch_size <= num_images:
+                entry.step()
+                steps += 1
+                if steps & (steps - 1) == 0:
+                    log(f"step {steps}")
+            log(f"trained on {steps * entry.batch_size:,} images")
+            for sampler in entry.samplers:
+                record = {
+                    "name": title,
+                    "num_images": steps * entry.batch_size,
+                    "sampler": sampler,
+                    "num_samples": options.num_samples,
+                    "precision": "bf16" if entry.bf16 else "float32",
+                    "device": torch.cuda.get_device_name() if device == "cuda" else "CPU",
+                    "seed": options.seed,
+                }
+                images = entry.sample(options.num_samples, sampler)
+                log(f"generated {len(images):,} samples")
+                results.append(executor.submit(evaluate, images, record))
+    for result in results:
+        append(options.output_dir / "quality.jsonl", result.result())
+
+
+@dataclass
+class Curve:
+    """The speed and quality of an entry.
+
+    Attributes:
+        points: Numbers of images and FIDs, in the order of the numbers of images.
+    """
+
+    name: str
+    precision: str
+    images_per_second: float
+    startup_seconds: float
+    parameters: int
+    points: list[tuple[int, float]]
+
+    def get_seconds(self, num_images: float) -> float:
+        return self.startup_seconds + num_images / self.images_per_second
+
+    @property
+    def times(self) -> list[float]:
+        return [self.get_seconds(images) for images, _ in self.points]
+
+    def find_time(self, fid: float) -> tuple[float, str] | None:
+        """Returns the seconds after which a FID is first reached, and "≤ " if the first evaluation is already lower.
+
+        Returns `None` if the FID is not reached.
+        """
+        if self.points[0][1] <= fid:
+            return self.times[0], "≤ " if self.points[0][1] < fid else ""
+        for (images1, fid1), (images2, fid2) in zip(self.points, self.points[1:], strict=False):
+            if fid2 <= fid:
+                return self.get_seconds(interpolate(fid, (fid1, images1), (fid2, images2))), ""
+        return None
+
+    def find_fid(self, seconds: float) -> tuple[float, str]:
+        """Returns the FID at a time, and "≤ " after the last evaluation or "≥ " before the first one."""
+        images = (seconds - self.startup_seconds) * self.images_per_second
+        if images < self.points[0][0]:
+            return self.points[0][1], "≥ "
+        for (images1, fid1), (images2, fid2) in zip(self.points, self.points[1:], strict=False):
+            if images <= images2:
+                return interpolate(images, (images1, fid1), (images2, fid2)), ""
+        return self.points[-1][1], "" if images == self.points[-1][0] else "≤ "
+
+
+def interpolate(x: float, first: tuple[float, float], second: tuple[float, float]) -> float:
+    """Interpolates between two points on a line in a plot with logarithmic axes."""
+    position = (math.log(x) - math.log(first[0])) / (math.log(second[0]) - math.log(first[0]))
+    return math.exp((1 - position) * math.log(first[1]) + position * math.log(second[1]))
+
+
+def read_records(folders: list[Path], name: str) -> list[Record]:
+    paths = [folder / name for folder in folders if (folder / name).is_file()]
+    return [json.loads(line) for path in paths for line in path.read_text().splitlines()]
+
+
+def make_curve(name: str, speeds: list[Record], qualities: list[Record]) -> Curve:
+    """Combines the records of an entry: medians of the speed, and for each number of images the mean FID of the seeds.
+
+    Of several samplers, the one with the lowest FID after the most images counts.
+    """
+    by_precision: dict[str, list[Record]] = {}
+    for record in speeds:
+        by_precision.setdefault(record["precision"], []).append(record)
+    medians = {
+        precision: median(record["images_per_second"] for record in records)
+        for precision, records in by_precision.items()
+    }
+    precision = max(medians, key=lambda precision: medians[precision])
+    last = max(record["num_images"] for record in qualities)
+    sampler = min((record["fid"], record["sampler"]) for record in qualities if record["num_images"] == last)[1]
+    fids: dict[int, list[float]] = {}
+    for record in qualities:
+        if record["sampler"] == sampler:
+            fids.setdefault(record["num_images"], []).append(record["fid"])
+    return Curve(
+        name,
+        precision,
+        medians[precision],
+        median(record["startup_seconds"] for record in by_precision[precision]),
+        speeds[0]["parameters"],
+        [(images, sum(fids[images]) / len(fids[images])) for images in sorted(fids)],
+    )
+
+
+def load_curves(folders: list[Path]) -> list[Curve]:
+    """Returns the curves of all entries with results of `speed` and `quality`."""
+    speeds, qualities = read_records(folders, "speed.jsonl"), read_records(folders, "quality.jsonl")
+    curves = []
+    for name in dict.fromkeys(record["name"] for record in qualities):
+        own_speeds = [record for record in speeds if record["name"] == name]
+        if own_speeds:
+            curves.append(make_curve(name, own_speeds, [record for record in qualities if record["name"] == name]))
+    return curves
+
+
+def describe_duration(seconds: float) -> str:
+    return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
+
+
+def describe_time(found: tuple[float, str] | None) -> str:
+    if found is None or found[0] > TIME_LIMIT:
+        return "not reached"
+    return f"{found[1]}{describe_duration(found[0])}"
+
+
+def describe_speedup(fid: float, ours: list[Curve], others: list[Curve]) -> str:
+    """Returns a sentence that compares this project's time with that of the fastest other project."""
+    times = [found for curve in ours if (found := curve.find_time(fid)) is not None]
+    if not times:
+        return f"This project did not reach FID {fid}."
+    seconds, _ = min(times)
+    other_times = {curve.name: found[0] for curve in others if (found := curve.find_time(fid)) is not None}
+    reached = {name: other for name, other in other_times.items() if other <= TIME_LIMIT}
+    if not reached:
+        return (
+            f"FID {fid}: {describe_duration(seconds)}. No other project reached it in two hours, so this project is"
+            f" more than {TIME_LIMIT / seconds:.1f}x as fast."
+        )
+    fastest = min(reached, key=lambda name: reached[name])
+    return f"FID {fid}: {describe_duration(seconds)}, {reached[fastest] / seconds:.1f}x as fast as {fastest}."
+
+
+def format_report(curves: list[Curve]) -> str:
+    columns = ["entry", "parameters (M)", "precision", "images/s", "start-up (s)"]
+    columns += [f"FID {target}" for target in TARGETS] + ["FID after two hours"]
+    lines = [f"| {' | '.join(columns)} |", "|---" * len(columns) + "|"]
+    for curve in curves:
+        fid, bound = curve.find_fid(TIME_LIMIT)
+        row = [
+            curve.name,
+            f"{curve.parameters / 1e6:.1f}",
+            curve.precision,
+            f"{curve.images_per_second:.1f}",
+            f"{curve.startup_seconds:.0f}",
+            *[describe_time(curve.find_time(target)) for target in TARGETS],
+            f"{bound}{fid:.1f}",
+        ]
+        lines.append(f"| {' | '.join(row)} |")
+    ours = [curve for curve in curves if curve.name not in CLASSES]
+    others = [curve for curve in curves if curve.name in CLASSES]
+    return "\n".join([*lines, "", *[describe_speedup(target, ours, others) for target in TARGETS]])
+
+
+def plot(curves: list[Curve], path: Path) -> None:
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import ScalarFormatter
+
+    figure = Figure(figsize=(7, 4.5), layout="constrained")
+    axes = figure.subplots()
+    for curve in curves:
+        fids = [fid for _, fid in curve.points]
+        axes.plot([seconds / 60 for seconds in curve.times], fids, marker="o", label=curve.name)
+    for target in TARGETS:
+        axes.axhline(target, color="gray", linewidth=0.5)
+    axes.axvline(TIME_LIMIT / 60, color="gray", linestyle="dashed", linewidth=0.8)
+    axes.set(xscale="log", yscale="log", xlabel="training time on the CPU (minutes)", ylabel="FID of 10,000 samples")
+    for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_formatter(ScalarFormatter())
+    axes.legend(fontsize="small")
+    figure.savefig(path, dpi=150)
+
+
+def report(options: argparse.Namespace) -> None:
+    curves = load_curves(options.folders)
+    if not curves:
+        raise SystemExit("speedrun.py: error: Found no entry with results of both `speed` and `quality`.")
+    print(format_report(curves))
+    path = options.folders[0] / "speedrun.png"
+    plot(curves, path)
+    print(f"\nSaved {path}.")
+
+
+def make_parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
+    commands = parser.add_subparsers(required=True, metavar="COMMAND")
+    output_dir = Path("output/speedrun-benchmark")
+
+    common = argparse.ArgumentParser(add_help=False)
+    common.add_argument(
+        "--config", type=Path, default=CONFIG, help="preset of this project (default: training/configs/speedrun.yaml)"
+    )
+    common.add_argument("--train-data-dir", help="IDX folder of Fashion-MNIST (default: that of the trainer)")
+    common.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
+    common.add_argument("--threads", type=int, default=2, help="number of CPU threads (default: %(default)s)")
+    common.add_argument(
+        "-o", "--output-dir", type=Path, default=output_dir, help="folder for the results (default: %(default)s)"
+    )
+
+    speed = commands.add_parser("speed", parents=[common], help="measure the speed on the CPU")
+    speed.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help="entries to measure (default: all)")
+    speed.add_argument("--rounds", type=int, default=3, help="turns per entry (default: %(default)s)")
+    speed.add_argument("--seconds", type=float, default=10, help="minimum seconds per turn (default: %(default)s)")
+    speed.add_argument(
+        "--precisions",
+        nargs="+",
+        choices=("float32", "bf16"),
+        default=["float32", "bf16"],
+        help="precisions to measure (default: float32 bf16)",
+    )
+    speed.set_defaults(run=measure_speed)
+
+    quality = commands.add_parser("quality", parents=[common], help="measure FID after several numbers of images")
+    quality.add_argument("name", choices=NAMES, help="entry to train")
+    quality.add_argument(
+        "--num-images", type=int, nargs="+", required=True, metavar="N", help="numbers of training images"
+    )
+    quality.add_argument(
+        "-n", "--num-samples", type=int, default=10_000, help="samples per evaluation (default: %(default)s)"
+    )
+    quality.set_defaults(run=measure_quality)
+
+    report_parser = commands.add_parser("report", help="combine the results")
+    report_parser.add_argument(
+        "folders", type=Path, nargs="*", default=[output_dir], help=f"folders with results (default: {output_dir})"
+    )
+    report_parser.set_defaults(run=report)
+    return parser
+
+
+def main(args: list[str]) -> None:
+    parser = make_parser()
+    options, settings = parser.parse_known_args(args)
+    unknown = set(getattr(options, "names", [])) - set(NAMES)
+    if unknown:
+        parser.error(f"Could not find the entry {min(unknown)!r}: pass one of {', '.join(NAMES)}.")
+    options.settings = settings
+    options.run(options)
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
