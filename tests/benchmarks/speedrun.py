@@ -180,12 +180,11 @@ def measure_quality(options: argparse.Namespace) -> None:
     def log(message: str) -> None:
         print(f"[{time.perf_counter() - start_time:6.1f} s] {title}: {message}", flush=True)
 
-    def evaluate(images: Any, record: Record) -> Record:
-        fid = compute_fid(images)
-        log(f"FID {fid:.2f} after {record['num_images']:,} images ({record['sampler']})")
-        return record | {"fid": fid}
+    def evaluate(images: Any, record: Record) -> None:
+        append(options.output_dir / "quality.jsonl", record | {"fid": compute_fid(images)})
+        log("computed FID")
 
-    results: list[Future[Record]] = []
+    evaluations: list[Future[None]] = []
     entry, steps = None, 0
     # The CPU computes the distances while the training continues.
     with ThreadPoolExecutor(1) as executor:
@@ -212,9 +211,10 @@ def measure_quality(options: argparse.Namespace) -> None:
                 }
                 images = entry.sample(options.num_samples, sampler)
                 log(f"generated {len(images):,} samples")
-                results.append(executor.submit(evaluate, images, record))
-    for result in results:
-        append(options.output_dir / "quality.jsonl", result.result())
+                evaluations.append(executor.submit(evaluate, images, record))
+    for evaluation in evaluations:
+        # This raises the exceptions of the evaluation.
+        evaluation.result()
 
 
 @dataclass

@@ -410,11 +410,10 @@ class SmallDiffusionUnet(SmallDiffusion):
 
 class SmallDiffusionDiT(SmallDiffusion):
     learning_rate, ema_decay = 1e-3, 0.99
+    channels_last = True
 
     def make_schedule(self) -> Any:
         return self.library.ScheduleDDPM(beta_start=0.0001, beta_end=0.02, N=1000)
 
     def make_model(self) -> torch.nn.Module:
-        return self.library.DiT(
-            in_dim=28, channels=1, patch_size=2, depth=6, head_dim=32, num_heads=6, mlp_ratio=4.0
-        )
+        return self.library.DiT(in_dim=28, channels=1, patch_size=2, depth=6, head_dim=32, num_heads=6, mlp_ratio=4.0)
