@@ -23,8 +23,8 @@ and quality separately:
 The commands append their results to `speed.jsonl` and `quality.jsonl` in `--output-dir`, so they can run several times
 and on different machines. Use a separate folder for the speed of each machine, and pass all folders to `report`.
 
-speedrun_entries.py lists the settings of the other projects. Other options are settings of this project's trainer, such
-as `--optimizer.learning_rate=0.002`. They define a variant of the preset with its own row in the report.
+speedrun_entries.py lists the settings of the other projects. Other options are settings of this project's trainer,
+such as `--optimizer.learning_rate=0.002`. They define a variant of the preset with its own row in the report.
 """
 
 import argparse
@@ -157,7 +157,7 @@ def measure_speed(options: argparse.Namespace) -> None:
 
 
 def make_fid(device: Any) -> Callable[[Any], float]:
-    """Returns a function that computes the FID of uint8 images `(num_images, 1, 28, 28)` against the training images."""
+    """Returns a function that computes the FID of uint8 images, `(num_images, 1, 28, 28)`."""
     from fmnist_diffusion.evaluation import InceptionFeatures, find_inception, frechet_distance
     from fmnist_diffusion.evaluation.bundled_statistics import load_moments
 
@@ -174,6 +174,7 @@ def measure_quality(options: argparse.Namespace) -> None:
     name, title, start_time = options.name, get_title(options.name, options), time.perf_counter()
     torch.set_num_threads(options.threads)
     torch.backends.cudnn.benchmark = True
+    torch.set_float32_matmul_precision("high")
     device = "cuda" if torch.cuda.is_available() else "cpu"
     compute_fid = make_fid(device)
 
