@@ -95,7 +95,9 @@ class Entry(ABC):
     def iterate(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
         """Yields images in [-1, 1], float32 `(batch_size, 1, 28, 28)`, and labels, int64 `(batch_size,)`."""
         for epoch in count():
-            yield from self.batches.epoch(epoch)
+            for images, labels in self.batches.epoch(epoch):
+                assert labels is not None
+                yield images, labels
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
