@@ -63,7 +63,9 @@ def test_processes_share_each_batch():
     parts = [
         [
             set(labels.tolist())
-            for _, labels, _ in Batches(make_numbered_images(20), 4, 0, CPU, process_index=rank, num_processes=2).epoch(0)
+            for _, labels, _ in Batches(
+                make_numbered_images(20), 4, 0, CPU, process_index=rank, num_processes=2
+            ).epoch(0)
         ]
         for rank in range(2)
     ]
