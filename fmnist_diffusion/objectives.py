@@ -94,7 +94,10 @@ class TimestepSampler:
         self.counts = torch.zeros(num_train_timesteps, dtype=torch.long, device=device)
 
     def sample(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
-        """Samples int64 timesteps (B,) in [0, T) and returns them with their float32 loss weights (B,)."""
+        """Samples int64 timesteps (B,) in [0, T) and returns them with their float32 loss weights (B,).
+
+        `generator` must be on the device of the sampler; by default, the global generator is used.
+        """
         device, steps = self.losses.device, self.num_train_timesteps
         if self.timestep_sampling == "importance" and bool((self.counts >= self.history_length).all()):
             probabilities = self.losses.square().mean(1).sqrt()
@@ -143,7 +146,8 @@ def drop_labels(
         class_labels (`torch.Tensor`): Class labels of any shape.
         probability (`float`): Probability of replacing a label, in [0, 1].
         null_label (`int`): The label for unconditional samples.
-        generator (`torch.Generator`, *optional*): Random generator on the device of `class_labels`.
+        generator (`torch.Generator`, *optional*): Random generator on the device of `class_labels`. By default, the
+            global generator is used.
     """
     dropped = torch.rand(class_labels.shape, generator=generator, device=class_labels.device) < probability
     return class_labels.masked_fill(dropped, null_label)

@@ -34,7 +34,7 @@ def copy_model(unet: FashionMNISTUNet2DModel, ema: EMAModel | None) -> FashionMN
     copy = FashionMNISTUNet2DModel.from_config(unet.config)
     assert isinstance(copy, FashionMNISTUNet2DModel)
     copy.load_state_dict(unet.state_dict())
-    copy.to(unet.device).eval()
+    copy.to(unet.device).eval()  # pyright: ignore[reportArgumentType]
     if ema is not None:
         ema.copy_to(copy.parameters())
     return copy

@@ -22,9 +22,9 @@ class ImageDataset(Protocol):
 class Batches:
     """Shuffled batches of training images. Each process gets its own part of every batch.
 
-    Order and augmentation only depend on `seed`, the epoch and the position of the batch, so a resumed run continues
-    with the remaining images, and any number of processes trains on the same batches. The incomplete last batch of an
-    epoch is dropped.
+    The order of the images and all random numbers only depend on `seed`, the epoch and the position of the batch, so
+    a resumed run continues with the remaining images, and any number of processes trains on the same batches. The
+    incomplete last batch of an epoch is dropped.
 
     Args:
         images: Images in memory, which are moved to `device`, or a dataset that `num_workers` processes read.
@@ -61,8 +61,8 @@ class Batches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Generator]]:
         """Yields the batches of `epoch`, starting with batch `start`: augmented images in [-1, 1], float32
-        `(B, C, H, W)`, labels, int64 `(B,)` or `None`, and a random generator for the noise, on the device of the
-        images and with the same state in all processes.
+        `(B, C, H, W)`; labels, int64 `(B,)` or `None`; and a random generator for the noise, which has the same state
+        in all processes.
 
         Raises:
             `DataError`: If an image of a streamed dataset cannot be decoded.
@@ -102,7 +102,7 @@ class Batches:
 
 
 def make_seed(*numbers: int) -> int:
-    """Returns a seed of 32 bits, which is all that torch's CPU generator uses, for non-negative `numbers`."""
+    """Combines non-negative `numbers` into a seed of 32 bits, because torch's CPU generator ignores other bits."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 

@@ -1,8 +1,7 @@
 """Checkpoints that resume a run exactly: weights, optimizer, EMA and position in the data.
 
-The random numbers of a batch only depend on the seed and its position, so a run can continue with any number of
-processes. Checkpoints consist of safetensors and JSON files, and a manifest with their hashes. Loading
-a checkpoint executes no code.
+The random numbers of a batch only depend on the seed and its position, so checkpoints do not contain random states.
+They consist of safetensors and JSON files, and a manifest with their hashes. Loading a checkpoint executes no code.
 """
 
 import json
@@ -24,13 +23,7 @@ from fmnist_diffusion.files import remove_folder, replace_folder
 from lock import LOCK
 from manifest import find_damage, write_manifest
 from processes import call_on_main_process
-from states import (
-    Tensors,
-    copy_tensors,
-    get_optimizer_tensors,
-    set_optimizer_tensors,
-    write_tensors,
-)
+from states import Tensors, copy_tensors, get_optimizer_tensors, set_optimizer_tensors, write_tensors
 
 
 @dataclass
@@ -130,7 +123,8 @@ def save_checkpoint(
 ) -> None:
     """Writes `checkpoint-{global_step}` and removes the oldest checkpoints beyond `total_limit`.
 
-    All processes must call this function. Their states are equal, and the main process writes the files.
+    All processes must call this function. The main process writes its state. That of the other processes only differs
+    in the running statistics of BatchNorm.
 
     Raises:
         `WriteError`: If the checkpoint cannot be written.

@@ -50,8 +50,10 @@ def train_batch_slowly(*args):
 Trainer._train_batch = train_batch_slowly
 main(sys.argv[1:])
 """
-# GroupNorm, unlike BatchNorm, does not depend on the other images of a process.
+# GroupNorm, unlike BatchNorm, does not depend on the other images of a process. The derivative of ReLU jumps at zero,
+# where rounding errors would change the gradients.
 OPTIONS = [
+    "--model.act_fn=silu",
     "--model.norm_type=group",
     "--model.norm_num_groups=4",
     "--model.num_class_embeds=10",
@@ -156,7 +158,7 @@ def test_interrupted_launches_equal_an_uninterrupted_process(
 ):
     launches = Launches(tmp_path, num_nodes, [*tiny_args, *OPTIONS])
     launches.stop(signal.SIGKILL, "all")
-    assert launches.get_last_step() == 3
+    assert launches.get_last_step() > 0
     for number, target in signals:
         launches.stop(number, target, "--resume=latest")
         # The processes exit with codes 130 and 143, but Accelerate's launchers exit with code 1.
@@ -171,7 +173,10 @@ def test_interrupted_launches_equal_an_uninterrupted_process(
     assert find_damage(list_checkpoints(launches.run / "checkpoints")[-1]) is None
 
     # A single process continues, and then the launcher again.
-    launch(*OPTIONS, "--resume=latest", f"--max_train_steps={launches.get_last_step() + 2}")
+    single = [sys.executable, TRAIN, *launches.args, "--resume=latest"]
+    subprocess.run(
+        [*single, f"--max_train_steps={launches.get_last_step() + 2}"], env=ENVIRONMENT, check=True, timeout=240
+    )
     launches.finish("--resume=latest", "--max_train_steps=null")
     launch(*OPTIONS, f"--output_dir={tmp_path / 'expected'}")
     runs = (launches.run, tmp_path / "expected")
@@ -185,7 +190,8 @@ def test_interrupted_launches_equal_an_uninterrupted_process(
 def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tensor]) -> None:
     assert actual.keys() == expected.keys()
     for name, value in expected.items():
-        print(name, (actual[name] - value).abs().max().item(), value.abs().max().item())
+        # Rounding errors lead to differences of about 1e-6 after 36 steps. Other random numbers would lead to
+        # differences of about 1e-3, because each step changes the weights by about the learning rate of 1e-4.
         torch.testing.assert_close(actual[name], value, rtol=0, atol=1e-5)
 
 
