@@ -60,7 +60,7 @@ def min_snr_weights(snr: torch.Tensor, snr_gamma: float, prediction_type: Predic
 
 class TimestepSampler:
     """
-    Samples training timesteps and their loss weights with torch's global generator of `device`.
+    Samples training timesteps and their loss weights.
 
     - `"uniform"`: All timesteps have the same probability and weight 1 (arXiv 2006.11239, algorithm 1).
     - `"logit_normal"`: Timesteps are `T * sigmoid(n)`, where `n` is normally distributed, and have weight 1. This
@@ -93,19 +93,23 @@ class TimestepSampler:
         self.losses = torch.zeros(num_train_timesteps, self.history_length, device=device)
         self.counts = torch.zeros(num_train_timesteps, dtype=torch.long, device=device)
 
-    def sample(self, batch_size: int) -> tuple[torch.Tensor, torch.Tensor]:
-        """Samples int64 timesteps (B,) in [0, T) and returns them with their float32 loss weights (B,)."""
+    def sample(self, batch_size: int, generator: torch.Generator | None = None) -> tuple[torch.Tensor, torch.Tensor]:
+        """Samples int64 timesteps (B,) in [0, T) and returns them with their float32 loss weights (B,).
+
+        `generator` must be on the device of the sampler; by default, the global generator is used.
+        """
         device, steps = self.losses.device, self.num_train_timesteps
         if self.timestep_sampling == "importance" and bool((self.counts >= self.history_length).all()):
             probabilities = self.losses.square().mean(1).sqrt()
             probabilities = probabilities / probabilities.sum() * (1 - self.uniform_share) + self.uniform_share / steps
-            timesteps = torch.multinomial(probabilities, batch_size, replacement=True)
+            timesteps = torch.multinomial(probabilities, batch_size, replacement=True, generator=generator)
             return timesteps, 1 / (steps * probabilities[timesteps])
         if self.timestep_sampling == "logit_normal":
-            position = torch.sigmoid(torch.randn(batch_size, device=device) * self.logit_std + self.logit_mean)
+            normal = torch.randn(batch_size, generator=generator, device=device)
+            position = torch.sigmoid(normal * self.logit_std + self.logit_mean)
             timesteps = (position * steps).long().clamp(max=steps - 1)
         else:
-            timesteps = torch.randint(steps, (batch_size,), device=device)
+            timesteps = torch.randint(steps, (batch_size,), generator=generator, device=device)
         return timesteps, torch.ones(batch_size, device=device)
 
     def update(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
@@ -130,16 +134,20 @@ class TimestepSampler:
         self.counts.copy_(state_dict["counts"])
 
 
-def drop_labels(class_labels: torch.Tensor, probability: float, null_label: int) -> torch.Tensor:
+def drop_labels(
+    class_labels: torch.Tensor, probability: float, null_label: int, generator: torch.Generator | None = None
+) -> torch.Tensor:
     """
     Replaces each label with `null_label` at random.
 
     This trains the unconditional branch of classifier-free guidance (arXiv 2207.12598, algorithm 1).
 
     Args:
-        class_labels (`torch.Tensor` of shape `(batch,)`): Class labels.
+        class_labels (`torch.Tensor`): Class labels of any shape.
         probability (`float`): Probability of replacing a label, in [0, 1].
         null_label (`int`): The label for unconditional samples.
+        generator (`torch.Generator`, *optional*): Random generator on the device of `class_labels`. By default, the
+            global generator is used.
     """
-    dropped = torch.rand(class_labels.shape, device=class_labels.device) < probability
+    dropped = torch.rand(class_labels.shape, generator=generator, device=class_labels.device) < probability
     return class_labels.masked_fill(dropped, null_label)

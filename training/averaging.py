@@ -16,7 +16,7 @@ from losses import DiffusionLoss
 BATCH_NORM_BATCHES = 50
 
 
-def make_ema(config: EMAConfig, unet: torch.nn.Module, accelerator: Accelerator) -> EMAModel | None:
+def make_ema(config: EMAConfig, unet: torch.nn.Module) -> EMAModel | None:
     if not config.enabled:
         return None
     return EMAModel(
@@ -25,30 +25,18 @@ def make_ema(config: EMAConfig, unet: torch.nn.Module, accelerator: Accelerator)
         use_ema_warmup=True,
         inv_gamma=config.inv_gamma,
         power=config.power,
-        # The foreach operations do not support sharded tensors.
-        foreach=not accelerator.is_fsdp2,
+        foreach=True,
     )
 
 
-def copy_model(
-    unet: torch.nn.Module, ema: EMAModel | None, accelerator: Accelerator
-) -> FashionMNISTUNet2DModel | None:
-    """Returns a copy of `unet` for sampling, with the EMA weights if EMA is enabled.
-
-    All processes must call this function. Only the main process gets the copy; the others get `None`.
-    """
+def copy_model(unet: FashionMNISTUNet2DModel, ema: EMAModel | None) -> FashionMNISTUNet2DModel:
+    """Returns a copy of `unet` for sampling, with the EMA weights if EMA is enabled."""
+    copy = FashionMNISTUNet2DModel.from_config(unet.config)
+    assert isinstance(copy, FashionMNISTUNet2DModel)
+    copy.load_state_dict(unet.state_dict())
+    copy.to(unet.device).eval()  # pyright: ignore[reportArgumentType]
     if ema is not None:
-        ema.store(unet.parameters())
-        ema.copy_to(unet.parameters())
-    state_dict = accelerator.get_state_dict(unet)
-    copy = None
-    if accelerator.is_main_process:
-        copy = FashionMNISTUNet2DModel.from_config(accelerator.unwrap_model(unet).config)
-        assert isinstance(copy, FashionMNISTUNet2DModel)
-        copy.load_state_dict(state_dict)
-        copy.to(accelerator.device).eval()
-    if ema is not None:
-        ema.restore(unet.parameters())
+        ema.copy_to(copy.parameters())
     return copy
 
 
@@ -69,8 +57,8 @@ def reestimate_batch_norm(
         # With `momentum=None`, BatchNorm computes a cumulative average over all batches.
         norm.momentum = None
         norm.train()
-    for images, labels in itertools.islice(batches.epoch(0), BATCH_NORM_BATCHES):
-        batch = loss.add_noise(images, labels)
+    for images, labels, generator in itertools.islice(batches.epoch(0), BATCH_NORM_BATCHES):
+        batch = loss.add_noise(images, labels, generator)
         with accelerator.autocast():
             unet(batch.images, batch.timesteps, batch.class_labels)
     for norm in norms:

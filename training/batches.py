@@ -3,6 +3,7 @@
 from collections.abc import Iterator
 from typing import Any, Protocol
 
+import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
@@ -21,7 +22,8 @@ class ImageDataset(Protocol):
 class Batches:
     """Shuffled batches of training images. Each process gets its own part of every batch.
 
-    The order only depends on `seed` and the epoch, so a resumed run continues with the remaining images. The
+    The order of the images and all random numbers only depend on `seed`, the epoch and the position of the batch, so
+    a resumed run continues with the remaining images, and any number of processes trains on the same batches. The
     incomplete last batch of an epoch is dropped.
 
     Args:
@@ -57,9 +59,10 @@ class Batches:
         """Number of batches in an epoch."""
         return self.num_images // self.batch_size
 
-    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Generator]]:
         """Yields the batches of `epoch`, starting with batch `start`: augmented images in [-1, 1], float32
-        `(B, C, H, W)`, and labels, int64 `(B,)` or `None`.
+        `(B, C, H, W)`; labels, int64 `(B,)` or `None`; and a random generator for the noise, which has the same state
+        in all processes.
 
         Raises:
             `DataError`: If an image of a streamed dataset cannot be decoded.
@@ -68,8 +71,11 @@ class Batches:
         order = torch.randperm(self.num_images, generator=generator)[: len(self) * self.batch_size]
         order = order.view(len(self), self.num_processes, -1)[start:, self.process_index]
         read = self._index if isinstance(self.images, ImageTensors) else self._stream
-        for images, labels in read(order):
-            yield augment(to_model_input(images), self.augmentation), labels
+        for batch, (images, labels) in enumerate(read(order), start):
+            generator = torch.Generator(self.device).manual_seed(make_seed(self.seed, epoch, batch))
+            images = to_model_input(images)
+            images = augment(images, self.augmentation, generator, self.process_index, self.num_processes)
+            yield images, labels, generator
 
     def _index(self, order: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         assert isinstance(self.images, ImageTensors)
@@ -84,8 +90,6 @@ class Batches:
             num_workers=self.num_workers,
             pin_memory=self.device.type == "cuda",
             collate_fn=collate,
-            # Without its own generator, DataLoader would change the global random state of the training.
-            generator=torch.Generator(),
         )
         for batch in loader:
             if isinstance(batch, DataError):
@@ -95,6 +99,11 @@ class Batches:
                 batch["images"].to(self.device, non_blocking=True),
                 None if labels is None else labels.to(self.device, non_blocking=True),
             )
+
+
+def make_seed(*numbers: int) -> int:
+    """Combines non-negative `numbers` into a seed of 32 bits, because torch's CPU generator ignores other bits."""
+    return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 
 def check_batch_size(batch_size: int, num_images: int, num_processes: int) -> None:

@@ -1,20 +1,18 @@
-"""Checkpoints that resume a run exactly: weights, optimizer, EMA, random states and position in the data.
+"""Checkpoints that resume a run exactly: weights, optimizer, EMA and position in the data.
 
+The random numbers of a batch only depend on the seed and its position, so checkpoints do not contain random states.
 They consist of safetensors and JSON files, and a manifest with their hashes. Loading a checkpoint executes no code.
 """
 
 import json
-import logging
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
 from pathlib import Path
-from typing import Any
 
 import torch
 from accelerate import Accelerator
-from accelerate.utils import gather_object, set_seed
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
@@ -25,19 +23,7 @@ from fmnist_diffusion.files import remove_folder, replace_folder
 from lock import LOCK
 from manifest import find_damage, write_manifest
 from processes import call_on_main_process
-from states import (
-    Tensors,
-    copy_tensors,
-    gather_tensors,
-    get_optimizer_tensors,
-    get_random_states,
-    set_optimizer_tensors,
-    set_random_states,
-    write_tensors,
-)
-
-
-logger = logging.getLogger("training")
+from states import Tensors, copy_tensors, get_optimizer_tensors, set_optimizer_tensors, write_tensors
 
 
 @dataclass
@@ -137,21 +123,20 @@ def save_checkpoint(
 ) -> None:
     """Writes `checkpoint-{global_step}` and removes the oldest checkpoints beyond `total_limit`.
 
-    All processes must call this function: each one has its own random states and, with FSDP, its own shard of the
-    tensors. The main process writes all files, independently of the sharding.
+    All processes must call this function. The main process writes its state. That of the other processes only differs
+    in the running statistics of BatchNorm.
 
     Raises:
         `WriteError`: If the checkpoint cannot be written.
     """
     unet = accelerator.unwrap_model(components.unet)
     tensors = {
-        "model": gather_tensors(unet.state_dict()),
-        "optimizer": gather_tensors(get_optimizer_tensors(components.optimizer, unet)),
-        "timestep_sampler": gather_tensors(components.loss.timestep_sampler.state_dict()),
+        "model": unet.state_dict(),
+        "optimizer": get_optimizer_tensors(components.optimizer, unet),
+        "timestep_sampler": components.loss.timestep_sampler.state_dict(),
     }
     if components.ema is not None:
-        tensors["ema"] = gather_tensors(get_ema_tensors(components.ema, unet))
-    # All processes use the same gradient scale, so one state is enough.
+        tensors["ema"] = get_ema_tensors(components.ema, unet)
     scaler = accelerator.scaler
     state = {
         "progress": asdict(progress),
@@ -159,16 +144,12 @@ def save_checkpoint(
         "ema_step": None if components.ema is None else components.ema.optimization_step,
         "grad_scaler": scaler.state_dict() if scaler is not None else None,
     }
-    documents: dict[str, Any] = {"trainer": state}
-    random_states = gather_object([get_random_states(accelerator.device)])
-    documents |= {f"random_states_{index}": states for index, states in enumerate(random_states)}
 
     def write() -> None:
         with replace_folder(folder / f"checkpoint-{progress.global_step}") as temporary:
             for name, values in tensors.items():
                 write_tensors(temporary / f"{name}.safetensors", values)
-            for name, value in documents.items():
-                (temporary / f"{name}.json").write_text(json.dumps(value) + "\n")
+            (temporary / "trainer.json").write_text(json.dumps(state) + "\n")
             write_manifest(temporary)
         for old in list_checkpoints(folder)[:-total_limit]:
             remove_folder(old)
@@ -176,12 +157,11 @@ def save_checkpoint(
     call_on_main_process(accelerator, write)
 
 
-def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint: Path, seed: int) -> Progress:
-    """Restores the tensors and random states that `save_checkpoint` wrote, and returns the position of the run.
+def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint: Path) -> Progress:
+    """Restores the tensors that `save_checkpoint` wrote, and returns the position of the run.
 
     The checkpoint does not change the settings of the optimizer and the EMA. This function sets `initial_lr`, from
-    which the learning rate scheduler computes its values. If the number of processes has changed, their random states
-    start from `seed` and the step.
+    which the learning rate scheduler computes its values.
 
     Raises:
         `ValueError`: If the checkpoint does not fit the model or the data of this run.
@@ -206,18 +186,6 @@ def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint
     if components.ema is not None:
         with describe_load_errors(checkpoint / "ema.safetensors") as path:
             copy_tensors(load_file(path), get_ema_tensors(components.ema, unet))
-    num_processes = len(list(checkpoint.glob("random_states_*.json")))
-    if num_processes != accelerator.num_processes:
-        logger.warning(
-            "The checkpoint was written by %d processes and is resumed with %d, so the run continues with different"
-            " random numbers.",
-            num_processes,
-            accelerator.num_processes,
-        )
-        set_seed(seed + progress.global_step, device_specific=True)
-        return progress
-    with describe_load_errors(checkpoint / f"random_states_{accelerator.process_index}.json") as path:
-        set_random_states(json.loads(path.read_bytes()), accelerator.device)
     return progress
 
 

@@ -74,8 +74,8 @@ SAMPLING_RANGES = {
 
 # The range of a list applies to each of its elements.
 RANGES = {
-    # Each process adds its index to the seed, and NumPy's seeds have 32 bits.
-    "seed": Range(0, 2**31 - 1),
+    # NumPy's seeds have 32 bits.
+    "seed": Range(0, 2**32 - 1),
     "num_epochs": EPOCHS,
     "max_train_steps": STEPS,
     "train_batch_size": BATCHES,

@@ -6,7 +6,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
+from accelerate import Accelerator, DistributedType
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
 from diffusers import DDPMScheduler
@@ -50,7 +50,8 @@ class Components:
 
 
 def make_accelerator(config: ResolvedConfig) -> Accelerator:
-    return Accelerator(
+    """Raises `ValueError` if `accelerate launch` uses FSDP or DeepSpeed."""
+    accelerator = Accelerator(
         # Without a GPU, Accelerate only recognizes torchrun's processes as one group if cpu=True.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=config.mixed_precision,
@@ -60,6 +61,9 @@ def make_accelerator(config: ResolvedConfig) -> Accelerator:
         # The main process evaluates alone; this can take longer than the default timeout of the waiting processes.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
     )
+    if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
+        raise ValueError("FSDP and DeepSpeed are not supported. Use a config in training/accelerate_configs.")
+    return accelerator
 
 
 def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Components:
@@ -87,11 +91,18 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     # The pretrained weights are not needed any more.
     del pretrained
     load_pretrained.cache_clear()
-    loss = DiffusionLoss(config.objective, noise_scheduler, unet.config["num_class_embeds"], device)
+    loss = DiffusionLoss(
+        config.objective,
+        noise_scheduler,
+        unet.config["num_class_embeds"],
+        device,
+        accelerator.process_index,
+        accelerator.num_processes,
+    )
     prepare_model(config, unet, device)
     optimizer = make_optimizer(config.optimizer, unet)
     unet, optimizer = accelerator.prepare(unet, optimizer)
-    ema = make_ema(config.ema, unet, accelerator)
+    ema = make_ema(config.ema, unet)
     return Components(batches, unet, optimizer, ema, noise_scheduler, loss)
 
 

@@ -64,6 +64,9 @@ class Interrupts:
         if self.group is not None:
             received = torch.tensor(self.received)
             torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, self.group)
+            if not received:
+                # A signal that arrives during the exchange counts at the next step, because no other process knows it.
+                return False
             self.received = int(received)
         return self.received != 0
 

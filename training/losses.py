@@ -38,6 +38,7 @@ class DiffusionLoss:
         noise_scheduler: The noise schedule and the prediction type.
         num_class_embeds: Number of classes, which is also the null label; `None` for an unconditional model.
         device: Device of the batches.
+        process_index, num_processes: This process and the number of processes that share each batch.
     """
 
     def __init__(
@@ -46,8 +47,11 @@ class DiffusionLoss:
         noise_scheduler: DDPMScheduler,
         num_class_embeds: int | None,
         device: torch.device,
+        process_index: int = 0,
+        num_processes: int = 1,
     ):
         self.config, self.num_class_embeds = config, num_class_embeds
+        self.process_index, self.num_processes = process_index, num_processes
         # The type annotations of diffusers are stricter than its schedulers, which accept a tensor of timesteps.
         self.noise_scheduler: Any = noise_scheduler
         self.timestep_sampler = TimestepSampler(
@@ -58,13 +62,20 @@ class DiffusionLoss:
             config.logit_std,
         )
 
-    def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None) -> NoisyBatch:
-        """Samples timesteps and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`, `(B,)`."""
+    def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:
+        """Samples timesteps and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`, `(B,)`.
+
+        All processes must pass generators with the same state. Each process samples random numbers for the images of
+        all processes and uses its own part, so that the result does not depend on the number of processes.
+        """
+        index, count = self.process_index, self.num_processes
         class_labels = None
         if self.num_class_embeds is not None and labels is not None:
-            class_labels = drop_labels(labels, self.config.label_dropout, self.num_class_embeds)
-        timesteps, weights = self.timestep_sampler.sample(len(images))
-        noise = torch.randn_like(images)
+            labels = labels.expand(count, -1)
+            class_labels = drop_labels(labels, self.config.label_dropout, self.num_class_embeds, generator)[index]
+        timesteps, weights = self.timestep_sampler.sample(count * len(images), generator)
+        timesteps, weights = timesteps.view(count, -1)[index], weights.view(count, -1)[index]
+        noise = torch.randn((count, *images.shape), generator=generator, device=images.device)[index]
         prediction_type = self.noise_scheduler.config["prediction_type"]
         if prediction_type == "v_prediction":
             target = self.noise_scheduler.get_velocity(images, noise, timesteps)

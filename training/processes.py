@@ -2,22 +2,8 @@
 
 from collections.abc import Callable
 
-from accelerate import Accelerator, DistributedType
+from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
-
-
-def check_strategy(accelerator: Accelerator) -> None:
-    """Raises `ValueError` if the optimizer state of the processes cannot be gathered for a checkpoint.
-
-    DeepSpeed and FSDP1 keep it in flat buffers, which they only save with pickle.
-    """
-    if accelerator.distributed_type == DistributedType.DEEPSPEED or (
-        accelerator.distributed_type == DistributedType.FSDP and not accelerator.is_fsdp2
-    ):
-        raise ValueError(
-            "DeepSpeed and FSDP1 are not supported, because loading their checkpoints can execute code. Use"
-            " training/accelerate_configs/fsdp2.yaml."
-        )
 
 
 def call_on_main_process(accelerator: Accelerator, function: Callable[[], None]) -> None:

@@ -7,6 +7,7 @@ from accelerate.utils import set_seed
 from tqdm.auto import tqdm
 
 from averaging import copy_model, reestimate_batch_norm
+from batches import make_seed
 from checkpoint import (
     Progress,
     find_later_checkpoints,
@@ -22,7 +23,7 @@ from interrupts import Interrupts
 from lock import lock_folder
 from milestones import describe_run_length
 from outputs import DueOutputs, RunOutputs, get_due_outputs
-from processes import call_on_main_process, check_strategy
+from processes import call_on_main_process
 from records import LossLogger, LossRecord
 from states import are_finite
 from tracking import start_tracker
@@ -46,7 +47,6 @@ class Trainer:
 
         # 1. components, the same in every process
         self.accelerator = make_accelerator(config)
-        check_strategy(self.accelerator)
         set_seed(config.seed)
         self.components = make_components(config, self.accelerator)
         self.total_steps = config.get_total_steps(len(self.components.batches))
@@ -64,12 +64,11 @@ class Trainer:
 
         call_on_main_process(self.accelerator, prepare_outputs)
 
-        # 2. state; each process has its own random state, so that its noise and timesteps differ
+        # 2. state
         self.progress = Progress()
         self.saved_step = None
-        set_seed(config.seed, device_specific=True)
         if checkpoint is not None:
-            self.progress = load_checkpoint(self.accelerator, self.components, checkpoint, config.seed)
+            self.progress = load_checkpoint(self.accelerator, self.components, checkpoint)
             if checkpoint.parent.resolve() == self.checkpoints.resolve():
                 self.saved_step = global_step
         self.lr_scheduler = make_lr_scheduler(
@@ -114,8 +113,8 @@ class Trainer:
                 # folder.
                 self._end_epoch()
             while progress.global_step < self.total_steps:
-                for images, labels in batches.epoch(progress.epoch, start=progress.batch):
-                    self._train_batch(images, labels)
+                for images, labels, generator in batches.epoch(progress.epoch, start=progress.batch):
+                    self._train_batch(images, labels, generator)
                     if not self.accelerator.sync_gradients:
                         continue
                     if progress.global_step % config.logging_steps == 0:
@@ -139,9 +138,13 @@ class Trainer:
             self.outputs.finish()
         self.accelerator.end_training()
 
-    def _train_batch(self, images: torch.Tensor, labels: torch.Tensor | None) -> None:
+    def _train_batch(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> None:
         config, components, progress = self.config, self.components, self.progress
-        batch = components.loss.add_noise(images.to(memory_format=get_memory_format(config)), labels)
+        batch = components.loss.add_noise(images.to(memory_format=get_memory_format(config)), labels, generator)
+        if self.accelerator.unwrap_model(components.unet).config["dropout"]:
+            # Dropout uses the global generator. Each process must drop different values.
+            process = self.accelerator.process_index + 1
+            torch.manual_seed(make_seed(config.seed, progress.epoch, progress.batch, process))
         with self.accelerator.accumulate(components.unet):
             prediction = components.unet(batch.images, batch.timesteps, batch.class_labels).sample
             loss, image_losses = components.loss(prediction, batch)
@@ -210,22 +213,20 @@ class Trainer:
         self.loss_logger.restart_clock()
 
     def _write_outputs(self, epoch: int, due: DueOutputs) -> None:
-        components, progress, device = self.components, self.progress, self.accelerator.device
+        components, progress = self.components, self.progress
         if progress.batch == len(components.batches):
             progress = Progress(progress.global_step, epoch, 0)
-        # Sampling must not change the random numbers of the training.
-        with torch.random.fork_rng([device] if device.type == "cuda" else []):
-            unet = copy_model(components.unet, components.ema, self.accelerator)
 
-            def write() -> None:
-                assert unet is not None and self.outputs is not None
-                with self.interrupts.raise_immediately():
-                    if components.ema is not None:
-                        reestimate_batch_norm(unet, components.batches, components.loss, self.accelerator)
-                    if not are_finite(unet.state_dict().values()):
-                        raise FloatingPointError(
-                            f"The exported weights are NaN or infinite at step {progress.global_step}."
-                        )
-                    self.outputs.write(unet, progress, epoch, due)
+        def write() -> None:
+            assert self.outputs is not None
+            with self.interrupts.raise_immediately():
+                unet = copy_model(self.accelerator.unwrap_model(components.unet), components.ema)
+                if components.ema is not None:
+                    reestimate_batch_norm(unet, components.batches, components.loss, self.accelerator)
+                if not are_finite(unet.state_dict().values()):
+                    raise FloatingPointError(
+                        f"The exported weights are NaN or infinite at step {progress.global_step}."
+                    )
+                self.outputs.write(unet, progress, epoch, due)
 
-            call_on_main_process(self.accelerator, write)
+        call_on_main_process(self.accelerator, write)

@@ -34,7 +34,7 @@ def test_an_epoch_contains_every_image_in_a_new_order(images: ImageTensors | Num
     orders = []
     for epoch in range(2):
         order = []
-        for batch, labels in batches.epoch(epoch):
+        for batch, labels, _ in batches.epoch(epoch):
             assert batch.shape == (5, 1, 2, 2)
             assert labels is not None
             assert torch.equal(to_uint8(batch)[:, 0, 0, 0].long(), labels)
@@ -46,24 +46,26 @@ def test_an_epoch_contains_every_image_in_a_new_order(images: ImageTensors | Num
 
 def test_memory_and_streaming_use_the_same_order():
     first, second = (Batches(images, 5, 3, CPU).epoch(1) for images in (make_numbered_images(20), NumberedDataset()))
-    for (_, labels), (_, streamed) in zip(first, second, strict=True):
+    for (_, labels, _), (_, streamed, _) in zip(first, second, strict=True):
         assert labels is not None and streamed is not None
         assert torch.equal(labels, streamed)
 
 
 def test_epoch_can_start_at_any_batch():
     batches = Batches(make_numbered_images(20), 5, seed=0, device=CPU)
-    labels = [labels for _, labels in batches.epoch(4)]
-    rest = [labels for _, labels in batches.epoch(4, start=2)]
+    labels = [labels for _, labels, _ in batches.epoch(4)]
+    rest = [labels for _, labels, _ in batches.epoch(4, start=2)]
     assert torch.equal(torch.stack(rest), torch.stack(labels[2:]))
 
 
 def test_processes_share_each_batch():
-    single = [set(labels.tolist()) for _, labels in Batches(make_numbered_images(20), 4, 0, CPU).epoch(0)]
+    single = [set(labels.tolist()) for _, labels, _ in Batches(make_numbered_images(20), 4, 0, CPU).epoch(0)]
     parts = [
         [
             set(labels.tolist())
-            for _, labels in Batches(make_numbered_images(20), 4, 0, CPU, process_index=rank, num_processes=2).epoch(0)
+            for _, labels, _ in Batches(
+                make_numbered_images(20), 4, 0, CPU, process_index=rank, num_processes=2
+            ).epoch(0)
         ]
         for rank in range(2)
     ]

@@ -7,12 +7,13 @@ import sys
 import time
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 from run_files import assert_equal_weights, load_weights, read_losses
 
 from checkpoint import list_checkpoints
-from interrupts import Terminated
+from interrupts import Interrupts, Terminated
 from outputs import RunOutputs
 from trainer import Trainer
 
@@ -71,6 +72,19 @@ def test_second_signal_stops_immediately(tmp_path: Path, make_trainer: Callable)
     with pytest.raises(KeyboardInterrupt):
         trainer.train()
     assert list_names(tmp_path / "run") == []
+
+
+def test_signal_during_an_exchange_stops_all_processes_at_the_next_step(monkeypatch: pytest.MonkeyPatch):
+    interrupts = Interrupts(SimpleNamespace(num_processes=1))
+    interrupts.group = "two processes"
+    signals = iter([signal.SIGTERM])
+    # The tensor has already been exchanged when the signal arrives.
+    monkeypatch.setattr("torch.distributed.all_reduce", lambda *args: [signal.raise_signal(n) for n in signals])
+    with interrupts:
+        assert not interrupts.exchange()
+        assert interrupts.exchange()
+    with pytest.raises(Terminated):
+        interrupts.stop()
 
 
 @pytest.mark.parametrize("options", [["--num_epochs=2"], ["--num_epochs=3", "--max_train_steps=15"]])

@@ -2,43 +2,83 @@ import pytest
 import torch
 from diffusers import DDPMScheduler
 
+from batches import Batches
 from config import ObjectiveConfig
-from losses import DiffusionLoss
+from fmnist_diffusion.data import ImageTensors
+from losses import DiffusionLoss, NoisyBatch
+
+
+CPU = torch.device("cpu")
 
 
 def make_loss(num_class_embeds: int | None = None, prediction_type: str = "epsilon", **objective) -> DiffusionLoss:
     scheduler = DDPMScheduler(prediction_type=prediction_type)
-    return DiffusionLoss(ObjectiveConfig(**objective), scheduler, num_class_embeds, torch.device("cpu"))
+    return DiffusionLoss(ObjectiveConfig(**objective), scheduler, num_class_embeds, CPU)
 
 
 @pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_scheduler_recovers_the_image_from_the_target(prediction_type: str):
     loss = make_loss(prediction_type=prediction_type)
     images = torch.rand(8, 1, 28, 28) * 2 - 1
-    batch = loss.add_noise(images, None)
+    batch = loss.add_noise(images, None, torch.Generator())
     for image, noisy, timestep, target in zip(images, batch.images, batch.timesteps, batch.target, strict=True):
         step = loss.noise_scheduler.step(target[None], int(timestep), noisy[None])
         torch.testing.assert_close(step.pred_original_sample[0], image, rtol=0, atol=2e-3)
 
 
 def test_loss_of_the_target_is_zero_and_weights_scale_the_loss():
-    torch.manual_seed(0)
     loss = make_loss(snr_gamma=5.0)
-    batch = loss.add_noise(torch.randn(8, 1, 4, 4), None)
-    assert not torch.equal(batch.weights, torch.ones(8))
+    batch = loss.add_noise(torch.randn(64, 1, 4, 4), None, torch.Generator())
+    assert not torch.equal(batch.weights, torch.ones(64))
     value, image_losses = loss(batch.target, batch)
     assert value == 0 and not image_losses.any()
     value, image_losses = loss(batch.target + 1, batch)
-    torch.testing.assert_close(image_losses, torch.ones(8))
+    torch.testing.assert_close(image_losses, torch.ones(64))
     torch.testing.assert_close(value, batch.weights.mean())
 
 
 @pytest.mark.parametrize(("label_dropout", "expected"), [(0.0, [3, 1, 4]), (1.0, [10, 10, 10])])
 def test_dropped_labels_become_the_null_label(label_dropout: float, expected: list[int]):
-    batch = make_loss(10, label_dropout=label_dropout).add_noise(torch.zeros(3, 1, 4, 4), torch.tensor([3, 1, 4]))
+    loss, labels = make_loss(10, label_dropout=label_dropout), torch.tensor([3, 1, 4])
+    batch = loss.add_noise(torch.zeros(3, 1, 4, 4), labels, torch.Generator())
     assert batch.class_labels is not None
     assert batch.class_labels.tolist() == expected
 
 
 def test_unconditional_model_gets_no_labels():
-    assert make_loss().add_noise(torch.zeros(3, 1, 4, 4), torch.tensor([3, 1, 4])).class_labels is None
+    batch = make_loss().add_noise(torch.zeros(3, 1, 4, 4), torch.tensor([3, 1, 4]), torch.Generator())
+    assert batch.class_labels is None
+
+
+def make_noisy_batches(
+    process_index: int, num_processes: int, augmentation: str, timestep_sampling: str
+) -> list[NoisyBatch]:
+    """Returns the part of each noisy batch of an epoch that `process_index` trains on."""
+    fixed = torch.Generator().manual_seed(0)
+    images = torch.randint(0, 256, (32, 3, 6, 6), dtype=torch.uint8, generator=fixed)
+    processes = {"process_index": process_index, "num_processes": num_processes}
+    batches = Batches(
+        ImageTensors(images, torch.arange(32) % 10, None), 16, 5, CPU, augmentation=augmentation, **processes
+    )
+    objective = ObjectiveConfig(timestep_sampling=timestep_sampling, label_dropout=0.5)
+    loss = DiffusionLoss(objective, DDPMScheduler(20), 10, CPU, **processes)
+    # Importance sampling is uniform until every timestep has ten losses.
+    loss.timestep_sampler.update(torch.arange(20).repeat(10), torch.arange(200.0))
+    return [loss.add_noise(*batch) for batch in batches.epoch(1)]
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+@pytest.mark.parametrize(
+    ("augmentation", "timestep_sampling"), [("none", "uniform"), ("flip", "logit_normal"), ("shift", "importance")]
+)
+def test_processes_train_on_the_same_noisy_batches_as_one(
+    num_processes: int, augmentation: str, timestep_sampling: str
+):
+    whole = make_noisy_batches(0, 1, augmentation, timestep_sampling)
+    parts = [make_noisy_batches(i, num_processes, augmentation, timestep_sampling) for i in range(num_processes)]
+    assert len(whole) == 2
+    assert not torch.equal(whole[0].target, whole[1].target)
+    assert 0 < (whole[0].class_labels == 10).sum() < 16
+    for name in ("images", "timesteps", "class_labels", "target", "weights"):
+        for batch, *own in zip(whole, *parts, strict=True):
+            assert torch.equal(torch.cat([getattr(part, name) for part in own]), getattr(batch, name)), name
