@@ -40,6 +40,7 @@ from averaging import copy_model, reestimate_batch_norm  # noqa: E402
 from batches import Batches  # noqa: E402
 from components import get_memory_format, make_accelerator, make_components, make_lr_scheduler  # noqa: E402
 from inspection import resolve_config  # noqa: E402
+from losses import NoisyBatch  # noqa: E402
 from parsing import parse_config  # noqa: E402
 
 
@@ -92,12 +93,14 @@ class Entry(ABC):
         memory_format = torch.channels_last if fast else torch.contiguous_format
         return model.to(self.device, memory_format=memory_format)  # pyright: ignore[reportCallIssue]
 
-    def iterate(self) -> Iterator[tuple[torch.Tensor, torch.Tensor]]:
-        """Yields images in [-1, 1], float32 `(batch_size, 1, 28, 28)`, and labels, int64 `(batch_size,)`."""
+    def iterate(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        """Yields the arguments of `compute_loss` for each batch.
+
+        By default, these are images in [-1, 1], float32 `(batch_size, 1, 28, 28)`.
+        """
         for epoch in count():
-            for images, labels in self.batches.epoch(epoch):
-                assert labels is not None
-                yield images, labels
+            for images, _, _ in self.batches.epoch(epoch):
+                yield (images,)
 
     def autocast(self) -> torch.autocast:
         return torch.autocast(self.device.type, torch.bfloat16, enabled=self.bf16)
@@ -107,7 +110,7 @@ class Entry(ABC):
         return list(self.model.parameters())
 
     @abstractmethod
-    def compute_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor: ...
+    def compute_loss(self, *inputs: torch.Tensor) -> torch.Tensor: ...
 
     @abstractmethod
     def update(self) -> None:
@@ -117,21 +120,20 @@ class Entry(ABC):
     def sample(self, num_images: int, sampler: str) -> torch.Tensor:
         """Samples uint8 images `(num_images, 1, 28, 28)` with the EMA weights and 20 function evaluations."""
 
-    def compute_gradients(self, images: torch.Tensor, labels: torch.Tensor) -> None:
+    def compute_gradients(self, *inputs: torch.Tensor) -> None:
         for parameter in self.parameters:
             parameter.grad = None
-        chunks = zip(images.chunk(self.num_accumulated), labels.chunk(self.num_accumulated), strict=True)
-        for image_chunk, label_chunk in chunks:
+        for chunks in zip(*(value.chunk(self.num_accumulated) for value in inputs), strict=True):
             with self.autocast():
-                loss = self.compute_loss(image_chunk, label_chunk)
+                loss = self.compute_loss(*chunks)
             (loss / self.num_accumulated).backward()
 
     def step(self) -> None:
         """Trains on one batch."""
-        images, labels = next(self.stream)
+        inputs = next(self.stream)
         if self.device.type == "cuda" and self.gradients == self.compute_gradients:
-            self.gradients = CUDAGraph(self.compute_gradients, images, labels)
-        self.gradients(images, labels)
+            self.gradients = CUDAGraph(self.compute_gradients, *inputs)
+        self.gradients(*inputs)
         if self.max_grad_norm is not None:
             torch.nn.utils.clip_grad_norm_(self.parameters, self.max_grad_norm)
         self.update()
@@ -185,10 +187,18 @@ class Ours(Entry):
         self.lr_scheduler = make_lr_scheduler(config.optimizer, self.components.optimizer, steps, 0)
         self.start()
 
-    def compute_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
-        components = self.components
-        batch = components.loss.add_noise(images.to(memory_format=get_memory_format(self.config)), labels)
-        return components.loss(self.model(batch.images, batch.timesteps, batch.class_labels).sample, batch)[0]
+    def iterate(self) -> Iterator[tuple[torch.Tensor, ...]]:
+        memory_format = get_memory_format(self.config)
+        for epoch in count():
+            for images, labels, generator in self.batches.epoch(epoch):
+                batch = self.components.loss.add_noise(images.to(memory_format=memory_format), labels, generator)
+                assert batch.class_labels is not None
+                yield batch.images, batch.timesteps, batch.class_labels, batch.target, batch.weights
+
+    def compute_loss(self, *inputs: torch.Tensor) -> torch.Tensor:
+        batch = NoisyBatch(*inputs)
+        prediction = self.model(batch.images, batch.timesteps, batch.class_labels).sample
+        return self.components.loss(prediction, batch)[0]
 
     def update(self) -> None:
         self.components.optimizer.step()
@@ -200,8 +210,7 @@ class Ours(Entry):
         from fmnist_diffusion.sampling import Samples, SamplingConfig, generate, make_pipeline
 
         components = self.components
-        unet = copy_model(self.model, components.ema, self.accelerator)
-        assert unet is not None
+        unet = copy_model(self.accelerator.unwrap_model(self.model), components.ema)
         if components.ema is not None:
             reestimate_batch_norm(unet, components.batches, components.loss, self.accelerator)
         # DPMSolverMultistepScheduler would round the samples to the dtype of the prediction, so this uses no autocast.
@@ -261,7 +270,8 @@ class DiffusersExample(Entry):
             self.parameters, decay=0.9999, use_ema_warmup=True, inv_gamma=1.0, power=0.75, foreach=True
         )
 
-    def compute_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def compute_loss(self, *inputs: torch.Tensor) -> torch.Tensor:
+        (images,) = inputs
         images = pad(images)
         noise = torch.randn_like(images)
         timesteps = torch.randint(1000, (len(images),), device=self.device)
@@ -340,7 +350,8 @@ class DenoisingDiffusion(Entry):
         self.optimizer = torch.optim.Adam(self.parameters, lr=8e-5, betas=(0.9, 0.99), fused=True)
         self.ema = EMA(self.model, beta=0.995, update_every=10).to(self.device)
 
-    def compute_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def compute_loss(self, *inputs: torch.Tensor) -> torch.Tensor:
+        (images,) = inputs
         # The example scales images to [0, 1].
         return self.model((pad(images) + 1) / 2)
 
@@ -380,7 +391,8 @@ class SmallDiffusion(Entry):
     @abstractmethod
     def make_model(self) -> torch.nn.Module: ...
 
-    def compute_loss(self, images: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
+    def compute_loss(self, *inputs: torch.Tensor) -> torch.Tensor:
+        (images,) = inputs
         # `generate_train_sample` of the library would sample on the CPU.
         indices = torch.randint(len(self.schedule), (len(images), 1, 1, 1), device=self.device)
         return self.model.get_loss(images, self.schedule.sigmas[indices], torch.randn_like(images))
