@@ -18,7 +18,6 @@ SMALL_INPUT = 1e-6
 # Schedulers compute in float32, so a linear step differs from its fit by rounding errors. They are largest for
 # EulerDiscreteScheduler at high noise levels.
 MAX_RELATIVE_ERROR = 1e-4
-TERMS = ("sample", "x0", "previous_x0", "noise", "prediction")
 
 
 def describe_sampler(pipe: "FashionMNISTPipeline", num_inference_steps: int) -> dict[str, Any]:
@@ -60,7 +59,13 @@ def describe_sampler(pipe: "FashionMNISTPipeline", num_inference_steps: int) -> 
         kwargs = {"generator": generator} if "generator" in parameters else {}
         noise = torch.randn(PROBE_SHAPE, generator=generator.clone_state())
         next_sample = scheduler.step(prediction, t, sample, **kwargs).prev_sample
-        inputs = dict(zip(TERMS, (sample, x0, previous_x0, noise, prediction), strict=True))
+        inputs = {
+            "sample": sample,
+            "x0": x0,
+            "previous_x0": previous_x0,
+            "noise": noise,
+            "prediction": prediction,
+        }
         # The prediction is only needed if x0 is clipped, because it is otherwise a combination of the sample and x0.
         coefficients = fit(inputs | {"prediction": torch.zeros(PROBE_SHAPE)}, next_sample) or fit(inputs, next_sample)
         if coefficients is None:

@@ -98,7 +98,7 @@ def test_nonlinear_schedulers_are_rejected(scheduler, num_inference_steps):
 
 def test_dynamic_thresholding_is_rejected():
     scheduler = DPMSolverMultistepScheduler(thresholding=True, sample_max_value=2.0)
-    with pytest.raises(ValueError, match="^Dynamic thresholding cannot be exported"):
+    with pytest.raises(ValueError, match="Dynamic thresholding cannot be exported"):
         describe_sampler(get_pipeline(scheduler), 5)
 
 
