@@ -6,7 +6,7 @@ TORCH_VERSION := $(shell sed -n 's/^torch==//p' constraints.txt)
 # `make TORCH=torch==X.Y.Z ...` installs another build.
 TORCH ?= torch==$(TORCH_VERSION)$(shell [ "$$(uname)" != Linux ] || nvidia-smi -L >/dev/null 2>&1 || echo +cpu)
 CPU_INDEX := https://download.pytorch.org/whl/cpu
-EVERYTHING := ".[train,eval,space,dev]"
+EVERYTHING := ".[train,eval,space,onnx,dev]"
 BIN := .venv/bin
 
 # $(call install_versions,FOLDER OF PIP,CONSTRAINTS,PACKAGES). torch is installed first and alone, because its index must
@@ -58,7 +58,7 @@ test-fast: .venv/all  ## run the tests that take at most a few seconds
 test-oldest:  ## run the fast tests with the oldest supported versions
 	rm -rf build/oldest
 	$(PYTHON) -m venv build/oldest
-	$(call install_versions,build/oldest/bin,constraints-oldest.txt,--editable ".[train$(COMMA)eval$(COMMA)space]" \
+	$(call install_versions,build/oldest/bin,constraints-oldest.txt,--editable ".[train$(COMMA)eval$(COMMA)space$(COMMA)onnx]" \
 		hypothesis playwright prdc pytest scipy)
 	build/oldest/bin/pytest -m "not slow" -o filterwarnings=ignore
 

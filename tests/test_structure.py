@@ -29,7 +29,8 @@ ALLOWED_IMPORTS = {
     "loading": {"pipelines", "sampling", "hub.client"},
     "evaluation": {"pipelines", "sampling", "loading", "data", "images", "files", "hub.client"},
     "hub": {"hub.client", "files", "models", "pipelines", "objectives", "sampling", "loading", "data", "images"},
-    "commands": {"hub.client", "files", "sampling", "loading", "data", "images", "hub", "evaluation", "pipelines"},
+    "export": {"pipelines", "models", "sampling", "data", "files"},
+    "commands": {"hub.client", "files", "sampling", "loading", "data", "images", "hub", "evaluation", "export"},
 }
 
 

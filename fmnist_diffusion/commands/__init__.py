@@ -11,7 +11,7 @@ import typer
 
 from fmnist_diffusion import __version__
 
-from . import demo, evaluate, info, push, push_space, sample, train
+from . import demo, evaluate, export, info, push, push_space, sample, train
 from .command import PROGRAM, Command
 
 
@@ -36,6 +36,9 @@ app.command("evaluate", cls=Command, short_help="evaluate a pipeline or existing
 )
 app.command("info", cls=Command, short_help="describe a pipeline")(info.info)
 app.command("demo", cls=Command, short_help="run the demo on this machine")(demo.demo)
+app.command("export", cls=Command, short_help="export a checkpoint for use without Python", epilog=export.EXAMPLE)(
+    export.export
+)
 app.command("push", cls=Command, short_help="upload a pipeline to the Hub", epilog=push.EXAMPLE)(push.push)
 app.command("push-space", cls=Command, short_help="upload the demo to the Hub as a Space", epilog=push_space.EXAMPLE)(
     push_space.push_space

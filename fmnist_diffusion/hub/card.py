@@ -41,8 +41,8 @@ def make_model_card(
     settings = dict(flatten(train_config or {}))
     dataset = get_dataset(settings)
     fashion_mnist = dataset == DEFAULT_DATASET
-    if license is None and fashion_mnist:
-        license = "mit"
+    if license is None:
+        license = get_license(train_config)
     measured = measured_metrics(metrics) if metrics else []
     model_name = repo_id.rpartition("/")[2]
     dataset_type, dataset_name = get_reference(metrics or {})
@@ -108,6 +108,11 @@ def get_dataset(settings: dict[str, Any]) -> str | None:
     name = settings.get("data.dataset_name")
     on_hub = isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII)
     return name if on_hub and not settings.get("data.train_data_dir") else None
+
+
+def get_license(train_config: dict[str, Any] | None) -> str | None:
+    """Returns `mit` if the model was trained on Fashion-MNIST from the Hub, which has this license, or `None`."""
+    return "mit" if get_dataset(dict(flatten(train_config or {}))) == DEFAULT_DATASET else None
 
 
 def get_reference(metrics: dict[str, Any]) -> tuple[str, str]:
