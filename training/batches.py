@@ -102,7 +102,7 @@ class Batches:
 
 
 def make_seed(*numbers: int) -> int:
-    """Combines non-negative `numbers` into a seed of 32 bits, because torch's CPU generator ignores other bits."""
+    """Combines non-negative `numbers` into a 32-bit seed, because torch's CPU generator only uses 32 bits."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
 
 

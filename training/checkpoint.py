@@ -1,6 +1,7 @@
 """Checkpoints that resume a run exactly: weights, optimizer, EMA and position in the data.
 
-The random numbers of a batch only depend on the seed and its position, so checkpoints do not contain random states.
+The random numbers of a batch only depend on the seed, the epoch and its position, so checkpoints contain no random
+states.
 They consist of safetensors and JSON files, and a manifest with their hashes. Loading a checkpoint executes no code.
 """
 
@@ -123,8 +124,8 @@ def save_checkpoint(
 ) -> None:
     """Writes `checkpoint-{global_step}` and removes the oldest checkpoints beyond `total_limit`.
 
-    All processes must call this function. The main process writes its state. That of the other processes only differs
-    in the running statistics of BatchNorm.
+    All processes must call this function. The main process writes its own state. The other processes only have
+    different running statistics of BatchNorm.
 
     Raises:
         `WriteError`: If the checkpoint cannot be written.

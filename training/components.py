@@ -50,7 +50,11 @@ class Components:
 
 
 def make_accelerator(config: ResolvedConfig) -> Accelerator:
-    """Raises `ValueError` if `accelerate launch` uses FSDP or DeepSpeed."""
+    """Creates the accelerator.
+
+    Raises:
+        `ValueError`: If `accelerate launch` uses FSDP or DeepSpeed.
+    """
     accelerator = Accelerator(
         # Without a GPU, Accelerate only recognizes torchrun's processes as one group if cpu=True.
         cpu=not torch.accelerator.is_available(),

@@ -65,7 +65,7 @@ class Interrupts:
             received = torch.tensor(self.received)
             torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, self.group)
             if not received:
-                # A signal that arrives during the exchange counts at the next step, because no other process knows it.
+                # A signal that arrives during the exchange takes effect at the next step, when all processes know it.
                 return False
             self.received = int(received)
         return self.received != 0

@@ -38,7 +38,7 @@ class DiffusionLoss:
         noise_scheduler: The noise schedule and the prediction type.
         num_class_embeds: Number of classes, which is also the null label; `None` for an unconditional model.
         device: Device of the batches.
-        process_index, num_processes: This process and the number of processes that share each batch.
+        process_index, num_processes: Index of this process and number of processes that share each batch.
     """
 
     def __init__(

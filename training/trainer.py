@@ -142,7 +142,7 @@ class Trainer:
         config, components, progress = self.config, self.components, self.progress
         batch = components.loss.add_noise(images.to(memory_format=get_memory_format(config)), labels, generator)
         if self.accelerator.unwrap_model(components.unet).config["dropout"]:
-            # Dropout uses the global generator. Each process must drop different values.
+            # Dropout uses the global generator, so each process needs its own seed to drop different values.
             process = self.accelerator.process_index + 1
             torch.manual_seed(make_seed(config.seed, progress.epoch, progress.batch, process))
         with self.accelerator.accumulate(components.unet):

@@ -36,13 +36,13 @@ def export(
     Export a checkpoint for use without Python.
 
     The file contains the model in float32 with a dynamic batch size, and the timesteps and coefficients of the sampler
-    as JSON metadata, which fmnist_diffusion/export/README.md describes. The predictions must differ from PyTorch by at
-    most 1e-4.
+    as JSON metadata, which fmnist_diffusion/export/README.md describes. The command fails if the predictions differ
+    from those of PyTorch by more than 1e-4.
     """
     missing = [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"The export requires {', '.join(missing)}. Install it with `pip install 'fmnist-diffusion[onnx]'`."
+            f"The export requires {', '.join(missing)}. Install the extra with `pip install 'fmnist-diffusion[onnx]'`."
         )
     import diffusers
     import torch

@@ -26,11 +26,11 @@ INPUT_NAMES = ("sample", "timestep", "class_labels")
 
 
 class ExportError(RuntimeError):
-    """Raised if the predictions of an exported model differ from those of PyTorch."""
+    """Raised if the predictions of an exported model differ too much from those of PyTorch."""
 
 
 class ModelOutput(nn.Module):
-    """Returns the prediction of a model as a tensor. The arguments are positional, as the ONNX exporter requires."""
+    """Returns the prediction of a model as a tensor and takes positional arguments, as the ONNX exporter requires."""
 
     def __init__(self, unet: "FashionMNISTUNet2DModel"):
         super().__init__()
@@ -69,7 +69,7 @@ def export_onnx(
 
     Raises:
         `ExportError`: If the difference exceeds 1e-4. In this case, no file is written.
-        `ValueError`: If the scheduler does not support the number of steps, or if it is not linear.
+        `ValueError`: If the scheduler does not support the number of steps, or if its steps are not linear.
         `WriteError`: If the file cannot be written.
     """
     metadata = make_metadata(pipe, name, num_inference_steps or [pipe.config.num_inference_steps], license)

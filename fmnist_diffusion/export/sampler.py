@@ -15,7 +15,7 @@ if TYPE_CHECKING:
 PROBE_SHAPE = (1, 1, 64, 64)
 # `pred_original_sample` clamps x0 to [-1, 1]. For inputs as small as this, x0 stays inside that range.
 SMALL_INPUT = 1e-6
-# Schedulers compute in float32, so a linear step differs from its fit by rounding errors. They are largest for
+# Schedulers compute in float32, so a linear step differs from its fit by rounding errors. The errors are largest for
 # EulerDiscreteScheduler at high noise levels.
 MAX_RELATIVE_ERROR = 1e-4
 
@@ -55,7 +55,7 @@ def describe_sampler(pipe: "FashionMNISTPipeline", num_inference_steps: int) -> 
         if clip is not None:
             x0 = x0.clamp(-clip, clip)
         sample = model_input / input_scale
-        # The copy of the generator returns the noise that the scheduler adds.
+        # A copy of the generator samples the same noise as the scheduler.
         kwargs = {"generator": generator} if "generator" in parameters else {}
         noise = torch.randn(PROBE_SHAPE, generator=generator.clone_state())
         next_sample = scheduler.step(prediction, t, sample, **kwargs).prev_sample
@@ -124,7 +124,7 @@ def fit(inputs: dict[str, torch.Tensor], output: torch.Tensor) -> dict[str, floa
     norms = np.linalg.norm(columns, axis=0)
     norms[norms == 0] = 1
     weights = np.linalg.lstsq(columns / norms, target, rcond=1e-6)[0]
-    # Coefficients below the rounding errors of float32 are zero.
+    # Coefficients smaller than the rounding errors of float32 are set to zero.
     weights[np.abs(weights) < 1e-6 * np.linalg.norm(target)] = 0
     error = np.linalg.norm(columns @ (weights / norms) - target)
     if error > MAX_RELATIVE_ERROR * np.linalg.norm(target):

@@ -1,4 +1,4 @@
-"""Measures the time and the memory of training steps at different resolutions, widths and batch sizes, and fits them.
+"""Measures the time and the memory of training steps for several resolutions, widths and batch sizes.
 
     python tests/benchmarks/scaling.py measure -o scaling.json
     python tests/benchmarks/scaling.py fit scaling.json
@@ -37,7 +37,7 @@ from fmnist_diffusion import FashionMNISTUNet2DModel
 WIDTHS = (64, 128, 256, 512)
 BYTES_PER_PARAMETER = 20
 WARMUP_STEPS = 3
-# Resolution, factor of the widths, batch size.
+# Each setting consists of the resolution, the factor of the widths and the batch size.
 SETTINGS = {
     "cpu": [
         *((28, 1.0, batch_size) for batch_size in (8, 16, 32, 64)),
@@ -73,7 +73,7 @@ class Measurement:
         parameters: Number of parameters.
         flop: Floating-point operations of a training step per image.
         seconds: Median time of a step.
-        memory: Peak memory in bytes: PyTorch's allocations on a GPU, the process on a CPU.
+        memory: Peak memory in bytes: that of PyTorch's allocations on a GPU, or of the process on a CPU.
     """
 
     resolution: int
@@ -138,7 +138,7 @@ def measure(resolution: int, factor: float, batch_size: int, device: str, bf16: 
 
 
 def try_measure(*args) -> Measurement | None:
-    """Returns `None` if the setting does not fit in the memory."""
+    """Returns the measurement, or `None` if the setting does not fit in memory."""
     try:
         return measure(*args)
     except (torch.OutOfMemoryError, MemoryError):
@@ -177,7 +177,7 @@ def fit_memory(measurements: list[Measurement]) -> np.ndarray:
 
 
 def solve(rows: list[list[float]], values: list[float]) -> np.ndarray:
-    """Solves the least-squares problem of the relative errors with non-negative coefficients."""
+    """Returns the non-negative coefficients that minimize the squared relative errors."""
     matrix = np.array(rows, dtype=float) / np.array(values)[:, None]
     scale = matrix.max(axis=0)
     return nnls(matrix / scale, np.ones(len(values)))[0] / scale

@@ -1,4 +1,4 @@
-"""Compares how long this project and others train on two CPU cores until FID reaches 40, 20 and 10.
+"""Compares how long this and other projects train on two CPU cores until FID reaches 40, 20 and 10.
 
     pip install einops==0.8.2
     pip install --no-deps denoising-diffusion-pytorch==2.3.4 ema-pytorch==0.8.3 smalldiffusion==0.5.0
@@ -12,13 +12,13 @@ and quality separately:
 
 - `speed` measures the start-up time and the training speed on the CPU, in float32 and bf16. The start-up includes
   imports, data loading and compilation. A training step includes the batch, the noise, the forward and backward pass,
-  the optimizer and the EMA. The entries take turns. The result is the median, in the faster precision.
+  the optimizer and the EMA. The projects are measured alternately. The result is the median in the faster precision.
 - `quality` trains from random weights and computes the FID of 10,000 samples against the training images, with 20
   function evaluations per sample. It uses bf16 and CUDA graphs if there is a GPU. The learning rate of this project's
-  preset decays to zero, so each of its numbers of images is a separate run. The other projects have a constant
+  preset decays to zero, so each value of `--num-images` is a separate run. The other projects have a constant
   learning rate or a long schedule, so they continue training after each evaluation.
 - `report` computes the time as start-up + images / speed. Between two evaluations, FID is interpolated linearly on
-  logarithmic axes. A project that does not reach an FID within two hours is stopped.
+  logarithmic axes. An FID that takes longer than two hours counts as not reached.
 
 The commands append their results to `speed.jsonl` and `quality.jsonl` in `--output-dir`, so they can run several times
 and on different machines. Use a separate folder for the speed of each machine, and pass all folders to `report`.
@@ -60,7 +60,7 @@ Record = dict[str, Any]
 
 
 def make_entry(name: str, options: argparse.Namespace, num_images: int) -> Any:
-    """Creates an entry. The schedule of this project's preset has a length of `num_images`."""
+    """Creates an entry. For this project, the learning rate schedule ends after `num_images`."""
     import speedrun_entries
 
     if name == OURS:
@@ -91,7 +91,7 @@ class Stopwatch:
         import torch
 
         torch.set_num_threads(options.threads)
-        # All of these steps are in the same epoch, so the length of the schedule does not matter.
+        # The length of the learning rate schedule does not affect the speed.
         self.entry = make_entry(name, options, num_images=1_000_000)
         self.startup_seconds = time.time() - start_time
 
@@ -102,7 +102,7 @@ class Stopwatch:
         return sum(parameter.numel() for parameter in self.entry.parameters)
 
     def train(self, precision: str, seconds: float) -> tuple[int, float]:
-        """Trains for at least `seconds` and one step; returns the number of images and the exact seconds."""
+        """Trains for at least one step and `seconds`. Returns the number of images and the measured seconds."""
         self.entry.bf16 = precision == "bf16"
         start, steps = time.perf_counter(), 0
         while not steps or time.perf_counter() - start < seconds:
@@ -118,7 +118,7 @@ def start(name: str, options: argparse.Namespace, start_time: float) -> None:
     """Initializes the process of an entry."""
     global stopwatch
     os.environ["CUDA_VISIBLE_DEVICES"] = ""
-    # The compilation must not reuse the results of earlier runs.
+    # torch.compile must not reuse the cache of earlier runs.
     os.environ["TORCHINDUCTOR_CACHE_DIR"] = tempfile.mkdtemp(dir=options.cache_dir)
     stopwatch = Stopwatch(name, options, start_time)
 
@@ -187,7 +187,7 @@ def measure_quality(options: argparse.Namespace) -> None:
 
     evaluations: list[Future[None]] = []
     entry, steps = None, 0
-    # The CPU computes the distances while the training continues.
+    # A thread computes FID while the training continues.
     with ThreadPoolExecutor(1) as executor:
         for num_images in sorted(options.num_images):
             if entry is None or name == OURS:
@@ -214,7 +214,7 @@ def measure_quality(options: argparse.Namespace) -> None:
                 log(f"generated {len(images):,} samples")
                 evaluations.append(executor.submit(evaluate, images, record))
     for evaluation in evaluations:
-        # This raises the exceptions of the evaluation.
+        # `result` raises any exception of the evaluation thread.
         evaluation.result()
 
 
@@ -241,7 +241,7 @@ class Curve:
         return [self.get_seconds(images) for images, _ in self.points]
 
     def find_time(self, fid: float) -> tuple[float, str] | None:
-        """Returns the seconds after which a FID is first reached, and "≤ " if the first evaluation is already lower.
+        """Returns the seconds after which an FID is first reached, and "≤ " if the first evaluation is already lower.
 
         Returns `None` if the FID is not reached.
         """
@@ -264,7 +264,7 @@ class Curve:
 
 
 def interpolate(x: float, first: tuple[float, float], second: tuple[float, float]) -> float:
-    """Interpolates between two points on a line in a plot with logarithmic axes."""
+    """Interpolates linearly between two points on logarithmic axes."""
     position = (math.log(x) - math.log(first[0])) / (math.log(second[0]) - math.log(first[0]))
     return math.exp((1 - position) * math.log(first[1]) + position * math.log(second[1]))
 
@@ -275,9 +275,9 @@ def read_records(folders: list[Path], name: str) -> list[Record]:
 
 
 def make_curve(name: str, speeds: list[Record], qualities: list[Record]) -> Curve:
-    """Combines the records of an entry: medians of the speed, and for each number of images the mean FID of the seeds.
+    """Combines the records of an entry: the median speed and, for each number of images, the mean FID over the seeds.
 
-    Of several samplers, the one with the lowest FID after the most images counts.
+    If there are several samplers, this uses the one with the lowest FID after the most images.
     """
     by_precision: dict[str, list[Record]] = {}
     for record in speeds:
@@ -318,7 +318,10 @@ def describe_duration(seconds: float) -> str:
     return f"{seconds:.0f} s" if seconds < 600 else f"{seconds / 60:.0f} min"
 
 
-def describe_time(found: tuple[float, str] | None) -> str:
+def describe_time(curve: Curve, fid: float) -> str:
+    found = curve.find_time(fid)
+    if found is None and curve.times[-1] < TIME_LIMIT:
+        return f"> {describe_duration(curve.times[-1])}"
     if found is None or found[0] > TIME_LIMIT:
         return "not reached"
     return f"{found[1]}{describe_duration(found[0])}"
@@ -326,19 +329,23 @@ def describe_time(found: tuple[float, str] | None) -> str:
 
 def describe_speedup(fid: float, ours: list[Curve], others: list[Curve]) -> str:
     """Returns a sentence that compares this project's time with that of the fastest other project."""
-    times = [found for curve in ours if (found := curve.find_time(fid)) is not None]
-    if not times:
+    times = [found[0] for curve in ours if (found := curve.find_time(fid)) is not None]
+    if not times or min(times) > TIME_LIMIT:
         return f"This project did not reach FID {fid}."
-    seconds, _ = min(times)
-    other_times = {curve.name: found[0] for curve in others if (found := curve.find_time(fid)) is not None}
-    reached = {name: other for name, other in other_times.items() if other <= TIME_LIMIT}
-    if not reached:
-        return (
-            f"FID {fid}: {describe_duration(seconds)}. No other project reached it in two hours, so this project is"
-            f" more than {TIME_LIMIT / seconds:.1f}x as fast."
-        )
-    fastest = min(reached, key=lambda name: reached[name])
-    return f"FID {fid}: {describe_duration(seconds)}, {reached[fastest] / seconds:.1f}x as fast as {fastest}."
+    seconds = min(times)
+    result = f"FID {fid}: {describe_duration(seconds)}"
+    if not others:
+        return f"{result}."
+    reached = {curve.name: found for curve in others if (found := curve.find_time(fid)) and found[0] <= TIME_LIMIT}
+    if reached:
+        fastest = min(reached, key=lambda name: reached[name])
+        other_seconds, bound = reached[fastest]
+        return f"{result}, {bound}{other_seconds / seconds:.1f}x as fast as {fastest}."
+    measured = min(TIME_LIMIT, *(curve.times[-1] for curve in others))
+    return (
+        f"{result}. No other project reached it within {describe_duration(measured)}, so this project is more than"
+        f" {measured / seconds:.1f}x as fast."
+    )
 
 
 def format_report(curves: list[Curve]) -> str:
@@ -353,7 +360,7 @@ def format_report(curves: list[Curve]) -> str:
             curve.precision,
             f"{curve.images_per_second:.1f}",
             f"{curve.startup_seconds:.0f}",
-            *[describe_time(curve.find_time(target)) for target in TARGETS],
+            *[describe_time(curve, target) for target in TARGETS],
             f"{bound}{fid:.1f}",
         ]
         lines.append(f"| {' | '.join(row)} |")
@@ -384,7 +391,9 @@ def plot(curves: list[Curve], path: Path) -> None:
 def report(options: argparse.Namespace) -> None:
     curves = load_curves(options.folders)
     if not curves:
-        raise SystemExit("speedrun.py: error: Found no entry with results of both `speed` and `quality`.")
+        raise SystemExit(
+            "speedrun.py: error: Found no entry with results of both `speed` and `quality`. Run both commands first."
+        )
     print(format_report(curves))
     path = options.folders[0] / "speedrun.png"
     plot(curves, path)
@@ -400,7 +409,7 @@ def make_parser() -> argparse.ArgumentParser:
     common.add_argument(
         "--config", type=Path, default=CONFIG, help="preset of this project (default: training/configs/speedrun.yaml)"
     )
-    common.add_argument("--train-data-dir", help="IDX folder of Fashion-MNIST (default: that of the trainer)")
+    common.add_argument("--train-data-dir", help="folder with the IDX files of Fashion-MNIST (default: the Hub data)")
     common.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     common.add_argument("--threads", type=int, default=2, help="number of CPU threads (default: %(default)s)")
     common.add_argument(
@@ -409,8 +418,8 @@ def make_parser() -> argparse.ArgumentParser:
 
     speed = commands.add_parser("speed", parents=[common], help="measure the speed on the CPU")
     speed.add_argument("names", nargs="*", default=NAMES, metavar="NAME", help="entries to measure (default: all)")
-    speed.add_argument("--rounds", type=int, default=3, help="turns per entry (default: %(default)s)")
-    speed.add_argument("--seconds", type=float, default=10, help="minimum seconds per turn (default: %(default)s)")
+    speed.add_argument("--rounds", type=int, default=3, help="measurements per entry (default: %(default)s)")
+    speed.add_argument("--seconds", type=float, default=10, help="seconds per measurement (default: %(default)s)")
     speed.add_argument(
         "--precisions",
         nargs="+",
@@ -426,7 +435,7 @@ def make_parser() -> argparse.ArgumentParser:
         "--num-images", type=int, nargs="+", required=True, metavar="N", help="numbers of training images"
     )
     quality.add_argument(
-        "-n", "--num-samples", type=int, default=10_000, help="samples per evaluation (default: %(default)s)"
+        "-n", "--num-samples", type=int, default=10_000, help="number of samples per evaluation (default: %(default)s)"
     )
     quality.set_defaults(run=measure_quality)
 

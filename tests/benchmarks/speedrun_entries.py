@@ -9,7 +9,7 @@ The settings of the other projects are those of their examples:
 - `smalldiffusion-unet` and `smalldiffusion-dit`: `examples/fashion_mnist_unet.py` and `examples/fashion_mnist_dit.py`.
 
 Three more changes make the other projects faster: their training images are decoded in advance, they use the fused
-implementation of Adam and AdamW, and the channels_last memory format where it is faster on a CPU.
+implementations of Adam and AdamW, and they use the channels_last memory format where it is faster on a CPU.
 """
 
 import sys
@@ -57,9 +57,9 @@ class Entry(ABC):
 
     Attributes:
         batch_size: Number of images per optimizer step.
-        model: The model in training.
+        model: The model to train.
         bf16: Whether to use bf16 autocast instead of float32.
-        samplers: Samplers to choose from, each with 20 function evaluations.
+        samplers: Names of the samplers to evaluate, each with 20 function evaluations.
     """
 
     batch_size: int
@@ -140,7 +140,7 @@ class Entry(ABC):
 
 
 class CUDAGraph:
-    """A function as a CUDA graph, which is fast for small batches.
+    """Captures a function in a CUDA graph, which reduces the launch overhead of small batches.
 
     A replay overwrites the gradients of the last call, so they must not be set to `None`.
     """
@@ -222,7 +222,7 @@ class Ours(Entry):
 
 
 def sample_in_batches(generate_batch: Callable[[int], torch.Tensor], num_images: int) -> torch.Tensor:
-    """Returns uint8 images on the CPU; `generate_batch` returns images in [-1, 1], as many as its argument."""
+    """Returns uint8 images on the CPU. `generate_batch(batch_size)` returns `batch_size` images in [-1, 1]."""
     sizes = [min(1000, num_images - start) for start in range(0, num_images, 1000)]
     return torch.cat([to_uint8(generate_batch(size).float()).cpu() for size in sizes])
 
@@ -287,7 +287,7 @@ class DiffusersExample(Entry):
         config = self.noise_scheduler.config
         if sampler == "ddim":
             return DDIMScheduler.from_config(config, timestep_spacing="trailing")
-        # With this maximum, thresholding clips the predicted image like DDIM.
+        # With `sample_max_value=1.0`, thresholding clips the predicted x0 to [-1, 1], like DDIM.
         return DPMSolverMultistepScheduler.from_config(
             config, timestep_spacing="trailing", thresholding=True, sample_max_value=1.0
         )
@@ -305,13 +305,13 @@ class DiffusersExample(Entry):
                 images = scheduler.step(prediction, timestep, images).prev_sample
             return crop(images)
 
-        with average_weights(self.model, self.ema):
+        with use_ema_weights(self.model, self.ema):
             return sample_in_batches(generate_batch, num_images)
 
 
 @contextmanager
-def average_weights(model: torch.nn.Module, ema: EMAModel) -> Iterator[None]:
-    """Evaluates `model` with its EMA weights."""
+def use_ema_weights(model: torch.nn.Module, ema: EMAModel) -> Iterator[None]:
+    """Temporarily replaces the weights of `model` with the EMA weights."""
     ema.store(model.parameters())
     ema.copy_to(model.parameters())
     model.eval()
@@ -322,7 +322,7 @@ def average_weights(model: torch.nn.Module, ema: EMAModel) -> Iterator[None]:
 
 @contextmanager
 def mock_unused_packages() -> Iterator[None]:
-    """Mocks packages that other projects import, but that training and sampling do not use."""
+    """Mocks packages that the other projects import but do not use for training and sampling."""
     mocks = {name: MagicMock() for name in ("torchvision", "scipy", "scipy.optimize") if name not in sys.modules}
     sys.modules.update(mocks)
     yield
@@ -408,7 +408,7 @@ class SmallDiffusion(Entry):
             *_, images = self.library.samples(self.model, sigmas, gam=1.6, batchsize=size)
             return images
 
-        with average_weights(self.model, self.ema), self.autocast():
+        with use_ema_weights(self.model, self.ema), self.autocast():
             return sample_in_batches(generate_batch, num_images)
 
 

@@ -1,4 +1,4 @@
-"""The scaling fit for measurements that follow its formulas exactly."""
+"""The scaling benchmark recovers the coefficients of measurements that follow its formulas."""
 
 from pathlib import Path
 
@@ -44,7 +44,7 @@ def test_fit_predicts_a_larger_setting():
     assert (seconds, memory) == pytest.approx((larger.seconds, larger.memory), rel=1e-6)
 
 
-def test_flop_grow_with_the_resolution_and_the_width():
+def test_flop_count_grows_with_resolution_and_width():
     flop = scaling.count_flop(0.25, 32)
     assert scaling.count_flop(0.25, 64) == pytest.approx(4 * flop, rel=0.02)
     assert scaling.count_flop(0.5, 32) == pytest.approx(4 * flop, rel=0.05)
