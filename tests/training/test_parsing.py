@@ -156,7 +156,7 @@ def test_all_invalid_values_are_reported_together(tmp_path: Path, fail_to_parse:
     path.write_text("seed: -1\noptimizer: {learning_rate: .inf}\nmodel: {dropout: 2}\nsamples: {num_images: 0}\n")
     assert fail_to_parse(f"--config={path}", "--ema.power=-1", "--scheduler.beta_start=0.5") == (
         "Found 6 problems:\n"
-        "  - `--seed` must be between 0 and 2,147,483,647, got -1.\n"
+        "  - `--seed` must be between 0 and 4,294,967,295, got -1.\n"
         "  - `--optimizer.learning_rate` must be greater than 0 and at most 1, got inf.\n"
         "  - `--ema.power` must be greater than 0 and at most 10, got -1.0.\n"
         "  - `--samples.num_images` must be between 1 and 1,000, got 0.\n"
@@ -244,7 +244,7 @@ def test_resumed_run_keeps_its_settings(tmp_path: Path, fail_to_parse: Callable[
     for old, new, message in (
         ("seed: 0", "seed: abc", "`--seed` must be an integer, got abc."),
         ("seed: 0", "seed: null", "`--seed` must be an integer, got null."),
-        ("seed: 0", "seed: -1", "`--seed` must be between 0 and 2,147,483,647, got -1."),
+        ("seed: 0", "seed: -1", "`--seed` must be between 0 and 4,294,967,295, got -1."),
         ("optimizer:", "optimizers:", "`optimizer` is incomplete in"),
         ("norm_type: group", "norm_type: [1]", "`--model.norm_type` must be one of"),
         ("seed: 0", "zzz: 1\nseed: 0", "Could not find the setting `--zzz`."),
