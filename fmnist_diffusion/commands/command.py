@@ -1,6 +1,8 @@
-"""Base class of the commands, which reports errors and interruptions."""
+"""Base class of the commands, which reports errors and interruptions, and a check for missing packages."""
 
+import importlib.util
 import re
+from collections.abc import Sequence
 from typing import Any
 
 import typer
@@ -8,6 +10,15 @@ from typer.core import TyperCommand
 
 
 PROGRAM = "fmnist-diffusion"
+
+
+def check_packages(feature: str, packages: Sequence[str], extra: str) -> None:
+    """Raises `ValueError` if one of the `packages` is not installed."""
+    missing = [name for name in packages if importlib.util.find_spec(name) is None]
+    if missing:
+        raise ValueError(
+            f"{feature} requires {', '.join(missing)}. Install it with `pip install 'fmnist-diffusion[{extra}]'`."
+        )
 
 
 class CommandError(typer.TyperException):

@@ -1,6 +1,5 @@
 """The command `fmnist-diffusion demo`."""
 
-import importlib.util
 import signal
 import subprocess
 import sys
@@ -9,6 +8,7 @@ from typing import Annotated
 
 import typer
 
+from .command import check_packages
 from .options import PIPELINE_HELP
 
 
@@ -23,8 +23,7 @@ def demo(
     """Run the demo on this machine, at http://127.0.0.1:7860 or the next free port."""
     from fmnist_diffusion.hub.space import space_dir
 
-    if importlib.util.find_spec("gradio") is None:
-        raise ValueError("The demo requires gradio. Install it with `pip install 'fmnist-diffusion[space]'`.")
+    check_packages("The demo", ["gradio"], "space")
     command = [sys.executable, str(space_dir() / "app.py"), *([] if pipeline is None else [pipeline])]
     process = subprocess.Popen(command)
     signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())

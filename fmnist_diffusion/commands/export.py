@@ -1,12 +1,12 @@
 """The command `fmnist-diffusion export`."""
 
-import importlib.util
 import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
+from .command import check_packages
 from .info import get_existing_folder
 
 
@@ -39,11 +39,7 @@ def export(
     as JSON metadata, which fmnist_diffusion/export/README.md describes. The command fails if the predictions differ
     from those of PyTorch by more than 1e-4.
     """
-    missing = [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f"The export requires {', '.join(missing)}. Install the extra with `pip install 'fmnist-diffusion[onnx]'`."
-        )
+    check_packages("The export", REQUIRED_PACKAGES, "onnx")
     import diffusers
     import torch
 

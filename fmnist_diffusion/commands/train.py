@@ -1,6 +1,5 @@
 """The command `fmnist-diffusion train`."""
 
-import importlib.util
 import re
 import signal
 import subprocess
@@ -9,6 +8,8 @@ from pathlib import Path
 from typing import Annotated
 
 import typer
+
+from .command import check_packages
 
 
 EXAMPLE = "Example: fmnist-diffusion train path/to/images --from base --output-dir output/mine --num_epochs=20"
@@ -42,11 +43,7 @@ def train(
     model is class-conditional. You can also pass any setting of the trainer, such as --num_epochs=20 or
     --optimizer.learning_rate=1e-4; training/README.md describes them.
     """
-    missing = [name for name in REQUIRED_PACKAGES if importlib.util.find_spec(name) is None]
-    if missing:
-        raise ValueError(
-            f"The trainer requires {', '.join(missing)}. Install it with `pip install 'fmnist-diffusion[train]'`."
-        )
+    check_packages("The trainer", REQUIRED_PACKAGES, "train")
     folder = find_training_folder()
     settings = [
         f"--config={folder / 'configs' / 'finetune.yaml'}",

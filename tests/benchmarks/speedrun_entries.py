@@ -20,7 +20,6 @@ from dataclasses import replace
 from itertools import count
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import torch
 import torch.nn.functional as F
@@ -29,6 +28,7 @@ from accelerate.utils import set_seed
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
+from mocked_packages import mock_packages
 
 from fmnist_diffusion.data import load_images, to_uint8
 
@@ -46,6 +46,8 @@ from parsing import parse_config  # noqa: E402
 
 NUM_STEPS = 20
 PADDING = 2
+# The other projects do not use these packages for training and sampling.
+UNUSED_PACKAGES = ("torchvision", "scipy", "scipy.optimize")
 
 
 class Entry(ABC):
@@ -320,23 +322,13 @@ def use_ema_weights(model: torch.nn.Module, ema: EMAModel) -> Iterator[None]:
     model.train()
 
 
-@contextmanager
-def mock_unused_packages() -> Iterator[None]:
-    """Mocks packages that the other projects import but do not use for training and sampling."""
-    mocks = {name: MagicMock() for name in ("torchvision", "scipy", "scipy.optimize") if name not in sys.modules}
-    sys.modules.update(mocks)
-    yield
-    for name in mocks:
-        del sys.modules[name]
-
-
 class DenoisingDiffusion(Entry):
     batch_size = 64
     num_accumulated = 2
     augmentation = "flip"
 
     def __init__(self, train_data_dir: str | None, seed: int):
-        with mock_unused_packages():
+        with mock_packages(*UNUSED_PACKAGES):
             from denoising_diffusion_pytorch.denoising_diffusion_pytorch import (  # pyright: ignore[reportMissingImports]
                 GaussianDiffusion,
                 Unet,
@@ -373,7 +365,7 @@ class SmallDiffusion(Entry):
     ema_decay: float
 
     def __init__(self, train_data_dir: str | None, seed: int):
-        with mock_unused_packages():
+        with mock_packages(*UNUSED_PACKAGES):
             import smalldiffusion  # pyright: ignore[reportMissingImports]
 
         super().__init__(train_data_dir, seed)

@@ -11,21 +11,22 @@ machine slow all of them down equally.
 
 import argparse
 import resource
-import sys
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
 from multiprocessing import get_context
 from statistics import median
-from unittest.mock import MagicMock
 
 import torch
 from diffusers import UNet2DModel
+from mocked_packages import mock_packages
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmnist_diffusion import FashionMNISTUNet2DModel
 
 
+# The U-Nets of the other projects do not use these packages.
+UNUSED_PACKAGES = ("torchvision", "ema_pytorch", "pytorch_fid")
 # The arguments are noisy images (B, 1, 28, 28) and timesteps (B,).
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -47,22 +48,19 @@ def make_unet2d() -> tuple[torch.nn.Module, Forward]:
     return model, lambda sample, timesteps: model(sample, timesteps).sample
 
 
-def mock_unused_packages() -> None:
-    """Mocks packages that the other projects import, but that their U-Nets do not use."""
-    sys.modules.update({name: MagicMock() for name in ("torchvision", "ema_pytorch", "pytorch_fid")})
-
-
 def make_denoising_diffusion() -> tuple[torch.nn.Module, Forward]:
-    mock_unused_packages()
-    from denoising_diffusion_pytorch.denoising_diffusion_pytorch import Unet  # pyright: ignore[reportMissingImports]
+    with mock_packages(*UNUSED_PACKAGES):
+        from denoising_diffusion_pytorch.denoising_diffusion_pytorch import (  # pyright: ignore[reportMissingImports]
+            Unet,
+        )
 
     model = Unet(dim=76, channels=1, dim_mults=(1, 2, 4))
     return model, model
 
 
 def make_smalldiffusion() -> tuple[torch.nn.Module, Forward]:
-    mock_unused_packages()
-    from smalldiffusion.model_unet import Unet  # pyright: ignore[reportMissingImports]
+    with mock_packages(*UNUSED_PACKAGES):
+        from smalldiffusion.model_unet import Unet  # pyright: ignore[reportMissingImports]
 
     model = Unet(28, 1, 1, ch=64, ch_mult=(1, 2, 4), attn_resolutions=(14,))
     return model, lambda sample, timesteps: model(sample, timesteps + 1.0)

@@ -1,3 +1,4 @@
+import importlib.util
 import os
 import signal
 import subprocess
@@ -43,7 +44,7 @@ def test_returns_the_exit_code_of_the_demo(app, source, exit_code):
 
 
 def test_missing_gradio_is_an_error(get_error, monkeypatch):
-    monkeypatch.setattr(demo.importlib.util, "find_spec", lambda name: None)
+    monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
     assert get_error("demo") == "The demo requires gradio. Install it with `pip install 'fmnist-diffusion[space]'`."
 
 

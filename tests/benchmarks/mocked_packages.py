@@ -1,0 +1,16 @@
+"""Mocks packages that other projects import but do not use in the benchmarks."""
+
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
+from unittest.mock import MagicMock
+
+
+@contextmanager
+def mock_packages(*names: str) -> Iterator[None]:
+    """Replaces the modules `names` with mocks inside the block, unless they are already imported."""
+    mocks = {name: MagicMock() for name in names if name not in sys.modules}
+    sys.modules.update(mocks)
+    yield
+    for name in mocks:
+        del sys.modules[name]
