@@ -5,7 +5,6 @@ const RUNTIMES = {
   webgpu: ["ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm"],
   wasm: ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"],
 };
-const MAX_NUM_THREADS = 4;
 
 /** Returns a function that samples uniform numbers in [0, 1) with the generator mulberry32. */
 function mulberry32(seed) {
@@ -131,8 +130,6 @@ export function toImageData(values, [channels, height, width]) {
 /** Adds a session to an entry of models.json, and runs the model once, because the first run is slower. */
 async function addSession(entry, provider) {
   const ort = await import(`./onnxruntime-web/${RUNTIMES[provider][0]}`);
-  // Threads need cross-origin isolation, which the HTTP headers of the page enable.
-  ort.env.wasm.numThreads = crossOriginIsolated ? Math.min(navigator.hardwareConcurrency, MAX_NUM_THREADS) : 1;
   // A worker runs the model, so that the page stays responsive. WebGPU runs asynchronously without a worker.
   ort.env.wasm.proxy = provider === "wasm";
   const session = await ort.InferenceSession.create(entry.file, { executionProviders: [provider] });
@@ -179,8 +176,9 @@ function createElement(name, properties, ...children) {
   return element;
 }
 
-function showModel() {
-  const names = model.null_label === null ? [] : (model.label_names ?? [...Array(model.null_label).keys()].map(String));
+/** Shows the classes and the numbers of steps of a model. */
+function showSettings({ label_names: labelNames, null_label: nullLabel, num_inference_steps: value, samplers }) {
+  const names = labelNames ?? [...Array(nullLabel ?? 0).keys()].map(String);
   getElement("labels").replaceChildren(
     ...names.map((name, i) => {
       const input = createElement("input", { type: "radio", name: "label", value: i, checked: i === 0 });
@@ -189,8 +187,8 @@ function showModel() {
   );
   form["second-label"].replaceChildren(new Option("Same class", ""), ...names.map((name, i) => new Option(name, i)));
   for (const element of document.querySelectorAll(".conditional")) element.hidden = names.length === 0;
-  const numSteps = Object.keys(model.samplers).map(Number);
-  Object.assign(form.steps, { min: Math.min(...numSteps), max: Math.max(...numSteps), value: model.num_inference_steps });
+  const numSteps = Object.keys(samplers).map(Number);
+  Object.assign(form.steps, { min: Math.min(...numSteps), max: Math.max(...numSteps), value });
 }
 
 function readSettings() {
@@ -250,6 +248,7 @@ async function update() {
 async function selectModel(entry) {
   getElement("status").textContent = `Loading ${entry.name} …`;
   getElement("controls").disabled = true;
+  showSettings(entry);
   try {
     if (!entry.session) await loadModel(entry);
   } catch (error) {
@@ -258,7 +257,6 @@ async function selectModel(entry) {
   }
   model = entry;
   getElement("controls").disabled = false;
-  showModel();
   await update();
   const threads = model.ort.env.wasm.numThreads;
   const provider = model.provider === "webgpu" ? "WebGPU" : `WebAssembly, ${threads} ${threads === 1 ? "thread" : "threads"}`;
