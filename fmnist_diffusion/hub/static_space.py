@@ -132,7 +132,7 @@ def download_runtime(target: Path) -> None:
     """
     npm = shutil.which("npm")
     if npm is None:
-        raise OSError(f"Could not find npm, which downloads {RUNTIME_PACKAGE}. Install Node.js and npm, and try again.")
+        raise OSError(f"Could not find npm, which downloads {RUNTIME_PACKAGE}. Install Node.js and try again.")
     with TemporaryDirectory() as folder:
         # npm uses the configured registry, and downloads a version only once.
         command = [npm, "pack", RUNTIME_PACKAGE, "--prefer-offline", "--loglevel=error", "--pack-destination", folder]

@@ -44,7 +44,10 @@ def test_push_space_uploads_a_static_page(hub, capsys, monkeypatch, models):
         (["push", "base"], "Missing option '--repo-id'"),
         (["push", "base", "--repo-id", "me/tiny", "--create-pr", "--tag", "v1"], "--create-pr cannot be combined"),
         (["push-space", "--repo-id", "demo"], "--model must be the repository id of one public model, got 0 values"),
-        (["push-space", "--repo-id", "demo", "--model", "me/x", "--model", "me/y"], "--model must be the repository id"),
+        (
+            ["push-space", "--repo-id", "demo", "--model", "me/x", "--model", "me/y"],
+            "--model must be the repository id",
+        ),
         (["push-space", "--repo-id", "demo", "--static", "--model", "nowhere"], "Could not find the folder nowhere"),
     ],
 )

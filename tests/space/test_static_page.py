@@ -56,7 +56,6 @@ SAMPLE = """async ({ numSteps, noises, labels, weight }) => {
 class PageRequestHandler(SimpleHTTPRequestHandler):
     """Serves a folder with the given headers."""
 
-    extensions_map = {**SimpleHTTPRequestHandler.extensions_map, ".mjs": "text/javascript"}
     headers_to_add: dict[str, str] = {}
 
     def end_headers(self):
@@ -64,7 +63,7 @@ class PageRequestHandler(SimpleHTTPRequestHandler):
             self.send_header(name, value)
         super().end_headers()
 
-    def log_message(self, *args: Any):
+    def log_message(self, format: str, *args: Any):
         pass
 
 
@@ -79,7 +78,7 @@ def serve(folder: Path, headers: dict[str, str]) -> Iterator[str]:
 
 @pytest.fixture(scope="module")
 def pipelines(tmp_path_factory) -> dict[str, FashionMNISTPipeline]:
-    """The pipelines of the page: a stochastic multistep sampler, a consistency model and an RGB model without classes."""
+    """Pipelines with a stochastic multistep sampler, a consistency sampler, and RGB images without classes."""
     pipes = {
         "base": load_pipeline("base"),
         "lcm": get_pipeline(LCMScheduler(**LCM_OPTIONS)),
@@ -157,7 +156,7 @@ def select_model(shared_page) -> Callable[[str], Page]:
 
 @pytest.fixture
 def page(request, browser: Browser, url: str, tmp_path: Path) -> Iterator[Page]:
-    """A new page at one of the `SIZES`. After the test, checks that it reported no errors and only used its own server."""
+    """A page at one of the `SIZES`. After the test, checks that it reported no errors and only used its own server."""
     size = getattr(request, "param", "laptop")
     width, height = SIZES[size]
     scheme = "dark" if size == "phone" else "light"
@@ -165,7 +164,9 @@ def page(request, browser: Browser, url: str, tmp_path: Path) -> Iterator[Page]:
         errors: list[str] = []
         context.on("weberror", lambda error: errors.append(str(error.error)))
         context.on("console", lambda message: errors.append(message.text) if message.type == "error" else None)
-        context.on("request", lambda it: errors.append(it.url) if not it.url.startswith((url, "data:", "blob:")) else 0)
+        context.on(
+            "request", lambda it: errors.append(it.url) if not it.url.startswith((url, "data:", "blob:")) else 0
+        )
         page = open_page(context, url)
         yield page
         page.screenshot(path=tmp_path / f"{request.node.name}.png", full_page=True)
