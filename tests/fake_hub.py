@@ -255,7 +255,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         if owner != user:
             raise ErrorResponse(403, message=f"You don't have the rights to create a model under {owner}.")
         kind = request.get("type", "model") + "s"
-        if kind == "spaces" and request.get("sdk") != "gradio":
+        if kind == "spaces" and request.get("sdk") not in ("gradio", "static"):
             raise ErrorResponse(400, message="no such sdk")
         key = "/".join(([] if kind == "models" else [kind]) + [owner, request["name"]])
         if key in self.hub.repositories:

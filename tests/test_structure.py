@@ -28,8 +28,19 @@ ALLOWED_IMPORTS = {
     "sampling": {"models", "pipelines", "data"},
     "loading": {"pipelines", "sampling", "hub.client"},
     "evaluation": {"pipelines", "sampling", "loading", "data", "images", "files", "hub.client"},
-    "hub": {"hub.client", "files", "models", "pipelines", "objectives", "sampling", "loading", "data", "images"},
     "export": {"pipelines", "models", "sampling", "data", "files"},
+    "hub": {
+        "hub.client",
+        "files",
+        "models",
+        "pipelines",
+        "objectives",
+        "sampling",
+        "loading",
+        "data",
+        "images",
+        "export",
+    },
     "commands": {"hub.client", "files", "sampling", "loading", "data", "images", "hub", "evaluation", "export"},
 }
 

@@ -2,28 +2,32 @@
 
     python .github/images/make.py
 
-The screenshot requires Debian's chromium.
+The screenshots require Debian's chromium and npm.
 """
 
 import subprocess
 import sys
 import time
 import urllib.request
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
-from playwright.sync_api import sync_playwright
+from playwright.sync_api import Page, sync_playwright
 
 from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images
 from fmnist_diffusion.evaluation.report import class_grid
+from fmnist_diffusion.hub.static_space import make_static_space
 from fmnist_diffusion.images import image_grid, save_gif, upscale
+from fmnist_diffusion.loading import get_pipeline_folder
 from fmnist_diffusion.sampling import Samples, SamplingConfig, generate, make_generators
 
 
 FOLDER = Path(__file__).parent
-URL = "http://127.0.0.1:7860"
 
 
 def save_comparison() -> None:
@@ -54,30 +58,53 @@ def save_animation() -> None:
     save_gif(grids, FOLDER / "denoising.gif", duration=100, hold=2000)
 
 
-def save_screenshot() -> None:
-    demo = subprocess.Popen([Path(sys.executable).with_name("fmnist-diffusion"), "demo", "base"])
+@contextmanager
+def open_page(command: list, url: str) -> Iterator[Page]:
+    """Starts a server, waits for it, and opens its page in chromium."""
+    server = subprocess.Popen(command)
     try:
         for _ in range(120):
             try:
-                urllib.request.urlopen(URL).close()
+                urllib.request.urlopen(url).close()
                 break
             except OSError:
                 time.sleep(1)
         with sync_playwright() as playwright:
             browser = playwright.chromium.launch(executable_path="/usr/bin/chromium", args=["--no-sandbox"])
             page = browser.new_page(viewport={"width": 1280, "height": 720})
-            page.goto(URL)
-            page.get_by_role("button", name="Generate", exact=True).click()
-            page.wait_for_selector("#generate-strip img")
-            page.wait_for_timeout(1000)
-            page.screenshot(path=FOLDER / "demo.png", full_page=True)
+            page.goto(url)
+            yield page
             browser.close()
     finally:
-        demo.terminate()
-        demo.wait()
+        server.terminate()
+        server.wait()
+
+
+def save_screenshot() -> None:
+    command = [Path(sys.executable).with_name("fmnist-diffusion"), "demo", "base"]
+    with open_page(command, "http://127.0.0.1:7860") as page:
+        page.get_by_role("button", name="Generate", exact=True).click()
+        page.wait_for_selector("#generate-strip img")
+        page.wait_for_timeout(1000)
+        page.screenshot(path=FOLDER / "demo.png", full_page=True)
+
+
+def save_browser_screenshot() -> None:
+    with TemporaryDirectory() as folder:
+        make_static_space([get_pipeline_folder("base")], Path(folder))
+        command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", folder, "7861"]
+        with open_page(command, "http://127.0.0.1:7861") as page:
+            page.get_by_text("available offline").wait_for()
+            page.get_by_text("Ankle boot", exact=True).first.click()
+            page.get_by_label("Seed", exact=True).fill("25")
+            # No setting is focused, and the image is complete.
+            page.get_by_role("heading", name="Fashion-MNIST diffusion").click()
+            page.wait_for_timeout(5000)
+            page.screenshot(path=FOLDER / "browser.png", full_page=True)
 
 
 if __name__ == "__main__":
     save_comparison()
     save_animation()
     save_screenshot()
+    save_browser_screenshot()

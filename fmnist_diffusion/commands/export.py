@@ -15,6 +15,16 @@ EXAMPLE = "Example: fmnist-diffusion export base --format onnx -o output/onnx"
 REQUIRED_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 
 
+def prepare_export(feature: str) -> None:
+    """Raises `ValueError` if a package is missing, and hides messages of diffusers and torch."""
+    check_packages(feature, REQUIRED_PACKAGES, "onnx")
+    import diffusers
+
+    diffusers.utils.logging.disable_progress_bar()
+    # The exporter warns about operators of torchvision if it is not installed.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
+
+
 def export(
     checkpoint: Annotated[str, typer.Argument(metavar="CHECKPOINT", help="a bundled checkpoint or a local folder")],
     output_dir: Annotated[
@@ -39,8 +49,7 @@ def export(
     as JSON metadata, which fmnist_diffusion/export/README.md describes. The command fails if the predictions differ
     from those of PyTorch by more than 1e-4.
     """
-    check_packages("The export", REQUIRED_PACKAGES, "onnx")
-    import diffusers
+    prepare_export("The export")
     import torch
 
     from fmnist_diffusion.export import ExportError, export_onnx
@@ -49,9 +58,6 @@ def export(
     from fmnist_diffusion.hub.metadata import read_train_config
     from fmnist_diffusion.loading import get_short_name, load_pipeline
 
-    diffusers.utils.logging.disable_progress_bar()
-    # The exporter warns about operators of torchvision if it is not installed.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
     folder = get_existing_folder(checkpoint).resolve()
     name = get_short_name(folder)
     path = output_dir / f"{name.replace('/', '-')}.{format}"

@@ -70,7 +70,7 @@ def make_space(model_id: str, target: Path) -> None:
         model_id (`str`): Repository id of the model for the card of the Space.
         target (`Path`): Output folder.
     """
-    shutil.copytree(space_dir(), target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__"))
+    shutil.copytree(space_dir(), target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "browser"))
     for source in sorted(PACKAGE_DIR.rglob("*.py")):
         path = source.relative_to(PACKAGE_DIR)
         if path.parts[0] not in UNUSED_FOLDERS:

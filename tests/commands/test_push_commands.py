@@ -26,13 +26,29 @@ def test_push_space_uploads_the_demo(hub, capsys):
     assert capsys.readouterr().out == f"Uploaded the demo to {hub.endpoint}/spaces/someone/demo.\n"
 
 
+@pytest.mark.parametrize("models", [[], ["spec", "base"]])
+def test_push_space_uploads_a_static_page(hub, capsys, monkeypatch, models):
+    calls = []
+    monkeypatch.setattr(
+        "fmnist_diffusion.hub.static_space.make_static_space", lambda folders, target: calls.append(folders)
+    )
+    main(["push-space", "--static", "--repo-id", "demo", *(arg for name in models for arg in ("--model", name))])
+    assert capsys.readouterr().out == f"Uploaded the demo to {hub.endpoint}/spaces/someone/demo.\n"
+    assert [[folder.name for folder in folders] for folders in calls] == [models or ["base"]]
+
+
 @pytest.mark.parametrize(
     ("args", "message"),
     [
         (["push", "nowhere", "--repo-id", "me/tiny"], "Could not find the folder nowhere"),
         (["push", "base"], "Missing option '--repo-id'"),
         (["push", "base", "--repo-id", "me/tiny", "--create-pr", "--tag", "v1"], "--create-pr cannot be combined"),
-        (["push-space", "--repo-id", "demo"], "Missing option '--model'"),
+        (["push-space", "--repo-id", "demo"], "--model must be the repository id of one public model, got 0 values"),
+        (
+            ["push-space", "--repo-id", "demo", "--model", "me/x", "--model", "me/y"],
+            "--model must be the repository id",
+        ),
+        (["push-space", "--repo-id", "demo", "--static", "--model", "nowhere"], "Could not find the folder nowhere"),
     ],
 )
 def test_invalid_options_make_no_requests(hub, get_error, args, message):

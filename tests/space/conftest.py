@@ -1,4 +1,5 @@
 import gc
+import shutil
 import socket
 import threading
 import time
@@ -7,15 +8,26 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from playwright.sync_api import Browser, sync_playwright
 
 import engine
 import handlers
 import layout
+from optional_resources import skip_or_fail
 from saved_pipelines import save_pipeline
 
 
 # Gradio, its client and Starlette cause these warnings.
 WARNINGS = ["ignore::DeprecationWarning", "ignore::ResourceWarning", "ignore::pytest.PytestUnraisableExceptionWarning"]
+
+# These flags disable network access and unneeded processes.
+BROWSER_FLAGS = [
+    "--no-sandbox",
+    "--disable-gpu",
+    "--disable-background-networking",
+    "--disable-component-update",
+    "--disable-sync",
+]
 
 
 def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
@@ -109,3 +121,14 @@ def url(model_folder) -> Iterator[str]:
 def base_url() -> Iterator[str]:
     """URL of a running demo of the base checkpoint."""
     yield from serve("base")
+
+
+@pytest.fixture(scope="module")
+def browser() -> Iterator[Browser]:
+    path = shutil.which("chromium")
+    if path is None:
+        skip_or_fail("chromium", "apt-get install chromium")
+    with sync_playwright() as playwright:
+        browser = playwright.chromium.launch(executable_path=path, args=BROWSER_FLAGS)
+        yield browser
+        browser.close()

@@ -1,26 +1,15 @@
 """The demo in a real browser, at the sizes of a laptop and of a phone."""
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
-from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect, sync_playwright
-
-from optional_resources import skip_or_fail
+from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
 
 
 pytestmark = pytest.mark.slow
 
 SIZES = {"laptop": (1280, 720), "phone": (390, 844)}
-# These flags disable network access and unneeded processes.
-FLAGS = [
-    "--no-sandbox",
-    "--disable-gpu",
-    "--disable-background-networking",
-    "--disable-component-update",
-    "--disable-sync",
-]
 # The timeout in milliseconds is long because the machine can be busy.
 TIMEOUT = 20_000
 BUTTONS = {
@@ -29,17 +18,6 @@ BUTTONS = {
     "Image-to-image": "Transform",
     "Compare": "Compare",
 }
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Browser]:
-    path = shutil.which("chromium")
-    if path is None:
-        skip_or_fail("chromium", "apt-get install chromium")
-    with sync_playwright() as playwright:
-        browser = playwright.chromium.launch(executable_path=path, args=FLAGS)
-        yield browser
-        browser.close()
 
 
 @pytest.fixture(params=SIZES)

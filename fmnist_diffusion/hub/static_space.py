@@ -1,0 +1,155 @@
+"""Builds a page that generates images in the browser, and uploads it to the Hub as a static Space."""
+
+import base64
+import hashlib
+import json
+import shutil
+import subprocess
+import tarfile
+from collections.abc import Sequence
+from pathlib import Path
+from tempfile import TemporaryDirectory
+from typing import Any
+
+import torch
+
+from fmnist_diffusion.export import METADATA_KEY, export_onnx
+from fmnist_diffusion.loading import get_short_name, load_pipeline
+
+from .card import get_license
+from .client import call_hub, connect, get_folder_size, get_full_repo_id
+from .metadata import read_train_config
+from .repository import create_repository
+from .space import space_dir
+
+
+RUNTIME_PACKAGE = "onnxruntime-web@1.30.0"
+RUNTIME_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
+# These are the files for WebAssembly and for WebGPU. `main.js` imports them by name.
+RUNTIME_FILES = (
+    "ort.wasm.min.mjs",
+    "ort-wasm-simd-threaded.mjs",
+    "ort-wasm-simd-threaded.wasm",
+    "ort.webgpu.min.mjs",
+    "ort-wasm-simd-threaded.asyncify.mjs",
+    "ort-wasm-simd-threaded.asyncify.wasm",
+)
+MAX_NUM_INFERENCE_STEPS = 20
+
+
+def push_static_space(
+    repo_id: str, checkpoints: Sequence[Path], *, private: bool = False, token: str | None = None
+) -> str:
+    """
+    Uploads a page that generates images in the browser as a static Space.
+
+    If nothing has changed since the last upload, no commit is made.
+
+    Args:
+        repo_id (`str`): Repository id of the Space, `owner/name`, or `name` for your own namespace.
+        checkpoints (`Sequence[Path]`): Folders of the pipelines; the page starts with the first one.
+        private (`bool`, defaults to `False`):
+            Whether to create a private Space. Raises an error if it exists and is public.
+        token (`str`, *optional*): Token with write access. Defaults to the token from `hf auth login` or `HF_TOKEN`.
+
+    Returns:
+        `str`: The URL of the Space.
+
+    Raises:
+        [`HubError`]: If the Hub cannot be reached or rejects a request.
+        `ExportError`, `OSError`, `ValueError`: See [`make_static_space`].
+    """
+    api = connect(token)
+    repo_id = get_full_repo_id(api, repo_id)
+    with TemporaryDirectory() as staging:
+        make_static_space(checkpoints, Path(staging))
+        create_repository(api, repo_id, private, repo_type="space", space_sdk="static")
+        call_hub(
+            lambda: api.upload_folder(
+                repo_id=repo_id,
+                repo_type="space",
+                folder_path=staging,
+                commit_message="Upload page",
+                delete_patterns=["*.onnx", "onnxruntime-web/*"],
+            ),
+            repo_id,
+            num_bytes=get_folder_size(Path(staging)),
+        )
+    return f"{api.endpoint}/spaces/{repo_id}"
+
+
+def make_static_space(checkpoints: Sequence[Path], target: Path) -> None:
+    """
+    Writes the complete content of a static Space: the page, the exported models and ONNX Runtime Web.
+
+    `models.json` lists the models: the name of each file, and the metadata of the ONNX file for 1 to 20 steps.
+
+    Args:
+        checkpoints (`Sequence[Path]`): Folders of the pipelines; the page starts with the first one.
+        target (`Path`): Output folder.
+
+    Raises:
+        `ExportError`: If the predictions of an exported model differ too much from those of PyTorch.
+        `OSError`: If a pipeline cannot be read, or if npm is not installed or cannot download ONNX Runtime Web.
+        `ValueError`: If a scheduler cannot be exported, or if the downloaded package has a different SHA-512.
+    """
+    shutil.copytree(space_dir() / "browser", target, dirs_exist_ok=True)
+    download_runtime(target / "onnxruntime-web")
+    models = [export_model(folder, target) for folder in checkpoints]
+    (target / "models.json").write_text(json.dumps(models))
+
+
+def export_model(folder: Path, target: Path) -> dict[str, Any]:
+    """Exports a pipeline to an ONNX file in `target`, and returns its entry for `models.json`."""
+    import onnx
+
+    pipe = load_pipeline(folder, dtype=torch.float32)
+    default = min(pipe.config.num_inference_steps, MAX_NUM_INFERENCE_STEPS)
+    name = get_short_name(folder)
+    path = target / f"{name.replace('/', '-')}.onnx"
+    export_onnx(
+        pipe,
+        path,
+        name=name,
+        # The first number is the default of the file.
+        num_inference_steps=list(dict.fromkeys([default, *range(1, MAX_NUM_INFERENCE_STEPS + 1)])),
+        license=get_license(read_train_config(folder / "train_config.json")),
+    )
+    metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    return {"file": path.name, **json.loads(metadata[METADATA_KEY])}
+
+
+def download_runtime(target: Path) -> None:
+    """
+    Downloads ONNX Runtime Web with npm (33 MB), and copies the files that the page uses to a folder.
+
+    Args:
+        target (`Path`): The new folder.
+
+    Raises:
+        `OSError`: If npm is not installed or cannot download the package.
+        `ValueError`: If the SHA-512 of the package differs from the expected one.
+    """
+    npm = shutil.which("npm")
+    if npm is None:
+        raise OSError(f"Could not find npm, which downloads {RUNTIME_PACKAGE}. Install Node.js and try again.")
+    with TemporaryDirectory() as folder:
+        # npm uses the configured registry, and downloads a version only once.
+        command = [npm, "pack", RUNTIME_PACKAGE, "--prefer-offline", "--loglevel=error", "--pack-destination", folder]
+        process = subprocess.run(command, capture_output=True, text=True, check=False)
+        packages = list(Path(folder).glob("*.tgz"))
+        if process.returncode or not packages:
+            reason = (process.stderr.strip().splitlines() or ["no error message"])[0]
+            raise OSError(f"npm could not download {RUNTIME_PACKAGE} ({reason}). Check your connection and try again.")
+        digest = base64.b64encode(hashlib.sha512(packages[0].read_bytes()).digest()).decode()
+        if digest != RUNTIME_SHA512:
+            raise ValueError(
+                f"The SHA-512 of {RUNTIME_PACKAGE} must be {RUNTIME_SHA512[:12]}..., got {digest[:12]}... Check the"
+                " registry of npm."
+            )
+        target.mkdir()
+        with tarfile.open(packages[0]) as package:
+            for name in RUNTIME_FILES:
+                member = package.extractfile(f"package/dist/{name}")
+                assert member is not None
+                (target / name).write_bytes(member.read())

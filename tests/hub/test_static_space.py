@@ -1,0 +1,109 @@
+import base64
+import hashlib
+import io
+import json
+import os
+import shutil
+import tarfile
+from pathlib import Path
+
+import onnx
+import pytest
+import yaml
+
+from fmnist_diffusion.export import METADATA_KEY
+from fmnist_diffusion.hub import static_space
+from fmnist_diffusion.hub.client import HubError
+from fmnist_diffusion.hub.space import space_dir
+from fmnist_diffusion.hub.static_space import RUNTIME_FILES, download_runtime, make_static_space, push_static_space
+from saved_pipelines import save_pipeline
+
+
+pytest.importorskip("onnxscript")
+
+
+@pytest.fixture
+def npm(tmp_path, monkeypatch) -> Path:
+    """A program `npm` that only copies a package, whose SHA-512 is the expected one."""
+    package = tmp_path / "package.tgz"
+    with tarfile.open(package, "w:gz") as archive:
+        for name in (*RUNTIME_FILES, "unused.js"):
+            member = tarfile.TarInfo(f"package/dist/{name}")
+            member.size = len(name)
+            archive.addfile(member, io.BytesIO(name.encode()))
+    digest = base64.b64encode(hashlib.sha512(package.read_bytes()).digest()).decode()
+    monkeypatch.setattr(static_space, "RUNTIME_SHA512", digest)
+    program = tmp_path / "bin" / "npm"
+    program.parent.mkdir()
+    program.write_text(f'#!/bin/sh\nfor folder; do :; done\ncp {package} "$folder"\n')
+    program.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{program.parent}{os.pathsep}{os.environ['PATH']}")
+    return program
+
+
+def test_runtime_only_contains_the_used_files(npm, tmp_path):
+    download_runtime(tmp_path / "runtime")
+    assert {path.name: path.read_text() for path in (tmp_path / "runtime").iterdir()} == {n: n for n in RUNTIME_FILES}
+
+
+def test_page_imports_the_downloaded_files():
+    code = (space_dir() / "browser" / "main.js").read_text()
+    assert all(f'"{name}"' in code for name in RUNTIME_FILES)
+
+
+def test_unexpected_package_is_rejected(npm, tmp_path, monkeypatch):
+    monkeypatch.setattr(static_space, "RUNTIME_SHA512", "A" * 88)
+    with pytest.raises(ValueError, match=r"^The SHA-512 of onnxruntime-web@.* must be AAAAAAAAAAAA\.\.\., got"):
+        download_runtime(tmp_path / "runtime")
+    assert not (tmp_path / "runtime").exists()
+
+
+def test_error_of_npm_is_reported(npm, tmp_path):
+    npm.write_text("#!/bin/sh\necho 'npm error code ENOTFOUND' >&2\nexit 1\n")
+    with pytest.raises(OSError, match=r"^npm could not download onnxruntime-web@.* \(npm error code ENOTFOUND\)"):
+        download_runtime(tmp_path / "runtime")
+
+
+def test_missing_npm_is_reported(tmp_path, monkeypatch):
+    monkeypatch.setattr(shutil, "which", lambda name: None)
+    with pytest.raises(OSError, match=r"^Could not find npm"):
+        download_runtime(tmp_path / "runtime")
+
+
+@pytest.mark.slow
+def test_models_are_exported_with_their_metadata(npm, tmp_path, folder):
+    shoes = save_pipeline(tmp_path / "shoes")
+    make_static_space([folder, shoes], tmp_path / "page")
+    first, second = json.loads((tmp_path / "page" / "models.json").read_text())
+    assert (first["file"], first["name"]) == ("run-pipeline.onnx", "run/pipeline")
+    assert (second["file"], second["name"], second["null_label"]) == ("shoes.onnx", "shoes", None)
+    (metadata,) = onnx.load(tmp_path / "page" / "shoes.onnx").metadata_props
+    assert metadata.key == METADATA_KEY
+    assert second == {"file": "shoes.onnx", **json.loads(metadata.value)}
+    assert second["num_inference_steps"] == 20
+    assert sorted(map(int, second["samplers"])) == list(range(1, 21))
+
+
+@pytest.mark.slow
+def test_push_uploads_the_page_once(hub, npm, folder):
+    assert push_static_space("demo", [folder]) == f"{hub.endpoint}/spaces/someone/demo"
+    space = hub.repositories["spaces/someone/demo"]
+    runtime = {f"onnxruntime-web/{name}" for name in RUNTIME_FILES}
+    page = {"README.md", "index.html", "main.js", "models.json", "service_worker.js", "style.css", "run-pipeline.onnx"}
+    assert set(space.files) == {".gitattributes", *page, *runtime}
+    card = yaml.safe_load(space.files["README.md"].decode().split("---\n")[1])
+    assert card["sdk"] == "static"
+    # WebAssembly threads require these headers.
+    assert card["custom_headers"]["cross-origin-embedder-policy"] == "require-corp"
+    assert card["custom_headers"]["cross-origin-opener-policy"] == "same-origin"
+    commits = dict(space.commits)
+    push_static_space("demo", [folder])
+    assert space.commits == commits
+
+
+def test_missing_token_is_reported_before_the_page_is_built(hub, monkeypatch):
+    monkeypatch.delenv("HF_TOKEN")
+    monkeypatch.setattr("fmnist_diffusion.hub.client.get_token", lambda: None)
+    monkeypatch.setattr(static_space, "make_static_space", None)
+    with pytest.raises(HubError, match="not logged in"):
+        push_static_space("demo", [])
