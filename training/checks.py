@@ -104,6 +104,7 @@ RANGES = {
     "objective.logit_mean": Range(-20, 20),
     "objective.logit_std": Range(0, 20, above=True),
     "objective.label_dropout": FRACTION,
+    "distillation.num_segments": Range(1, 100_000),
     "optimizer.learning_rate": Range(0, 1, above=True),
     "optimizer.adam_beta1": ADAM_BETA,
     "optimizer.adam_beta2": ADAM_BETA,
@@ -201,6 +202,7 @@ def find_contradictions(values: Mapping[str, Any]) -> Iterator[str]:
         values: Settings by their names. Contradictions with missing settings are ignored.
     """
     yield from find_schedule_problems(values)
+    yield from find_distillation_problems(values)
     yield from find_sampling_problems("samples", values)
     if values.get("eval.every_n_epochs") is not None:
         yield from find_sampling_problems("eval", values)
@@ -234,6 +236,25 @@ def find_schedule_problems(values: Mapping[str, Any]) -> Iterator[str]:
         yield (
             "`--scheduler.rescale_betas_zero_snr` requires `--scheduler.prediction_type` v_prediction or sample, got"
             " epsilon: the noise alone does not determine the image at a signal-to-noise ratio of zero."
+        )
+
+
+def find_distillation_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    method, limit = values.get("distillation.method"), values.get("scheduler.num_train_timesteps")
+    if method is None:
+        return
+    segments = values.get("distillation.num_segments", [1])
+    if not segments or (limit is not None and max(segments) > limit):
+        yield (
+            "`--distillation.num_segments` must be one or more numbers up to `--scheduler.num_train_timesteps`"
+            f" ({limit}), got {format_value(segments)}."
+        )
+    if values.get("init_from", "") is None:
+        yield f"`--init_from` must be the pipeline to distill with `--distillation.method={method}`, got null."
+    if method == "consistency_distillation" and values.get("ema.enabled") is False:
+        yield (
+            "`--ema.enabled` must be true with `--distillation.method=consistency_distillation`, because the EMA"
+            " weights compute the target."
         )
 
 

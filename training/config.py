@@ -98,6 +98,23 @@ class ObjectiveConfig:
 
 
 @dataclass
+class DistillationConfig:
+    """Distillation into a model that generates images in one to four steps (distill.py).
+
+    Of the training objective, it only uses label_dropout.
+
+    Args:
+        method: consistency_distillation (from init_from) or consistency_tuning (from the images); required by
+            distill.py
+        num_segments: number of segments that the noise schedule is divided into; with several numbers, each is used
+            for an equal part of the run
+    """
+
+    method: Literal["consistency_distillation", "consistency_tuning"] | None = None
+    num_segments: list[int] = field(default_factory=lambda: [32])
+
+
+@dataclass
 class OptimizerConfig:
     """Optimizer and learning rate.
 
@@ -202,6 +219,7 @@ class TrainingConfig:
         data: training images
         scheduler: noise schedule
         objective: training objective
+        distillation: distillation into a model that needs few steps
         optimizer: optimizer and learning rate
         ema: exponential moving average of the weights
         samples: sample grids during training
@@ -235,6 +253,7 @@ class TrainingConfig:
     data: DataConfig = field(default_factory=DataConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
@@ -259,7 +278,7 @@ class TrainingConfig:
             settings["data"].pop("dataloader_num_workers")
             settings["ema.enabled"] = settings["ema"]["enabled"]
         steps = ("train_batch_size", "gradient_accumulation_steps")
-        for name in ("seed", *steps, "model", "data", "scheduler", "ema.enabled"):
+        for name in ("seed", *steps, "model", "data", "scheduler", "distillation", "ema.enabled"):
             if current[name] != saved[name]:
                 raise ValueError(
                     f"`--{name}` must be the same as in the run to resume ({saved[name]}), got {current[name]}. Pass"

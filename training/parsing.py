@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
 
@@ -83,27 +83,51 @@ def describe_parser_error(message: str) -> list[str]:
     return [f"Could not read the settings: {message[:300].rstrip('.')}."]
 
 
-def parse_config(args: list[str]) -> TrainingConfig:
+DESCRIPTIONS = {
+    "train.py": "Trains a FashionMNISTUNet2DModel: accelerate launch training/train.py --config FILE ...",
+    "distill.py": (
+        "Distills a pipeline into one that needs one to four steps: accelerate launch training/distill.py --config"
+        " FILE --init_from PIPELINE ..."
+    ),
+}
+
+
+def parse_config(args: list[str], program: Literal["train.py", "distill.py"] = "train.py") -> TrainingConfig:
     """Reads `--config file.yaml` and `--any.field=value`; later arguments win. Errors exit with code 2.
 
     The settings of the run to resume, or of the pipeline to fine-tune, replace the defaults.
     """
     parser = Parser(
-        prog="train.py",
+        prog=program,
         allow_abbrev=False,
         parser_mode="core_yaml",
-        description="Trains a FashionMNISTUNet2DModel: accelerate launch training/train.py --config FILE ...",
+        description=DESCRIPTIONS[program],
     )
-    parser.add_argument("--config", action="config", help="YAML file, such as training/configs/spec.yaml")
+    example = "spec" if program == "train.py" else "distill"
+    parser.add_argument("--config", action="config", help=f"YAML file, such as training/configs/{example}.yaml")
     parser.add_class_arguments(TrainingConfig, None)
     try:
         settings = parse_settings(parser, args)
+        check_program(program, settings.distillation.method)
     except SettingsError as error:
         text = format_problems([" ".join(problem.split()) for problem in error.problems])
         parser.exit(2, f"{parser.prog}: error: {text}\n" if is_first_process() else None)
     fields = vars(parser.instantiate(settings))
     del fields["config"]
     return TrainingConfig(**fields)
+
+
+def check_program(program: str, method: str | None) -> None:
+    """Raises [`SettingsError`] if the method belongs to the other program."""
+    if program == "train.py" and method is not None:
+        raise SettingsError([f"`--distillation.method` must be null in train.py, got {method}. Run distill.py."])
+    if program == "distill.py" and method is None:
+        raise SettingsError(
+            [
+                "`--distillation.method` must be consistency_distillation or consistency_tuning, got null. Pass"
+                " --config=training/configs/distill.yaml, for example."
+            ]
+        )
 
 
 def parse_settings(parser: Parser, args: list[str]) -> Namespace:

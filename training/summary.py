@@ -98,8 +98,8 @@ def describe_run(
         format_line(
             "objective",
             f"{scheduler.prediction_type}, {scheduler.beta_schedule} noise schedule with"
-            f" {scheduler.num_train_timesteps:,} timesteps, {objective.timestep_sampling} timesteps,"
-            f" {objective.loss_type} loss",
+            f" {scheduler.num_train_timesteps:,} timesteps, "
+            + (config.distillation.method or f"{objective.timestep_sampling} timesteps, {objective.loss_type} loss"),
         ),
         format_line("machine", describe_machine(config)),
         format_line("length", describe_length(config, num_batches, steps, images)),

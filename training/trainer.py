@@ -140,13 +140,13 @@ class Trainer:
 
     def _train_batch(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> None:
         config, components, progress = self.config, self.components, self.progress
-        batch = components.loss.add_noise(images.to(memory_format=get_memory_format(config)), labels, generator)
-        if self.accelerator.unwrap_model(components.unet).config["dropout"]:
-            # Dropout uses the global generator, so each process needs its own seed to drop different values.
-            process = self.accelerator.process_index + 1
-            torch.manual_seed(make_seed(config.seed, progress.epoch, progress.batch, process))
+        images = images.to(memory_format=get_memory_format(config))
+        batch = components.loss.add_noise(images, labels, generator, progress.global_step / self.total_steps)
         with self.accelerator.accumulate(components.unet):
+            self._seed_dropout()
             prediction = components.unet(batch.images, batch.timesteps, batch.class_labels).sample
+            # A loss that runs a model drops the same values (arXiv 2310.14189, section 3.1).
+            self._seed_dropout()
             loss, image_losses = components.loss(prediction, batch)
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients and config.optimizer.max_grad_norm is not None:
@@ -165,6 +165,12 @@ class Trainer:
             self.lr_scheduler.step()
             if components.ema is not None:
                 components.ema.step(components.unet.parameters())
+
+    def _seed_dropout(self) -> None:
+        """Seeds the global generator, which dropout uses. The processes need different seeds."""
+        if self.accelerator.unwrap_model(self.components.unet).config["dropout"]:
+            progress, process = self.progress, self.accelerator.process_index + 1
+            torch.manual_seed(make_seed(self.config.seed, progress.epoch, progress.batch, process))
 
     def _report_losses(self) -> None:
         """Raises `FloatingPointError` if a loss or a weight is NaN or infinite."""
