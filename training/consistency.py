@@ -71,7 +71,7 @@ def ddim_step(
 
 
 def pseudo_huber_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    r"""Returns $\sqrt{\|x - y\|^2 + c^2} - c$ of each image, `(B,)` (arXiv 2310.14189, equation 8)."""
+    r"""Returns $\sqrt{\|x - y\|^2 + c^2} - c$ of each image, `(B,)` (arXiv 2310.14189, section 3.3)."""
     difference = (prediction - target).flatten(1)
     c = HUBER_SCALE * math.sqrt(difference.shape[1])
     return (difference.square().sum(1) + c**2).sqrt() - c

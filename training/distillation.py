@@ -39,7 +39,8 @@ class ConsistencyLoss(DiffusionLoss):
     - Consistency distillation (arXiv 2303.01469, algorithm 2): the teacher takes two DDIM steps from $x_t$ to $x_r$.
       The loss compares $f(x_t, t)$ with $f(x_r, r)$ of the EMA weights, clamped to [-1, 1].
     - Consistency tuning (arXiv 2406.14548, algorithm 1): $x_t$ and $x_r$ have the same noise. The loss compares
-      $f(x_t, t)$ with $f(x_r, r)$ of the current weights and is divided by the gap between the angles of $t$ and $r$.
+      $f(x_t, t)$ with $f(x_r, r)$ of the current weights. Its weight is inversely proportional to the gap between the
+      angles of $t$ and $r$.
 
     Args:
         objective: The objective, of which only `label_dropout` is used.
@@ -99,7 +100,9 @@ class ConsistencyLoss(DiffusionLoss):
         noise = self.sample_noise(images, generator)
         noisy_images = rotate(images, noise, self._get_angles(later))
         if self.teacher is None:
-            weights = 1 / (self._get_angles(later) - self._get_angles(earlier))
+            gaps = self._get_angles(later) - self._get_angles(earlier)
+            # Relative to the largest gap, so that the norm of the gradient does not depend on the number of segments.
+            weights = self.angles[-1] / num_segments / gaps
             target = rotate(images, noise, self._get_angles(earlier))
         else:
             weights = torch.ones(len(images), device=images.device)
