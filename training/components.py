@@ -136,8 +136,8 @@ def make_loss(
             parameter.data = ema_parameter
     elif accelerator.mixed_precision != "no":
         raise ValueError(
-            f"`--mixed_precision` must be no for consistency tuning, got {accelerator.mixed_precision}: rounding errors"
-            " are larger than the differences between neighboring timesteps."
+            f"`--mixed_precision` must be no for consistency tuning, got {accelerator.mixed_precision}. Its rounding"
+            " errors are larger than the differences between neighboring timesteps."
         )
     else:
         # TF32 rounds like bf16.

@@ -1,7 +1,8 @@
 r"""Consistency functions and their training, as functions of the angle of a noise level.
 
-A noisy image is $x_\theta = \cos(\theta)\,x_0 + \sin(\theta)\,\epsilon$ with $\theta = \arctan(\sigma_t / \alpha_t)$, from
-0 (clean image) to $\pi/2$ (pure noise). Angles and timesteps have the shape `(B,)`, images have the shape `(B, C, H, W)`.
+A noisy image is $x_\theta = \cos(\theta)x_0 + \sin(\theta)\epsilon$. Its angle, $\theta = \arctan(\sigma / \alpha)$,
+is between 0 (clean image) and $\pi/2$ (pure noise). Angles and timesteps have the shape `(B,)`, and images have the
+shape `(B, C, H, W)`.
 """
 
 import math
@@ -27,7 +28,7 @@ GAP_GROWTH = 5
 
 
 def compute_angles(alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """Returns the angles of the clean image and of all timesteps, float32 `(T + 1,)`, from `alphas_cumprod`, `(T,)`."""
+    """Returns the angle of the clean image and those of all timesteps, float32 `(T + 1,)`."""
     alphas_cumprod = alphas_cumprod.double()
     angles = torch.atan2((1 - alphas_cumprod).sqrt(), alphas_cumprod.sqrt())
     return torch.cat([angles.new_zeros(1), angles]).float()

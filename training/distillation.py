@@ -66,7 +66,7 @@ class ConsistencyLoss(DiffusionLoss):
         device: torch.device,
         target_unet: torch.nn.Module,
         teacher: torch.nn.Module | None,
-        autocast: Callable[[], AbstractContextManager],
+        autocast: Callable[..., AbstractContextManager],
         process_index: int = 0,
         num_processes: int = 1,
     ):

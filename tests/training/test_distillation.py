@@ -1,0 +1,380 @@
+"""The loss of distillation, and runs of distill.py with small models."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline
+from PIL import Image
+from run_files import assert_equal_weights, load_weights, read_losses
+from safetensors.torch import load_file
+from test_consistency import MEAN, STD, denoise, solve
+
+from checkpoint import list_checkpoints
+from config import DistillationConfig, ObjectiveConfig
+from distill import main
+from distillation import ConsistencyBatch, ConsistencyLoss
+from fmnist_diffusion import load_pipeline
+from inspection import resolve_config
+from parsing import parse_config
+from train import main as train
+from trainer import Trainer
+
+
+CONFIGS = Path(__file__).parents[2] / "training" / "configs"
+CPU = torch.device("cpu")
+ZERO_SNR = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+DISTILLATION = ["--distillation.method=consistency_distillation", "--ema.enabled=true"]
+TUNING = ["--distillation.method=consistency_tuning", "--distillation.num_segments=[16,64]"]
+METHODS = pytest.mark.parametrize("method", [DISTILLATION, TUNING], ids=["distillation", "tuning"])
+
+
+class Output:
+    def __init__(self, sample: torch.Tensor):
+        self.sample = sample
+
+
+class ExactModel(torch.nn.Module):
+    """A v-prediction model whose predicted clean images are those of `function`, for Gaussian data."""
+
+    def __init__(self, function: Callable, angles: torch.Tensor):
+        super().__init__()
+        self.function, self.angles = function, angles
+
+    def forward(self, images: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> Output:
+        angles = self.angles[timesteps + 1]
+        cos, sin = angles.cos().view(-1, 1, 1, 1), angles.sin().view(-1, 1, 1, 1)
+        return Output((cos * images - self.function(images, angles)) / sin)
+
+
+def make_loss(
+    method: str = "consistency_distillation",
+    num_segments: tuple[int, ...] = (32,),
+    num_class_embeds: int | None = None,
+    function: Callable = solve,
+    scheduler: Any = None,
+    label_dropout: float = 0.1,
+    **processes: int,
+) -> ConsistencyLoss:
+    distillation: Any = DistillationConfig(method, list(num_segments))  # pyright: ignore[reportArgumentType]
+    loss = ConsistencyLoss(
+        ObjectiveConfig(label_dropout=label_dropout),
+        distillation,
+        scheduler or DDPMScheduler(**ZERO_SNR),
+        num_class_embeds,
+        CPU,
+        torch.nn.Identity(),
+        torch.nn.Identity() if method == "consistency_distillation" else None,
+        torch.no_grad,
+        **processes,
+    )
+    loss.target_unet = ExactModel(function, loss.angles)
+    if loss.teacher is not None:
+        loss.teacher = ExactModel(denoise, loss.angles)
+    return loss
+
+
+def compute_gaussian_loss(loss: ConsistencyLoss, function: Callable, progress: float = 0.0) -> float:
+    """Returns the mean loss of a model whose consistency function is `function`."""
+    generator = torch.Generator().manual_seed(0)
+    images = MEAN + STD * torch.randn(512, 1, 4, 4, generator=generator)
+    batch = loss.add_noise(images, None, generator, progress)
+    value, image_losses = loss(ExactModel(function, loss.angles)(batch.images, batch.timesteps, None).sample, batch)
+    torch.testing.assert_close(value, (image_losses * batch.weights).mean())
+    return float(image_losses.mean())
+
+
+def test_loss_of_the_exact_consistency_function_is_the_error_of_the_solver():
+    exact = [compute_gaussian_loss(make_loss(num_segments=(count,)), solve) for count in (16, 32, 64)]
+    others = [compute_gaussian_loss(make_loss(num_segments=(count,), function=denoise), denoise) for count in (16, 64)]
+    assert 0 < exact[2] < exact[1] / 2 < exact[0] / 4
+    assert others[0] > 4 * exact[0] and others[1] > 15 * exact[2]
+
+
+def test_gradient_of_consistency_tuning_vanishes_at_the_exact_consistency_function():
+    """The target is noisy, but its mean is the output of the consistency function, up to the error of the solver."""
+    biases = {}
+    for function in (solve, denoise):
+        loss = make_loss("consistency_tuning", (64,), function=function)
+        generator = torch.Generator().manual_seed(0)
+        images = MEAN + STD * torch.randn(200_000, 1, 1, 1, generator=generator)
+        batch = loss.add_noise(images, None, generator)
+        output = ExactModel(function, loss.angles)
+        predicted = function(batch.images, loss.angles[batch.timesteps + 1])
+        assert isinstance(batch, ConsistencyBatch)
+        target = torch.where(
+            (batch.target_timesteps < 0).view(-1, 1, 1, 1),
+            batch.target,
+            output.function(batch.target, loss.angles[batch.target_timesteps + 1]),
+        )
+        # The covariance of the difference with the noisy image is zero if the mean of the target is the prediction.
+        last = batch.timesteps == 999
+        noisy = batch.images[last].flatten()
+        biases[function] = abs(float(((target - predicted)[last].flatten() * noisy).mean()))
+    assert biases[solve] < 0.15 * biases[denoise]
+
+
+def test_number_of_segments_follows_the_progress():
+    loss = make_loss("consistency_tuning", (8, 64))
+    images = torch.zeros(64, 1, 4, 4)
+    batches = [loss.add_noise(images, None, torch.Generator().manual_seed(0), progress) for progress in (0, 0.49, 0.5)]
+    gaps = [float((batch.timesteps - batch.target_timesteps).float().mean()) for batch in batches]
+    assert gaps[0] == gaps[1] > 6 * gaps[2]
+    # The largest gap has weight 1, and smaller ones have larger weights.
+    for batch in batches:
+        assert batch.weights.min().item() == pytest.approx(1, abs=0.05)
+        assert batch.weights.max() > 2
+
+
+@pytest.mark.parametrize("method", ["consistency_distillation", "consistency_tuning"])
+def test_target_at_the_clean_image_is_the_clean_image(method: str):
+    loss = make_loss(method, (1000,), scheduler=DDPMScheduler(**ZERO_SNR | {"prediction_type": "sample"}))
+    loss.target_unet = loss.teacher = ExactModel(lambda images, angles: images + 9, loss.angles)
+    images = torch.rand(4, 1, 4, 4)
+    zeros = torch.zeros(4, dtype=torch.long)
+    batch = ConsistencyBatch(images, zeros, None, images, torch.ones(4), zeros - 1)
+    assert loss(images, batch)[0] == 0
+
+
+@pytest.mark.parametrize("method", ["consistency_distillation", "consistency_tuning"])
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_processes_train_on_the_same_batches_as_one(method: str, num_processes: int):
+    images, labels = torch.randn(16, 3, 4, 4).clamp(-1, 1), torch.arange(16) % 10
+
+    def make_batch(part: slice, **processes: int) -> ConsistencyBatch:
+        loss = make_loss(method, num_class_embeds=10, label_dropout=0.5, **processes)
+        return loss.add_noise(images[part], labels[part], torch.Generator().manual_seed(0))
+
+    whole, size = make_batch(slice(None)), 16 // num_processes
+    parts = [
+        make_batch(slice(i * size, (i + 1) * size), process_index=i, num_processes=num_processes)
+        for i in range(num_processes)
+    ]
+    assert whole.class_labels is not None and 0 < (whole.class_labels == 10).sum() < 16
+    # Dropped labels depend on the position of the image in the whole batch.
+    for name in ("images", "timesteps", "class_labels", "target", "weights", "target_timesteps"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+
+
+def test_noise_prediction_cannot_start_from_pure_noise():
+    with pytest.raises(ValueError, match="v_prediction or sample"):
+        make_loss(scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"))
+    make_loss(scheduler=DDPMScheduler())
+
+
+# --- Runs ---
+
+
+@pytest.fixture
+def rgb_folder(tmp_path: Path) -> Path:
+    """24 RGB images of 16x16 pixels in two classes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        path = tmp_path / "images" / ["cat", "dog"][i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def make_teacher(
+    tmp_path: Path, tiny_args: list[str], reset_accelerate: Callable[[], None], empty_plots: None
+) -> Callable[..., str]:
+    """Trains a model for one step and returns the options of a run that distills it."""
+
+    def make(*args: str) -> str:
+        reset_accelerate()
+        scheduler = [f"--scheduler.{name}={json.dumps(value).strip(chr(34))}" for name, value in ZERO_SNR.items()]
+        train([*tiny_args, *scheduler, f"--output_dir={tmp_path / 'teacher'}", "--max_train_steps=1", *args])
+        return f"--init_from={tmp_path / 'teacher' / 'pipeline'}"
+
+    return make
+
+
+@pytest.fixture
+def distill(tiny_args: list[str], reset_accelerate: Callable[[], None]) -> Callable[..., None]:
+    def run(*args: str) -> None:
+        reset_accelerate()
+        main([*tiny_args, "--samples.num_inference_steps=null", *args])
+
+    return run
+
+
+@METHODS
+@pytest.mark.parametrize("teacher", ["conditional", "unconditional", "rgb", "epsilon"])
+def test_each_kind_of_checkpoint_can_be_distilled(
+    tmp_path: Path,
+    make_teacher: Callable[..., str],
+    distill: Callable[..., None],
+    rgb_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    method: list[str],
+    teacher: str,
+):
+    options = {
+        "conditional": ["--model.num_class_embeds=10"],
+        "unconditional": [],
+        "rgb": [f"--data.train_data_dir={rgb_folder}", "--model.num_class_embeds=2", "--num_epochs=4"],
+        "epsilon": [
+            "--scheduler.prediction_type=epsilon",
+            "--scheduler.beta_schedule=linear",
+            "--scheduler.rescale_betas_zero_snr=false",
+            "--model.norm_type=group",
+            "--model.norm_num_groups=4",
+        ],
+    }[teacher]
+    init_from = make_teacher(*options)
+    distill(init_from, *method, *[option for option in options if option.startswith(("--data", "--num"))])
+    losses = [float(row["loss"]) for row in read_losses(tmp_path / "run")]
+    assert np.isfinite(losses).all() and min(losses) > 0
+    assert not torch.equal(
+        load_weights(tmp_path / "run")["conv_out.weight"], load_weights(tmp_path / "teacher")["conv_out.weight"]
+    )
+
+    # The published pipeline runs without the package, without further settings and without warnings.
+    caplog.clear()
+    folder = str(tmp_path / "run" / "pipeline")
+    with caplog.at_level(logging.WARNING):
+        pipe: Any = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+        label = {"conditional": "Bag", "rgb": "dog"}.get(teacher)
+        for steps, timesteps in {1: [999], 2: [999, 499], 4: [999, 759, 499, 259]}.items():
+            images = pipe(label, num_inference_steps=steps, output_type="np").images
+            assert pipe.scheduler.timesteps.tolist() == timesteps
+            assert images.shape == ((1, 16, 16, 3) if teacher == "rgb" else (1, 28, 28, 1))
+        pipe(label)
+        assert pipe.num_function_evaluations == 4
+    assert not caplog.records
+    assert type(pipe.scheduler).__name__ == "LCMScheduler"
+
+
+@METHODS
+def test_resumed_run_equals_an_uninterrupted_run(
+    tmp_path: Path,
+    tiny_args: list[str],
+    make_teacher: Callable[..., str],
+    distill: Callable[..., None],
+    reset_accelerate: Callable[[], None],
+    method: list[str],
+):
+    model = ["--model.num_class_embeds=10", "--model.dropout=0.2"]
+    options = [*model, make_teacher(*model), *method, "--ema.enabled=true", "--checkpointing_steps=4"]
+    distill(*options)
+    whole = tmp_path / "whole"
+    (tmp_path / "run").rename(whole)
+
+    reset_accelerate()
+    arguments = [*tiny_args, "--samples.num_inference_steps=null", *options]
+    trainer = Trainer(resolve_config(parse_config(arguments, "distill.py")))
+    train_batch, batches = trainer._train_batch, iter(range(100))
+
+    def crash(*args: Any) -> None:
+        train_batch(*args)
+        # This batch is after a checkpoint and inside an epoch.
+        if next(batches) == 9:
+            raise RuntimeError("power cut")
+
+    trainer._train_batch = crash
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer.train()
+    distill(*options, "--resume=latest")
+    assert read_losses(tmp_path / "run") == read_losses(whole)
+    assert_equal_weights(load_weights(tmp_path / "run"), load_weights(whole))
+    last = list_checkpoints(whole / "checkpoints")[-1].name
+    first, second = (load_file(run / "checkpoints" / last / "ema.safetensors") for run in (tmp_path / "run", whole))
+    assert_equal_weights(first, second)
+
+
+def test_target_has_the_ema_weights(
+    tiny_args: list[str], make_teacher: Callable[..., str], reset_accelerate: Callable[[], None]
+):
+    options = [*tiny_args, make_teacher(), *DISTILLATION, "--samples.num_inference_steps=null", "--max_train_steps=2"]
+    reset_accelerate()
+    trainer = Trainer(resolve_config(parse_config(options, "distill.py")))
+    components: Any = trainer.components
+    before = [parameter.clone() for parameter in components.loss.teacher.parameters()]
+    trainer.train()
+    targets = list(components.loss.target_unet.parameters())
+    for target, ema, weight in zip(targets, components.ema.shadow_params, components.unet.parameters(), strict=True):
+        assert torch.equal(target, ema)
+        assert target.data_ptr() != weight.data_ptr()
+    assert any(not torch.equal(target, old) for target, old in zip(targets, before, strict=True))
+    for parameter, old in zip(components.loss.teacher.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "`--distillation.method` must be consistency_distillation or consistency_tuning, got null."),
+        (TUNING, "`--init_from` must be the pipeline to distill with `--distillation.method=consistency_tuning`"),
+        (["--init_from=base", DISTILLATION[0]], "`--ema.enabled` must be true"),
+        (
+            ["--init_from=base", *DISTILLATION, "--distillation.num_segments=[32,2000]"],
+            "`--distillation.num_segments` must be one or more numbers up to `--scheduler.num_train_timesteps` (1000)",
+        ),
+        (["--init_from=base", *DISTILLATION, "--distillation.num_segments=[]"], "one or more numbers"),
+        (["--distillation.num_segments=[0]"], "`--distillation.num_segments` must be between 1 and 100,000, got [0]."),
+        (["--init_from=base", *TUNING, "--mixed_precision=bf16"], "`--mixed_precision` must be no for consistency"),
+        (
+            ["--init_from=base", *DISTILLATION, "--samples.num_inference_steps=200"],
+            "samples: ",
+        ),
+    ],
+)
+def test_invalid_settings_are_reported(
+    tmp_path: Path,
+    fashion_mnist_folder: Path,
+    reset_accelerate: Callable[[], None],
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+):
+    reset_accelerate()
+    data = [f"--data.train_data_dir={fashion_mnist_folder}", "--data.max_train_samples=96", "--report_to=none"]
+    with pytest.raises(SystemExit) as error:
+        main([*data, f"--output_dir={tmp_path / 'run'}", *options])
+    assert error.value.code == 2
+    text = capsys.readouterr().err
+    assert "distill.py: error: " in text and message in text
+
+
+def test_train_refers_to_distill(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        train(["--init_from=base", *TUNING])
+    expected = (
+        "train.py: error: `--distillation.method` must be null in train.py, got consistency_tuning. Run distill.py."
+    )
+    assert capsys.readouterr().err.strip() == expected
+
+
+def test_help_describes_distillation(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "usage: distill.py" in text and "one to four steps" in text
+    assert "--distillation.num_segments" in text
+
+
+@pytest.mark.parametrize(
+    ("name", "method"), [("distill", "consistency_distillation"), ("distill_tuning", "consistency_tuning")]
+)
+def test_configs_are_valid(name: str, method: str):
+    config = parse_config([f"--config={CONFIGS / name}.yaml", "--init_from=base"], "distill.py")
+    assert config.distillation.method == method
+    assert config.scheduler.prediction_type == "v_prediction"
+
+
+def test_tuning_starts_from_the_result_of_distillation(
+    tmp_path: Path, make_teacher: Callable[..., str], distill: Callable[..., None]
+):
+    distill(make_teacher("--model.num_class_embeds=10"), *DISTILLATION)
+    distill(f"--init_from={tmp_path / 'run' / 'pipeline'}", *TUNING, f"--output_dir={tmp_path / 'tuned'}")
+    pipe = load_pipeline(tmp_path / "tuned" / "pipeline")
+    assert (type(pipe.scheduler).__name__, pipe.config.num_inference_steps) == ("LCMScheduler", 4)
+    settings = json.loads((tmp_path / "tuned" / "pipeline" / "train_config.json").read_text())
+    assert settings["init_from"] == "pipeline" and settings["distillation"]["num_segments"] == [16, 64]
