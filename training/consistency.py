@@ -103,7 +103,7 @@ def sample_segments(
 def sample_gaps(
     count: int, num_segments: int, angles: torch.Tensor, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    r"""Samples pairs of timesteps of consistency tuning (arXiv 2406.14548, section 3).
+    r"""Samples pairs of timesteps of consistency tuning (arXiv 2406.14548, section 3, with gaps in angles).
 
     The gap between the angles of a pair is $\min(5\theta, \theta_T) / N$, rounded to at least one timestep, where
     $\theta_T$ is the largest angle and $N$ is `num_segments`.

@@ -38,7 +38,7 @@ class ConsistencyLoss(DiffusionLoss):
 
     - Consistency distillation (arXiv 2303.01469, algorithm 2): the teacher takes two DDIM steps from $x_t$ to $x_r$.
       The loss compares $f(x_t, t)$ with $f(x_r, r)$ of the EMA weights, clamped to [-1, 1].
-    - Consistency tuning (arXiv 2406.14548, algorithm 1): $x_t$ and $x_r$ have the same noise. The loss compares
+    - Consistency tuning (arXiv 2406.14548, section 3): $x_t$ and $x_r$ have the same noise. The loss compares
       $f(x_t, t)$ with $f(x_r, r)$ of the current weights. Its weight is inversely proportional to the gap between the
       angles of $t$ and $r$.
 

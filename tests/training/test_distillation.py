@@ -26,7 +26,6 @@ from train import main as train
 from trainer import Trainer
 
 
-CONFIGS = Path(__file__).parents[2] / "training" / "configs"
 CPU = torch.device("cpu")
 ZERO_SNR = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 DISTILLATION = ["--distillation.method=consistency_distillation", "--ema.enabled=true"]
@@ -358,15 +357,6 @@ def test_help_describes_distillation(capsys: pytest.CaptureFixture[str]):
     text = " ".join(capsys.readouterr().out.split())
     assert "usage: distill.py" in text and "one to four steps" in text
     assert "--distillation.num_segments" in text
-
-
-@pytest.mark.parametrize(
-    ("name", "method"), [("distill", "consistency_distillation"), ("distill_tuning", "consistency_tuning")]
-)
-def test_configs_are_valid(name: str, method: str):
-    config = parse_config([f"--config={CONFIGS / name}.yaml", "--init_from=base"], "distill.py")
-    assert config.distillation.method == method
-    assert config.scheduler.prediction_type == "v_prediction"
 
 
 def test_tuning_starts_from_the_result_of_distillation(
