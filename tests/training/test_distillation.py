@@ -292,6 +292,7 @@ def test_target_has_the_ema_weights(
     tiny_args: list[str], make_teacher: Callable[..., str], reset_accelerate: Callable[[], None]
 ):
     options = [*tiny_args, make_teacher(), *DISTILLATION, "--samples.num_inference_steps=null", "--max_train_steps=2"]
+    options += ["--mixed_precision=bf16", "--channels_last=true", "--gradient_accumulation_steps=2"]
     reset_accelerate()
     trainer = Trainer(resolve_config(parse_config(options, "distill.py")))
     components: Any = trainer.components
