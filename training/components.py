@@ -90,7 +90,7 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
         num_processes=accelerator.num_processes,
         num_workers=config.data.dataloader_num_workers,
     )
-    distills = config.distillation.method == "consistency_distillation"
+    distills = config.distillation.num_segments is not None
     # A checkpoint replaces the pretrained weights, except those of the teacher.
     needs_pretrained = config.resume is None or distills
     pretrained = load_pretrained(config.init_from).unet if config.init_from and needs_pretrained else None
@@ -118,33 +118,23 @@ def make_loss(
     """Creates the loss of a run.
 
     Raises:
-        `ValueError`: If the model or the precision does not support `config.distillation.method`.
+        `ValueError`: If the model cannot be distilled.
     """
     unet, device = accelerator.unwrap_model(unet), accelerator.device
     processes = accelerator.process_index, accelerator.num_processes
     num_class_embeds = unet.config["num_class_embeds"]
-    if config.distillation.method is None:
+    if teacher is None:
         return DiffusionLoss(config.objective, noise_scheduler, num_class_embeds, device, *processes)
-    target_unet = unet
-    if teacher is not None:
-        assert ema is not None
-        target_unet = copy_model(unet, None).train()
-        for model in (teacher.to(device), target_unet):  # pyright: ignore[reportArgumentType]
-            prepare_model(config, model, device)
-        for parameter, ema_parameter in zip(target_unet.parameters(), ema.shadow_params, strict=True):
-            # The parameters share the memory of the EMA, so that no step has to copy them.
-            parameter.data = ema_parameter
-    elif accelerator.mixed_precision != "no":
-        raise ValueError(
-            f"`--mixed_precision` must be no for consistency tuning, got {accelerator.mixed_precision}. Its rounding"
-            " errors are larger than the differences between neighboring timesteps."
-        )
-    else:
-        # TF32 rounds like bf16.
-        torch.backends.cudnn.allow_tf32 = False
+    assert ema is not None and config.distillation.num_segments is not None
+    target_unet = copy_model(unet, None).train()
+    for model in (teacher.to(device), target_unet):  # pyright: ignore[reportArgumentType]
+        prepare_model(config, model, device)
+    for parameter, ema_parameter in zip(target_unet.parameters(), ema.shadow_params, strict=True):
+        # The parameters share the memory of the EMA, so that no step has to copy them.
+        parameter.data = ema_parameter
     return ConsistencyLoss(
         config.objective,
-        config.distillation,
+        config.distillation.num_segments,
         noise_scheduler,
         num_class_embeds,
         device,

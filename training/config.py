@@ -104,14 +104,11 @@ class DistillationConfig:
     Of the training objective, it only uses label_dropout.
 
     Args:
-        method: consistency_distillation (from init_from) or consistency_tuning (from the images); required by
-            distill.py
-        num_segments: number of segments that the noise schedule is divided into; with several numbers, each is used
-            for an equal part of the run
+        num_segments: number of segments that the noise schedule is divided into; required by distill.py, must be null
+            in train.py
     """
 
-    method: Literal["consistency_distillation", "consistency_tuning"] | None = None
-    num_segments: list[int] = field(default_factory=lambda: [32])
+    num_segments: int | None = None
 
 
 @dataclass

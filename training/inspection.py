@@ -250,7 +250,7 @@ def resolve_model(
     model = dict(config.model)
     if pretrained is not None:
         model = {name: value for name, value in pretrained.model.items() if name not in DATA_OPTIONS}
-        if config.distillation.method is None:
+        if config.distillation.num_segments is None:
             model["num_class_embeds"] = num_classes
         model |= config.model
     num_class_embeds = model.get("num_class_embeds")

@@ -62,14 +62,11 @@ class DiffusionLoss:
             config.logit_std,
         )
 
-    def add_noise(
-        self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator, progress: float = 0.0
-    ) -> NoisyBatch:
+    def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:
         """Samples timesteps and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`, `(B,)`.
 
         All processes must pass generators with the same state. Each process samples random numbers for the images of
-        all processes and uses its own part, so that the result does not depend on the number of processes. `progress`
-        is the finished fraction of the run, in [0, 1). The objective of a diffusion model does not depend on it.
+        all processes and uses its own part, so that the result does not depend on the number of processes.
         """
         index, count = self.process_index, self.num_processes
         class_labels = self.select_labels(labels, generator)

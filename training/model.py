@@ -59,5 +59,5 @@ def make_run_pipeline(
     config: TrainingConfig, unet: FashionMNISTUNet2DModel, noise_scheduler: DDPMScheduler
 ) -> FashionMNISTPipeline:
     """Creates a pipeline with the default scheduler for a diffusion model or a distilled model."""
-    make = make_pipeline if config.distillation.method is None else make_consistency_pipeline
+    make = make_pipeline if config.distillation.num_segments is None else make_consistency_pipeline
     return make(unet, noise_scheduler)

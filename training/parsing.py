@@ -108,26 +108,12 @@ def parse_config(args: list[str], program: Literal["train.py", "distill.py"] = "
     parser.add_class_arguments(TrainingConfig, None)
     try:
         settings = parse_settings(parser, args)
-        check_program(program, settings.distillation.method)
     except SettingsError as error:
         text = format_problems([" ".join(problem.split()) for problem in error.problems])
         parser.exit(2, f"{parser.prog}: error: {text}\n" if is_first_process() else None)
     fields = vars(parser.instantiate(settings))
     del fields["config"]
     return TrainingConfig(**fields)
-
-
-def check_program(program: str, method: str | None) -> None:
-    """Raises [`SettingsError`] if the method belongs to the other program."""
-    if program == "train.py" and method is not None:
-        raise SettingsError([f"`--distillation.method` must be null in train.py, got {method}. Run distill.py."])
-    if program == "distill.py" and method is None:
-        raise SettingsError(
-            [
-                "`--distillation.method` must be consistency_distillation or consistency_tuning, got null. Pass"
-                " --config=training/configs/distill.yaml, for example."
-            ]
-        )
 
 
 def parse_settings(parser: Parser, args: list[str]) -> Namespace:
@@ -138,7 +124,7 @@ def parse_settings(parser: Parser, args: list[str]) -> Namespace:
         raise SettingsError(find_all_problems(parser, args, error.problems)) from error
     changes_defaults = settings.init_from is not None or settings.resume is not None
     # The defaults from `init_from` or `resume` are not known yet, so contradictions with them are found below.
-    check_settings(settings, contradictions=not changes_defaults)
+    check_settings(settings, None if changes_defaults else parser.prog)
     if not changes_defaults:
         return settings
     # This module requires the slow import of diffusers.
@@ -155,7 +141,7 @@ def parse_settings(parser: Parser, args: list[str]) -> Namespace:
     typed_defaults = parser.parse_object(defaults, defaults=False).as_dict()
     parser.set_defaults(flatten_settings(typed_defaults))
     settings = parser.parse_args(args)
-    check_settings(settings)
+    check_settings(settings, parser.prog)
     return settings
 
 
@@ -169,20 +155,20 @@ def find_all_problems(parser: Parser, args: list[str], first_problems: list[str]
         if option[0].startswith(("--print_config", "--help", "-h")):
             continue
         try:
-            check_settings(parser.parse_args(option), contradictions=False)
+            check_settings(parser.parse_args(option), None)
         except SettingsError as error:
             problems += error.problems
     return list(dict.fromkeys(problems))
 
 
-def check_settings(settings: Namespace, contradictions: bool = True) -> None:
-    """Raises [`SettingsError`] if values are invalid or, optionally, contradict each other."""
+def check_settings(settings: Namespace, program: str | None) -> None:
+    """Raises [`SettingsError`] if values are invalid or, with a `program`, contradict it or each other."""
     nested = {name: value for name, value in settings.as_dict().items() if name != "config"}
     wrong = find_wrong_settings(nested)
     values = flatten_settings(nested)
     values |= {f"model.{name}": value for name, value in values.pop("model").items()}
     valid = {name: value for name, value in values.items() if name not in wrong}
-    problems = [*wrong.values(), *find_problems(valid, contradictions)]
+    problems = [*wrong.values(), *find_problems(valid, program)]
     if problems:
         raise SettingsError(problems)
 

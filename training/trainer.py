@@ -141,12 +141,12 @@ class Trainer:
     def _train_batch(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> None:
         config, components, progress = self.config, self.components, self.progress
         images = images.to(memory_format=get_memory_format(config))
-        batch = components.loss.add_noise(images, labels, generator, progress.global_step / self.total_steps)
+        # The model that computes the target of distillation drops the same values (arXiv 2310.14189, section 3.1).
+        self._seed_dropout()
+        batch = components.loss.add_noise(images, labels, generator)
+        self._seed_dropout()
         with self.accelerator.accumulate(components.unet):
-            self._seed_dropout()
             prediction = components.unet(batch.images, batch.timesteps, batch.class_labels).sample
-            # A loss that runs a model drops the same values (arXiv 2310.14189, section 3.1).
-            self._seed_dropout()
             loss, image_losses = components.loss(prediction, batch)
             self.accelerator.backward(loss)
             if self.accelerator.sync_gradients and config.optimizer.max_grad_norm is not None:

@@ -31,10 +31,8 @@ def test_spec_yaml_contains_the_numbers_of_the_specification():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_config_files_are_valid_and_start_with_a_comment(path: Path):
-    # The config of consistency tuning starts from a pipeline in `output`.
-    options = ["--init_from=base"] if path.stem == "distill_tuning" else []
-    program = "distill.py" if path.stem.startswith("distill") else "train.py"
-    config = parse_config(["--config", str(path), *options], program)
+    program = "distill.py" if path.stem == "distill" else "train.py"
+    config = parse_config(["--config", str(path)], program)
     assert config.output_dir == f"output/{path.stem}"
     assert path.read_text().startswith("# ")
 

@@ -1,4 +1,4 @@
-"""Consistency functions of Gaussian data, which are known in closed form, and the sampled timesteps."""
+"""Consistency functions of Gaussian data, which are known in closed form, and the sampled segments."""
 
 import itertools
 import math
@@ -13,7 +13,6 @@ from consistency import (
     predict_images,
     pseudo_huber_loss,
     rotate,
-    sample_gaps,
     sample_segments,
 )
 from fmnist_diffusion.objectives import PredictionType
@@ -87,7 +86,7 @@ def test_prediction_determines_the_image(prediction_type: PredictionType):
     torch.testing.assert_close(predicted, images)
 
 
-@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction"])
+@pytest.mark.parametrize("prediction_type", ["epsilon", "v_prediction", "sample"])
 def test_clean_image_is_a_fixed_point(prediction_type: PredictionType):
     images, output = torch.randn(2, 3, 1, 4, 4)
     assert torch.equal(predict_images(images, output, torch.zeros(3), prediction_type), images)
@@ -122,20 +121,3 @@ def test_segments_divide_the_timesteps(num_segments: int, num_timesteps: int):
     assert max(lengths) - min(lengths) <= 1
     expected = 1 / 8 + 7 / 8 / num_segments
     assert (later == num_timesteps - 1).float().mean().item() == pytest.approx(expected, abs=0.01)
-
-
-@pytest.mark.parametrize("num_segments", [32, 256])
-@pytest.mark.parametrize("schedule", ["cosine", "linear"])
-def test_gaps_shrink_toward_the_clean_image(num_segments: int, schedule: str):
-    angles = get_cosine_angles() if schedule == "cosine" else compute_angles(DDPMScheduler().alphas_cumprod)
-    later, earlier = sample_gaps(10_000, num_segments, angles, torch.Generator().manual_seed(0))
-    assert later.min() == 0 and later.max() == 999
-    assert earlier.min() == -1
-    assert (earlier < later).all()
-    angle = angles[later + 1]
-    end = angle - torch.minimum(5 * angle, angles[-1]) / num_segments
-    closest = (end[:, None] - angles).abs().argmin(dim=1) - 1
-    assert torch.equal(earlier, torch.minimum(closest, later - 1))
-    assert 0.09 < (later == 999).float().mean().item() < 0.11 + (angle > 1.56).float().mean().item()
-    # Most images have a low or intermediate noise level.
-    assert angle.median().item() == pytest.approx(0.7, abs=0.15)

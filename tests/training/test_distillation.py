@@ -16,11 +16,11 @@ from safetensors.torch import load_file
 from test_consistency import MEAN, STD, denoise, solve
 
 from checkpoint import list_checkpoints
-from config import DistillationConfig, ObjectiveConfig
+from config import ObjectiveConfig
 from distill import main
-from distillation import ConsistencyBatch, ConsistencyLoss
-from fmnist_diffusion import load_pipeline
+from distillation import ConsistencyLoss
 from inspection import resolve_config
+from losses import NoisyBatch
 from parsing import parse_config
 from train import main as train
 from trainer import Trainer
@@ -28,9 +28,7 @@ from trainer import Trainer
 
 CPU = torch.device("cpu")
 ZERO_SNR = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
-DISTILLATION = ["--distillation.method=consistency_distillation", "--ema.enabled=true"]
-TUNING = ["--distillation.method=consistency_tuning", "--distillation.num_segments=[16,64]"]
-METHODS = pytest.mark.parametrize("method", [DISTILLATION, TUNING], ids=["distillation", "tuning"])
+DISTILLATION = ["--distillation.num_segments=32", "--ema.enabled=true"]
 
 
 class Output:
@@ -51,102 +49,84 @@ class ExactModel(torch.nn.Module):
         return Output((cos * images - self.function(images, angles)) / sin)
 
 
+class ConstantModel(torch.nn.Module):
+    """A model whose output is always `output`."""
+
+    def __init__(self, output: torch.Tensor):
+        super().__init__()
+        self.output = output
+
+    def forward(self, images: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> Output:
+        return Output(self.output.expand_as(images))
+
+
 def make_loss(
-    method: str = "consistency_distillation",
-    num_segments: tuple[int, ...] = (32,),
+    num_segments: int = 32,
     num_class_embeds: int | None = None,
     function: Callable = solve,
     scheduler: Any = None,
     label_dropout: float = 0.1,
     **processes: int,
 ) -> ConsistencyLoss:
-    distillation: Any = DistillationConfig(method, list(num_segments))  # pyright: ignore[reportArgumentType]
     loss = ConsistencyLoss(
         ObjectiveConfig(label_dropout=label_dropout),
-        distillation,
+        num_segments,
         scheduler or DDPMScheduler(**ZERO_SNR),
         num_class_embeds,
         CPU,
         torch.nn.Identity(),
-        torch.nn.Identity() if method == "consistency_distillation" else None,
+        torch.nn.Identity(),
         torch.no_grad,
         **processes,
     )
-    loss.target_unet = ExactModel(function, loss.angles)
-    if loss.teacher is not None:
-        loss.teacher = ExactModel(denoise, loss.angles)
+    loss.target_unet, loss.teacher = ExactModel(function, loss.angles), ExactModel(denoise, loss.angles)
     return loss
 
 
-def compute_gaussian_loss(loss: ConsistencyLoss, function: Callable, progress: float = 0.0) -> float:
+def compute_gaussian_loss(num_segments: int, function: Callable) -> float:
     """Returns the mean loss of a model whose consistency function is `function`."""
+    loss = make_loss(num_segments, function=function)
     generator = torch.Generator().manual_seed(0)
     images = MEAN + STD * torch.randn(512, 1, 4, 4, generator=generator)
-    batch = loss.add_noise(images, None, generator, progress)
+    batch = loss.add_noise(images, None, generator)
     value, image_losses = loss(ExactModel(function, loss.angles)(batch.images, batch.timesteps, None).sample, batch)
-    torch.testing.assert_close(value, (image_losses * batch.weights).mean())
-    return float(image_losses.mean())
+    torch.testing.assert_close(value, image_losses.mean())
+    return float(value)
 
 
 def test_loss_of_the_exact_consistency_function_is_the_error_of_the_solver():
-    exact = [compute_gaussian_loss(make_loss(num_segments=(count,)), solve) for count in (16, 32, 64)]
-    others = [compute_gaussian_loss(make_loss(num_segments=(count,), function=denoise), denoise) for count in (16, 64)]
+    exact = [compute_gaussian_loss(num_segments, solve) for num_segments in (16, 32, 64)]
+    others = [compute_gaussian_loss(num_segments, denoise) for num_segments in (16, 64)]
     assert 0 < exact[2] < exact[1] / 2 < exact[0] / 4
     assert others[0] > 4 * exact[0] and others[1] > 15 * exact[2]
 
 
-def test_gradient_of_consistency_tuning_vanishes_at_the_exact_consistency_function():
-    """The target is noisy, but its mean is the output of the consistency function, up to the error of the solver."""
-    biases = {}
-    for function in (solve, denoise):
-        loss = make_loss("consistency_tuning", (64,), function=function)
-        generator = torch.Generator().manual_seed(0)
-        images = MEAN + STD * torch.randn(200_000, 1, 1, 1, generator=generator)
-        batch = loss.add_noise(images, None, generator)
-        output = ExactModel(function, loss.angles)
-        predicted = function(batch.images, loss.angles[batch.timesteps + 1])
-        assert isinstance(batch, ConsistencyBatch)
-        target = torch.where(
-            (batch.target_timesteps < 0).view(-1, 1, 1, 1),
-            batch.target,
-            output.function(batch.target, loss.angles[batch.target_timesteps + 1]),
-        )
-        # The covariance of the difference with the noisy image is zero if the mean of the target is the prediction.
-        last = batch.timesteps == 999
-        noisy = batch.images[last].flatten()
-        biases[function] = abs(float(((target - predicted)[last].flatten() * noisy).mean()))
-    assert biases[solve] < 0.15 * biases[denoise]
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_target_at_the_clean_image_is_the_image_of_the_teacher(prediction_type: str):
+    loss = make_loss(1, scheduler=DDPMScheduler(**ZERO_SNR | {"prediction_type": prediction_type}))
+    # The teacher always predicts this image. The model with the EMA weights must not change clean images.
+    loss.target_unet = ConstantModel(torch.tensor(7.0))
+    image = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
+    loss.teacher = ExactModel(lambda images, angles: image.expand_as(images), loss.angles)
+    if prediction_type == "sample":
+        loss.teacher = ConstantModel(image)
+    batch = loss.add_noise(torch.rand(8, 1, 4, 4), None, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(batch.target, image.expand(8, 1, 4, 4))
+    assert batch.timesteps.tolist() == [999] * 8
 
 
-def test_number_of_segments_follows_the_progress():
-    loss = make_loss("consistency_tuning", (8, 64))
-    images = torch.zeros(64, 1, 4, 4)
-    batches = [loss.add_noise(images, None, torch.Generator().manual_seed(0), progress) for progress in (0, 0.49, 0.5)]
-    gaps = [float((batch.timesteps - batch.target_timesteps).float().mean()) for batch in batches]
-    assert gaps[0] == gaps[1] > 6 * gaps[2]
-    # The largest gap has weight 1, and smaller ones have larger weights.
-    for batch in batches:
-        assert batch.weights.min().item() == pytest.approx(1, abs=0.05)
-        assert batch.weights.max() > 2
+def test_target_is_clamped():
+    loss = make_loss(function=lambda images, angles: images + 9)
+    batch = loss.add_noise(torch.zeros(64, 1, 4, 4), None, torch.Generator().manual_seed(0))
+    assert batch.target.max() == 1 and batch.target.min() >= -1
 
 
-@pytest.mark.parametrize("method", ["consistency_distillation", "consistency_tuning"])
-def test_target_at_the_clean_image_is_the_clean_image(method: str):
-    loss = make_loss(method, (1000,), scheduler=DDPMScheduler(**ZERO_SNR | {"prediction_type": "sample"}))
-    loss.target_unet = loss.teacher = ExactModel(lambda images, angles: images + 9, loss.angles)
-    images = torch.rand(4, 1, 4, 4)
-    zeros = torch.zeros(4, dtype=torch.long)
-    batch = ConsistencyBatch(images, zeros, None, images, torch.ones(4), zeros - 1)
-    assert loss(images, batch)[0] == 0
-
-
-@pytest.mark.parametrize("method", ["consistency_distillation", "consistency_tuning"])
 @pytest.mark.parametrize("num_processes", [2, 4])
-def test_processes_train_on_the_same_batches_as_one(method: str, num_processes: int):
+def test_processes_train_on_the_same_batches_as_one(num_processes: int):
     images, labels = torch.randn(16, 3, 4, 4).clamp(-1, 1), torch.arange(16) % 10
 
-    def make_batch(part: slice, **processes: int) -> ConsistencyBatch:
-        loss = make_loss(method, num_class_embeds=10, label_dropout=0.5, **processes)
+    def make_batch(part: slice, **processes: int) -> NoisyBatch:
+        loss = make_loss(num_class_embeds=10, label_dropout=0.5, **processes)
         return loss.add_noise(images[part], labels[part], torch.Generator().manual_seed(0))
 
     whole, size = make_batch(slice(None)), 16 // num_processes
@@ -156,7 +136,7 @@ def test_processes_train_on_the_same_batches_as_one(method: str, num_processes: 
     ]
     assert whole.class_labels is not None and 0 < (whole.class_labels == 10).sum() < 16
     # Dropped labels depend on the position of the image in the whole batch.
-    for name in ("images", "timesteps", "class_labels", "target", "weights", "target_timesteps"):
+    for name in ("images", "timesteps", "class_labels", "target", "weights"):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
 
 
@@ -204,7 +184,6 @@ def distill(tiny_args: list[str], reset_accelerate: Callable[[], None]) -> Calla
     return run
 
 
-@METHODS
 @pytest.mark.parametrize("teacher", ["conditional", "unconditional", "rgb", "epsilon"])
 def test_each_kind_of_checkpoint_can_be_distilled(
     tmp_path: Path,
@@ -212,7 +191,6 @@ def test_each_kind_of_checkpoint_can_be_distilled(
     distill: Callable[..., None],
     rgb_folder: Path,
     caplog: pytest.LogCaptureFixture,
-    method: list[str],
     teacher: str,
 ):
     options = {
@@ -228,7 +206,7 @@ def test_each_kind_of_checkpoint_can_be_distilled(
         ],
     }[teacher]
     init_from = make_teacher(*options)
-    distill(init_from, *method, *[option for option in options if option.startswith(("--data", "--num"))])
+    distill(init_from, *DISTILLATION, *[option for option in options if option.startswith(("--data", "--num"))])
     losses = [float(row["loss"]) for row in read_losses(tmp_path / "run")]
     assert np.isfinite(losses).all() and min(losses) > 0
     assert not torch.equal(
@@ -251,17 +229,15 @@ def test_each_kind_of_checkpoint_can_be_distilled(
     assert type(pipe.scheduler).__name__ == "LCMScheduler"
 
 
-@METHODS
 def test_resumed_run_equals_an_uninterrupted_run(
     tmp_path: Path,
     tiny_args: list[str],
     make_teacher: Callable[..., str],
     distill: Callable[..., None],
     reset_accelerate: Callable[[], None],
-    method: list[str],
 ):
     model = ["--model.num_class_embeds=10", "--model.dropout=0.2"]
-    options = [*model, make_teacher(*model), *method, "--ema.enabled=true", "--checkpointing_steps=4"]
+    options = [*model, make_teacher(*model), *DISTILLATION, "--checkpointing_steps=4"]
     distill(*options)
     whole = tmp_path / "whole"
     (tmp_path / "run").rename(whole)
@@ -310,16 +286,18 @@ def test_target_has_the_ema_weights(
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ([], "`--distillation.method` must be consistency_distillation or consistency_tuning, got null."),
-        (TUNING, "`--init_from` must be the pipeline to distill with `--distillation.method=consistency_tuning`"),
+        ([], "`--distillation.num_segments` must be an integer in distill.py, got null. Pass --config="),
+        (DISTILLATION, "`--init_from` must be the pipeline to distill, got null."),
         (["--init_from=base", DISTILLATION[0]], "`--ema.enabled` must be true"),
         (
-            ["--init_from=base", *DISTILLATION, "--distillation.num_segments=[32,2000]"],
-            "`--distillation.num_segments` must be one or more numbers up to `--scheduler.num_train_timesteps` (1000)",
+            ["--init_from=base", *DISTILLATION, "--distillation.num_segments=1001"],
+            "`--distillation.num_segments` must be at most `--scheduler.num_train_timesteps` (1000), got 1001.",
         ),
-        (["--init_from=base", *DISTILLATION, "--distillation.num_segments=[]"], "one or more numbers"),
-        (["--distillation.num_segments=[0]"], "`--distillation.num_segments` must be between 1 and 100,000, got [0]."),
-        (["--init_from=base", *TUNING, "--mixed_precision=bf16"], "`--mixed_precision` must be no for consistency"),
+        (["--distillation.num_segments=0"], "`--distillation.num_segments` must be between 1 and 100,000, got 0."),
+        (
+            ["--distillation.num_segments=[32]"],
+            "`--distillation.num_segments` must be an integer or null, got [32].",
+        ),
         (
             ["--init_from=base", *DISTILLATION, "--samples.num_inference_steps=200"],
             "samples: ",
@@ -343,12 +321,11 @@ def test_invalid_settings_are_reported(
     assert "distill.py: error: " in text and message in text
 
 
-def test_train_refers_to_distill(capsys: pytest.CaptureFixture[str]):
+@pytest.mark.parametrize("options", [["--distillation.num_segments=32"], ["--init_from=base", *DISTILLATION]])
+def test_train_refers_to_distill(capsys: pytest.CaptureFixture[str], options: list[str]):
     with pytest.raises(SystemExit):
-        train(["--init_from=base", *TUNING])
-    expected = (
-        "train.py: error: `--distillation.method` must be null in train.py, got consistency_tuning. Run distill.py."
-    )
+        train(options)
+    expected = "train.py: error: `--distillation.num_segments` must be null in train.py, got 32. Run distill.py."
     assert capsys.readouterr().err.strip() == expected
 
 
@@ -358,14 +335,3 @@ def test_help_describes_distillation(capsys: pytest.CaptureFixture[str]):
     text = " ".join(capsys.readouterr().out.split())
     assert "usage: distill.py" in text and "one to four steps" in text
     assert "--distillation.num_segments" in text
-
-
-def test_tuning_starts_from_the_result_of_distillation(
-    tmp_path: Path, make_teacher: Callable[..., str], distill: Callable[..., None]
-):
-    distill(make_teacher("--model.num_class_embeds=10"), *DISTILLATION)
-    distill(f"--init_from={tmp_path / 'run' / 'pipeline'}", *TUNING, f"--output_dir={tmp_path / 'tuned'}")
-    pipe = load_pipeline(tmp_path / "tuned" / "pipeline")
-    assert (type(pipe.scheduler).__name__, pipe.config.num_inference_steps) == ("LCMScheduler", 4)
-    settings = json.loads((tmp_path / "tuned" / "pipeline" / "train_config.json").read_text())
-    assert settings["init_from"] == "pipeline" and settings["distillation"]["num_segments"] == [16, 64]
