@@ -11,6 +11,7 @@ from diffusers import (
     DPMSolverSinglestepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
 )
 
 from fmnist_diffusion import FashionMNISTPipeline
@@ -23,6 +24,7 @@ from fmnist_diffusion.sampling import (
     copy_pipeline,
     generate,
     get_scheduler_class,
+    make_consistency_pipeline,
     make_generators,
     make_pipeline,
     make_scheduler,
@@ -37,6 +39,38 @@ def make_default_pipeline(**noise_schedule) -> FashionMNISTPipeline:
     pipe = make_pipeline(make_unet(), DDPMScheduler(**noise_schedule), num_inference_steps=3)
     pipe.set_progress_bar_config(disable=True)
     return pipe
+
+
+@pytest.mark.parametrize(
+    ("num_train_timesteps", "timesteps"),
+    [
+        (1000, {1: [999], 2: [999, 499], 4: [999, 759, 499, 259], None: [999, 759, 499, 259]}),
+        (3, {1: [2], 2: [2, 1], 3: [2, 1, 0], None: [2, 1, 0]}),
+    ],
+)
+def test_consistency_pipeline_samples_in_few_steps(num_train_timesteps: int, timesteps: dict[int | None, list[int]]):
+    noise_scheduler = DDPMScheduler(
+        num_train_timesteps, prediction_type="v_prediction", rescale_betas_zero_snr=True, **COSINE
+    )
+    pipe = make_consistency_pipeline(make_unet(), noise_scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    assert isinstance(pipe.scheduler, LCMScheduler)
+    torch.testing.assert_close(pipe.scheduler.alphas_cumprod, noise_scheduler.alphas_cumprod)
+    for num_inference_steps, expected in timesteps.items():
+        images = sample(pipe, [3], num_inference_steps=num_inference_steps)
+        assert pipe.scheduler.timesteps.tolist() == expected
+        assert images.isfinite().all()
+
+
+def test_consistency_pipeline_returns_the_predicted_image_after_one_step():
+    noise_scheduler = DDPMScheduler(prediction_type="v_prediction", rescale_betas_zero_snr=True, **COSINE)
+    pipe = make_consistency_pipeline(make_unet(), noise_scheduler)
+    pipe.set_progress_bar_config(disable=True)
+    noise = torch.randn(1, 1, 8, 8)
+    velocity = pipe.unet.eval()(noise, 999, torch.tensor([3])).sample
+    images = pipe([3], num_inference_steps=1, latents=noise, output_type="pt").images
+    # At the last timestep, the image is the negative velocity.
+    torch.testing.assert_close(images, (-velocity.clamp(-1, 1) + 1) / 2, atol=1e-3, rtol=0)
 
 
 class TestSamplingConfig:

@@ -104,6 +104,7 @@ RANGES = {
     "objective.logit_mean": Range(-20, 20),
     "objective.logit_std": Range(0, 20, above=True),
     "objective.label_dropout": FRACTION,
+    "distillation.num_segments": Range(1, 100_000),
     "optimizer.learning_rate": Range(0, 1, above=True),
     "optimizer.adam_beta1": ADAM_BETA,
     "optimizer.adam_beta2": ADAM_BETA,
@@ -160,16 +161,16 @@ class Formatter(reprlib.Repr):
 format_value = Formatter().repr
 
 
-def find_problems(values: Mapping[str, Any], contradictions: bool = True) -> list[str]:
-    """Returns sentences about settings that are out of range or, optionally, contradict each other.
+def find_problems(values: Mapping[str, Any], program: str | None = "train.py") -> list[str]:
+    """Returns sentences about settings that are out of range or, with a `program`, contradict it or each other.
 
     Args:
         values: Settings by their names, such as optimizer.learning_rate. All values have the right types.
-        contradictions: Whether to compare the settings with each other.
+        program: The program that uses the settings, train.py or distill.py; `None` to check each setting by itself.
     """
     problems = {name: problem for name, value in values.items() if (problem := find_invalid_value(name, value))}
     valid = {name: value for name, value in values.items() if name not in problems}
-    return [*problems.values(), *(find_contradictions(valid) if contradictions else [])]
+    return [*problems.values(), *(find_contradictions(valid, program) if program is not None else [])]
 
 
 def format_problems(problems: Sequence[str]) -> str:
@@ -194,13 +195,15 @@ def find_invalid_value(name: str, value: Any) -> str | None:
     return None
 
 
-def find_contradictions(values: Mapping[str, Any]) -> Iterator[str]:
+def find_contradictions(values: Mapping[str, Any], program: str) -> Iterator[str]:
     """Yields sentences about combinations of settings.
 
     Args:
         values: Settings by their names. Contradictions with missing settings are ignored.
+        program: The program that uses the settings, train.py or distill.py.
     """
     yield from find_schedule_problems(values)
+    yield from find_distillation_problems(values, program)
     yield from find_sampling_problems("samples", values)
     if values.get("eval.every_n_epochs") is not None:
         yield from find_sampling_problems("eval", values)
@@ -235,6 +238,31 @@ def find_schedule_problems(values: Mapping[str, Any]) -> Iterator[str]:
             "`--scheduler.rescale_betas_zero_snr` requires `--scheduler.prediction_type` v_prediction or sample, got"
             " epsilon: the noise alone does not determine the image at a signal-to-noise ratio of zero."
         )
+
+
+def find_distillation_problems(values: Mapping[str, Any], program: str) -> Iterator[str]:
+    num_segments = values.get("distillation.num_segments")
+    if program == "train.py":
+        if num_segments is not None:
+            yield f"`--distillation.num_segments` must be null in train.py, got {num_segments}. Run distill.py."
+        return
+    if num_segments is None:
+        if "distillation.num_segments" in values:
+            yield (
+                "`--distillation.num_segments` must be an integer in distill.py, got null. Pass"
+                " --config=training/configs/distill.yaml, for example, or run train.py."
+            )
+        return
+    limit = values.get("scheduler.num_train_timesteps")
+    if limit is not None and num_segments > limit:
+        yield (
+            f"`--distillation.num_segments` must be at most `--scheduler.num_train_timesteps` ({limit}), got"
+            f" {num_segments}."
+        )
+    if values.get("init_from", "") is None:
+        yield "`--init_from` must be the pipeline to distill, got null."
+    if values.get("ema.enabled") is False:
+        yield "`--ema.enabled` must be true in distill.py, because the EMA weights compute the target."
 
 
 def compute_log_alphas_cumprod(

@@ -14,9 +14,10 @@ from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.optim.lr_scheduler import LRScheduler
 
-from averaging import make_ema
+from averaging import copy_model, make_ema
 from batches import Batches, ImageDataset
 from config import DataConfig, OptimizerConfig, ResolvedConfig
+from distillation import ConsistencyLoss
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import ImageTensors, load_images, load_split, stream_images
 from losses import DiffusionLoss
@@ -89,25 +90,59 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
         num_processes=accelerator.num_processes,
         num_workers=config.data.dataloader_num_workers,
     )
-    # A checkpoint replaces the pretrained weights.
-    pretrained = load_pretrained(config.init_from).unet if config.init_from and config.resume is None else None
+    distills = config.distillation.num_segments is not None
+    # A checkpoint replaces the pretrained weights, except those of the teacher.
+    needs_pretrained = config.resume is None or distills
+    pretrained = load_pretrained(config.init_from).unet if config.init_from and needs_pretrained else None
     unet, noise_scheduler = make_model(config, label_names, pretrained)
     # The pretrained weights are not needed any more.
     del pretrained
     load_pretrained.cache_clear()
-    loss = DiffusionLoss(
-        config.objective,
-        noise_scheduler,
-        unet.config["num_class_embeds"],
-        device,
-        accelerator.process_index,
-        accelerator.num_processes,
-    )
+    teacher = copy_model(unet, None) if distills else None
     prepare_model(config, unet, device)
     optimizer = make_optimizer(config.optimizer, unet)
     unet, optimizer = accelerator.prepare(unet, optimizer)
     ema = make_ema(config.ema, unet)
+    loss = make_loss(config, accelerator, noise_scheduler, unet, ema, teacher)
     return Components(batches, unet, optimizer, ema, noise_scheduler, loss)
+
+
+def make_loss(
+    config: ResolvedConfig,
+    accelerator: Accelerator,
+    noise_scheduler: DDPMScheduler,
+    unet: Any,
+    ema: EMAModel | None,
+    teacher: FashionMNISTUNet2DModel | None,
+) -> DiffusionLoss:
+    """Creates the loss of a run.
+
+    Raises:
+        `ValueError`: If the model cannot be distilled.
+    """
+    unet, device = accelerator.unwrap_model(unet), accelerator.device
+    processes = accelerator.process_index, accelerator.num_processes
+    num_class_embeds = unet.config["num_class_embeds"]
+    if teacher is None:
+        return DiffusionLoss(config.objective, noise_scheduler, num_class_embeds, device, *processes)
+    assert ema is not None and config.distillation.num_segments is not None
+    target_unet = copy_model(unet, None).train()
+    for model in (teacher.to(device), target_unet):  # pyright: ignore[reportArgumentType]
+        prepare_model(config, model, device)
+    for parameter, ema_parameter in zip(target_unet.parameters(), ema.shadow_params, strict=True):
+        # The parameters share the memory of the EMA, so that no step has to copy them.
+        parameter.data = ema_parameter
+    return ConsistencyLoss(
+        config.objective,
+        config.distillation.num_segments,
+        noise_scheduler,
+        num_class_embeds,
+        device,
+        target_unet,
+        teacher,
+        accelerator.autocast,
+        *processes,
+    )
 
 
 def load_training_images(

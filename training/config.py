@@ -98,6 +98,20 @@ class ObjectiveConfig:
 
 
 @dataclass
+class DistillationConfig:
+    """Distillation into a model that generates images in one to four steps (distill.py).
+
+    Of the training objective, it only uses label_dropout.
+
+    Args:
+        num_segments: number of segments that the noise schedule is divided into; required by distill.py, must be null
+            in train.py
+    """
+
+    num_segments: int | None = None
+
+
+@dataclass
 class OptimizerConfig:
     """Optimizer and learning rate.
 
@@ -202,6 +216,7 @@ class TrainingConfig:
         data: training images
         scheduler: noise schedule
         objective: training objective
+        distillation: distillation into a model that needs few steps
         optimizer: optimizer and learning rate
         ema: exponential moving average of the weights
         samples: sample grids during training
@@ -235,6 +250,7 @@ class TrainingConfig:
     data: DataConfig = field(default_factory=DataConfig)
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
+    distillation: DistillationConfig = field(default_factory=DistillationConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
@@ -259,7 +275,7 @@ class TrainingConfig:
             settings["data"].pop("dataloader_num_workers")
             settings["ema.enabled"] = settings["ema"]["enabled"]
         steps = ("train_batch_size", "gradient_accumulation_steps")
-        for name in ("seed", *steps, "model", "data", "scheduler", "ema.enabled"):
+        for name in ("seed", *steps, "model", "data", "scheduler", "distillation", "ema.enabled"):
             if current[name] != saved[name]:
                 raise ValueError(
                     f"`--{name}` must be the same as in the run to resume ({saved[name]}), got {current[name]}. Pass"

@@ -23,7 +23,7 @@ from config import (
 )
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import DataError, DataSummary, get_height_width, inspect_images
-from fmnist_diffusion.sampling import copy_pipeline, make_pipeline
+from fmnist_diffusion.sampling import copy_pipeline
 from machine import (
     can_compile,
     choose_batch_size,
@@ -33,7 +33,7 @@ from machine import (
     get_num_processes,
 )
 from milestones import get_num_images_needed
-from model import make_model_config, make_noise_scheduler
+from model import make_model_config, make_noise_scheduler, make_run_pipeline
 from parsing import is_first_process
 from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrained
 from publishing import check_token
@@ -250,7 +250,9 @@ def resolve_model(
     model = dict(config.model)
     if pretrained is not None:
         model = {name: value for name, value in pretrained.model.items() if name not in DATA_OPTIONS}
-        model |= {"num_class_embeds": num_classes} | config.model
+        if config.distillation.num_segments is None:
+            model["num_class_embeds"] = num_classes
+        model |= config.model
     num_class_embeds = model.get("num_class_embeds")
     if num_class_embeds is not None and num_classes is None:
         problems.errors.append(
@@ -287,7 +289,7 @@ def check_model(
         return 0
     with problems.collect():
         check_model_size(unet.num_parameters())
-    pipe = make_pipeline(unet, make_noise_scheduler(config.scheduler))
+    pipe = make_run_pipeline(config, unet, make_noise_scheduler(config.scheduler))
     sections = {"samples": config.samples} | ({"eval": config.eval} if config.eval.every_n_epochs else {})
     for section, sampling in sections.items():
         with problems.collect(section):

@@ -69,13 +69,10 @@ class DiffusionLoss:
         all processes and uses its own part, so that the result does not depend on the number of processes.
         """
         index, count = self.process_index, self.num_processes
-        class_labels = None
-        if self.num_class_embeds is not None and labels is not None:
-            labels = labels.expand(count, -1)
-            class_labels = drop_labels(labels, self.config.label_dropout, self.num_class_embeds, generator)[index]
+        class_labels = self.select_labels(labels, generator)
         timesteps, weights = self.timestep_sampler.sample(count * len(images), generator)
         timesteps, weights = timesteps.view(count, -1)[index], weights.view(count, -1)[index]
-        noise = torch.randn((count, *images.shape), generator=generator, device=images.device)[index]
+        noise = self.sample_noise(images, generator)
         prediction_type = self.noise_scheduler.config["prediction_type"]
         if prediction_type == "v_prediction":
             target = self.noise_scheduler.get_velocity(images, noise, timesteps)
@@ -86,6 +83,19 @@ class DiffusionLoss:
             weights = weights * min_snr_weights(snr, self.config.snr_gamma, prediction_type)
         noisy_images = self.noise_scheduler.add_noise(images, noise, timesteps)
         return NoisyBatch(noisy_images, timesteps, class_labels, target, weights)
+
+    def select_labels(self, labels: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor | None:
+        """Returns the labels of the model, `(B,)`, some of which are dropped; `None` for an unconditional model."""
+        if self.num_class_embeds is None or labels is None:
+            return None
+        labels = labels.expand(self.num_processes, -1)
+        dropped = drop_labels(labels, self.config.label_dropout, self.num_class_embeds, generator)
+        return dropped[self.process_index]
+
+    def sample_noise(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        """Samples noise in the shape of `images`."""
+        shape = (self.num_processes, *images.shape)
+        return torch.randn(shape, generator=generator, device=images.device)[self.process_index]
 
     def __call__(self, prediction: torch.Tensor, batch: NoisyBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the weighted loss of the batch, a scalar, and the unweighted loss of each image, `(B,)`."""

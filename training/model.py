@@ -6,8 +6,9 @@ from typing import Any
 from diffusers import DDPMScheduler
 
 from adaptation import load_adapted_weights
-from config import DataConfig, ResolvedConfig, SchedulerConfig
-from fmnist_diffusion import FashionMNISTUNet2DModel
+from config import DataConfig, ResolvedConfig, SchedulerConfig, TrainingConfig
+from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
+from fmnist_diffusion.sampling import make_consistency_pipeline, make_pipeline
 
 
 def make_model(
@@ -52,3 +53,11 @@ def make_noise_scheduler(config: SchedulerConfig) -> DDPMScheduler:
         # Only DDPMScheduler supports this schedule by name. Other schedulers can use its betas.
         scheduler = DDPMScheduler(**settings, trained_betas=scheduler.betas.tolist())
     return scheduler
+
+
+def make_run_pipeline(
+    config: TrainingConfig, unet: FashionMNISTUNet2DModel, noise_scheduler: DDPMScheduler
+) -> FashionMNISTPipeline:
+    """Creates a pipeline with the default scheduler for a diffusion model or a distilled model."""
+    make = make_pipeline if config.distillation.num_segments is None else make_consistency_pipeline
+    return make(unet, noise_scheduler)

@@ -13,7 +13,8 @@ from config import ResolvedConfig
 from export import export_run
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.data import to_pil
-from fmnist_diffusion.sampling import Samples, generate, make_pipeline
+from fmnist_diffusion.sampling import Samples, generate
+from model import make_run_pipeline
 from publishing import make_background_push
 from records import SampleGrids
 from tracking import log_image
@@ -75,7 +76,7 @@ class RunOutputs:
     def write(self, unet: FashionMNISTUNet2DModel, progress: Progress, epoch: int, due: DueOutputs) -> None:
         """Writes the outputs that are `due` for the weights of `unet`."""
         unet.to(memory_format=get_memory_format(self.config))  # pyright: ignore[reportCallIssue]
-        pipe = make_pipeline(unet, self.components.noise_scheduler)
+        pipe = make_run_pipeline(self.config, unet, self.components.noise_scheduler)
         pipe.set_progress_bar_config(leave=False)
         if due.samples:
             self._save_samples(pipe, progress, epoch)

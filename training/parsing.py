@@ -4,7 +4,7 @@ import os
 import re
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any, NoReturn
+from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
 
@@ -83,18 +83,28 @@ def describe_parser_error(message: str) -> list[str]:
     return [f"Could not read the settings: {message[:300].rstrip('.')}."]
 
 
-def parse_config(args: list[str]) -> TrainingConfig:
+DESCRIPTIONS = {
+    "train.py": "Trains a FashionMNISTUNet2DModel: accelerate launch training/train.py --config FILE ...",
+    "distill.py": (
+        "Distills a pipeline into one that needs one to four steps: accelerate launch training/distill.py --config"
+        " FILE --init_from PIPELINE ..."
+    ),
+}
+
+
+def parse_config(args: list[str], program: Literal["train.py", "distill.py"] = "train.py") -> TrainingConfig:
     """Reads `--config file.yaml` and `--any.field=value`; later arguments win. Errors exit with code 2.
 
     The settings of the run to resume, or of the pipeline to fine-tune, replace the defaults.
     """
     parser = Parser(
-        prog="train.py",
+        prog=program,
         allow_abbrev=False,
         parser_mode="core_yaml",
-        description="Trains a FashionMNISTUNet2DModel: accelerate launch training/train.py --config FILE ...",
+        description=DESCRIPTIONS[program],
     )
-    parser.add_argument("--config", action="config", help="YAML file, such as training/configs/spec.yaml")
+    example = "spec" if program == "train.py" else "distill"
+    parser.add_argument("--config", action="config", help=f"YAML file, such as training/configs/{example}.yaml")
     parser.add_class_arguments(TrainingConfig, None)
     try:
         settings = parse_settings(parser, args)
@@ -114,7 +124,7 @@ def parse_settings(parser: Parser, args: list[str]) -> Namespace:
         raise SettingsError(find_all_problems(parser, args, error.problems)) from error
     changes_defaults = settings.init_from is not None or settings.resume is not None
     # The defaults from `init_from` or `resume` are not known yet, so contradictions with them are found below.
-    check_settings(settings, contradictions=not changes_defaults)
+    check_settings(settings, None if changes_defaults else parser.prog)
     if not changes_defaults:
         return settings
     # This module requires the slow import of diffusers.
@@ -131,7 +141,7 @@ def parse_settings(parser: Parser, args: list[str]) -> Namespace:
     typed_defaults = parser.parse_object(defaults, defaults=False).as_dict()
     parser.set_defaults(flatten_settings(typed_defaults))
     settings = parser.parse_args(args)
-    check_settings(settings)
+    check_settings(settings, parser.prog)
     return settings
 
 
@@ -145,20 +155,20 @@ def find_all_problems(parser: Parser, args: list[str], first_problems: list[str]
         if option[0].startswith(("--print_config", "--help", "-h")):
             continue
         try:
-            check_settings(parser.parse_args(option), contradictions=False)
+            check_settings(parser.parse_args(option), None)
         except SettingsError as error:
             problems += error.problems
     return list(dict.fromkeys(problems))
 
 
-def check_settings(settings: Namespace, contradictions: bool = True) -> None:
-    """Raises [`SettingsError`] if values are invalid or, optionally, contradict each other."""
+def check_settings(settings: Namespace, program: str | None) -> None:
+    """Raises [`SettingsError`] if values are invalid or, with a `program`, contradict it or each other."""
     nested = {name: value for name, value in settings.as_dict().items() if name != "config"}
     wrong = find_wrong_settings(nested)
     values = flatten_settings(nested)
     values |= {f"model.{name}": value for name, value in values.pop("model").items()}
     valid = {name: value for name, value in values.items() if name not in wrong}
-    problems = [*wrong.values(), *find_problems(valid, contradictions)]
+    problems = [*wrong.values(), *find_problems(valid, program)]
     if problems:
         raise SettingsError(problems)
 

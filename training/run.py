@@ -2,8 +2,9 @@
 
 import logging
 import sys
+from functools import partial
 from pathlib import Path
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 from checkpoint import list_checkpoints
 from config import TrainingConfig
@@ -15,15 +16,16 @@ from parsing import is_first_process, parse_config
 from trainer import Trainer
 
 
-def run(args: list[str]) -> None:
-    """Trains with the command-line arguments `args`.
+def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
+    """Trains or distills with the command-line arguments `args`.
 
     Raises:
         `SystemExit`: If the run fails or is interrupted.
     """
     logging.basicConfig(format="%(message)s")
     logging.getLogger("training").setLevel(logging.INFO if is_first_process() else logging.ERROR)
-    config = parse_config(args)
+    config = parse_config(args, program)
+    stop = partial(print_and_exit, program)
     try:
         config = resolve_config(config)
         trainer = Trainer(config)
@@ -52,9 +54,9 @@ def run(args: list[str]) -> None:
         )
 
 
-def stop(message: str, code: int) -> NoReturn:
+def print_and_exit(program: str, message: str, code: int) -> NoReturn:
     if is_first_process():
-        print(f"train.py: {message}", file=sys.stderr)
+        print(f"{program}: {message}", file=sys.stderr)
     raise SystemExit(code)
 
 

@@ -87,6 +87,9 @@ def describe_run(
     steps = config.get_total_steps(num_batches)
     images = steps * config.images_per_step
     scheduler, objective = config.scheduler, config.objective
+    loss = f"{objective.timestep_sampling} timesteps, {objective.loss_type} loss"
+    if config.distillation.num_segments is not None:
+        loss = f"consistency distillation with {format_count(config.distillation.num_segments, 'segment')}"
     lines = [
         format_line("model", f"{num_parameters / 1e6:.1f} M parameters, {source}"),
         format_line("samples", f"{format_size(size)} pixels, {colors}, {classes}"),
@@ -98,8 +101,7 @@ def describe_run(
         format_line(
             "objective",
             f"{scheduler.prediction_type}, {scheduler.beta_schedule} noise schedule with"
-            f" {scheduler.num_train_timesteps:,} timesteps, {objective.timestep_sampling} timesteps,"
-            f" {objective.loss_type} loss",
+            f" {scheduler.num_train_timesteps:,} timesteps, {loss}",
         ),
         format_line("machine", describe_machine(config)),
         format_line("length", describe_length(config, num_batches, steps, images)),

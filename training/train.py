@@ -8,7 +8,7 @@ def main(args: list[str]) -> None:
         # This import takes several seconds. Ctrl-C must not print a traceback during this time either.
         from run import run
 
-        run(args)
+        run(args, "train.py")
     except KeyboardInterrupt as error:
         print("train.py: Interrupted before the training started.", file=sys.stderr)
         raise SystemExit(130) from error

@@ -140,11 +140,11 @@ class Trainer:
 
     def _train_batch(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> None:
         config, components, progress = self.config, self.components, self.progress
-        batch = components.loss.add_noise(images.to(memory_format=get_memory_format(config)), labels, generator)
-        if self.accelerator.unwrap_model(components.unet).config["dropout"]:
-            # Dropout uses the global generator, so each process needs its own seed to drop different values.
-            process = self.accelerator.process_index + 1
-            torch.manual_seed(make_seed(config.seed, progress.epoch, progress.batch, process))
+        images = images.to(memory_format=get_memory_format(config))
+        # The model that computes the target of distillation drops the same values (arXiv 2310.14189, section 3.1).
+        self._seed_dropout()
+        batch = components.loss.add_noise(images, labels, generator)
+        self._seed_dropout()
         with self.accelerator.accumulate(components.unet):
             prediction = components.unet(batch.images, batch.timesteps, batch.class_labels).sample
             loss, image_losses = components.loss(prediction, batch)
@@ -165,6 +165,12 @@ class Trainer:
             self.lr_scheduler.step()
             if components.ema is not None:
                 components.ema.step(components.unet.parameters())
+
+    def _seed_dropout(self) -> None:
+        """Seeds the global generator, which dropout uses. The processes need different seeds."""
+        if self.accelerator.unwrap_model(self.components.unet).config["dropout"]:
+            progress, process = self.progress, self.accelerator.process_index + 1
+            torch.manual_seed(make_seed(self.config.seed, progress.epoch, progress.batch, process))
 
     def _report_losses(self) -> None:
         """Raises `FloatingPointError` if a loss or a weight is NaN or infinite."""

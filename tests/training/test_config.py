@@ -31,7 +31,8 @@ def test_spec_yaml_contains_the_numbers_of_the_specification():
 
 @pytest.mark.parametrize("path", sorted(CONFIGS.glob("*.yaml")), ids=lambda path: path.stem)
 def test_config_files_are_valid_and_start_with_a_comment(path: Path):
-    config = parse_config(["--config", str(path)])
+    program = "distill.py" if path.stem == "distill" else "train.py"
+    config = parse_config(["--config", str(path)], program)
     assert config.output_dir == f"output/{path.stem}"
     assert path.read_text().startswith("# ")
 

@@ -1,0 +1,337 @@
+"""The loss of distillation, and runs of distill.py with small models."""
+
+import json
+import logging
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from diffusers import DDPMScheduler, DiffusionPipeline
+from PIL import Image
+from run_files import assert_equal_weights, load_weights, read_losses
+from safetensors.torch import load_file
+from test_consistency import MEAN, STD, denoise, solve
+
+from checkpoint import list_checkpoints
+from config import ObjectiveConfig
+from distill import main
+from distillation import ConsistencyLoss
+from inspection import resolve_config
+from losses import NoisyBatch
+from parsing import parse_config
+from train import main as train
+from trainer import Trainer
+
+
+CPU = torch.device("cpu")
+ZERO_SNR = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
+DISTILLATION = ["--distillation.num_segments=32", "--ema.enabled=true"]
+
+
+class Output:
+    def __init__(self, sample: torch.Tensor):
+        self.sample = sample
+
+
+class ExactModel(torch.nn.Module):
+    """A v-prediction model whose predicted clean images are those of `function`, for Gaussian data."""
+
+    def __init__(self, function: Callable, angles: torch.Tensor):
+        super().__init__()
+        self.function, self.angles = function, angles
+
+    def forward(self, images: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> Output:
+        angles = self.angles[timesteps + 1]
+        cos, sin = angles.cos().view(-1, 1, 1, 1), angles.sin().view(-1, 1, 1, 1)
+        return Output((cos * images - self.function(images, angles)) / sin)
+
+
+class ConstantModel(torch.nn.Module):
+    """A model whose output is always `output`."""
+
+    def __init__(self, output: torch.Tensor):
+        super().__init__()
+        self.output = output
+
+    def forward(self, images: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None) -> Output:
+        return Output(self.output.expand_as(images))
+
+
+def make_loss(
+    num_segments: int = 32,
+    num_class_embeds: int | None = None,
+    function: Callable = solve,
+    scheduler: Any = None,
+    label_dropout: float = 0.1,
+    **processes: int,
+) -> ConsistencyLoss:
+    loss = ConsistencyLoss(
+        ObjectiveConfig(label_dropout=label_dropout),
+        num_segments,
+        scheduler or DDPMScheduler(**ZERO_SNR),
+        num_class_embeds,
+        CPU,
+        torch.nn.Identity(),
+        torch.nn.Identity(),
+        torch.no_grad,
+        **processes,
+    )
+    loss.target_unet, loss.teacher = ExactModel(function, loss.angles), ExactModel(denoise, loss.angles)
+    return loss
+
+
+def compute_gaussian_loss(num_segments: int, function: Callable) -> float:
+    """Returns the mean loss of a model whose consistency function is `function`."""
+    loss = make_loss(num_segments, function=function)
+    generator = torch.Generator().manual_seed(0)
+    images = MEAN + STD * torch.randn(512, 1, 4, 4, generator=generator)
+    batch = loss.add_noise(images, None, generator)
+    value, image_losses = loss(ExactModel(function, loss.angles)(batch.images, batch.timesteps, None).sample, batch)
+    torch.testing.assert_close(value, image_losses.mean())
+    return float(value)
+
+
+def test_loss_of_the_exact_consistency_function_is_the_error_of_the_solver():
+    exact = [compute_gaussian_loss(num_segments, solve) for num_segments in (16, 32, 64)]
+    others = [compute_gaussian_loss(num_segments, denoise) for num_segments in (16, 64)]
+    assert 0 < exact[2] < exact[1] / 2 < exact[0] / 4
+    assert others[0] > 4 * exact[0] and others[1] > 15 * exact[2]
+
+
+@pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
+def test_target_at_the_clean_image_is_the_image_of_the_teacher(prediction_type: str):
+    loss = make_loss(1, scheduler=DDPMScheduler(**ZERO_SNR | {"prediction_type": prediction_type}))
+    # The teacher always predicts this image. The model with the EMA weights must not change clean images.
+    loss.target_unet = ConstantModel(torch.tensor(7.0))
+    image = torch.linspace(-1, 1, 16).view(1, 1, 4, 4)
+    loss.teacher = ExactModel(lambda images, angles: image.expand_as(images), loss.angles)
+    if prediction_type == "sample":
+        loss.teacher = ConstantModel(image)
+    batch = loss.add_noise(torch.rand(8, 1, 4, 4), None, torch.Generator().manual_seed(0))
+    torch.testing.assert_close(batch.target, image.expand(8, 1, 4, 4))
+    assert batch.timesteps.tolist() == [999] * 8
+
+
+def test_target_is_clamped():
+    loss = make_loss(function=lambda images, angles: images + 9)
+    batch = loss.add_noise(torch.zeros(64, 1, 4, 4), None, torch.Generator().manual_seed(0))
+    assert batch.target.max() == 1 and batch.target.min() >= -1
+
+
+@pytest.mark.parametrize("num_processes", [2, 4])
+def test_processes_train_on_the_same_batches_as_one(num_processes: int):
+    images, labels = torch.randn(16, 3, 4, 4).clamp(-1, 1), torch.arange(16) % 10
+
+    def make_batch(part: slice, **processes: int) -> NoisyBatch:
+        loss = make_loss(num_class_embeds=10, label_dropout=0.5, **processes)
+        return loss.add_noise(images[part], labels[part], torch.Generator().manual_seed(0))
+
+    whole, size = make_batch(slice(None)), 16 // num_processes
+    parts = [
+        make_batch(slice(i * size, (i + 1) * size), process_index=i, num_processes=num_processes)
+        for i in range(num_processes)
+    ]
+    assert whole.class_labels is not None and 0 < (whole.class_labels == 10).sum() < 16
+    # Dropped labels depend on the position of the image in the whole batch.
+    for name in ("images", "timesteps", "class_labels", "target", "weights"):
+        assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
+
+
+def test_noise_prediction_cannot_start_from_pure_noise():
+    with pytest.raises(ValueError, match="v_prediction or sample"):
+        make_loss(scheduler=DDPMScheduler(beta_schedule="squaredcos_cap_v2"))
+    make_loss(scheduler=DDPMScheduler())
+
+
+# --- Runs ---
+
+
+@pytest.fixture
+def rgb_folder(tmp_path: Path) -> Path:
+    """24 RGB images of 16x16 pixels in two classes."""
+    pixels = np.random.default_rng(0).integers(0, 256, (24, 16, 16, 3), dtype=np.uint8)
+    for i, image in enumerate(pixels):
+        path = tmp_path / "images" / ["cat", "dog"][i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.fromarray(image).save(path)
+    return tmp_path / "images"
+
+
+@pytest.fixture
+def make_teacher(
+    tmp_path: Path, tiny_args: list[str], reset_accelerate: Callable[[], None], empty_plots: None
+) -> Callable[..., str]:
+    """Trains a model for one step and returns the options of a run that distills it."""
+
+    def make(*args: str) -> str:
+        reset_accelerate()
+        scheduler = [f"--scheduler.{name}={json.dumps(value).strip(chr(34))}" for name, value in ZERO_SNR.items()]
+        train([*tiny_args, *scheduler, f"--output_dir={tmp_path / 'teacher'}", "--max_train_steps=1", *args])
+        return f"--init_from={tmp_path / 'teacher' / 'pipeline'}"
+
+    return make
+
+
+@pytest.fixture
+def distill(tiny_args: list[str], reset_accelerate: Callable[[], None]) -> Callable[..., None]:
+    def run(*args: str) -> None:
+        reset_accelerate()
+        main([*tiny_args, "--samples.num_inference_steps=null", *args])
+
+    return run
+
+
+@pytest.mark.parametrize("teacher", ["conditional", "unconditional", "rgb", "epsilon"])
+def test_each_kind_of_checkpoint_can_be_distilled(
+    tmp_path: Path,
+    make_teacher: Callable[..., str],
+    distill: Callable[..., None],
+    rgb_folder: Path,
+    caplog: pytest.LogCaptureFixture,
+    teacher: str,
+):
+    options = {
+        "conditional": ["--model.num_class_embeds=10"],
+        "unconditional": [],
+        "rgb": [f"--data.train_data_dir={rgb_folder}", "--model.num_class_embeds=2", "--num_epochs=4"],
+        "epsilon": [
+            "--scheduler.prediction_type=epsilon",
+            "--scheduler.beta_schedule=linear",
+            "--scheduler.rescale_betas_zero_snr=false",
+            "--model.norm_type=group",
+            "--model.norm_num_groups=4",
+        ],
+    }[teacher]
+    init_from = make_teacher(*options)
+    distill(init_from, *DISTILLATION, *[option for option in options if option.startswith(("--data", "--num"))])
+    losses = [float(row["loss"]) for row in read_losses(tmp_path / "run")]
+    assert np.isfinite(losses).all() and min(losses) > 0
+    assert not torch.equal(
+        load_weights(tmp_path / "run")["conv_out.weight"], load_weights(tmp_path / "teacher")["conv_out.weight"]
+    )
+
+    # The published pipeline runs without the package, without further settings and without warnings.
+    caplog.clear()
+    folder = str(tmp_path / "run" / "pipeline")
+    with caplog.at_level(logging.WARNING):
+        pipe: Any = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
+        label = {"conditional": "Bag", "rgb": "dog"}.get(teacher)
+        for steps, timesteps in {1: [999], 2: [999, 499], 4: [999, 759, 499, 259]}.items():
+            images = pipe(label, num_inference_steps=steps, output_type="np").images
+            assert pipe.scheduler.timesteps.tolist() == timesteps
+            assert images.shape == ((1, 16, 16, 3) if teacher == "rgb" else (1, 28, 28, 1))
+        pipe(label)
+        assert pipe.num_function_evaluations == 4
+    assert not caplog.records
+    assert type(pipe.scheduler).__name__ == "LCMScheduler"
+
+
+def test_resumed_run_equals_an_uninterrupted_run(
+    tmp_path: Path,
+    tiny_args: list[str],
+    make_teacher: Callable[..., str],
+    distill: Callable[..., None],
+    reset_accelerate: Callable[[], None],
+):
+    model = ["--model.num_class_embeds=10", "--model.dropout=0.2"]
+    options = [*model, make_teacher(*model), *DISTILLATION, "--checkpointing_steps=4"]
+    distill(*options)
+    whole = tmp_path / "whole"
+    (tmp_path / "run").rename(whole)
+
+    reset_accelerate()
+    arguments = [*tiny_args, "--samples.num_inference_steps=null", *options]
+    trainer = Trainer(resolve_config(parse_config(arguments, "distill.py")))
+    train_batch, batches = trainer._train_batch, iter(range(100))
+
+    def crash(*args: Any) -> None:
+        train_batch(*args)
+        # This batch is after a checkpoint and inside an epoch.
+        if next(batches) == 9:
+            raise RuntimeError("power cut")
+
+    trainer._train_batch = crash
+    with pytest.raises(RuntimeError, match="power cut"):
+        trainer.train()
+    distill(*options, "--resume=latest")
+    assert read_losses(tmp_path / "run") == read_losses(whole)
+    assert_equal_weights(load_weights(tmp_path / "run"), load_weights(whole))
+    last = list_checkpoints(whole / "checkpoints")[-1].name
+    first, second = (load_file(run / "checkpoints" / last / "ema.safetensors") for run in (tmp_path / "run", whole))
+    assert_equal_weights(first, second)
+
+
+def test_target_has_the_ema_weights(
+    tiny_args: list[str], make_teacher: Callable[..., str], reset_accelerate: Callable[[], None]
+):
+    options = [*tiny_args, make_teacher(), *DISTILLATION, "--samples.num_inference_steps=null", "--max_train_steps=2"]
+    options += ["--mixed_precision=bf16", "--channels_last=true", "--gradient_accumulation_steps=2"]
+    reset_accelerate()
+    trainer = Trainer(resolve_config(parse_config(options, "distill.py")))
+    components: Any = trainer.components
+    before = [parameter.clone() for parameter in components.loss.teacher.parameters()]
+    trainer.train()
+    targets = list(components.loss.target_unet.parameters())
+    for target, ema, weight in zip(targets, components.ema.shadow_params, components.unet.parameters(), strict=True):
+        assert torch.equal(target, ema)
+        assert target.data_ptr() != weight.data_ptr()
+    assert any(not torch.equal(target, old) for target, old in zip(targets, before, strict=True))
+    for parameter, old in zip(components.loss.teacher.parameters(), before, strict=True):
+        assert torch.equal(parameter, old)
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ([], "`--distillation.num_segments` must be an integer in distill.py, got null. Pass --config="),
+        (DISTILLATION, "`--init_from` must be the pipeline to distill, got null."),
+        (["--init_from=base", DISTILLATION[0]], "`--ema.enabled` must be true"),
+        (
+            ["--init_from=base", *DISTILLATION, "--distillation.num_segments=1001"],
+            "`--distillation.num_segments` must be at most `--scheduler.num_train_timesteps` (1000), got 1001.",
+        ),
+        (["--distillation.num_segments=0"], "`--distillation.num_segments` must be between 1 and 100,000, got 0."),
+        (
+            ["--distillation.num_segments=[32]"],
+            "`--distillation.num_segments` must be an integer or null, got [32].",
+        ),
+        (
+            ["--init_from=base", *DISTILLATION, "--samples.num_inference_steps=200"],
+            "samples: ",
+        ),
+    ],
+)
+def test_invalid_settings_are_reported(
+    tmp_path: Path,
+    fashion_mnist_folder: Path,
+    reset_accelerate: Callable[[], None],
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    message: str,
+):
+    reset_accelerate()
+    data = [f"--data.train_data_dir={fashion_mnist_folder}", "--data.max_train_samples=96", "--report_to=none"]
+    with pytest.raises(SystemExit) as error:
+        main([*data, f"--output_dir={tmp_path / 'run'}", *options])
+    assert error.value.code == 2
+    text = capsys.readouterr().err
+    assert "distill.py: error: " in text and message in text
+
+
+@pytest.mark.parametrize("options", [["--distillation.num_segments=32"], ["--init_from=base", *DISTILLATION]])
+def test_train_refers_to_distill(capsys: pytest.CaptureFixture[str], options: list[str]):
+    with pytest.raises(SystemExit):
+        train(options)
+    expected = "train.py: error: `--distillation.num_segments` must be null in train.py, got 32. Run distill.py."
+    assert capsys.readouterr().err.strip() == expected
+
+
+def test_help_describes_distillation(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit):
+        main(["--help"])
+    text = " ".join(capsys.readouterr().out.split())
+    assert "usage: distill.py" in text and "one to four steps" in text
+    assert "--distillation.num_segments" in text

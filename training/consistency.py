@@ -1,0 +1,92 @@
+r"""Consistency functions and their training, as functions of the angle of a noise level.
+
+A noisy image is $x_\theta = \cos(\theta)x_0 + \sin(\theta)\epsilon$. Its angle, $\theta = \arctan(\sigma / \alpha)$,
+is between 0 (clean image) and $\pi/2$ (pure noise). Angles and timesteps have the shape `(B,)`, and images have the
+shape `(B, C, H, W)`.
+"""
+
+import math
+
+import torch
+
+from fmnist_diffusion.objectives import PredictionType
+
+
+# The constant c of the pseudo-Huber loss is this number times the square root of the number of values of an image
+# (arXiv 2310.14189, section 3.3).
+HUBER_SCALE = 0.00054
+# This fraction of a batch starts at the last timestep, where sampling starts.
+LAST_SEGMENT_SHARE = 1 / 8
+
+
+def compute_angles(alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    """Returns the angle of the clean image and those of all timesteps, float32 `(T + 1,)`."""
+    alphas_cumprod = alphas_cumprod.double()
+    angles = torch.atan2((1 - alphas_cumprod).sqrt(), alphas_cumprod.sqrt())
+    return torch.cat([angles.new_zeros(1), angles]).float()
+
+
+def rotate(images: torch.Tensor, noise: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
+    r"""Returns the noisy images $\cos(\theta)\,x_0 + \sin(\theta)\,\epsilon$."""
+    angles = angles.view(-1, 1, 1, 1)
+    return angles.cos() * images + angles.sin() * noise
+
+
+def predict_images(
+    noisy_images: torch.Tensor, prediction: torch.Tensor, angles: torch.Tensor, prediction_type: PredictionType
+) -> torch.Tensor:
+    r"""Returns the clean images $f(x_\theta, \theta)$ that the output of a model implies.
+
+    This is $\cos(\theta)\,x_\theta - \sin(\theta)\,v$ for v-prediction (arXiv 2202.00512, appendix D). With every
+    prediction type, $f(x, 0) = x$, as a consistency function requires (arXiv 2303.01469, section 3).
+    """
+    angles = angles.view(-1, 1, 1, 1)
+    if prediction_type == "v_prediction":
+        return angles.cos() * noisy_images - angles.sin() * prediction
+    if prediction_type == "epsilon":
+        return (noisy_images - angles.sin() * prediction) / angles.cos()
+    return torch.where(angles > 0, prediction, noisy_images)
+
+
+def ddim_step(
+    noisy_images: torch.Tensor, predicted_images: torch.Tensor, angles: torch.Tensor, next_angles: torch.Tensor
+) -> torch.Tensor:
+    """Returns the noisy images after a deterministic DDIM step (arXiv 2010.02502, equation 12).
+
+    Args:
+        noisy_images: Noisy images at `angles`, which must be positive.
+        predicted_images: The predicted clean images.
+        angles, next_angles: Angles before and after the step.
+    """
+    angles = angles.view(-1, 1, 1, 1)
+    noise = (noisy_images - angles.cos() * predicted_images) / angles.sin()
+    return rotate(predicted_images, noise, next_angles)
+
+
+def pseudo_huber_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
+    r"""Returns $\sqrt{\|x - y\|^2 + c^2} - c$ of each image, `(B,)` (arXiv 2310.14189, section 3.3)."""
+    difference = (prediction - target).flatten(1)
+    c = HUBER_SCALE * math.sqrt(difference.shape[1])
+    return (difference.square().sum(1) + c**2).sqrt() - c
+
+
+def sample_segments(
+    count: int, num_segments: int, num_timesteps: int, generator: torch.Generator
+) -> tuple[torch.Tensor, torch.Tensor]:
+    """Samples segments of the noise schedule (arXiv 2303.01469, algorithm 2), with more of the last one.
+
+    Args:
+        count: Number of segments to sample.
+        num_segments: Number of equal segments that the timesteps are divided into.
+        num_timesteps: Number of timesteps.
+        generator: Random generator, which determines the device.
+
+    Returns:
+        The later and the earlier timestep of each segment, int64 `(count,)`. -1 is the clean image.
+    """
+    device = generator.device
+    grid = torch.linspace(0, num_timesteps, num_segments + 1, device=device).round().long() - 1
+    segments = torch.randint(num_segments, (count,), generator=generator, device=device)
+    last = torch.rand(count, generator=generator, device=device) < LAST_SEGMENT_SHARE
+    segments = segments.masked_fill(last, num_segments - 1)
+    return grid[segments + 1], grid[segments]

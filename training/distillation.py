@@ -1,0 +1,110 @@
+"""Loss of consistency distillation."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+from diffusers import DDPMScheduler
+
+from config import ObjectiveConfig
+from consistency import compute_angles, ddim_step, predict_images, pseudo_huber_loss, rotate, sample_segments
+from fmnist_diffusion.sampling import NEAR_ZERO_SNR
+from losses import DiffusionLoss, NoisyBatch
+
+
+class ConsistencyLoss(DiffusionLoss):
+    r"""Loss of consistency distillation (arXiv 2303.01469, algorithm 2).
+
+    The teacher takes two DDIM steps from the noisy image $x_t$ to $x_r$, where $r < t$ are the ends of a segment of
+    the noise schedule. The loss compares the predicted clean image $f(x_t, t)$ with the prediction $f(x_r, r)$ of the
+    EMA weights, clamped to [-1, 1].
+
+    Args:
+        objective: The objective, of which only `label_dropout` is used.
+        num_segments: Number of segments that the noise schedule is divided into.
+        noise_scheduler: The noise schedule and the prediction type.
+        num_class_embeds: Number of classes, which is also the null label; `None` for an unconditional model.
+        device: Device of the batches.
+        target_unet: Model with the EMA weights.
+        teacher: The teacher.
+        autocast: Returns the context in which `target_unet` and `teacher` run.
+        process_index, num_processes: Index of this process and number of processes that share each batch.
+
+    Raises:
+        `ValueError`: If the model predicts the noise and the noise schedule ends with pure noise.
+    """
+
+    def __init__(
+        self,
+        objective: ObjectiveConfig,
+        num_segments: int,
+        noise_scheduler: DDPMScheduler,
+        num_class_embeds: int | None,
+        device: torch.device,
+        target_unet: torch.nn.Module,
+        teacher: torch.nn.Module,
+        autocast: Callable[..., AbstractContextManager],
+        process_index: int = 0,
+        num_processes: int = 1,
+    ):
+        super().__init__(objective, noise_scheduler, num_class_embeds, device, process_index, num_processes)
+        alphas_cumprod = noise_scheduler.alphas_cumprod
+        self.prediction_type: Any = noise_scheduler.config["prediction_type"]
+        if self.prediction_type == "epsilon" and float(alphas_cumprod[-1]) < NEAR_ZERO_SNR:
+            raise ValueError(
+                "The model predicts the noise, which does not determine the image at the last timestep of this noise"
+                " schedule. Distill a model with v_prediction or sample prediction."
+            )
+        self.num_segments, self.target_unet, self.teacher = num_segments, target_unet, teacher
+        self.autocast = autocast
+        self.angles = compute_angles(alphas_cumprod).to(device)
+
+    def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:
+        """Samples segments and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`, `(B,)`.
+
+        The `target` of the batch contains the clean images that `target_unet` predicts at the ends of the segments.
+        See [`DiffusionLoss.add_noise`].
+        """
+        class_labels = self.select_labels(labels, generator)
+        count = self.num_processes * len(images)
+        segments = sample_segments(count, self.num_segments, len(self.angles) - 1, generator)
+        later, earlier = (timesteps.view(self.num_processes, -1)[self.process_index] for timesteps in segments)
+        noisy_images = rotate(images, self.sample_noise(images, generator), self._get_angles(later))
+        # The segment may have only one timestep. The first step then does not change the images.
+        middle = (later + earlier + 1) // 2
+        target = self._take_teacher_step(noisy_images, later, middle, class_labels)
+        target = self._take_teacher_step(target, middle, earlier, class_labels)
+        target = self._predict_images(self.target_unet, target, earlier, class_labels)
+        weights = torch.ones(len(images), device=images.device)
+        return NoisyBatch(noisy_images, later, class_labels, target, weights)
+
+    def __call__(self, prediction: torch.Tensor, batch: NoisyBatch) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the mean loss of the batch, a scalar, and the loss of each image, `(B,)`."""
+        angles = self._get_angles(batch.timesteps)
+        images = predict_images(batch.images, prediction.float(), angles, self.prediction_type)
+        losses = pseudo_huber_loss(images, batch.target)
+        return losses.mean(), losses
+
+    def _get_angles(self, timesteps: torch.Tensor) -> torch.Tensor:
+        return self.angles[timesteps + 1]
+
+    @torch.no_grad()
+    def _predict_images(
+        self, unet: torch.nn.Module, images: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None
+    ) -> torch.Tensor:
+        """Returns the clean images that `unet` predicts, clamped to [-1, 1]. Images at timestep -1 are clean."""
+        with self.autocast():
+            prediction = unet(images, timesteps.clamp(min=0), class_labels).sample
+        angles = self._get_angles(timesteps)
+        return predict_images(images, prediction.float(), angles, self.prediction_type).clamp(-1, 1)
+
+    def _take_teacher_step(
+        self,
+        images: torch.Tensor,
+        timesteps: torch.Tensor,
+        next_timesteps: torch.Tensor,
+        class_labels: torch.Tensor | None,
+    ) -> torch.Tensor:
+        predicted = self._predict_images(self.teacher, images, timesteps, class_labels)
+        return ddim_step(images, predicted, self._get_angles(timesteps), self._get_angles(next_timesteps))
