@@ -8,7 +8,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import DDPMPipeline, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler, LCMScheduler
 from safetensors import safe_open
 from safetensors.torch import load_file
 from torch.testing import assert_close
@@ -21,7 +21,8 @@ from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
 
 
-TIMESTEP_POWERS = {"base": 1.2, "spec": 1.5}
+TIMESTEP_POWERS = {"base": 1.2, "fast": None, "spec": 1.5}
+NUM_STEPS = {"base": 20, "fast": 4, "spec": 20}
 NAMES = pytest.mark.parametrize("name", bundled_pipelines())
 
 
@@ -39,10 +40,10 @@ def sample(pipe, labels: list[int] | None, seeds=range(10), **kwargs) -> torch.T
 
 
 def get_labels(name: str, count: int = 10) -> list[int] | None:
-    return list(range(count)) if name == "base" else None
+    return None if name == "spec" else list(range(count))
 
 
-def test_base_and_spec_are_bundled():
+def test_three_checkpoints_are_bundled():
     assert bundled_pipelines() == tuple(TIMESTEP_POWERS)
 
 
@@ -63,7 +64,7 @@ class TestImages:
         assert_close(images, expected, atol=1e-4, rtol=0)
         assert (to_uint8(images).int() - to_uint8(expected).int()).abs().max() <= 1
 
-    @NAMES
+    @pytest.mark.parametrize("name", ["base", "spec"])
     def test_plain_denoising_loop_generates_the_same_images(self, name):
         unet = FashionMNISTUNet2DModel.from_pretrained(PRETRAINED_DIR / name, subfolder="unet").eval()
         unet.to(memory_format=torch.channels_last)
@@ -86,6 +87,24 @@ class TestImages:
                 images = scheduler.step(prediction, t, images, generator=generators).prev_sample
         assert torch.equal(sample(load(name), labels, seeds=range(4)), images)
 
+    @pytest.mark.parametrize(("num_steps", "timesteps"), [(1, [999]), (2, [999, 499]), (4, [999, 759, 499, 259])])
+    def test_fast_predicts_images_and_adds_noise(self, num_steps, timesteps):
+        """Multistep consistency sampling (arXiv 2303.01469, algorithm 1) with the stored noise schedule."""
+        pipe = load("fast")
+        generators = [torch.Generator().manual_seed(seed) for seed in range(4)]
+        scheduler = LCMScheduler.from_pretrained(PRETRAINED_DIR / "fast", subfolder="scheduler")
+        predicted = torch.zeros(4, 1, 28, 28)
+        for t in timesteps:
+            noise = torch.cat([torch.randn(1, 1, 28, 28, generator=generator) for generator in generators])
+            alpha, sigma = scheduler.alphas_cumprod[t].sqrt(), (1 - scheduler.alphas_cumprod[t]).sqrt()
+            noisy = alpha * predicted + sigma * noise
+            with torch.no_grad():
+                velocity = pipe.unet(noisy, t, torch.arange(4)).sample
+            predicted = (alpha * noisy - sigma * velocity).clamp(-1, 1)
+        images = sample(pipe, [*range(4)], seeds=range(4), num_inference_steps=num_steps)
+        # LCMScheduler also adds a small multiple of the noisy images (`get_scalings_for_boundary_condition_discrete`).
+        assert_close(images, predicted, atol=1e-2, rtol=0)
+
     @NAMES
     @pytest.mark.usefixtures("dynamic_modules")
     def test_all_ways_of_loading_give_the_same_images(self, name, diffusers_log):
@@ -100,9 +119,10 @@ class TestImages:
             assert torch.equal(sample(pipe, labels, seeds=range(2)), expected)
         assert [record.message for record in diffusers_log.records] == []
 
-    def test_base_generates_the_requested_classes(self):
+    @pytest.mark.parametrize(("name", "num_steps"), [("base", 20), ("fast", 4), ("fast", 2)])
+    def test_images_belong_to_the_requested_classes(self, name, num_steps):
         labels = [*range(10)] * 8
-        images = to_uint8(sample(load("base"), labels, seeds=range(80)))
+        images = to_uint8(sample(load(name), labels, seeds=range(80), num_inference_steps=num_steps))
         classifier = Classifier()
         assert (classifier.classify(classifier(images)) == torch.tensor(labels)).float().mean() > 0.7
 
@@ -135,8 +155,8 @@ class TestFiles:
         assert read_config(PRETRAINED_DIR / name / "model_index.json") == {
             "_class_name": ["pipeline_fmnist", "FashionMNISTPipeline"],
             "unet": ["unet_fmnist", "FashionMNISTUNet2DModel"],
-            "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
-            "num_inference_steps": 20,
+            "scheduler": ["diffusers", "LCMScheduler" if name == "fast" else "DPMSolverMultistepScheduler"],
+            "num_inference_steps": NUM_STEPS[name],
             "timestep_power": TIMESTEP_POWERS[name],
         }
 

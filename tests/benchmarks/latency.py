@@ -1,47 +1,137 @@
-"""Measures the time that the bundled checkpoints need to generate images.
+"""Measures the time that generating images takes with the bundled checkpoints and with U-Nets of other projects.
 
+    pip install einops==0.8.2 && pip install --no-deps smalldiffusion==0.5.0
     python tests/benchmarks/latency.py
 
-The first call, which is slower, is not timed. The time is the median of several calls in float32.
+The U-Nets of diffusers and smalldiffusion have random weights and about as many parameters as `fast` and `base`.
+smalldiffusion depends on torchvision, which its models do not use and which PyPI only has with CUDA. Each row runs in
+its own process, in float32. The times of the calls after the first one are medians. The rows take turns, so that other
+processes on the machine slow all of them down equally.
 """
 
 import argparse
-import statistics
 import time
+from collections.abc import Callable
+from concurrent.futures import ProcessPoolExecutor
+from multiprocessing import get_context
+from statistics import median
 
 import torch
+from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
+from mocked_packages import mock_packages
 
-from fmnist_diffusion import bundled_pipelines, load_pipeline
+from fmnist_diffusion import load_pipeline
 
 
-def measure_latency(name: str, num_images: int, num_inference_steps: int | None, repeats: int) -> float:
-    """Returns the median time in seconds to generate a batch of `num_images` images."""
+NUM_IMAGES = 1, 64
+REFERENCE = "diffusers UNet2DModel, DDIM", 20
+# Generates the given number of images.
+Generate = Callable[[int], object]
+
+
+def make_checkpoint(name: str, num_inference_steps: int) -> tuple[torch.nn.Module, Generate]:
     pipe = load_pipeline(name)
     pipe.set_progress_bar_config(disable=True)
-    kwargs = {"num_images_per_prompt": num_images}
-    if pipe.label_names is not None:
-        kwargs = {"class_labels": [i % len(pipe.label_names) for i in range(num_images)]}
-    times = []
-    for _ in range(repeats + 1):
-        start = time.perf_counter()
-        pipe(num_inference_steps=num_inference_steps, **kwargs)
-        times.append(time.perf_counter() - start)
-    return statistics.median(times[1:])
+
+    def generate(num_images: int) -> object:
+        if pipe.label_names is None:
+            return pipe(num_images_per_prompt=num_images, num_inference_steps=num_inference_steps)
+        labels = [i % len(pipe.label_names) for i in range(num_images)]
+        return pipe(labels, num_inference_steps=num_inference_steps)
+
+    return pipe.unet, generate
+
+
+def make_unet2d(num_inference_steps: int) -> tuple[torch.nn.Module, Generate]:
+    unet = UNet2DModel(
+        sample_size=28,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(40, 80, 112),
+        norm_num_groups=4,
+        down_block_types=("DownBlock2D", "AttnDownBlock2D", "AttnDownBlock2D"),
+        up_block_types=("AttnUpBlock2D", "AttnUpBlock2D", "UpBlock2D"),
+    )
+    pipe = DDIMPipeline(unet.to(memory_format=torch.channels_last), DDIMScheduler())  # pyright: ignore[reportCallIssue]
+    pipe.set_progress_bar_config(disable=True)
+    return unet, lambda num_images: pipe(num_images, num_inference_steps=num_inference_steps)
+
+
+def make_smalldiffusion(num_inference_steps: int) -> tuple[torch.nn.Module, Generate]:
+    with mock_packages("torchvision"):
+        from smalldiffusion import Scaled, ScheduleLogLinear, Unet, samples  # pyright: ignore[reportMissingImports]
+
+    model = Scaled(Unet)(28, 1, 1, ch=32, ch_mult=(1, 2, 4), attn_resolutions=(14,))
+    model.to(memory_format=torch.channels_last)
+    sigmas = ScheduleLogLinear(sigma_min=0.01, sigma_max=20, N=800).sample_sigmas(num_inference_steps)
+    return model, lambda num_images: list(samples(model, sigmas, gam=1.6, batchsize=num_images))
+
+
+ROWS: dict[tuple[str, int], Callable[[int], tuple[torch.nn.Module, Generate]]] = {
+    ("`fast`", 1): lambda steps: make_checkpoint("fast", steps),
+    ("`fast`", 2): lambda steps: make_checkpoint("fast", steps),
+    ("`fast`", 4): lambda steps: make_checkpoint("fast", steps),
+    ("`base`", 20): lambda steps: make_checkpoint("base", steps),
+    ("`spec`", 20): lambda steps: make_checkpoint("spec", steps),
+    REFERENCE: make_unet2d,
+    ("diffusers UNet2DModel, DDIM", 50): make_unet2d,
+    ("smalldiffusion Unet", 20): make_smalldiffusion,
+}
+
+generate: Generate
+num_parameters: int
+
+
+def start(row: tuple[str, int]) -> None:
+    """Initializes the process of a row."""
+    global generate, num_parameters
+    torch.manual_seed(0)
+    model, generate = ROWS[row](row[1])
+    num_parameters = sum(parameter.numel() for parameter in model.parameters())
+
+
+def measure(num_images: int) -> float:
+    """Returns the time in seconds to generate `num_images` images."""
+    start_time = time.perf_counter()
+    generate(num_images)
+    return time.perf_counter() - start_time
+
+
+def count_parameters() -> int:
+    return num_parameters
+
+
+def format_time(seconds: float) -> str:
+    return f"{seconds * 1000:.0f} ms" if seconds < 1 else f"{seconds:.1f} s"
 
 
 def main(args: list[str] | None = None) -> None:
-    parser = argparse.ArgumentParser(description="Measure the time that checkpoints need to generate images.")
+    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "checkpoints", nargs="*", default=bundled_pipelines(), help="names or folders (default: all bundled ones)"
+        "--turns", type=int, default=2, help="calls per row after the first call (default: %(default)s)"
     )
-    parser.add_argument("--num-images", type=int, default=64, help="images per batch (default: %(default)s)")
-    parser.add_argument("--num-inference-steps", type=int, help="denoising steps (default: that of the checkpoint)")
-    parser.add_argument("--repeats", type=int, default=5, help="timed calls (default: %(default)s)")
-    options = parser.parse_args(args)
-    print(f"{options.num_images} images, {torch.get_num_threads()} threads")
-    for name in options.checkpoints:
-        seconds = measure_latency(name, options.num_images, options.num_inference_steps, options.repeats)
-        print(f"{name}: {seconds:.2f} s")
+    turns = parser.parse_args(args).turns
+    pools = {row: ProcessPoolExecutor(1, get_context("spawn"), start, (row,)) for row in ROWS}
+    parameters = {row: pool.submit(count_parameters).result() for row, pool in pools.items()}
+    times: dict[tuple[str, int], list[list[float]]] = {row: [] for row in ROWS}
+    for _ in range(turns + 1):
+        for row, pool in pools.items():
+            times[row].append([pool.submit(measure, num_images).result() for num_images in NUM_IMAGES])
+    for pool in pools.values():
+        pool.shutdown()
+
+    print(f"{torch.get_num_threads()} threads, float32\n")
+    columns = ["model", "parameters (M)", "NFE"]
+    for count in NUM_IMAGES:
+        columns += [f"{count} images, first call", f"{count} images"]
+    print(f"| {' | '.join(columns)} | speedup |")
+    print(f"|{'---|' * (len(columns) + 1)}")
+    later = {row: [median(calls) for calls in zip(*times[row][1:], strict=True)] for row in ROWS}
+    for row in ROWS:
+        columns = [f"{parameters[row] / 1e6:.1f}", str(row[1])]
+        for first, rest in zip(times[row][0], later[row], strict=True):
+            columns += [format_time(first), format_time(rest)]
+        print(f"| {row[0]} | {' | '.join(columns)} | {later[REFERENCE][1] / later[row][1]:.1f} |")
 
 
 if __name__ == "__main__":
