@@ -330,7 +330,7 @@ def resolve_length(
             )
     num_epochs = config.num_epochs
     if num_epochs == "auto":
-        num_images = get_num_images_needed(config.init_from is not None)
+        num_images = get_num_images_needed(config)
         if config.max_train_steps is not None:
             num_images = config.max_train_steps * config.gradient_accumulation_steps * batch_size
         num_epochs = math.ceil(num_images / (max(num_batches, 1) * batch_size))

@@ -105,7 +105,7 @@ def describe_run(
         ),
         format_line("machine", describe_machine(config)),
         format_line("length", describe_length(config, num_batches, steps, images)),
-        format_line("", describe_run_length(images, fine_tuning=config.init_from is not None)),
+        format_line("", describe_run_length(images, config)),
     ]
     return lines
 

@@ -133,7 +133,7 @@ class Trainer:
             self.accelerator.print(f"Peak GPU memory: {memory:.0f} MiB.")
         self.accelerator.print(f"Saved the pipeline to {self.folder / 'pipeline'}.")
         images_seen = self.total_steps * config.images_per_step
-        self.accelerator.print(describe_run_length(images_seen, fine_tuning=config.init_from is not None))
+        self.accelerator.print(describe_run_length(images_seen, config))
         if self.outputs is not None:
             self.outputs.finish()
         self.accelerator.end_training()

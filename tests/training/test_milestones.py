@@ -1,5 +1,6 @@
 import pytest
 
+from config import DistillationConfig, TrainingConfig
 from milestones import describe_run_length, get_num_images_needed
 
 
@@ -17,10 +18,19 @@ def test_length_of_a_run_is_compared_with_the_measured_one(
 ):
     monkeypatch.setattr("milestones.IMAGES_FROM_SCRATCH", 40_000)
     expected = f"Usable samples require about 40,000 images. {text}"
-    assert describe_run_length(images_seen, fine_tuning=False).startswith(expected)
+    assert describe_run_length(images_seen, TrainingConfig()).startswith(expected)
 
 
-def test_fine_tuning_has_its_own_number(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr("milestones.IMAGES_FOR_FINE_TUNING", 123)
-    assert get_num_images_needed(fine_tuning=True) == 123
-    assert describe_run_length(123, fine_tuning=True).endswith("(100%).")
+@pytest.mark.parametrize(
+    ("name", "config"),
+    [
+        ("IMAGES_FOR_FINE_TUNING", TrainingConfig(init_from="base")),
+        ("IMAGES_FOR_DISTILLATION", TrainingConfig(init_from="base", distillation=DistillationConfig(32))),
+    ],
+)
+def test_fine_tuning_and_distillation_have_their_own_numbers(
+    monkeypatch: pytest.MonkeyPatch, name: str, config: TrainingConfig
+):
+    monkeypatch.setattr(f"milestones.{name}", 123)
+    assert get_num_images_needed(config) == 123
+    assert describe_run_length(123, config).endswith("(100%).")
