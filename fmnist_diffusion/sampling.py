@@ -240,19 +240,21 @@ def make_consistency_pipeline(
     """
     Creates a pipeline for a consistency model, which generates images in one to four steps.
 
-    The scheduler is [`LCMScheduler`], which samples noise between two steps (arXiv 2303.01469, algorithm 1).
+    The scheduler is [`LCMScheduler`], which adds new noise after every step except the last one (arXiv 2303.01469,
+    algorithm 1).
 
     Args:
         unet ([`FashionMNISTUNet2DModel`]): The consistency model.
         noise_scheduler ([`DDPMScheduler`]): The noise schedule and prediction type that the model was trained with.
-        num_inference_steps (`int`, defaults to 4): Default number of steps.
+        num_inference_steps (`int`, defaults to 4):
+            Default number of denoising steps, limited to the `num_train_timesteps` of `noise_scheduler` and to 50.
     """
     from diffusers import LCMScheduler
 
     from .pipelines import FashionMNISTPipeline
 
     config = {name: noise_scheduler.config[name] for name in NOISE_SCHEDULE_OPTIONS}
-    # The timesteps of each number of steps are chosen from this number of equally spaced timesteps.
+    # LCMScheduler selects the timesteps of each step count from this number of equally spaced timesteps.
     original_inference_steps = min(50, config["num_train_timesteps"])
     scheduler = LCMScheduler(**config, original_inference_steps=original_inference_steps, clip_sample=True)
     return FashionMNISTPipeline(unet, scheduler, min(num_inference_steps, original_inference_steps))

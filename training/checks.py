@@ -162,11 +162,11 @@ format_value = Formatter().repr
 
 
 def find_problems(values: Mapping[str, Any], program: str | None = "train.py") -> list[str]:
-    """Returns sentences about settings that are out of range or, with a `program`, contradict it or each other.
+    """Returns sentences about settings that are out of range or, with a `program`, contradict it or other settings.
 
     Args:
         values: Settings by their names, such as optimizer.learning_rate. All values have the right types.
-        program: The program that uses the settings, train.py or distill.py; `None` to check each setting by itself.
+        program: The program that uses the settings, train.py or distill.py; `None` to check each setting separately.
     """
     problems = {name: problem for name, value in values.items() if (problem := find_invalid_value(name, value))}
     valid = {name: value for name, value in values.items() if name not in problems}
@@ -262,7 +262,7 @@ def find_distillation_problems(values: Mapping[str, Any], program: str) -> Itera
     if values.get("init_from", "") is None:
         yield "`--init_from` must be the pipeline to distill, got null."
     if values.get("ema.enabled") is False:
-        yield "`--ema.enabled` must be true in distill.py, because the EMA weights compute the target."
+        yield "`--ema.enabled` must be true in distill.py, got false: the EMA weights predict the target."
 
 
 def compute_log_alphas_cumprod(

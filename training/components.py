@@ -91,11 +91,11 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
         num_workers=config.data.dataloader_num_workers,
     )
     distills = config.distillation.num_segments is not None
-    # A checkpoint replaces the pretrained weights, except those of the teacher.
+    # A resumed run loads the weights of the model from its checkpoint, but the teacher needs the pretrained ones.
     needs_pretrained = config.resume is None or distills
     pretrained = load_pretrained(config.init_from).unet if config.init_from and needs_pretrained else None
     unet, noise_scheduler = make_model(config, label_names, pretrained)
-    # The pretrained weights are not needed any more.
+    # The pretrained weights are no longer needed.
     del pretrained
     load_pretrained.cache_clear()
     teacher = copy_model(unet, None) if distills else None
@@ -130,7 +130,7 @@ def make_loss(
     for model in (teacher.to(device), target_unet):  # pyright: ignore[reportArgumentType]
         prepare_model(config, model, device)
     for parameter, ema_parameter in zip(target_unet.parameters(), ema.shadow_params, strict=True):
-        # The parameters share the memory of the EMA, so that no step has to copy them.
+        # The parameters share the memory of the EMA weights, so they do not have to be copied in every step.
         parameter.data = ema_parameter
     return ConsistencyLoss(
         config.objective,

@@ -101,7 +101,7 @@ class ObjectiveConfig:
 class DistillationConfig:
     """Distillation into a model that generates images in one to four steps (distill.py).
 
-    Of the training objective, it only uses label_dropout.
+    It only uses label_dropout from the training objective.
 
     Args:
         num_segments: number of segments that the noise schedule is divided into; required by distill.py, must be null

@@ -1,8 +1,8 @@
-r"""Consistency functions and their training, as functions of the angle of a noise level.
+r"""Functions for consistency distillation, which express noise levels as angles.
 
-A noisy image is $x_\theta = \cos(\theta)x_0 + \sin(\theta)\epsilon$. Its angle, $\theta = \arctan(\sigma / \alpha)$,
-is between 0 (clean image) and $\pi/2$ (pure noise). Angles and timesteps have the shape `(B,)`, and images have the
-shape `(B, C, H, W)`.
+A noisy image is $x_\theta = \cos(\theta)x_0 + \sin(\theta)\epsilon$, where $\cos^2(\theta)$ is `alphas_cumprod`. The
+angle $\theta$ is between 0 (clean image) and $\pi/2$ (pure noise). Angles and timesteps have the shape `(B,)`, and
+images have the shape `(B, C, H, W)`.
 """
 
 import math
@@ -12,15 +12,15 @@ import torch
 from fmnist_diffusion.objectives import PredictionType
 
 
-# The constant c of the pseudo-Huber loss is this number times the square root of the number of values of an image
+# The constant c of the pseudo-Huber loss is this number times the square root of the number of values in an image
 # (arXiv 2310.14189, section 3.3).
 HUBER_SCALE = 0.00054
-# This fraction of a batch starts at the last timestep, where sampling starts.
+# This fraction of the sampled segments is replaced by the last segment, where sampling starts.
 LAST_SEGMENT_SHARE = 1 / 8
 
 
 def compute_angles(alphas_cumprod: torch.Tensor) -> torch.Tensor:
-    """Returns the angle of the clean image and those of all timesteps, float32 `(T + 1,)`."""
+    """Returns the angles of the clean image and of all timesteps, float32 `(T + 1,)`."""
     alphas_cumprod = alphas_cumprod.double()
     angles = torch.atan2((1 - alphas_cumprod).sqrt(), alphas_cumprod.sqrt())
     return torch.cat([angles.new_zeros(1), angles]).float()
@@ -35,9 +35,9 @@ def rotate(images: torch.Tensor, noise: torch.Tensor, angles: torch.Tensor) -> t
 def predict_images(
     noisy_images: torch.Tensor, prediction: torch.Tensor, angles: torch.Tensor, prediction_type: PredictionType
 ) -> torch.Tensor:
-    r"""Returns the clean images $f(x_\theta, \theta)$ that the output of a model implies.
+    r"""Converts the output of a model to the predicted clean images $f(x_\theta, \theta)$.
 
-    This is $\cos(\theta)\,x_\theta - \sin(\theta)\,v$ for v-prediction (arXiv 2202.00512, appendix D). With every
+    This is $\cos(\theta)\,x_\theta - \sin(\theta)\,v$ for v-prediction (arXiv 2202.00512, appendix D). For every
     prediction type, $f(x, 0) = x$, as a consistency function requires (arXiv 2303.01469, section 3).
     """
     angles = angles.view(-1, 1, 1, 1)
@@ -64,7 +64,7 @@ def ddim_step(
 
 
 def pseudo_huber_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.Tensor:
-    r"""Returns $\sqrt{\|x - y\|^2 + c^2} - c$ of each image, `(B,)` (arXiv 2310.14189, section 3.3)."""
+    r"""Returns $\sqrt{\|x - y\|^2 + c^2} - c$ for each image, `(B,)` (arXiv 2310.14189, section 3.3)."""
     difference = (prediction - target).flatten(1)
     c = HUBER_SCALE * math.sqrt(difference.shape[1])
     return (difference.square().sum(1) + c**2).sqrt() - c
@@ -73,16 +73,16 @@ def pseudo_huber_loss(prediction: torch.Tensor, target: torch.Tensor) -> torch.T
 def sample_segments(
     count: int, num_segments: int, num_timesteps: int, generator: torch.Generator
 ) -> tuple[torch.Tensor, torch.Tensor]:
-    """Samples segments of the noise schedule (arXiv 2303.01469, algorithm 2), with more of the last one.
+    """Samples segments of the noise schedule (arXiv 2303.01469, algorithm 2), and the last segment more often.
 
     Args:
         count: Number of segments to sample.
-        num_segments: Number of equal segments that the timesteps are divided into.
+        num_segments: Number of segments of equal length that the timesteps are divided into.
         num_timesteps: Number of timesteps.
         generator: Random generator, which determines the device.
 
     Returns:
-        The later and the earlier timestep of each segment, int64 `(count,)`. -1 is the clean image.
+        The later and the earlier timestep of each segment, int64 `(count,)`. Timestep -1 is the clean image.
     """
     device = generator.device
     grid = torch.linspace(0, num_timesteps, num_segments + 1, device=device).round().long() - 1

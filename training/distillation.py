@@ -16,19 +16,19 @@ from losses import DiffusionLoss, NoisyBatch
 class ConsistencyLoss(DiffusionLoss):
     r"""Loss of consistency distillation (arXiv 2303.01469, algorithm 2).
 
-    The teacher takes two DDIM steps from the noisy image $x_t$ to $x_r$, where $r < t$ are the ends of a segment of
-    the noise schedule. The loss compares the predicted clean image $f(x_t, t)$ with the prediction $f(x_r, r)$ of the
-    EMA weights, clamped to [-1, 1].
+    The teacher takes two DDIM steps from the noisy image $x_t$ to $x_r$, where $r < t$ are the timesteps at the ends
+    of a segment of the noise schedule. The loss compares the clean image $f(x_t, t)$ that the model predicts with the
+    prediction $f(x_r, r)$ of the EMA weights, clamped to [-1, 1].
 
     Args:
-        objective: The objective, of which only `label_dropout` is used.
+        objective: The training objective; only `label_dropout` is used.
         num_segments: Number of segments that the noise schedule is divided into.
         noise_scheduler: The noise schedule and the prediction type.
         num_class_embeds: Number of classes, which is also the null label; `None` for an unconditional model.
         device: Device of the batches.
         target_unet: Model with the EMA weights.
-        teacher: The teacher.
-        autocast: Returns the context in which `target_unet` and `teacher` run.
+        teacher: The model to distill.
+        autocast: Function that returns the context in which `target_unet` and `teacher` run.
         process_index, num_processes: Index of this process and number of processes that share each batch.
 
     Raises:
@@ -54,7 +54,7 @@ class ConsistencyLoss(DiffusionLoss):
         if self.prediction_type == "epsilon" and float(alphas_cumprod[-1]) < NEAR_ZERO_SNR:
             raise ValueError(
                 "The model predicts the noise, which does not determine the image at the last timestep of this noise"
-                " schedule. Distill a model with v_prediction or sample prediction."
+                " schedule. Distill a model whose prediction type is v_prediction or sample."
             )
         self.num_segments, self.target_unet, self.teacher = num_segments, target_unet, teacher
         self.autocast = autocast
@@ -63,7 +63,8 @@ class ConsistencyLoss(DiffusionLoss):
     def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:
         """Samples segments and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`, `(B,)`.
 
-        The `target` of the batch contains the clean images that `target_unet` predicts at the ends of the segments.
+        The `target` of the batch contains the clean images that `target_unet` predicts at the earlier timesteps of the
+        segments.
         See [`DiffusionLoss.add_noise`].
         """
         class_labels = self.select_labels(labels, generator)
@@ -71,7 +72,7 @@ class ConsistencyLoss(DiffusionLoss):
         segments = sample_segments(count, self.num_segments, len(self.angles) - 1, generator)
         later, earlier = (timesteps.view(self.num_processes, -1)[self.process_index] for timesteps in segments)
         noisy_images = rotate(images, self.sample_noise(images, generator), self._get_angles(later))
-        # The segment may have only one timestep. The first step then does not change the images.
+        # If a segment spans a single timestep, the first step does not change the images.
         middle = (later + earlier + 1) // 2
         target = self._take_teacher_step(noisy_images, later, middle, class_labels)
         target = self._take_teacher_step(target, middle, earlier, class_labels)

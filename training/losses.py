@@ -85,7 +85,7 @@ class DiffusionLoss:
         return NoisyBatch(noisy_images, timesteps, class_labels, target, weights)
 
     def select_labels(self, labels: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor | None:
-        """Returns the labels of the model, `(B,)`, some of which are dropped; `None` for an unconditional model."""
+        """Returns class labels for the model, `(B,)`, some of them dropped; `None` for an unconditional model."""
         if self.num_class_embeds is None or labels is None:
             return None
         labels = labels.expand(self.num_processes, -1)
@@ -93,7 +93,7 @@ class DiffusionLoss:
         return dropped[self.process_index]
 
     def sample_noise(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        """Samples noise in the shape of `images`."""
+        """Samples noise with the shape of `images`."""
         shape = (self.num_processes, *images.shape)
         return torch.randn(shape, generator=generator, device=images.device)[self.process_index]
 

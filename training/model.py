@@ -58,6 +58,6 @@ def make_noise_scheduler(config: SchedulerConfig) -> DDPMScheduler:
 def make_run_pipeline(
     config: TrainingConfig, unet: FashionMNISTUNet2DModel, noise_scheduler: DDPMScheduler
 ) -> FashionMNISTPipeline:
-    """Creates a pipeline with the default scheduler for a diffusion model or a distilled model."""
+    """Creates the pipeline of a run, with the default scheduler for diffusion or distilled models."""
     make = make_pipeline if config.distillation.num_segments is None else make_consistency_pipeline
     return make(unet, noise_scheduler)

@@ -95,7 +95,7 @@ DESCRIPTIONS = {
 def parse_config(args: list[str], program: Literal["train.py", "distill.py"] = "train.py") -> TrainingConfig:
     """Reads `--config file.yaml` and `--any.field=value`; later arguments win. Errors exit with code 2.
 
-    The settings of the run to resume, or of the pipeline to fine-tune, replace the defaults.
+    The settings of the run to resume, or of the pipeline to fine-tune or distill, replace the defaults.
     """
     parser = Parser(
         prog=program,
@@ -162,7 +162,7 @@ def find_all_problems(parser: Parser, args: list[str], first_problems: list[str]
 
 
 def check_settings(settings: Namespace, program: str | None) -> None:
-    """Raises [`SettingsError`] if values are invalid or, with a `program`, contradict it or each other."""
+    """Raises [`SettingsError`] if values are invalid or, with a `program`, contradict it or other values."""
     nested = {name: value for name, value in settings.as_dict().items() if name != "config"}
     wrong = find_wrong_settings(nested)
     values = flatten_settings(nested)

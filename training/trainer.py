@@ -141,7 +141,7 @@ class Trainer:
     def _train_batch(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> None:
         config, components, progress = self.config, self.components, self.progress
         images = images.to(memory_format=get_memory_format(config))
-        # The model that computes the target of distillation drops the same values (arXiv 2310.14189, section 3.1).
+        # In distillation, the target model must use the same dropout mask (arXiv 2310.14189, section 3.1).
         self._seed_dropout()
         batch = components.loss.add_noise(images, labels, generator)
         self._seed_dropout()
@@ -167,7 +167,7 @@ class Trainer:
                 components.ema.step(components.unet.parameters())
 
     def _seed_dropout(self) -> None:
-        """Seeds the global generator, which dropout uses. The processes need different seeds."""
+        """Seeds the global generator, which dropout uses. Each process needs a different seed."""
         if self.accelerator.unwrap_model(self.components.unet).config["dropout"]:
             progress, process = self.progress, self.accelerator.process_index + 1
             torch.manual_seed(make_seed(self.config.seed, progress.epoch, progress.batch, process))

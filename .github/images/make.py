@@ -60,7 +60,7 @@ def save_animation() -> None:
 
 @contextmanager
 def open_page(command: list, url: str) -> Iterator[Page]:
-    """Starts a server, waits for it, and opens its page in chromium."""
+    """Starts a server, waits until it responds, and opens its page in chromium."""
     server = subprocess.Popen(command)
     try:
         for _ in range(120):
@@ -97,7 +97,7 @@ def save_browser_screenshot() -> None:
             page.get_by_text("available offline").wait_for()
             page.get_by_text("Ankle boot", exact=True).first.click()
             page.get_by_label("Seed", exact=True).fill("25")
-            # No setting is focused, and the image is complete.
+            # Clicking the heading removes the focus from the settings. The image is complete after five seconds.
             page.get_by_role("heading", name="Fashion-MNIST diffusion").click()
             page.wait_for_timeout(5000)
             page.screenshot(path=FOLDER / "browser.png", full_page=True)

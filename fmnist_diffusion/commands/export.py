@@ -21,7 +21,7 @@ def prepare_export(feature: str) -> None:
     import diffusers
 
     diffusers.utils.logging.disable_progress_bar()
-    # The exporter warns about operators of torchvision if it is not installed.
+    # If torchvision is not installed, the exporter warns about its operators.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 

@@ -10,7 +10,7 @@ from .options import RepoId
 
 
 EXAMPLE = "Example: fmnist-diffusion push-space --repo-id fashion-mnist-demo --model me/base-fmnist"
-# The page of a static Space contains these bundled checkpoints by default.
+# The browser page contains these bundled checkpoints by default.
 STATIC_MODELS = ("base",)
 
 
@@ -20,21 +20,20 @@ def push_space(
         list[str] | None,
         typer.Option(
             metavar="MODEL",
-            help="repository id of a public model; with --static, a bundled checkpoint or a local folder, which can be"
-            " repeated",
+            help="repository id of a public model; with --static, a bundled checkpoint or a local folder (repeatable)",
             show_default=f"with --static: {', '.join(STATIC_MODELS)}",
         ),
     ] = None,
     static: Annotated[
         bool,
-        typer.Option("--static", help="upload a page that runs the model in the browser, without a server; needs npm"),
+        typer.Option("--static", help="upload the browser page, which runs the model without a server; requires npm"),
     ] = False,
     private: Annotated[
         bool, typer.Option("--private", help="create a private Space; fails if it exists and is public")
     ] = False,
 ) -> None:
     """
-    Upload the demo of a model to the Hub as a Space.
+    Upload the demo of a model, or the browser page, to the Hub as a Space.
 
     If nothing has changed, no commit is made.
     """
@@ -53,8 +52,8 @@ def push_space(
         else:
             raise ValueError(
                 f"`model` must be the repository id of one public model, got {len(models)} values. Pass one value, or"
-                " pass `static` to upload a page with several models."
+                " pass `static` to upload the browser page, which can contain several models."
             )
     except (ExportError, HubError) as error:
         raise typer.TyperException(str(error)) from error
-    typer.echo(f"Uploaded the demo to {url}.")
+    typer.echo(f"Uploaded the Space to {url}.")

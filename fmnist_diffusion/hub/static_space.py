@@ -1,4 +1,4 @@
-"""Builds a page that generates images in the browser, and uploads it to the Hub as a static Space."""
+"""Builds the browser page, which generates images without a server, and uploads it to the Hub as a static Space."""
 
 import base64
 import hashlib
@@ -25,7 +25,7 @@ from .space import space_dir
 
 RUNTIME_PACKAGE = "onnxruntime-web@1.30.0"
 RUNTIME_SHA512 = "q0y+JrrtukXSzsBWEMccVfqX25LRmosXHF+CaRJmg8pZClzcV7svNc4rKY3jL02Vb7QmRMDs1SigqR4CXAfKYQ=="
-# These are the files for WebAssembly and for WebGPU. `main.js` imports them by name.
+# The page uses these files for WebAssembly and for WebGPU. `main.js` contains the same names.
 RUNTIME_FILES = (
     "ort.wasm.min.mjs",
     "ort-wasm-simd-threaded.mjs",
@@ -41,13 +41,13 @@ def push_static_space(
     repo_id: str, checkpoints: Sequence[Path], *, private: bool = False, token: str | None = None
 ) -> str:
     """
-    Uploads a page that generates images in the browser as a static Space.
+    Uploads the browser page as a static Space.
 
     If nothing has changed since the last upload, no commit is made.
 
     Args:
         repo_id (`str`): Repository id of the Space, `owner/name`, or `name` for your own namespace.
-        checkpoints (`Sequence[Path]`): Folders of the pipelines; the page starts with the first one.
+        checkpoints (`Sequence[Path]`): Folders of the pipelines; the page selects the first one by default.
         private (`bool`, defaults to `False`):
             Whether to create a private Space. Raises an error if it exists and is public.
         token (`str`, *optional*): Token with write access. Defaults to the token from `hf auth login` or `HF_TOKEN`.
@@ -82,16 +82,16 @@ def make_static_space(checkpoints: Sequence[Path], target: Path) -> None:
     """
     Writes the complete content of a static Space: the page, the exported models and ONNX Runtime Web.
 
-    `models.json` lists the models: the name of each file, and the metadata of the ONNX file for 1 to 20 steps.
+    `models.json` contains the file name and the metadata of each model, with the samplers for 1 to 20 steps.
 
     Args:
-        checkpoints (`Sequence[Path]`): Folders of the pipelines; the page starts with the first one.
-        target (`Path`): Output folder.
+        checkpoints (`Sequence[Path]`): Folders of the pipelines; the page selects the first one by default.
+        target (`Path`): New or empty output folder.
 
     Raises:
         `ExportError`: If the predictions of an exported model differ too much from those of PyTorch.
         `OSError`: If a pipeline cannot be read, or if npm is not installed or cannot download ONNX Runtime Web.
-        `ValueError`: If a scheduler cannot be exported, or if the downloaded package has a different SHA-512.
+        `ValueError`: If a scheduler cannot be exported, or if the SHA-512 hash of ONNX Runtime Web is wrong.
     """
     shutil.copytree(space_dir() / "browser", target, dirs_exist_ok=True)
     download_runtime(target / "onnxruntime-web")
@@ -111,7 +111,7 @@ def export_model(folder: Path, target: Path) -> dict[str, Any]:
         pipe,
         path,
         name=name,
-        # The first number is the default of the file.
+        # The first number of steps is the default.
         num_inference_steps=list(dict.fromkeys([default, *range(1, MAX_NUM_INFERENCE_STEPS + 1)])),
         license=get_license(read_train_config(folder / "train_config.json")),
     )
@@ -121,20 +121,20 @@ def export_model(folder: Path, target: Path) -> dict[str, Any]:
 
 def download_runtime(target: Path) -> None:
     """
-    Downloads ONNX Runtime Web with npm (33 MB), and copies the files that the page uses to a folder.
+    Downloads ONNX Runtime Web (33 MB) with npm, and writes the files that the page uses to a folder.
 
     Args:
-        target (`Path`): The new folder.
+        target (`Path`): Output folder, which must not exist.
 
     Raises:
         `OSError`: If npm is not installed or cannot download the package.
-        `ValueError`: If the SHA-512 of the package differs from the expected one.
+        `ValueError`: If the SHA-512 hash of the package is wrong.
     """
     npm = shutil.which("npm")
     if npm is None:
         raise OSError(f"Could not find npm, which downloads {RUNTIME_PACKAGE}. Install Node.js and try again.")
     with TemporaryDirectory() as folder:
-        # npm uses the configured registry, and downloads a version only once.
+        # npm downloads the package from the configured registry and caches it.
         command = [npm, "pack", RUNTIME_PACKAGE, "--prefer-offline", "--loglevel=error", "--pack-destination", folder]
         process = subprocess.run(command, capture_output=True, text=True, check=False)
         packages = list(Path(folder).glob("*.tgz"))
@@ -144,8 +144,8 @@ def download_runtime(target: Path) -> None:
         digest = base64.b64encode(hashlib.sha512(packages[0].read_bytes()).digest()).decode()
         if digest != RUNTIME_SHA512:
             raise ValueError(
-                f"The SHA-512 of {RUNTIME_PACKAGE} must be {RUNTIME_SHA512[:12]}..., got {digest[:12]}... Check the"
-                " registry of npm."
+                f"The SHA-512 hash of {RUNTIME_PACKAGE} must be {RUNTIME_SHA512[:12]}..., got {digest[:12]}... Check"
+                " the registry that npm uses."
             )
         target.mkdir()
         with tarfile.open(packages[0]) as package:

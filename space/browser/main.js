@@ -1,12 +1,12 @@
 // Generates images in the browser with ONNX Runtime Web. README.md describes the page and its random numbers.
 
-// These files of onnxruntime-web belong to each execution provider; the first one is the module to import.
+// Each execution provider requires these files of onnxruntime-web. The first file is the module to import.
 const RUNTIMES = {
   webgpu: ["ort.webgpu.min.mjs", "ort-wasm-simd-threaded.asyncify.mjs", "ort-wasm-simd-threaded.asyncify.wasm"],
   wasm: ["ort.wasm.min.mjs", "ort-wasm-simd-threaded.mjs", "ort-wasm-simd-threaded.wasm"],
 };
 
-/** Returns a function that samples uniform numbers in [0, 1) with the generator mulberry32. */
+/** Returns a function that samples uniform numbers in [0, 1) with the mulberry32 generator. */
 function mulberry32(seed) {
   let state = seed >>> 0;
   return () => {
@@ -17,7 +17,7 @@ function mulberry32(seed) {
   };
 }
 
-/** Yields arrays of `size` standard normal numbers, which the Box-Muller transform computes from a seed. */
+/** Yields arrays of `size` standard normal numbers from a seeded generator and the Box-Muller transform. */
 export function* sampleNoise(seed, size) {
   const uniform = mulberry32(seed);
   while (true) {
@@ -26,14 +26,14 @@ export function* sampleNoise(seed, size) {
       const radius = Math.sqrt(-2 * Math.log(1 - uniform()));
       const angle = 2 * Math.PI * uniform();
       noise[i] = radius * Math.cos(angle);
-      // If `size` is odd, the array ignores its last value.
+      // If `size` is odd, the last assignment is out of bounds and has no effect.
       noise[i + 1] = radius * Math.sin(angle);
     }
     yield noise;
   }
 }
 
-/** Yields the spherical interpolation between the arrays of two different noise sources. */
+/** Yields spherical interpolations between the arrays of two iterators, which must yield different noise. */
 export function* interpolateNoise(first, last, weight) {
   while (true) {
     const [a, b] = [first.next().value, last.next().value];
@@ -54,10 +54,10 @@ function getSize(model) {
 }
 
 /**
- * Predicts with one label, or interpolates linearly between the predictions for two labels.
+ * Returns the prediction for one label, or the linear interpolation between the predictions for two labels.
  *
  * @param {object} model An entry of models.json with its session.
- * @param {Float32Array} input One noisy image that is scaled to unit variance.
+ * @param {Float32Array} input One noisy image, scaled to unit variance.
  * @param {number} timestep
  * @param {number[]} labels One or two class labels; an unconditional model ignores their values.
  * @param {number} weight Weight of the prediction for the second label, from 0 to 1.
@@ -82,7 +82,7 @@ async function predict(model, input, timestep, labels, weight) {
 }
 
 /**
- * Yields the predicted x0 and the next sample of every step. The last sample is the generated image.
+ * Yields the predicted x0 and the next sample at every step. The last sample is the generated image.
  *
  * @param {object} model An entry of models.json with its session.
  * @param {number} numSteps Number of steps; `model.samplers` must contain it.
@@ -130,7 +130,7 @@ export function toImageData(values, [channels, height, width]) {
 /** Adds a session to an entry of models.json, and runs the model once, because the first run is slower. */
 async function addSession(entry, provider) {
   const ort = await import(`./onnxruntime-web/${RUNTIMES[provider][0]}`);
-  // A worker runs the model, so that the page stays responsive. WebGPU runs asynchronously without a worker.
+  // WebAssembly runs in a worker to keep the page responsive. WebGPU runs asynchronously without a worker.
   ort.env.wasm.proxy = provider === "wasm";
   const session = await ort.InferenceSession.create(entry.file, { executionProviders: [provider] });
   await predict({ ...entry, ort, session }, new Float32Array(getSize(entry)), 0, [0], 0);
@@ -145,13 +145,13 @@ async function loadModel(entry) {
     try {
       return await addSession(entry, "webgpu");
     } catch (error) {
-      console.warn("WebGPU cannot run this model, so WebAssembly is used.", error);
+      console.warn("WebGPU could not run this model. Falling back to WebAssembly.", error);
     }
   }
   await addSession(entry, "wasm");
 }
 
-/** Saves everything that this page needs in the cache that service_worker.js uses without a network. */
+/** Caches the files of the page, which service_worker.js serves if the network is unavailable. */
 async function saveForOfflineUse({ file, provider }) {
   await navigator.serviceWorker.register("service_worker.js");
   const cache = await caches.open("fmnist-diffusion");
@@ -166,7 +166,7 @@ const form = getElement("settings");
 
 /** The model in use: an entry of models.json with its session. */
 export let model = null;
-// A run stops early if these are not the settings that it uses.
+// A run stops early if its settings differ from these.
 let requestedSettings = null;
 let running = false;
 
@@ -176,7 +176,7 @@ function createElement(name, properties, ...children) {
   return element;
 }
 
-/** Shows the classes and the numbers of steps of a model. */
+/** Shows the classes and the range of steps of a model. */
 function showSettings({ label_names: labelNames, null_label: nullLabel, num_inference_steps: value, samplers }) {
   const names = labelNames ?? [...Array(nullLabel ?? 0).keys()].map(String);
   getElement("labels").replaceChildren(
@@ -195,7 +195,7 @@ function readSettings() {
   const weight = form.position.valueAsNumber / 100;
   const first = { label: Number(form.label?.value ?? 0), seed: form.seed.valueAsNumber };
   const second = { label: Number(form["second-label"].value || first.label), seed: form["second-seed"].valueAsNumber };
-  // Only a position between the ends needs the predictions and the noise of both.
+  // A position at an end only requires the label and the noise of that end.
   const ends = weight === 0 ? [first] : weight === 1 ? [second] : [first, second];
   const labels = [...new Set(ends.map((end) => end.label))];
   const noises = [...new Set(ends.map((end) => end.seed))].map((seed) => sampleNoise(seed, getSize(model)));
@@ -209,7 +209,7 @@ function draw(canvas, values, imageShape) {
   canvas.getContext("2d").putImageData(image, 0, 0);
 }
 
-/** Generates an image and shows the predicted x0 of each step. Stops early if the settings change. */
+/** Generates an image and shows the predicted x0 at each step. Stops early if the settings change. */
 async function generate(settings) {
   const { model, numSteps, noise, labels, weight } = settings;
   const strip = getElement("strip");
@@ -233,7 +233,7 @@ function setRunning(value) {
   getElement("result").ariaBusy = value;
 }
 
-/** Generates an image with the current settings. If a run is active, it stops and starts again with them. */
+/** Generates an image with the current settings. An active run restarts with the new settings. */
 async function update() {
   for (const name of ["steps", "position"]) getElement(`${name}-value`).textContent = form[name].value;
   if (!form.checkValidity()) return;

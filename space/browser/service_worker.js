@@ -1,4 +1,4 @@
-// Answers requests from the cache, which main.js fills, if the network is unavailable.
+// Serves files from the cache if the network is unavailable. main.js fills the cache.
 self.addEventListener("fetch", (event) => {
   event.respondWith(
     fetch(event.request).catch(async (error) => {

@@ -23,7 +23,7 @@ def test_push_space_uploads_the_demo(hub, capsys):
     hub.repositories["someone/tiny"] = Repository()
     hub.repositories["someone/tiny"].commit({"model_index.json": b"{}"})
     main(["push-space", "--repo-id", "demo", "--model", "someone/tiny"])
-    assert capsys.readouterr().out == f"Uploaded the demo to {hub.endpoint}/spaces/someone/demo.\n"
+    assert capsys.readouterr().out == f"Uploaded the Space to {hub.endpoint}/spaces/someone/demo.\n"
 
 
 @pytest.mark.parametrize("models", [[], ["spec", "base"]])
@@ -33,7 +33,7 @@ def test_push_space_uploads_a_static_page(hub, capsys, monkeypatch, models):
         "fmnist_diffusion.hub.static_space.make_static_space", lambda folders, target: calls.append(folders)
     )
     main(["push-space", "--static", "--repo-id", "demo", *(arg for name in models for arg in ("--model", name))])
-    assert capsys.readouterr().out == f"Uploaded the demo to {hub.endpoint}/spaces/someone/demo.\n"
+    assert capsys.readouterr().out == f"Uploaded the Space to {hub.endpoint}/spaces/someone/demo.\n"
     assert [[folder.name for folder in folders] for folders in calls] == [models or ["base"]]
 
 

@@ -31,7 +31,7 @@ def test_space_contains_the_demo_and_the_source_that_it_uses(tmp_path):
     folders = {path.name for path in (tmp_path / "fmnist_diffusion").iterdir() if path.is_dir()}
     assert folders == {"data", "hub", "models", "pipelines"}
     assert not list(tmp_path.rglob("__pycache__"))
-    # The page of a static Space does not belong to the demo.
+    # The browser page is not part of the demo.
     assert not (tmp_path / "browser").exists()
 
 

@@ -24,7 +24,7 @@ pytest.importorskip("onnxscript")
 
 @pytest.fixture
 def npm(tmp_path, monkeypatch) -> Path:
-    """A program `npm` that only copies a package, whose SHA-512 is the expected one."""
+    """A fake npm that copies a small package, whose SHA-512 hash is the expected one."""
     package = tmp_path / "package.tgz"
     with tarfile.open(package, "w:gz") as archive:
         for name in (*RUNTIME_FILES, "unused.js"):
@@ -53,7 +53,7 @@ def test_page_imports_the_downloaded_files():
 
 def test_unexpected_package_is_rejected(npm, tmp_path, monkeypatch):
     monkeypatch.setattr(static_space, "RUNTIME_SHA512", "A" * 88)
-    with pytest.raises(ValueError, match=r"^The SHA-512 of onnxruntime-web@.* must be AAAAAAAAAAAA\.\.\., got"):
+    with pytest.raises(ValueError, match=r"^The SHA-512 hash of onnxruntime-web@.* must be AAAAAAAAAAAA\.\.\., got"):
         download_runtime(tmp_path / "runtime")
     assert not (tmp_path / "runtime").exists()
 

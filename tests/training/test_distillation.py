@@ -1,4 +1,4 @@
-"""The loss of distillation, and runs of distill.py with small models."""
+"""The distillation loss, and runs of distill.py with small models."""
 
 import json
 import logging
@@ -37,7 +37,7 @@ class Output:
 
 
 class ExactModel(torch.nn.Module):
-    """A v-prediction model whose predicted clean images are those of `function`, for Gaussian data."""
+    """A v-prediction model that predicts the clean images that `function` returns."""
 
     def __init__(self, function: Callable, angles: torch.Tensor):
         super().__init__()
@@ -84,7 +84,7 @@ def make_loss(
 
 
 def compute_gaussian_loss(num_segments: int, function: Callable) -> float:
-    """Returns the mean loss of a model whose consistency function is `function`."""
+    """Returns the mean loss of a model with the consistency function `function` for Gaussian data."""
     loss = make_loss(num_segments, function=function)
     generator = torch.Generator().manual_seed(0)
     images = MEAN + STD * torch.randn(512, 1, 4, 4, generator=generator)
@@ -102,7 +102,7 @@ def test_loss_of_the_exact_consistency_function_is_the_error_of_the_solver():
 
 
 @pytest.mark.parametrize("prediction_type", ["v_prediction", "sample"])
-def test_target_at_the_clean_image_is_the_image_of_the_teacher(prediction_type: str):
+def test_target_of_a_clean_image_is_the_prediction_of_the_teacher(prediction_type: str):
     loss = make_loss(1, scheduler=DDPMScheduler(**ZERO_SNR | {"prediction_type": prediction_type}))
     # The teacher always predicts this image. The model with the EMA weights must not change clean images.
     loss.target_unet = ConstantModel(torch.tensor(7.0))
@@ -164,7 +164,7 @@ def rgb_folder(tmp_path: Path) -> Path:
 def make_teacher(
     tmp_path: Path, tiny_args: list[str], reset_accelerate: Callable[[], None], empty_plots: None
 ) -> Callable[..., str]:
-    """Trains a model for one step and returns the options of a run that distills it."""
+    """Trains a model for one step and returns the option that selects it as the teacher."""
 
     def make(*args: str) -> str:
         reset_accelerate()
@@ -213,7 +213,7 @@ def test_each_kind_of_checkpoint_can_be_distilled(
         load_weights(tmp_path / "run")["conv_out.weight"], load_weights(tmp_path / "teacher")["conv_out.weight"]
     )
 
-    # The published pipeline runs without the package, without further settings and without warnings.
+    # DiffusionPipeline loads the exported pipeline, which generates images without warnings or further settings.
     caplog.clear()
     folder = str(tmp_path / "run" / "pipeline")
     with caplog.at_level(logging.WARNING):
@@ -249,7 +249,7 @@ def test_resumed_run_equals_an_uninterrupted_run(
 
     def crash(*args: Any) -> None:
         train_batch(*args)
-        # This batch is after a checkpoint and inside an epoch.
+        # This batch comes after a checkpoint and in the middle of an epoch.
         if next(batches) == 9:
             raise RuntimeError("power cut")
 
@@ -264,7 +264,7 @@ def test_resumed_run_equals_an_uninterrupted_run(
     assert_equal_weights(first, second)
 
 
-def test_target_has_the_ema_weights(
+def test_target_model_has_the_ema_weights(
     tiny_args: list[str], make_teacher: Callable[..., str], reset_accelerate: Callable[[], None]
 ):
     options = [*tiny_args, make_teacher(), *DISTILLATION, "--samples.num_inference_steps=null", "--max_train_steps=2"]

@@ -61,7 +61,7 @@ def test_values_out_of_range_are_rejected(names: list[str], fail_to_parse: Calla
 
 
 def test_largest_values_are_accepted():
-    # The largest values of these settings contradict each other, or the settings must be null in train.py.
+    # The largest values of these settings contradict each other or are not allowed in train.py.
     exceptions = ("scheduler.num_train_timesteps", "scheduler.beta_start", "scheduler.beta_end", "train_batch_size")
     exceptions += ("distillation.num_segments",)
     args = [
