@@ -1,12 +1,12 @@
-"""Measures the time that generating images takes with the bundled checkpoints and with U-Nets of other projects.
+"""Measures the time to generate images with the bundled checkpoints and with U-Nets of other projects.
 
     pip install einops==0.8.2 && pip install --no-deps smalldiffusion==0.5.0
     python tests/benchmarks/latency.py
 
-The U-Nets of diffusers and smalldiffusion have random weights and about as many parameters as `fast` and `base`.
-smalldiffusion depends on torchvision, which its models do not use and which PyPI only has with CUDA. Each row runs in
-its own process, in float32. The times of the calls after the first one are medians. The rows take turns, so that other
-processes on the machine slow all of them down equally.
+The U-Nets of diffusers and smalldiffusion have random weights and about as many parameters as `base`. smalldiffusion
+depends on torchvision, which its models do not use and whose PyPI wheels require CUDA. Each row runs in its own
+process, in float32. The first call is reported separately; later times are medians of `--turns` calls. The rows are
+interleaved, so other processes slow them all down equally.
 """
 
 import argparse
@@ -25,7 +25,7 @@ from fmnist_diffusion import load_pipeline
 
 NUM_IMAGES = 1, 64
 REFERENCE = "diffusers UNet2DModel, DDIM", 20
-# Generates the given number of images.
+# A function that generates the given number of images.
 Generate = Callable[[int], object]
 
 
@@ -83,7 +83,7 @@ num_parameters: int
 
 
 def start(row: tuple[str, int]) -> None:
-    """Initializes the process of a row."""
+    """Loads the model of a row in its process."""
     global generate, num_parameters
     torch.manual_seed(0)
     model, generate = ROWS[row](row[1])
@@ -108,7 +108,7 @@ def format_time(seconds: float) -> str:
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument(
-        "--turns", type=int, default=2, help="calls per row after the first call (default: %(default)s)"
+        "--turns", type=int, default=3, help="calls per row after the first call (default: %(default)s)"
     )
     turns = parser.parse_args(args).turns
     pools = {row: ProcessPoolExecutor(1, get_context("spawn"), start, (row,)) for row in ROWS}
@@ -122,10 +122,9 @@ def main(args: list[str] | None = None) -> None:
 
     print(f"{torch.get_num_threads()} threads, float32\n")
     columns = ["model", "parameters (M)", "NFE"]
-    for count in NUM_IMAGES:
-        columns += [f"{count} images, first call", f"{count} images"]
-    print(f"| {' | '.join(columns)} | speedup |")
-    print(f"|{'---|' * (len(columns) + 1)}")
+    columns += ["1 image, first call", "1 image", "64 images, first call", "64 images", "speedup, 64 images"]
+    print(f"| {' | '.join(columns)} |")
+    print(f"|{'---|' * len(columns)}")
     later = {row: [median(calls) for calls in zip(*times[row][1:], strict=True)] for row in ROWS}
     for row in ROWS:
         columns = [f"{parameters[row] / 1e6:.1f}", str(row[1])]
