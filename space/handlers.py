@@ -1,6 +1,5 @@
 """Event handlers of the page, and endpoints for API and MCP clients."""
 
-import random
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
@@ -28,7 +27,6 @@ from engine import (
 from fmnist_diffusion import bundled_pipelines
 from fmnist_diffusion.hub.metadata import measured_metrics
 from fmnist_diffusion.loading import get_short_name
-from fmnist_diffusion.sampling import MAX_SEED
 from uploads import EXAMPLES, open_upload, to_fashion_mnist, to_model_size
 
 
@@ -62,10 +60,6 @@ def show_errors() -> Iterator[None]:
         yield
     except RequestError as error:
         raise gr.Error(str(error), title="Invalid request", print_exception=False) from error
-
-
-def random_seed() -> int:
-    return random.randint(0, MAX_SEED)
 
 
 def make_request(

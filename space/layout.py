@@ -18,7 +18,6 @@ from handlers import (
     SCHEDULERS,
     Handlers,
     get_positions,
-    random_seed,
 )
 from server import SafeBlocks, get_launch_options, make_file_folder
 
@@ -27,7 +26,9 @@ from server import SafeBlocks, get_launch_options, make_file_folder
 CONCURRENCY_LIMIT, QUEUE_SIZE = 2, 30
 # With more classes, a dropdown replaces the checkboxes so that the main button stays visible.
 MAX_CHECKBOXES = 12
-LIVE_INFO = f"With at most {MAX_LIVE_STEPS} steps, the images follow every change of a setting."
+LIVE_INFO = f"With at most {MAX_LIVE_STEPS} steps, the images follow every change."
+# With fewer steps, few values of the strength are possible, and the images of `fast` often keep the original class.
+MIN_IMAGE_TO_IMAGE_STEPS = 20
 # DDPM adds noise that cannot be interpolated.
 INTERPOLATION_SCHEDULERS = SCHEDULERS[:-1]
 
@@ -84,7 +85,8 @@ def seed_control(value: int = 0, label: str = "Seed") -> gr.Number:
     with gr.Row(equal_height=True, elem_classes="seed"):
         number = gr.Number(value, minimum=0, maximum=MAX_SEED, step=1, label=label, min_width=80)
         button = gr.Button("Random", size="sm", min_width=80, scale=0)
-    button.click(random_seed, None, number, queue=False, show_progress="hidden", api_visibility="private")
+    script = markup.random_number(MAX_SEED)
+    button.click(None, None, number, js=script, queue=False, api_visibility="private")
     return number
 
 
@@ -255,7 +257,8 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
             strength = gr.Slider(
                 0.05, 1, 0.85, step=0.05, label="Strength", info="Higher values change the image more."
             )
-            controls = sampling_controls(handlers.engine.num_inference_steps, bool(names), guidance=2)
+            steps = max(handlers.engine.num_inference_steps, MIN_IMAGE_TO_IMAGE_STEPS)
+            controls = sampling_controls(steps, bool(names), guidance=2)
             seed = seed_control()
         with gr.Column(elem_classes="results"):
             text = markup.placeholder("Transform", "turn the image into other classes")

@@ -1,4 +1,4 @@
-"""HTML for the parts of the page that have no Gradio component. This module escapes all text."""
+"""HTML for the parts of the page that have no Gradio component, and scripts. This module escapes all text."""
 
 import base64
 import html
@@ -82,6 +82,11 @@ def progress_bar(step: Step) -> str:
 # This JavaScript runs when a generation ends. Its pattern does not match the progress bar of a complete run, which
 # shows no step.
 MARK_AS_STOPPED = "(...bars) => bars.map(bar => bar.replace(/>step (\\d+) of/, '>stopped at step $1 of'))"
+
+
+def random_number(maximum: int) -> str:
+    """Returns JavaScript that returns a random whole number from 0 to `maximum`."""
+    return f"() => Math.floor(Math.random() * {maximum + 1})"
 
 
 def look_up(values: Mapping[str, int]) -> str:

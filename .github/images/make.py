@@ -1,4 +1,4 @@
-"""Generates the images of the README with the bundled checkpoint base:
+"""Generates the images of the README with the bundled checkpoints base and, for the screenshot, fast:
 
     python .github/images/make.py
 
@@ -55,7 +55,7 @@ def save_animation() -> None:
 
 
 def save_screenshot() -> None:
-    demo = subprocess.Popen([Path(sys.executable).with_name("fmnist-diffusion"), "demo", "base"])
+    demo = subprocess.Popen([Path(sys.executable).with_name("fmnist-diffusion"), "demo"])
     try:
         for _ in range(120):
             try:

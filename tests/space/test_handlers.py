@@ -250,11 +250,14 @@ class TestCustomModels:
         assert isinstance(choice, gr.Dropdown if len(custom.label_names) > 12 else gr.CheckboxGroup)
 
 
-def test_comparison_starts_with_the_default_steps_of_two_checkpoints(live_folder):
+def test_tabs_start_with_a_suitable_number_of_steps(live_folder):
     page = layout.build(Handlers(live_folder))
-    inputs = next(fn.inputs for fn in page.fns.values() if fn.api_name == "on_compare")
-    values = [item.value for item in inputs if item.label in ("Checkpoint A", "Checkpoint B", "Steps")]
-    assert values == ["live", 4, "base", 20]
+    names = "Checkpoint", "Checkpoint A", "Checkpoint B", "Steps"
+    values = {fn.api_name: [item.value for item in fn.inputs if item.label in names] for fn in page.fns.values()}
+    assert values["on_generate"] == ["live", 4]
+    assert values["on_interpolate"] == [4]
+    assert values["on_image_to_image"] == [20]
+    assert values["on_compare"] == ["live", 4, "base", 20]
 
 
 def test_sides_of_a_comparison_run_one_after_the_other(tiny_handlers):
@@ -285,7 +288,3 @@ def test_name_of_a_folder_has_no_path(tiny_handlers):
 def test_first_images_show_each_class(base_handlers):
     images = np.stack([np.asarray(image) for image in base_handlers.first_step.images])
     assert classify(images).tolist() == list(range(len(FASHION_MNIST_LABELS)))
-
-
-def test_random_seed_is_valid():
-    assert 0 <= handlers.random_seed() <= handlers.MAX_SEED
