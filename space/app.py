@@ -15,8 +15,8 @@ if __name__ == "__main__":
     parser.add_argument(
         "model",
         nargs="?",
-        default=os.environ.get("MODEL_ID", "base"),
-        help="bundled checkpoint, local folder or Hub repository id (default: $MODEL_ID or base)",
+        default=os.environ.get("MODEL_ID", "fast"),
+        help="bundled checkpoint, local folder or Hub repository id (default: $MODEL_ID or fast)",
     )
     # By default, SIGTERM ends Python without deleting the temporary files.
     signal.signal(signal.SIGTERM, lambda number, frame: sys.exit(128 + number))

@@ -178,6 +178,9 @@ class Engine:
         names = request.labels or self.label_names
         return [names[i % len(names)] for i in range(request.num_images)] if names else []
 
+    def get_captions(self, request: GenerationRequest) -> list[str]:
+        return self.get_labels(request) or [f"seed {request.seed + i}" for i in range(request.num_images)]
+
     def generate(
         self, request: GenerationRequest, image: Image.Image | None = None, strength: float = 1.0
     ) -> Generator[Step]:

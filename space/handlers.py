@@ -1,9 +1,7 @@
 """Event handlers of the page, and endpoints for API and MCP clients."""
 
-import json
-import random
 import tempfile
-from collections.abc import Generator, Iterator, Sequence
+from collections.abc import Generator, Iterator
 from contextlib import closing, contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -11,9 +9,9 @@ from typing import Any
 
 import gradio as gr
 from PIL import Image
-from PIL.PngImagePlugin import PngInfo
 
 import markup
+from downloads import GRID_COLUMNS, make_denoising_strip, save_denoising_gif, save_grid, save_interpolation_gif
 from engine import (
     MAX_FRAMES,
     MAX_IMAGES,
@@ -28,9 +26,7 @@ from engine import (
 )
 from fmnist_diffusion import bundled_pipelines
 from fmnist_diffusion.hub.metadata import measured_metrics
-from fmnist_diffusion.images import image_grid, save_gif, upscale
 from fmnist_diffusion.loading import get_short_name
-from fmnist_diffusion.sampling import MAX_SEED
 from uploads import EXAMPLES, open_upload, to_fashion_mnist, to_model_size
 
 
@@ -39,10 +35,11 @@ SCHEDULERS = (DEFAULT_SCHEDULER, "ddim", "dpmsolver++", "unipc", "deis", "ddpm")
 ALL_CLASSES = "all classes"
 # With this seed, the ten images of the first screen are easy to recognize.
 FIRST_SEED = 25
-# Images are enlarged by an integer factor of at most 8, and to at most 224 pixels per side.
-MAX_GRID_SCALE, MAX_GRID_CELL = 8, 224
-GRID_COLUMNS, STRIP_COLUMNS = 10, 10
-MAX_GIF_FRAMES, GIF_CELL_SIZE = 40, 112
+FIRST_INTERPOLATION_SEEDS = (3, 4)
+# Runs with at most this number of steps start when a setting changes.
+MAX_LIVE_STEPS = 4
+# Number of frames of an interpolation per row.
+FRAME_COLUMNS = 12
 
 Update = Any
 
@@ -65,10 +62,6 @@ def show_errors() -> Iterator[None]:
         raise gr.Error(str(error), title="Invalid request", print_exception=False) from error
 
 
-def random_seed() -> int:
-    return random.randint(0, MAX_SEED)
-
-
 def make_request(
     labels: Any, num_images: Any, num_inference_steps: Any, scheduler: Any, guidance_scale: Any, seed: Any
 ) -> GenerationRequest:
@@ -88,12 +81,9 @@ def make_request(
     )
 
 
-def get_captions(engine: Engine, request: GenerationRequest) -> list[str]:
-    return engine.get_labels(request) or [f"seed {request.seed + i}" for i in range(request.num_images)]
-
-
-def get_scale(image: Image.Image) -> int:
-    return min(MAX_GRID_SCALE, max(1, MAX_GRID_CELL // max(image.size)))
+def get_positions(num_images: int) -> list[str]:
+    """Returns the position of each image of an interpolation between the first and the last one."""
+    return [f"{round(100 * i / max(1, num_images - 1))}%" for i in range(num_images)]
 
 
 def enable_download(path: Path) -> Update:
@@ -106,29 +96,12 @@ def disable_download() -> Update:
     return gr.update(value=None, interactive=False)
 
 
-def save_grid(images: Sequence[Image.Image], columns: int, run: Run, path: Path) -> Path:
-    """Saves a grid of the images as a PNG, with the settings in its text chunk `parameters`."""
-    info = PngInfo()
-    info.add_text("parameters", json.dumps(run.settings))
-    upscale(image_grid(images, columns, border=1), get_scale(images[0])).save(path, pnginfo=info)
-    return path
-
-
-def make_denoising_strip(steps: Sequence[Step]) -> Image.Image:
-    """Returns the first image at several steps: noisy images (top) and predicted clean images (bottom)."""
-    columns = min(STRIP_COLUMNS, len(steps))
-    shown = [steps[round(i * (len(steps) - 1) / max(1, columns - 1))] for i in range(columns)]
-    return image_grid([step.images[0] for step in shown] + [step.predicted[0] for step in shown], columns, border=1)
-
-
-def save_denoising_gif(steps: Sequence[Step], path: Path) -> Path:
-    shown = list(steps[:: -(-len(steps) // MAX_GIF_FRAMES)])
-    if shown[-1] is not steps[-1]:
-        shown.append(steps[-1])
-    factor = max(1, GIF_CELL_SIZE // steps[0].images[0].width)
-    frames = [upscale(image_grid(step.images, GRID_COLUMNS, border=1), factor) for step in shown]
-    save_gif(frames, path, duration=80, hold=1500)
-    return path
+def show_live(run: Run, columns: int = 5) -> Iterator[tuple[str, str]]:
+    """Yields a gallery and a progress bar: first the images that the first step predicts, then the final images."""
+    with closing(run.steps):
+        for step in run.steps:
+            if step.number in (0, step.total):
+                yield markup.gallery(step.predicted, run.captions, columns), markup.progress_bar(step)
 
 
 class Handlers:
@@ -151,9 +124,15 @@ class Handlers:
             num_inference_steps=self.engine.num_inference_steps,
             seed=FIRST_SEED,
         )
+        # These are the classes of the first and the last image of the first interpolation.
+        self.first_ends = tuple(self.label_names[i] for i in (len(self.label_names) * 3 // 4, -1) if self.label_names)
         # ZeroGPU only provides a GPU during a request, so the first images are generated on the CPU.
         engine = self.engine if self.engine.device.type == "cpu" else Engine(model_id, device="cpu")
         *_, self.first_step = engine.generate(self.first_request)
+        self.first_interpolation: Step | None = None
+        if self.engine.num_inference_steps <= MAX_LIVE_STEPS:
+            request = replace(self.first_request, labels=self.first_ends, num_images=MAX_FRAMES)
+            *_, self.first_interpolation = engine.interpolate(request, FIRST_INTERPOLATION_SEEDS)
         self.examples = self.make_examples()
 
     def make_examples(self) -> dict[str, Image.Image]:
@@ -161,13 +140,18 @@ class Handlers:
         if self.engine.is_fashion_mnist:
             return {name: self.convert(Image.open(path)) for name, path in EXAMPLES.items()}
         examples: dict[str, Image.Image] = {}
-        for caption, image in zip(get_captions(self.engine, self.first_request), self.first_step.images, strict=True):
+        for caption, image in zip(self.engine.get_captions(self.first_request), self.first_step.images, strict=True):
             examples.setdefault(caption, image)
         return examples
 
     def convert(self, image: Image.Image) -> Image.Image:
         """Converts an image to the size and channels of the model."""
         return to_model_size(image, self.engine.height, self.engine.width, self.engine.channels)
+
+    def get_checkpoint(self, name: Any) -> Engine:
+        if not isinstance(name, str) or name not in self.engines:
+            raise RequestError(f"The checkpoint must be one of {', '.join(self.engines)}.")
+        return self.engines[name]
 
     def get_image(self, upload: dict[str, Any] | None, example: Any) -> Image.Image:
         """Returns the image-to-image input: the upload (Gradio file data), or the example if there is no upload."""
@@ -181,10 +165,12 @@ class Handlers:
 
     # Each of these methods starts a generation for an event handler or an endpoint.
 
-    def start_generate(self, labels: Any, *settings: Any, engine: Engine | None = None) -> Run:
-        engine = engine or self.engine
-        request = make_request(labels, *settings)
-        return Run(asdict(request), get_captions(engine, request), engine.generate(request))
+    def start_generate(self, checkpoint: Any, labels: Any, *settings: Any) -> Run:
+        engine = self.get_checkpoint(checkpoint)
+        # The classes on the page are those of the first checkpoint.
+        request = make_request(labels if engine.label_names == self.engine.label_names else [], *settings)
+        settings = {"checkpoint": checkpoint} | asdict(request)
+        return Run(settings, engine.get_captions(request), engine.generate(request))
 
     def start_interpolate(
         self, first_label: Any, last_label: Any, first_seed: Any, last_seed: Any, num_images: Any, *settings: Any
@@ -195,7 +181,7 @@ class Handlers:
         num_images = check_whole_number("number of images", num_images, MIN_FRAMES, MAX_FRAMES)
         request = make_request(labels, num_images, *settings, guidance_scale=1.0, seed=first_seed)
         last_seed = replace(request, seed=last_seed).seed
-        captions = [f"{round(100 * i / max(1, request.num_images - 1))}%" for i in range(request.num_images)]
+        captions = get_positions(request.num_images)
         steps = self.engine.interpolate(request, (request.seed, last_seed))
         return Run(asdict(request) | {"last_seed": last_seed}, captions, steps)
 
@@ -204,7 +190,7 @@ class Handlers:
         num_images = 1 if labels else min(len(self.label_names) or 5, MAX_IMAGES)
         request = make_request(labels, num_images, *settings)
         steps = self.engine.generate(request, image, strength)
-        return Run(asdict(request) | {"strength": strength}, get_captions(self.engine, request), steps)
+        return Run(asdict(request) | {"strength": strength}, self.engine.get_captions(request), steps)
 
     # The following event handlers show every step. They never yield `gr.skip()`, because it makes Gradio create a copy
     # of the component, which is kept until the session ends.
@@ -220,7 +206,7 @@ class Handlers:
                     yield *shown, "", disable_download(), disable_download()
             strip = markup.denoising_strip(make_denoising_strip(steps))
             with tempfile.TemporaryDirectory() as folder:
-                png = save_grid(steps[-1].images, GRID_COLUMNS, run, Path(folder, "images.png"))
+                png = save_grid(steps[-1].images, GRID_COLUMNS, run.settings, Path(folder, "images.png"))
                 gif = save_denoising_gif(steps, Path(folder, "denoising.gif"))
                 yield *shown, strip, enable_download(png), enable_download(gif)
 
@@ -231,13 +217,11 @@ class Handlers:
             with closing(run.steps):
                 for step in run.steps:
                     images = step.images
-                    shown = markup.gallery(images, run.captions, columns=6), markup.progress_bar(step)
+                    shown = markup.gallery(images, run.captions, FRAME_COLUMNS), markup.progress_bar(step)
                     yield "", *shown, disable_download(), disable_download()
             with tempfile.TemporaryDirectory() as folder:
-                png = save_grid(images, GRID_COLUMNS, run, Path(folder, "interpolation.png"))
-                gif = Path(folder, "interpolation.gif")
-                frames = [upscale(image, get_scale(image)) for image in images]
-                save_gif([*frames, *frames[-2:0:-1]], gif, duration=110)
+                png = save_grid(images, GRID_COLUMNS, run.settings, Path(folder, "interpolation.png"))
+                gif = save_interpolation_gif(images, Path(folder, "interpolation.gif"))
                 yield markup.animation(gif.read_bytes()), *shown, enable_download(png), enable_download(gif)
 
     def on_image_to_image(self, example: Any, *inputs: Any) -> Iterator[tuple[Update, ...]]:
@@ -253,7 +237,7 @@ class Handlers:
                     yield *shown, disable_download()
             with tempfile.TemporaryDirectory() as folder:
                 row = [image, *images]
-                png = save_grid(row, len(row), run, Path(folder, "image-to-image.png"))
+                png = save_grid(row, len(row), run.settings, Path(folder, "image-to-image.png"))
                 yield *shown, enable_download(png)
 
     def on_compare(self, labels: Any, num_images: Any, seed: Any, *sides: Any) -> Iterator[tuple[Update, ...]]:
@@ -261,12 +245,7 @@ class Handlers:
         with show_errors():
             runs = []
             for name, *settings in (sides[:4], sides[4:]):
-                if not isinstance(name, str) or name not in self.engines:
-                    raise RequestError(f"The checkpoint must be one of {', '.join(self.engines)}.")
-                engine = self.engines[name]
-                # The classes on the page are those of the first checkpoint.
-                side_labels = labels if engine.label_names == self.engine.label_names else []
-                runs.append(self.start_generate(side_labels, num_images, *settings, seed, engine=engine))
+                runs.append(self.start_generate(name, labels, num_images, *settings, seed))
             shown: list[Update] = ["", "", "", ""]
             for side, run in enumerate(runs):
                 with closing(run.steps):
@@ -274,6 +253,19 @@ class Handlers:
                         shown[2 * side] = markup.gallery(step.images, run.captions)
                         shown[2 * side + 1] = markup.progress_bar(step)
                         yield tuple(shown)
+
+    # The following event handlers run when a setting changes and there are few steps. They write no files, because
+    # dragging a slider starts many runs.
+
+    def on_generate_change(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
+        with show_errors():
+            for shown in show_live(self.start_generate(*inputs)):
+                yield *shown, "", disable_download(), disable_download()
+
+    def on_interpolate_change(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
+        with show_errors():
+            for shown in show_live(self.start_interpolate(*inputs), FRAME_COLUMNS):
+                yield "", *shown, disable_download(), disable_download()
 
     def preview(self, upload: dict[str, Any] | None, example: Any) -> str:
         with show_errors():
@@ -307,8 +299,8 @@ class Handlers:
             seed: Random seed, a whole number from 0 to 4294967295; image i uses seed + i.
         """
         with show_errors():
-            run = self.start_generate(labels, num_images, num_inference_steps, scheduler, guidance_scale, seed)
-            yield from yield_final_grid(run)
+            settings = num_images, num_inference_steps, scheduler, guidance_scale, seed
+            yield from yield_final_grid(self.start_generate(self.name, labels, *settings))
 
     def interpolate(
         self,
@@ -385,4 +377,4 @@ def yield_final_grid(run: Run) -> Iterator[Update]:
             images = step.images
             yield None
     with tempfile.TemporaryDirectory() as folder:
-        yield str(save_grid(images, GRID_COLUMNS, run, Path(folder, "images.png")))
+        yield str(save_grid(images, GRID_COLUMNS, run.settings, Path(folder, "images.png")))

@@ -9,7 +9,16 @@ import gradio as gr
 import markup
 from engine import MAX_FRAMES, MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, MIN_FRAMES
 from fmnist_diffusion.sampling import MAX_SEED
-from handlers import ALL_CLASSES, DEFAULT_SCHEDULER, SCHEDULERS, Handlers, get_captions, random_seed
+from handlers import (
+    ALL_CLASSES,
+    DEFAULT_SCHEDULER,
+    FIRST_INTERPOLATION_SEEDS,
+    FRAME_COLUMNS,
+    MAX_LIVE_STEPS,
+    SCHEDULERS,
+    Handlers,
+    get_positions,
+)
 from server import SafeBlocks, get_launch_options, make_file_folder
 
 
@@ -17,6 +26,9 @@ from server import SafeBlocks, get_launch_options, make_file_folder
 CONCURRENCY_LIMIT, QUEUE_SIZE = 2, 30
 # With more classes, a dropdown replaces the checkboxes so that the main button stays visible.
 MAX_CHECKBOXES = 12
+LIVE_INFO = f"With at most {MAX_LIVE_STEPS} steps, the images follow every change."
+# With fewer steps, few values of the strength are possible, and the images of `fast` often keep the original class.
+MIN_IMAGE_TO_IMAGE_STEPS = 20
 # DDPM adds noise that cannot be interpolated.
 INTERPOLATION_SCHEDULERS = SCHEDULERS[:-1]
 
@@ -41,27 +53,40 @@ THEME = gr.themes.Base(
 Components = list[Any]
 
 
-def steps_slider(value: int) -> gr.Slider:
-    return gr.Slider(1, MAX_STEPS, value, step=1, label="Steps")
+def steps_slider(value: int, info: str | None = None) -> gr.Slider:
+    return gr.Slider(1, MAX_STEPS, value, step=1, label="Steps", info=info)
 
 
 def scheduler_dropdown(choices: Sequence[str] = SCHEDULERS) -> gr.Dropdown:
     return gr.Dropdown(list(choices), value=DEFAULT_SCHEDULER, label="Scheduler")
 
 
-def sampling_controls(steps: int, class_conditional: bool, guidance: float = 1) -> Components:
+def sampling_controls(steps: int, class_conditional: bool, guidance: float = 1, info: str | None = None) -> Components:
     return [
-        steps_slider(steps),
+        steps_slider(steps, info),
         scheduler_dropdown(),
         gr.Slider(1, MAX_GUIDANCE, guidance, step=0.25, label="Guidance scale", visible=class_conditional),
     ]
+
+
+def checkpoint_controls(
+    handlers: Handlers, name: str, label: str = "Checkpoint", info: str | None = None
+) -> Components:
+    """Returns the choice of a checkpoint, which sets the number of steps, and the other sampling controls."""
+    checkpoint = gr.Dropdown(list(handlers.engines), value=name, label=label)
+    num_steps = {name: engine.num_inference_steps for name, engine in handlers.engines.items()}
+    controls = sampling_controls(num_steps[name], bool(handlers.label_names), info=info)
+    script = markup.look_up(num_steps)
+    checkpoint.input(None, checkpoint, controls[0], js=script, queue=False, api_visibility="private")
+    return [checkpoint, *controls]
 
 
 def seed_control(value: int = 0, label: str = "Seed") -> gr.Number:
     with gr.Row(equal_height=True, elem_classes="seed"):
         number = gr.Number(value, minimum=0, maximum=MAX_SEED, step=1, label=label, min_width=80)
         button = gr.Button("Random", size="sm", min_width=80, scale=0)
-    button.click(random_seed, None, number, queue=False, show_progress="hidden", api_visibility="private")
+    script = markup.random_number(MAX_SEED)
+    button.click(None, None, number, js=script, queue=False, api_visibility="private")
     return number
 
 
@@ -83,15 +108,20 @@ def download_buttons(*names: str) -> Components:
 
 
 def connect(
-    buttons: tuple[gr.Button, gr.Button], handler: Callable, inputs: Components, outputs: Components, bars: Components
-) -> None:
+    start: Callable,
+    stop: gr.Button,
+    handler: Callable,
+    inputs: Components,
+    outputs: Components,
+    bars: Components,
+    **options: Any,
+) -> Any:
     """
-    Runs `handler` when the first button is pressed. The second button stops it and marks `bars` as stopped.
+    Runs `handler` at the event `start`. The button `stop` stops it and marks `bars` as stopped.
 
     Handlers receive the inputs as they are in the request and check them, because Gradio's errors repeat the inputs.
     """
-    start, stop = buttons
-    event = start.click(
+    event = start(
         handler,
         inputs,
         outputs,
@@ -101,10 +131,28 @@ def connect(
         preprocess=False,
         api_name=handler.__name__,
         api_visibility="private",
+        **options,
     )
     stop.click(None, cancels=[event], queue=False, api_visibility="private")
     # `then` also runs after an error. The script does not change the bar of a complete run.
     event.then(None, bars, bars, js=markup.MARK_AS_STOPPED, queue=False, api_visibility="private")
+    return event
+
+
+def live_change(steps: gr.Slider, settings: Components, event: Any) -> Callable:
+    """
+    Returns the event that one of the `settings` changes while there are at most `MAX_LIVE_STEPS` steps.
+
+    The run that `event` started then stops, because it has the previous settings.
+    """
+    count = gr.Number(0, visible="hidden")
+    settings = [item for item in settings if item.visible]
+    options: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+    script = markup.count_changes(MAX_LIVE_STEPS)
+    gr.on([item.change for item in settings], None, [count, steps, *settings], count, js=script, **options)
+    # Gradio runs the listeners of an event one after the other, so the first one stops the run.
+    count.change(None, cancels=[event], **options)
+    return count.change
 
 
 def add_endpoint(handler: Callable, inputs: Components, output: Any) -> None:
@@ -125,47 +173,71 @@ def generate_tab(handlers: Handlers, result: gr.Image) -> None:
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
             labels = class_choice(handlers)
-            buttons = run_buttons("Generate")
-        with gr.Column(elem_classes="settings"):
-            count = gr.Slider(1, MAX_IMAGES, first.num_images, step=1, label="Number of images")
-            controls = sampling_controls(handlers.engine.num_inference_steps, bool(handlers.label_names))
             seed = seed_control(first.seed)
+            start, stop = run_buttons("Generate")
+        with gr.Column(elem_classes="settings"):
+            checkpoint, *controls = checkpoint_controls(handlers, handlers.name, "Checkpoint", LIVE_INFO)
+            count = gr.Slider(1, MAX_IMAGES, first.num_images, step=1, label="Number of images")
         with gr.Column(elem_classes="results"):
-            captions = get_captions(handlers.engine, first)
+            captions = handlers.engine.get_captions(first)
             images = gr.HTML(markup.gallery(handlers.first_step.images, captions), elem_id="generate-images")
             bar = gr.HTML(markup.progress_bar(handlers.first_step), elem_id="generate-bar")
             strip = gr.HTML(elem_id="generate-strip")
             downloads = download_buttons("PNG", "GIF")
     inputs = [labels, count, *controls, seed]
-    connect(buttons, handlers.on_generate, inputs, [images, bar, strip, *downloads], [bar])
+    run = [checkpoint, *inputs], [images, bar, strip, *downloads], [bar]
+    event = connect(start.click, stop, handlers.on_generate, *run)
+    change = live_change(controls[0], inputs, event)
+    connect(change, stop, handlers.on_generate_change, *run, trigger_mode="always_last")
     add_endpoint(handlers.generate, inputs, result)
 
 
 def interpolate_tab(handlers: Handlers, result: gr.Image) -> None:
-    names = handlers.label_names
+    names, first, titles = handlers.label_names, handlers.first_interpolation, ("First", "Last")
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
             with gr.Row():
                 labels = [
-                    gr.Dropdown(
-                        names, value=names[index] if names else None, label=label, min_width=120, visible=bool(names)
-                    )
-                    for label, index in (("First class", len(names) * 3 // 4), ("Last class", -1))
+                    gr.Dropdown(names, value=name, label=f"{title} class", min_width=120, visible=bool(names))
+                    for title, name in zip(titles, handlers.first_ends or (None, None), strict=True)
                 ]
-            buttons = run_buttons("Interpolate")
+            seeds = [
+                seed_control(seed, f"{title} seed")
+                for title, seed in zip(titles, FIRST_INTERPOLATION_SEEDS, strict=True)
+            ]
+            start, stop = run_buttons("Interpolate")
         with gr.Column(elem_classes="settings"):
-            seeds = [seed_control(3, "First seed"), seed_control(4, "Last seed")]
-            count = gr.Slider(MIN_FRAMES, MAX_FRAMES, 12, step=1, label="Number of images")
-            steps = steps_slider(handlers.engine.num_inference_steps)
+            count = gr.Slider(MIN_FRAMES, MAX_FRAMES, MAX_FRAMES if first else 12, step=1, label="Number of images")
+            steps = steps_slider(handlers.engine.num_inference_steps, LIVE_INFO)
             scheduler = scheduler_dropdown(INTERPOLATION_SCHEDULERS)
         with gr.Column(elem_classes="results"):
             text = markup.placeholder("Interpolate", "see images that change from one seed and class to another")
-            animation = gr.HTML(text, elem_id="interpolate-animation")
-            images = gr.HTML(elem_id="interpolate-images")
-            bar = gr.HTML(elem_id="interpolate-bar")
+            shown_image = shown_bar = ""
+            if first:
+                captions, middle = get_positions(len(first.images)), len(first.images) // 2
+                shown_image = markup.figure(first.images[middle], captions[middle])
+                text, shown_bar = markup.gallery(first.images, captions, FRAME_COLUMNS), markup.progress_bar(first)
+            with gr.Row(elem_id="interpolate-views"):
+                image = gr.HTML(shown_image, elem_id="interpolate-image")
+                animation = gr.HTML(elem_id="interpolate-animation")
+            position = gr.Slider(0, 100, 50, step=1, label="Position in %")
+            images = gr.HTML(text, elem_id="interpolate-images")
+            bar = gr.HTML(shown_bar, elem_id="interpolate-bar")
             downloads = download_buttons("PNG", "GIF")
+    gr.on(
+        [position.change, images.change],
+        None,
+        [position, images],
+        image,
+        js=markup.SELECT_IMAGE,
+        queue=False,
+        api_visibility="private",
+    )
     inputs = [*labels, *seeds, count, steps, scheduler]
-    connect(buttons, handlers.on_interpolate, inputs, [animation, images, bar, *downloads], [bar])
+    run = inputs, [animation, images, bar, *downloads], [bar]
+    event = connect(start.click, stop, handlers.on_interpolate, *run)
+    change = live_change(steps, inputs, event)
+    connect(change, stop, handlers.on_interpolate_change, *run, trigger_mode="always_last")
     add_endpoint(handlers.interpolate, inputs, result)
 
 
@@ -178,14 +250,15 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
                 label = gr.Dropdown(
                     [ALL_CLASSES, *names], value=ALL_CLASSES, label="New class", min_width=120, visible=bool(names)
                 )
-            buttons = run_buttons("Transform")
+            start, stop = run_buttons("Transform")
         with gr.Column(elem_classes="settings"):
             preview = gr.HTML(handlers.preview(None, first_example), elem_id="preview")
             upload = gr.File(label="Your own image", file_types=["image"], height=140, elem_id="upload")
             strength = gr.Slider(
                 0.05, 1, 0.85, step=0.05, label="Strength", info="Higher values change the image more."
             )
-            controls = sampling_controls(handlers.engine.num_inference_steps, bool(names), guidance=2)
+            steps = max(handlers.engine.num_inference_steps, MIN_IMAGE_TO_IMAGE_STEPS)
+            controls = sampling_controls(steps, bool(names), guidance=2)
             seed = seed_control()
         with gr.Column(elem_classes="results"):
             text = markup.placeholder("Transform", "turn the image into other classes")
@@ -196,7 +269,7 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
     upload.change(handlers.preview, [upload, example], preview, **options)
     example.input(handlers.choose_example, example, [preview, upload], **options)
     inputs = [example, label, strength, *controls, seed, upload]
-    connect(buttons, handlers.on_image_to_image, inputs, [images, bar, *downloads], [bar])
+    connect(start.click, stop, handlers.on_image_to_image, inputs, [images, bar, *downloads], [bar])
     add_endpoint(handlers.image_to_image, inputs, result)
 
 
@@ -204,15 +277,15 @@ def compare_tab(handlers: Handlers) -> None:
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
             labels = class_choice(handlers)
-            buttons = run_buttons("Compare")
+            start, stop = run_buttons("Compare")
         with gr.Column(elem_classes="settings"):
             count = gr.Slider(1, MAX_IMAGES, 10, step=1, label="Number of images")
             seed = seed_control(handlers.first_request.seed)
             sides, outputs = [], []
-            for side, steps in (("A", 20), ("B", 8)):
+            names = list(handlers.engines)
+            for side, name in zip("AB", (names * 2)[:2], strict=True):
                 with gr.Group():
-                    checkpoint = gr.Dropdown(list(handlers.engines), value=handlers.name, label=f"Checkpoint {side}")
-                    sides += [checkpoint, *sampling_controls(steps, bool(handlers.label_names))]
+                    sides += checkpoint_controls(handlers, name, f"Checkpoint {side}")
         with gr.Column(elem_classes="results"):
             for side in ("A", "B"):
                 gr.HTML(f"<h2>{side}</h2>")
@@ -221,7 +294,7 @@ def compare_tab(handlers: Handlers) -> None:
                     gr.HTML(text, elem_id=f"compare-images-{side}"),
                     gr.HTML(elem_id=f"compare-bar-{side}"),
                 ]
-    connect(buttons, handlers.on_compare, [labels, count, seed, *sides], outputs, outputs[1::2])
+    connect(start.click, stop, handlers.on_compare, [labels, count, seed, *sides], outputs, outputs[1::2])
 
 
 def build(handlers: Handlers) -> gr.Blocks:

@@ -1,9 +1,10 @@
-"""HTML for the parts of the page that have no Gradio component. This module escapes all text."""
+"""HTML for the parts of the page that have no Gradio component, and scripts. This module escapes all text."""
 
 import base64
 import html
 import io
-from collections.abc import Sequence
+import json
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 from PIL import Image
@@ -29,13 +30,15 @@ def image_uri(image: Image.Image) -> str:
     return data_uri(buffer.getvalue())
 
 
+def figure(image: Image.Image, caption: str) -> str:
+    """Returns an image above its caption, which is also the alternative text."""
+    caption = html.escape(caption)
+    return f'<figure><img src="{image_uri(image)}" alt="{caption}"><figcaption>{caption}</figcaption></figure>'
+
+
 def gallery(images: Sequence[Image.Image], captions: Sequence[str], columns: int = 5) -> str:
-    """Returns a grid of images with captions, which are also the alternative text. Narrow screens ignore `columns`."""
-    figures = "".join(
-        f'<figure><img src="{image_uri(image)}" alt="{html.escape(caption)}">'
-        f"<figcaption>{html.escape(caption)}</figcaption></figure>"
-        for image, caption in zip(images, captions, strict=True)
-    )
+    """Returns a grid of images with captions. Narrow screens ignore `columns`."""
+    figures = "".join(map(figure, images, captions))
     return f'<div class="gallery" style="--columns:{columns}">{figures}</div>'
 
 
@@ -79,6 +82,29 @@ def progress_bar(step: Step) -> str:
 # This JavaScript runs when a generation ends. Its pattern does not match the progress bar of a complete run, which
 # shows no step.
 MARK_AS_STOPPED = "(...bars) => bars.map(bar => bar.replace(/>step (\\d+) of/, '>stopped at step $1 of'))"
+
+
+def random_number(maximum: int) -> str:
+    """Returns JavaScript that returns a random whole number from 0 to `maximum`."""
+    return f"() => Math.floor(Math.random() * {maximum + 1})"
+
+
+def look_up(values: Mapping[str, int]) -> str:
+    """Returns JavaScript that returns the value of a key."""
+    return f"(key) => ({json.dumps(values)})[key]"
+
+
+def count_changes(max_steps: int) -> str:
+    """Returns JavaScript that increases a count if there are at most `max_steps` steps and no setting is empty."""
+    return f"(count, steps, ...settings) => count + (steps <= {max_steps} && !settings.includes(null))"
+
+
+# This JavaScript returns the image of a gallery at a position from 0 (first image) to 100 (last image). A placeholder
+# contains no images.
+SELECT_IMAGE = """(position, gallery) => {
+    const figures = new DOMParser().parseFromString(gallery, "text/html").querySelectorAll("figure");
+    return figures.length ? figures[Math.round(position / 100 * (figures.length - 1))].outerHTML : "";
+}"""
 
 
 def quality_table(metrics: dict[str, Any] | None) -> str:

@@ -66,8 +66,8 @@ def make_file_folder() -> tempfile.TemporaryDirectory:
     """Creates the folder for uploads and generated files, which Python deletes when the process exits."""
     folder = tempfile.TemporaryDirectory(prefix="fmnist-diffusion-", ignore_cleanup_errors=True)
     # Gradio only reads these settings from the environment. Without a limit, it analyzes the last 10,000 requests
-    # after each request.
-    os.environ |= {"GRADIO_TEMP_DIR": folder.name, "GRADIO_ANALYTICS_MAX_EVENTS": "100"}
+    # after each request. Without a backend, its first request imports pyplot, which takes a second.
+    os.environ |= {"GRADIO_TEMP_DIR": folder.name, "GRADIO_ANALYTICS_MAX_EVENTS": "100", "MPLBACKEND": "agg"}
     return folder
 
 

@@ -1,4 +1,4 @@
-"""Generates the images of the README with the bundled checkpoint base:
+"""Generates the images of the README with the bundled checkpoints base and, for the screenshot, fast:
 
     python .github/images/make.py
 
@@ -81,7 +81,7 @@ def open_page(command: list, url: str) -> Iterator[Page]:
 
 
 def save_screenshot() -> None:
-    command = [Path(sys.executable).with_name("fmnist-diffusion"), "demo", "base"]
+    command = [Path(sys.executable).with_name("fmnist-diffusion"), "demo"]
     with open_page(command, "http://127.0.0.1:7860") as page:
         page.get_by_role("button", name="Generate", exact=True).click()
         page.wait_for_selector("#generate-strip img")
@@ -91,7 +91,7 @@ def save_screenshot() -> None:
 
 def save_browser_screenshot() -> None:
     with TemporaryDirectory() as folder:
-        make_static_space([get_pipeline_folder("base")], Path(folder))
+        make_static_space([get_pipeline_folder(name) for name in ("fast", "base")], Path(folder))
         command = [sys.executable, "-m", "http.server", "--bind", "127.0.0.1", "--directory", folder, "7861"]
         with open_page(command, "http://127.0.0.1:7861") as page:
             page.get_by_text("available offline").wait_for()

@@ -17,7 +17,7 @@ SHUTDOWN_TIMEOUT = 5  # seconds
 
 def demo(
     pipeline: Annotated[
-        str | None, typer.Argument(metavar="PIPELINE", help=PIPELINE_HELP, show_default="$MODEL_ID or base")
+        str | None, typer.Argument(metavar="PIPELINE", help=PIPELINE_HELP, show_default="$MODEL_ID or fast")
     ] = None,
 ) -> None:
     """Run the demo on this machine, at http://127.0.0.1:7860 or the next free port."""

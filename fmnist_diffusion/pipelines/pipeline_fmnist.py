@@ -27,6 +27,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     HeunDiscreteScheduler,
     ImagePipelineOutput,
+    LCMScheduler,
     LMSDiscreteScheduler,
     ModelMixin,
     PNDMScheduler,
@@ -547,6 +548,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     f"`num_inference_steps` must be between 1 and {num_train_timesteps}, the scheduler's"
                     f" `num_train_timesteps`, got {num_inference_steps}."
                 )
+            if isinstance(scheduler, LCMScheduler) and num_inference_steps > scheduler.config.original_inference_steps:
+                raise ValueError(
+                    f"`num_inference_steps` must be between 1 and {scheduler.config.original_inference_steps}, the"
+                    f" `original_inference_steps` of LCMScheduler, got {num_inference_steps}."
+                )
             if isinstance(scheduler, PNDMScheduler) and num_inference_steps < scheduler.pndm_order:
                 raise ValueError(
                     f"`num_inference_steps` must be at least {scheduler.pndm_order} with PNDMScheduler, got"
@@ -738,7 +744,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         sample: torch.Tensor,
         timesteps: torch.Tensor,
         predict: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
-        step_kwargs: Callable[[], dict[str, Any]],
+        step: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
         callback_on_step_end: Callable[..., dict | None] | None,
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> torch.Tensor:
@@ -749,7 +755,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             sample (`torch.Tensor` of shape `(batch, channels, height, width)`): The noisy images to start from.
             timesteps (`torch.Tensor` of shape `(num_timesteps,)`): The timesteps.
             predict (`Callable`): Returns the float32 prediction for a model input, a timestep and a step index.
-            step_kwargs (`Callable`): Returns the keyword arguments of the next `scheduler.step`.
+            step (`Callable`): Returns the next sample for a prediction, a timestep and a sample.
         """
         self._interrupt = False
         self._num_timesteps = len(timesteps)
@@ -762,7 +768,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 scaled_sample = self.scheduler.scale_model_input(sample, t)
                 prediction = predict(scaled_sample.to(self.unet.dtype), t, i)
                 # The scheduler computes in float32, even if the model uses a different dtype.
-                sample = self.scheduler.step(prediction, t, sample, **step_kwargs()).prev_sample
+                sample = step(prediction, t, sample)
                 if callback_on_step_end is not None:
                     tensors = {"latents": sample, "model_input": scaled_sample}
                     if "pred_original_sample" in callback_on_step_end_tensor_inputs:
@@ -930,7 +936,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             sample,
             timesteps_tensor,
             predict,
-            lambda: step_kwargs,
+            lambda prediction, t, sample: self.scheduler.step(prediction, t, sample, **step_kwargs).prev_sample,
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
@@ -971,8 +977,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
             [`ImagePipelineOutput`] or `tuple`: The images in order.
 
         Raises:
-            `ValueError`: If an argument is out of range, or if the scheduler samples noise but its `step` has no
-                `variance_noise` argument, as is the case for [`DDPMScheduler`].
+            `ValueError`: If an argument is out of range, or if the scheduler samples noise that cannot be replaced,
+                as is the case for [`DDPMScheduler`]. The noise of a scheduler whose `step` has the argument
+                `variance_noise` and the noise of [`LCMScheduler`] are interpolated.
 
         Examples:
             ```py
@@ -1017,15 +1024,21 @@ class FashionMNISTPipeline(DiffusionPipeline):
         unused_generator = torch.Generator(device)
         initial_state = unused_generator.get_state()
 
-        def step_kwargs() -> dict[str, Any]:
+        def step(prediction: torch.Tensor, t: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
             if "variance_noise" in step_parameters:
-                return {"variance_noise": sample_noise()}
-            if not torch.equal(unused_generator.get_state(), initial_state):
-                raise ValueError(
-                    f"{type(self.scheduler).__name__} adds noise that cannot be interpolated. Use a deterministic"
-                    " scheduler, such as DDIMScheduler, or use DPMSolverMultistepScheduler."
-                )
-            return {"generator": unused_generator} if "generator" in step_parameters else {}
+                return self.scheduler.step(prediction, t, sample, variance_noise=sample_noise()).prev_sample
+            kwargs = {"generator": unused_generator} if "generator" in step_parameters else {}
+            output = self.scheduler.step(prediction, t, sample, **kwargs)
+            if torch.equal(unused_generator.get_state(), initial_state):
+                return output.prev_sample
+            if isinstance(self.scheduler, LCMScheduler):
+                unused_generator.set_state(initial_state)
+                next_timestep = timesteps[self.scheduler.step_index]
+                return self.scheduler.add_noise(output.denoised, sample_noise(), next_timestep.expand(num_images))
+            raise ValueError(
+                f"{type(self.scheduler).__name__} adds noise that cannot be interpolated. Use a deterministic"
+                " scheduler, such as DDIMScheduler, or use DPMSolverMultistepScheduler."
+            )
 
         # 4. Denoising loop
         def predict(model_input: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
@@ -1039,7 +1052,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             return torch.lerp(first, last, weights)
 
         sample = self._denoise(
-            sample, timesteps, predict, step_kwargs, callback_on_step_end, callback_on_step_end_tensor_inputs
+            sample, timesteps, predict, step, callback_on_step_end, callback_on_step_end_tensor_inputs
         )
 
         # 5. Images

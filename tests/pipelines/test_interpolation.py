@@ -8,6 +8,7 @@ from diffusers import (
     DDPMScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     UniPCMultistepScheduler,
 )
 from torch.testing import assert_close
@@ -38,6 +39,7 @@ PIPELINES = {
     "euler": lambda: get_pipeline(EulerDiscreteScheduler()),
     "heun": lambda: get_pipeline(HeunDiscreteScheduler()),
     "unipc": lambda: get_pipeline(UniPCMultistepScheduler()),
+    "lcm": lambda: get_pipeline(LCMScheduler()),
 }
 
 
@@ -53,8 +55,9 @@ class TestInterpolate:
         assert_close(images[-1:], sample(pipe, last, seed=4), atol=1e-4, rtol=0)
         assert images.diff(dim=0).abs().flatten(1).amax(1).min() > 1e-3
 
-    def test_images_change_smoothly(self):
-        images = interpolate(get_default_pipeline(), "Bag", num_images=33)
+    @pytest.mark.parametrize("name", ["default", "lcm"])
+    def test_images_change_smoothly(self, name):
+        images = interpolate(PIPELINES[name](), "Bag", num_images=33)
         steps = images.diff(dim=0).abs().flatten(1).mean(1)
         assert steps.max() < (images[0] - images[-1]).abs().mean()
 

@@ -11,6 +11,7 @@ from diffusers import (
     DPMSolverSinglestepScheduler,
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
+    LCMScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
@@ -167,6 +168,13 @@ def test_too_few_steps_for_pndm_are_an_error():
     with pytest.raises(ValueError, match="must be at least 4 with PNDMScheduler, got 3"):
         sample(pipe, num_inference_steps=3)
     assert torch.isfinite(sample(pipe, num_inference_steps=4)).all()
+
+
+def test_too_many_steps_for_lcm_are_an_error():
+    pipe = get_pipeline(LCMScheduler(original_inference_steps=5))
+    with pytest.raises(ValueError, match="between 1 and 5, the `original_inference_steps` of LCMScheduler, got 6"):
+        sample(pipe, num_inference_steps=6)
+    assert torch.isfinite(sample(pipe, num_inference_steps=5)).all()
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)

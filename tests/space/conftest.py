@@ -8,13 +8,16 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+from diffusers import LCMScheduler
 from playwright.sync_api import Browser, sync_playwright
 
 import engine
 import handlers
 import layout
+from fmnist_diffusion import FashionMNISTPipeline
 from optional_resources import skip_or_fail
 from saved_pipelines import save_pipeline
+from tiny_pipelines import make_unet
 
 
 # Gradio, its client and Starlette cause these warnings.
@@ -48,6 +51,14 @@ def collect_garbage() -> Iterator[None]:
 def model_folder(tmp_path_factory) -> str:
     """A class-conditional pipeline with random weights and images of 8x8 pixels."""
     return str(save_pipeline(tmp_path_factory.mktemp("model") / "tiny", num_class_embeds=10))
+
+
+@pytest.fixture(scope="session")
+def live_folder(tmp_path_factory) -> str:
+    """A pipeline with random weights that needs only 4 steps by default."""
+    folder = tmp_path_factory.mktemp("model") / "live"
+    FashionMNISTPipeline(make_unet(10), LCMScheduler(), num_inference_steps=4).save_pretrained(folder)
+    return str(folder)
 
 
 # Configurations of models that the trainer can produce from the images of users.
@@ -115,6 +126,12 @@ def serve(model_id: str) -> Iterator[str]:
 def url(model_folder) -> Iterator[str]:
     """URL of a running demo of the tiny pipeline."""
     yield from serve(model_folder)
+
+
+@pytest.fixture(scope="session")
+def live_url(live_folder) -> Iterator[str]:
+    """URL of a running demo whose images follow every change of a setting."""
+    yield from serve(live_folder)
 
 
 @pytest.fixture(scope="session")

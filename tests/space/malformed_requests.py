@@ -66,7 +66,7 @@ BODIES = [
 ]  # fmt: skip
 POST_PATHS = [
     "call/generate", "call/interpolate", "call/quality", "call/v2/generate", "call/missing", "call/v2/missing",
-    "queue/join", "run/generate", "run/random_seed", "api/generate", "cancel", "reset", "upload", "mcp/",
+    "queue/join", "run/generate", "run/on_compare", "api/generate", "cancel", "reset", "upload", "mcp/",
 ]  # fmt: skip
 UNKNOWN_PATHS = [
     "/nothing", "/gradio_api/nothing", "/gradio_api/call", "/gradio_api/component_server", "/gradio_api/vibe-edit",

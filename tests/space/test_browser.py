@@ -6,6 +6,10 @@ from pathlib import Path
 import pytest
 from playwright.sync_api import Browser, Locator, Page, TimeoutError, expect
 
+import engine
+import markup
+from engine import GenerationRequest
+
 
 pytestmark = pytest.mark.slow
 
@@ -20,9 +24,8 @@ BUTTONS = {
 }
 
 
-@pytest.fixture(params=SIZES)
-def page(request, browser: Browser, url: str, tmp_path: Path) -> Iterator[Page]:
-    """The page of the demo. After the test, checks that it reported no errors and did not use the network."""
+def open_page(request: pytest.FixtureRequest, browser: Browser, url: str, folder: Path) -> Iterator[Page]:
+    """Opens the demo. After the test, checks that the page reported no errors and did not use the network."""
     width, height = SIZES[request.param]
     scheme = "dark" if request.param == "phone" else "light"
     context = browser.new_context(
@@ -38,9 +41,21 @@ def page(request, browser: Browser, url: str, tmp_path: Path) -> Iterator[Page]:
     page.goto(url)
     expect(images(page, "generate")).to_have_count(10)
     yield page
-    page.screenshot(path=tmp_path / f"{request.node.name}.png", full_page=True)
+    page.screenshot(path=folder / f"{request.node.name}.png", full_page=True)
     context.close()
     assert errors == []
+
+
+@pytest.fixture(params=SIZES)
+def page(request, browser: Browser, url: str, tmp_path: Path) -> Iterator[Page]:
+    """The demo of a checkpoint with 20 steps."""
+    yield from open_page(request, browser, url, tmp_path)
+
+
+@pytest.fixture(params=SIZES)
+def live_page(request, browser: Browser, live_url: str, tmp_path: Path) -> Iterator[Page]:
+    """The demo of a checkpoint with 4 steps, whose images follow every change of a setting."""
+    yield from open_page(request, browser, live_url, tmp_path)
 
 
 def images(page: Page, name: str) -> Locator:
@@ -131,6 +146,70 @@ def test_stop_ends_the_run(page, slow_evaluations):
     expect(bar).to_contain_text("3 NFE per image")
 
 
+def test_only_runs_with_few_steps_follow_a_change(page, slow_evaluations):
+    bag = page.get_by_label("Bag", exact=True).locator("visible=true")
+    bag.check()
+    page.wait_for_timeout(1000)
+    assert slow_evaluations == []
+    set_number(page, "Steps", 100)
+    button(page, "Generate").click()
+    bar = page.locator("#generate-bar")
+    expect(bar).to_contain_text("of 100")
+    # This run does not stop until a live run replaces it.
+    bag.uncheck()
+    page.wait_for_timeout(500)
+    expect(bar).to_contain_text("of 100")
+    set_number(page, "Steps", 2)
+    expect(bar).to_contain_text("2 NFE per image")
+    page.wait_for_timeout(1000)
+    expect(bar).to_contain_text("2 NFE per image")
+    assert len(slow_evaluations) < 100
+
+
+def test_images_follow_the_classes_and_the_seed(live_page, live_folder):
+    live_page.get_by_label("Bag", exact=True).locator("visible=true").check()
+    for image in images(live_page, "generate").all():
+        expect(image).to_have_attribute("alt", "Bag")
+    # Each digit changes the seed. The last run shows the images of the complete seed.
+    seed = live_page.get_by_label("Seed", exact=True).locator("visible=true")
+    seed.fill("")
+    seed.press_sequentially("1234567")
+    request = GenerationRequest(labels=("Bag",), num_inference_steps=4, seed=1234567)
+    *_, step = engine.get_engine(live_folder).generate(request)
+    for image, expected in zip(images(live_page, "generate").all(), step.images, strict=True):
+        expect(image).to_have_attribute("src", markup.image_uri(expected))
+    expect(live_page.locator("#generate-bar")).to_contain_text("4 NFE per image")
+    before = images(live_page, "generate").first.get_attribute("src")
+    button(live_page, "Random").click()
+    expect(images(live_page, "generate").first).not_to_have_attribute("src", before)
+
+
+def test_base_with_20_steps_can_be_chosen(live_page):
+    live_page.get_by_label("Checkpoint", exact=True).locator("visible=true").click()
+    live_page.get_by_role("option", name="base").click()
+    expect(live_page.get_by_label("number input for Steps").locator("visible=true")).to_have_value("20")
+    set_number(live_page, "Number of images", 1)
+    button(live_page, "Generate").click()
+    expect(live_page.locator("#generate-bar")).to_contain_text("1 image in")
+    expect(live_page.locator("#generate-bar")).to_contain_text("20 NFE per image")
+
+
+def test_slider_shows_the_images_of_an_interpolation(live_page):
+    open_tab(live_page, "Interpolate")
+    expect(images(live_page, "interpolate")).to_have_count(24)
+    shown, frames = live_page.locator("#interpolate-image img"), images(live_page, "interpolate")
+    for position, index in ((0, 0), (50, 12), (100, 23)):
+        set_number(live_page, "Position in %", position)
+        expect(shown).to_have_attribute("src", frames.nth(index).get_attribute("src"))
+    # A change of the last seed changes the shown image, which is the last one.
+    before = shown.get_attribute("src")
+    live_page.get_by_label("Last seed", exact=True).fill("77")
+    expect(shown).not_to_have_attribute("src", before)
+    expect(live_page.locator("#interpolate-bar")).to_contain_text("24 images in")
+    expect(shown).to_have_attribute("src", frames.nth(23).get_attribute("src"))
+    assert fits(live_page)
+
+
 def test_random_button_changes_the_seed(page):
     seed = page.get_by_label("Seed", exact=True).locator("visible=true")
     before = seed.input_value()
@@ -152,6 +231,9 @@ def test_interpolate_shows_an_animation_and_its_images(page):
     expect(images(page, "interpolate")).to_have_count(12)
     # Each of 20 steps evaluates the model for both classes.
     expect(page.locator("#interpolate-bar")).to_contain_text("40 NFE per image")
+    expect(page.locator("#interpolate-image img")).to_have_attribute(
+        "src", images(page, "interpolate").nth(6).get_attribute("src")
+    )
     assert fits(page)
 
 
@@ -174,8 +256,8 @@ def test_image_to_image_shows_all_classes_and_rejects_broken_files(page, tmp_pat
 def test_compare_shows_both_sides(page):
     open_tab(page, "Compare")
     button(page, "Compare").click()
-    for side, steps in (("A", 20), ("B", 8)):
-        expect(page.locator(f"#compare-bar-{side}")).to_contain_text(f"{steps} NFE per image")
+    for side in "AB":
+        expect(page.locator(f"#compare-bar-{side}")).to_contain_text("20 NFE per image")
         expect(page.locator(f"#compare-images-{side} .gallery img")).to_have_count(10)
     assert fits(page)
 

@@ -6,8 +6,10 @@ import pytest
 import torch
 from PIL import Image
 
+import downloads
 import handlers
 import layout
+import markup
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.evaluation import Classifier
 from handlers import ALL_CLASSES, Handlers
@@ -36,7 +38,7 @@ def copies(updates, *indices):
 
 def cells(grid: Image.Image, size: int, count: int) -> list[np.ndarray]:
     """Returns the images of a grid, without borders and at their original size."""
-    pixels = np.asarray(grid)[4 :: handlers.MAX_GRID_SCALE, 4 :: handlers.MAX_GRID_SCALE].astype(int)
+    pixels = np.asarray(grid)[4 :: downloads.MAX_GRID_SCALE, 4 :: downloads.MAX_GRID_SCALE].astype(int)
     columns = (pixels.shape[1] + 1) // (size + 1)
     corners = [(i // columns * (size + 1), i % columns * (size + 1)) for i in range(count)]
     return [pixels[top : top + size, left : left + size] for top, left in corners]
@@ -62,7 +64,7 @@ class TestGenerate:
     inputs = (["Bag", "Coat"], 3, 4, "ddim", 2, 11)
 
     def test_start_clears_the_previous_result(self, tiny_handlers):
-        run = tiny_handlers.on_generate(*self.inputs)
+        run = tiny_handlers.on_generate("tiny", *self.inputs)
         gallery, bar, strip, png, gif = next(run)
         run.close()
         assert gallery.count("<img") == 3
@@ -71,9 +73,10 @@ class TestGenerate:
         assert png["value"] is gif["value"] is None
 
     def test_downloads_contain_images_and_settings(self, tiny_handlers):
-        update, (png, gif) = copies(tiny_handlers.on_generate(*self.inputs), 3, 4)
+        update, (png, gif) = copies(tiny_handlers.on_generate("tiny", *self.inputs), 3, 4)
         assert png.size == (26 * 8, 8 * 8)
         assert json.loads(png.info["parameters"]) == {
+            "checkpoint": "tiny",
             "scheduler": "ddim",
             "num_inference_steps": 4,
             "guidance_scale": 2,
@@ -86,25 +89,70 @@ class TestGenerate:
         assert "The first image during denoising" in update[2]
 
     def test_animation_and_strip_start_from_noise(self, tiny_handlers):
-        steps = list(tiny_handlers.start_generate(*self.inputs).steps)
-        strip = np.asarray(handlers.make_denoising_strip(steps))
+        steps = list(tiny_handlers.start_generate("tiny", *self.inputs).steps)
+        strip = np.asarray(downloads.make_denoising_strip(steps))
         assert strip.shape == (2 * 9 - 1, 5 * 9 - 1)
         np.testing.assert_array_equal(strip[:8, :8], np.asarray(steps[0].images[0]))
         np.testing.assert_array_equal(strip[9:, :8], np.asarray(steps[0].predicted[0]))
         np.testing.assert_array_equal(strip[:8, -8:], np.asarray(steps[-1].images[0]))
 
     def test_long_animation_has_fewer_frames(self, tiny_handlers, tmp_path):
-        steps = list(tiny_handlers.start_generate([], 1, 100, "ddim", 1, 0).steps)
-        with Image.open(handlers.save_denoising_gif(steps, tmp_path / "denoising.gif")) as gif:
-            assert gif.n_frames <= handlers.MAX_GIF_FRAMES
+        steps = list(tiny_handlers.start_generate("tiny", [], 1, 100, "ddim", 1, 0).steps)
+        with Image.open(downloads.save_denoising_gif(steps, tmp_path / "denoising.gif")) as gif:
+            assert gif.n_frames <= downloads.MAX_GIF_FRAMES
 
     def test_endpoint_returns_the_images_of_the_page(self, tiny_handlers):
-        _, (png, _) = copies(tiny_handlers.on_generate(*self.inputs), 3, 4)
+        _, (png, _) = copies(tiny_handlers.on_generate("tiny", *self.inputs), 3, 4)
         assert last_grid(tiny_handlers.generate(*self.inputs)).tobytes() == png.tobytes()
 
     def test_invalid_request_is_shown(self, tiny_handlers):
         with pytest.raises(gr.Error, match=r"The seed must be a whole number from 0 to 4294967295, got 3\.7"):
-            next(tiny_handlers.on_generate([], 3, 4, "ddim", 2, 3.7))
+            next(tiny_handlers.on_generate("tiny", [], 3, 4, "ddim", 2, 3.7))
+
+    def test_checkpoint_is_chosen_by_name(self, tiny_handlers, base_handlers):
+        settings = ["Bag"], 1, 2, "default", 1, 3
+        update, (png, _) = copies(tiny_handlers.on_generate("base", *settings), 3, 4)
+        assert png.size == (28 * 8, 28 * 8)
+        assert update[0] == copies(base_handlers.on_generate("base", *settings))[0][0]
+        with pytest.raises(gr.Error, match="The checkpoint must be one of tiny, base,"):
+            next(tiny_handlers.on_generate("missing", *settings))
+
+
+class TestLiveRuns:
+    """Runs that start when a setting changes."""
+
+    inputs = (["Bag", "Coat"], 3, 4, "default", 1, 11)
+
+    @pytest.fixture(scope="class")
+    def live_handlers(self, live_folder) -> Handlers:
+        return Handlers(live_folder)
+
+    def test_run_shows_the_prediction_of_the_first_step_and_the_images(self, live_handlers):
+        first, last = live_handlers.on_generate_change("live", *self.inputs)
+        steps = list(live_handlers.start_generate("live", *self.inputs).steps)
+        captions = ["Bag", "Coat", "Bag"]
+        assert first[0] == markup.gallery(steps[0].predicted, captions)
+        assert last[0] == markup.gallery(steps[-1].images, captions)
+        assert "step 0 of 4" in first[1] and " 4 <abbr" in last[1]
+        # Results of an earlier run are removed, and no files are written.
+        for _, _, strip, png, gif in (first, last):
+            assert strip == ""
+            assert png["value"] is gif["value"] is None
+
+    def test_interpolation_has_the_images_of_the_button(self, live_handlers):
+        inputs = "Bag", "Coat", 1, 2, 5, 4, "default"
+        _, last = live_handlers.on_interpolate_change(*inputs)
+        assert last[1] == copies(live_handlers.on_interpolate(*inputs))[0][1]
+        assert last[0] == ""
+
+    def test_invalid_setting_is_shown(self, live_handlers):
+        with pytest.raises(gr.Error, match="The seed must be a whole number"):
+            next(live_handlers.on_generate_change("live", [], 1, 4, "default", 1, 0.5))
+
+    def test_only_a_live_page_starts_with_an_interpolation(self, live_handlers, tiny_handlers):
+        first = live_handlers.first_interpolation
+        assert first is not None and len(first.images) == handlers.MAX_FRAMES
+        assert tiny_handlers.first_interpolation is None
 
 
 class TestInterpolate:
@@ -189,7 +237,7 @@ class TestCustomModels:
 
     def test_downloads_have_a_limited_size(self, custom):
         grid = last_grid(custom.generate([], 40, 1, "ddim", 1, 0))
-        assert max(grid.size) <= 10 * (handlers.MAX_GRID_CELL + 8)
+        assert max(grid.size) <= 10 * (downloads.MAX_GRID_CELL + 8)
 
     def test_examples_are_generated_images(self, custom):
         name, image = next(iter(custom.examples.items()))
@@ -200,6 +248,16 @@ class TestCustomModels:
         page = layout.build(custom)
         choice = next(fn.inputs[0] for fn in page.fns.values() if fn.api_name == "generate")
         assert isinstance(choice, gr.Dropdown if len(custom.label_names) > 12 else gr.CheckboxGroup)
+
+
+def test_tabs_start_with_a_suitable_number_of_steps(live_folder):
+    page = layout.build(Handlers(live_folder))
+    names = "Checkpoint", "Checkpoint A", "Checkpoint B", "Steps"
+    values = {fn.api_name: [item.value for item in fn.inputs if item.label in names] for fn in page.fns.values()}
+    assert values["on_generate"] == ["live", 4]
+    assert values["on_interpolate"] == [4]
+    assert values["on_image_to_image"] == [20]
+    assert values["on_compare"] == ["live", 4, "base", 20]
 
 
 def test_sides_of_a_comparison_run_one_after_the_other(tiny_handlers):
@@ -230,7 +288,3 @@ def test_name_of_a_folder_has_no_path(tiny_handlers):
 def test_first_images_show_each_class(base_handlers):
     images = np.stack([np.asarray(image) for image in base_handlers.first_step.images])
     assert classify(images).tolist() == list(range(len(FASHION_MNIST_LABELS)))
-
-
-def test_random_seed_is_valid():
-    assert 0 <= handlers.random_seed() <= handlers.MAX_SEED

@@ -184,7 +184,15 @@ def test_requests_do_not_add_components_to_the_session(model_folder):
             fns = {fn.api_name: fn for fn in page.fns.values()}
             counts = []
             for _ in range(3):
-                for name in ("generate", "on_generate", "on_interpolate", "on_image_to_image", "on_compare"):
+                for name in (
+                    "generate",
+                    "on_generate",
+                    "on_generate_change",
+                    "on_interpolate",
+                    "on_interpolate_change",
+                    "on_image_to_image",
+                    "on_compare",
+                ):
                     values = {"Steps": 2, "Number of images": 3}
                     data = [values.get(item.label, item.value) for item in fns[name].inputs]
                     body = {"data": data, "fn_index": fns[name]._id, "session_hash": "session"}
