@@ -11,7 +11,7 @@ from .options import RepoId
 
 EXAMPLE = "Example: fmnist-diffusion push-space --repo-id fashion-mnist-demo --model me/base-fmnist"
 # The browser page contains these bundled checkpoints by default.
-STATIC_MODELS = ("base",)
+STATIC_MODELS = ("fast", "base")
 
 
 def push_space(
