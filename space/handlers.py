@@ -169,8 +169,8 @@ class Handlers:
         engine = self.get_checkpoint(checkpoint)
         # The classes on the page are those of the first checkpoint.
         request = make_request(labels if engine.label_names == self.engine.label_names else [], *settings)
-        settings = {"checkpoint": checkpoint} | asdict(request)
-        return Run(settings, engine.get_captions(request), engine.generate(request))
+        captions, steps = engine.get_captions(request), engine.generate(request)
+        return Run({"checkpoint": checkpoint} | asdict(request), captions, steps)
 
     def start_interpolate(
         self, first_label: Any, last_label: Any, first_seed: Any, last_seed: Any, num_images: Any, *settings: Any

@@ -548,11 +548,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     f"`num_inference_steps` must be between 1 and {num_train_timesteps}, the scheduler's"
                     f" `num_train_timesteps`, got {num_inference_steps}."
                 )
-            if isinstance(scheduler, LCMScheduler) and num_inference_steps > scheduler.config.original_inference_steps:
-                raise ValueError(
-                    f"`num_inference_steps` must be between 1 and {scheduler.config.original_inference_steps}, the"
-                    f" `original_inference_steps` of LCMScheduler, got {num_inference_steps}."
-                )
+            if isinstance(scheduler, LCMScheduler):
+                max_steps = scheduler.config["original_inference_steps"]
+                if num_inference_steps > max_steps:
+                    raise ValueError(
+                        f"`num_inference_steps` must be between 1 and {max_steps}, the `original_inference_steps` of"
+                        f" LCMScheduler, got {num_inference_steps}."
+                    )
             if isinstance(scheduler, PNDMScheduler) and num_inference_steps < scheduler.pndm_order:
                 raise ValueError(
                     f"`num_inference_steps` must be at least {scheduler.pndm_order} with PNDMScheduler, got"
@@ -1033,8 +1035,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 return output.prev_sample
             if isinstance(self.scheduler, LCMScheduler):
                 unused_generator.set_state(initial_state)
-                next_timestep = timesteps[self.scheduler.step_index]
-                return self.scheduler.add_noise(output.denoised, sample_noise(), next_timestep.expand(num_images))
+                next_timestep: Any = timesteps[self.scheduler.step_index].expand(num_images)
+                return self.scheduler.add_noise(output.denoised, sample_noise(), next_timestep)
             raise ValueError(
                 f"{type(self.scheduler).__name__} adds noise that cannot be interpolated. Use a deterministic"
                 " scheduler, such as DDIMScheduler, or use DPMSolverMultistepScheduler."
