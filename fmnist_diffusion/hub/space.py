@@ -4,7 +4,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from huggingface_hub import SpaceCard
+from huggingface_hub import HfApi, SpaceCard
 
 from .client import HubError, call_hub, connect, get_folder_size, get_full_repo_id
 from .repository import create_repository
@@ -42,17 +42,37 @@ def push_space(repo_id: str, model_id: str, *, private: bool = False, token: str
         make_space(model_id, Path(staging))
         create_repository(api, repo_id, private, repo_type="space", space_sdk="gradio")
         call_hub(lambda: api.add_space_variable(repo_id, "MODEL_ID", model_id), repo_id)
-        call_hub(
-            lambda: api.upload_folder(
-                repo_id=repo_id,
-                repo_type="space",
-                folder_path=staging,
-                commit_message="Upload demo",
-                delete_patterns=["*.py", "*.css", "examples/*", "fmnist_diffusion/*"],
-            ),
-            repo_id,
-            num_bytes=get_folder_size(Path(staging)),
-        )
+        patterns = ["*.py", "*.css", "examples/*", "fmnist_diffusion/*"]
+        return upload_space(api, repo_id, Path(staging), "Upload demo", patterns)
+
+
+def upload_space(api: HfApi, repo_id: str, folder: Path, commit_message: str, delete_patterns: list[str]) -> str:
+    """
+    Uploads a folder to an existing Space and returns the URL of the Space.
+
+    If nothing has changed since the last upload, no commit is made.
+
+    Args:
+        api (`HfApi`): Client with write access.
+        repo_id (`str`): Repository id of the Space, `owner/name`.
+        folder (`Path`): Complete content of the Space.
+        commit_message (`str`): Message of the commit.
+        delete_patterns (`list[str]`): Patterns of files in the Space that are deleted if `folder` does not have them.
+
+    Raises:
+        [`HubError`]: If the Hub cannot be reached or rejects the upload.
+    """
+    call_hub(
+        lambda: api.upload_folder(
+            repo_id=repo_id,
+            repo_type="space",
+            folder_path=folder,
+            commit_message=commit_message,
+            delete_patterns=delete_patterns,
+        ),
+        repo_id,
+        num_bytes=get_folder_size(folder),
+    )
     return f"{api.endpoint}/spaces/{repo_id}"
 
 

@@ -17,10 +17,10 @@ from fmnist_diffusion.export import METADATA_KEY, export_onnx
 from fmnist_diffusion.loading import get_short_name, load_pipeline
 
 from .card import get_license
-from .client import call_hub, connect, get_folder_size, get_full_repo_id
+from .client import connect, get_full_repo_id
 from .metadata import read_train_config
 from .repository import create_repository
-from .space import space_dir
+from .space import space_dir, upload_space
 
 
 RUNTIME_PACKAGE = "onnxruntime-web@1.30.0"
@@ -64,18 +64,7 @@ def push_static_space(
     with TemporaryDirectory() as staging:
         make_static_space(checkpoints, Path(staging))
         create_repository(api, repo_id, private, repo_type="space", space_sdk="static")
-        call_hub(
-            lambda: api.upload_folder(
-                repo_id=repo_id,
-                repo_type="space",
-                folder_path=staging,
-                commit_message="Upload page",
-                delete_patterns=["*.onnx", "onnxruntime-web/*"],
-            ),
-            repo_id,
-            num_bytes=get_folder_size(Path(staging)),
-        )
-    return f"{api.endpoint}/spaces/{repo_id}"
+        return upload_space(api, repo_id, Path(staging), "Upload page", ["*.onnx", "onnxruntime-web/*"])
 
 
 def make_static_space(checkpoints: Sequence[Path], target: Path) -> None:

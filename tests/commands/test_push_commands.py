@@ -34,7 +34,7 @@ def test_push_space_uploads_a_static_page(hub, capsys, monkeypatch, models):
     )
     main(["push-space", "--static", "--repo-id", "demo", *(arg for name in models for arg in ("--model", name))])
     assert capsys.readouterr().out == f"Uploaded the Space to {hub.endpoint}/spaces/someone/demo.\n"
-    assert [[folder.name for folder in folders] for folders in calls] == [models or ["base"]]
+    assert [[folder.name for folder in folders] for folders in calls] == [models or ["fast", "base"]]
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 import pytest
 import torch
+from crashes import train_until_crash
 from diffusers import DDPMScheduler, DiffusionPipeline
 from PIL import Image
 from run_files import assert_equal_weights, load_weights, read_losses
@@ -245,17 +246,8 @@ def test_resumed_run_equals_an_uninterrupted_run(
     reset_accelerate()
     arguments = [*tiny_args, "--samples.num_inference_steps=null", *options]
     trainer = Trainer(resolve_config(parse_config(arguments, "distill.py")))
-    train_batch, batches = trainer._train_batch, iter(range(100))
-
-    def crash(*args: Any) -> None:
-        train_batch(*args)
-        # This batch comes after a checkpoint and in the middle of an epoch.
-        if next(batches) == 9:
-            raise RuntimeError("power cut")
-
-    trainer._train_batch = crash
-    with pytest.raises(RuntimeError, match="power cut"):
-        trainer.train()
+    # The last batch comes after a checkpoint and in the middle of an epoch.
+    train_until_crash(trainer, 10)
     distill(*options, "--resume=latest")
     assert read_losses(tmp_path / "run") == read_losses(whole)
     assert_equal_weights(load_weights(tmp_path / "run"), load_weights(whole))
