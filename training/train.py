@@ -2,16 +2,11 @@
 
 import sys
 
+from startup import start
+
 
 def main(args: list[str]) -> None:
-    try:
-        # This import takes several seconds. Ctrl-C must not print a traceback during this time either.
-        from run import run
-
-        run(args, "train.py")
-    except KeyboardInterrupt as error:
-        print("train.py: Interrupted before the training started.", file=sys.stderr)
-        raise SystemExit(130) from error
+    start(args, "train.py")
 
 
 if __name__ == "__main__":

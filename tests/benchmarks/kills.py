@@ -17,6 +17,7 @@ import signal
 import sys
 import tempfile
 import time
+import traceback
 from pathlib import Path
 
 
@@ -82,10 +83,12 @@ def start(output_dir: Path, options: list[str], kill_at: int | None = None, coun
     try:
         from run import run
 
-        run([*SETTINGS, f"--output_dir={output_dir}", *options])
+        run([*SETTINGS, f"--output_dir={output_dir}", *options], "train.py")
         code = 0
     except SystemExit as error:
         code = error.code if isinstance(error.code, int) else 1
+    except BaseException:
+        traceback.print_exc()
     finally:
         if count_to is not None:
             count_to.write_text(str(changes))

@@ -127,7 +127,7 @@ def test_signal_during_the_outputs_writes_a_checkpoint_and_resume_repeats_them(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.5, 1.5, 3])
+@pytest.mark.parametrize("seconds", [0.3, 0.6, 0.9, 1.5, 3])
 def test_ctrl_c_during_the_start_exits_without_a_traceback(tmp_path: Path, tiny_args: list[str], seconds: float):
     process = subprocess.Popen(
         [sys.executable, str(TRAINING / "train.py"), *tiny_args, "--num_epochs=10000"],

@@ -1,0 +1,34 @@
+"""Starts the trainer, and ends it without a traceback after Ctrl-C in the first seconds."""
+
+import os
+import signal
+import sys
+from typing import Literal, NoReturn
+
+
+INTERRUPTED = 130
+
+
+def start(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
+    """Imports the trainer and runs it with the command-line arguments `args`.
+
+    Raises:
+        `SystemExit`: If the run fails or is interrupted.
+    """
+    message = f"{program}: Interrupted before the training started."
+
+    def exit_now(*_: object) -> NoReturn:
+        print(message, file=sys.stderr, flush=True)
+        # Raising `KeyboardInterrupt` during the imports would not suffice, because some packages turn it into another
+        # error.
+        os._exit(INTERRUPTED)
+
+    previous = signal.signal(signal.SIGINT, exit_now)
+    from run import run
+
+    signal.signal(signal.SIGINT, previous)
+    try:
+        run(args, program)
+    except KeyboardInterrupt as error:
+        print(message, file=sys.stderr)
+        raise SystemExit(INTERRUPTED) from error
