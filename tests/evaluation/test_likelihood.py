@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDPMScheduler, LCMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
@@ -22,7 +22,8 @@ from tiny_pipelines import get_pipeline, make_unet
 
 
 SCHEDULES = {
-    "epsilon": DDPMScheduler(prediction_type="epsilon"),
+    # The terminal SNR is so low that the last timestep is almost pure noise.
+    "epsilon": DDPMScheduler(prediction_type="epsilon", beta_end=0.025),
     "v_prediction": DDPMScheduler(
         prediction_type="v_prediction", beta_schedule="squaredcos_cap_v2", rescale_betas_zero_snr=True
     ),
@@ -60,6 +61,11 @@ def make_images(count: int = 5, num_classes: int | None = 10) -> ImageTensors:
     return ImageTensors(images, torch.arange(count) % num_classes, FASHION_MNIST_LABELS)
 
 
+def make_likelihood_pipeline(num_class_embeds: int | None = 10) -> FashionMNISTPipeline:
+    # With v-prediction, the velocity of a model with random weights is small.
+    return get_pipeline(DDIMScheduler(prediction_type="v_prediction"), num_class_embeds=num_class_embeds)
+
+
 def measure(pipe, folder: Path, images: ImageTensors | None = None, **kwargs) -> dict:
     settings = {"name": "tiny", "conditional": True, "num_images": 5, "num_steps": 2} | kwargs
     return measure_likelihood(pipe, make_images() if images is None else images, folder, **settings)
@@ -72,12 +78,12 @@ def test_log_likelihood_of_a_normal_distribution_is_exact(prediction_type: str, 
     unet = GaussianUNet(block_out_channels=(8,), attention_levels=(), time_embedding_dim=4)
     unet.set_schedule(noise_scheduler)
     generator = torch.manual_seed(1)
-    samples = torch.randn(2, 1, 16, 12, generator=generator) * STD
+    mean = MEANS[[2, 2] if class_labels is None else class_labels].view(-1, 1, 1, 1)
+    samples = mean + STD * torch.randn(2, 1, 16, 12, generator=generator)
     probes = torch.randint(0, 2, samples.shape, generator=generator) * 2.0 - 1
     actual = log_likelihood(unet, noise_scheduler, samples, probes, 20, class_labels)
 
     alpha_squared = noise_scheduler.alphas_cumprod[0].double()
-    mean = MEANS[[2, 2] if class_labels is None else class_labels].view(-1, 1, 1, 1)
     std = (alpha_squared * STD**2 + 1 - alpha_squared).sqrt()
     expected = torch.distributions.Normal(alpha_squared.sqrt() * mean, std).log_prob(samples.double())
     # The error is below 0.001 bits per dimension.
@@ -134,47 +140,44 @@ def test_uniformly_distributed_pixels_have_eight_bits():
 
 @pytest.mark.parametrize("num_classes", [10, None])
 def test_results_do_not_depend_on_batches_or_interruptions(num_classes: int | None, tmp_path: Path, monkeypatch):
-    pipe, images = get_pipeline(num_class_embeds=num_classes), make_images(num_classes=num_classes)
+    pipe, images = make_likelihood_pipeline(num_classes), make_images(num_classes=num_classes)
     options = {"images": images, "conditional": num_classes is not None}
     expected = measure(pipe, tmp_path / "whole", **options)
     assert expected == json.loads((tmp_path / "whole" / "likelihood.json").read_text())
 
-    def interrupt(*args):
-        if interrupt.calls == 2:
+    sizes = []
+
+    def record(*args):
+        sizes.append(len(args[2]))
+        if len(sizes) == 3:
             raise KeyboardInterrupt
-        interrupt.calls += 1
         return log_likelihood(*args)
 
-    interrupt.calls = 0
-    with monkeypatch.context() as context, pytest.raises(KeyboardInterrupt):
-        context.setattr(likelihood, "log_likelihood", interrupt)
+    monkeypatch.setattr(likelihood, "log_likelihood", record)
+    with pytest.raises(KeyboardInterrupt):
         measure(pipe, tmp_path / "parts", batch_size=2, **options)
     assert not (tmp_path / "parts" / "likelihood.json").exists()
-
-    sizes = []
-    monkeypatch.setattr(
-        likelihood, "log_likelihood", lambda *args: sizes.append(len(args[2])) or log_likelihood(*args)
-    )
     result = measure(pipe, tmp_path / "parts", batch_size=3, **options)
-    assert sizes == [1]
-    assert result["bits_per_dim"] == pytest.approx(expected["bits_per_dim"], abs=1e-5)
-    assert result["standard_error"] == pytest.approx(expected["standard_error"], abs=1e-5)
+    # The interrupted batch is the only one that is measured again.
+    assert sizes == [2, 2, 1, 1]
+    assert result["bits_per_dim"] == pytest.approx(expected["bits_per_dim"], abs=1e-4)
+    assert result["standard_error"] == pytest.approx(expected["standard_error"], abs=1e-4)
 
 
 def test_images_can_be_added_to_a_run(tmp_path: Path, monkeypatch):
-    pipe = get_pipeline()
+    pipe = make_likelihood_pipeline()
     expected, first = measure(pipe, tmp_path / "whole"), measure(pipe, tmp_path / "parts", num_images=3)
     assert first["bits_per_dim"] != expected["bits_per_dim"]
-    assert measure(pipe, tmp_path / "parts")["bits_per_dim"] == pytest.approx(expected["bits_per_dim"], abs=1e-5)
+    assert measure(pipe, tmp_path / "parts")["bits_per_dim"] == pytest.approx(expected["bits_per_dim"], abs=1e-4)
     # Existing results are reused.
     monkeypatch.setattr(likelihood, "log_likelihood", None)
     assert measure(pipe, tmp_path / "whole", num_images=3)["bits_per_dim"] == pytest.approx(
-        first["bits_per_dim"], abs=1e-5
+        first["bits_per_dim"], abs=1e-4
     )
 
 
 def test_results_are_the_mean_and_its_standard_error(tmp_path: Path):
-    pipe, images = get_pipeline(), make_images()
+    pipe, images = make_likelihood_pipeline(), make_images()
     result = measure(pipe, tmp_path / "result", seed=4)
     samples, probes = dequantize(images.images, 4, 0)
     noise_scheduler = DDPMScheduler.from_config(pipe.scheduler.config)
@@ -185,7 +188,7 @@ def test_results_are_the_mean_and_its_standard_error(tmp_path: Path):
 
 
 def test_labels_and_seeds_affect_the_likelihood(tmp_path: Path):
-    pipe = get_pipeline()
+    pipe = make_likelihood_pipeline()
     results = [
         measure(pipe, tmp_path / str(i), **options)["bits_per_dim"]
         for i, options in enumerate([{}, {"conditional": False}, {"seed": 1}])
@@ -194,7 +197,7 @@ def test_labels_and_seeds_affect_the_likelihood(tmp_path: Path):
 
 
 def test_unsuitable_arguments_are_rejected(tmp_path: Path):
-    pipe = get_pipeline()
+    pipe = make_likelihood_pipeline()
     with pytest.raises(ValueError, match="`num_images` must be between 2 and 5, the number of images, got 6"):
         measure(pipe, tmp_path / "new", num_images=6)
     with pytest.raises(ValueError, match="`num_steps` must be a positive integer, got 0"):
@@ -220,7 +223,7 @@ def test_pipelines_without_a_probability_flow_ode_are_rejected(tmp_path: Path):
 
 
 def test_results_that_are_not_finite_are_reported(tmp_path: Path):
-    pipe: FashionMNISTPipeline = get_pipeline()
+    pipe = make_likelihood_pipeline()
     torch.nn.init.constant_(pipe.unet.conv_out.bias, math.nan)
     with pytest.raises(ValueError, match="The likelihood is NaN or infinite"):
         measure(pipe, tmp_path / "run")
