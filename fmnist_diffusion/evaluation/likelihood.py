@@ -45,7 +45,7 @@ DEFAULT_NUM_STEPS = 20
 # Each step of the solver evaluates the model and its divergence four times.
 STAGES_PER_STEP = 4
 # The steps are shorter at low noise levels, where the velocity changes fastest.
-TIMESTEP_POWER = 3.0
+TIMESTEP_POWER = 2.0
 DEQUANTIZATION = "uniform noise between -1/2 and 1/2 is added to the uint8 pixels; the ODE starts at timestep 0"
 
 Dynamics = Callable[[torch.Tensor, float], tuple[torch.Tensor, torch.Tensor]]
