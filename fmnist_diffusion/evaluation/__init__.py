@@ -1,4 +1,4 @@
-"""Evaluation metrics: FID, KID, precision, recall, FD-classifier, class accuracy, CAS and memorization."""
+"""Evaluation metrics: FID, KID, precision, recall, FD-classifier, class accuracy, CAS, memorization and likelihood."""
 
 from .classifier import Classifier
 from .classifier_training import ClassifierTrainingConfig, measure_accuracy, train_classifier
@@ -7,6 +7,7 @@ from .fashion_mnist import FashionMNISTReference
 from .generation import load_batches
 from .image_reference import ImageReference, ImageSource
 from .inception import InceptionFeatures, download_inception, find_inception
+from .likelihood import measure_likelihood
 from .processes import Processes, connect_processes, disconnect_processes
 from .provenance import weights_hash
 from .reference import Reference, get_shape
@@ -40,6 +41,7 @@ __all__ = [
     "load_samples",
     "manifold_metrics",
     "measure_accuracy",
+    "measure_likelihood",
     "metric_rows",
     "train_classifier",
     "weights_hash",
