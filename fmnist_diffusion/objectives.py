@@ -77,8 +77,8 @@ class TimestepSampler:
         num_train_timesteps (`int`): Number of timesteps, `T`.
         device (`str` or `torch.device`, defaults to `"cpu"`): Device of the timesteps.
         logit_mean, logit_std (`float`, defaults to 0 and 1): Mean and standard deviation of `n`.
-        mode_scale (`float`, defaults to 1.29): The scale `s`, from -1 to 2 / (pi - 2). Positive values sample intermediate
-            timesteps more often.
+        mode_scale (`float`, defaults to 1.29):
+            The scale `s`, from -1 to `2 / (pi - 2)`. Positive values sample intermediate timesteps more often.
     """
 
     history_length = 10

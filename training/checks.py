@@ -117,7 +117,7 @@ RANGES = {
     "objective.snr_gamma": Range(0, 1000, above=True),
     "objective.logit_mean": Range(-20, 20),
     "objective.logit_std": Range(0, 20, above=True),
-    # For other scales, the timesteps are not a monotonic function of the uniform numbers (arXiv 2403.03206, section 3.1).
+    # With other scales, timesteps are not a monotonic function of uniform numbers (arXiv 2403.03206, section 3.1).
     "objective.mode_scale": Range(-1, 2 / (math.pi - 2)),
     "objective.label_dropout": FRACTION,
     "distillation.num_segments": Range(1, 100_000),
@@ -244,8 +244,8 @@ def find_unused_settings(values: Mapping[str, Any]) -> Iterator[str]:
         compared = name.startswith("scheduler.") and values.get("init_from") is not None
         if values.get(name, default) != default and not compared:
             yield (
-                f"`--{name}` must be {format_value(default)} for `--scheduler.prediction_type` {prediction_type}, which"
-                f" does not use it, got {format_value(values[name])}."
+                f"`--{name}` must be {format_value(default)} for `--scheduler.prediction_type` {prediction_type},"
+                f" which does not use it, got {format_value(values[name])}."
             )
 
 

@@ -505,7 +505,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         r"""
-        Predicts the noise, v, the clean sample or the flow velocity, depending on the `prediction_type` that the model was trained for.
+        Predicts the noise, v, the clean sample or the flow, depending on the `prediction_type` of the training.
 
         Args:
             sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`):

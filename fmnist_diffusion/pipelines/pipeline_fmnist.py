@@ -636,7 +636,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         ):
             hint = "Use a different scheduler, such as FlowMatchEulerDiscreteScheduler."
             if "use_flow_sigmas" in inspect.signature(type(scheduler)).parameters:
-                hint = "Create it with `prediction_type=\"flow_prediction\"` and `use_flow_sigmas=True`."
+                hint = 'Create it with `prediction_type="flow_prediction"` and `use_flow_sigmas=True`.'
             raise ValueError(f"{name} does not support this flow-matching model. {hint}")
         if (
             not (flow_matching or hasattr(scheduler, "alphas_cumprod"))
