@@ -187,6 +187,8 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
     """
     from diffusers import DPMSolverMultistepScheduler
 
+    from .flow_matching import get_flow_options, uses_flow_matching
+
     scheduler_class, options = get_scheduler_class(scheduler)
     parameters = inspect.signature(scheduler_class).parameters.values()
     required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
@@ -206,47 +208,6 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
         ignored |= config.keys() - inspect.signature(scheduler_class).parameters.keys()
     config = {name: value for name, value in config.items() if name not in ignored}
     return scheduler_class.from_config(config, **options)
-
-
-def uses_flow_matching(config: Mapping[str, Any]) -> bool:
-    """Returns whether the config of a scheduler belongs to a flow-matching model."""
-    # The flow-matching schedulers of diffusers have a `shift`, but no `prediction_type`.
-    return "shift" in config or config.get("prediction_type") == "flow_prediction"
-
-
-def get_flow_options(scheduler_class: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
-    """
-    Returns the options of a scheduler that keep the prediction type and the shift of a flow-matching model.
-
-    Args:
-        scheduler_class (`type`): Class of the scheduler.
-        config (`Mapping`): Config of a different scheduler of the same model.
-
-    Returns:
-        `dict`: The options; empty if neither the scheduler nor the model uses flow matching.
-
-    Raises:
-        `ValueError`: If either the scheduler or the model, but not both, uses flow matching.
-    """
-    from .pipelines.pipeline_fmnist import FLOW_MATCH_SCHEDULERS
-
-    name = scheduler_class.__name__
-    if not uses_flow_matching(config):
-        if issubclass(scheduler_class, FLOW_MATCH_SCHEDULERS):
-            raise ValueError(
-                f"{name} does not support this model, because it was not trained with flow matching. Use a different"
-                " scheduler, such as DPMSolverMultistepScheduler or DDIMScheduler."
-            )
-        return {}
-    shift = config.get("shift", config.get("flow_shift", 1.0))
-    if issubclass(scheduler_class, FLOW_MATCH_SCHEDULERS):
-        return {"shift": shift}
-    if "use_flow_sigmas" in inspect.signature(scheduler_class).parameters:
-        return {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
-    raise ValueError(
-        f"{name} does not support this flow-matching model. Use a different scheduler, such as"
-        " FlowMatchEulerDiscreteScheduler or DPMSolverMultistepScheduler."
-    )
 
 
 def make_pipeline(

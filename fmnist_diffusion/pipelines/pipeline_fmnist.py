@@ -34,6 +34,7 @@ from diffusers import (
     ModelMixin,
     PNDMScheduler,
     SchedulerMixin,
+    UniPCMultistepScheduler,
 )
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.utils import replace_example_docstring
@@ -98,6 +99,8 @@ SPACING_OPTIONS = (
 )
 # These schedulers have no `prediction_type`, because they only support flow matching.
 FLOW_MATCH_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
+# These schedulers support flow matching with `use_flow_sigmas`. DEIS and SASolver would not remove all noise.
+FLOW_SOLVERS = (DPMSolverMultistepScheduler, UniPCMultistepScheduler)
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -632,10 +635,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         required = [p.name for p in step_parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
         flow_matching = uses_flow_matching(scheduler)
         if uses_flow_matching(self._original_scheduler) and not (
-            flow_matching and self.prediction_type == "flow_prediction"
+            flow_matching
+            and isinstance(scheduler, FLOW_MATCH_SCHEDULERS + FLOW_SOLVERS)
+            and self.prediction_type == "flow_prediction"
         ):
             hint = "Use a different scheduler, such as FlowMatchEulerDiscreteScheduler."
-            if "use_flow_sigmas" in inspect.signature(type(scheduler)).parameters:
+            if isinstance(scheduler, FLOW_SOLVERS):
                 hint = 'Create it with `prediction_type="flow_prediction"` and `use_flow_sigmas=True`.'
             raise ValueError(f"{name} does not support this flow-matching model. {hint}")
         if (

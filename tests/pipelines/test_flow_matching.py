@@ -22,7 +22,7 @@ from tiny_pipelines import get_pipeline, make_unet, sample
 
 
 FLOW_MATCH = ["FlowMatchEulerDiscreteScheduler", "FlowMatchHeunDiscreteScheduler"]
-SCHEDULERS = [*FLOW_MATCH, "dpmsolver++", "sde-dpmsolver++", "unipc", "deis"]
+SCHEDULERS = [*FLOW_MATCH, "dpmsolver++", "sde-dpmsolver++", "unipc"]
 SHIFTED = FlowMatchEulerDiscreteScheduler(shift=3.0)
 MEAN, STD = 0.3, 0.4
 
@@ -51,6 +51,10 @@ def get_flow_pipeline(shift: float = 1.0, **config) -> FashionMNISTPipeline:
     return pipe
 
 
+def get_options(scheduler) -> dict:
+    return {name: value for name, value in scheduler.config.items() if not name.startswith("_")}
+
+
 @pytest.mark.parametrize("shift", [1.0, 3.0])
 @pytest.mark.parametrize("name", [None, "FlowMatchHeunDiscreteScheduler", "dpmsolver++"])
 def test_exact_flow_maps_noise_to_the_distribution_of_the_images(name, shift):
@@ -61,8 +65,10 @@ def test_exact_flow_maps_noise_to_the_distribution_of_the_images(name, shift):
     errors = [
         distance(pipe(num_inference_steps=steps, **settings).images, MEAN + STD * noise) for steps in (25, 100, 400)
     ]
-    assert errors[2] < errors[1] / 2 < errors[0] / 4
     assert errors[2] < 0.005
+    if name is None:
+        # The error of Euler's method is proportional to the step size.
+        assert errors[2] < errors[1] / 3 < errors[0] / 9
 
 
 @pytest.mark.parametrize("noise_scheduler", [FlowMatchEulerDiscreteScheduler(), SHIFTED], ids=["1", "3"])
@@ -116,7 +122,7 @@ def test_default_sigmas_are_equally_spaced_and_shifted():
     assert_close(get_flow_pipeline(3.0).set_timesteps(2), torch.tensor([1000.0, 750.0]))
     # The last step of diffusers' own spacing starts almost without noise.
     pipe.scheduler = FlowMatchEulerDiscreteScheduler()
-    assert pipe.set_timesteps(4).tolist() == [1000, 667, 334, 1]
+    assert pipe.set_timesteps(4).tolist() == pytest.approx([1000, 667, 334, 1])
     power = FashionMNISTPipeline(pipe.unet, FlowMatchEulerDiscreteScheduler(), timestep_power=2.0)
     assert power.set_timesteps(4).tolist() == [1000, 562.5, 250, 62.5]
     assert pipe.set_timesteps(4, sigmas=[0.9, 0.2]).tolist() == pytest.approx([900, 200])
@@ -136,7 +142,7 @@ def test_invalid_spacing_is_an_error(kwargs, message):
 
 
 class TestSwitchingSchedulers:
-    @pytest.mark.parametrize("name", ["ddim", "ddpm", "pndm", "euler", "euler_a", "heun", "LCMScheduler"])
+    @pytest.mark.parametrize("name", ["ddim", "ddpm", "pndm", "euler", "euler_a", "heun", "deis", "LCMScheduler"])
     def test_diffusion_scheduler_of_a_flow_model_is_an_error(self, name):
         pipe = get_flow_pipeline()
         with pytest.raises(ValueError, match="Scheduler does not support this flow-matching model"):
@@ -172,7 +178,7 @@ class TestSwitchingSchedulers:
         scheduler = make_scheduler(name, SHIFTED.config)
         assert scheduler.config.get("flow_shift", scheduler.config.get("shift")) == 3.0
         back = make_scheduler("FlowMatchEulerDiscreteScheduler", scheduler.config)
-        assert dict(back.config) == dict(SHIFTED.config)
+        assert get_options(back) == get_options(SHIFTED)
 
 
 class TestPipeline:
