@@ -190,9 +190,10 @@ def check_noise_schedule(
             f"`--scheduler.prediction_type` must be {pretrained.scheduler['prediction_type']} to fine-tune"
             f" {init_from}, got {scheduler.prediction_type}."
         )
-    # The noise schedule of a flow-matching model has no betas, and its shift is not a property of the weights.
-    flow_matching = not pretrained.betas
-    if get_betas(make_noise_scheduler(scheduler)) == pretrained.betas and not flow_matching:
+    betas = get_betas(make_noise_scheduler(scheduler))
+    # Flow matching has no betas. Its shift may change, because it is not a property of the weights.
+    flow_matching = not betas or not pretrained.betas
+    if betas == pretrained.betas and not flow_matching:
         return
     names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
     changed = [name for name in names if getattr(scheduler, name) != pretrained.scheduler[name]]

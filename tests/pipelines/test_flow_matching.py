@@ -123,6 +123,8 @@ def test_default_sigmas_are_equally_spaced_and_shifted():
     # The last step of diffusers' own spacing starts almost without noise.
     pipe.scheduler = FlowMatchEulerDiscreteScheduler()
     assert pipe.set_timesteps(4).tolist() == pytest.approx([1000, 667, 334, 1])
+    # With this shift, the first sigma is rounded to slightly more than 1.
+    assert 1000 < get_flow_pipeline(0.011).set_timesteps(4)[0] < 1000.01
     power = FashionMNISTPipeline(pipe.unet, FlowMatchEulerDiscreteScheduler(), timestep_power=2.0)
     assert power.set_timesteps(4).tolist() == [1000, 562.5, 250, 62.5]
     assert pipe.set_timesteps(4, sigmas=[0.9, 0.2]).tolist() == pytest.approx([900, 200])
