@@ -6,9 +6,10 @@ import torch
 import torch.nn.functional as F
 
 
-PredictionType = Literal["epsilon", "v_prediction", "sample"]
+PredictionType = Literal["epsilon", "v_prediction", "sample", "flow_prediction"]
 LossType = Literal["mse", "l1", "huber"]
-TimestepSampling = Literal["uniform", "logit_normal", "importance"]
+TimestepSampling = Literal["uniform", "logit_normal", "mode", "importance"]
+WeightingScheme = Literal["none", "sigma_sqrt", "cosmap"]
 
 # This is the constant c of the pseudo-Huber loss, in units of the standard deviation of the noise.
 HUBER_C = 0.1
@@ -64,16 +65,20 @@ class TimestepSampler:
 
     - `"uniform"`: All timesteps have the same probability and weight 1 (arXiv 2006.11239, algorithm 1).
     - `"logit_normal"`: Timesteps are `T * sigmoid(n)`, where `n` is normally distributed, and have weight 1. This
-      samples intermediate timesteps more often (arXiv 2403.03206, section 3.1).
+      samples intermediate timesteps more often (arXiv 2403.03206, equation 19).
+    - `"mode"`: Timesteps are `T * (1 - u - s * (cos(pi * u / 2)**2 - 1 + u))`, where `u` is uniformly distributed, and
+      have weight 1 (arXiv 2403.03206, equation 20).
     - `"importance"`: Probabilities are proportional to the root mean square of the last ten losses of each timestep.
       The weights are inversely proportional, which keeps the objective unbiased (arXiv 2102.09672, section 3.3).
       Sampling is uniform until every timestep has ten losses.
 
     Args:
-        timestep_sampling (`str`): `"uniform"`, `"logit_normal"` or `"importance"`.
+        timestep_sampling (`str`): `"uniform"`, `"logit_normal"`, `"mode"` or `"importance"`.
         num_train_timesteps (`int`): Number of timesteps, `T`.
         device (`str` or `torch.device`, defaults to `"cpu"`): Device of the timesteps.
         logit_mean, logit_std (`float`, defaults to 0 and 1): Mean and standard deviation of `n`.
+        mode_scale (`float`, defaults to 1.29):
+            The scale `s`, from -1 to `2 / (pi - 2)`. Positive values sample intermediate timesteps more often.
     """
 
     history_length = 10
@@ -86,10 +91,11 @@ class TimestepSampler:
         device: torch.device | str = "cpu",
         logit_mean: float = 0.0,
         logit_std: float = 1.0,
+        mode_scale: float = 1.29,
     ):
         self.timestep_sampling = timestep_sampling
         self.num_train_timesteps = num_train_timesteps
-        self.logit_mean, self.logit_std = logit_mean, logit_std
+        self.logit_mean, self.logit_std, self.mode_scale = logit_mean, logit_std, mode_scale
         self.losses = torch.zeros(num_train_timesteps, self.history_length, device=device)
         self.counts = torch.zeros(num_train_timesteps, dtype=torch.long, device=device)
 
@@ -98,15 +104,25 @@ class TimestepSampler:
 
         `generator` must be on the device of the sampler; by default, the global generator is used.
         """
+        # Reading the options of the command line must not import diffusers, which takes several seconds.
+        from diffusers.training_utils import compute_density_for_timestep_sampling
+
         device, steps = self.losses.device, self.num_train_timesteps
         if self.timestep_sampling == "importance" and bool((self.counts >= self.history_length).all()):
             probabilities = self.losses.square().mean(1).sqrt()
             probabilities = probabilities / probabilities.sum() * (1 - self.uniform_share) + self.uniform_share / steps
             timesteps = torch.multinomial(probabilities, batch_size, replacement=True, generator=generator)
             return timesteps, 1 / (steps * probabilities[timesteps])
-        if self.timestep_sampling == "logit_normal":
-            normal = torch.randn(batch_size, generator=generator, device=device)
-            position = torch.sigmoid(normal * self.logit_std + self.logit_mean)
+        if self.timestep_sampling in ("logit_normal", "mode"):
+            position = compute_density_for_timestep_sampling(
+                self.timestep_sampling,
+                batch_size,
+                self.logit_mean,
+                self.logit_std,
+                self.mode_scale,
+                device=device,
+                generator=generator,
+            )
             timesteps = (position * steps).long().clamp(max=steps - 1)
         else:
             timesteps = torch.randint(steps, (batch_size,), generator=generator, device=device)

@@ -17,7 +17,7 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DDPMScheduler, SchedulerMixin
+    from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
 
     from .models.unet_fmnist import FashionMNISTUNet2DModel
     from .pipelines.pipeline_fmnist import FashionMNISTPipeline
@@ -183,9 +183,12 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
         [`SchedulerMixin`]: The new scheduler.
 
     Raises:
-        `ValueError`: If the scheduler does not exist, or if it requires arguments other than the noise schedule.
+        `ValueError`: If the scheduler does not exist, if it requires arguments other than the noise schedule, or if
+            either the scheduler or the model, but not both, uses flow matching.
     """
     from diffusers import DPMSolverMultistepScheduler
+
+    from .flow_matching import get_flow_options, uses_flow_matching
 
     scheduler_class, options = get_scheduler_class(scheduler)
     parameters = inspect.signature(scheduler_class).parameters.values()
@@ -195,35 +198,48 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
             f"{scheduler_class.__name__} does not support this model, because it requires `{required[0]}`. Use a"
             " different scheduler, such as DDIMScheduler."
         )
+    options |= get_flow_options(scheduler_class, config)
     # With this entry, `from_config` drops all options that equal the defaults of the previous scheduler class.
     ignored = {"_use_default_values"}
     if not issubclass(scheduler_class, DPMSolverMultistepScheduler):
         # `algorithm_type` has different values in different solvers.
         ignored.add("algorithm_type")
+    if uses_flow_matching(config):
+        # Flow matching has no betas, and its schedulers have different names for the same options.
+        ignored |= config.keys() - inspect.signature(scheduler_class).parameters.keys()
     config = {name: value for name, value in config.items() if name not in ignored}
     return scheduler_class.from_config(config, **options)
 
 
 def make_pipeline(
-    unet: FashionMNISTUNet2DModel, noise_scheduler: DDPMScheduler, num_inference_steps: int = 20
+    unet: FashionMNISTUNet2DModel,
+    noise_scheduler: DDPMScheduler | FlowMatchEulerDiscreteScheduler,
+    num_inference_steps: int = 20,
 ) -> FashionMNISTPipeline:
     """
     Creates a pipeline for a trained model with the default scheduler of this package.
 
     The scheduler is second-order SDE-DPM-Solver++ (arXiv 2211.01095, section 5) with power-law timestep spacing. The
     power is 1.2 for a cosine schedule and 1.5 for other schedules. With 20 steps, the last step then starts at about
-    the same noise level for both.
+    the same noise level for both. The scheduler of a flow-matching model is [`FlowMatchEulerDiscreteScheduler`] with
+    equally spaced sigmas from 1 to `1 / num_inference_steps`, to which its `shift` applies.
 
     Args:
         unet ([`FashionMNISTUNet2DModel`]): The model.
-        noise_scheduler ([`DDPMScheduler`]): The noise schedule and prediction type that the model was trained with.
+        noise_scheduler ([`DDPMScheduler`] or [`FlowMatchEulerDiscreteScheduler`]):
+            The noise schedule and prediction type that the model was trained with.
         num_inference_steps (`int`, defaults to 20):
             Default number of denoising steps, limited to the `num_train_timesteps` of `noise_scheduler`.
     """
-    from diffusers import DPMSolverMultistepScheduler
+    from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
     from .pipelines import FashionMNISTPipeline
 
+    num_inference_steps = min(num_inference_steps, noise_scheduler.config["num_train_timesteps"])
+    if isinstance(noise_scheduler, FlowMatchEulerDiscreteScheduler):
+        # Pipelines must not share the state of a scheduler.
+        scheduler = FlowMatchEulerDiscreteScheduler.from_config(noise_scheduler.config)
+        return FashionMNISTPipeline(unet, scheduler, num_inference_steps, timestep_power=1.0)
     config = {name: noise_scheduler.config[name] for name in NOISE_SCHEDULE_OPTIONS}
     # Near zero SNR, a small error in the predicted noise becomes a huge error in x0, so x0 is clipped.
     thresholding = config["prediction_type"] == "epsilon" and float(noise_scheduler.alphas_cumprod[-1]) < NEAR_ZERO_SNR
@@ -231,7 +247,6 @@ def make_pipeline(
         **config, algorithm_type="sde-dpmsolver++", thresholding=thresholding, sample_max_value=1.0
     )
     timestep_power = 1.2 if config["beta_schedule"] == "squaredcos_cap_v2" else 1.5
-    num_inference_steps = min(num_inference_steps, config["num_train_timesteps"])
     return FashionMNISTPipeline(unet, scheduler, num_inference_steps, timestep_power)
 
 

@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from fmnist_diffusion.sampling import make_pipeline
 from tiny_pipelines import make_unet
@@ -35,7 +35,10 @@ METRICS = {
 
 
 def save_pipeline(
-    folder: Path, noise_scheduler: DDPMScheduler | None = None, num_class_embeds: int | None = None, **config
+    folder: Path,
+    noise_scheduler: DDPMScheduler | FlowMatchEulerDiscreteScheduler | None = None,
+    num_class_embeds: int | None = None,
+    **config,
 ) -> Path:
     """Saves a pipeline with random weights."""
     unet = make_unet(num_class_embeds, **config)

@@ -34,7 +34,7 @@ class TestMinSNRWeights:
         assert min_snr_weights(torch.zeros(1), 5.0, prediction_type).isfinite().all()
 
 
-@pytest.mark.parametrize("timestep_sampling", ["uniform", "logit_normal", "importance"])
+@pytest.mark.parametrize("timestep_sampling", ["uniform", "logit_normal", "mode", "importance"])
 def test_timesteps_follow_the_distribution(timestep_sampling: TimestepSampling):
     torch.manual_seed(0)
     sampler = TimestepSampler(timestep_sampling, 10)
@@ -46,6 +46,10 @@ def test_timesteps_follow_the_distribution(timestep_sampling: TimestepSampling):
     expected = torch.full((10,), 0.1)
     if timestep_sampling == "logit_normal":
         expected = torch.distributions.Normal(0, 1).cdf(torch.logit(torch.linspace(0, 1, 11))).diff()
+    if timestep_sampling == "mode":
+        uniform = torch.linspace(0, 1, 100_001)
+        position = 1 - uniform - 1.29 * ((torch.pi * uniform / 2).cos() ** 2 - 1 + uniform)
+        expected = torch.histc(position, 10, 0, 1) / 100_001
     torch.testing.assert_close(shares, expected, atol=0.01, rtol=0)
 
 

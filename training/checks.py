@@ -12,6 +12,7 @@ from typing import Any, Literal
 
 import numpy as np
 
+from config import ObjectiveConfig, SchedulerConfig
 from fmnist_diffusion.sampling import MAX_SEED, SCHEDULERS, make_scheduler
 
 
@@ -28,6 +29,18 @@ MAX_PARAMETERS = 250_000_000
 
 # A batch or a grid has at most this many values (pixels times channels), which take 1 GiB in float32.
 MAX_VALUES = 2**28
+
+FLOW_PREDICTION = "flow_prediction"
+# Flow matching does not use these settings, so they must have their defaults.
+DIFFUSION_DEFAULTS = {
+    f"scheduler.{name}": getattr(SchedulerConfig, name)
+    for name in ("beta_start", "beta_end", "beta_schedule", "rescale_betas_zero_snr", "timestep_spacing")
+} | {"objective.snr_gamma": ObjectiveConfig.snr_gamma}
+# Only flow matching uses these settings.
+FLOW_DEFAULTS = {
+    "scheduler.shift": SchedulerConfig.shift,
+    "objective.weighting_scheme": ObjectiveConfig.weighting_scheme,
+}
 
 SCHEDULE_NAMES = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
 
@@ -100,9 +113,12 @@ RANGES = {
     "scheduler.num_train_timesteps": Range(1, 100_000),
     "scheduler.beta_start": BETA,
     "scheduler.beta_end": BETA,
+    "scheduler.shift": Range(0.01, 100),
     "objective.snr_gamma": Range(0, 1000, above=True),
     "objective.logit_mean": Range(-20, 20),
     "objective.logit_std": Range(0, 20, above=True),
+    # With other scales, timesteps are not a monotonic function of uniform numbers (arXiv 2403.03206, section 3.1).
+    "objective.mode_scale": Range(-1, 2 / (math.pi - 2)),
     "objective.label_dropout": FRACTION,
     "distillation.num_segments": Range(1, 100_000),
     "optimizer.learning_rate": Range(0, 1, above=True),
@@ -202,6 +218,7 @@ def find_contradictions(values: Mapping[str, Any], program: str) -> Iterator[str
         values: Settings by their names. Contradictions with missing settings are ignored.
         program: The program that uses the settings, train.py or distill.py.
     """
+    yield from find_unused_settings(values)
     yield from find_schedule_problems(values)
     yield from find_distillation_problems(values, program)
     yield from find_sampling_problems("samples", values)
@@ -217,7 +234,24 @@ def find_contradictions(values: Mapping[str, Any], program: str) -> Iterator[str
                 yield f"`--{name}` must be at most {limit:,} for images of {height}x{width} pixels, got {count}."
 
 
+def find_unused_settings(values: Mapping[str, Any]) -> Iterator[str]:
+    """Yields sentences about settings that the prediction type does not use."""
+    prediction_type = values.get("scheduler.prediction_type")
+    if prediction_type is None:
+        return
+    for name, default in (DIFFUSION_DEFAULTS if prediction_type == FLOW_PREDICTION else FLOW_DEFAULTS).items():
+        # The schedule of a pipeline to fine-tune is compared with that of the pipeline instead.
+        compared = name.startswith("scheduler.") and values.get("init_from") is not None
+        if values.get(name, default) != default and not compared:
+            yield (
+                f"`--{name}` must be {format_value(default)} for `--scheduler.prediction_type` {prediction_type},"
+                f" which does not use it, got {format_value(values[name])}."
+            )
+
+
 def find_schedule_problems(values: Mapping[str, Any]) -> Iterator[str]:
+    if values.get("scheduler.prediction_type") == FLOW_PREDICTION:
+        return
     schedule = {name: values[f"scheduler.{name}"] for name in SCHEDULE_NAMES if f"scheduler.{name}" in values}
     start, end = schedule.get("beta_start", 0), schedule.get("beta_end", 1)
     if start > end:
@@ -259,6 +293,11 @@ def find_distillation_problems(values: Mapping[str, Any], program: str) -> Itera
             f"`--distillation.num_segments` must be at most `--scheduler.num_train_timesteps` ({limit}), got"
             f" {num_segments}."
         )
+    if values.get("scheduler.prediction_type") == FLOW_PREDICTION:
+        yield (
+            "`--init_from` must be a diffusion model, because distill.py does not support flow matching. Pass a"
+            " pipeline that predicts epsilon, v_prediction or sample."
+        )
     if values.get("init_from", "") is None:
         yield "`--init_from` must be the pipeline to distill, got null."
     if values.get("ema.enabled") is False:
@@ -295,7 +334,7 @@ def find_sampling_problems(section: str, values: Mapping[str, Any]) -> Iterator[
     # The names in this table do not require the slow import of diffusers.
     if scheduler is not None and scheduler not in SCHEDULERS:
         try:
-            make_scheduler(scheduler, {})
+            make_scheduler(scheduler, {"prediction_type": values.get("scheduler.prediction_type", "epsilon")})
         except ValueError as error:
             yield f"`--{section}.scheduler` is not supported: {error}"
 

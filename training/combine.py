@@ -11,13 +11,13 @@ from collections.abc import Sequence
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
 
 from export import add_output_arguments, check_new_folder, save_with_train_config
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.evaluation import weights_hash
 from fmnist_diffusion.hub.metadata import read_train_config
 from fmnist_diffusion.loading import get_pipeline_folder
+from model import get_betas, get_noise_scheduler
 
 
 def combine(pipelines: Sequence[FashionMNISTPipeline], weights: Sequence[float]) -> dict[str, torch.Tensor]:
@@ -59,10 +59,11 @@ def combine(pipelines: Sequence[FashionMNISTPipeline], weights: Sequence[float])
 
 
 def is_same_model(first: FashionMNISTPipeline, second: FashionMNISTPipeline) -> bool:
-    def describe(pipe: FashionMNISTPipeline) -> tuple[dict[str, Any], str, list[float]]:
+    def describe(pipe: FashionMNISTPipeline) -> tuple[dict[str, Any], str, int, list[float]]:
         architecture = {name: value for name, value in pipe.unet.config.items() if not name.startswith("_")}
-        noise_scheduler: Any = DDPMScheduler.from_config(pipe.scheduler.config)
-        return architecture, noise_scheduler.config["prediction_type"], noise_scheduler.betas.tolist()
+        noise_scheduler = get_noise_scheduler(pipe)
+        num_train_timesteps = noise_scheduler.config["num_train_timesteps"]
+        return architecture, pipe.prediction_type, num_train_timesteps, get_betas(noise_scheduler)
 
     return describe(first) == describe(second)
 

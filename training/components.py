@@ -21,7 +21,7 @@ from distillation import ConsistencyLoss
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import ImageTensors, load_images, load_split, stream_images
 from losses import DiffusionLoss
-from model import make_model
+from model import NoiseScheduler, make_model
 from pretrained import load_pretrained
 from tracking import get_log_with
 
@@ -46,7 +46,7 @@ class Components:
     unet: Any
     optimizer: AcceleratedOptimizer
     ema: EMAModel | None
-    noise_scheduler: DDPMScheduler
+    noise_scheduler: NoiseScheduler
     loss: DiffusionLoss
 
 
@@ -110,7 +110,7 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
 def make_loss(
     config: ResolvedConfig,
     accelerator: Accelerator,
-    noise_scheduler: DDPMScheduler,
+    noise_scheduler: NoiseScheduler,
     unet: Any,
     ema: EMAModel | None,
     teacher: FashionMNISTUNet2DModel | None,
@@ -126,6 +126,7 @@ def make_loss(
     if teacher is None:
         return DiffusionLoss(config.objective, noise_scheduler, num_class_embeds, device, *processes)
     assert ema is not None and config.distillation.num_segments is not None
+    assert isinstance(noise_scheduler, DDPMScheduler)
     target_unet = copy_model(unet, None).train()
     for model in (teacher.to(device), target_unet):  # pyright: ignore[reportArgumentType]
         prepare_model(config, model, device)

@@ -6,7 +6,7 @@ from typing import Any, Literal
 
 from fmnist_diffusion.data import DEFAULT_DATASET
 from fmnist_diffusion.files import write_atomically
-from fmnist_diffusion.objectives import LossType, PredictionType, TimestepSampling
+from fmnist_diffusion.objectives import LossType, PredictionType, TimestepSampling, WeightingScheme
 from fmnist_diffusion.sampling import SamplingConfig
 from yaml_files import dump_yaml, load_yaml, read_yaml
 
@@ -50,7 +50,7 @@ class DataConfig:
 
 @dataclass
 class SchedulerConfig:
-    """Noise schedule, with the argument names of diffusers' DDPMScheduler.
+    """Noise schedule, with the argument names of diffusers' DDPMScheduler and FlowMatchEulerDiscreteScheduler.
 
     The defaults are those of init_from, if set.
 
@@ -59,11 +59,13 @@ class SchedulerConfig:
         beta_start: variance of the first noising step
         beta_end: variance of the last noising step
         beta_schedule: noise schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine) or sigmoid
-        prediction_type: output of the model: epsilon (the noise), v_prediction or sample (the clean image)
+        prediction_type: output of the model: epsilon (the noise), v_prediction, sample (the clean image) or
+            flow_prediction (the velocity of flow matching, which only uses num_train_timesteps and shift)
         rescale_betas_zero_snr: rescale the betas to a terminal signal-to-noise ratio of zero; not supported with
             epsilon
         timestep_spacing: timestep spacing: leading, linspace or trailing; the default scheduler uses power-law spacing
             instead
+        shift: shift of the noise levels of flow matching; values above 1 use higher noise levels more often
     """
 
     num_train_timesteps: int = 1000
@@ -73,6 +75,7 @@ class SchedulerConfig:
     prediction_type: PredictionType = "epsilon"
     rescale_betas_zero_snr: bool = False
     timestep_spacing: Literal["leading", "linspace", "trailing"] = "leading"
+    shift: float = 1.0
 
 
 @dataclass
@@ -82,18 +85,22 @@ class ObjectiveConfig:
     Args:
         loss_type: loss function: mse, l1 or huber
         snr_gamma: gamma of min-SNR loss weighting, usually 5; no weighting if null
-        timestep_sampling: distribution of the training timesteps: uniform, logit_normal or importance
+        weighting_scheme: loss weighting of flow matching: none, sigma_sqrt or cosmap
+        timestep_sampling: distribution of the training timesteps: uniform, logit_normal, mode or importance
         logit_mean: mean of logit_normal
         logit_std: standard deviation of logit_normal
+        mode_scale: scale of mode
         label_dropout: fraction of labels that are replaced by the null label, for unconditional sampling and
             classifier-free guidance
     """
 
     loss_type: LossType = "mse"
     snr_gamma: float | None = None
+    weighting_scheme: WeightingScheme = "none"
     timestep_sampling: TimestepSampling = "uniform"
     logit_mean: float = 0.0
     logit_std: float = 1.0
+    mode_scale: float = 1.29
     label_dropout: float = 0.1
 
 

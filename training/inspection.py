@@ -33,7 +33,7 @@ from machine import (
     get_num_processes,
 )
 from milestones import get_num_images_needed
-from model import make_model_config, make_noise_scheduler, make_run_pipeline
+from model import get_betas, make_model_config, make_noise_scheduler, make_run_pipeline
 from parsing import is_first_process
 from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrained
 from publishing import check_token
@@ -190,8 +190,10 @@ def check_noise_schedule(
             f"`--scheduler.prediction_type` must be {pretrained.scheduler['prediction_type']} to fine-tune"
             f" {init_from}, got {scheduler.prediction_type}."
         )
-    betas = make_noise_scheduler(scheduler).betas
-    if betas.tolist() == pretrained.betas:
+    betas = get_betas(make_noise_scheduler(scheduler))
+    # Flow matching has no betas. Its shift may change, because it is not a property of the weights.
+    flow_matching = not betas or not pretrained.betas
+    if betas == pretrained.betas and not flow_matching:
         return
     names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
     changed = [name for name in names if getattr(scheduler, name) != pretrained.scheduler[name]]
@@ -200,7 +202,7 @@ def check_noise_schedule(
             f"`--scheduler.{name}` must be {pretrained.scheduler[name]} to fine-tune {init_from}, got"
             f" {getattr(scheduler, name)}."
         )
-    if not changed:
+    if not changed and not flow_matching:
         problems.errors.append(
             f"The noise schedule of {init_from} has custom betas, which the trainer does not support. Pass a different"
             " `--init_from`."

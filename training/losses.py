@@ -4,11 +4,12 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from diffusers import DDPMScheduler
-from diffusers.training_utils import compute_snr
+from diffusers import FlowMatchEulerDiscreteScheduler
+from diffusers.training_utils import compute_loss_weighting_for_sd3, compute_snr
 
 from config import ObjectiveConfig
 from fmnist_diffusion.objectives import TimestepSampler, drop_labels, min_snr_weights, per_image_loss
+from model import NoiseScheduler
 
 
 @dataclass
@@ -17,7 +18,7 @@ class NoisyBatch:
 
     Attributes:
         images: Noisy images, float32 `(B, C, H, W)`.
-        timesteps: int64 `(B,)`.
+        timesteps: int64 `(B,)`, or float32 in flow matching.
         class_labels: int64 `(B,)`, or `None` for an unconditional model.
         target: float32 `(B, C, H, W)`.
         weights: Loss weights, float32 `(B,)`.
@@ -31,7 +32,12 @@ class NoisyBatch:
 
 
 class DiffusionLoss:
-    """Loss of a diffusion model.
+    r"""Loss of a diffusion model, or of a flow-matching model if `noise_scheduler` uses flow matching.
+
+    In flow matching, the noisy images are $x_\sigma = (1 - \sigma)x_0 + \sigma\epsilon$, the target is
+    $\epsilon - x_0$, and the timesteps are $\sigma$ times `num_train_timesteps` (arXiv 2209.03003, equation 1; arXiv
+    2403.03206, equation 13). The shift $s$ of the scheduler changes the sampled noise levels from $\sigma$ to
+    $s\sigma / (1 + (s - 1)\sigma)$ (arXiv 2403.03206, equation 23).
 
     Args:
         config: The objective.
@@ -44,7 +50,7 @@ class DiffusionLoss:
     def __init__(
         self,
         config: ObjectiveConfig,
-        noise_scheduler: DDPMScheduler,
+        noise_scheduler: NoiseScheduler,
         num_class_embeds: int | None,
         device: torch.device,
         process_index: int = 0,
@@ -60,7 +66,12 @@ class DiffusionLoss:
             device,
             config.logit_mean,
             config.logit_std,
+            config.mode_scale,
         )
+        self.sigmas = None
+        if isinstance(noise_scheduler, FlowMatchEulerDiscreteScheduler):
+            # diffusers sorts the noise levels in descending order.
+            self.sigmas = noise_scheduler.sigmas.flip(0).to(device)  # (T,)
 
     def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:
         """Samples timesteps and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`, `(B,)`.
@@ -73,6 +84,11 @@ class DiffusionLoss:
         timesteps, weights = self.timestep_sampler.sample(count * len(images), generator)
         timesteps, weights = timesteps.view(count, -1)[index], weights.view(count, -1)[index]
         noise = self.sample_noise(images, generator)
+        if self.sigmas is not None:
+            sigmas = self.sigmas[timesteps]
+            weights = weights * compute_loss_weighting_for_sd3(self.config.weighting_scheme, sigmas)
+            noisy_images = torch.lerp(images, noise, sigmas.view(-1, 1, 1, 1))
+            return NoisyBatch(noisy_images, self._get_flow_timesteps(sigmas), class_labels, noise - images, weights)
         prediction_type = self.noise_scheduler.config["prediction_type"]
         if prediction_type == "v_prediction":
             target = self.noise_scheduler.get_velocity(images, noise, timesteps)
@@ -96,6 +112,15 @@ class DiffusionLoss:
         """Samples noise with the shape of `images`."""
         shape = (self.num_processes, *images.shape)
         return torch.randn(shape, generator=generator, device=images.device)[self.process_index]
+
+    def update_timestep_sampler(self, timesteps: torch.Tensor, losses: torch.Tensor) -> None:
+        """Records the unweighted losses `(B,)` of the timesteps `(B,)` of all processes for importance sampling."""
+        if self.sigmas is not None:
+            timesteps = torch.searchsorted(self._get_flow_timesteps(self.sigmas), timesteps)
+        self.timestep_sampler.update(timesteps, losses)
+
+    def _get_flow_timesteps(self, sigmas: torch.Tensor) -> torch.Tensor:
+        return sigmas * self.noise_scheduler.config["num_train_timesteps"]
 
     def __call__(self, prediction: torch.Tensor, batch: NoisyBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the weighted loss of the batch, a scalar, and the unweighted loss of each image, `(B,)`."""

@@ -3,17 +3,20 @@
 from dataclasses import asdict
 from typing import Any
 
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from adaptation import load_adapted_weights
 from config import DataConfig, ResolvedConfig, SchedulerConfig, TrainingConfig
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
-from fmnist_diffusion.sampling import make_consistency_pipeline, make_pipeline
+from fmnist_diffusion.sampling import make_consistency_pipeline, make_pipeline, make_scheduler
+
+
+NoiseScheduler = DDPMScheduler | FlowMatchEulerDiscreteScheduler
 
 
 def make_model(
     config: ResolvedConfig, label_names: tuple[str, ...] | None, pretrained: FashionMNISTUNet2DModel | None
-) -> tuple[FashionMNISTUNet2DModel, DDPMScheduler]:
+) -> tuple[FashionMNISTUNet2DModel, NoiseScheduler]:
     """Creates the model and its noise schedule.
 
     Args:
@@ -46,8 +49,11 @@ def make_model_config(
     }
 
 
-def make_noise_scheduler(config: SchedulerConfig) -> DDPMScheduler:
+def make_noise_scheduler(config: SchedulerConfig) -> NoiseScheduler:
+    if config.prediction_type == "flow_prediction":
+        return FlowMatchEulerDiscreteScheduler(config.num_train_timesteps, config.shift)
     settings: dict[str, Any] = asdict(config)
+    del settings["shift"]
     scheduler = DDPMScheduler(**settings)
     if config.beta_schedule == "sigmoid":
         # Only DDPMScheduler supports this schedule by name. Other schedulers can use its betas.
@@ -55,9 +61,24 @@ def make_noise_scheduler(config: SchedulerConfig) -> DDPMScheduler:
     return scheduler
 
 
+def get_noise_scheduler(pipe: FashionMNISTPipeline) -> NoiseScheduler:
+    """Returns the noise schedule and the prediction type of the model of a pipeline."""
+    if pipe.prediction_type == "flow_prediction":
+        return make_scheduler(FlowMatchEulerDiscreteScheduler, pipe.scheduler.config)
+    noise_scheduler: Any = DDPMScheduler.from_config(pipe.scheduler.config)
+    return noise_scheduler
+
+
+def get_betas(noise_scheduler: NoiseScheduler) -> list[float]:
+    """Returns the variances of the noising steps. The list is empty for flow matching."""
+    return noise_scheduler.betas.tolist() if isinstance(noise_scheduler, DDPMScheduler) else []
+
+
 def make_run_pipeline(
-    config: TrainingConfig, unet: FashionMNISTUNet2DModel, noise_scheduler: DDPMScheduler
+    config: TrainingConfig, unet: FashionMNISTUNet2DModel, noise_scheduler: NoiseScheduler
 ) -> FashionMNISTPipeline:
-    """Creates the pipeline of a run, with the default scheduler for diffusion or distilled models."""
-    make = make_pipeline if config.distillation.num_segments is None else make_consistency_pipeline
-    return make(unet, noise_scheduler)
+    """Creates the pipeline of a run, with the default scheduler for its kind of model."""
+    if config.distillation.num_segments is None:
+        return make_pipeline(unet, noise_scheduler)
+    assert isinstance(noise_scheduler, DDPMScheduler)
+    return make_consistency_pipeline(unet, noise_scheduler)

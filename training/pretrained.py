@@ -1,11 +1,10 @@
 """The pipeline to fine-tune, and the default settings of a run that fine-tunes it or resumes another run."""
 
 import functools
-from dataclasses import dataclass, fields
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from diffusers import DDPMScheduler
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
@@ -13,6 +12,7 @@ from config import ObjectiveConfig, SchedulerConfig, read_saved_settings
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.hub.metadata import read_train_config
 from fmnist_diffusion.loading import get_pipeline_folder
+from model import get_betas, get_noise_scheduler
 
 
 @dataclass(frozen=True)
@@ -23,7 +23,7 @@ class PretrainedPipeline:
         unet: Its model.
         model: Arguments of its model.
         scheduler: Its noise schedule, with the fields of [`SchedulerConfig`].
-        betas: Variances of its noising steps.
+        betas: Variances of its noising steps; empty for flow matching.
         objective: Its training objective, with the fields of [`ObjectiveConfig`]; empty if the pipeline was saved
             without `train_config.json`.
     """
@@ -46,15 +46,17 @@ def load_pretrained(init_from: str) -> PretrainedPipeline:
         for name, value in pipe.unet.config.items()
         if not name.startswith("_")
     }
-    noise_scheduler: Any = DDPMScheduler.from_config(pipe.scheduler.config)
+    noise_scheduler = get_noise_scheduler(pipe)
     schedule_names = {field.name for field in fields(SchedulerConfig)}
     objective_names = {field.name for field in fields(ObjectiveConfig)}
     objective = (find_train_config(init_from) or {}).get("objective", {})
     return PretrainedPipeline(
         unet=pipe.unet,
         model=model,
-        scheduler={name: value for name, value in noise_scheduler.config.items() if name in schedule_names},
-        betas=noise_scheduler.betas.tolist(),
+        # The scheduler of a flow-matching model does not have all fields.
+        scheduler=asdict(SchedulerConfig(prediction_type="flow_prediction"))
+        | {name: value for name, value in noise_scheduler.config.items() if name in schedule_names},
+        betas=get_betas(noise_scheduler),
         objective={name: value for name, value in objective.items() if name in objective_names},
     )
 

@@ -90,6 +90,9 @@ def describe_run(
     loss = f"{objective.timestep_sampling} timesteps, {objective.loss_type} loss"
     if config.distillation.num_segments is not None:
         loss = f"consistency distillation with {format_count(config.distillation.num_segments, 'segment')}"
+    schedule = f"{scheduler.beta_schedule} noise schedule"
+    if scheduler.prediction_type == "flow_prediction":
+        schedule = f"flow matching with shift {scheduler.shift:g}"
     lines = [
         format_line("model", f"{num_parameters / 1e6:.1f} M parameters, {source}"),
         format_line("samples", f"{format_size(size)} pixels, {colors}, {classes}"),
@@ -100,8 +103,7 @@ def describe_run(
     lines += [
         format_line(
             "objective",
-            f"{scheduler.prediction_type}, {scheduler.beta_schedule} noise schedule with"
-            f" {scheduler.num_train_timesteps:,} timesteps, {loss}",
+            f"{scheduler.prediction_type}, {schedule} with {scheduler.num_train_timesteps:,} timesteps, {loss}",
         ),
         format_line("machine", describe_machine(config)),
         format_line("length", describe_length(config, num_batches, steps, images)),

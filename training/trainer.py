@@ -155,7 +155,7 @@ class Trainer:
             components.optimizer.zero_grad()
         if config.objective.timestep_sampling == "importance":
             gathered = self.accelerator.gather((batch.timesteps, image_losses.detach()))
-            components.loss.timestep_sampler.update(*gathered)
+            components.loss.update_timestep_sampler(*gathered)
         progress.batch += 1
         self.loss_logger.add_batch(loss)
         if self.accelerator.sync_gradients:

@@ -65,7 +65,7 @@ def describe(pipe: "FashionMNISTPipeline", folder: Path) -> dict[str, Any]:
         "labels": pipe.label_names,
         "scheduler": type(pipe.scheduler).__name__,
         "num_train_timesteps": pipe.scheduler.config["num_train_timesteps"],
-        "prediction_type": pipe.scheduler.config["prediction_type"],
+        "prediction_type": pipe.prediction_type,
         "scheduler_config": get_changed_options(pipe.scheduler),
         "num_inference_steps": pipe.config["num_inference_steps"],
         "timestep_power": pipe.config["timestep_power"],

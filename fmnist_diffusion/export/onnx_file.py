@@ -97,7 +97,7 @@ def make_metadata(
         "source": f"fmnist-diffusion {__version__}",
         "license": license,
         "image_shape": [config.in_channels, *get_height_width(config.sample_size)],
-        "prediction_type": pipe.scheduler.config.prediction_type,
+        "prediction_type": pipe.prediction_type,
         "label_names": pipe.label_names and list(pipe.label_names),
         "null_label": config.num_class_embeds,
         "num_inference_steps": num_inference_steps[0],

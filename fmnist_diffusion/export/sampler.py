@@ -48,7 +48,7 @@ def describe_sampler(pipe: "FashionMNISTPipeline", num_inference_steps: int) -> 
     previous_x0 = torch.zeros(PROBE_SHAPE)
     steps = []
     for t in timesteps:
-        input_scale = float(scheduler.scale_model_input(torch.ones(PROBE_SHAPE), t).mean())
+        input_scale = float(pipe.scale_model_input(torch.ones(PROBE_SHAPE), t).mean())
         model_input, prediction = torch.randn(2, *PROBE_SHAPE, generator=generator)
         from_input, from_prediction = get_x0_coefficients(pipe, t)
         x0 = from_input * model_input + from_prediction * prediction
@@ -84,7 +84,7 @@ def describe_sampler(pipe: "FashionMNISTPipeline", num_inference_steps: int) -> 
             }
         )
         previous_x0 = x0
-    return {"init_noise_sigma": float(scheduler.init_noise_sigma), "clip": clip, "steps": steps}
+    return {"init_noise_sigma": float(pipe.init_noise_sigma), "clip": clip, "steps": steps}
 
 
 def get_clip(config: Any) -> float | None:

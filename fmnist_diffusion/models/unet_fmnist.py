@@ -505,13 +505,13 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         r"""
-        Predicts the noise, v or the clean sample, depending on the `prediction_type` that the model was trained for.
+        Predicts the noise, v, the clean sample or the flow, depending on the `prediction_type` of the training.
 
         Args:
             sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`):
                 The noisy images, scaled to about unit variance.
             timestep (`torch.Tensor` or `float` or `int`):
-                Timestep in `[0, num_train_timesteps)`, one for all images or one for each image.
+                Timestep in `[0, num_train_timesteps]`, one for all images or one for each image.
             class_labels (`torch.Tensor` of shape `(batch,)`, *optional*):
                 Labels in `[0, num_class_embeds]`, where `num_class_embeds` is the null label. Defaults to the null
                 label for all images.

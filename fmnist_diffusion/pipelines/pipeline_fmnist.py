@@ -25,6 +25,8 @@ import torch
 from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
     ImagePipelineOutput,
     LCMScheduler,
@@ -32,6 +34,7 @@ from diffusers import (
     ModelMixin,
     PNDMScheduler,
     SchedulerMixin,
+    UniPCMultistepScheduler,
 )
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.utils import replace_example_docstring
@@ -94,6 +97,10 @@ SPACING_OPTIONS = (
     "use_lu_lambdas",
     "use_flow_sigmas",
 )
+# These schedulers have no `prediction_type`, because they only support flow matching.
+FLOW_MATCH_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
+# These schedulers support flow matching with `use_flow_sigmas`. DEIS and SASolver would not remove all noise.
+FLOW_SOLVERS = (DPMSolverMultistepScheduler, UniPCMultistepScheduler)
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -142,6 +149,11 @@ def power_law_timesteps(num_inference_steps: int, num_train_timesteps: int, powe
         # The maximum keeps the timesteps distinct if there are many steps.
         timesteps.append(max(spaced, k - 1))
     return timesteps
+
+
+def uses_flow_matching(scheduler: Any) -> bool:
+    """Returns whether the noisy images of a scheduler are `(1 - sigma) * x0 + sigma * noise` (arXiv 2209.03003)."""
+    return isinstance(scheduler, FLOW_MATCH_SCHEDULERS) or bool(scheduler.config.get("use_flow_sigmas", False))
 
 
 def get_orientation(image: PIL.Image.Image) -> int:
@@ -272,9 +284,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
         num_inference_steps (`int`, defaults to 20): Default number of denoising steps.
         timestep_power (`float`, *optional*):
             Power of the timestep spacing, from 1 to 100. Step `k` from `n` to 1 uses the timestep
-            `T * (k / n) ** timestep_power - 1`, where `n` is the number of steps and `T` is `num_train_timesteps`. It
-            only applies if `scheduler` is a [`DPMSolverMultistepScheduler`] without Karras, exponential, beta, Lu or
-            flow sigmas. A scheduler that is assigned to the pipeline later uses its own spacing.
+            `T * (k / n) ** timestep_power - 1`, where `n` is the number of steps and `T` is `num_train_timesteps`, or
+            with [`FlowMatchEulerDiscreteScheduler`] the sigma `(k / n) ** timestep_power`, to which its `shift`
+            applies. The option requires one of these schedulers or a [`DPMSolverMultistepScheduler`], without Karras,
+            exponential, beta, Lu or flow sigmas. A scheduler that is assigned to the pipeline later uses its own
+            spacing.
     """
 
     config: Any
@@ -384,6 +398,20 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if self.unet.config.num_class_embeds == len(FASHION_MNIST_LABELS):
             return FASHION_MNIST_LABELS
         return None
+
+    @property
+    def prediction_type(self) -> str:
+        """
+        Output of the model: `"epsilon"`, `"v_prediction"`, `"sample"`, or `"flow_prediction"`, which is `noise - x0`.
+        """
+        if isinstance(self.scheduler, FLOW_MATCH_SCHEDULERS):
+            return "flow_prediction"
+        return self.scheduler.config["prediction_type"]
+
+    @property
+    def init_noise_sigma(self) -> float:
+        """Standard deviation of the noise that sampling starts from."""
+        return 1.0 if isinstance(self.scheduler, FLOW_MATCH_SCHEDULERS) else self.scheduler.init_noise_sigma
 
     @property
     def guidance_scale(self) -> float:
@@ -561,8 +589,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     f" {num_inference_steps}."
                 )
             if self._uses_power_law():
-                timesteps = power_law_timesteps(num_inference_steps, num_train_timesteps, self.config.timestep_power)
-                set_scheduler_timesteps(timesteps=timesteps, device=device)
+                power = self.config.timestep_power
+                if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
+                    spaced = [(k / num_inference_steps) ** power for k in range(num_inference_steps, 0, -1)]
+                    set_scheduler_timesteps(sigmas=spaced, device=device)
+                else:
+                    spaced = power_law_timesteps(num_inference_steps, num_train_timesteps, power)
+                    set_scheduler_timesteps(timesteps=spaced, device=device)
             else:
                 set_scheduler_timesteps(num_inference_steps, device=device)
                 self._check_coverage(name, num_inference_steps)
@@ -571,19 +604,25 @@ class FashionMNISTPipeline(DiffusionPipeline):
         else:
             option, values = ("sigmas", sigmas) if timesteps is None else ("timesteps", timesteps)
             values = torch.as_tensor(values).tolist()
-            if option not in inspect.signature(scheduler.set_timesteps).parameters:
+            parameters = inspect.signature(scheduler.set_timesteps).parameters
+            # In flow matching, the noise levels would not be those of the custom timesteps.
+            if option not in parameters or (option == "timesteps" and uses_flow_matching(scheduler)):
                 raise ValueError(f"{name} does not support custom `{option}`. Pass `num_inference_steps` instead.")
             if not values or any(value <= following for value, following in itertools.pairwise(values)):
                 raise ValueError(f"`{option}` must be one or more decreasing numbers, got {values}.")
             if option == "timesteps" and not 0 <= values[-1] <= values[0] < num_train_timesteps:
                 raise ValueError(f"`timesteps` must be between 0 and {num_train_timesteps - 1}, got {values}.")
+            if uses_flow_matching(scheduler) and not 0 < values[-1] <= values[0] <= 1:
+                raise ValueError(f"`sigmas` must be greater than 0 and at most 1 with {name}, got {values}.")
             set_scheduler_timesteps(**{option: values}, device=device)
         all_timesteps: Any = scheduler.timesteps
         lowest, highest = float(all_timesteps.min()), float(all_timesteps.max())
-        if lowest < 0 or highest > num_train_timesteps - 1:
+        # In flow matching, timesteps are `num_train_timesteps` times sigma. The shift can cause rounding errors.
+        limit = num_train_timesteps if uses_flow_matching(scheduler) else num_train_timesteps - 1
+        if lowest < 0 or highest > limit + 0.01:
             raise ValueError(
                 f"{name} uses timesteps from {lowest:g} to {highest:g}, but they must be between 0 and"
-                f" {num_train_timesteps - 1}. Use a different number of steps, `steps_offset` or `timestep_spacing`."
+                f" {limit}. Use a different number of steps, `steps_offset` or `timestep_spacing`."
             )
         if hasattr(scheduler, "set_begin_index"):
             # Without a begin index, a scheduler skips the first step if the first two timesteps are equal.
@@ -594,11 +633,21 @@ class FashionMNISTPipeline(DiffusionPipeline):
         scheduler = self.scheduler
         step_parameters = inspect.signature(scheduler.step).parameters.values() if hasattr(scheduler, "step") else ()
         required = [p.name for p in step_parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
+        flow_matching = uses_flow_matching(scheduler)
+        if uses_flow_matching(self._original_scheduler) and not (
+            flow_matching
+            and isinstance(scheduler, FLOW_MATCH_SCHEDULERS + FLOW_SOLVERS)
+            and self.prediction_type == "flow_prediction"
+        ):
+            hint = "Use a different scheduler, such as FlowMatchEulerDiscreteScheduler."
+            if isinstance(scheduler, FLOW_SOLVERS):
+                hint = 'Create it with `prediction_type="flow_prediction"` and `use_flow_sigmas=True`.'
+            raise ValueError(f"{name} does not support this flow-matching model. {hint}")
         if (
-            not hasattr(scheduler, "alphas_cumprod")
+            not (flow_matching or hasattr(scheduler, "alphas_cumprod"))
+            or flow_matching != uses_flow_matching(self._original_scheduler)
             or required != ["model_output", "timestep", "sample"]
             or "Inverse" in name
-            or scheduler.config.get("use_flow_sigmas", False)
             # CogVideoXDDIMScheduler changes the noise schedule with this option.
             or scheduler.config.get("snr_shift_scale", 1.0) != 1.0
         ):
@@ -627,7 +676,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def _uses_power_law(self) -> bool:
         return (
             self.config.timestep_power is not None
-            and isinstance(self.scheduler, DPMSolverMultistepScheduler)
+            and isinstance(self.scheduler, (DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler))
             and not any(self.scheduler.config.get(option, False) for option in SPACING_OPTIONS)
         )
 
@@ -703,25 +752,41 @@ class FashionMNISTPipeline(DiffusionPipeline):
             original = self._preprocess_image(image, *shape[2:]).to(device, torch.float32)
             if len(original) not in (1, batch_size):
                 raise ValueError(f"`image` must be one image or {batch_size} images, got {len(original)}.")
-            return self.scheduler.add_noise(original.expand(shape), latents, timestep.expand(batch_size))
-        return latents.to(device, torch.float32) * self.scheduler.init_noise_sigma
+            return self._add_noise(original.expand(shape), latents, timestep.expand(batch_size))
+        return latents.to(device, torch.float32) * self.init_noise_sigma
+
+    def _add_noise(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+        if isinstance(self.scheduler, FLOW_MATCH_SCHEDULERS):
+            return self.scheduler.scale_noise(images, timesteps, noise)
+        return self.scheduler.add_noise(images, noise, timesteps)
 
     def _get_image_shape(self) -> tuple[int, int, int]:
         sample_size = self.unet.config.sample_size
         height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
         return self.unet.config.in_channels, height, width
 
+    def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Scales the state of the scheduler to the noisy images that the model receives."""
+        if isinstance(self.scheduler, FLOW_MATCH_SCHEDULERS):
+            return sample
+        return self.scheduler.scale_model_input(sample, timestep)
+
     def pred_original_sample(
         self, prediction: torch.Tensor, model_input: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
         """
-        Computes the predicted x0, clamped to [-1, 1] (arXiv 2006.11239, equation 15; arXiv 2202.00512, appendix D).
+        Computes the predicted x0, clamped to [-1, 1] (arXiv 2006.11239, equation 15; arXiv 2202.00512, appendix D). In
+        flow matching, it is `x - sigma * prediction` (arXiv 2209.03003, equation 1).
 
         Args:
             prediction (`torch.Tensor`): Output of the model.
             model_input (`torch.Tensor` of the same shape): The noisy images that the model received.
-            timestep (`torch.Tensor` of shape `()`): The timestep of all images.
+            timestep (`torch.Tensor` of shape `()`): The timestep of all images, one of `scheduler.timesteps`.
         """
+        if uses_flow_matching(self.scheduler):
+            # Solvers round the timesteps, but not the noise levels.
+            index = int((self.scheduler.timesteps == timestep).nonzero()[0])
+            return (model_input - float(self.scheduler.sigmas[index]) * prediction).clamp(-1, 1)
         alphas_cumprod = self.scheduler.alphas_cumprod.to(prediction)
         sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
         # Some schedulers use fractional timesteps.
@@ -767,7 +832,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             for i, t in enumerate(timesteps):
                 if self.interrupt:
                     break
-                scaled_sample = self.scheduler.scale_model_input(sample, t)
+                scaled_sample = self.scale_model_input(sample, t)
                 prediction = predict(scaled_sample.to(self.unet.dtype), t, i)
                 # The scheduler computes in float32, even if the model uses a different dtype.
                 sample = step(prediction, t, sample)
@@ -824,9 +889,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 the pipeline's config. A scheduler with `order` 2, such as [`HeunDiscreteScheduler`], evaluates the
                 model twice in every step except the last.
             timesteps (`Sequence[int]`, *optional*):
-                Custom decreasing timesteps, for schedulers whose `set_timesteps` supports them.
+                Custom decreasing timesteps, for schedulers whose `set_timesteps` supports them; not in flow matching.
             sigmas (`Sequence[float]`, *optional*):
-                Custom decreasing sigmas, for schedulers whose `set_timesteps` supports them.
+                Custom decreasing sigmas, for schedulers whose `set_timesteps` supports them. In flow matching, they
+                are in (0, 1], and `shift` applies to them.
             guidance_scale (`float`, defaults to 1.0):
                 Scale `s` of classifier-free guidance (`1 + w` in arXiv 2207.12598, equation 6). The prediction is
                 `uncond + s * (cond - uncond)`, where `uncond` and `cond` are the predictions without and with the
@@ -862,7 +928,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 `pipe._interrupt = True` to stop sampling.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
                 The tensors that the callback receives: `"latents"`, the state of the scheduler after the step;
-                `"model_input"`, the noisy images before the step, scaled to unit variance; and
+                `"model_input"`, the noisy images that the model received in this step; and
                 `"pred_original_sample"`, the predicted x0 of this step, in [-1, 1].
 
         Examples:
@@ -1020,7 +1086,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             first, last = (randn_tensor(shape, generator=g, device=device, dtype=torch.float32) for g in generators)
             return slerp(first, last, weights)
 
-        sample = sample_noise() * self.scheduler.init_noise_sigma
+        sample = sample_noise() * self.init_noise_sigma
         step_parameters = inspect.signature(self.scheduler.step).parameters
         # A scheduler that samples noise itself changes the state of this generator.
         unused_generator = torch.Generator(device)

@@ -2,11 +2,11 @@ import json
 import shutil
 from pathlib import Path
 
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.commands import main
-from saved_pipelines import METRICS
+from saved_pipelines import METRICS, save_pipeline
 
 
 def test_json_output_describes_the_pipeline(pipeline, capsys):
@@ -45,6 +45,14 @@ def test_default_options_are_left_out(tmp_path, capsys):
     facts = json.loads(capsys.readouterr().out)
     assert facts["config"] == facts["scheduler_config"] == {}
     assert facts["labels"] is facts["timestep_power"] is None
+
+
+def test_flow_matching_is_described(tmp_path, capsys):
+    save_pipeline(tmp_path, FlowMatchEulerDiscreteScheduler(shift=3.0))
+    main(["info", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "scheduler   FlowMatchEulerDiscreteScheduler, 1000 timesteps, flow_prediction" in lines
+    assert "sampling    20 steps, timestep power 1.0" in lines
 
 
 def test_text_output_lists_settings_and_metrics(pipeline, tmp_path, capsys):

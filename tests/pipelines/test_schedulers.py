@@ -108,7 +108,9 @@ def test_incompatible_scheduler_is_an_error(name):
 
 @pytest.mark.parametrize("name", ["dpmsolver++", "unipc"])
 def test_flow_sigmas_are_an_error(name):
-    pipe = make_oracle_pipeline(name, DDPMScheduler(), use_flow_sigmas=True, prediction_type="flow_prediction")
+    pipe = make_oracle_pipeline(name, DDPMScheduler())
+    options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
+    pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **options)
     with pytest.raises(ValueError, match="with `use_flow_sigmas` does not support this model"):
         pipe()
 

@@ -14,6 +14,9 @@ from settings import DATA_OPTIONS, TYPES
 SCHEDULE = {f"scheduler.{name}": value for name, value in vars(SchedulerConfig()).items()}
 
 
+FLOW = SCHEDULE | {"scheduler.prediction_type": "flow_prediction"}
+
+
 def test_every_numeric_setting_has_a_range():
     numeric = {name for name, annotation in TYPES.items() if any(word in str(annotation) for word in ("int", "float"))}
     assert numeric == RANGES.keys()
@@ -85,6 +88,24 @@ def test_ranges_are_described_in_words():
         (
             {"scheduler.rescale_betas_zero_snr": True, "scheduler.num_train_timesteps": 1},
             "`--scheduler.rescale_betas_zero_snr` requires at least 2 timesteps, got 1.",
+        ),
+        (
+            FLOW | {"scheduler.beta_schedule": "squaredcos_cap_v2"},
+            "`--scheduler.beta_schedule` must be 'linear' for `--scheduler.prediction_type` flow_prediction, which",
+        ),
+        (
+            FLOW | {"scheduler.rescale_betas_zero_snr": True},
+            "`--scheduler.rescale_betas_zero_snr` must be false for `--scheduler.prediction_type` flow_prediction",
+        ),
+        (FLOW | {"objective.snr_gamma": 5.0}, "`--objective.snr_gamma` must be null for"),
+        (
+            SCHEDULE | {"scheduler.shift": 3.0},
+            "`--scheduler.shift` must be 1.0 for `--scheduler.prediction_type` epsilon",
+        ),
+        (SCHEDULE | {"objective.weighting_scheme": "cosmap"}, "`--objective.weighting_scheme` must be 'none' for"),
+        (
+            FLOW | {"samples.scheduler": "DDIMScheduler"},
+            "`--samples.scheduler` is not supported: DDIMScheduler does not support this flow-matching model.",
         ),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",

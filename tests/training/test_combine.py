@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from combine import combine, main
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, load_pipeline
@@ -81,6 +81,7 @@ def test_different_models_cannot_be_combined(folders: list[str]):
         FashionMNISTPipeline(wider, DDPMScheduler()),
         FashionMNISTPipeline(pipe.unet, DDPMScheduler(prediction_type="v_prediction")),
         FashionMNISTPipeline(pipe.unet, DDPMScheduler(beta_schedule="squaredcos_cap_v2")),
+        FashionMNISTPipeline(pipe.unet, FlowMatchEulerDiscreteScheduler()),
     ]
     for other in others:
         with pytest.raises(ValueError, match="Pipeline 2 differs from the first one in its architecture"):

@@ -187,6 +187,13 @@ def test_all_problems_are_in_one_message(tmp_path: Path, resolve: Callable, monk
         assert len([line for line in lines[1:] if message in line]) == 1, message
 
 
+def test_diffusion_model_cannot_be_fine_tuned_with_flow_matching(resolve: Callable):
+    with pytest.raises(ValueError) as error:
+        resolve("--scheduler.prediction_type=flow_prediction")
+    message = "`--scheduler.prediction_type` must be v_prediction to fine-tune base, got flow_prediction."
+    assert str(error.value) == message
+
+
 def test_contradictions_are_reported_before_a_dataset_is_downloaded(monkeypatch: pytest.MonkeyPatch):
     def download(*args: object, **kwargs: object):
         raise AssertionError

@@ -1,11 +1,13 @@
 import pytest
 import torch
-from diffusers import DDPMScheduler
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from batches import Batches
 from config import ObjectiveConfig
 from fmnist_diffusion.data import ImageTensors
+from fmnist_diffusion.objectives import TimestepSampler
 from losses import DiffusionLoss, NoisyBatch
+from model import NoiseScheduler
 
 
 CPU = torch.device("cpu")
@@ -24,6 +26,63 @@ def test_scheduler_recovers_the_image_from_the_target(prediction_type: str):
     for image, noisy, timestep, target in zip(images, batch.images, batch.timesteps, batch.target, strict=True):
         step = loss.noise_scheduler.step(target[None], int(timestep), noisy[None])
         torch.testing.assert_close(step.pred_original_sample[0], image, rtol=0, atol=2e-3)
+
+
+@pytest.mark.parametrize("shift", [1.0, 3.0])
+def test_flow_matching_interpolates_between_images_and_noise(shift: float):
+    loss = DiffusionLoss(ObjectiveConfig(), FlowMatchEulerDiscreteScheduler(shift=shift), None, CPU)
+    images = torch.randn(64, 1, 4, 4)
+    batch = loss.add_noise(images, None, torch.Generator())
+    sigma = batch.timesteps.view(-1, 1, 1, 1) / 1000
+    torch.testing.assert_close(batch.images, images + sigma * batch.target)
+    noise = batch.target + images
+    assert noise.mean().abs() < 0.1 and abs(noise.std() - 1) < 0.1
+    torch.testing.assert_close(batch.weights, torch.ones(64))
+    value, _ = loss(batch.target, batch)
+    assert value == 0
+    # One step of the scheduler from the noise level of an image to 0 ends at the image.
+    for image, noisy, timestep, target in zip(images, batch.images, batch.timesteps, batch.target, strict=True):
+        loss.noise_scheduler.set_timesteps(sigmas=[unshift(float(timestep) / 1000, shift)])
+        step = loss.noise_scheduler.step(target, loss.noise_scheduler.timesteps[0], noisy)
+        torch.testing.assert_close(step.prev_sample, image, rtol=0, atol=1e-5)
+
+
+def unshift(sigma: float, shift: float) -> float:
+    return sigma / (shift - (shift - 1) * sigma)
+
+
+@pytest.mark.parametrize(("shift", "logit_mean"), [(1.0, 0.0), (3.0, 0.0), (1.0, -1.0)])
+def test_shift_moves_the_logit_normal_density(shift: float, logit_mean: float):
+    """A shift s adds log(s) to the logit of sigma (arXiv 2403.03206, equation 23)."""
+    objective = ObjectiveConfig(timestep_sampling="logit_normal", logit_mean=logit_mean, logit_std=0.7)
+    loss = DiffusionLoss(objective, FlowMatchEulerDiscreteScheduler(shift=shift), None, CPU)
+    batch = loss.add_noise(torch.zeros(20_000, 1, 1, 1), None, torch.Generator().manual_seed(0))
+    logits = torch.logit((batch.timesteps - 0.5) / 1000)
+    assert logits.mean().item() == pytest.approx(logit_mean + torch.tensor(shift).log().item(), abs=0.02)
+    assert logits.std().item() == pytest.approx(0.7, abs=0.02)
+
+
+def test_weighting_scheme_weights_the_loss():
+    images = torch.zeros(64, 1, 2, 2)
+    weights = {}
+    for scheme in ("none", "sigma_sqrt", "cosmap"):
+        objective = ObjectiveConfig(weighting_scheme=scheme)
+        loss = DiffusionLoss(objective, FlowMatchEulerDiscreteScheduler(), None, CPU)
+        batch = loss.add_noise(images, None, torch.Generator().manual_seed(0))
+        sigmas, weights[scheme] = batch.timesteps / 1000, batch.weights
+    torch.testing.assert_close(weights["none"], torch.ones(64))
+    torch.testing.assert_close(weights["sigma_sqrt"], sigmas**-2)
+    torch.testing.assert_close(weights["cosmap"], 2 / torch.pi / (1 - 2 * sigmas + 2 * sigmas**2))
+
+
+def test_importance_sampling_records_the_timesteps_of_flow_matching():
+    objective = ObjectiveConfig(timestep_sampling="importance")
+    loss = DiffusionLoss(objective, FlowMatchEulerDiscreteScheduler(20, shift=3.0), None, CPU)
+    batch = loss.add_noise(torch.zeros(64, 1, 2, 2), None, torch.Generator().manual_seed(0))
+    loss.update_timestep_sampler(batch.timesteps, torch.ones(64))
+    generator = torch.Generator().manual_seed(0)
+    expected, _ = TimestepSampler("importance", 20).sample(64, generator)
+    assert torch.equal(loss.timestep_sampler.counts, torch.bincount(expected, minlength=20))
 
 
 def test_loss_of_the_target_is_zero_and_weights_scale_the_loss():
@@ -51,7 +110,7 @@ def test_unconditional_model_gets_no_labels():
 
 
 def make_noisy_batches(
-    process_index: int, num_processes: int, augmentation: str, timestep_sampling: str
+    process_index: int, num_processes: int, augmentation: str, timestep_sampling: str, scheduler: NoiseScheduler
 ) -> list[NoisyBatch]:
     """Returns the part of each noisy batch of an epoch that `process_index` trains on."""
     fixed = torch.Generator().manual_seed(0)
@@ -61,21 +120,23 @@ def make_noisy_batches(
         ImageTensors(images, torch.arange(32) % 10, None), 16, 5, CPU, augmentation=augmentation, **processes
     )
     objective = ObjectiveConfig(timestep_sampling=timestep_sampling, label_dropout=0.5)
-    loss = DiffusionLoss(objective, DDPMScheduler(20), 10, CPU, **processes)
+    loss = DiffusionLoss(objective, scheduler, 10, CPU, **processes)
     # Importance sampling is uniform until every timestep has ten losses.
     loss.timestep_sampler.update(torch.arange(20).repeat(10), torch.arange(200.0))
     return [loss.add_noise(*batch) for batch in batches.epoch(1)]
 
 
+@pytest.mark.parametrize("scheduler", [DDPMScheduler(20), FlowMatchEulerDiscreteScheduler(20, shift=2.0)])
 @pytest.mark.parametrize("num_processes", [2, 4])
 @pytest.mark.parametrize(
     ("augmentation", "timestep_sampling"), [("none", "uniform"), ("flip", "logit_normal"), ("shift", "importance")]
 )
 def test_processes_train_on_the_same_noisy_batches_as_one(
-    num_processes: int, augmentation: str, timestep_sampling: str
+    scheduler: NoiseScheduler, num_processes: int, augmentation: str, timestep_sampling: str
 ):
-    whole = make_noisy_batches(0, 1, augmentation, timestep_sampling)
-    parts = [make_noisy_batches(i, num_processes, augmentation, timestep_sampling) for i in range(num_processes)]
+    settings = augmentation, timestep_sampling, scheduler
+    whole = make_noisy_batches(0, 1, *settings)
+    parts = [make_noisy_batches(i, num_processes, *settings) for i in range(num_processes)]
     assert len(whole) == 2
     assert not torch.equal(whole[0].target, whole[1].target)
     assert 0 < (whole[0].class_labels == 10).sum() < 16

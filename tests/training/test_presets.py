@@ -8,9 +8,11 @@ import datasets
 import numpy as np
 import pytest
 import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from fmnist_diffusion import load_pipeline
+from inspection import resolve_config
 from parsing import parse_config
 from train import main
 
@@ -92,3 +94,41 @@ def test_preset_flips_rgb_images(preset: str):
     config = parse_config([f"--config={CONFIGS / preset}.yaml"])
     assert config.data.augmentation == "flip"
     assert config.model.get("num_class_embeds") == (10 if preset == "cifar10" else None)
+
+
+def test_flow_preset_trains_and_can_be_fine_tuned(
+    tmp_path: Path,
+    reset_accelerate: Callable[[], None],
+    fashion_mnist_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    own = ["--compile=false", "--mixed_precision=no", "--eval.every_n_epochs=null", "--data.max_train_samples=32"]
+    own.append(f"--data.train_data_dir={fashion_mnist_folder}")
+    reset_accelerate()
+    main([f"--config={CONFIGS / 'flow.yaml'}", f"--output_dir={tmp_path / 'run'}", *own, *REDUCED])
+    pipeline = tmp_path / "run" / "pipeline"
+    pipe = load_pipeline(pipeline)
+    assert type(pipe.scheduler) is FlowMatchEulerDiscreteScheduler
+    images: Any = pipe(["Bag"], num_inference_steps=2, output_type="pt").images
+    assert torch.isfinite(images).all()
+
+    tuned = [f"--config={CONFIGS / 'finetune.yaml'}", f"--init_from={pipeline}", f"--output_dir={tmp_path / 'tuned'}"]
+    config = parse_config(tuned)
+    base = parse_config([f"--config={CONFIGS / 'flow.yaml'}"])
+    assert (config.scheduler, config.objective) == (base.scheduler, base.objective)
+    reset_accelerate()
+    sizes = [option for option in REDUCED if not option.startswith("--model")]
+    main([*tuned, *own, *sizes, "--scheduler.shift=2"])
+    tuned_pipe = load_pipeline(tmp_path / "tuned" / "pipeline")
+    assert tuned_pipe.scheduler.config["shift"] == 2
+
+    for option, message in (
+        ("--scheduler.num_train_timesteps=10", "`--scheduler.num_train_timesteps` must be 1000 to fine-tune"),
+        ("--scheduler.prediction_type=epsilon", "`--scheduler.prediction_type` must be flow_prediction to fine-tune"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            resolve_config(parse_config([*tuned, *own, "--output_dir=" + str(tmp_path / "other"), option]))
+
+    with pytest.raises(SystemExit):
+        parse_config([f"--config={CONFIGS / 'distill.yaml'}", f"--init_from={pipeline}"], program="distill.py")
+    assert "distill.py does not support flow matching" in capsys.readouterr().err

@@ -8,7 +8,7 @@ import pytest
 from config import ObjectiveConfig, SchedulerConfig, TrainingConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.sampling import make_pipeline
-from model import make_noise_scheduler
+from model import get_betas, make_noise_scheduler
 from parsing import parse_config
 from pretrained import find_defaults, load_pretrained
 
@@ -29,12 +29,13 @@ def save_pretrained(folder: Path, scheduler: SchedulerConfig, train_config: dict
         ),
         SchedulerConfig(num_train_timesteps=50, beta_end=0.1, timestep_spacing="trailing"),
         SchedulerConfig(beta_schedule="sigmoid", prediction_type="sample"),
+        SchedulerConfig(prediction_type="flow_prediction", num_train_timesteps=50, shift=3.0),
     ],
 )
 def test_noise_schedule_of_a_saved_pipeline_is_read(tmp_path: Path, scheduler: SchedulerConfig):
     settings = load_pretrained(save_pretrained(tmp_path / "pipeline", scheduler))
     assert SchedulerConfig(**settings.scheduler) == scheduler
-    assert settings.betas == make_noise_scheduler(scheduler).betas.tolist()
+    assert settings.betas == get_betas(make_noise_scheduler(scheduler))
     assert settings.model["block_out_channels"] == [8, 16]
     assert settings.objective == {}
 

@@ -65,8 +65,13 @@ def test_training_lowers_the_loss(tmp_path: Path, launch: Callable[..., None]):
             marks=pytest.mark.slow,
         ),
         ["--data.streaming=true", "--data.dataloader_num_workers=0", "--model.num_class_embeds=10"],
+        [
+            "--scheduler.prediction_type=flow_prediction",
+            "--scheduler.num_train_timesteps=3",
+            "--objective.timestep_sampling=importance",
+        ],
     ],
-    ids=["ema", "importance-cosine-accumulation", "streaming-classes"],
+    ids=["ema", "importance-cosine-accumulation", "streaming-classes", "flow"],
 )
 def test_resumed_run_equals_an_uninterrupted_run(
     tmp_path: Path, launch: Callable[..., None], make_trainer: Callable, options: list[str]
@@ -110,6 +115,12 @@ def test_only_the_same_seed_gives_the_same_run(tmp_path: Path, launch: Callable[
             "--objective.snr_gamma=5",
         ],
         ["--objective.snr_gamma=5", "--objective.timestep_sampling=logit_normal", "--data.augmentation=flip"],
+        [
+            "--scheduler.prediction_type=flow_prediction",
+            "--scheduler.shift=2",
+            "--objective.timestep_sampling=mode",
+            "--objective.weighting_scheme=cosmap",
+        ],
         ["--mixed_precision=bf16", "--gradient_checkpointing=true", "--channels_last=true", "--ema.enabled=true"],
         ["--optimizer.name=adamw", "--optimizer.adam_weight_decay=0.01", "--optimizer.max_grad_norm=1"],
         ["--model.norm_type=group", "--model.norm_num_groups=4", "--model.time_conditioning=all"],
