@@ -289,6 +289,19 @@ def get_size(image: Any) -> tuple[int, int]:
     return height, width
 
 
+def copy_generator(
+    generator: torch.Generator | list[torch.Generator] | None,
+) -> torch.Generator | list[torch.Generator] | None:
+    """Returns a generator, or a list of them, that samples the same numbers as `generator`."""
+    if generator is None:
+        return None
+    if isinstance(generator, list):
+        return [copy_generator(item) for item in generator]  # pyright: ignore[reportReturnType]
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return copy
+
+
 def get_step_indices(num_timesteps: int, order: int, num_resampling_steps: int) -> list[int]:
     """
     Returns the index of the timestep of each function evaluation, if all steps except the last one are repeated.
@@ -933,7 +946,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 Region of `image` to inpaint: one mask, or one for each generated image. White pixels are generated and
                 black pixels are kept exactly; the threshold is 0.5. Masks have one channel, must have the same size as
                 `image` and are converted like it. Before every step, the black pixels are replaced by those of
-                `image` with the noise of the current timestep (arXiv 2201.09865, equation 8).
+                `image` with new noise of the current timestep (arXiv 2201.09865, equation 8).
             strength (`float`, *optional*):
                 Fraction of the denoising steps to run if an `image` is passed, in (0, 1]. With 1, little of `image`
                 remains, and a masked region starts from pure noise. Defaults to 0.8, or to 1 with a `mask_image`.
@@ -1013,13 +1026,27 @@ class FashionMNISTPipeline(DiffusionPipeline):
         indices = get_step_indices(len(remaining), order, num_resampling_steps)
 
         # 4. Noise
+        # The known pixels of an inpainted image use a copy of the generator, so that the other pixels have the same
+        # noise as without a mask.
+        known_generator = copy_generator(generator)
         noise = self.prepare_noise(batch_size, generator, latents, device)
         sample = noise * self.scheduler.init_noise_sigma
-        original = mask = None
+        original: Any = None
+        mask: Any = None
+
+        def add_noise(sample: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            return self.scheduler.add_noise(sample, noise, timestep.expand(batch_size))  # pyright: ignore
+
+        def replace_known_pixels(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            known_noise = self.prepare_noise(batch_size, known_generator, None, device)
+            return torch.where(mask, sample, add_noise(original, known_noise, timestep))
+
         if image is not None:
             original, mask = self.prepare_image(image, mask_image, noise)
-            noisy = self.scheduler.add_noise(original, noise, remaining[:1].expand(batch_size))
-            sample = torch.where(mask, sample, noisy) if mask is not None and strength == 1 else noisy
+            if mask is None or strength < 1:
+                sample = add_noise(original, noise, remaining[0])
+            if mask is not None:
+                sample = replace_known_pixels(sample, remaining[0])
         accepts_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if accepts_generator else {}
 
@@ -1037,10 +1064,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
             return self.unet(model_input, t, **label_kwargs).sample.float()
 
         def step(prediction: torch.Tensor, t: torch.Tensor, sample: torch.Tensor, i: int) -> torch.Tensor:
-            nonlocal noise
             sample = self.scheduler.step(prediction, t, sample, **step_kwargs).prev_sample
             next_index = indices[i] + 1
-            if mask is None or original is None:
+            if mask is None:
                 return sample
             if next_index == len(remaining):
                 return torch.where(mask, sample, original)
@@ -1048,18 +1074,17 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 # A second-order scheduler has not completed the step.
                 return sample
             if indices[i + 1] != next_index:
-                # arXiv 2201.09865, algorithm 1, line 9. The scheduler restarts, because its history belongs to
-                # different noise.
+                # Equation 1 of arXiv 2201.09865 from the current timestep back to that of the repeated step. The
+                # scheduler restarts, because its previous predictions belong to different noise.
                 alpha, sigma = self._get_noise_level(remaining[next_index])
                 next_index = indices[i + 1]
                 self.set_timesteps(num_steps, timesteps, sigmas, device)
                 self._set_begin_index(num_skipped + next_index)
                 next_alpha, next_sigma = self._get_noise_level(remaining[next_index])
                 scale = next_alpha / alpha
-                noise = randn_tensor(noise.shape, generator=generator, device=device, dtype=torch.float32)
+                noise = self.prepare_noise(batch_size, generator, None, device)
                 sample = scale * sample + (next_sigma**2 - (scale * sigma) ** 2).clamp(min=0).sqrt() * noise
-            known = self.scheduler.add_noise(original, noise, remaining[next_index].expand(batch_size))
-            return torch.where(mask, sample, known)
+            return replace_known_pixels(sample, remaining[next_index])
 
         sample = self._denoise(
             sample,

@@ -1,5 +1,7 @@
 """The `mask_image` and `num_resampling_steps` arguments of `FashionMNISTPipeline.__call__`."""
 
+import io
+
 import numpy as np
 import pytest
 import torch
@@ -107,6 +109,165 @@ def test_black_mask_returns_the_image(num_resampling_steps):
     assert torch.equal(to_uint8(images), PIXELS)
 
 
+GRAY_MASK = (255 * MASK[0, 0]).to(torch.uint8).numpy()
+
+
+@pytest.mark.parametrize(
+    "mask",
+    [
+        Image.fromarray(GRAY_MASK),
+        Image.fromarray(GRAY_MASK).convert("1"),
+        Image.fromarray(GRAY_MASK).convert("RGB"),
+        # Transparent pixels are composited over white, like those of an image.
+        Image.merge("LA", [Image.new("L", (8, 8)), Image.fromarray(255 - GRAY_MASK)]),
+        GRAY_MASK,
+        GRAY_MASK > 0,
+        GRAY_MASK[..., None] / 255,
+        MASK,
+        MASK[0].float(),
+        [MASK[0]],
+        # The threshold is 0.5.
+        torch.where(MASK, 0.5, 0.49),
+    ],
+    ids=["L", "1", "RGB", "transparent", "uint8", "bool", "float", "tensor", "3d", "list", "gray"],
+)
+def test_all_types_of_masks_are_equivalent(mask):
+    pipe = make_pipeline("ddim")
+    expected = sample(pipe, image=PIXELS, mask_image=MASK)
+    assert torch.equal(sample(pipe, image=PIXELS, mask_image=mask), expected)
+
+
+def test_image_and_mask_are_resized_and_cropped_alike():
+    image = PIXELS.repeat_interleave(3, 2).repeat_interleave(3, 3)
+    mask = torch.zeros(24, 48)
+    # After a crop to the center, this is the left half.
+    mask[:, :24] = 1
+    wide = torch.cat([image, image], dim=3)
+    images = sample(make_pipeline("ddim"), image=wide, mask_image=mask, output_type="latent")
+    expected = make_pipeline("ddim")._preprocess_image(wide, 8, 8)
+    changed = (images != expected)[0, 0]
+    assert changed[:, :4].all() and not changed[:, 4:].any()
+
+
+def test_mask_of_a_rotated_image_is_upright():
+    exif = Image.Exif()
+    exif[0x0112] = 6
+    file = io.BytesIO()
+    Image.new("L", (16, 8)).save(file, "PNG", exif=exif)
+    sample(make_pipeline("ddim"), image=Image.open(file), mask_image=Image.new("L", (8, 16)))
+    with pytest.raises(ValueError, match="must have the size of `image`, 16x8 pixels, got 8x16"):
+        sample(make_pipeline("ddim"), image=Image.open(file), mask_image=Image.new("L", (16, 8)))
+
+
+@pytest.mark.parametrize("name", ["sde-dpmsolver++", "heun", "LCMScheduler"])
+@pytest.mark.parametrize("num_resampling_steps", [1, 2])
+def test_image_only_depends_on_its_own_inputs(name, num_resampling_steps):
+    pipe = make_pipeline(name)
+    images = torch.rand(3, 1, 8, 8, generator=torch.Generator().manual_seed(1))
+    masks = torch.stack([MASK[0], ~MASK[0], MASK[0].mT])
+    settings = {"guidance_scale": 2.0, "num_resampling_steps": num_resampling_steps, "output_type": "pt"}
+
+    def generate(labels, seeds, images, masks):
+        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        return pipe(labels, image=images, mask_image=masks, generator=generators, **settings).images
+
+    batch = generate([3, 0, 1], [5, 6, 7], images, masks)
+    assert_close(batch[1:2], generate([0], [6], images[1:2], masks[1:2]), atol=1e-4, rtol=0)
+    assert distance(generate([0], [5], images[1:2], masks[1:2]), batch[1:2]) > 0.01
+    assert_close(batch[~masks], images[~masks], atol=1e-6, rtol=0)
+
+
+def test_color_images_and_unconditional_models():
+    pipe = get_pipeline(in_channels=3, out_channels=3, num_class_embeds=None)
+    image = torch.rand(1, 3, 8, 8)
+    images = sample(pipe, image=image, mask_image=MASK, num_images_per_prompt=2)
+    known = ~MASK.expand_as(images)
+    assert_close(images[known], image.expand_as(images)[known], atol=1e-6, rtol=0)
+    assert (images - image)[~known].abs().min() > 0
+
+
+def test_lower_strength_keeps_more_of_the_masked_region():
+    pipe = make_pipeline("ddim")
+    settings = {"image": PIXELS, "mask_image": MASK, "num_inference_steps": 50}
+    similar = sample(pipe, strength=0.02, **settings)
+    assert pipe.num_timesteps == 1
+    different = sample(pipe, **settings)
+    assert pipe.num_timesteps == 50
+    assert distance(similar, PIXELS / 255) < 0.05 < distance(different, PIXELS / 255)
+
+
+def test_callback_gets_the_known_pixels_and_can_change_the_others():
+    pipe, steps = make_pipeline("ddim"), []
+
+    def callback(pipe, i, timestep, tensors):
+        steps.append(i)
+        if i < 4:
+            return {"latents": torch.zeros_like(tensors["latents"])}
+        assert_close(tensors["latents"][~MASK], 2 * PIXELS[~MASK] / 255 - 1)
+        return {}
+
+    images = sample(pipe, image=PIXELS, mask_image=MASK, callback_on_step_end=callback)
+    assert steps == [0, 1, 2, 3, 4]
+    assert torch.equal(to_uint8(images)[~MASK], PIXELS[~MASK])
+
+
+def test_trajectory_shows_every_repetition_and_ends_at_the_images():
+    pipe, settings = make_pipeline("ddim"), {"image": PIXELS, "mask_image": MASK, "num_resampling_steps": 3}
+    frames = pipe.trajectory([4], generator=torch.Generator().manual_seed(0), **settings)
+    assert len(frames) == 3 * 4 + 1 + 1
+    (image,) = sample(pipe, [4], output_type="pil", **settings)
+    assert frames[-1][0].tobytes() == image.tobytes()
+
+
+def test_saved_pipeline_inpaints(tmp_path, dynamic_modules):
+    pipe = make_pipeline("sde-dpmsolver++")
+    pipe.unet.eval()
+    pipe.save_pretrained(tmp_path)
+    settings = {"image": PIXELS, "mask_image": MASK, "num_resampling_steps": 2}
+    expected = sample(pipe, [4], **settings)
+    for loaded in (
+        FashionMNISTPipeline.from_pretrained(tmp_path),
+        DiffusionPipeline.from_pretrained(tmp_path, trust_remote_code=True),
+    ):
+        loaded.set_progress_bar_config(disable=True)
+        assert_close(sample(loaded, [4], **settings), expected)
+
+
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [
+        ({"image": None}, "`mask_image` requires an `image`"),
+        ({"latents": torch.zeros(1, 1, 8, 8)}, "both `latents` and `image`"),
+        ({"mask_image": torch.zeros(9, 8)}, "`mask_image` must have the size of `image`, 8x8 pixels, got 9x8"),
+        ({"mask_image": torch.zeros(2, 1, 8, 8)}, "`mask_image` must be one image or 1 images, got 2"),
+        ({"mask_image": torch.zeros(8, 8, dtype=torch.int64)}, "`mask_image` must be uint8, bool or floating point"),
+        ({"mask_image": torch.full((8, 8), 255.0)}, "`mask_image` must contain finite values in .0, 1., got .* 255"),
+        ({"mask_image": torch.full((8, 8), torch.nan)}, "`mask_image` must contain finite values"),
+        ({"mask_image": torch.zeros(2, 8, 8)}, "`mask_image` must have 1 channels, got 2"),
+        ({"mask_image": Image.new("I;16", (8, 8))}, "`mask_image` must have 8 bits per channel"),
+        ({"mask_image": []}, "`mask_image` must contain at least one image"),
+        ({"mask_image": "mask.png"}, "`mask_image` must be a PIL image"),
+        ({"strength": 0.0}, "`strength` must be in"),
+        ({"num_resampling_steps": 0}, "`num_resampling_steps` must be a positive integer, got 0"),
+        ({"num_resampling_steps": 1.5}, "`num_resampling_steps` must be a positive integer, got 1.5"),
+        ({"num_resampling_steps": 2, "mask_image": None}, "`num_resampling_steps` must be 1 without a `mask_image`"),
+    ],
+)
+def test_invalid_arguments_are_errors(kwargs, message):
+    with pytest.raises(ValueError, match=message):
+        sample(make_pipeline("ddim"), **{"image": PIXELS, "mask_image": MASK, **kwargs})
+
+
+@pytest.mark.parametrize("name", FIXED_START)
+@pytest.mark.parametrize(
+    ("kwargs", "message"),
+    [({"strength": 0.5}, "cannot start from an `image`"), ({"num_resampling_steps": 2}, "cannot repeat a step")],
+)
+def test_schedulers_that_must_start_from_noise_are_limited(name, kwargs, message):
+    with pytest.raises(ValueError, match=f"Scheduler {message}"):
+        sample(make_pipeline(name), image=PIXELS, mask_image=MASK, **kwargs)
+
+
 def make_oracle_inputs(pipe: FashionMNISTPipeline) -> dict:
     """Returns the clean images of the labels 2 and 0, and a mask of their upper half."""
     clean = pipe.unet.clean[[2, 0]]
@@ -115,21 +276,23 @@ def make_oracle_inputs(pipe: FashionMNISTPipeline) -> dict:
     return {"class_labels": [2, 0], "image": clean / 2 + 0.5, "mask_image": mask}
 
 
-@pytest.mark.parametrize("num_resampling_steps", [1, 3])
-@pytest.mark.parametrize("name", SCHEDULERS)
-def test_known_pixels_have_the_noise_of_their_timestep(name, num_resampling_steps):
-    if num_resampling_steps > 1 and name in FIXED_START:
-        pytest.skip("cannot repeat a step")
+@pytest.mark.parametrize(
+    ("name", "num_resampling_steps"), [(name, 1) for name in SCHEDULERS] + [(name, 3) for name in REPEATABLE]
+)
+def test_all_pixels_have_the_noise_level_of_their_timestep(name, num_resampling_steps):
     pipe = make_oracle_pipeline(name, V_PREDICTION)
     inputs = make_oracle_inputs(pipe)
     known = inputs["mask_image"].expand(2, 1, -1, -1) == 0
-    noises = []
+    generator, noises = torch.Generator().manual_seed(0), []
 
     def callback(pipe, i, timestep, tensors):
-        sigma = float(np.interp(float(timestep), np.arange(1000), pipe.unet.sigmas))
-        alpha = 1 / (1 + sigma**2) ** 0.5
-        noise = (tensors["model_input"] - alpha * pipe.unet.clean[[2, 0]]) / (sigma * alpha)
-        noises.append((sigma * alpha, noise[known]))
+        # The noise level is not that of the timestep between the two stages of a second-order step.
+        if i % pipe.scheduler.order == 0:
+            sigma = float(np.interp(float(timestep), np.arange(1000), pipe.unet.sigmas))
+            alpha = 1 / (1 + sigma**2) ** 0.5
+            sigma = sigma * alpha
+            scaled_noise = tensors["model_input"] - alpha * pipe.unet.clean[[2, 0]]
+            noises.append((sigma, scaled_noise[known]))
 
     images = pipe(
         **inputs,
@@ -140,89 +303,64 @@ def test_known_pixels_have_the_noise_of_their_timestep(name, num_resampling_step
         callback_on_step_end=callback,
         callback_on_step_end_tensor_inputs=["model_input"],
     ).images
-    order = pipe.scheduler.order
-    assert len(noises) == pipe.num_timesteps == pipe.num_function_evaluations
-    assert pipe.num_timesteps == num_resampling_steps * order * (12 - 1) + (13 if name == "pndm" else 1) - (
-        0 if name != "pndm" else 2
-    ) or name in ("pndm",)
-    first = noises[0][1]
-    for i, (sigma, noise) in enumerate(noises):
-        assert abs(noise.std() - 1) * sigma < 0.1
-        # The noise only changes before a step is repeated. It is not defined between the stages of a step.
-        if num_resampling_steps == 1 and i % order == 0:
-            assert_close(sigma * noise, sigma * first, atol=0.03, rtol=0)
-    # The noise level of the other pixels is also that of the timestep.
+    evaluations = 12 if name == "LMSDiscreteScheduler" else len(pipe.scheduler.timesteps)
+    repeated = (num_resampling_steps - 1) * (evaluations - 1)
+    assert pipe.num_timesteps == pipe.num_function_evaluations == evaluations + repeated
+    # The known pixels have new noise from the generator before every step.
+    for sigma, scaled_noise in noises:
+        noise = torch.randn(2, 1, 16, 12, generator=generator)[known]
+        assert_close(scaled_noise, sigma * noise, atol=0.02, rtol=0)
     assert pipe.unet.noise_error < 0.12
     assert distance(images, pipe.unet.clean[[2, 0]]) < 0.02
+
+
+VARIANCE, CORRELATION = 0.1, 0.8
 
 
 class GaussianUNet(OracleUNet):
     """
     Predicts the velocity exactly for images whose pixels are normally distributed.
 
-    The pixels have variance `VARIANCE`, and each two of them have correlation `CORRELATION`.
+    The pixels have the mean 0 and the variance `VARIANCE`. Any two pixels have the correlation `CORRELATION`.
     """
 
     def forward(self, sample, timestep, class_labels=None, return_dict=True):
         sigma = float(np.interp(float(timestep), np.arange(len(self.sigmas)), self.sigmas))
         alpha = 1 / (1 + sigma**2) ** 0.5
         sigma = sigma * alpha
+        # The covariance matrix has one eigenvalue for the mean of the pixels, and one for the deviations from it.
         mean = sample.mean(dim=(1, 2, 3), keepdim=True)
-        # The covariance matrix has one eigenvalue for the mean of the pixels and one for deviations from the mean.
         common = VARIANCE * (1 + (sample[0].numel() - 1) * CORRELATION)
         single = VARIANCE * (1 - CORRELATION)
-        clean = alpha * (
-            common / (alpha**2 * common + sigma**2) * mean + single / (alpha**2 * single + sigma**2) * (sample - mean)
-        )
+        clean = alpha * common / (alpha**2 * common + sigma**2) * mean
+        clean += alpha * single / (alpha**2 * single + sigma**2) * (sample - mean)
         epsilon = (sample - alpha * clean) / sigma
         return UNet2DOutput(sample=alpha * epsilon - sigma * clean)
 
 
-VARIANCE, CORRELATION = 0.1, 0.8
-
-
-def get_conditional_errors(name: str, **kwargs) -> tuple[float, float]:
-    """Returns the errors of the mean and the standard deviation of the inpainted pixels, given 4 known pixels of 0.5."""
+def get_conditional_errors(name: str, num_resampling_steps: int) -> tuple[float, float]:
+    """Inpaints 4 of 8 pixels and compares their mean and standard deviation with those given the known pixels."""
     unet = GaussianUNet(
         sample_size=(2, 4), block_out_channels=(8,), attention_levels=(), time_embedding_dim=4, num_class_embeds=None
-    ).set_target(torch.zeros(1, 1, 2, 4), V_PREDICTION)
+    )
+    unet.set_target(torch.zeros(1, 1, 2, 4), V_PREDICTION)
     config = {**V_PREDICTION.config, "clip_sample": False}
-    pipe = FashionMNISTPipeline(unet, make_scheduler(name, config), num_inference_steps=50)
+    pipe = FashionMNISTPipeline(unet, make_scheduler(name, config), num_inference_steps=40)
+    if "clip_sample" in pipe.scheduler.config:
+        pipe.scheduler.register_to_config(clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
-    mask = torch.zeros(1, 1, 2, 4)
-    mask[..., 2:] = 1
+    mask = torch.zeros(2, 4)
+    mask[:, 2:] = 1
+    value = 0.5
     images = pipe(
-        image=torch.full((1, 1, 2, 4), 0.75),
+        image=torch.full((2, 4), value / 2 + 0.5),
         mask_image=mask,
-        num_images_per_prompt=8000,
+        num_images_per_prompt=4000,
+        num_resampling_steps=num_resampling_steps,
         generator=torch.Generator().manual_seed(0),
         output_type="latent",
-        **kwargs,
     ).images[..., 2:]
+    # The conditional mean is linear in the 4 known pixels.
     weight = CORRELATION / (1 + 3 * CORRELATION)
-    variance = VARIANCE * (1 - 4 * CORRELATION * weight)
-    return abs(images.mean().item() - 4 * weight * 0.5), abs(images.std().item() - variance**0.5)
-
-
-if __name__ == "__main__":
-    for name in [
-        "ddpm",
-        "ddim",
-        "sde-dpmsolver++",
-        "dpmsolver++",
-        "unipc",
-        "euler",
-        "euler_a",
-        "heun",
-        "deis",
-        "pndm",
-    ]:
-        for u in (1, 2, 5, 10):
-            if u > 1 and name == "pndm":
-                continue
-            print(
-                name,
-                u,
-                "mean err %.3f std err %.3f" % get_conditional_errors(name, num_resampling_steps=u),
-                flush=True,
-            )
+    mean, variance = 4 * weight * value, VARIANCE * (1 - 4 * CORRELATION * weight)
+    return images.mean().item() - mean, images.std().item() / variance**0.5 - 1
