@@ -190,8 +190,8 @@ class Handlers:
         num_images = 1 if labels else min(len(self.label_names) or 5, MAX_IMAGES)
         request = make_request(labels, num_images, *settings)
         steps = self.engine.generate(request, image, strength, parse_mask(mask, image.size))
-        settings = asdict(request) | {"strength": strength, "mask": mask}
-        return Run(settings, self.engine.get_captions(request), steps)
+        run_settings = asdict(request) | {"strength": strength, "mask": mask}
+        return Run(run_settings, self.engine.get_captions(request), steps)
 
     # The following event handlers show every step. They never yield `gr.skip()`, because it makes Gradio create a copy
     # of the component, which is kept until the session ends.

@@ -112,7 +112,7 @@ SELECT_IMAGE = """(position, gallery) => {
 }"""
 
 
-# This JavaScript paints on the canvas of a preview with a square brush. A stroke that starts on a painted pixel erases.
+# This JavaScript paints on the canvas of a preview with a square brush. Strokes that start on a painted pixel erase.
 PAINT_MASK = """element.addEventListener("pointerdown", (start) => {
     const canvas = start.target;
     if (canvas.tagName !== "CANVAS") return;
