@@ -1035,7 +1035,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         mask: Any = None
 
         def add_noise(sample: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            return self.scheduler.add_noise(sample, noise, timestep.expand(batch_size))  # pyright: ignore
+            return self.scheduler.add_noise(sample, noise, timestep.expand(batch_size))
 
         def replace_known_pixels(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             known_noise = self.prepare_noise(batch_size, known_generator, None, device)
