@@ -372,7 +372,7 @@ def get_conditional_errors(name: str, num_resampling_steps: int) -> tuple[float,
     "name", ["ddpm", "ddim", "sde-dpmsolver++", "dpmsolver++", "unipc", "euler", "euler_a", "heun"]
 )
 def test_repeated_steps_converge_to_the_conditional_distribution(name):
-    """Replacing the known pixels alone is biased towards the unconditional mean; see section 4.2 of arXiv 2201.09865."""
+    """Without repetitions, the images are biased towards the unconditional mean (arXiv 2201.09865, section 4.2)."""
     mean_error, _ = get_conditional_errors(name, num_resampling_steps=1)
     assert -0.2 < mean_error < -0.04
     mean_error, deviation_error = get_conditional_errors(name, num_resampling_steps=8)
