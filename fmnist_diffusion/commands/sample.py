@@ -16,7 +16,7 @@ from .options import (
     PIPELINE_HELP,
     BatchSize,
     Device,
-    Dtype,
+    DtypeOrAuto,
     GuidanceInterval,
     GuidanceScale,
     NumInferenceSteps,
@@ -84,7 +84,7 @@ def sample(
     ] = 1,
     batch_size: BatchSize = 64,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: DtypeOrAuto = "float32",
     output_dir: Annotated[
         Path | None,
         typer.Option(
