@@ -333,7 +333,7 @@ class GaussianUNet(OracleUNet):
         common = VARIANCE * (1 + (sample[0].numel() - 1) * CORRELATION)
         single = VARIANCE * (1 - CORRELATION)
         clean = alpha * common / (alpha**2 * common + sigma**2) * mean
-        clean += alpha * single / (alpha**2 * single + sigma**2) * (sample - mean)
+        clean = clean + alpha * single / (alpha**2 * single + sigma**2) * (sample - mean)
         epsilon = (sample - alpha * clean) / sigma
         return UNet2DOutput(sample=alpha * epsilon - sigma * clean)
 
