@@ -16,7 +16,6 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
-    import PIL.Image
     import torch
     from diffusers import DDPMScheduler, SchedulerMixin
 
@@ -351,12 +350,9 @@ def generate(
     num_images: int,
     *,
     class_labels: Sequence[int] | None = None,
-    image: PIL.Image.Image | None = None,
-    mask_image: PIL.Image.Image | None = None,
-    strength: float | None = None,
-    num_resampling_steps: int = 1,
     batch_size: int = 64,
     start: int = 0,
+    **image_kwargs: Any,
 ) -> Iterator[Samples]:
     """
     Generates images in batches.
@@ -371,11 +367,10 @@ def generate(
         class_labels (`Sequence[int]`, *optional*):
             Class labels that are cycled through: image i has the label `class_labels[i % len(class_labels)]`. If
             omitted, sampling is unconditional.
-        image, mask_image, strength, num_resampling_steps:
-            Arguments of image-to-image and inpainting; see [`FashionMNISTPipeline.__call__`].
         batch_size (`int`, defaults to 64):
             Number of images per batch, limited by [`get_max_batch_size`].
         start (`int`, defaults to 0): Index of the first image.
+        image_kwargs: `image`, `mask_image`, `strength` and `num_resampling_steps` of [`FashionMNISTPipeline.__call__`].
 
     Yields:
         [`Samples`]: A batch of images.
@@ -407,12 +402,9 @@ def generate(
         output: Any = pipe(
             num_inference_steps=config.num_inference_steps,
             generator=make_generators(config.seed, count, first),
-            image=image,
-            mask_image=mask_image,
-            strength=strength,
-            num_resampling_steps=num_resampling_steps,
             output_type="latent",
             **kwargs,
+            **image_kwargs,
         )
         images = to_uint8(output.images).cpu()
         yield Samples(
