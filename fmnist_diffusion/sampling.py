@@ -370,7 +370,7 @@ def generate(
         batch_size (`int`, defaults to 64):
             Number of images per batch, limited by [`get_max_batch_size`].
         start (`int`, defaults to 0): Index of the first image.
-        image_kwargs: `image`, `mask_image`, `strength` and `num_resampling_steps` of [`FashionMNISTPipeline.__call__`].
+        image_kwargs: `image`, `mask_image`, `strength` and `num_resampling_steps`; see [`FashionMNISTPipeline`].
 
     Yields:
         [`Samples`]: A batch of images.
