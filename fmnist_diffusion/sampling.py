@@ -367,6 +367,7 @@ def generate(
     class_labels: Sequence[int] | None = None,
     batch_size: int = 64,
     start: int = 0,
+    **image_kwargs: Any,
 ) -> Iterator[Samples]:
     """
     Generates images in batches.
@@ -384,6 +385,7 @@ def generate(
         batch_size (`int`, defaults to 64):
             Number of images per batch, limited by [`get_max_batch_size`].
         start (`int`, defaults to 0): Index of the first image.
+        image_kwargs: `image`, `mask_image`, `strength` and `num_resampling_steps`; see [`FashionMNISTPipeline`].
 
     Yields:
         [`Samples`]: A batch of images.
@@ -417,6 +419,7 @@ def generate(
             generator=make_generators(config.seed, count, first),
             output_type="latent",
             **kwargs,
+            **image_kwargs,
         )
         images = to_uint8(output.images).cpu()
         yield Samples(

@@ -182,16 +182,21 @@ class Engine:
         return self.get_labels(request) or [f"seed {request.seed + i}" for i in range(request.num_images)]
 
     def generate(
-        self, request: GenerationRequest, image: Image.Image | None = None, strength: float = 1.0
+        self,
+        request: GenerationRequest,
+        image: Image.Image | None = None,
+        strength: float = 1.0,
+        mask_image: Image.Image | None = None,
     ) -> Generator[Step]:
         """
-        Generates images, or transforms `image` (image-to-image) if it is given.
+        Generates images, or transforms `image` (image-to-image) or its masked region (inpainting) if it is given.
 
         Args:
             request ([`GenerationRequest`]): The settings.
             image (`PIL.Image.Image`, *optional*): Image for image-to-image, in the size and mode of the model.
             strength (`float`, defaults to 1.0): Fraction of the denoising steps to run, starting from the noised
                 `image`, in (0, 1].
+            mask_image (`PIL.Image.Image`, *optional*): Mask of the same size, white in the region to inpaint.
         """
         if not is_number(strength) or not 0 < strength <= 1:
             raise RequestError(f"The strength must be above 0 and at most 1, got {describe(strength)}.")
@@ -202,7 +207,7 @@ class Engine:
         else:
             kwargs |= {"num_images_per_prompt": request.num_images}
         if image is not None:
-            kwargs |= {"image": image, "strength": strength}
+            kwargs |= {"image": image, "strength": strength, "mask_image": mask_image}
         yield from self._steps("__call__", request, kwargs)
 
     def interpolate(self, request: GenerationRequest, seeds: tuple[int, int]) -> Generator[Step]:

@@ -27,7 +27,7 @@ from engine import (
 from fmnist_diffusion import bundled_pipelines
 from fmnist_diffusion.hub.metadata import measured_metrics
 from fmnist_diffusion.loading import get_short_name
-from uploads import EXAMPLES, open_upload, to_fashion_mnist, to_model_size
+from uploads import EXAMPLES, open_upload, parse_mask, to_fashion_mnist, to_model_size
 
 
 DEFAULT_SCHEDULER = "default"
@@ -185,12 +185,13 @@ class Handlers:
         steps = self.engine.interpolate(request, (request.seed, last_seed))
         return Run(asdict(request) | {"last_seed": last_seed}, captions, steps)
 
-    def start_image_to_image(self, image: Image.Image, label: Any, strength: Any, *settings: Any) -> Run:
+    def start_image_to_image(self, image: Image.Image, mask: Any, label: Any, strength: Any, *settings: Any) -> Run:
         labels = [label] if label and label != ALL_CLASSES else []
         num_images = 1 if labels else min(len(self.label_names) or 5, MAX_IMAGES)
         request = make_request(labels, num_images, *settings)
-        steps = self.engine.generate(request, image, strength)
-        return Run(asdict(request) | {"strength": strength}, self.engine.get_captions(request), steps)
+        steps = self.engine.generate(request, image, strength, parse_mask(mask, image.size))
+        run_settings = asdict(request) | {"strength": strength, "mask": mask}
+        return Run(run_settings, self.engine.get_captions(request), steps)
 
     # The following event handlers show every step. They never yield `gr.skip()`, because it makes Gradio create a copy
     # of the component, which is kept until the session ends.
@@ -226,9 +227,9 @@ class Handlers:
 
     def on_image_to_image(self, example: Any, *inputs: Any) -> Iterator[tuple[Update, ...]]:
         with show_errors():
-            *settings, upload = inputs
+            *settings, upload, mask = inputs
             image = self.get_image(upload, example)
-            run, images = self.start_image_to_image(image, *settings), []
+            run, images = self.start_image_to_image(image, mask, *settings), []
             shown: tuple[str, ...] = ()
             with closing(run.steps):
                 for step in run.steps:
@@ -338,9 +339,10 @@ class Handlers:
         guidance_scale: float,
         seed: int,
         upload: dict[str, Any] | None = None,
+        mask: str = "",
     ) -> Iterator[Update]:
         """
-        Adds noise to an image, denoises it as a different class, and returns the results in one PNG, in rows of 10.
+        Transforms an image or a region of it into a different class and returns the results in one PNG, in rows of 10.
 
         Args:
             example: Name of an example image, which is used if there is no `upload`.
@@ -353,11 +355,13 @@ class Handlers:
             seed: Random seed, a whole number from 0 to 4294967295; image i uses seed + i.
             upload: An image to use instead of an example, as a file of at most 5 MB (MCP: a data URI of at most
                 4 MB). URLs are not downloaded.
+            mask: Region to inpaint: one character for each pixel of the model input (28x28 for Fashion-MNIST), row by
+                row, 1 to change the pixel or 0 to keep it. If empty, all pixels change.
         """
         with show_errors():
             image = self.get_image(upload, example)
             settings = num_inference_steps, scheduler, guidance_scale, seed
-            yield from yield_final_grid(self.start_image_to_image(image, label, strength, *settings))
+            yield from yield_final_grid(self.start_image_to_image(image, mask, label, strength, *settings))
 
     def quality(self) -> dict[str, Any]:
         """Returns the metrics of the checkpoint, next to those of the real test images."""

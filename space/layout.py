@@ -250,9 +250,11 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
                 label = gr.Dropdown(
                     [ALL_CLASSES, *names], value=ALL_CLASSES, label="New class", min_width=120, visible=bool(names)
                 )
+            preview = gr.HTML(handlers.preview(None, first_example), elem_id="preview", js_on_load=markup.PAINT_MASK)
+            clear = gr.Button("Clear mask", size="sm")
+            mask = gr.Textbox("", label="Mask", visible="hidden")
             start, stop = run_buttons("Transform")
         with gr.Column(elem_classes="settings"):
-            preview = gr.HTML(handlers.preview(None, first_example), elem_id="preview")
             upload = gr.File(label="Your own image", file_types=["image"], height=140, elem_id="upload")
             strength = gr.Slider(
                 0.05, 1, 0.85, step=0.05, label="Strength", info="Higher values change the image more."
@@ -261,15 +263,17 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
             controls = sampling_controls(steps, bool(names), guidance=2)
             seed = seed_control()
         with gr.Column(elem_classes="results"):
-            text = markup.placeholder("Transform", "turn the image into other classes")
+            text = markup.placeholder("Transform", "turn the image, or the painted region, into other classes")
             images = gr.HTML(text, elem_id="image-to-image-images")
             bar = gr.HTML(elem_id="image-to-image-bar")
             downloads = download_buttons("PNG")
     options: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
     upload.change(handlers.preview, [upload, example], preview, **options)
     example.input(handlers.choose_example, example, [preview, upload], **options)
-    inputs = [example, label, strength, *controls, seed, upload]
-    connect(start.click, stop, handlers.on_image_to_image, inputs, [images, bar, *downloads], [bar])
+    clear.click(None, js=markup.CLEAR_MASK, queue=False, api_visibility="private")
+    inputs = [example, label, strength, *controls, seed, upload, mask]
+    outputs = [images, bar, *downloads]
+    connect(start.click, stop, handlers.on_image_to_image, inputs, outputs, [bar], js=markup.READ_MASK)
     add_endpoint(handlers.image_to_image, inputs, result)
 
 

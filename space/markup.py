@@ -49,7 +49,12 @@ def single_image(source: str, description: str, class_name: str) -> str:
 
 
 def preview(image: Image.Image) -> str:
-    return single_image(image_uri(image), "Model input", "preview")
+    """Returns the model input below a transparent canvas of the same size, on which the user paints a mask."""
+    return (
+        f'<figure class="preview"><div><img src="{image_uri(image)}" alt="Model input">'
+        f'<canvas width="{image.width}" height="{image.height}" role="img" aria-label="Mask"></canvas></div>'
+        "<figcaption>Model input. Paint over a region to change only its pixels (inpainting).</figcaption></figure>"
+    )
 
 
 def animation(gif: bytes) -> str:
@@ -104,6 +109,47 @@ def count_changes(max_steps: int) -> str:
 SELECT_IMAGE = """(position, gallery) => {
     const figures = new DOMParser().parseFromString(gallery, "text/html").querySelectorAll("figure");
     return figures.length ? figures[Math.round(position / 100 * (figures.length - 1))].outerHTML : "";
+}"""
+
+
+# This JavaScript paints on the canvas of a preview with a square brush. Strokes that start on a painted pixel erase.
+PAINT_MASK = """element.addEventListener("pointerdown", (start) => {
+    const canvas = start.target;
+    if (canvas.tagName !== "CANVAS") return;
+    const context = canvas.getContext("2d", {willReadFrequently: true});
+    const brush = Math.max(1, Math.round(Math.min(canvas.width, canvas.height) / 9));
+    const locate = (event) => {
+        const box = canvas.getBoundingClientRect();
+        const x = (event.clientX - box.left) / box.width * canvas.width;
+        return [x, (event.clientY - box.top) / box.height * canvas.height];
+    };
+    let [x, y] = locate(start);
+    const erase = context.getImageData(Math.floor(x), Math.floor(y), 1, 1).data[3] > 0;
+    context.fillStyle = "#ea580c";
+    const paint = (event) => {
+        const [endX, endY] = locate(event), count = Math.ceil(Math.max(Math.abs(endX - x), Math.abs(endY - y), 1));
+        for (let i = 1; i <= count; i++) {
+            const corner = [x + (endX - x) * i / count, y + (endY - y) * i / count]
+                .map((value) => Math.round(value - brush / 2));
+            context[erase ? "clearRect" : "fillRect"](...corner, brush, brush);
+        }
+        [x, y] = [endX, endY];
+    };
+    canvas.setPointerCapture(start.pointerId);
+    canvas.onpointermove = paint;
+    canvas.onpointerup = canvas.onpointercancel = () => { canvas.onpointermove = null; };
+    paint(start);
+});"""
+CLEAR_MASK = """() => {
+    const canvas = document.querySelector("#preview canvas");
+    canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
+}"""
+# This JavaScript replaces the last input by the mask: one 0 or 1 for each pixel, or an empty text without paint.
+READ_MASK = """(...inputs) => {
+    const canvas = document.querySelector("#preview canvas");
+    const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;
+    const mask = Array.from({length: pixels.length / 4}, (_, i) => pixels[4 * i + 3] ? "1" : "0").join("");
+    return [...inputs.slice(0, -1), mask.includes("1") ? mask : ""];
 }"""
 
 

@@ -6,7 +6,7 @@ import unicodedata
 from collections.abc import Sequence
 from contextlib import suppress
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -56,6 +56,32 @@ def sample(
     guidance_scale: GuidanceScale = SamplingConfig.guidance_scale,
     guidance_interval: GuidanceInterval = SamplingConfig.guidance_interval,
     seed: Annotated[int, typer.Option(metavar="N", help="random seed; image i uses seed N + i")] = SamplingConfig.seed,
+    image: Annotated[
+        Path | None,
+        typer.Option(metavar="FILE", help="image to start from (image-to-image)", show_default="pure noise"),
+    ] = None,
+    mask_image: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="FILE",
+            help="image of the same size as --image: white pixels are inpainted, black pixels are kept",
+            show_default="all pixels change",
+        ),
+    ] = None,
+    strength: Annotated[
+        float | None,
+        typer.Option(
+            metavar="FRACTION",
+            help="fraction of the denoising steps to run on --image; higher values change it more",
+            show_default="0.8, or 1 with --mask-image",
+        ),
+    ] = None,
+    num_resampling_steps: Annotated[
+        int,
+        typer.Option(
+            metavar="N", min=1, max=100, help="number of times to run each step of inpainting (RePaint); slower"
+        ),
+    ] = 1,
     batch_size: BatchSize = 64,
     device: Device = "auto",
     dtype: DtypeOrAuto = "float32",
@@ -80,11 +106,19 @@ def sample(
             f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass `class_labels` to"
             " use guidance."
         )
+    if image is None and strength is not None:
+        raise ValueError(f"`strength` requires an `image`, got {strength}. Pass an image, or omit `strength`.")
     labels = None if class_labels is None else ",".join(class_labels).split(",")
+    inputs = {
+        "image": read_input(image),
+        "mask_image": read_input(mask_image),
+        "strength": strength,
+        "num_resampling_steps": num_resampling_steps,
+    }
     folder = make_output_dir(output_dir)
     try:
         pipe = load_for_sampling(pipeline, device, dtype)
-        save_images(pipe, config, num_images, labels, batch_size, upscale, folder)
+        save_images(pipe, config, num_images, labels, inputs, batch_size, upscale, folder)
     finally:
         if output_dir is None:
             # After an error, the numbered folder that this run created should not remain if it is empty.
@@ -98,11 +132,16 @@ def save_images(
     config: SamplingConfig,
     num_images: int,
     class_labels: list[str] | None,
+    inputs: dict[str, Any],
     batch_size: int,
     upscale: int,
     folder: Path,
 ) -> None:
-    """Generates images and saves each batch as soon as it is complete."""
+    """
+    Generates images and saves each batch as soon as it is complete.
+
+    `inputs` contains the arguments of image-to-image and inpainting.
+    """
     from fmnist_diffusion import images
     from fmnist_diffusion.data import to_pil
     from fmnist_diffusion.sampling import generate
@@ -112,7 +151,7 @@ def save_images(
     columns = len(label_ids) if label_ids and len(label_ids) > 1 else math.ceil(math.sqrt(num_images))
     pipe.set_progress_bar_config(disable=None)  # only shown in a terminal
     saved = []
-    for samples in generate(pipe, config, num_images, class_labels=label_ids, batch_size=batch_size):
+    for samples in generate(pipe, config, num_images, class_labels=label_ids, batch_size=batch_size, **inputs):
         for image in to_pil(samples.images):
             name = f"{len(saved):04d}"
             if label_ids:
@@ -120,6 +159,12 @@ def save_images(
             saved.append(images.upscale(image, upscale))
             save_image(saved[-1], folder / f"{name}.png")
     save_image(images.image_grid(saved, columns), folder / "grid.png")
+
+
+def read_input(path: Path | None) -> "Image | None":
+    from fmnist_diffusion.data import read_image
+
+    return None if path is None else read_image(path)
 
 
 def check_grid_size(pipe: "FashionMNISTPipeline", num_images: int, upscale: int) -> None:

@@ -165,7 +165,9 @@ def get_orientation(image: PIL.Image.Image) -> int:
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
 
-def convert_pil_image(image: PIL.Image.Image, height: int, width: int, channels: int) -> torch.Tensor:
+def convert_pil_image(
+    image: PIL.Image.Image, height: int, width: int, channels: int, name: str = "image"
+) -> torch.Tensor:
     """
     Converts an image to the size and channels of a model.
 
@@ -177,6 +179,7 @@ def convert_pil_image(image: PIL.Image.Image, height: int, width: int, channels:
         image (`PIL.Image.Image`): The image, with at most 8 bits per channel.
         height, width (`int`): Size of the result in pixels.
         channels (`int`): 1 for grayscale (ITU-R 601-2 luma), 3 for RGB or 4 for RGBA.
+        name (`str`, defaults to `"image"`): Name of the argument in error messages.
 
     Returns:
         `torch.Tensor` of shape `(channels, height, width)`: float32 values in [0, 1].
@@ -185,15 +188,15 @@ def convert_pil_image(image: PIL.Image.Image, height: int, width: int, channels:
         `ValueError`: If the image cannot be decoded or converted.
     """
     if channels not in PIL_MODES:
-        raise ValueError(f"`image` must be an array or a tensor with {channels} channels, got a PIL image.")
+        raise ValueError(f"`{name}` must be an array or a tensor with {channels} channels, got a PIL image.")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        raise ValueError(f"`image` must have 8 bits per channel, got mode {image.mode!r}. Convert it first.")
+        raise ValueError(f"`{name}` must have 8 bits per channel, got mode {image.mode!r}. Convert it first.")
     if image.mode not in SUPPORTED_PIL_MODES:
-        raise ValueError(f"`image` must have one of the modes {', '.join(SUPPORTED_PIL_MODES)}, got {image.mode!r}.")
+        raise ValueError(f"`{name}` must have one of the modes {', '.join(SUPPORTED_PIL_MODES)}, got {image.mode!r}.")
     try:
         image.load()
     except (ArithmeticError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"`image` could not be decoded ({error}). Pass a different image.") from error
+        raise ValueError(f"`{name}` could not be decoded ({error}). Pass a different image.") from error
     orientation = get_orientation(image)
     if orientation in TRANSPOSITIONS:
         image = image.transpose(TRANSPOSITIONS[orientation])
@@ -238,6 +241,91 @@ def resize_and_crop(images: torch.Tensor, height: int, width: int) -> torch.Tens
         image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.BICUBIC)
         resized.append(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.float32).reshape(height, width))
     return torch.stack(resized).reshape(*images.shape[:2], height, width).clamp(0, 1)
+
+
+def convert_array(image: Any, height: int, width: int, channels: int, name: str) -> torch.Tensor:
+    """Converts an array `(..., H, W, C)` or a tensor `(..., C, H, W)` to a tensor `(B, C, H, W)` in [0, 1]."""
+    shape = getattr(image, "shape", ())
+    if not hasattr(image, "dtype") or len(shape) not in (2, 3, 4) or 0 in shape:
+        raise ValueError(
+            f"`{name}` must be a PIL image, a non-empty array or tensor with 2 to 4 dimensions, or a list of these,"
+            f" got {type(image).__name__} of shape {tuple(shape)}."
+        )
+    # torch does not support negative strides or read-only arrays, such as np.asarray(pil_image).
+    tensor = image.cpu() if torch.is_tensor(image) else torch.as_tensor(image.copy())
+    if tensor.ndim == 2:
+        tensor = tensor[None]
+    elif not torch.is_tensor(image):
+        tensor = tensor.movedim(-1, -3)
+    tensor = tensor.reshape(-1, *tensor.shape[-3:])
+    if tensor.shape[1] != channels and (tensor.shape[1] not in PIL_MODES or channels not in PIL_MODES):
+        raise ValueError(f"`{name}` must have {channels} channels, got {tensor.shape[1]}.")
+    if tensor.dtype == torch.bool:
+        tensor = tensor.float()
+    if tensor.dtype == torch.uint8 and channels in PIL_MODES:
+        arrays = tensor.permute(0, 2, 3, 1).numpy()
+        pil_images = [PIL.Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays]
+        return torch.stack([convert_pil_image(item, height, width, channels, name) for item in pil_images])
+    if tensor.dtype == torch.uint8:
+        tensor = tensor / 255
+    if not tensor.is_floating_point():
+        raise ValueError(f"`{name}` must be uint8, bool or floating point, got {tensor.dtype}.")
+    if not tensor.isfinite().all() or tensor.min() < 0 or tensor.max() > 1:
+        raise ValueError(
+            f"`{name}` must contain finite values in [0, 1], got values from {tensor.min():g} to {tensor.max():g}."
+            " Scale them."
+        )
+    return resize_and_crop(convert_channels(tensor.float(), channels), height, width)
+
+
+def convert_images(image: Any, height: int, width: int, channels: int, name: str = "image") -> torch.Tensor:
+    """Converts one image or a list of images to a tensor `(B, C, H, W)` in [0, 1]. Errors name the argument `name`."""
+    images: Any = list(image) if isinstance(image, (list, tuple)) else [image]
+    if not images:
+        raise ValueError(f"`{name}` must contain at least one image, got an empty list.")
+    tensors = []
+    for item in images:
+        if isinstance(item, PIL.Image.Image):
+            tensors.append(convert_pil_image(item, height, width, channels, name)[None])
+        else:
+            tensors.append(convert_array(item, height, width, channels, name))
+    return torch.cat(tensors)
+
+
+def get_size(image: Any) -> tuple[int, int]:
+    """Returns the height and the width of an upright PIL image, an array or a tensor."""
+    if isinstance(image, PIL.Image.Image):
+        # The orientations from 5 to 8 swap the sides.
+        return (image.width, image.height) if get_orientation(image) > 4 else (image.height, image.width)
+    height, width = image.shape[-2:] if torch.is_tensor(image) or image.ndim == 2 else image.shape[-3:-1]
+    return height, width
+
+
+def copy_generator(
+    generator: torch.Generator | list[torch.Generator] | None,
+) -> torch.Generator | list[torch.Generator] | None:
+    """Returns a generator, or a list of them, that samples the same numbers as `generator`."""
+    if generator is None:
+        return None
+    if isinstance(generator, list):
+        return [copy_generator(item) for item in generator]  # pyright: ignore[reportReturnType]
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return copy
+
+
+def get_step_indices(num_timesteps: int, order: int, num_resampling_steps: int) -> list[int]:
+    """
+    Returns the index of the timestep of each function evaluation, if all steps except the last one are repeated.
+
+    Args:
+        num_timesteps (`int`): Number of timesteps.
+        order (`int`): Number of timesteps per step of the scheduler. The last step always has one timestep.
+        num_resampling_steps (`int`): Number of times that each step runs.
+    """
+    steps = [list(range(start, min(start + order, num_timesteps))) for start in range(0, num_timesteps, order)]
+    repeated = [index for step in steps[:-1] for index in num_resampling_steps * step]
+    return repeated + steps[-1]
 
 
 def slerp(first: torch.Tensor, last: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
@@ -498,10 +586,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
         latents: torch.Tensor | None = None,
         image: PipelineImageInput | None = None,
         strength: float = 1.0,
+        mask_image: PipelineImageInput | None = None,
+        num_resampling_steps: int = 1,
     ) -> None:
         for name, value in (
             ("num_images_per_prompt", num_images_per_prompt),
             ("num_inference_steps", num_inference_steps),
+            ("num_resampling_steps", num_resampling_steps),
         ):
             if not is_positive_integer(value):
                 raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
@@ -526,10 +617,21 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 raise ValueError(f"`strength` must be in (0, 1], got {strength}.")
             # LMS and PNDM assume that sampling starts at the first timestep, from pure noise.
             if isinstance(self.scheduler, (LMSDiscreteScheduler, PNDMScheduler)):
-                raise ValueError(
-                    f"{type(self.scheduler).__name__} cannot start from an `image`. Use a different scheduler, such as"
-                    " DPMSolverMultistepScheduler."
-                )
+                name = type(self.scheduler).__name__
+                if mask_image is None or strength < 1:
+                    raise ValueError(
+                        f"{name} cannot start from an `image`. Use a different scheduler, such as"
+                        " DPMSolverMultistepScheduler."
+                    )
+                if num_resampling_steps > 1:
+                    raise ValueError(
+                        f"{name} cannot repeat a step. Use a different scheduler, such as"
+                        " DPMSolverMultistepScheduler, or set `num_resampling_steps` to 1."
+                    )
+        elif mask_image is not None:
+            raise ValueError("`mask_image` requires an `image`. Pass the image whose masked region is inpainted.")
+        if num_resampling_steps > 1 and mask_image is None:
+            raise ValueError(f"`num_resampling_steps` must be 1 without a `mask_image`, got {num_resampling_steps}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
         if output_type == "pil" and self.unet.config.out_channels not in (1, 3):
@@ -624,10 +726,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"{name} uses timesteps from {lowest:g} to {highest:g}, but they must be between 0 and"
                 f" {limit}. Use a different number of steps, `steps_offset` or `timestep_spacing`."
             )
-        if hasattr(scheduler, "set_begin_index"):
-            # Without a begin index, a scheduler skips the first step if the first two timesteps are equal.
-            scheduler.set_begin_index(0)
+        # Without a begin index, a scheduler skips the first step if the first two timesteps are equal.
+        self._set_begin_index(0)
         return all_timesteps
+
+    def _set_begin_index(self, index: int) -> None:
+        if hasattr(self.scheduler, "set_begin_index"):
+            self.scheduler.set_begin_index(index)
 
     def _check_scheduler(self, name: str) -> None:
         scheduler = self.scheduler
@@ -682,78 +787,59 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     def _preprocess_image(self, image: Any, height: int, width: int) -> torch.Tensor:
         """Converts `image` to a float32 tensor `(batch, channels, height, width)` in [-1, 1]."""
-        images: Any = list(image) if isinstance(image, (list, tuple)) else [image]
-        if not images:
-            raise ValueError("`image` must contain at least one image, got an empty list.")
-        tensors = []
-        for item in images:
-            if isinstance(item, PIL.Image.Image):
-                tensors.append(convert_pil_image(item, height, width, self.unet.config.in_channels)[None])
-            else:
-                tensors.append(self._convert_array(item, height, width))
-        return 2 * torch.cat(tensors) - 1
+        return 2 * convert_images(image, height, width, self.unet.config.in_channels) - 1
 
-    def _convert_array(self, image: Any, height: int, width: int) -> torch.Tensor:
-        """Converts an array `(..., H, W, C)` or a tensor `(..., C, H, W)` to a tensor `(B, C, H, W)` in [0, 1]."""
-        shape = getattr(image, "shape", ())
-        if not hasattr(image, "dtype") or len(shape) not in (2, 3, 4) or 0 in shape:
-            raise ValueError(
-                "`image` must be a PIL image, a non-empty array or tensor with 2 to 4 dimensions, or a list of these,"
-                f" got {type(image).__name__} of shape {tuple(shape)}."
+    def _preprocess_mask(self, mask_image: Any, image: Any, height: int, width: int) -> torch.Tensor:
+        """Converts `mask_image` to a Boolean tensor `(batch, 1, height, width)`, which is true where it is white."""
+        masks = convert_images(mask_image, height, width, 1, "mask_image")
+        # Images and masks of different sizes would be cropped differently.
+        sizes, mask_sizes = (
+            {get_size(item) for item in (value if isinstance(value, (list, tuple)) else [value])}
+            for value in (image, mask_image)
+        )
+        if len(sizes | mask_sizes) > 1:
+            expected, got = (
+                " and ".join(sorted(f"{size[0]}x{size[1]}" for size in values)) for values in (sizes, mask_sizes)
             )
-        # torch does not support negative strides or read-only arrays, such as np.asarray(pil_image).
-        tensor = image.cpu() if torch.is_tensor(image) else torch.as_tensor(image.copy())
-        if tensor.ndim == 2:
-            tensor = tensor[None]
-        elif not torch.is_tensor(image):
-            tensor = tensor.movedim(-1, -3)
-        tensor = tensor.reshape(-1, *tensor.shape[-3:])
-        channels = self.unet.config.in_channels
-        if tensor.shape[1] != channels and (tensor.shape[1] not in PIL_MODES or channels not in PIL_MODES):
-            raise ValueError(f"`image` must have {channels} channels, got {tensor.shape[1]}.")
-        if tensor.dtype == torch.bool:
-            tensor = tensor.float()
-        if tensor.dtype == torch.uint8 and channels in PIL_MODES:
-            arrays = tensor.permute(0, 2, 3, 1).numpy()
-            pil_images = [
-                PIL.Image.fromarray(array.squeeze(-1) if array.shape[-1] == 1 else array) for array in arrays
-            ]
-            return torch.stack([convert_pil_image(item, height, width, channels) for item in pil_images])
-        if tensor.dtype == torch.uint8:
-            tensor = tensor / 255
-        if not tensor.is_floating_point():
-            raise ValueError(f"`image` must be uint8, bool or floating point, got {tensor.dtype}.")
-        if not tensor.isfinite().all() or tensor.min() < 0 or tensor.max() > 1:
-            raise ValueError(
-                f"`image` must contain finite values in [0, 1], got values from {tensor.min():g} to {tensor.max():g}."
-                " Scale them."
-            )
-        return resize_and_crop(convert_channels(tensor.float(), channels), height, width)
+            raise ValueError(f"`mask_image` must have the size of `image`, {expected} pixels, got {got}.")
+        return masks >= 0.5
 
-    def prepare_latents(
+    def prepare_noise(
         self,
         batch_size: int,
         generator: torch.Generator | list[torch.Generator] | None,
         latents: torch.Tensor | None,
-        image: PipelineImageInput | None,
-        timestep: torch.Tensor,
         device: torch.device,
     ) -> torch.Tensor:
+        """Returns standard normal noise of shape `(batch, channels, height, width)`: `latents`, if they are passed."""
         shape = (batch_size, *self._get_image_shape())
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"`generator` must have one generator for each of the {batch_size} images, got {len(generator)}."
             )
         if latents is None:
-            latents = randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
-        elif latents.shape != shape:
+            return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        if latents.shape != shape:
             raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
-        if image is not None:
-            original = self._preprocess_image(image, *shape[2:]).to(device, torch.float32)
-            if len(original) not in (1, batch_size):
-                raise ValueError(f"`image` must be one image or {batch_size} images, got {len(original)}.")
-            return self._add_noise(original.expand(shape), latents, timestep.expand(batch_size))
-        return latents.to(device, torch.float32) * self.init_noise_sigma
+        return latents.to(device, torch.float32)
+
+    def prepare_image(
+        self, image: PipelineImageInput, mask_image: PipelineImageInput | None, noise: torch.Tensor
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
+        """
+        Converts the arguments `image` and `mask_image` of [`~FashionMNISTPipeline.__call__`].
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: The images in [-1, 1], with the shape of `noise`, and the Boolean
+            masks of shape `(batch, 1, height, width)`, which are true in the region to inpaint; `None` without masks.
+        """
+        batch_size, _, height, width = noise.shape
+        original = self._preprocess_image(image, height, width)
+        mask = None if mask_image is None else self._preprocess_mask(mask_image, image, height, width)
+        for name, value in (("image", original), ("mask_image", mask)):
+            if value is not None and len(value) not in (1, batch_size):
+                raise ValueError(f"`{name}` must be one image or {batch_size} images, got {len(value)}.")
+        return original.to(noise).expand_as(noise), None if mask is None else mask.to(noise.device)
 
     def _add_noise(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         if isinstance(self.scheduler, FLOW_MATCH_SCHEDULERS):
@@ -770,6 +856,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if isinstance(self.scheduler, FLOW_MATCH_SCHEDULERS):
             return sample
         return self.scheduler.scale_model_input(sample, timestep)
+
+    def _get_noise_level(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns `alpha` and `sigma` of the current state `alpha * x0 + sigma * noise` of the scheduler."""
+        zero = torch.zeros(1, 1, 1, 1, device=timestep.device)
+        timesteps: Any = timestep.reshape(1)
+        return self._add_noise(zero + 1, zero, timesteps), self._add_noise(zero, zero + 1, timesteps)
 
     def pred_original_sample(
         self, prediction: torch.Tensor, model_input: torch.Tensor, timestep: torch.Tensor
@@ -811,7 +903,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         sample: torch.Tensor,
         timesteps: torch.Tensor,
         predict: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
-        step: Callable[[torch.Tensor, torch.Tensor, torch.Tensor], torch.Tensor],
+        step: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor],
         callback_on_step_end: Callable[..., dict | None] | None,
         callback_on_step_end_tensor_inputs: Sequence[str],
     ) -> torch.Tensor:
@@ -822,7 +914,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             sample (`torch.Tensor` of shape `(batch, channels, height, width)`): The noisy images to start from.
             timesteps (`torch.Tensor` of shape `(num_timesteps,)`): The timesteps.
             predict (`Callable`): Returns the float32 prediction for a model input, a timestep and a step index.
-            step (`Callable`): Returns the next sample for a prediction, a timestep and a sample.
+            step (`Callable`): Returns the next sample for a prediction, a timestep, a sample and a step index.
         """
         self._interrupt = False
         self._num_timesteps = len(timesteps)
@@ -835,7 +927,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 scaled_sample = self.scale_model_input(sample, t)
                 prediction = predict(scaled_sample.to(self.unet.dtype), t, i)
                 # The scheduler computes in float32, even if the model uses a different dtype.
-                sample = step(prediction, t, sample)
+                sample = step(prediction, t, sample, i)
                 if callback_on_step_end is not None:
                     tensors = {"latents": sample, "model_input": scaled_sample}
                     if "pred_original_sample" in callback_on_step_end_tensor_inputs:
@@ -869,7 +961,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         generator: torch.Generator | list[torch.Generator] | None = None,
         latents: torch.Tensor | None = None,
         image: PipelineImageInput | None = None,
-        strength: float = 0.8,
+        mask_image: PipelineImageInput | None = None,
+        strength: float | None = None,
+        num_resampling_steps: int = 1,
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["FashionMNISTPipeline", int, int, dict], dict | None] | None = None,
@@ -914,9 +1008,19 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 upright with its EXIF orientation. The channels are converted to those of the model, and transparent
                 pixels are composited over white unless the model has 4 channels. Images of a different size are
                 resized to cover the size of the model and center-cropped.
-            strength (`float`, defaults to 0.8):
+            mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
+                Region of `image` to inpaint: one mask, or one for each generated image. White pixels are generated and
+                black pixels are kept exactly; the threshold is 0.5. Masks have one channel, must have the same size as
+                `image` and are converted like it. Before every step, the black pixels are replaced by those of
+                `image` with new noise of the current timestep (arXiv 2201.09865, equation 8).
+            strength (`float`, *optional*):
                 Fraction of the denoising steps to run if an `image` is passed, in (0, 1]. With 1, little of `image`
-                remains.
+                remains, and a masked region starts from pure noise. Defaults to 0.8, or to 1 with a `mask_image`.
+            num_resampling_steps (`int`, defaults to 1):
+                Number of times to run each denoising step of inpainting, except the last one (`U` in arXiv 2201.09865,
+                algorithm 1; `jump_n_sample` in diffusers' RePaintScheduler). Before a repetition, noise takes the
+                images back to the timestep of the step. Repetitions make the generated pixels fit the known ones
+                better. A multistep scheduler then starts again with a first-order step.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"` (mode "L" or "RGB"), `"np"` of shape `(batch, height, width, channels)` in [0, 1], `"pt"` of
                 shape `(batch, channels, height, width)` in [0, 1], or `"latent"`, with the shape of `"pt"` and values
@@ -942,6 +1046,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         """
         # 1. Check inputs
         num_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
+        if strength is None:
+            strength = 0.8 if mask_image is None else 1.0
         self.check_inputs(
             class_labels,
             num_images_per_prompt,
@@ -954,6 +1060,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             latents,
             image,
             strength,
+            mask_image,
+            num_resampling_steps,
         )
         self._guidance_scale = guidance_scale
         device = self._execution_device
@@ -970,28 +1078,49 @@ class FashionMNISTPipeline(DiffusionPipeline):
             batch_size = len(labels)
 
         # 3. Timesteps
-        timesteps_tensor = self.set_timesteps(num_steps, timesteps, sigmas, device)
+        all_timesteps = self.set_timesteps(num_steps, timesteps, sigmas, device)
+        order, num_skipped = self.scheduler.order, 0
         if image is not None:
             # Second-order schedulers have two timesteps for every step except one.
-            num_steps = math.ceil(len(timesteps_tensor) / self.scheduler.order)
-            num_remaining = int(scale_num_steps(num_steps, strength))
+            total = math.ceil(len(all_timesteps) / order)
+            num_remaining = int(scale_num_steps(total, strength))
             if num_remaining < 1:
-                raise ValueError(f"`strength` must leave at least one of the {num_steps} steps, got {strength}.")
-            skipped = (num_steps - num_remaining) * self.scheduler.order
-            timesteps_tensor = timesteps_tensor[skipped:]
-            if hasattr(self.scheduler, "set_begin_index"):
-                self.scheduler.set_begin_index(skipped)
+                raise ValueError(f"`strength` must leave at least one of the {total} steps, got {strength}.")
+            num_skipped = (total - num_remaining) * order
+            self._set_begin_index(num_skipped)
+        remaining = all_timesteps[num_skipped:]
+        indices = get_step_indices(len(remaining), order, num_resampling_steps)
 
         # 4. Noise
-        sample = self.prepare_latents(batch_size, generator, latents, image, timesteps_tensor[:1], device)
+        # The known pixels of an inpainted image use a copy of the generator, so that the other pixels have the same
+        # noise as without a mask.
+        known_generator = copy_generator(generator)
+        noise = self.prepare_noise(batch_size, generator, latents, device)
+        sample = noise * self.init_noise_sigma
+        original: Any = None
+        mask: Any = None
+
+        def add_noise(sample: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            return self._add_noise(sample, noise, timestep.expand(batch_size))
+
+        def replace_known_pixels(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+            known_noise = self.prepare_noise(batch_size, known_generator, None, device)
+            return torch.where(mask, sample, add_noise(original, known_noise, timestep))
+
+        if image is not None:
+            original, mask = self.prepare_image(image, mask_image, noise)
+            if mask is None or strength < 1:
+                sample = add_noise(original, noise, remaining[0])
+            if mask is not None:
+                sample = replace_known_pixels(sample, remaining[0])
         accepts_generator = "generator" in inspect.signature(self.scheduler.step).parameters
         step_kwargs = {"generator": generator} if accepts_generator else {}
 
         # 5. Denoising loop
-        start, stop = (scale_num_steps(len(timesteps_tensor), fraction) for fraction in guidance_interval)
+        start, stop = (scale_num_steps(len(remaining), fraction) for fraction in guidance_interval)
 
         def predict(model_input: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
-            if guidance_labels is not None and self.guidance_scale != 1 and start <= i < stop:
+            if guidance_labels is not None and self.guidance_scale != 1 and start <= indices[i] < stop:
                 self._num_function_evaluations += 2
                 model_input = torch.cat([model_input, model_input])
                 prediction = self.unet(model_input, t, class_labels=guidance_labels).sample.float()
@@ -1000,11 +1129,34 @@ class FashionMNISTPipeline(DiffusionPipeline):
             self._num_function_evaluations += 1
             return self.unet(model_input, t, **label_kwargs).sample.float()
 
+        def step(prediction: torch.Tensor, t: torch.Tensor, sample: torch.Tensor, i: int) -> torch.Tensor:
+            sample = self.scheduler.step(prediction, t, sample, **step_kwargs).prev_sample
+            next_index = indices[i] + 1
+            if mask is None:
+                return sample
+            if next_index == len(remaining):
+                return torch.where(mask, sample, original)
+            if next_index % order:
+                # A second-order scheduler has not completed the step.
+                return sample
+            if indices[i + 1] != next_index:
+                # Equation 1 of arXiv 2201.09865 from the current timestep back to that of the repeated step. The
+                # scheduler restarts, because its previous predictions belong to different noise.
+                alpha, sigma = self._get_noise_level(remaining[next_index])
+                next_index = indices[i + 1]
+                self.set_timesteps(num_steps, timesteps, sigmas, device)
+                self._set_begin_index(num_skipped + next_index)
+                next_alpha, next_sigma = self._get_noise_level(remaining[next_index])
+                scale = next_alpha / alpha
+                noise = self.prepare_noise(batch_size, generator, None, device)
+                sample = scale * sample + (next_sigma**2 - (scale * sigma) ** 2).clamp(min=0).sqrt() * noise
+            return replace_known_pixels(sample, remaining[next_index])
+
         sample = self._denoise(
             sample,
-            timesteps_tensor,
+            remaining[indices],
             predict,
-            lambda prediction, t, sample: self.scheduler.step(prediction, t, sample, **step_kwargs).prev_sample,
+            step,
             callback_on_step_end,
             callback_on_step_end_tensor_inputs,
         )
@@ -1092,7 +1244,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         unused_generator = torch.Generator(device)
         initial_state = unused_generator.get_state()
 
-        def step(prediction: torch.Tensor, t: torch.Tensor, sample: torch.Tensor) -> torch.Tensor:
+        def step(prediction: torch.Tensor, t: torch.Tensor, sample: torch.Tensor, i: int) -> torch.Tensor:
             if "variance_noise" in step_parameters:
                 return self.scheduler.step(prediction, t, sample, variance_noise=sample_noise()).prev_sample
             kwargs = {"generator": unused_generator} if "generator" in step_parameters else {}

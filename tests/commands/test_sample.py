@@ -110,6 +110,62 @@ def test_sampling_options_reach_the_pipeline(sample, tmp_path):
     assert generate("steps", "--num-inference-steps", "3") != default
 
 
+def test_inpainting_keeps_the_black_pixels_of_the_mask(sample, tmp_path):
+    pixels = np.arange(64, dtype=np.uint8).reshape(8, 8) * 3
+    mask = np.zeros((8, 8), np.uint8)
+    mask[:4] = 255
+    Image.fromarray(pixels).save(tmp_path / "image.png")
+    Image.fromarray(mask).save(tmp_path / "mask.png")
+    inputs = [
+        "-n",
+        "3",
+        "--batch-size",
+        "2",
+        "--image",
+        f"{tmp_path}/image.png",
+        "--mask-image",
+        f"{tmp_path}/mask.png",
+    ]
+    images = sample(*inputs, folder=tmp_path / "once")
+    repeated = sample(*inputs, "--num-resampling-steps", "2", folder=tmp_path / "repeated")
+    similar = sample(*inputs, "--strength", "0.5", folder=tmp_path / "similar")
+    for name in ("0000.png", "0001.png", "0002.png"):
+        for result in (images, repeated, similar):
+            np.testing.assert_array_equal(np.asarray(result[name])[4:], pixels[4:])
+        assert len({result[name].tobytes() for result in (images, repeated, similar)}) == 3
+    assert images["0000.png"].tobytes() != images["0001.png"].tobytes()
+
+
+def test_image_to_image_follows_the_strength(sample, tmp_path):
+    Image.new("RGB", (20, 12), "white").save(tmp_path / "image.png")
+    inputs = ["-n", "1", "--num-inference-steps", "20", "--image", f"{tmp_path}/image.png"]
+    similar = np.asarray(sample(*inputs, "--strength", "0.05", folder=tmp_path / "similar")["0000.png"])
+    different = np.asarray(sample(*inputs, folder=tmp_path / "different")["0000.png"])
+    assert similar.mean() > max(220, different.mean() + 5)
+
+
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--mask-image", "image.png"], "--mask-image requires an --image. Pass the image"),
+        (["--strength", "0.5"], "--strength requires an --image, got 0.5."),
+        (["--num-resampling-steps", "2"], "--num-resampling-steps must be 1 without a --mask-image, got 2."),
+        (["--image", "image.png", "--strength", "2"], "--strength must be in (0, 1], got 2.0."),
+        (["--image", "missing.png"], "Could not read missing.png (No such file or directory)."),
+        (["--image", "text.png"], "Could not read text.png (unknown image format)."),
+        (
+            ["--image", "image.png", "--mask-image", "large.png"],
+            "--mask-image must have the size of --image, 8x8 pixels",
+        ),
+    ],
+)
+def test_invalid_input_images_are_errors(pipeline, get_error, tmp_path, args, message):
+    Image.new("L", (8, 8)).save(tmp_path / "image.png")
+    Image.new("L", (9, 8)).save(tmp_path / "large.png")
+    (tmp_path / "text.png").write_text("text")
+    assert get_error("sample", pipeline, *args).startswith(message)
+
+
 class TestOutputDir:
     def test_folders_are_numbered(self, pipeline, tmp_path, monkeypatch):
         monkeypatch.chdir(tmp_path)

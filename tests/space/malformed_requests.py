@@ -44,6 +44,7 @@ INPUTS: dict[str, dict[str, Any]] = {
         "guidance_scale": 1,
         "seed": 0,
         "upload": None,
+        "mask": "",
     },
 }
 META = {"_type": "gradio.FileData"}

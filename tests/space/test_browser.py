@@ -253,6 +253,47 @@ def test_image_to_image_shows_all_classes_and_rejects_broken_files(page, tmp_pat
     assert fits(page)
 
 
+def test_image_to_image_only_changes_the_painted_region(page):
+    open_tab(page, "Image-to-image")
+    canvas = page.locator("#preview canvas")
+
+    def paint_line() -> None:
+        canvas.scroll_into_view_if_needed()
+        box = canvas.bounding_box()
+        assert box is not None and box["width"] == box["height"] > 200
+        page.mouse.move(box["x"] + box["width"] * 0.2, box["y"] + box["height"] * 0.3)
+        page.mouse.down()
+        page.mouse.move(box["x"] + box["width"] * 0.8, box["y"] + box["height"] * 0.3)
+        page.mouse.up()
+
+    def read_pixels(selector: str) -> list[int]:
+        """Returns the red pixels of a canvas or of an image of 8x8 pixels."""
+        script = """element => {
+            const canvas = document.createElement("canvas"), context = canvas.getContext("2d");
+            context.drawImage(element, 0, 0);
+            return Array.from(context.getImageData(0, 0, 8, 8).data).filter((_, i) => i % 4 == 0);
+        }"""
+        return page.locator(selector).first.evaluate(script)
+
+    paint_line()
+    mask = [value > 0 for value in read_pixels("#preview canvas")]
+    # The brush has a width of one pixel.
+    assert mask == [i // 8 == 2 and 1 <= i % 8 <= 6 for i in range(64)]
+    button(page, "Transform").click()
+    expect(page.locator("#image-to-image-bar")).to_contain_text("34 NFE per image")
+    original, result = read_pixels("#preview img"), read_pixels("#image-to-image-images img")
+    assert all(a == b for a, b, painted in zip(original, result, mask, strict=True) if not painted)
+    assert any(a != b for a, b, painted in zip(original, result, mask, strict=True) if painted)
+
+    # A stroke that starts on a painted pixel erases, and the button erases everything.
+    paint_line()
+    assert not any(read_pixels("#preview canvas"))
+    paint_line()
+    button(page, "Clear mask").click()
+    assert not any(read_pixels("#preview canvas"))
+    assert fits(page)
+
+
 def test_compare_shows_both_sides(page):
     open_tab(page, "Compare")
     button(page, "Compare").click()

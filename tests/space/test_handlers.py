@@ -186,7 +186,7 @@ class TestInterpolate:
 
 class TestImageToImage:
     def test_input_is_the_first_image_of_the_download(self, tiny_handlers):
-        run = tiny_handlers.on_image_to_image("Bag", ALL_CLASSES, 0.5, 4, "ddim", 1, 0, None)
+        run = tiny_handlers.on_image_to_image("Bag", ALL_CLASSES, 0.5, 4, "ddim", 1, 0, None, "")
         _, (png,) = copies(run, 2)
         assert json.loads(png.info["parameters"])["strength"] == 0.5
         images = cells(png, 8, 11)
@@ -198,9 +198,24 @@ class TestImageToImage:
         assert image.size == (8, 8)
         assert image.tobytes() != tiny_handlers.get_image(None, "Bag").tobytes()
 
+    def test_mask_limits_the_change_to_a_region(self, tiny_handlers):
+        mask = "1" * 24 + "0" * 40
+        settings = "Bag", "Coat", 1, 4, "ddim", 1, 0, None, mask
+        _, (png,) = copies(tiny_handlers.on_image_to_image(*settings), 2)
+        assert json.loads(png.info["parameters"])["mask"] == mask
+        image, result = cells(png, 8, 2)
+        np.testing.assert_array_equal(result[3:], image[3:])
+        assert (result[:3] != image[:3]).mean() > 0.5
+        grid = last_grid(tiny_handlers.image_to_image(*settings))
+        np.testing.assert_array_equal(cells(grid, 8, 1)[0], result)
+
+    def test_invalid_mask_is_shown(self, tiny_handlers):
+        with pytest.raises(gr.Error, match="The mask must be a text of 64 characters, 0 or 1, one for"):
+            next(tiny_handlers.on_image_to_image("Bag", "Coat", 0.5, 4, "ddim", 1, 0, None, "1" * 63))
+
     def test_image_is_required(self, tiny_handlers):
         with pytest.raises(gr.Error, match="Upload an image, or choose one of T-shirt/top"):
-            next(tiny_handlers.on_image_to_image(None, "Bag", 0.5, 4, "ddim", 1, 0, None))
+            next(tiny_handlers.on_image_to_image(None, "Bag", 0.5, 4, "ddim", 1, 0, None, ""))
 
     def test_default_settings_change_the_class(self, base_handlers):
         page = layout.build(base_handlers)

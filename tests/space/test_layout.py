@@ -77,6 +77,13 @@ class TestEndpoints:
         grid = Image.open(client.predict(upload=upload, label="Shirt", **FAST, api_name="/image_to_image"))
         assert json.loads(grid.info["parameters"])["labels"] == ["Shirt"]
 
+    def test_image_to_image_with_a_mask(self, client):
+        mask = "0" * 32 + "1" * 32
+        same = Image.open(client.predict(mask="0" * 64, label="Shirt", **FAST, api_name="/image_to_image"))
+        grid = Image.open(client.predict(mask=mask, label="Shirt", **FAST, api_name="/image_to_image"))
+        changed = np.asarray(grid).astype(int) != np.asarray(same)
+        assert changed[32:].mean() > 0.5 and not changed[:32].any()
+
     def test_quality_without_metrics_has_no_numbers(self, client):
         assert client.predict(api_name="/quality") == {"model": "tiny", "num_samples": None}
 
@@ -138,7 +145,7 @@ class TestInvalidInput:
     def test_files_of_the_server_cannot_be_read(self, url, path):
         # gradio_client would upload the file of this name.
         file = {"path": path, "meta": {"_type": "gradio.FileData"}}
-        body = json.dumps({"data": ["Bag", "Shirt", 0.5, 4, "ddim", 1, 0, file]}).encode()
+        body = json.dumps({"data": ["Bag", "Shirt", 0.5, 4, "ddim", 1, 0, file, ""]}).encode()
         call = f"{url}gradio_api/call/image_to_image"
         request = urllib.request.Request(call, body, {"Content-Type": "application/json"})
         event = json.load(urllib.request.urlopen(request))["event_id"]

@@ -8,7 +8,7 @@ from PIL import Image, ImageDraw
 import uploads
 from engine import RequestError
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images
-from uploads import open_upload, to_fashion_mnist, to_model_size
+from uploads import open_upload, parse_mask, to_fashion_mnist, to_model_size
 
 
 class TestOpenUpload:
@@ -134,3 +134,16 @@ def test_there_is_an_example_for_each_class():
     for path in uploads.EXAMPLES.values():
         with Image.open(path) as image:
             assert (image.mode, image.size) == ("L", (28, 28))
+
+
+def test_mask_has_a_character_for_each_pixel():
+    mask = parse_mask("010" + "111", (3, 2))
+    assert mask is not None and mask.size == (3, 2)
+    np.testing.assert_array_equal(np.asarray(mask), [[0, 255, 0], [255, 255, 255]])
+    assert parse_mask("", (3, 2)) is parse_mask(None, (3, 2)) is None
+
+
+@pytest.mark.parametrize("text", ["0", "0" * 7, "01012x", "\u0661" * 6, 10101, True, ["0"] * 6, {"path": "x"}])
+def test_invalid_mask_is_an_error(text):
+    with pytest.raises(RequestError, match=r"^The mask must be a text of 6 characters, .* 3x2 pixels\.$"):
+        parse_mask(text, (3, 2))
