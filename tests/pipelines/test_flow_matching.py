@@ -89,7 +89,7 @@ def test_sampling_ends_at_the_clean_image(name, noise_scheduler):
         callback_on_step_end_tensor_inputs=["pred_original_sample"],
     ).images
     assert distance(images, pipe.unet.clean[[2, 0]]) < 0.02
-    assert pipe.unet.noise_error < 0.06
+    assert pipe.unet.noise_error < 0.12
     assert len(predicted) == pipe.num_timesteps
     for images in predicted:
         assert distance(images, pipe.unet.clean[[2, 0]]) < 0.01
