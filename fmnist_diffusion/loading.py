@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 from .pipelines import FashionMNISTPipeline
-from .sampling import make_scheduler, select_dtype
+from .sampling import select_dtype
+from .schedulers import make_scheduler
 
 
 PRETRAINED_DIR = Path(__file__).parent / "pretrained"
@@ -42,7 +43,7 @@ def load_pipeline(
             A name in [`bundled_pipelines`], a folder, or a repository id such as `owner/name`. To load a folder with
             the name of a bundled checkpoint, pass `./name` or a `Path`.
         scheduler (`str` or a subclass of [`SchedulerMixin`], *optional*):
-            Scheduler to use instead of the stored one: a name in `fmnist_diffusion.sampling.SCHEDULERS`, such as
+            Scheduler to use instead of the stored one: a name in `fmnist_diffusion.schedulers.SCHEDULERS`, such as
             `"ddim"`, or a diffusers scheduler class. It keeps the noise schedule and the prediction type, but not the
             power-law timestep spacing.
         dtype (`torch.dtype`, `dict` or `"auto"`, *optional*):

@@ -1,18 +1,19 @@
-"""Sampling settings, schedulers, random generators and batched image generation.
+"""Sampling settings, default pipelines, random generators and batched image generation.
 
-Functions import torch and diffusers locally, so that the command line can read the settings and the scheduler names
-without these slow imports.
+Functions import torch and diffusers locally, so that the command line can read the settings without these slow
+imports.
 """
 
 from __future__ import annotations
 
-import inspect
 import math
 import time
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Sequence
 from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
+
+from .schedulers import NEAR_ZERO_SNR, NOISE_SCHEDULE_OPTIONS, make_scheduler
 
 
 if TYPE_CHECKING:
@@ -23,42 +24,12 @@ if TYPE_CHECKING:
     from .pipelines.pipeline_fmnist import FashionMNISTPipeline
 
 
-# This table maps short names to diffusers classes and to options that override those of the checkpoint's scheduler.
-SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
-    "ddpm": ("DDPMScheduler", {}),
-    "ddim": ("DDIMScheduler", {}),
-    "pndm": ("PNDMScheduler", {}),
-    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
-    "sde-dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
-    "unipc": ("UniPCMultistepScheduler", {}),
-    "deis": ("DEISMultistepScheduler", {}),
-    "euler": ("EulerDiscreteScheduler", {}),
-    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
-    "heun": ("HeunDiscreteScheduler", {"clip_sample": True}),
-}
-
-# These options define the noise schedule and the prediction type that a model was trained with.
-NOISE_SCHEDULE_OPTIONS = (
-    "num_train_timesteps",
-    "beta_start",
-    "beta_end",
-    "beta_schedule",
-    "trained_betas",
-    "prediction_type",
-    "rescale_betas_zero_snr",
-    "timestep_spacing",
-)
-
 # torch's CPU generator only uses the lower 32 bits of a seed.
 MAX_SEED = 2**32 - 1
 
 # Sampling with guidance needs 79 bytes per feature of the first level (measured with base and 256 images).
 BYTES_PER_FEATURE = 80
 MAX_BATCH_BYTES = 3_000_000_000
-
-# A schedule has a near-zero terminal SNR if its last `alphas_cumprod` is below this threshold. The last value is 4e-5
-# for linear schedules and 2e-9 for cosine schedules.
-NEAR_ZERO_SNR = 1e-6
 
 
 @dataclass(frozen=True)
@@ -138,77 +109,6 @@ class Samples:
 
 def is_integer(value: Any) -> bool:
     return isinstance(value, int) and not isinstance(value, bool)
-
-
-def get_scheduler_class(scheduler: str | type[SchedulerMixin]) -> tuple[type[Any], dict[str, Any]]:
-    """
-    Finds the class of a scheduler and the config options that its short name implies.
-
-    Args:
-        scheduler (`str` or a subclass of [`SchedulerMixin`]):
-            A name in `SCHEDULERS`, the name of a diffusers scheduler class, or the class itself.
-
-    Returns:
-        `tuple[type, dict]`: The class and the options.
-
-    Raises:
-        `ValueError`: If the scheduler does not exist.
-    """
-    import diffusers
-
-    if isinstance(scheduler, type):
-        scheduler_class, options = scheduler, {}
-    elif isinstance(scheduler, str):
-        name, options = SCHEDULERS.get(scheduler, (scheduler, {}))
-        scheduler_class = getattr(diffusers, name, None)
-    else:
-        raise ValueError(f"`scheduler` must be a name or a class, got an instance of {type(scheduler).__name__}.")
-    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
-        raise ValueError(
-            f"Could not find a scheduler {scheduler!r}: pass one of {', '.join(SCHEDULERS)}, or a diffusers scheduler"
-            " class."
-        )
-    return scheduler_class, dict(options)
-
-
-def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, Any]) -> Any:
-    """
-    Creates a scheduler for a model that was trained with the noise schedule in `config`.
-
-    Args:
-        scheduler (`str` or a subclass of [`SchedulerMixin`]): See [`get_scheduler_class`].
-        config (`Mapping`): Config of a different scheduler of the same model, such as `pipe.scheduler.config`.
-
-    Returns:
-        [`SchedulerMixin`]: The new scheduler.
-
-    Raises:
-        `ValueError`: If the scheduler does not exist, if it requires arguments other than the noise schedule, or if
-            either the scheduler or the model, but not both, uses flow matching.
-    """
-    from diffusers import DPMSolverMultistepScheduler
-
-    from .flow_matching import get_flow_options, uses_flow_matching
-
-    scheduler_class, options = get_scheduler_class(scheduler)
-    parameters = inspect.signature(scheduler_class).parameters.values()
-    required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
-    if required:
-        raise ValueError(
-            f"{scheduler_class.__name__} does not support this model, because it requires `{required[0]}`. Use a"
-            " different scheduler, such as DDIMScheduler."
-        )
-    options |= get_flow_options(scheduler_class, config)
-    # With this entry, `from_config` drops all options that equal the defaults of the previous scheduler class.
-    ignored = {"_use_default_values"}
-    if not issubclass(scheduler_class, DPMSolverMultistepScheduler):
-        # `algorithm_type` has different values in different solvers.
-        ignored.add("algorithm_type")
-    if uses_flow_matching(config):
-        # Flow matching has no betas, and its schedulers have different names for the same options.
-        ignored |= config.keys() - inspect.signature(scheduler_class).parameters.keys()
-    config = {name: value for name, value in config.items() if name not in ignored}
-    return scheduler_class.from_config(config, **options)
 
 
 def make_pipeline(

@@ -19,18 +19,16 @@ from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.data import to_uint8
 from fmnist_diffusion.sampling import (
     MAX_SEED,
-    SCHEDULERS,
     Samples,
     SamplingConfig,
     copy_pipeline,
     generate,
-    get_scheduler_class,
     make_consistency_pipeline,
     make_generators,
     make_pipeline,
-    make_scheduler,
     select_dtype,
 )
+from fmnist_diffusion.schedulers import SCHEDULERS, get_scheduler_class, make_scheduler
 from tiny_pipelines import get_pipeline, make_unet, sample
 
 

@@ -25,10 +25,10 @@ ALLOWED_IMPORTS = {
     "images": set(),
     "files": set(),
     "data": {"hub.client"},
-    "flow_matching": {"pipelines"},
-    "sampling": {"models", "pipelines", "data", "flow_matching"},
-    "loading": {"pipelines", "sampling", "hub.client"},
-    "evaluation": {"pipelines", "sampling", "loading", "data", "images", "files", "hub.client"},
+    "schedulers": {"pipelines"},
+    "sampling": {"models", "pipelines", "data", "schedulers"},
+    "loading": {"pipelines", "sampling", "schedulers", "hub.client"},
+    "evaluation": {"pipelines", "sampling", "schedulers", "loading", "data", "images", "files", "hub.client"},
     "export": {"pipelines", "models", "sampling", "data", "files"},
     "hub": {
         "hub.client",
@@ -42,7 +42,18 @@ ALLOWED_IMPORTS = {
         "images",
         "export",
     },
-    "commands": {"hub.client", "files", "sampling", "loading", "data", "images", "hub", "evaluation", "export"},
+    "commands": {
+        "hub.client",
+        "files",
+        "sampling",
+        "schedulers",
+        "loading",
+        "data",
+        "images",
+        "hub",
+        "evaluation",
+        "export",
+    },
 }
 
 

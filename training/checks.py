@@ -13,7 +13,8 @@ from typing import Any, Literal
 import numpy as np
 
 from config import ObjectiveConfig, SchedulerConfig
-from fmnist_diffusion.sampling import MAX_SEED, SCHEDULERS, make_scheduler
+from fmnist_diffusion.sampling import MAX_SEED
+from fmnist_diffusion.schedulers import SCHEDULERS, make_scheduler
 
 
 # The Fréchet distance needs more samples than the classifier has features (256).

@@ -8,7 +8,8 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from adaptation import load_adapted_weights
 from config import DataConfig, ResolvedConfig, SchedulerConfig, TrainingConfig
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
-from fmnist_diffusion.sampling import make_consistency_pipeline, make_pipeline, make_scheduler
+from fmnist_diffusion.sampling import make_consistency_pipeline, make_pipeline
+from fmnist_diffusion.schedulers import make_scheduler
 
 
 NoiseScheduler = DDPMScheduler | FlowMatchEulerDiscreteScheduler

@@ -4,7 +4,7 @@ from typing import TYPE_CHECKING, Annotated, Literal
 
 import typer
 
-from fmnist_diffusion.sampling import SCHEDULERS
+from fmnist_diffusion.schedulers import SCHEDULERS
 
 
 if TYPE_CHECKING:

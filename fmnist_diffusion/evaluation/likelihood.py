@@ -32,7 +32,8 @@ from tqdm.auto import tqdm
 
 from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.data import ImageTensors, to_model_input
-from fmnist_diffusion.sampling import NEAR_ZERO_SNR, NOISE_SCHEDULE_OPTIONS, get_max_batch_size, make_generators
+from fmnist_diffusion.sampling import get_max_batch_size, make_generators
+from fmnist_diffusion.schedulers import NEAR_ZERO_SNR, NOISE_SCHEDULE_OPTIONS
 
 from .provenance import get_device_name, get_versions, images_hash, weights_hash
 from .reference import get_shape

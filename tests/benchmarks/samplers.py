@@ -18,7 +18,8 @@ from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.evaluation import FastMetrics
-from fmnist_diffusion.sampling import SCHEDULERS, Samples, SamplingConfig, generate, make_scheduler
+from fmnist_diffusion.sampling import Samples, SamplingConfig, generate
+from fmnist_diffusion.schedulers import SCHEDULERS, make_scheduler
 
 
 HEUN_SIGMA_MAX = 80

@@ -6,7 +6,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
-from fmnist_diffusion.sampling import make_scheduler
+from fmnist_diffusion.schedulers import make_scheduler
 
 
 NoiseScheduler = DDPMScheduler | FlowMatchEulerDiscreteScheduler

@@ -17,7 +17,8 @@ from torch.testing import assert_close
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.export import describe_sampler
-from fmnist_diffusion.sampling import copy_pipeline, make_pipeline, make_scheduler
+from fmnist_diffusion.sampling import copy_pipeline, make_pipeline
+from fmnist_diffusion.schedulers import make_scheduler
 from tiny_pipelines import get_pipeline, make_unet, sample
 
 

@@ -11,8 +11,8 @@ from oracle_unet import OracleUNet, distance, make_oracle_pipeline
 from PIL import Image
 from torch.testing import assert_close
 
-from fmnist_diffusion import FashionMNISTPipeline, bundled_pipelines, load_pipeline, sampling
-from fmnist_diffusion.sampling import make_scheduler
+from fmnist_diffusion import FashionMNISTPipeline, bundled_pipelines, load_pipeline, schedulers
+from fmnist_diffusion.schedulers import make_scheduler
 from tiny_pipelines import get_pipeline, make_unet, sample
 
 
@@ -20,7 +20,7 @@ from tiny_pipelines import get_pipeline, make_unet, sample
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
 
 SCHEDULERS = [
-    *sampling.SCHEDULERS,
+    *schedulers.SCHEDULERS,
     "DPMSolverSinglestepScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",

@@ -14,7 +14,8 @@ from diffusers import (
 from torch.testing import assert_close
 
 from fmnist_diffusion.pipelines.pipeline_fmnist import slerp
-from fmnist_diffusion.sampling import make_pipeline, make_scheduler
+from fmnist_diffusion.sampling import make_pipeline
+from fmnist_diffusion.schedulers import make_scheduler
 from tiny_pipelines import get_pipeline, make_unet, sample
 
 

@@ -20,7 +20,7 @@ from diffusers import (
 )
 from torch.testing import assert_close
 
-from fmnist_diffusion import FashionMNISTPipeline, data, sampling
+from fmnist_diffusion import FashionMNISTPipeline, data, schedulers
 from fmnist_diffusion.pipelines import pipeline_fmnist
 from tiny_pipelines import get_pipeline, make_unet, sample
 
@@ -129,7 +129,7 @@ class TestClassLabels:
 def test_constants_agree_with_the_package():
     """The file must not import the package, so it has copies of these constants."""
     assert pipeline_fmnist.FASHION_MNIST_LABELS == data.FASHION_MNIST_LABELS
-    assert pipeline_fmnist.NEAR_ZERO_SNR == sampling.NEAR_ZERO_SNR
+    assert pipeline_fmnist.NEAR_ZERO_SNR == schedulers.NEAR_ZERO_SNR
 
 
 class TestGuidance:

@@ -7,8 +7,8 @@ from diffusers import DDPMScheduler, SchedulerMixin
 from oracle_unet import distance, make_oracle_pipeline
 from torch.testing import assert_close
 
-from fmnist_diffusion import FashionMNISTPipeline, sampling
-from fmnist_diffusion.sampling import make_scheduler
+from fmnist_diffusion import FashionMNISTPipeline, schedulers
+from fmnist_diffusion.schedulers import make_scheduler
 from tiny_pipelines import make_unet
 
 
@@ -16,7 +16,7 @@ from tiny_pipelines import make_unet
 pytestmark = pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
 
 SCHEDULERS = [
-    *sampling.SCHEDULERS,
+    *schedulers.SCHEDULERS,
     "DPMSolverSinglestepScheduler",
     "KDPM2AncestralDiscreteScheduler",
     "KDPM2DiscreteScheduler",

@@ -17,7 +17,8 @@ from diffusers import (
 )
 
 from fmnist_diffusion import FashionMNISTPipeline
-from fmnist_diffusion.sampling import SCHEDULERS, make_pipeline, make_scheduler
+from fmnist_diffusion.sampling import make_pipeline
+from fmnist_diffusion.schedulers import SCHEDULERS, make_scheduler
 from tiny_pipelines import get_pipeline, make_unet, sample
 
 

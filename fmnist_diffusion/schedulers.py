@@ -1,0 +1,155 @@
+"""Creates diffusers schedulers for a trained model.
+
+Functions import diffusers locally, so that the command line can read the scheduler names without this slow import.
+"""
+
+from __future__ import annotations
+
+import inspect
+from collections.abc import Mapping
+from typing import TYPE_CHECKING, Any
+
+
+if TYPE_CHECKING:
+    from diffusers import SchedulerMixin
+
+
+# This table maps short names to diffusers classes and to options that override those of the checkpoint's scheduler.
+SCHEDULERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "ddpm": ("DDPMScheduler", {}),
+    "ddim": ("DDIMScheduler", {}),
+    "pndm": ("PNDMScheduler", {}),
+    "dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "dpmsolver++"}),
+    "sde-dpmsolver++": ("DPMSolverMultistepScheduler", {"algorithm_type": "sde-dpmsolver++"}),
+    "unipc": ("UniPCMultistepScheduler", {}),
+    "deis": ("DEISMultistepScheduler", {}),
+    "euler": ("EulerDiscreteScheduler", {}),
+    "euler_a": ("EulerAncestralDiscreteScheduler", {}),
+    "heun": ("HeunDiscreteScheduler", {"clip_sample": True}),
+}
+
+# These options define the noise schedule and the prediction type that a model was trained with.
+NOISE_SCHEDULE_OPTIONS = (
+    "num_train_timesteps",
+    "beta_start",
+    "beta_end",
+    "beta_schedule",
+    "trained_betas",
+    "prediction_type",
+    "rescale_betas_zero_snr",
+    "timestep_spacing",
+)
+
+# A schedule has a near-zero terminal SNR if its last `alphas_cumprod` is below this threshold. The last value is 4e-5
+# for linear schedules and 2e-9 for cosine schedules.
+NEAR_ZERO_SNR = 1e-6
+
+
+def get_scheduler_class(scheduler: str | type[SchedulerMixin]) -> tuple[type[Any], dict[str, Any]]:
+    """
+    Finds the class of a scheduler and the config options that its short name implies.
+
+    Args:
+        scheduler (`str` or a subclass of [`SchedulerMixin`]):
+            A name in `SCHEDULERS`, the name of a diffusers scheduler class, or the class itself.
+
+    Returns:
+        `tuple[type, dict]`: The class and the options.
+
+    Raises:
+        `ValueError`: If the scheduler does not exist.
+    """
+    import diffusers
+
+    if isinstance(scheduler, type):
+        scheduler_class, options = scheduler, {}
+    elif isinstance(scheduler, str):
+        name, options = SCHEDULERS.get(scheduler, (scheduler, {}))
+        scheduler_class = getattr(diffusers, name, None)
+    else:
+        raise ValueError(f"`scheduler` must be a name or a class, got an instance of {type(scheduler).__name__}.")
+    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
+        raise ValueError(
+            f"Could not find a scheduler {scheduler!r}: pass one of {', '.join(SCHEDULERS)}, or a diffusers scheduler"
+            " class."
+        )
+    return scheduler_class, dict(options)
+
+
+def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, Any]) -> Any:
+    """
+    Creates a scheduler for a model that was trained with the noise schedule in `config`.
+
+    Args:
+        scheduler (`str` or a subclass of [`SchedulerMixin`]): See [`get_scheduler_class`].
+        config (`Mapping`): Config of a different scheduler of the same model, such as `pipe.scheduler.config`.
+
+    Returns:
+        [`SchedulerMixin`]: The new scheduler.
+
+    Raises:
+        `ValueError`: If the scheduler does not exist, if it requires arguments other than the noise schedule, or if
+            either the scheduler or the model, but not both, uses flow matching.
+    """
+    from diffusers import DPMSolverMultistepScheduler
+
+    scheduler_class, options = get_scheduler_class(scheduler)
+    parameters = inspect.signature(scheduler_class).parameters.values()
+    required = [p.name for p in parameters if p.default is p.empty and p.kind is p.POSITIONAL_OR_KEYWORD]
+    if required:
+        raise ValueError(
+            f"{scheduler_class.__name__} does not support this model, because it requires `{required[0]}`. Use a"
+            " different scheduler, such as DDIMScheduler."
+        )
+    options |= get_flow_options(scheduler_class, config)
+    # With this entry, `from_config` drops all options that equal the defaults of the previous scheduler class.
+    ignored = {"_use_default_values"}
+    if not issubclass(scheduler_class, DPMSolverMultistepScheduler):
+        # `algorithm_type` has different values in different solvers.
+        ignored.add("algorithm_type")
+    if uses_flow_matching(config):
+        # Flow matching has no betas, and its schedulers have different names for the same options.
+        ignored |= config.keys() - inspect.signature(scheduler_class).parameters.keys()
+    config = {name: value for name, value in config.items() if name not in ignored}
+    return scheduler_class.from_config(config, **options)
+
+
+def uses_flow_matching(config: Mapping[str, Any]) -> bool:
+    """Returns whether the config of a scheduler belongs to a flow-matching model."""
+    # The flow-matching schedulers of diffusers have a `shift`, but no `prediction_type`.
+    return "shift" in config or config.get("prediction_type") == "flow_prediction"
+
+
+def get_flow_options(scheduler_class: type[Any], config: Mapping[str, Any]) -> dict[str, Any]:
+    """
+    Returns the options of a scheduler that keep the prediction type and the shift of a flow-matching model.
+
+    Args:
+        scheduler_class (`type`): Class of the scheduler.
+        config (`Mapping`): Config of a different scheduler of the same model.
+
+    Returns:
+        `dict`: The options; empty if neither the scheduler nor the model uses flow matching.
+
+    Raises:
+        `ValueError`: If the scheduler does not support the model.
+    """
+    from .pipelines.pipeline_fmnist import FLOW_MATCH_SCHEDULERS, FLOW_SOLVERS
+
+    flow_matching, only_flow_matching = uses_flow_matching(config), issubclass(scheduler_class, FLOW_MATCH_SCHEDULERS)
+    if flow_matching and not issubclass(scheduler_class, FLOW_MATCH_SCHEDULERS + FLOW_SOLVERS):
+        raise ValueError(
+            f"{scheduler_class.__name__} does not support this flow-matching model. Use a different scheduler, such as"
+            " FlowMatchEulerDiscreteScheduler or DPMSolverMultistepScheduler."
+        )
+    if only_flow_matching and not flow_matching:
+        raise ValueError(
+            f"{scheduler_class.__name__} does not support this model, which was not trained with flow matching. Use a"
+            " different scheduler, such as DPMSolverMultistepScheduler."
+        )
+    if not flow_matching:
+        return {}
+    shift = config.get("shift", config.get("flow_shift", 1.0))
+    if only_flow_matching:
+        return {"shift": shift}
+    return {"prediction_type": "flow_prediction", "use_flow_sigmas": True, "flow_shift": shift}
