@@ -138,8 +138,8 @@ def make_pipeline(
     num_inference_steps = min(num_inference_steps, noise_scheduler.config["num_train_timesteps"])
     if isinstance(noise_scheduler, FlowMatchEulerDiscreteScheduler):
         # Pipelines must not share the state of a scheduler.
-        scheduler = FlowMatchEulerDiscreteScheduler.from_config(noise_scheduler.config)
-        return FashionMNISTPipeline(unet, scheduler, num_inference_steps, timestep_power=1.0)
+        flow_scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(noise_scheduler.config)
+        return FashionMNISTPipeline(unet, flow_scheduler, num_inference_steps, timestep_power=1.0)
     config = {name: noise_scheduler.config[name] for name in NOISE_SCHEDULE_OPTIONS}
     # Near zero SNR, a small error in the predicted noise becomes a huge error in x0, so x0 is clipped.
     thresholding = config["prediction_type"] == "epsilon" and float(noise_scheduler.alphas_cumprod[-1]) < NEAR_ZERO_SNR

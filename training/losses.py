@@ -71,7 +71,7 @@ class DiffusionLoss:
         self.sigmas = None
         if isinstance(noise_scheduler, FlowMatchEulerDiscreteScheduler):
             # diffusers sorts the noise levels in descending order.
-            self.sigmas = noise_scheduler.sigmas.flip(0).to(device)  # (T,)
+            self.sigmas = self.noise_scheduler.sigmas.flip(0).to(device)  # (T,)
 
     def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:
         """Samples timesteps and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`, `(B,)`.

@@ -842,9 +842,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
         return original.to(noise).expand_as(noise), None if mask is None else mask.to(noise.device)
 
     def _add_noise(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
-        if isinstance(self.scheduler, FLOW_MATCH_SCHEDULERS):
-            return self.scheduler.scale_noise(images, timesteps, noise)
-        return self.scheduler.add_noise(images, noise, timesteps)
+        scheduler: Any = self.scheduler
+        if isinstance(scheduler, FLOW_MATCH_SCHEDULERS):
+            return scheduler.scale_noise(images, timesteps, noise)  # pyright: ignore[reportArgumentType]
+        return scheduler.add_noise(images, noise, timesteps)
 
     def _get_image_shape(self) -> tuple[int, int, int]:
         sample_size = self.unet.config.sample_size
