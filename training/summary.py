@@ -82,6 +82,8 @@ def describe_run(
     colors = "RGB" if data.channels == 3 else "grayscale"
     num_classes = config.model.get("num_class_embeds")
     classes = "unconditional" if num_classes is None else f"{num_classes:,} classes"
+    if config.text_encoder.num_hidden_layers is not None:
+        classes = f"text encoder with {format_count(config.text_encoder.num_hidden_layers, 'layer')}"
     source = "from scratch" if config.init_from is None else f"initialized from {config.init_from}"
     num_batches = summary.num_images // config.train_batch_size
     steps = config.get_total_steps(num_batches)
