@@ -27,7 +27,7 @@ ALLOWED_IMPORTS = {
     "data": {"hub.client"},
     "sampling": {"models", "pipelines", "data"},
     "loading": {"pipelines", "sampling", "hub.client"},
-    "evaluation": {"captions", "pipelines", "sampling", "loading", "data", "images", "files", "hub.client"},
+    "evaluation": {"pipelines", "sampling", "loading", "data", "images", "files", "hub.client"},
     "export": {"pipelines", "models", "sampling", "data", "files"},
     "hub": {
         "hub.client",

@@ -128,7 +128,7 @@ class TextEncoderConfig:
 
     num_hidden_layers: int | None = None
     num_attention_heads: int = 4
-    intermediate_size: int = 512
+    intermediate_size: int = 256
 
 
 @dataclass
