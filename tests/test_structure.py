@@ -25,9 +25,10 @@ ALLOWED_IMPORTS = {
     "images": set(),
     "files": set(),
     "data": {"hub.client"},
+    "captions": {"data"},
     "sampling": {"models", "pipelines", "data"},
     "loading": {"pipelines", "sampling", "hub.client"},
-    "evaluation": {"pipelines", "sampling", "loading", "data", "images", "files", "hub.client"},
+    "evaluation": {"pipelines", "sampling", "loading", "data", "captions", "images", "files", "hub.client"},
     "export": {"pipelines", "models", "sampling", "data", "files"},
     "hub": {
         "hub.client",
