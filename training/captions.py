@@ -31,7 +31,7 @@ class Captions:
         if images.label_names != FASHION_MNIST_LABELS or images.images.shape[1:] != (1, 28, 28):
             raise ValueError(
                 "A text encoder requires images with captions, or the images of Fashion-MNIST. Set"
-                " `--data.caption_column`, or pass --text_encoder.num_hidden_layers=null."
+                " `--data.caption_column`, or train a model without a text encoder."
             )
         self.directions = find_directions(images.images, images.labels)
 

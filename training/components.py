@@ -176,6 +176,7 @@ def load_training_images(
         "train_data_dir": config.train_data_dir,
         "image_column": config.image_column,
         "label_column": config.label_column,
+        "caption_column": config.caption_column,
     }
     if not config.streaming:
         images = load_images(**source, resolution=resolution, channels=channels, max_samples=config.max_train_samples)

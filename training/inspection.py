@@ -226,6 +226,7 @@ def inspect_data(config: TrainingConfig, pretrained: PretrainedPipeline | None) 
         "dataset_config_name": data.dataset_config_name,
         "train_data_dir": data.train_data_dir,
         "image_column": data.image_column,
+        "caption_column": data.caption_column,
         "max_samples": data.max_train_samples,
     }
     try:

@@ -74,7 +74,7 @@ def add_text_encoder(
     if pretrained is not None and pretrained.text_encoder is not None:
         return TextConditionalUNet(unet, pretrained.text_encoder, pretrained.tokenizer)
     # Only text-conditional models require transformers.
-    from fmnist_diffusion.captions import make_tokenizer
+    from tokenizer import make_tokenizer
 
     tokenizer = make_tokenizer(captions.make(seed))
     text_encoder = make_text_encoder(config, get_hidden_size(unet), tokenizer)

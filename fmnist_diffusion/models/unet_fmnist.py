@@ -439,7 +439,8 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             )
         if class_embed_type is not None and num_class_embeds is not None:
             raise ValueError(
-                f"`num_class_embeds` must be None with `class_embed_type`={class_embed_type!r}, got {num_class_embeds}."
+                f"`num_class_embeds` must be None with `class_embed_type={class_embed_type!r}`, got"
+                f" {num_class_embeds}."
             )
         if label_names is not None:
             if (

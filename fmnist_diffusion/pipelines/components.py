@@ -9,6 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
+from safetensors import SafetensorError
 
 from ..models import FashionMNISTUNet2DModel
 from .download import download_pipeline
@@ -34,7 +35,7 @@ CHOICES = {
 }
 POSITIVE_OPTIONS = ("num_train_timesteps", "solver_order")
 MAX_REASON_LENGTH = 300
-# Models and schedulers raise these errors if an option has an invalid value.
+# Models and schedulers raise these errors if an option has an invalid value, and safetensors if a file is damaged.
 CONSTRUCTION_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -43,6 +44,7 @@ CONSTRUCTION_ERRORS = (
     LookupError,
     NotImplementedError,
     RuntimeError,
+    SafetensorError,
     TypeError,
     ValueError,
 )

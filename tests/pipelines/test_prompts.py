@@ -11,7 +11,8 @@ from torch.testing import assert_close
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.sampling import SamplingConfig, generate
 from subprocesses import run_python
-from tiny_pipelines import CAPTIONS, get_pipeline, get_text_pipeline, sample
+from text_pipelines import CAPTIONS, get_text_pipeline
+from tiny_pipelines import get_pipeline, sample
 
 
 FIRST, SECOND = CAPTIONS[:2]
@@ -105,14 +106,14 @@ class TestPrompt:
 class TestInterpolate:
     def test_first_and_last_image_are_those_of_the_prompts(self, pipe):
         images = pipe.interpolate(prompt=[FIRST, SECOND], seeds=(3, 4), num_images=4, output_type="pt").images
+        assert pipe.num_function_evaluations == 4
         assert_close(images[:1], sample(pipe, prompt=FIRST, seed=3), atol=1e-4, rtol=0)
         assert_close(images[-1:], sample(pipe, prompt=SECOND, seed=4), atol=1e-4, rtol=0)
-        assert pipe.num_function_evaluations == 4
 
     def test_one_prompt_requires_one_evaluation_per_step(self, pipe):
         images = pipe.interpolate(prompt=FIRST, seeds=(3, 4), num_images=2, output_type="pt").images
-        assert_close(images[:1], sample(pipe, prompt=FIRST, seed=3), atol=1e-4, rtol=0)
         assert pipe.num_function_evaluations == 2
+        assert_close(images[:1], sample(pipe, prompt=FIRST, seed=3), atol=1e-4, rtol=0)
 
     def test_three_prompts_are_an_error(self, pipe):
         with pytest.raises(ValueError, match="one or two prompts, got 3"):
