@@ -24,8 +24,8 @@ class DataConfig:
         split: split of the dataset
         image_column: column with the images; detected from its type if null
         label_column: column with the labels; detected from its type if null; none ignores the labels
-        caption_column: column with the captions for a text encoder; if null, the column text if it contains strings,
-            otherwise captions that are generated from the labels and pixels of Fashion-MNIST
+        caption_column: column with the captions for a text encoder; without a column text, captions are generated from
+            the labels and pixels of Fashion-MNIST
         resolution: side length, or height and width, that images are resized to, in pixels; if null, that of the
             images (training/README.md describes the rule)
         channels: number of channels that images are converted to, 1 (grayscale) or 3 (RGB); if null, 3 if any image
@@ -42,7 +42,7 @@ class DataConfig:
     split: str = "train"
     image_column: str | None = None
     label_column: str | None = None
-    caption_column: str | None = None
+    caption_column: str = "text"
     resolution: int | tuple[int, int] | None = None
     channels: Literal[1, 3] | None = None
     augmentation: Literal["none", "flip", "shift"] = "none"
