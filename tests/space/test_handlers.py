@@ -85,6 +85,7 @@ class TestGenerate:
             "seed": 11,
             "labels": ["Bag", "Coat"],
             "num_images": 3,
+            "prompt": "",
         }
         assert gif.n_frames == 5
         assert "The first image during denoising" in update[2]

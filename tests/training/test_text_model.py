@@ -103,7 +103,7 @@ def test_exported_pipeline_can_be_fine_tuned_on_custom_captions(
     )
     custom: Any = load_pipeline(tmp_path / "custom" / "pipeline")
     assert custom.tokenizer.get_vocab() == pipe.tokenizer.get_vocab()
-    old, new = (p.text_encoder.embeddings.token_embedding.weight for p in (pipe, custom))
+    old, new = (p.text_encoder.get_input_embeddings().weight for p in (pipe, custom))
     # Only the embeddings of tokens in the captions are trained.
     changed = set((old != new).any(1).nonzero().flatten().tolist())
     trained = {token for i in range(20) for token in custom.tokenizer(f"a gray square of brightness {i}").input_ids}
