@@ -60,7 +60,9 @@ class Thresholds:
     high: float
 
 
-BRIGHTNESS = Attribute(measure_brightness, ("dark", "black", "dark-colored"), ("bright", "light", "white", "pale"), (0.25, 0.75))
+BRIGHTNESS = Attribute(
+    measure_brightness, ("dark", "black", "dark-colored"), ("bright", "light", "white", "pale"), (0.25, 0.75)
+)
 LENGTH = Attribute(measure_torso_length, ("short", "cropped"), ("long",), (0.2, 0.75))
 SHAFT_WORDS = (("short", "with a short shaft"), ("tall", "with a tall shaft", "with a high shaft"))
 NARROW, WIDE = ("narrow", "slim"), ("wide", "loose")
@@ -94,7 +96,10 @@ ATTRIBUTES: dict[str, dict[str, Attribute]] = {
     "Sandal": {
         "brightness": BRIGHTNESS,
         "heel": Attribute(
-            measure_height, ("flat", "low-heeled"), ("high-heeled", "with a high heel", "with high heels"), (0.35, 0.65)
+            measure_height,
+            ("flat", "low-heeled"),
+            ("high-heeled", "with a high heel", "with high heels"),
+            (0.35, 0.65),
         ),
     },
     "Shirt": {
@@ -156,7 +161,8 @@ def load_thresholds() -> dict[str, dict[str, Thresholds]]:
     """Returns the thresholds of the 60,000 training images, which [`compute_thresholds`] computed."""
     contents = json.loads(THRESHOLDS_PATH.read_text())
     return {
-        name: {key: Thresholds(**values) for key, values in attributes.items()} for name, attributes in contents.items()
+        name: {key: Thresholds(**values) for key, values in attributes.items()}
+        for name, attributes in contents.items()
     }
 
 

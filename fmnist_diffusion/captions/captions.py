@@ -30,7 +30,7 @@ ALL_NOUNS = {noun for nouns in CLASS_NOUNS for noun in nouns}
 PREFIXES = (
     "",
     "a photo of ",
-    "a picture of ",
+    "a snapshot of ",
     "an image of ",
     "a product photo of ",
     "a grayscale photo of ",
@@ -42,6 +42,7 @@ SUFFIXES = ("", "", " on a black background", " against a black background", " o
 ATTRIBUTE_PROBABILITY = 0.6
 ARTICLE_PROBABILITY = 0.8
 HELD_OUT_FRACTION = 0.1
+MAX_ATTEMPTS = 1000
 
 
 @dataclass(frozen=True)
@@ -53,16 +54,21 @@ class Prompt:
         text (`str`): The prompt.
         label (`int`): Class index.
         directions (`dict[str, int]`): Requested attributes, -1 for low and 1 for high values.
+        index (`int`): Index of the real image that the prompt describes.
     """
 
     text: str
     label: int
     directions: dict[str, int]
+    index: int
+
+    @property
+    def label_name(self) -> str:
+        """Name of the class."""
+        return FASHION_MNIST_LABELS[self.label]
 
 
-def make_captions(
-    labels: torch.Tensor, directions: Sequence[dict[str, int]], generator: torch.Generator
-) -> list[str]:
+def make_captions(labels: torch.Tensor, directions: Sequence[dict[str, int]], generator: torch.Generator) -> list[str]:
     """
     Generates a random caption for each image. The captions contain no phrase that [`is_held_out`].
 
@@ -85,23 +91,33 @@ def make_test_prompts(
     labels: torch.Tensor, directions: Sequence[dict[str, int]], num_prompts: int, generator: torch.Generator
 ) -> list[Prompt]:
     """
-    Generates prompts that [`make_captions`] never returns, because their phrases are held out.
+    Generates distinct prompts that [`make_captions`] never returns, because their phrases are held out.
 
     Args:
         labels (`torch.Tensor`): int64 class indices `(num_images,)` of many real images.
-        directions (`Sequence[dict[str, int]]`): Attributes of the real images, so that their combinations are possible.
-        num_prompts (`int`): Number of prompts.
+        directions (`Sequence[dict[str, int]]`): Attributes of the images, so that their combinations exist.
+        num_prompts (`int`): Number of prompts. The classes have the same number of prompts, give or take one.
         generator (`torch.Generator`): Generator on the CPU.
+
+    Raises:
+        `ValueError`: If the images do not have enough combinations of attributes for the prompts.
     """
     rng = _make_rng(generator)
-    images = list(zip(labels.tolist(), directions, strict=True))
-    prompts = []
-    while len(prompts) < num_prompts:
-        label, attributes = rng.choice(images)
-        phrase, requested = _make_phrase(label, attributes, rng)
+    classes = [(labels == label).nonzero().flatten().tolist() for label in labels.unique().tolist()]
+    prompts: dict[str, Prompt] = {}
+    for _ in range(MAX_ATTEMPTS * num_prompts):
+        index = rng.choice(classes[len(prompts) % len(classes)])
+        label = int(labels[index])
+        phrase, requested = _make_phrase(label, directions[index], rng)
         if is_held_out(phrase):
-            prompts.append(Prompt(_fill_template(phrase, rng), label, requested))
-    return prompts
+            text = _fill_template(phrase, rng)
+            prompts.setdefault(text, Prompt(text, label, requested, index))
+        if len(prompts) == num_prompts:
+            return list(prompts.values())
+    raise ValueError(
+        f"Could not find {num_prompts} held-out prompts for {len(labels)} images. Pass more images, or reduce"
+        " `num_prompts`."
+    )
 
 
 def is_held_out(phrase: str) -> bool:
@@ -118,7 +134,7 @@ def _make_rng(generator: torch.Generator) -> random.Random:
 
 
 def _make_phrase(label: int, directions: dict[str, int], rng: random.Random) -> tuple[str, dict[str, int]]:
-    """Returns a noun with words for a random subset of the attributes, such as "dark narrow trousers", and the subset."""
+    """Returns a noun with words for some of the attributes, such as "dark narrow trousers", and these attributes."""
     names = [name for name in directions if rng.random() < ATTRIBUTE_PROBABILITY]
     rng.shuffle(names)
     words = [rng.choice(CLASS_ATTRIBUTES[label][name].get_words(directions[name])) for name in names]
@@ -131,7 +147,8 @@ def _make_phrase(label: int, directions: dict[str, int], rng: random.Random) -> 
 
 
 def _fill_template(phrase: str, rng: random.Random) -> str:
-    article = ""
-    if rng.random() < ARTICLE_PROBABILITY and not PLURAL_NOUNS & set(phrase.removeprefix("pair of").split()):
+    words, article = phrase.split(), ""
+    is_singular = "pair" in words or not PLURAL_NOUNS & set(words)
+    if is_singular and rng.random() < ARTICLE_PROBABILITY:
         article = "an " if phrase[0] in "aeiou" else "a "
     return rng.choice(PREFIXES) + article + phrase + rng.choice(SUFFIXES)

@@ -1,5 +1,6 @@
 """Evaluation metrics: FID, KID, precision, recall, FD-classifier, class accuracy, CAS and memorization."""
 
+from .alignment import measure_alignment
 from .classifier import Classifier
 from .classifier_training import ClassifierTrainingConfig, measure_accuracy, train_classifier
 from .distances import frechet_distance, kernel_distance, manifold_metrics
@@ -40,6 +41,7 @@ __all__ = [
     "load_samples",
     "manifold_metrics",
     "measure_accuracy",
+    "measure_alignment",
     "metric_rows",
     "train_classifier",
     "weights_hash",
