@@ -8,7 +8,7 @@ from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
 
-MAX_LENGTH = 32
+MAX_LENGTH = 24
 END_OF_WORD = "</w>"
 
 
