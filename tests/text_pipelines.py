@@ -34,8 +34,8 @@ def make_text_encoder(hidden_size: int) -> dict[str, Any]:
     return {"text_encoder": CLIPTextModel(config).eval(), "tokenizer": tokenizer}
 
 
-def get_text_pipeline(scheduler: Any = None) -> FashionMNISTPipeline:
-    unet = make_unet(None, class_embed_type="identity")
-    pipe = FashionMNISTPipeline(unet, scheduler or DDIMScheduler(), num_inference_steps=2, **make_text_encoder(16))
+def get_text_pipeline(**config: Any) -> FashionMNISTPipeline:
+    unet = make_unet(None, class_embed_type="identity", **config)
+    pipe = FashionMNISTPipeline(unet, DDIMScheduler(), num_inference_steps=2, **make_text_encoder(16))
     pipe.set_progress_bar_config(disable=True)
     return pipe

@@ -133,6 +133,8 @@ def describe_changes(
     old = pretrained.model
     old_size = get_height_width(old["sample_size"])
     changes = []
+    if config.text_encoder.num_hidden_layers is not None and pretrained.text_encoder is None:
+        changes.append("text encoder added")
     if old_size != size:
         changes.append(f"size {format_size(old_size)} to {format_size(size)}")
     if old["in_channels"] != config.data.channels:

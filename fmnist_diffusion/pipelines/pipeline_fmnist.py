@@ -376,13 +376,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
             index["unet"] = self._copy_source(unet, folder / "unet")
         index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
-        # Do not publish the local path that from_pretrained stores in the configs.
-        for config_path in (folder / "unet" / "config.json", folder / "tokenizer" / "tokenizer_config.json"):
-            if config_path.is_file():
-                config = json.loads(config_path.read_text(encoding="utf-8"))
-                config.pop("_name_or_path", None)
-                config.pop("name_or_path", None)
-                config_path.write_text(json.dumps(config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        # Do not publish the local path that from_pretrained stores in the config.
+        unet_config_path = folder / "unet" / "config.json"
+        if unet_config_path.is_file():
+            unet_config = json.loads(unet_config_path.read_text(encoding="utf-8"))
+            unet_config.pop("_name_or_path", None)
+            unet_config_path.write_text(json.dumps(unet_config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @staticmethod
     def _copy_source(component: Any, folder: Path) -> list[str]:
