@@ -170,7 +170,7 @@ def test_identity_adds_the_embeddings_that_a_class_embedding_contains():
     identity.load_state_dict(weights)
     embedded = inputs | {"class_labels": embeddings[inputs["class_labels"]]}
     assert torch.equal(predict(identity, **embedded), predict(model, **inputs))
-    with pytest.raises(ValueError, match="`class_labels` must be embeddings .*, got None"):
+    with pytest.raises(ValueError, match=r"`class_labels` must be embeddings .*, got None"):
         predict(identity, **embedded | {"class_labels": None})
 
 
