@@ -363,7 +363,8 @@ def generate(
 
     for name, conditions in (("class_labels", class_labels), ("prompts", prompts)):
         if conditions is not None and not len(conditions):
-            raise ValueError(f"`{name}` must not be empty. Pass None for unconditional sampling.")
+            item = "label" if name == "class_labels" else "prompt"
+            raise ValueError(f"`{name}` must contain at least one {item}, or be None for unconditional sampling.")
     pipe = copy_pipeline(pipe, config.scheduler)
     batch_size = min(batch_size, get_max_batch_size(pipe))
     for first in range(start, start + num_images, batch_size):
