@@ -42,7 +42,7 @@ SUFFIXES = ("", "", " on a black background", " against a black background", " o
 ATTRIBUTE_PROBABILITY = 0.6
 ARTICLE_PROBABILITY = 0.8
 HELD_OUT_FRACTION = 0.1
-MAX_ATTEMPTS = 1000
+MAX_ATTEMPTS = 10_000
 
 
 @dataclass(frozen=True)
@@ -91,7 +91,7 @@ def make_test_prompts(
     labels: torch.Tensor, directions: Sequence[dict[str, int]], num_prompts: int, generator: torch.Generator
 ) -> list[Prompt]:
     """
-    Generates distinct prompts that [`make_captions`] never returns, because their phrases are held out.
+    Generates prompts that [`make_captions`] never returns, because their phrases are held out. Prompts can be equal.
 
     Args:
         labels (`torch.Tensor`): int64 class indices `(num_images,)` of many real images.
@@ -100,24 +100,25 @@ def make_test_prompts(
         generator (`torch.Generator`): Generator on the CPU.
 
     Raises:
-        `ValueError`: If the images do not have enough combinations of attributes for the prompts.
+        `ValueError`: If the images of a class have no held-out combination of attributes.
     """
     rng = _make_rng(generator)
     classes = [(labels == label).nonzero().flatten().tolist() for label in labels.unique().tolist()]
-    prompts: dict[str, Prompt] = {}
-    for _ in range(MAX_ATTEMPTS * num_prompts):
-        index = rng.choice(classes[len(prompts) % len(classes)])
-        label = int(labels[index])
-        phrase, requested = _make_phrase(label, directions[index], rng)
-        if is_held_out(phrase):
-            text = _fill_template(phrase, rng)
-            prompts.setdefault(text, Prompt(text, label, requested, index))
-        if len(prompts) == num_prompts:
-            return list(prompts.values())
-    raise ValueError(
-        f"Could not find {num_prompts} held-out prompts for {len(labels)} images. Pass more images, or reduce"
-        " `num_prompts`."
-    )
+    prompts = []
+    for position in range(num_prompts):
+        for _ in range(MAX_ATTEMPTS):
+            index = rng.choice(classes[position % len(classes)])
+            label = int(labels[index])
+            phrase, requested = _make_phrase(label, directions[index], rng)
+            if is_held_out(phrase):
+                prompts.append(Prompt(_fill_template(phrase, rng), label, requested, index))
+                break
+        else:
+            raise ValueError(
+                f"Could not find a held-out combination of attributes for a class of the {len(labels)} images. Pass"
+                " more images."
+            )
+    return prompts
 
 
 def is_held_out(phrase: str) -> bool:

@@ -36,6 +36,7 @@ def measure_alignment(images: torch.Tensor, prompts: Sequence[Prompt], classifie
                 results.setdefault(name, {}).setdefault(group, []).append(is_aligned)
     return {
         "num_prompts": len(prompts),
+        "num_distinct_prompts": len({prompt.text for prompt in prompts}),
         "class_accuracy": float((predictions == labels).float().mean()),
         "attributes": {
             name: {

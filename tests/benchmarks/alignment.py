@@ -41,7 +41,8 @@ def generate_images(options: argparse.Namespace, prompts: list[Prompt]) -> torch
 
 
 def print_table(metrics: dict[str, Any]) -> None:
-    print(f"class accuracy of {metrics['num_prompts']} prompts: {metrics['class_accuracy']:.1%}\n")
+    counts = f"{metrics['num_prompts']} prompts ({metrics['num_distinct_prompts']} distinct)"
+    print(f"class accuracy of {counts}: {metrics['class_accuracy']:.1%}\n")
     print("| attribute | class | prompts | requested side |")
     print("|---|---|---|---|")
     for name, groups in metrics["attributes"].items():
