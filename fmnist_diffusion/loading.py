@@ -5,7 +5,7 @@ from pathlib import Path
 from typing import Any
 
 from .pipelines import FashionMNISTPipeline
-from .sampling import make_scheduler
+from .sampling import make_scheduler, select_dtype
 
 
 PRETRAINED_DIR = Path(__file__).parent / "pretrained"
@@ -28,7 +28,11 @@ def get_pipeline_folder(name_or_path: str | os.PathLike) -> Path:
 
 
 def load_pipeline(
-    pretrained_model_name_or_path: str | os.PathLike, *, scheduler: str | type | None = None, **kwargs: Any
+    pretrained_model_name_or_path: str | os.PathLike,
+    *,
+    scheduler: str | type | None = None,
+    dtype: Any = None,
+    **kwargs: Any,
 ) -> FashionMNISTPipeline:
     r"""
     Loads a bundled checkpoint, a local folder or a Hub repository, without remote code.
@@ -41,7 +45,10 @@ def load_pipeline(
             Scheduler to use instead of the stored one: a name in `fmnist_diffusion.sampling.SCHEDULERS`, such as
             `"ddim"`, or a diffusers scheduler class. It keeps the noise schedule and the prediction type, but not the
             power-law timestep spacing.
-        kwargs: Arguments of [`FashionMNISTPipeline.from_pretrained`], such as `dtype`, `variant` and `revision`.
+        dtype (`torch.dtype`, `dict` or `"auto"`, *optional*):
+            See [`FashionMNISTPipeline.from_pretrained`]. `"auto"` selects the fastest dtype on this machine; see
+            [`~fmnist_diffusion.sampling.select_dtype`]. Defaults to float32.
+        kwargs: Other arguments of [`FashionMNISTPipeline.from_pretrained`], such as `variant` and `revision`.
 
     Returns:
         [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
@@ -74,7 +81,11 @@ def load_pipeline(
             f" ({', '.join(bundled_pipelines())}), a local folder with {FashionMNISTPipeline.config_name}, or a Hub"
             " repository id (`owner/name`)."
         )
+    if dtype is not None and dtype != "auto":
+        kwargs["dtype"] = dtype
     pipe = FashionMNISTPipeline.from_pretrained(path, **kwargs)
+    if dtype == "auto":
+        pipe.to(select_dtype(pipe))
     if scheduler is not None:
         pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
     return pipe

@@ -56,6 +56,11 @@ class TestLocalFolder:
         assert pipe.unet.dtype == torch.float16
         assert (pipe.config.num_inference_steps, pipe.config.timestep_power) == (4, 2.0)
 
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_auto_dtype_is_measured(self, folder, dtype, monkeypatch):
+        monkeypatch.setattr("fmnist_diffusion.loading.select_dtype", lambda pipe: dtype)
+        assert load_pipeline(folder, dtype="auto").unet.dtype == dtype
+
     @pytest.mark.parametrize("dtype", [{"unet": torch.bfloat16}, {"default": torch.bfloat16}])
     def test_dtype_can_be_given_by_component(self, folder, dtype):
         assert load_pipeline(folder, dtype=dtype, output_loading_info=True).unet.dtype == torch.bfloat16

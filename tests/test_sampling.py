@@ -1,4 +1,5 @@
 import inspect
+import time
 from dataclasses import dataclass
 
 import diffusers
@@ -28,6 +29,7 @@ from fmnist_diffusion.sampling import (
     make_generators,
     make_pipeline,
     make_scheduler,
+    select_dtype,
 )
 from tiny_pipelines import get_pipeline, make_unet, sample
 
@@ -325,3 +327,27 @@ def test_samples_with_and_without_labels_cannot_be_concatenated():
     images = torch.zeros(1, 1, 2, 2, dtype=torch.uint8)
     with pytest.raises(ValueError, match="with labels and samples without labels"):
         Samples.concatenate([Samples(images), Samples(images, torch.tensor([1]))])
+
+
+@pytest.mark.parametrize(
+    ("milliseconds", "expected"),
+    [
+        ({torch.float32: 20, torch.bfloat16: 2}, torch.bfloat16),
+        ({torch.float32: 2, torch.bfloat16: 20}, torch.float32),
+        # A small gain does not justify images that depend on the machine.
+        ({torch.float32: 20.0, torch.bfloat16: 19.5}, torch.float32),
+    ],
+)
+def test_select_dtype_measures_the_model(
+    milliseconds: dict[torch.dtype, float], expected: torch.dtype, monkeypatch: pytest.MonkeyPatch
+):
+    pipe = get_pipeline()
+    forward = type(pipe.unet).forward
+
+    def slow_forward(unet, sample, *args, **kwargs):
+        time.sleep(milliseconds[sample.dtype] / 1000)
+        return forward(unet, sample, *args, **kwargs)
+
+    monkeypatch.setattr(type(pipe.unet), "forward", slow_forward)
+    assert select_dtype(pipe, batch_size=1) == expected
+    assert pipe.unet.dtype == torch.float32

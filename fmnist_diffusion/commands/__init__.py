@@ -11,7 +11,7 @@ import typer
 
 from fmnist_diffusion import __version__
 
-from . import demo, evaluate, export, info, push, push_space, sample, train
+from . import demo, evaluate, export, info, likelihood, push, push_space, sample, train
 from .command import PROGRAM, Command
 
 
@@ -34,6 +34,9 @@ app.command(
 app.command("evaluate", cls=Command, short_help="evaluate a pipeline or existing images", epilog=evaluate.EXAMPLE)(
     evaluate.evaluate
 )
+app.command(
+    "likelihood", cls=Command, short_help="measure the bits per dimension of test images", epilog=likelihood.EXAMPLE
+)(likelihood.likelihood)
 app.command("info", cls=Command, short_help="describe a pipeline")(info.info)
 app.command("demo", cls=Command, short_help="run the demo on this machine")(demo.demo)
 app.command("export", cls=Command, short_help="export a checkpoint for use without Python", epilog=export.EXAMPLE)(

@@ -52,12 +52,18 @@ Device = Annotated[
     ),
 ]
 Dtype = Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="dtype of the model")]
+DtypeOrAuto = Annotated[
+    Literal["float32", "float16", "bfloat16", "auto"],
+    typer.Option(help="dtype of the model; auto selects the fastest one by measurement"),
+]
 RepoId = Annotated[str, typer.Option(metavar="ID", help="repository id: owner/name, or name in your own namespace")]
 
 
 def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNISTPipeline":
     """
     Loads a pipeline onto a device.
+
+    With the `dtype` `"auto"`, the fastest dtype is selected by [`select_dtype`].
 
     Raises:
         `OSError`: If the pipeline does not exist or cannot be read.
@@ -67,6 +73,7 @@ def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNI
     import torch
 
     from fmnist_diffusion.loading import load_pipeline
+    from fmnist_diffusion.sampling import select_dtype
 
     diffusers.utils.logging.disable_progress_bar()
     torch_device = get_device(device)
@@ -74,6 +81,9 @@ def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNI
         raise ValueError(
             "`dtype` must be float32 or bfloat16 on a CPU, got float16. Pass `dtype` float32, or use a GPU."
         )
+    if dtype == "auto":
+        pipe = load_pipeline(name_or_path).to(torch_device)
+        return pipe.to(select_dtype(pipe))
     return load_pipeline(name_or_path, dtype=getattr(torch, dtype)).to(torch_device)
 
 

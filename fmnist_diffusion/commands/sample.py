@@ -16,7 +16,7 @@ from .options import (
     PIPELINE_HELP,
     BatchSize,
     Device,
-    Dtype,
+    DtypeOrAuto,
     GuidanceInterval,
     GuidanceScale,
     NumInferenceSteps,
@@ -64,7 +64,7 @@ def sample(
     seed: Annotated[int, typer.Option(metavar="N", help="random seed; image i uses seed N + i")] = SamplingConfig.seed,
     batch_size: BatchSize = 64,
     device: Device = "auto",
-    dtype: Dtype = "float32",
+    dtype: DtypeOrAuto = "float32",
     output_dir: Annotated[
         Path | None,
         typer.Option(

@@ -1,4 +1,4 @@
-"""Evaluation metrics: FID, KID, precision, recall, FD-classifier, class accuracy, CAS and memorization."""
+"""Evaluation metrics: FID, KID, precision, recall, FD-classifier, class accuracy, CAS, memorization and likelihood."""
 
 from .alignment import measure_alignment
 from .classifier import Classifier
@@ -8,6 +8,7 @@ from .fashion_mnist import FashionMNISTReference
 from .generation import load_batches
 from .image_reference import ImageReference, ImageSource
 from .inception import InceptionFeatures, download_inception, find_inception
+from .likelihood import measure_likelihood
 from .processes import Processes, connect_processes, disconnect_processes
 from .provenance import weights_hash
 from .reference import Reference, get_shape
@@ -42,6 +43,7 @@ __all__ = [
     "manifold_metrics",
     "measure_accuracy",
     "measure_alignment",
+    "measure_likelihood",
     "metric_rows",
     "train_classifier",
     "weights_hash",

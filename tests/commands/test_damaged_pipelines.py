@@ -15,6 +15,7 @@ COMMANDS = {
     "info": [],
     "sample": ["--num-images", "1", "--num-inference-steps", "1", "--output-dir", "samples"],
     "evaluate": ["--fast"],
+    "likelihood": ["--train-data-dir", str(Path(__file__).parents[1] / "fixtures")],
     "push": ["--repo-id", "someone/tiny"],
 }
 
@@ -42,6 +43,8 @@ def folder(monkeypatch, tmp_path) -> Path:
     """The current folder, in which no evaluation runs."""
     monkeypatch.chdir(tmp_path)
     monkeypatch.setattr(evaluation, "evaluate_pipeline", lambda *args, **kwargs: {"num_samples": 1, "metrics": {}})
+    result = dict.fromkeys(("bits_per_dim", "standard_error", "num_images", "num_function_evaluations"), 0)
+    monkeypatch.setattr(evaluation, "measure_likelihood", lambda *args, **kwargs: result)
     monkeypatch.setattr("fmnist_diffusion.commands.evaluate.format_results", lambda result: [])
     return tmp_path
 

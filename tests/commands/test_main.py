@@ -10,7 +10,7 @@ import fmnist_diffusion
 from fmnist_diffusion.commands import app, main
 
 
-COMMANDS = ("sample", "train", "evaluate", "info", "demo", "export", "push", "push-space")
+COMMANDS = ("sample", "train", "evaluate", "likelihood", "info", "demo", "export", "push", "push-space")
 
 
 def run(*args: str, cwd: Path, path: Path | None = None) -> subprocess.CompletedProcess[str]:

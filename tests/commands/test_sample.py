@@ -2,6 +2,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from PIL import Image
 
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
@@ -202,6 +203,13 @@ class TestOutputDir:
 )
 def test_invalid_options_are_errors(pipeline, get_error, args, message):
     assert get_error("sample", pipeline, *args).startswith(message)
+
+
+def test_auto_dtype_is_measured(sample, monkeypatch):
+    measured = []
+    monkeypatch.setattr("fmnist_diffusion.sampling.select_dtype", lambda pipe: measured.append(pipe) or torch.bfloat16)
+    sample("-n", "1", "--dtype", "auto")
+    assert [pipe.unet.dtype for pipe in measured] == [torch.bfloat16]
 
 
 def test_folder_without_a_pipeline_is_an_error(get_error, tmp_path):

@@ -1,0 +1,87 @@
+"""The command `fmnist-diffusion likelihood`."""
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from .command import PROGRAM
+from .evaluate import get_names, import_evaluation
+from .options import PIPELINE_HELP, Device, load_for_sampling
+
+
+EXAMPLE = "Example: fmnist-diffusion likelihood base --num-images 500"
+
+
+def likelihood(
+    pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help=PIPELINE_HELP)],
+    num_images: Annotated[
+        int, typer.Option("--num-images", "-n", metavar="N", min=2, help="number of test images, from the first one")
+    ] = 2000,
+    num_steps: Annotated[
+        int, typer.Option(metavar="N", min=1, help="number of Runge-Kutta steps, with four function evaluations each")
+    ] = 20,
+    unconditional: Annotated[
+        bool, typer.Option("--unconditional", help="measure a class-conditional model without labels")
+    ] = False,
+    seed: Annotated[
+        int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="random seed; image i uses seed N + i")
+    ] = 0,
+    batch_size: Annotated[
+        int, typer.Option(metavar="N", min=1, max=4096, help="maximum number of images per batch")
+    ] = 100,
+    device: Device = "auto",
+    train_data_dir: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="local dataset with a test split, such as a folder of IDX files",
+            show_default="Fashion-MNIST: the dataset on the Hub, or the Debian package dataset-fashion-mnist",
+        ),
+    ] = None,
+    output_dir: Annotated[
+        Path | None,
+        typer.Option(
+            "--output-dir",
+            "-o",
+            metavar="DIR",
+            help="new folder, or the folder of the run to continue",
+            show_default="likelihood/NAME",
+        ),
+    ] = None,
+) -> None:
+    """
+    Measure the likelihood of test images in bits per dimension.
+
+    The likelihood is computed with the probability-flow ODE, the Skilling-Hutchinson trace estimator and uniform
+    dequantization. Class-conditional models use the labels of the images. Run the same command again to continue an
+    interrupted run, or with a larger `--num-images` to add images.
+    """
+    evaluation = import_evaluation()
+    from fmnist_diffusion.data import load_images
+
+    name, _ = get_names(Path(pipeline))
+    folder = output_dir or Path("likelihood", name.replace("/", "-"))
+    pipe = load_for_sampling(pipeline, device, "float32")
+    channels, *size = evaluation.get_shape(pipe)
+    images = load_images(split="test", train_data_dir=train_data_dir, resolution=tuple(size), channels=channels)
+    try:
+        result = evaluation.measure_likelihood(
+            pipe,
+            images,
+            folder,
+            name=name,
+            conditional=pipe.unet.config.num_class_embeds is not None and not unconditional,
+            num_images=num_images,
+            num_steps=num_steps,
+            seed=seed,
+            batch_size=batch_size,
+        )
+    except KeyboardInterrupt:
+        typer.echo(f"{PROGRAM}: interrupted; run the same command again to continue", err=True)
+        raise typer.Exit(130) from None
+    typer.echo(f"Bits per dimension  {result['bits_per_dim']:.3f}")
+    typer.echo(f"Standard error      {result['standard_error']:.3f}")
+    typer.echo(f"Images              {result['num_images']:,}")
+    typer.echo(f"NFE per image       {result['num_function_evaluations']}")
+    typer.echo(f"Saved likelihood.json to {folder}.")
