@@ -15,7 +15,7 @@ from losses import DiffusionLoss
 from text_model import TextConditionalUNet
 
 
-Model = TypeVar("Model", FashionMNISTUNet2DModel, TextConditionalUNet)
+Model = TypeVar("Model", bound=FashionMNISTUNet2DModel | TextConditionalUNet)
 
 # The statistics of BatchNorm are re-estimated from this number of batches.
 BATCH_NORM_BATCHES = 50

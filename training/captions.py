@@ -25,7 +25,7 @@ class Captions:
     """
 
     def __init__(self, images: ImageTensors):
-        self.images = images
+        self.images, self.labels = images, images.labels
         if images.captions is not None:
             return
         if images.label_names != FASHION_MNIST_LABELS or images.images.shape[1:] != (1, 28, 28):
@@ -33,18 +33,20 @@ class Captions:
                 "A text encoder requires images with captions, or the images of Fashion-MNIST. Set"
                 " `--data.caption_column`, or train a model without a text encoder."
             )
+        assert images.labels is not None
         self.directions = find_directions(images.images, images.labels)
 
     def make(self, seed: int) -> list[str]:
         """Returns one caption for each image."""
         if self.images.captions is not None:
             return list(self.images.captions)
-        return make_captions(self.images.labels, self.directions, torch.Generator().manual_seed(seed))
+        assert self.labels is not None
+        return make_captions(self.labels, self.directions, torch.Generator().manual_seed(seed))
 
     def get_conditions(self) -> dict[str, Any]:
         """Returns one caption for each image and, if there are labels, the labels, as arguments of [`generate`]."""
-        labels = self.images.labels
-        return {"prompts": self.make(0)} | ({} if labels is None else {"class_labels": labels.tolist()})
+        labels = {} if self.labels is None else {"class_labels": self.labels.tolist()}
+        return {"prompts": self.make(0)} | labels
 
     def make_token_ids(self, tokenizer: CLIPTokenizer, seed: int) -> torch.Tensor:
         """Returns the token ids of one caption for each image, int64 `(N, L)`."""

@@ -94,7 +94,10 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     images, label_names = load_training_images(config.data, config.data.resolution, config.data.channels)
     distills = config.distillation.num_segments is not None
     is_text_conditional = config.text_encoder.num_hidden_layers is not None
-    captions = Captions(images) if is_text_conditional else None
+    captions = None
+    if is_text_conditional:
+        assert isinstance(images, ImageTensors)
+        captions = Captions(images)
     # A resumed run loads the weights of the model from its checkpoint, but the teacher needs the pretrained ones, and
     # the tokenizer is not part of a checkpoint.
     needs_pretrained = config.resume is None or distills or is_text_conditional

@@ -104,6 +104,13 @@ def make_text_encoder(config: TextEncoderConfig, hidden_size: int, tokenizer: CL
     """Creates a text encoder with random weights."""
     from transformers import CLIPTextConfig, CLIPTextModel
 
+    assert config.num_hidden_layers is not None
+    # The tokenizer has one token of each kind, but its annotations also allow several.
+    special_tokens: Any = {
+        "bos_token_id": tokenizer.bos_token_id,
+        "eos_token_id": tokenizer.eos_token_id,
+        "pad_token_id": tokenizer.pad_token_id,
+    }
     return CLIPTextModel(
         CLIPTextConfig(
             vocab_size=len(tokenizer),
@@ -112,8 +119,6 @@ def make_text_encoder(config: TextEncoderConfig, hidden_size: int, tokenizer: CL
             num_hidden_layers=config.num_hidden_layers,
             num_attention_heads=config.num_attention_heads,
             max_position_embeddings=tokenizer.model_max_length,
-            bos_token_id=tokenizer.bos_token_id,
-            eos_token_id=tokenizer.eos_token_id,
-            pad_token_id=tokenizer.pad_token_id,
+            **special_tokens,
         )
     )

@@ -209,7 +209,7 @@ def load_text_components(folder: Path, variant: str | None, device_map: Any, **k
     if isinstance(device_map, dict):
         device_map = {"": device_map["text_encoder"]} if "text_encoder" in device_map else None
     with _named_errors(encoder_folder):
-        text_encoder, report = CLIPTextModel.from_pretrained(
+        loaded: Any = CLIPTextModel.from_pretrained(
             encoder_folder,
             variant=variant,
             dtype=dtype or torch.float32,
@@ -217,6 +217,7 @@ def load_text_components(folder: Path, variant: str | None, device_map: Any, **k
             use_safetensors=True,
             output_loading_info=True,
         )
+    text_encoder, report = loaded
     problems = [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]
     if problems:
         raise OSError(f"{problems[0]} in {encoder_folder} does not fit its config. Save or download it again.")
