@@ -184,7 +184,7 @@ def generate_tab(handlers: Handlers, result: gr.Image) -> None:
             labels = class_choice(handlers)
             prompt = gr.Dropdown(
                 PROMPTS,
-                value=None,
+                value="",
                 allow_custom_value=True,
                 label="Prompt",
                 info="Choose an example, or describe the images.",
