@@ -151,7 +151,10 @@ class TimestepSampler:
 
 
 def drop_labels(
-    class_labels: torch.Tensor, probability: float, null_label: int, generator: torch.Generator | None = None
+    class_labels: torch.Tensor,
+    probability: float,
+    null_label: int | torch.Tensor,
+    generator: torch.Generator | None = None,
 ) -> torch.Tensor:
     """
     Replaces each label with `null_label` at random.
@@ -159,11 +162,13 @@ def drop_labels(
     This trains the unconditional branch of classifier-free guidance (arXiv 2207.12598, algorithm 1).
 
     Args:
-        class_labels (`torch.Tensor`): Class labels of any shape.
+        class_labels (`torch.Tensor`): Class labels of any shape, or token ids of shape `(..., length)`.
         probability (`float`): Probability of replacing a label, in [0, 1].
-        null_label (`int`): The label for unconditional samples.
+        null_label (`int` or `torch.Tensor`): The label for unconditional samples, or its token ids `(length,)`.
         generator (`torch.Generator`, *optional*): Random generator on the device of `class_labels`. By default, the
             global generator is used.
     """
-    dropped = torch.rand(class_labels.shape, generator=generator, device=class_labels.device) < probability
-    return class_labels.masked_fill(dropped, null_label)
+    null = torch.as_tensor(null_label, device=class_labels.device)
+    shape = class_labels.shape[: class_labels.ndim - null.ndim]
+    dropped = torch.rand(shape, generator=generator, device=class_labels.device) < probability
+    return torch.where(dropped[(..., *[None] * null.ndim)], null, class_labels)

@@ -19,6 +19,7 @@ from .schedulers import NEAR_ZERO_SNR, NOISE_SCHEDULE_OPTIONS, make_scheduler
 if TYPE_CHECKING:
     import torch
     from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+    from transformers import CLIPTextModel, CLIPTokenizer
 
     from .models.unet_fmnist import FashionMNISTUNet2DModel
     from .pipelines.pipeline_fmnist import FashionMNISTPipeline
@@ -115,6 +116,8 @@ def make_pipeline(
     unet: FashionMNISTUNet2DModel,
     noise_scheduler: DDPMScheduler | FlowMatchEulerDiscreteScheduler,
     num_inference_steps: int = 20,
+    text_encoder: CLIPTextModel | None = None,
+    tokenizer: CLIPTokenizer | None = None,
 ) -> FashionMNISTPipeline:
     """
     Creates a pipeline for a trained model with the default scheduler of this package.
@@ -130,6 +133,7 @@ def make_pipeline(
             The noise schedule and prediction type that the model was trained with.
         num_inference_steps (`int`, defaults to 20):
             Default number of denoising steps, limited to the `num_train_timesteps` of `noise_scheduler`.
+        text_encoder, tokenizer (*optional*): See [`FashionMNISTPipeline`].
     """
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
@@ -139,7 +143,7 @@ def make_pipeline(
     if isinstance(noise_scheduler, FlowMatchEulerDiscreteScheduler):
         # Pipelines must not share the state of a scheduler.
         flow_scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(noise_scheduler.config)
-        return FashionMNISTPipeline(unet, flow_scheduler, num_inference_steps, timestep_power=1.0)
+        return FashionMNISTPipeline(unet, flow_scheduler, num_inference_steps, 1.0, text_encoder, tokenizer)
     config = {name: noise_scheduler.config[name] for name in NOISE_SCHEDULE_OPTIONS}
     # Near zero SNR, a small error in the predicted noise becomes a huge error in x0, so x0 is clipped.
     thresholding = config["prediction_type"] == "epsilon" and float(noise_scheduler.alphas_cumprod[-1]) < NEAR_ZERO_SNR
@@ -147,11 +151,15 @@ def make_pipeline(
         **config, algorithm_type="sde-dpmsolver++", thresholding=thresholding, sample_max_value=1.0
     )
     timestep_power = 1.2 if config["beta_schedule"] == "squaredcos_cap_v2" else 1.5
-    return FashionMNISTPipeline(unet, scheduler, num_inference_steps, timestep_power)
+    return FashionMNISTPipeline(unet, scheduler, num_inference_steps, timestep_power, text_encoder, tokenizer)
 
 
 def make_consistency_pipeline(
-    unet: FashionMNISTUNet2DModel, noise_scheduler: DDPMScheduler, num_inference_steps: int = 4
+    unet: FashionMNISTUNet2DModel,
+    noise_scheduler: DDPMScheduler,
+    num_inference_steps: int = 4,
+    text_encoder: CLIPTextModel | None = None,
+    tokenizer: CLIPTokenizer | None = None,
 ) -> FashionMNISTPipeline:
     """
     Creates a pipeline for a consistency model, which generates images in one to four steps.
@@ -164,6 +172,7 @@ def make_consistency_pipeline(
         noise_scheduler ([`DDPMScheduler`]): The noise schedule and prediction type that the model was trained with.
         num_inference_steps (`int`, defaults to 4):
             Default number of denoising steps, limited to the `num_train_timesteps` of `noise_scheduler` and to 50.
+        text_encoder, tokenizer (*optional*): See [`FashionMNISTPipeline`].
     """
     from diffusers import LCMScheduler
 
@@ -173,7 +182,8 @@ def make_consistency_pipeline(
     # LCMScheduler selects the timesteps of each step count from this number of equally spaced timesteps.
     original_inference_steps = min(50, config["num_train_timesteps"])
     scheduler = LCMScheduler(**config, original_inference_steps=original_inference_steps, clip_sample=True)
-    return FashionMNISTPipeline(unet, scheduler, min(num_inference_steps, original_inference_steps))
+    num_inference_steps = min(num_inference_steps, original_inference_steps)
+    return FashionMNISTPipeline(unet, scheduler, num_inference_steps, None, text_encoder, tokenizer)
 
 
 def copy_pipeline(
@@ -197,7 +207,8 @@ def copy_pipeline(
         new_scheduler, timestep_power = type(pipe.scheduler).from_config(config), pipe.config.timestep_power
     else:
         new_scheduler, timestep_power = make_scheduler(scheduler, config), None
-    copy = type(pipe)(pipe.unet, new_scheduler, pipe.config.num_inference_steps, timestep_power)
+    settings = pipe.config.num_inference_steps, timestep_power
+    copy = type(pipe)(pipe.unet, new_scheduler, *settings, pipe.text_encoder, pipe.tokenizer)
     copy.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return copy
 
@@ -224,10 +235,15 @@ def select_dtype(pipe: FashionMNISTPipeline, batch_size: int = 16) -> torch.dtyp
     height, width = get_height_width(pipe.unet.config["sample_size"])
     images = torch.randn(batch_size, pipe.unet.config["in_channels"], height, width, device=device)
 
+    # The model of a text-conditional pipeline requires an embedding.
+    labels = None
+    if pipe.text_encoder is not None:
+        labels = torch.zeros(batch_size, pipe.text_encoder.config.hidden_size, device=device)
+
     def measure(dtype: torch.dtype) -> float:
         start = time.perf_counter()
         # Converting the sum to a number waits for the GPU.
-        float(models[dtype](images.to(dtype), 500).sample.sum())
+        float(models[dtype](images.to(dtype), 500, labels if labels is None else labels.to(dtype)).sample.sum())
         return time.perf_counter() - start
 
     with torch.inference_mode():
@@ -265,6 +281,7 @@ def generate(
     num_images: int,
     *,
     class_labels: Sequence[int] | None = None,
+    prompts: Sequence[str] | None = None,
     batch_size: int = 64,
     start: int = 0,
     **image_kwargs: Any,
@@ -272,16 +289,19 @@ def generate(
     """
     Generates images in batches.
 
-    For a given pipeline and config, image i only depends on the seed `config.seed + i` and its label. Up to rounding,
-    it does not depend on the batch size.
+    For a given pipeline and config, image i only depends on the seed `config.seed + i` and its label or prompt. Up to
+    rounding, it does not depend on the batch size.
 
     Args:
         pipe ([`FashionMNISTPipeline`]): The pipeline; it is not changed.
         config ([`SamplingConfig`]): The settings. Unconditional sampling ignores the guidance settings.
         num_images (`int`): Number of images.
         class_labels (`Sequence[int]`, *optional*):
-            Class labels that are cycled through: image i has the label `class_labels[i % len(class_labels)]`. If
-            omitted, sampling is unconditional.
+            Class labels that are cycled through: image i has the label `class_labels[i % len(class_labels)]`. Without
+            labels and prompts, sampling is unconditional.
+        prompts (`Sequence[str]`, *optional*):
+            Prompts that are cycled through, for a text-conditional model. In this case, `class_labels` are only
+            returned with the samples.
         batch_size (`int`, defaults to 64):
             Number of images per batch, limited by [`get_max_batch_size`].
         start (`int`, defaults to 0): Index of the first image.
@@ -298,8 +318,10 @@ def generate(
 
     from .data import to_uint8
 
-    if class_labels is not None and not len(class_labels):
-        raise ValueError("`class_labels` must contain at least one label, or be None for unconditional sampling.")
+    for name, conditions in (("class_labels", class_labels), ("prompts", prompts)):
+        if conditions is not None and not len(conditions):
+            item = "label" if name == "class_labels" else "prompt"
+            raise ValueError(f"`{name}` must contain at least one {item}, or be None for unconditional sampling.")
     pipe = copy_pipeline(pipe, config.scheduler)
     batch_size = min(batch_size, get_max_batch_size(pipe))
     for first in range(start, start + num_images, batch_size):
@@ -308,11 +330,11 @@ def generate(
         labels = None
         if class_labels is not None:
             labels = [class_labels[i % len(class_labels)] for i in range(first, first + count)]
-            kwargs = {
-                "class_labels": labels,
-                "guidance_scale": config.guidance_scale,
-                "guidance_interval": config.guidance_interval,
-            }
+            kwargs = {"class_labels": labels}
+        if prompts is not None:
+            kwargs = {"prompt": [prompts[i % len(prompts)] for i in range(first, first + count)]}
+        if class_labels is not None or prompts is not None:
+            kwargs |= {"guidance_scale": config.guidance_scale, "guidance_interval": config.guidance_interval}
         start_time = time.perf_counter()
         output: Any = pipe(
             num_inference_steps=config.num_inference_steps,

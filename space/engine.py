@@ -28,6 +28,7 @@ from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, m
 MAX_IMAGES, MAX_STEPS, MAX_GUIDANCE = 40, 100, 8
 MIN_FRAMES, MAX_FRAMES = 3, 24
 MAX_RUN_SECONDS = 60.0
+MAX_PROMPT_LENGTH = 200  # characters
 MAX_SHOWN_NAMES = 12
 JSON_TYPES = {str: "text", list: "a list", dict: "an object", bool: "a Boolean", NoneType: "null"}
 
@@ -53,6 +54,7 @@ class GenerationRequest(SamplingConfig):
     Args:
         labels: Class names, assigned to the images in turn; all classes if empty.
         num_images: Number of images, from 1 to 40.
+        prompt: Prompt for all images; only used by text-conditional models.
 
     Raises:
         [`RequestError`]: If a value is out of range.
@@ -60,6 +62,7 @@ class GenerationRequest(SamplingConfig):
 
     labels: tuple[str, ...] = ()
     num_images: int = 10
+    prompt: str = ""
 
     def __post_init__(self):
         for title, name, low, high in (
@@ -72,6 +75,8 @@ class GenerationRequest(SamplingConfig):
         if not is_number(self.guidance_scale) or not 1 <= self.guidance_scale <= MAX_GUIDANCE:
             got = describe(self.guidance_scale)
             raise RequestError(f"The guidance scale must be a number from 1 to {MAX_GUIDANCE}, got {got}.")
+        if not isinstance(self.prompt, str) or len(self.prompt) > MAX_PROMPT_LENGTH:
+            raise RequestError(f"The prompt must be a text of at most {MAX_PROMPT_LENGTH} characters.")
         super().__post_init__()
 
 
@@ -139,6 +144,7 @@ class Engine:
         self.pipe: FashionMNISTPipeline = load_pipeline(model_id).to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
         self.label_names = tuple(self.pipe.label_names or ())
+        self.has_prompts = self.pipe.text_encoder is not None
         self.num_inference_steps = min(self.pipe.config["num_inference_steps"], MAX_STEPS)
         self.channels = self.pipe.unet.config.in_channels
         self.height, self.width = get_height_width(self.pipe.unet.config.sample_size)
@@ -204,6 +210,9 @@ class Engine:
         kwargs: dict[str, Any] = {"generator": make_generators(request.seed, request.num_images)}
         if labels:
             kwargs |= {"class_labels": labels, "guidance_scale": request.guidance_scale}
+        elif self.has_prompts and request.prompt:
+            guidance_scale, count = request.guidance_scale, request.num_images
+            kwargs |= {"prompt": request.prompt, "guidance_scale": guidance_scale, "num_images_per_prompt": count}
         else:
             kwargs |= {"num_images_per_prompt": request.num_images}
         if image is not None:

@@ -63,7 +63,13 @@ def show_errors() -> Iterator[None]:
 
 
 def make_request(
-    labels: Any, num_images: Any, num_inference_steps: Any, scheduler: Any, guidance_scale: Any, seed: Any
+    labels: Any,
+    num_images: Any,
+    num_inference_steps: Any,
+    scheduler: Any,
+    guidance_scale: Any,
+    seed: Any,
+    prompt: Any = "",
 ) -> GenerationRequest:
     """Checks the inputs of an event, which can have any JSON type."""
     labels = [] if labels is None else labels
@@ -78,6 +84,7 @@ def make_request(
         scheduler=None if scheduler == DEFAULT_SCHEDULER else scheduler,
         guidance_scale=guidance_scale,
         seed=seed,
+        prompt="" if prompt is None else prompt,
     )
 
 
@@ -268,6 +275,11 @@ class Handlers:
             for shown in show_live(self.start_interpolate(*inputs), FRAME_COLUMNS):
                 yield "", *shown, disable_download(), disable_download()
 
+    def show_prompt(self, checkpoint: Any) -> Update:
+        """Shows the prompt if the checkpoint is text-conditional."""
+        with show_errors():
+            return gr.update(visible=self.get_checkpoint(checkpoint).has_prompts)
+
     def preview(self, upload: dict[str, Any] | None, example: Any) -> str:
         with show_errors():
             return markup.preview(self.get_image(upload, example))
@@ -287,6 +299,7 @@ class Handlers:
         scheduler: str,
         guidance_scale: float,
         seed: int,
+        prompt: str = "",
     ) -> Iterator[Update]:
         """
         Generates images of clothes in the style of Fashion-MNIST and returns them in one PNG, in rows of 10.
@@ -298,9 +311,10 @@ class Handlers:
             scheduler: Name of the scheduler; "default" uses the scheduler stored with the checkpoint.
             guidance_scale: Classifier-free guidance, from 1 (off) to 8.
             seed: Random seed, a whole number from 0 to 4294967295; image i uses seed + i.
+            prompt: Description of all images, for a text-conditional checkpoint.
         """
         with show_errors():
-            settings = num_images, num_inference_steps, scheduler, guidance_scale, seed
+            settings = num_images, num_inference_steps, scheduler, guidance_scale, seed, prompt
             yield from yield_final_grid(self.start_generate(self.name, labels, *settings))
 
     def interpolate(

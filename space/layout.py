@@ -50,6 +50,14 @@ THEME = gr.themes.Base(
     button_primary_background_fill_hover_dark="*primary_800",
 )
 
+PROMPTS = [
+    "a dark pullover",
+    "a bright dress with long sleeves",
+    "an ankle boot with a high heel",
+    "a photo of a flat sandal",
+    "a white bag with a handle",
+]
+
 Components = list[Any]
 
 
@@ -61,11 +69,11 @@ def scheduler_dropdown(choices: Sequence[str] = SCHEDULERS) -> gr.Dropdown:
     return gr.Dropdown(list(choices), value=DEFAULT_SCHEDULER, label="Scheduler")
 
 
-def sampling_controls(steps: int, class_conditional: bool, guidance: float = 1, info: str | None = None) -> Components:
+def sampling_controls(steps: int, is_conditional: bool, guidance: float = 1, info: str | None = None) -> Components:
     return [
         steps_slider(steps, info),
         scheduler_dropdown(),
-        gr.Slider(1, MAX_GUIDANCE, guidance, step=0.25, label="Guidance scale", visible=class_conditional),
+        gr.Slider(1, MAX_GUIDANCE, guidance, step=0.25, label="Guidance scale", visible=is_conditional),
     ]
 
 
@@ -75,7 +83,8 @@ def checkpoint_controls(
     """Returns the choice of a checkpoint, which sets the number of steps, and the other sampling controls."""
     checkpoint = gr.Dropdown(list(handlers.engines), value=name, label=label)
     num_steps = {name: engine.num_inference_steps for name, engine in handlers.engines.items()}
-    controls = sampling_controls(num_steps[name], bool(handlers.label_names), info=info)
+    is_conditional = bool(handlers.label_names) or any(engine.has_prompts for engine in handlers.engines.values())
+    controls = sampling_controls(num_steps[name], is_conditional, info=info)
     script = markup.look_up(num_steps)
     checkpoint.input(None, checkpoint, controls[0], js=script, queue=False, api_visibility="private")
     return [checkpoint, *controls]
@@ -173,6 +182,14 @@ def generate_tab(handlers: Handlers, result: gr.Image) -> None:
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
             labels = class_choice(handlers)
+            prompt = gr.Dropdown(
+                PROMPTS,
+                value="",
+                allow_custom_value=True,
+                label="Prompt",
+                info="Choose an example, or describe the images.",
+                visible=handlers.engine.has_prompts,
+            )
             seed = seed_control(first.seed)
             start, stop = run_buttons("Generate")
         with gr.Column(elem_classes="settings"):
@@ -184,7 +201,9 @@ def generate_tab(handlers: Handlers, result: gr.Image) -> None:
             bar = gr.HTML(markup.progress_bar(handlers.first_step), elem_id="generate-bar")
             strip = gr.HTML(elem_id="generate-strip")
             downloads = download_buttons("PNG", "GIF")
-    inputs = [labels, count, *controls, seed]
+    options: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
+    checkpoint.input(handlers.show_prompt, checkpoint, prompt, **options)
+    inputs = [labels, count, *controls, seed, prompt]
     run = [checkpoint, *inputs], [images, bar, strip, *downloads], [bar]
     event = connect(start.click, stop, handlers.on_generate, *run)
     change = live_change(controls[0], inputs, event)

@@ -100,3 +100,12 @@ def test_dropped_labels_become_the_null_label():
     assert torch.equal(dropped[dropped != 10], labels[dropped != 10])
     assert torch.equal(drop_labels(labels, 0.0, null_label=10), labels)
     assert (drop_labels(labels, 1.0, null_label=10) == 10).all()
+
+
+def test_dropped_token_ids_become_those_of_the_null_label():
+    torch.manual_seed(0)
+    token_ids, null = torch.tensor([[1, 2, 3]]).expand(2, 5_000, 3), torch.tensor([7, 8, 8])
+    dropped = drop_labels(token_ids, 0.25, null)
+    is_null = (dropped == null).all(-1)
+    assert is_null.float().mean().item() == pytest.approx(0.25, abs=0.02)
+    assert torch.equal(dropped[~is_null], token_ids[~is_null])

@@ -1,6 +1,7 @@
 """Adapts the weights of a pretrained model to other channels and classes."""
 
 import torch
+from torch import nn
 
 from fmnist_diffusion import FashionMNISTUNet2DModel
 
@@ -22,7 +23,8 @@ def load_adapted_weights(unet: FashionMNISTUNet2DModel, pretrained: FashionMNIST
       the old output channels.
     - A class keeps its embedding if the old model has a class with the same name. Other classes start with the
       embedding of the null label or, if the old model is unconditional, with an embedding of zero.
-    - An unconditional `unet` predicts what a conditional `pretrained` predicts for the null label.
+    - An unconditional `unet`, or a text-conditional one with an embedding of zero, predicts what a class-conditional
+      `pretrained` predicts for the null label.
     """
     weights = pretrained.state_dict()
     in_channels, out_channels = unet.config["in_channels"], unet.config["out_channels"]
@@ -34,7 +36,7 @@ def load_adapted_weights(unet: FashionMNISTUNet2DModel, pretrained: FashionMNIST
             mean = weights[name].mean(dim=0, keepdim=True)
             weights[name] = mean.expand(out_channels, *mean.shape[1:])
     embeddings = weights.pop(CLASS_EMBEDDING, None)
-    if unet.class_embedding is not None:
+    if isinstance(unet.class_embedding, nn.Embedding):
         weights[CLASS_EMBEDDING] = adapt_embeddings(unet, pretrained, embeddings)
     elif embeddings is not None:
         weights[TIME_EMBEDDING_BIAS] = weights[TIME_EMBEDDING_BIAS] + embeddings[-1]
@@ -45,7 +47,7 @@ def adapt_embeddings(
     unet: FashionMNISTUNet2DModel, pretrained: FashionMNISTUNet2DModel, embeddings: torch.Tensor | None
 ) -> torch.Tensor:
     """Returns the embeddings of the classes and of the null label of `unet`."""
-    assert unet.class_embedding is not None
+    assert isinstance(unet.class_embedding, nn.Embedding)
     if embeddings is None:
         return torch.zeros_like(unet.class_embedding.weight)
     null_label = len(embeddings) - 1

@@ -1,6 +1,8 @@
 """Exponential moving average (EMA) of the weights."""
 
+import copy
 import itertools
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
@@ -10,7 +12,10 @@ from batches import Batches
 from config import EMAConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from losses import DiffusionLoss
+from text_model import TextConditionalUNet
 
+
+Model = TypeVar("Model", bound=FashionMNISTUNet2DModel | TextConditionalUNet)
 
 # The statistics of BatchNorm are re-estimated from this number of batches.
 BATCH_NORM_BATCHES = 50
@@ -29,15 +34,19 @@ def make_ema(config: EMAConfig, unet: torch.nn.Module) -> EMAModel | None:
     )
 
 
-def copy_model(unet: FashionMNISTUNet2DModel, ema: EMAModel | None) -> FashionMNISTUNet2DModel:
+def copy_model(unet: Model, ema: EMAModel | None) -> Model:
     """Returns a copy of `unet` for sampling, with the EMA weights if EMA is enabled."""
-    copy = FashionMNISTUNet2DModel.from_config(unet.config)
-    assert isinstance(copy, FashionMNISTUNet2DModel)
-    copy.load_state_dict(unet.state_dict())
-    copy.to(unet.device).eval()  # pyright: ignore[reportArgumentType]
+    if isinstance(unet, TextConditionalUNet):
+        text_encoder = copy.deepcopy(unet.text_encoder)
+        new_unet = TextConditionalUNet(copy_model(unet.unet, None), text_encoder, unet.tokenizer)
+    else:
+        new_unet = FashionMNISTUNet2DModel.from_config(unet.config)
+        assert isinstance(new_unet, FashionMNISTUNet2DModel)
+        new_unet.load_state_dict(unet.state_dict())
+    new_unet.to(unet.device).eval()  # pyright: ignore[reportArgumentType]
     if ema is not None:
-        ema.copy_to(copy.parameters())
-    return copy
+        ema.copy_to(new_unet.parameters())
+    return new_unet  # pyright: ignore[reportReturnType]
 
 
 @torch.no_grad()

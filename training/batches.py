@@ -1,6 +1,6 @@
 """Order and augmentation of the training images."""
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Any, Protocol
 
 import numpy as np
@@ -29,6 +29,8 @@ class Batches:
     Args:
         images: Images in memory, which are moved to `device`, or a dataset that `num_workers` processes read.
         batch_size: Total number of images per batch, across all processes.
+        make_token_ids: Function that returns the token ids of the captions of all images, `(N, L)`, for the seed of an
+            epoch. They replace the labels of images in memory.
 
     Raises:
         `ValueError`: If the batch size is not a multiple of the number of processes or exceeds the number of images.
@@ -45,6 +47,7 @@ class Batches:
         process_index: int = 0,
         num_processes: int = 1,
         num_workers: int = 0,
+        make_token_ids: Callable[[int], torch.Tensor] | None = None,
     ):
         self.num_images = len(images)
         check_batch_size(batch_size, self.num_images, num_processes)
@@ -53,7 +56,7 @@ class Batches:
             images = ImageTensors(images.images.to(device), labels, images.label_names)
         self.images, self.augmentation = images, augmentation
         self.batch_size, self.seed, self.device, self.num_workers = batch_size, seed, device, num_workers
-        self.process_index, self.num_processes = process_index, num_processes
+        self.process_index, self.num_processes, self.make_token_ids = process_index, num_processes, make_token_ids
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
@@ -61,26 +64,28 @@ class Batches:
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Generator]]:
         """Yields the batches of `epoch`, starting with batch `start`: augmented images in [-1, 1], float32
-        `(B, C, H, W)`; labels, int64 `(B,)` or `None`; and a random generator for the noise, which has the same state
-        in all processes.
+        `(B, C, H, W)`; labels, int64 `(B,)`, or token ids, `(B, L)`, or `None`; and a random generator for the noise,
+        which has the same state in all processes.
 
         Raises:
             `DataError`: If an image of a streamed dataset cannot be decoded.
         """
-        generator = torch.Generator().manual_seed(1_000_003 * self.seed + epoch)
+        epoch_seed = 1_000_003 * self.seed + epoch
+        generator = torch.Generator().manual_seed(epoch_seed)
         order = torch.randperm(self.num_images, generator=generator)[: len(self) * self.batch_size]
         order = order.view(len(self), self.num_processes, -1)[start:, self.process_index]
-        read = self._index if isinstance(self.images, ImageTensors) else self._stream
-        for batch, (images, labels) in enumerate(read(order), start):
+        batches = self._index(order, epoch_seed) if isinstance(self.images, ImageTensors) else self._stream(order)
+        for batch, (images, labels) in enumerate(batches, start):
             generator = torch.Generator(self.device).manual_seed(make_seed(self.seed, epoch, batch))
             images = to_model_input(images)
             images = augment(images, self.augmentation, generator, self.process_index, self.num_processes)
             yield images, labels, generator
 
-    def _index(self, order: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
+    def _index(self, order: torch.Tensor, seed: int) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         assert isinstance(self.images, ImageTensors)
+        labels = self.images.labels if self.make_token_ids is None else self.make_token_ids(seed).to(self.device)
         for index in order.to(self.device):
-            yield self.images.images[index], None if self.images.labels is None else self.images.labels[index]
+            yield self.images.images[index], None if labels is None else labels[index]
 
     def _stream(self, order: torch.Tensor) -> Iterator[tuple[torch.Tensor, torch.Tensor | None]]:
         assert not isinstance(self.images, ImageTensors)

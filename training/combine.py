@@ -20,7 +20,9 @@ from fmnist_diffusion.loading import get_pipeline_folder
 from model import get_betas, get_noise_scheduler
 
 
-def combine(pipelines: Sequence[FashionMNISTPipeline], weights: Sequence[float]) -> dict[str, torch.Tensor]:
+def combine(
+    pipelines: Sequence[FashionMNISTPipeline], weights: Sequence[float], component: str = "unet"
+) -> dict[str, torch.Tensor]:
     """Returns the state dict of the linear combination of the models, in float32.
 
     The running statistics of BatchNorm are combined like the weights.
@@ -28,6 +30,7 @@ def combine(pipelines: Sequence[FashionMNISTPipeline], weights: Sequence[float])
     Args:
         pipelines: Pipelines with the same architecture, prediction type and noise schedule.
         weights: One weight per pipeline, positive or negative, with a sum of 1.
+        component: The models to combine: `"unet"` or `"text_encoder"`.
 
     Raises:
         `ValueError`: If there is not one weight per pipeline, if their sum is not 1, if the models differ, or if a
@@ -44,7 +47,7 @@ def combine(pipelines: Sequence[FashionMNISTPipeline], weights: Sequence[float])
                 f"Pipeline {number} differs from the first one in its architecture, prediction type or noise schedule."
                 " Pass checkpoints of the same model."
             )
-    states = [pipe.unet.state_dict() for pipe in pipelines]
+    states = [getattr(pipe, component).state_dict() for pipe in pipelines]
     combined = {}
     for name, tensor in states[0].items():
         if tensor.is_floating_point():
@@ -59,11 +62,12 @@ def combine(pipelines: Sequence[FashionMNISTPipeline], weights: Sequence[float])
 
 
 def is_same_model(first: FashionMNISTPipeline, second: FashionMNISTPipeline) -> bool:
-    def describe(pipe: FashionMNISTPipeline) -> tuple[dict[str, Any], str, int, list[float]]:
+    def describe(pipe: FashionMNISTPipeline) -> tuple[Any, ...]:
         architecture = {name: value for name, value in pipe.unet.config.items() if not name.startswith("_")}
+        vocab = pipe.tokenizer and pipe.tokenizer.get_vocab()
         noise_scheduler = get_noise_scheduler(pipe)
         num_train_timesteps = noise_scheduler.config["num_train_timesteps"]
-        return architecture, pipe.prediction_type, num_train_timesteps, get_betas(noise_scheduler)
+        return architecture, vocab, pipe.prediction_type, num_train_timesteps, get_betas(noise_scheduler)
 
     return describe(first) == describe(second)
 
@@ -92,8 +96,11 @@ def main(args: list[str] | None = None) -> None:
         if "combined" in train_config:
             combined["first"] = train_config["combined"]
         pipe = pipelines[0]
-        pipe.unet.float().load_state_dict(combine(pipelines, options.weights))
-        pipe.unet.to(getattr(torch, options.dtype))
+        for name in ("unet", "text_encoder"):
+            model = getattr(pipe, name)
+            if model is not None:
+                model.float().load_state_dict(combine(pipelines, options.weights, name))
+                model.to(getattr(torch, options.dtype))
         save_with_train_config(pipe, options.output_dir, train_config | {"combined": combined})
     except (OSError, ValueError) as error:
         parser.exit(2, f"combine.py: error: {error}\n")

@@ -1,5 +1,6 @@
 """Builds the data, model, optimizer and loss of a run from its configuration."""
 
+import functools
 from dataclasses import dataclass
 from datetime import timedelta
 from pathlib import Path
@@ -16,6 +17,7 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from averaging import copy_model, make_ema
 from batches import Batches, ImageDataset
+from captions import Captions
 from config import DataConfig, OptimizerConfig, ResolvedConfig
 from distillation import ConsistencyLoss
 from fmnist_diffusion import FashionMNISTUNet2DModel
@@ -23,6 +25,7 @@ from fmnist_diffusion.data import ImageTensors, load_images, load_split, stream_
 from losses import DiffusionLoss
 from model import NoiseScheduler, make_model
 from pretrained import load_pretrained
+from text_model import TextConditionalUNet, add_text_encoder, get_null_label
 from tracking import get_log_with
 
 
@@ -40,6 +43,7 @@ class Components:
         ema: EMA of the weights of `unet`; `None` if EMA is disabled.
         noise_scheduler: The noise schedule and the prediction type.
         loss: The loss of a batch.
+        captions: Captions of the training images; `None` if the model is not text-conditional.
     """
 
     batches: Batches
@@ -48,6 +52,14 @@ class Components:
     ema: EMAModel | None
     noise_scheduler: NoiseScheduler
     loss: DiffusionLoss
+    captions: Captions | None
+
+    def get_conditions(self) -> dict[str, Any]:
+        """Returns the class labels or prompts of samples, as arguments of [`generate`]."""
+        if self.captions is not None:
+            return self.captions.get_conditions()
+        num_classes = self.loss.null_label
+        return {} if num_classes is None else {"class_labels": range(num_classes)}
 
 
 def make_accelerator(config: ResolvedConfig) -> Accelerator:
@@ -80,6 +92,24 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     device = accelerator.device
     assert config.data.resolution is not None and config.data.channels is not None
     images, label_names = load_training_images(config.data, config.data.resolution, config.data.channels)
+    distills = config.distillation.num_segments is not None
+    is_text_conditional = config.text_encoder.num_hidden_layers is not None
+    captions = None
+    if is_text_conditional:
+        assert isinstance(images, ImageTensors)
+        captions = Captions(images)
+    # A resumed run loads the weights of the model from its checkpoint, but the teacher needs the pretrained ones, and
+    # the tokenizer is not part of a checkpoint.
+    needs_pretrained = config.resume is None or distills or is_text_conditional
+    pretrained = load_pretrained(config.init_from) if config.init_from and needs_pretrained else None
+    unet, noise_scheduler = make_model(config, label_names, None if pretrained is None else pretrained.unet)
+    make_token_ids = None
+    if captions is not None:
+        unet = add_text_encoder(config.text_encoder, unet, pretrained, captions, config.seed)
+        make_token_ids = functools.partial(captions.make_token_ids, unet.tokenizer)
+    # The pretrained weights are no longer needed.
+    del pretrained
+    load_pretrained.cache_clear()
     batches = Batches(
         images,
         config.train_batch_size,
@@ -89,22 +119,15 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
         num_workers=config.data.dataloader_num_workers,
+        make_token_ids=make_token_ids,
     )
-    distills = config.distillation.num_segments is not None
-    # A resumed run loads the weights of the model from its checkpoint, but the teacher needs the pretrained ones.
-    needs_pretrained = config.resume is None or distills
-    pretrained = load_pretrained(config.init_from).unet if config.init_from and needs_pretrained else None
-    unet, noise_scheduler = make_model(config, label_names, pretrained)
-    # The pretrained weights are no longer needed.
-    del pretrained
-    load_pretrained.cache_clear()
     teacher = copy_model(unet, None) if distills else None
     prepare_model(config, unet, device)
     optimizer = make_optimizer(config.optimizer, unet)
     unet, optimizer = accelerator.prepare(unet, optimizer)
     ema = make_ema(config.ema, unet)
     loss = make_loss(config, accelerator, noise_scheduler, unet, ema, teacher)
-    return Components(batches, unet, optimizer, ema, noise_scheduler, loss)
+    return Components(batches, unet, optimizer, ema, noise_scheduler, loss, captions)
 
 
 def make_loss(
@@ -113,7 +136,7 @@ def make_loss(
     noise_scheduler: NoiseScheduler,
     unet: Any,
     ema: EMAModel | None,
-    teacher: FashionMNISTUNet2DModel | None,
+    teacher: FashionMNISTUNet2DModel | TextConditionalUNet | None,
 ) -> DiffusionLoss:
     """Creates the loss of a run.
 
@@ -122,9 +145,9 @@ def make_loss(
     """
     unet, device = accelerator.unwrap_model(unet), accelerator.device
     processes = accelerator.process_index, accelerator.num_processes
-    num_class_embeds = unet.config["num_class_embeds"]
+    null_label = get_null_label(unet)
     if teacher is None:
-        return DiffusionLoss(config.objective, noise_scheduler, num_class_embeds, device, *processes)
+        return DiffusionLoss(config.objective, noise_scheduler, null_label, device, *processes)
     assert ema is not None and config.distillation.num_segments is not None
     assert isinstance(noise_scheduler, DDPMScheduler)
     target_unet = copy_model(unet, None).train()
@@ -137,7 +160,7 @@ def make_loss(
         config.objective,
         config.distillation.num_segments,
         noise_scheduler,
-        num_class_embeds,
+        null_label,
         device,
         target_unet,
         teacher,
@@ -157,6 +180,7 @@ def load_training_images(
         "train_data_dir": config.train_data_dir,
         "image_column": config.image_column,
         "label_column": config.label_column,
+        "caption_column": config.caption_column,
     }
     if not config.streaming:
         images = load_images(**source, resolution=resolution, channels=channels, max_samples=config.max_train_samples)
@@ -168,7 +192,9 @@ def load_training_images(
     return stream_images(dataset, resolution=resolution, channels=channels), label_names
 
 
-def prepare_model(config: ResolvedConfig, unet: FashionMNISTUNet2DModel, device: torch.device) -> None:
+def prepare_model(
+    config: ResolvedConfig, unet: FashionMNISTUNet2DModel | TextConditionalUNet, device: torch.device
+) -> None:
     """Applies the memory format, gradient checkpointing and compilation to `unet`."""
     unet.to(memory_format=get_memory_format(config))  # pyright: ignore[reportCallIssue]
     if config.gradient_checkpointing:
@@ -181,7 +207,7 @@ def get_memory_format(config: ResolvedConfig) -> torch.memory_format:
     return torch.channels_last if config.channels_last else torch.contiguous_format
 
 
-def make_optimizer(config: OptimizerConfig, unet: FashionMNISTUNet2DModel) -> torch.optim.Optimizer:
+def make_optimizer(config: OptimizerConfig, unet: torch.nn.Module) -> torch.optim.Optimizer:
     return OPTIMIZERS[config.name](
         unet.parameters(),
         lr=config.learning_rate,

@@ -24,6 +24,8 @@ class DataConfig:
         split: split of the dataset
         image_column: column with the images; detected from its type if null
         label_column: column with the labels; detected from its type if null; none ignores the labels
+        caption_column: column with the captions for a text encoder; without a column text, captions are generated from
+            the labels and pixels of Fashion-MNIST
         resolution: side length, or height and width, that images are resized to, in pixels; if null, that of the
             images (training/README.md describes the rule)
         channels: number of channels that images are converted to, 1 (grayscale) or 3 (RGB); if null, 3 if any image
@@ -40,6 +42,7 @@ class DataConfig:
     split: str = "train"
     image_column: str | None = None
     label_column: str | None = None
+    caption_column: str = "text"
     resolution: int | tuple[int, int] | None = None
     channels: Literal[1, 3] | None = None
     augmentation: Literal["none", "flip", "shift"] = "none"
@@ -116,6 +119,23 @@ class DistillationConfig:
     """
 
     num_segments: int | None = None
+
+
+@dataclass
+class TextEncoderConfig:
+    """Text encoder (CLIPTextModel) that is trained together with the model on captions of the images.
+
+    The width of the text encoder is that of the time embedding. The defaults are those of init_from, if set.
+
+    Args:
+        num_hidden_layers: number of transformer layers; trains a model without text if null
+        num_attention_heads: number of attention heads per layer
+        intermediate_size: width of the hidden layer of each MLP
+    """
+
+    num_hidden_layers: int | None = None
+    num_attention_heads: int = 4
+    intermediate_size: int = 256
 
 
 @dataclass
@@ -224,6 +244,7 @@ class TrainingConfig:
         scheduler: noise schedule
         objective: training objective
         distillation: distillation into a model that needs few steps
+        text_encoder: text encoder of a text-conditional model
         optimizer: optimizer and learning rate
         ema: exponential moving average of the weights
         samples: sample grids during training
@@ -258,6 +279,7 @@ class TrainingConfig:
     scheduler: SchedulerConfig = field(default_factory=SchedulerConfig)
     objective: ObjectiveConfig = field(default_factory=ObjectiveConfig)
     distillation: DistillationConfig = field(default_factory=DistillationConfig)
+    text_encoder: TextEncoderConfig = field(default_factory=TextEncoderConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     ema: EMAConfig = field(default_factory=EMAConfig)
     samples: SamplesConfig = field(default_factory=SamplesConfig)
@@ -282,7 +304,7 @@ class TrainingConfig:
             settings["data"].pop("dataloader_num_workers")
             settings["ema.enabled"] = settings["ema"]["enabled"]
         steps = ("train_batch_size", "gradient_accumulation_steps")
-        for name in ("seed", *steps, "model", "data", "scheduler", "distillation", "ema.enabled"):
+        for name in ("seed", *steps, "model", "data", "scheduler", "distillation", "text_encoder", "ema.enabled"):
             if current[name] != saved[name]:
                 raise ValueError(
                     f"`--{name}` must be the same as in the run to resume ({saved[name]}), got {current[name]}. Pass"

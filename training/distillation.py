@@ -24,7 +24,7 @@ class ConsistencyLoss(DiffusionLoss):
         objective: The training objective; only `label_dropout` is used.
         num_segments: Number of segments that the noise schedule is divided into.
         noise_scheduler: The noise schedule and the prediction type.
-        num_class_embeds: Number of classes, which is also the null label; `None` for an unconditional model.
+        null_label: The null label, or its token ids `(L,)`; `None` for an unconditional model.
         device: Device of the batches.
         target_unet: Model with the EMA weights.
         teacher: The model to distill.
@@ -40,7 +40,7 @@ class ConsistencyLoss(DiffusionLoss):
         objective: ObjectiveConfig,
         num_segments: int,
         noise_scheduler: DDPMScheduler,
-        num_class_embeds: int | None,
+        null_label: int | torch.Tensor | None,
         device: torch.device,
         target_unet: torch.nn.Module,
         teacher: torch.nn.Module,
@@ -48,7 +48,7 @@ class ConsistencyLoss(DiffusionLoss):
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        super().__init__(objective, noise_scheduler, num_class_embeds, device, process_index, num_processes)
+        super().__init__(objective, noise_scheduler, null_label, device, process_index, num_processes)
         alphas_cumprod = noise_scheduler.alphas_cumprod
         self.prediction_type: Any = noise_scheduler.config["prediction_type"]
         if self.prediction_type == "epsilon" and float(alphas_cumprod[-1]) < NEAR_ZERO_SNR:
@@ -61,7 +61,7 @@ class ConsistencyLoss(DiffusionLoss):
         self.angles = compute_angles(alphas_cumprod).to(device)
 
     def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:
-        """Samples segments and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`, `(B,)`.
+        """Samples segments and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`.
 
         The `target` of the batch contains the clean images that `target_unet` predicts at the earlier timesteps of the
         segments.

@@ -1,6 +1,6 @@
 """Chooses the settings of a run that depend on the images, the pipeline to fine-tune and the machine."""
 
-import importlib
+import importlib.util
 import logging
 import math
 from collections.abc import Iterator
@@ -12,7 +12,7 @@ import torch
 
 from batches import check_batch_size
 from checkpoint import find_resumed_checkpoint
-from checks import check_model_size, format_problems
+from checks import check_model_size, format_problems, format_value
 from config import (
     DataConfig,
     ResolvedConfig,
@@ -39,6 +39,7 @@ from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrai
 from publishing import check_token
 from settings import DATA_OPTIONS
 from summary import describe_images, describe_run
+from text_model import check_num_heads
 from tracking import get_log_with
 
 
@@ -113,7 +114,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
         raise AssertionError
     data = resolve_data(config.data, summary, problems)
     model = resolve_model(config, pretrained, summary, problems)
-    if model.get("num_class_embeds") is None:
+    if model.get("num_class_embeds") is None and config.text_encoder.num_hidden_layers is None:
         data = replace(data, label_column="none")
     num_parameters = check_model(config, model, data, summary, problems)
     check_evaluation(config, data, model, problems)
@@ -164,6 +165,8 @@ def check_environment(config: TrainingConfig, problems: Problems) -> None:
             problems.errors.append(
                 f"`--eval.every_n_epochs` requires {error.name}. Run `pip install 'fmnist-diffusion[eval]'`."
             )
+    if config.text_encoder.num_hidden_layers is not None and importlib.util.find_spec("transformers") is None:
+        problems.errors.append("A text encoder requires transformers. Run `pip install 'fmnist-diffusion[text]'`.")
     if config.compile is True and get_device_type() == "cpu" and not can_compile():
         problems.errors.append(
             "`--compile` requires g++ and Python's headers. Run `apt-get install g++ python3-dev`, or pass"
@@ -179,6 +182,14 @@ def check_model_options(config: TrainingConfig, pretrained: PretrainedPipeline |
                 f"`--model.{name}` must be {pretrained.model[name]} to fine-tune {config.init_from}, got {value}."
             )
     if pretrained is not None:
+        for name, value in pretrained.text_encoder_config.items():
+            given = getattr(config.text_encoder, name)
+            # A text encoder can be added to a pipeline.
+            if pretrained.text_encoder is not None and given != value:
+                problems.errors.append(
+                    f"`--text_encoder.{name}` must be {value} to fine-tune {config.init_from}, got"
+                    f" {format_value(given)}."
+                )
         check_noise_schedule(config.scheduler, pretrained, str(config.init_from), problems)
 
 
@@ -217,6 +228,7 @@ def inspect_data(config: TrainingConfig, pretrained: PretrainedPipeline | None) 
         "dataset_config_name": data.dataset_config_name,
         "train_data_dir": data.train_data_dir,
         "image_column": data.image_column,
+        "caption_column": data.caption_column,
         "max_samples": data.max_train_samples,
     }
     try:
@@ -249,11 +261,12 @@ def resolve_model(
 ) -> dict[str, Any]:
     """Returns the arguments of the model, without those that the images determine."""
     num_classes = None if summary.label_names is None else len(summary.label_names)
+    is_text_conditional = config.text_encoder.num_hidden_layers is not None
     model = dict(config.model)
     if pretrained is not None:
         model = {name: value for name, value in pretrained.model.items() if name not in DATA_OPTIONS}
         if config.distillation.num_segments is None:
-            model["num_class_embeds"] = num_classes
+            model["num_class_embeds"] = None if is_text_conditional else num_classes
         model |= config.model
     num_class_embeds = model.get("num_class_embeds")
     if num_class_embeds is not None and num_classes is None:
@@ -266,7 +279,7 @@ def resolve_model(
             f"`--model.num_class_embeds` must be the number of classes of the images ({num_classes}), got"
             f" {num_class_embeds}."
         )
-    elif num_class_embeds is None and num_classes is not None:
+    elif num_class_embeds is None and num_classes is not None and not is_text_conditional:
         problems.warnings.append(
             f"The labels are ignored, because the model is unconditional. Pass --model.num_class_embeds={num_classes}"
             " to train a class-conditional model."
@@ -285,12 +298,17 @@ def check_model(
     try:
         # The meta device does not allocate the weights.
         with torch.device("meta"):
-            unet = FashionMNISTUNet2DModel(**make_model_config(model, data, label_names))
+            unet = FashionMNISTUNet2DModel(**make_model_config(model, data, label_names, config.text_encoder))
     except (TypeError, ValueError) as error:
         problems.errors.append(f"model: {error}")
         return 0
     with problems.collect():
         check_model_size(unet.num_parameters())
+    if config.text_encoder.num_hidden_layers is not None:
+        with problems.collect():
+            check_num_heads(config.text_encoder, unet)
+        if data.streaming:
+            problems.errors.append("`--data.streaming` must be false with a text encoder, got true.")
     pipe = make_run_pipeline(config, unet, make_noise_scheduler(config.scheduler))
     sections = {"samples": config.samples} | ({"eval": config.eval} if config.eval.every_n_epochs else {})
     for section, sampling in sections.items():

@@ -19,7 +19,7 @@ class NoisyBatch:
     Attributes:
         images: Noisy images, float32 `(B, C, H, W)`.
         timesteps: int64 `(B,)`, or float32 in flow matching.
-        class_labels: int64 `(B,)`, or `None` for an unconditional model.
+        class_labels: int64 `(B,)`, or token ids `(B, L)`, or `None` for an unconditional model.
         target: float32 `(B, C, H, W)`.
         weights: Loss weights, float32 `(B,)`.
     """
@@ -42,7 +42,7 @@ class DiffusionLoss:
     Args:
         config: The objective.
         noise_scheduler: The noise schedule and the prediction type.
-        num_class_embeds: Number of classes, which is also the null label; `None` for an unconditional model.
+        null_label: The null label, or its token ids `(L,)`; `None` for an unconditional model.
         device: Device of the batches.
         process_index, num_processes: Index of this process and number of processes that share each batch.
     """
@@ -51,12 +51,12 @@ class DiffusionLoss:
         self,
         config: ObjectiveConfig,
         noise_scheduler: NoiseScheduler,
-        num_class_embeds: int | None,
+        null_label: int | torch.Tensor | None,
         device: torch.device,
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        self.config, self.num_class_embeds = config, num_class_embeds
+        self.config, self.null_label = config, null_label
         self.process_index, self.num_processes = process_index, num_processes
         # The type annotations of diffusers are stricter than its schedulers, which accept a tensor of timesteps.
         self.noise_scheduler: Any = noise_scheduler
@@ -74,7 +74,7 @@ class DiffusionLoss:
             self.sigmas = self.noise_scheduler.sigmas.flip(0).to(device)  # (T,)
 
     def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:
-        """Samples timesteps and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`, `(B,)`.
+        """Samples timesteps and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`.
 
         All processes must pass generators with the same state. Each process samples random numbers for the images of
         all processes and uses its own part, so that the result does not depend on the number of processes.
@@ -101,11 +101,11 @@ class DiffusionLoss:
         return NoisyBatch(noisy_images, timesteps, class_labels, target, weights)
 
     def select_labels(self, labels: torch.Tensor | None, generator: torch.Generator) -> torch.Tensor | None:
-        """Returns class labels for the model, `(B,)`, some of them dropped; `None` for an unconditional model."""
-        if self.num_class_embeds is None or labels is None:
+        """Returns labels `(B,)` or token ids `(B, L)`, some of them dropped; `None` for an unconditional model."""
+        if self.null_label is None or labels is None:
             return None
-        labels = labels.expand(self.num_processes, -1)
-        dropped = drop_labels(labels, self.config.label_dropout, self.num_class_embeds, generator)
+        labels = labels.expand(self.num_processes, *labels.shape)
+        dropped = drop_labels(labels, self.config.label_dropout, self.null_label, generator)
         return dropped[self.process_index]
 
     def sample_noise(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:

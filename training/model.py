@@ -6,10 +6,11 @@ from typing import Any
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from adaptation import load_adapted_weights
-from config import DataConfig, ResolvedConfig, SchedulerConfig, TrainingConfig
+from config import DataConfig, ResolvedConfig, SchedulerConfig, TextEncoderConfig, TrainingConfig
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.sampling import make_consistency_pipeline, make_pipeline
 from fmnist_diffusion.schedulers import make_scheduler
+from text_model import TextConditionalUNet
 
 
 NoiseScheduler = DDPMScheduler | FlowMatchEulerDiscreteScheduler
@@ -28,7 +29,7 @@ def make_model(
     Raises:
         `ValueError`: If `config.model` is invalid.
     """
-    model_config = make_model_config(config.model, config.data, label_names)
+    model_config = make_model_config(config.model, config.data, label_names, config.text_encoder)
     try:
         unet = FashionMNISTUNet2DModel(**model_config)
     except (TypeError, ValueError) as error:
@@ -39,13 +40,14 @@ def make_model(
 
 
 def make_model_config(
-    options: dict[str, Any], data: DataConfig, label_names: tuple[str, ...] | None
+    options: dict[str, Any], data: DataConfig, label_names: tuple[str, ...] | None, text_encoder: TextEncoderConfig
 ) -> dict[str, Any]:
-    """Returns the arguments of the model: `options` and those that the images determine."""
+    """Returns the arguments of the model: `options` and those that the images and the text encoder determine."""
     return options | {
         "sample_size": data.resolution,
         "in_channels": data.channels,
         "out_channels": data.channels,
+        "class_embed_type": None if text_encoder.num_hidden_layers is None else "identity",
         "label_names": label_names if options.get("num_class_embeds") is not None else None,
     }
 
@@ -76,10 +78,13 @@ def get_betas(noise_scheduler: NoiseScheduler) -> list[float]:
 
 
 def make_run_pipeline(
-    config: TrainingConfig, unet: FashionMNISTUNet2DModel, noise_scheduler: NoiseScheduler
+    config: TrainingConfig, unet: FashionMNISTUNet2DModel | TextConditionalUNet, noise_scheduler: NoiseScheduler
 ) -> FashionMNISTPipeline:
     """Creates the pipeline of a run, with the default scheduler for its kind of model."""
+    text = {}
+    if isinstance(unet, TextConditionalUNet):
+        unet, text = unet.unet, {"text_encoder": unet.text_encoder, "tokenizer": unet.tokenizer}
     if config.distillation.num_segments is None:
-        return make_pipeline(unet, noise_scheduler)
+        return make_pipeline(unet, noise_scheduler, **text)
     assert isinstance(noise_scheduler, DDPMScheduler)
-    return make_consistency_pipeline(unet, noise_scheduler)
+    return make_consistency_pipeline(unet, noise_scheduler, **text)

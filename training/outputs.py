@@ -95,9 +95,9 @@ class RunOutputs:
     def _save_samples(self, pipe: FashionMNISTPipeline, progress: Progress, epoch: int) -> None:
         config = self.config.samples
         num_classes = pipe.unet.config["num_class_embeds"]
-        class_labels = None if num_classes is None else range(num_classes)
+        conditions = self.components.get_conditions()
         try:
-            samples = Samples.concatenate(list(generate(pipe, config, config.num_images, class_labels=class_labels)))
+            samples = Samples.concatenate(list(generate(pipe, config, config.num_images, **conditions)))
         except ValueError as error:
             tqdm.write(f"Epoch {epoch}: could not generate samples. {error}")
             return
@@ -111,7 +111,7 @@ class RunOutputs:
 
     def _evaluate(self, validator: "Validator", pipe: FashionMNISTPipeline, progress: Progress, epoch: int) -> None:
         try:
-            metrics = validator.evaluate(pipe, self.accelerator.autocast())
+            metrics = validator.evaluate(pipe, self.components.get_conditions(), self.accelerator.autocast())
         except ValueError as error:
             tqdm.write(f"Epoch {epoch}: could not evaluate samples. {error}")
             return

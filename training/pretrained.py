@@ -8,7 +8,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
-from config import ObjectiveConfig, SchedulerConfig, read_saved_settings
+from config import ObjectiveConfig, SchedulerConfig, TextEncoderConfig, read_saved_settings
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.hub.metadata import read_train_config
 from fmnist_diffusion.loading import get_pipeline_folder
@@ -26,6 +26,8 @@ class PretrainedPipeline:
         betas: Variances of its noising steps; empty for flow matching.
         objective: Its training objective, with the fields of [`ObjectiveConfig`]; empty if the pipeline was saved
             without `train_config.json`.
+        text_encoder: Its text encoder; `None` if it is not text-conditional.
+        tokenizer: Its tokenizer; `None` if it is not text-conditional.
     """
 
     unet: FashionMNISTUNet2DModel
@@ -33,6 +35,15 @@ class PretrainedPipeline:
     scheduler: dict[str, Any]
     betas: list[float]
     objective: dict[str, Any]
+    text_encoder: Any
+    tokenizer: Any
+
+    @property
+    def text_encoder_config(self) -> dict[str, Any]:
+        """The fields of [`TextEncoderConfig`]."""
+        if self.text_encoder is None:
+            return {"num_hidden_layers": None}
+        return {field.name: getattr(self.text_encoder.config, field.name) for field in fields(TextEncoderConfig)}
 
 
 # Parsing, inspection and training need the same pipeline, and loading it from the Hub sends several requests.
@@ -58,6 +69,8 @@ def load_pretrained(init_from: str) -> PretrainedPipeline:
         | {name: value for name, value in noise_scheduler.config.items() if name in schedule_names},
         betas=get_betas(noise_scheduler),
         objective={name: value for name, value in objective.items() if name in objective_names},
+        text_encoder=pipe.text_encoder,
+        tokenizer=pipe.tokenizer,
     )
 
 
@@ -82,7 +95,8 @@ def get_saved_settings_path(resume: str, output_dir: str) -> Path:
 def find_defaults(init_from: str | None, resume: str | None, output_dir: str) -> dict[str, Any]:
     """Returns the defaults of the settings of a run, such as `{"objective": {"label_dropout": 0.1}}`.
 
-    They are the settings of the run to resume, or the noise schedule and the objective of the pipeline to fine-tune.
+    They are the settings of the run to resume, or the noise schedule, the objective and the text encoder of the
+    pipeline to fine-tune.
 
     Raises:
         `ValueError`, `OSError`: If the pipeline or the saved settings of the run cannot be read.
@@ -93,5 +107,9 @@ def find_defaults(init_from: str | None, resume: str | None, output_dir: str) ->
         return {name: value for name, value in saved.items() if name not in ("output_dir", "resume")}
     if init_from is not None:
         pretrained = load_pretrained(init_from)
-        return {"scheduler": pretrained.scheduler, "objective": pretrained.objective}
+        return {
+            "scheduler": pretrained.scheduler,
+            "objective": pretrained.objective,
+            "text_encoder": pretrained.text_encoder_config,
+        }
     return {}

@@ -11,8 +11,8 @@ from checks import MODEL_TYPES, format_value
 from config import TrainingConfig
 
 
-# The training images determine these arguments of the model.
-DATA_OPTIONS = ("sample_size", "in_channels", "out_channels", "label_names")
+# The training images and the text encoder determine these arguments of the model.
+DATA_OPTIONS = ("sample_size", "in_channels", "out_channels", "label_names", "class_embed_type")
 MAX_NAME_LENGTH = 60
 
 
@@ -91,8 +91,8 @@ def describe_unknown_name(name: str) -> str:
         return f"`{name}` must be written as `{section}: {{{key}: ...}}` in a YAML file."
     if section == "model" and key in DATA_OPTIONS:
         return (
-            f"`--{name}` cannot be set, because it is determined by the training data. Set `--data.resolution`,"
-            " `--data.channels` or `--data.label_column` instead."
+            f"`--{name}` cannot be set, because it is determined by other settings. Set `--data.resolution`,"
+            " `--data.channels`, `--data.label_column` or `--text_encoder.num_hidden_layers` instead."
         )
     hint = "Pass --help to list all settings."
     candidates = {known.rpartition(".")[2]: known for known in TYPES if known not in SECTIONS}

@@ -35,18 +35,21 @@ class Validator:
         self.config, self.record = config, record
         self.metrics = FastMetrics(config.num_samples, device)
 
-    def evaluate(self, pipe: FashionMNISTPipeline, autocast: AbstractContextManager) -> dict[str, float]:
+    def evaluate(
+        self, pipe: FashionMNISTPipeline, conditions: dict[str, Any], autocast: AbstractContextManager
+    ) -> dict[str, float]:
         """Returns the metrics of samples that are generated within `autocast`, and `images_per_second`.
+
+        Args:
+            pipe: The pipeline.
+            conditions: Class labels or prompts, as arguments of [`generate`].
+            autocast: The context of the model.
 
         Raises:
             `ValueError`: If sampling fails, for example with infinite pixels.
         """
-        num_classes = pipe.unet.config["num_class_embeds"]
-        class_labels = None if num_classes is None else range(num_classes)
         with autocast:
-            parts = generate(
-                pipe, self.config, self.config.num_samples, class_labels=class_labels, batch_size=BATCH_SIZE
-            )
+            parts = generate(pipe, self.config, self.config.num_samples, **conditions, batch_size=BATCH_SIZE)
             samples = Samples.concatenate(list(parts))
         metrics = self.metrics(samples)
         del metrics["class_shares"]

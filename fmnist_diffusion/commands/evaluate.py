@@ -195,7 +195,7 @@ def evaluate(
                 folder,
                 name=name,
                 sampling=sampling,
-                conditional=pipe.unet.config.num_class_embeds is not None and not unconditional,
+                conditional=pipe.is_conditional and not unconditional,
                 reference=real_images,
                 num_samples=num_samples,
                 seeds=seed_list,

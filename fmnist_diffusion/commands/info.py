@@ -57,6 +57,7 @@ def describe(pipe: "FashionMNISTPipeline", folder: Path) -> dict[str, Any]:
         "folder": str(folder),
         "model": type(pipe.unet).__name__,
         "parameters": pipe.unet.num_parameters(),
+        "text_encoder": pipe.text_encoder and describe_text_encoder(pipe),
         "config": get_changed_options(pipe.unet),
         "weights": {
             path.name: {"bytes": path.stat().st_size, "dtype": ", ".join(sorted(weights_dtypes(path)))}
@@ -71,6 +72,14 @@ def describe(pipe: "FashionMNISTPipeline", folder: Path) -> dict[str, Any]:
         "timestep_power": pipe.config["timestep_power"],
         "train_config": read_train_config(folder / "train_config.json"),
         "metrics": read_metrics(folder / "metrics.json"),
+    }
+
+
+def describe_text_encoder(pipe: "FashionMNISTPipeline") -> dict[str, Any]:
+    return {
+        "model": type(pipe.text_encoder).__name__,
+        "parameters": pipe.text_encoder.num_parameters(),
+        "tokens": len(pipe.tokenizer),
     }
 
 
@@ -92,9 +101,15 @@ def format_facts(facts: dict[str, Any]) -> list[str]:
     steps = f"{facts['num_inference_steps']} steps"
     if facts["timestep_power"] is not None:
         steps += f", timestep power {facts['timestep_power']}"
+    text = facts["text_encoder"]
     return [
         f"folder      {facts['folder']}",
         f"model       {facts['model']}, {facts['parameters']:,} parameters",
+        *(
+            [f"text        {text['model']}, {text['parameters']:,} parameters, {text['tokens']:,} tokens"]
+            if text
+            else []
+        ),
         *format_section("  non-default options", facts["config"]),
         *(
             f"weights     {name}, {file['bytes'] / 1e6:.1f} MB, {file['dtype']}"

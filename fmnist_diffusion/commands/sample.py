@@ -51,6 +51,12 @@ def sample(
             show_default="unconditional samples",
         ),
     ] = None,
+    prompt: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="TEXT", help="prompt for a text-conditional pipeline; repeat it to cycle through several"
+        ),
+    ] = None,
     num_inference_steps: NumInferenceSteps = SamplingConfig.num_inference_steps,
     scheduler: SchedulerName = SamplingConfig.scheduler,
     guidance_scale: GuidanceScale = SamplingConfig.guidance_scale,
@@ -101,10 +107,10 @@ def sample(
 ) -> None:
     """Generate images. Each image is saved as a PNG file, and grid.png shows all of them."""
     config = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval, seed)
-    if class_labels is None and guidance_scale != 1:
+    if class_labels is None and prompt is None and guidance_scale != 1:
         raise ValueError(
-            f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass `class_labels` to"
-            " use guidance."
+            f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass `class_labels` or"
+            " `prompt` to use guidance."
         )
     if image is None and strength is not None:
         raise ValueError(f"`strength` requires an `image`, got {strength}. Pass an image, or omit `strength`.")
@@ -118,7 +124,7 @@ def sample(
     folder = make_output_dir(output_dir)
     try:
         pipe = load_for_sampling(pipeline, device, dtype)
-        save_images(pipe, config, num_images, labels, inputs, batch_size, upscale, folder)
+        save_images(pipe, config, num_images, labels, prompt, inputs, batch_size, upscale, folder)
     finally:
         if output_dir is None:
             # After an error, the numbered folder that this run created should not remain if it is empty.
@@ -132,6 +138,7 @@ def save_images(
     config: SamplingConfig,
     num_images: int,
     class_labels: list[str] | None,
+    prompts: list[str] | None,
     inputs: dict[str, Any],
     batch_size: int,
     upscale: int,
@@ -147,15 +154,17 @@ def save_images(
     from fmnist_diffusion.sampling import generate
 
     label_ids = None if class_labels is None else pipe.get_label_ids(class_labels)
+    conditions = label_ids or prompts or []
     check_grid_size(pipe, num_images, upscale)
-    columns = len(label_ids) if label_ids and len(label_ids) > 1 else math.ceil(math.sqrt(num_images))
+    columns = len(conditions) if len(conditions) > 1 else math.ceil(math.sqrt(num_images))
     pipe.set_progress_bar_config(disable=None)  # only shown in a terminal
     saved = []
-    for samples in generate(pipe, config, num_images, class_labels=label_ids, batch_size=batch_size, **inputs):
+    settings = {"class_labels": label_ids, "prompts": prompts, "batch_size": batch_size, **inputs}
+    for samples in generate(pipe, config, num_images, **settings):
         for image in to_pil(samples.images):
             name = f"{len(saved):04d}"
-            if label_ids:
-                name += f"-{get_file_label(pipe.label_names, label_ids[len(saved) % len(label_ids)])}"
+            if conditions:
+                name += f"-{get_file_label(pipe.label_names, conditions[len(saved) % len(conditions)])}"
             saved.append(images.upscale(image, upscale))
             save_image(saved[-1], folder / f"{name}.png")
     save_image(images.image_grid(saved, columns), folder / "grid.png")
@@ -186,12 +195,18 @@ def save_image(image: "Image", path: Path) -> None:
         raise OSError(f"Could not write {path}: {error.strerror}. Pass a different `output_dir`.") from error
 
 
-def get_file_label(label_names: Sequence[str] | None, label_id: int) -> str:
-    """Returns the letters and digits of a class name for use in a file name, or the class index if there are none."""
-    name = unicodedata.normalize("NFC", label_names[label_id].lower()) if label_names else ""
+def get_file_label(label_names: Sequence[str] | None, condition: int | str) -> str:
+    """Returns the letters and digits of a class name or prompt for use in a file name.
+
+    If there are none, returns the class index.
+    """
+    name = condition if isinstance(condition, str) else label_names[condition] if label_names else ""
+    name = unicodedata.normalize("NFC", name.lower())
     # L, M and N are the Unicode categories of letters, marks such as vowel signs, and numbers.
     characters = (character if unicodedata.category(character)[0] in "LMN" else " " for character in name)
-    return "-".join("".join(characters).split())[:MAX_LABEL_LENGTH] or str(label_id)
+    return "-".join("".join(characters).split())[:MAX_LABEL_LENGTH] or (
+        "prompt" if isinstance(condition, str) else str(condition)
+    )
 
 
 def make_output_dir(folder: Path | None) -> Path:

@@ -1,4 +1,4 @@
-"""Selects the image and label columns of a dataset and standardizes their names and types."""
+"""Selects the image, label and caption columns of a dataset and standardizes their names and types."""
 
 from __future__ import annotations
 
@@ -19,13 +19,21 @@ if TYPE_CHECKING:
 
 # This value of `label_column` ignores the labels.
 NO_LABELS = "none"
+# diffusers' train_text_to_image.py has the same default.
+DEFAULT_CAPTION_COLUMN = "text"
 
 
 def standardize_columns(
-    splits: dict[str, datasets.Dataset], split: str, source: str, image_column: str | None, label_column: str | None
+    splits: dict[str, datasets.Dataset],
+    split: str,
+    source: str,
+    image_column: str | None,
+    label_column: str | None,
+    caption_column: str,
 ) -> datasets.Dataset:
     """
-    Returns a split with the column `image` and, if there are labels, the column `label` of type `ClassLabel`.
+    Returns a split with the column `image`, the column `label` of type `ClassLabel` if there are labels, and the
+    column `text` of strings if there are captions.
 
     Args:
         splits (`dict[str, datasets.Dataset]`):
@@ -34,13 +42,16 @@ def standardize_columns(
             Name of the split to return.
         source (`str`):
             Path or name of the dataset for error messages.
-        image_column, label_column (`str`, *optional*):
+        image_column, label_column (`str`, *optional*), caption_column (`str`):
             See [`load_split`].
     """
     import datasets
 
     dataset = splits[split]
-    for argument, column in (("image_column", image_column), ("label_column", label_column)):
+    columns = {"image_column": image_column, "label_column": label_column}
+    if caption_column != DEFAULT_CAPTION_COLUMN:
+        columns["caption_column"] = caption_column
+    for argument, column in columns.items():
         if column is not None and column not in dataset.features and (argument, column) != ("label_column", NO_LABELS):
             raise DataError(
                 f"Could not find the column {column!r} in {source}. Set `{argument}` to {_list_columns(dataset)}."
@@ -57,6 +68,9 @@ def standardize_columns(
     images = images.rename_columns({image_column: "image"})
     # Error messages about images contain this name.
     images.info.dataset_name = source
+    captions = _read_captions(dataset, source, caption_column)
+    if captions is not None:
+        images = images.add_column("text", captions, feature=datasets.Value("string"))  # pyright: ignore
     if label_column is None:
         return images
     labels = dataset.select_columns([label_column])
@@ -173,8 +187,24 @@ def _check_missing(dataset: datasets.Dataset, column: str, source: str, advice: 
         )
 
 
+def _read_captions(dataset: datasets.Dataset, source: str, column: str) -> list[str] | None:
+    if _is_string(dataset.features.get(column)):
+        return [caption or "" for caption in dataset[column]]
+    if column == DEFAULT_CAPTION_COLUMN:
+        return None
+    raise DataError(
+        f"The column {column!r} of {source} must contain strings. Set `caption_column` to {_list_columns(dataset)}."
+    )
+
+
 def _list_columns(dataset: datasets.Dataset) -> str:
     return f"one of: {', '.join(dataset.column_names)}"
+
+
+def _is_string(feature: Any) -> bool:
+    import datasets
+
+    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view")
 
 
 def _is_image(feature: Any) -> bool:

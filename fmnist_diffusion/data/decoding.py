@@ -32,7 +32,7 @@ def decode(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], chan
 
     Args:
         dataset (`datasets.Dataset`):
-            The dataset with the column `image` and optionally the column `label`.
+            The dataset with the column `image` and optionally the columns `label` and `text`.
         resolution (`int` or `tuple[int, int]`):
             The side length of a square, or `(height, width)`, in pixels.
         channels (`int`):
@@ -56,10 +56,11 @@ def decode(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], chan
                 errors.append(error)
         if errors:
             raise combine_image_errors(errors)
+    captions = tuple(dataset["text"]) if "text" in dataset.features else None
     if "label" not in dataset.features:
-        return ImageTensors(torch.from_numpy(images))
+        return ImageTensors(torch.from_numpy(images), captions=captions)
     labels = torch.from_numpy(get_arrow_column(dataset, "label").to_numpy().astype(np.int64))
-    return ImageTensors(torch.from_numpy(images), labels, tuple(dataset.features["label"].names))
+    return ImageTensors(torch.from_numpy(images), labels, tuple(dataset.features["label"].names), captions)
 
 
 def stream_images(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], channels: int) -> ImageStream:
@@ -79,7 +80,8 @@ class ImageStream(Dataset):
     A dataset that decodes images on access.
 
     Its items are dictionaries with `images`, a uint8 tensor of shape `(channels, height, width)`, and, if there are
-    labels, `labels`, an `int`. Accessing an item raises a [`DataError`] if its image cannot be read.
+    labels or captions, with `labels`, an `int`, and `captions`, a `str`. Accessing an item raises a [`DataError`] if
+    its image cannot be read.
     """
 
     def __init__(self, dataset: datasets.Dataset, height: int, width: int, channels: int):
@@ -96,6 +98,8 @@ class ImageStream(Dataset):
         item: dict[str, Any] = {"images": torch.from_numpy(pixels)}
         if "label" in row:
             item["labels"] = row["label"]
+        if "text" in row:
+            item["captions"] = row["text"]
         return item
 
 

@@ -22,11 +22,14 @@ class ImageTensors:
             unconditional training.
         label_names (`tuple[str, ...]`, *optional*):
             Class names, indexed by label; `None` if there are no labels.
+        captions (`tuple[str, ...]`, *optional*):
+            A caption for each image; `None` if there are no captions.
     """
 
     images: torch.Tensor
     labels: torch.Tensor | None = None
     label_names: tuple[str, ...] | None = None
+    captions: tuple[str, ...] | None = None
 
     def __len__(self) -> int:
         return len(self.images)

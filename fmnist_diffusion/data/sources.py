@@ -30,6 +30,7 @@ def load_source(
     train_data_dir: str | None,
     image_column: str | None,
     label_column: str | None,
+    caption_column: str,
     max_samples: int | None,
     ignored_files: Collection[str],
 ) -> tuple[datasets.Dataset, Skipped]:
@@ -46,7 +47,7 @@ def load_source(
         name = ANY_SPLIT if ANY_SPLIT in splits else SPLIT_NAMES.get(split, split)
     if name not in splits:
         raise DataError(f"Could not find the split {split!r} in {source}. Choose one of: {', '.join(splits)}.")
-    dataset = standardize_columns(splits, name, source, image_column, label_column)
+    dataset = standardize_columns(splits, name, source, image_column, label_column, caption_column)
     if max_samples is not None:
         dataset = dataset.select(range(min(max_samples, len(dataset))))
     return dataset, skipped

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Collection
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, TypeGuard
 
 import torch
 
-from .columns import NO_LABELS
+from .columns import DEFAULT_CAPTION_COLUMN, NO_LABELS
 from .decoding import check_decoded_size, check_shape, decode, decode_arrays
 from .errors import DataError
 from .fashion_mnist import DEFAULT_DATASET
@@ -30,6 +31,7 @@ def load_images(
     train_data_dir: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    caption_column: str = DEFAULT_CAPTION_COLUMN,
     resolution: int | tuple[int, int] | None = None,
     channels: int | None = None,
     max_samples: int | None = None,
@@ -39,7 +41,7 @@ def load_images(
     Loads a split and decodes it into memory.
 
     Args:
-        dataset_name, split, dataset_config_name, image_column, label_column, ignored_files:
+        dataset_name, split, dataset_config_name, image_column, label_column, caption_column, ignored_files:
             See [`load_split`].
         train_data_dir (`str`, *optional*):
             See [`load_split`], or a `.safetensors` file written by [`save_tensors`]. Such a file contains one split,
@@ -67,7 +69,7 @@ def load_images(
         images = tensors.images
         arrays = images[:, 0] if images.shape[1] == 1 else images.permute(0, 2, 3, 1)
         images = torch.from_numpy(decode_arrays(arrays.numpy(), height, width, channels))
-        return ImageTensors(images, tensors.labels, tensors.label_names)
+        return replace(tensors, images=images)
     dataset, _ = load_source(
         dataset_name,
         split,
@@ -75,6 +77,7 @@ def load_images(
         train_data_dir=train_data_dir,
         image_column=image_column,
         label_column=label_column,
+        caption_column=caption_column,
         max_samples=max_samples,
         ignored_files=ignored_files,
     )
@@ -92,6 +95,7 @@ def inspect_images(
     train_data_dir: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    caption_column: str = DEFAULT_CAPTION_COLUMN,
     max_samples: int | None = None,
     ignored_files: Collection[str] = (),
 ) -> DataSummary:
@@ -101,8 +105,8 @@ def inspect_images(
     Only the headers of the images are read, except to look for colors and transparent pixels.
 
     Args:
-        dataset_name, split, dataset_config_name, train_data_dir, image_column, label_column, max_samples,
-        ignored_files:
+        dataset_name, split, dataset_config_name, train_data_dir, image_column, label_column, caption_column,
+        max_samples, ignored_files:
             See [`load_images`].
 
     Raises:
@@ -118,6 +122,7 @@ def inspect_images(
         train_data_dir=train_data_dir,
         image_column=image_column,
         label_column=label_column,
+        caption_column=caption_column,
         max_samples=max_samples,
         ignored_files=ignored_files,
     )
@@ -132,10 +137,12 @@ def load_split(
     train_data_dir: str | None = None,
     image_column: str | None = None,
     label_column: str | None = None,
+    caption_column: str = DEFAULT_CAPTION_COLUMN,
     ignored_files: Collection[str] = (),
 ) -> datasets.Dataset:
     """
-    Loads a split as a `datasets.Dataset` with the columns `image` and, if there are labels, `label`.
+    Loads a split as a `datasets.Dataset` with the column `image` and, if there are labels or captions, the columns
+    `label` and `text`.
 
     Args:
         dataset_name (`str`, defaults to `"zalando-datasets/fashion_mnist"`):
@@ -167,6 +174,9 @@ def load_split(
             Name of the column with the labels: class labels, integers, booleans or strings, or `"none"` to ignore the
             labels. The classes of integers, booleans and strings are their sorted distinct values. Defaults to the
             column of type `ClassLabel`, or to `label` if there are several such columns or none.
+        caption_column (`str`, defaults to `"text"`):
+            Name of the column with the captions. Missing captions become empty strings. Without a column `text` of
+            strings, the images have no captions.
         ignored_files (`Collection[str]`, defaults to `()`):
             Names of files to ignore in a folder.
 
@@ -186,6 +196,7 @@ def load_split(
         train_data_dir=train_data_dir,
         image_column=image_column,
         label_column=label_column,
+        caption_column=caption_column,
         max_samples=None,
         ignored_files=ignored_files,
     )
@@ -198,6 +209,7 @@ def _is_tensor_file(path: str | None) -> TypeGuard[str]:
 
 def _load_tensor_file(path: str, label_column: str | None, max_samples: int | None) -> ImageTensors:
     tensors = load_tensors(check_path(path))
+    captions = None if tensors.captions is None else tensors.captions[:max_samples]
     if tensors.labels is None or label_column == NO_LABELS:
-        return ImageTensors(tensors.images[:max_samples])
-    return ImageTensors(tensors.images[:max_samples], tensors.labels[:max_samples], tensors.label_names)
+        return ImageTensors(tensors.images[:max_samples], captions=captions)
+    return ImageTensors(tensors.images[:max_samples], tensors.labels[:max_samples], tensors.label_names, captions)

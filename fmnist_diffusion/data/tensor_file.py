@@ -22,6 +22,8 @@ def save_tensors(tensors: ImageTensors, path: str | Path) -> None:
     if tensors.labels is not None:
         contents["labels"] = tensors.labels.contiguous()
     metadata = {} if tensors.label_names is None else {"label_names": json.dumps(tensors.label_names)}
+    if tensors.captions is not None:
+        metadata["captions"] = json.dumps(tensors.captions)
     save_file(contents, path, metadata=metadata)
 
 
@@ -45,7 +47,18 @@ def load_tensors(path: Path) -> ImageTensors:
         raise DataError(
             f"The file {path} contains no images or images without pixels, got shape {tuple(images.shape)}. {advice}"
         )
-    label_names = _parse_label_names(metadata["label_names"], path) if "label_names" in metadata else None
+    label_names = captions = None
+    if "label_names" in metadata:
+        label_names = _parse_strings(metadata["label_names"])
+        if label_names is None or len(set(label_names)) < len(label_names):
+            raise DataError(f"The metadata `label_names` of {path} must be a JSON list of distinct strings. {advice}")
+    if "captions" in metadata:
+        captions = _parse_strings(metadata["captions"])
+        if captions is None or len(captions) != len(images):
+            raise DataError(
+                f"The metadata `captions` of {path} must be a JSON list with one string per image ({len(images)}"
+                f" images). {advice}"
+            )
     if labels is not None:
         if labels.shape != (len(images),) or labels.dtype != torch.int64:
             raise DataError(
@@ -56,17 +69,14 @@ def load_tensors(path: Path) -> ImageTensors:
             raise DataError(f"The file {path} contains labels but no label names. {advice}")
         # The null label for unconditional training follows the class indices.
         check_label_range(labels, len(label_names) + 1, path)
-    return ImageTensors(images, labels, label_names)
+    return ImageTensors(images, labels, label_names, captions)
 
 
-def _parse_label_names(text: str, path: Path) -> tuple[str, ...]:
+def _parse_strings(text: str) -> tuple[str, ...] | None:
     try:
-        names = json.loads(text)
+        strings = json.loads(text)
     except (ValueError, RecursionError):
-        names = None
-    if not isinstance(names, list) or not all(isinstance(name, str) for name in names) or len(set(names)) < len(names):
-        raise DataError(
-            f"The metadata `label_names` of {path} must be a JSON list of distinct strings. Write the file again with"
-            " `save_tensors`."
-        )
-    return tuple(names)
+        return None
+    if not isinstance(strings, list) or not all(isinstance(string, str) for string in strings):
+        return None
+    return tuple(strings)

@@ -1,5 +1,6 @@
 """Evaluation metrics: FID, KID, precision, recall, FD-classifier, class accuracy, CAS, memorization and likelihood."""
 
+from .alignment import measure_alignment
 from .classifier import Classifier
 from .classifier_training import ClassifierTrainingConfig, measure_accuracy, train_classifier
 from .distances import frechet_distance, kernel_distance, manifold_metrics
@@ -41,6 +42,7 @@ __all__ = [
     "load_samples",
     "manifold_metrics",
     "measure_accuracy",
+    "measure_alignment",
     "measure_likelihood",
     "metric_rows",
     "train_classifier",

@@ -7,6 +7,7 @@ from typing import Any
 import torch
 
 from fmnist_diffusion import FashionMNISTPipeline
+from fmnist_diffusion.captions import find_directions, make_captions
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, load_images
 from fmnist_diffusion.files import hash_file
 
@@ -109,14 +110,21 @@ class FashionMNISTReference(Reference):
                 f" {describe_shape(get_shape(pipe))}. Pass `reference` to compare them with other images."
             )
         num_classes = pipe.unet.config["num_class_embeds"]
-        if conditional and num_classes != len(FASHION_MNIST_LABELS):
+        if conditional and pipe.text_encoder is None and num_classes != len(FASHION_MNIST_LABELS):
             raise ValueError(
                 f"The pipeline must have the {len(FASHION_MNIST_LABELS)} classes of Fashion-MNIST, got"
                 f" {num_classes or 'no'} classes. Evaluate it with unconditional samples."
             )
 
-    def choose_labels(self, pipe: FashionMNISTPipeline, num_samples: int) -> Sequence[int]:
-        return range(len(FASHION_MNIST_LABELS))
+    def choose_conditions(self, pipe: FashionMNISTPipeline, num_samples: int) -> dict[str, Sequence[Any]]:
+        """Returns all classes or, for a text-conditional pipeline, captions of the test images with their labels."""
+        if pipe.text_encoder is None:
+            return {"class_labels": range(len(FASHION_MNIST_LABELS))}
+        test = self.load_test_images()
+        assert test.labels is not None
+        directions = find_directions(test.images, test.labels)
+        prompts = make_captions(test.labels, directions, torch.Generator().manual_seed(0))
+        return {"prompts": prompts, "class_labels": test.labels.tolist()}
 
     def get_label_names(self, pipe: FashionMNISTPipeline) -> Sequence[str]:
         return FASHION_MNIST_LABELS

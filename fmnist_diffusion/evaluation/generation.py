@@ -3,6 +3,7 @@
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
 import torch
 from tqdm.auto import tqdm
@@ -86,7 +87,7 @@ def generate_samples(
     pipe: FashionMNISTPipeline,
     sampling: SamplingConfig,
     num_samples: int,
-    class_labels: Sequence[int] | None,
+    conditions: dict[str, Sequence[Any]],
     batch_size: int,
     folder: Path,
     inception: InceptionFeatures | None,
@@ -95,8 +96,8 @@ def generate_samples(
     """
     Generates the samples of one seed and computes their Inception features. All `processes` must call this function.
 
-    Every batch is saved in `folder` and named by the index of its first image. Existing batches are loaded, and
-    damaged ones are replaced.
+    `conditions` are the class labels or prompts, as arguments of [`generate`]. Every batch is saved in `folder` and
+    named by the index of its first image. Existing batches are loaded, and damaged ones are replaced.
     """
     batches = plan_batches(folder, num_samples, batch_size)
     missing = [(start, count) for start, count, is_saved in batches if not is_saved]
@@ -109,7 +110,7 @@ def generate_samples(
         disable=None if processes.is_main else True,
     ) as bar:
         for start, count in processes.select(missing):
-            (samples,) = generate(pipe, sampling, count, class_labels=class_labels, batch_size=count, start=start)
+            (samples,) = generate(pipe, sampling, count, **conditions, batch_size=count, start=start)
             batch = EvaluationSamples(samples, inception(samples.images) if inception else None)
             save_batch(batch, get_batch_path(folder, start))
             bar.update(min(count * processes.count, num_samples - bar.n))

@@ -152,15 +152,15 @@ class ImageReference(Reference):
                 "The pipeline must be class-conditional, got no classes. Evaluate it with unconditional samples."
             )
 
-    def choose_labels(self, pipe: FashionMNISTPipeline, num_samples: int) -> Sequence[int]:
+    def choose_conditions(self, pipe: FashionMNISTPipeline, num_samples: int) -> dict[str, Sequence[Any]]:
         """
         Returns labels in the class proportions of the reference if the pipeline has all of its classes, and otherwise
         all classes of the pipeline in equal proportions.
         """
         proportions = self.get_class_proportions(pipe.label_names)
         if proportions is None:
-            return range(pipe.unet.config["num_class_embeds"])
-        return distribute_classes(proportions, num_samples)
+            return {"class_labels": range(pipe.unet.config["num_class_embeds"])}
+        return {"class_labels": distribute_classes(proportions, num_samples)}
 
     def get_class_proportions(self, label_names: Sequence[str] | None) -> torch.Tensor | None:
         """Returns the share of each class of `label_names` among the images, float64; `None` if the classes differ."""

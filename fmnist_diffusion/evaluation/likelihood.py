@@ -151,6 +151,10 @@ def check_images(pipe: FashionMNISTPipeline, images: ImageTensors, conditional: 
             "A consistency model does not predict the velocity of a probability-flow ODE, so it has no likelihood."
             " Measure the pipeline that it was distilled from."
         )
+    if pipe.text_encoder is not None:
+        raise ValueError(
+            "The likelihood of text-conditional pipelines is not supported. Measure a different pipeline."
+        )
     shape = tuple(images.images.shape[1:])
     if shape != get_shape(pipe):
         raise ValueError(

@@ -13,11 +13,15 @@ PACKAGES = ("fmnist-diffusion", "torch", "diffusers", "transformers", "torchmetr
 
 
 def weights_hash(pipe: FashionMNISTPipeline) -> str:
-    """Returns the SHA-256 of the names and float32 values of the weights and buffers of the model."""
+    """Returns the SHA-256 of the names and float32 values of the weights and buffers of the model.
+
+    If the pipeline has a text encoder, its weights and buffers are included.
+    """
     digest = hashlib.sha256()
-    for name, tensor in sorted(pipe.unet.state_dict().items()):
-        digest.update(name.encode())
-        digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+    for model in (pipe.unet, pipe.text_encoder):
+        for name, tensor in sorted(model.state_dict().items()) if model is not None else ():
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
     return digest.hexdigest()
 
 

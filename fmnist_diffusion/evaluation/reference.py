@@ -54,8 +54,8 @@ class Reference(ABC):
         """Raises `ValueError` if the images of the pipeline cannot be compared with this reference."""
 
     @abstractmethod
-    def choose_labels(self, pipe: FashionMNISTPipeline, num_samples: int) -> Sequence[int]:
-        """Returns the class labels of the samples of a class-conditional pipeline, which are cycled through."""
+    def choose_conditions(self, pipe: FashionMNISTPipeline, num_samples: int) -> dict[str, Sequence[Any]]:
+        """Returns the class labels or prompts for a conditional pipeline, as arguments of [`generate`]."""
 
     @abstractmethod
     def get_label_names(self, pipe: FashionMNISTPipeline) -> Sequence[str] | None:

@@ -53,7 +53,7 @@ def evaluate_pipeline(
         name (`str`): Name of the pipeline in the results.
         sampling ([`SamplingConfig`]): The sampling settings. `seed` is replaced by `seeds`.
         conditional (`bool`):
-            Whether to generate samples of all classes (see [`Reference.choose_labels`]) or unconditional samples.
+            Whether to generate samples of all classes (see [`Reference.choose_conditions`]) or unconditional samples.
         reference ([`Reference`]): The real images.
         num_samples (`int`, *optional*):
             Number of samples per seed, at most 2**20. Defaults to 10,000, or with `cas` to the number of real images.
@@ -87,7 +87,7 @@ def evaluate_pipeline(
     if num_samples is None:
         num_samples = len(reference.train) if cas else DEFAULT_NUM_SAMPLES
         check_options(type(reference), sampling, conditional, num_samples, seeds, cas)
-    class_labels = reference.choose_labels(pipe, num_samples) if conditional else None
+    conditions = reference.choose_conditions(pipe, num_samples) if conditional else {}
     scheduler_config = {key: to_json(value) for key, value in pipe.scheduler.config.items() if key[0] != "_"}
     settings = {
         "source": name,
@@ -113,7 +113,7 @@ def evaluate_pipeline(
             pipe,
             replace(sampling, seed=seed * IMAGES_PER_SEED),
             num_samples,
-            class_labels,
+            conditions,
             batch_size,
             folder / f"seed-{seed}",
             reference.inception,

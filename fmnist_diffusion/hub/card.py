@@ -84,7 +84,8 @@ def make_model_card(
             if not name.startswith("_") and value is not None
         },
         label_names=pipe.label_names,
-        label=format_label(pipe.label_names[-1]) if pipe.label_names else None,
+        text=pipe.text_encoder is not None,
+        arguments=get_example_arguments(pipe),
         parameters=pipe.unet.num_parameters(),
         dtype=str(pipe.unet.dtype).removeprefix("torch."),
         scheduler=type(pipe.scheduler).__name__,
@@ -101,6 +102,13 @@ def make_model_card(
         measured=measured,
         format_number=format_number,
     )
+
+
+def get_example_arguments(pipe: FashionMNISTPipeline) -> str:
+    """Returns the arguments of an example call of the pipeline, such as `"Bag"` in quotes."""
+    if pipe.text_encoder is not None:
+        return 'prompt="a photo of a bag"'
+    return format_label(pipe.label_names[-1]) if pipe.label_names else ""
 
 
 def get_dataset(settings: dict[str, Any]) -> str | None:

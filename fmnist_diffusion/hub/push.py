@@ -14,7 +14,15 @@ from .repository import create_repository, create_tag
 
 
 # An upload deletes these files of earlier uploads, unless it contains them.
-OWN_FILES = ["images/*", "scheduler/*", "unet/*", "metrics.json", "train_config.json"]
+OWN_FILES = [
+    "images/*",
+    "scheduler/*",
+    "text_encoder/*",
+    "tokenizer/*",
+    "unet/*",
+    "metrics.json",
+    "train_config.json",
+]
 
 
 def push_pipeline(

@@ -22,6 +22,7 @@ NORM_TYPES = ("batch", "group")
 TIME_CONDITIONINGS = ("bottleneck", "all")
 TIME_SCALE_SHIFTS = ("default", "scale_shift")
 SKIP_CONNECTIONS = ("concat", "add", "none")
+CLASS_EMBED_TYPES = (None, "identity")
 
 # Larger values would only exhaust the memory.
 MIN_SIZE, MAX_SIZE = 8, 512
@@ -42,7 +43,6 @@ UNSUPPORTED_ARGUMENTS = {
     "add_attention": "`attention_levels=()` disables attention",
     "attn_norm_num_groups": "attention uses LayerNorm, which has no groups",
     "center_input_sample": "the model expects images in [-1, 1]",
-    "class_embed_type": "`num_class_embeds` adds an embedding of the class labels",
     "downsample_padding": "downsampling is always a 3x3 convolution with stride 2 and padding 1",
     "downsample_type": "downsampling is always a 3x3 convolution with stride 2 and padding 1",
     "upsample_type": "upsampling is always a transposed convolution",
@@ -317,6 +317,10 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         skip_connection (`str`, defaults to `"concat"`):
             How the decoder combines its features with those of the encoder: `"concat"`, `"add"` or `"none"`.
         dropout (`float`, defaults to `0.0`): Dropout probability in residual blocks and after attention, in [0, 1).
+        class_embed_type (`str`, *optional*):
+            `None` embeds class labels, if `num_class_embeds` is set. `"identity"` adds `class_labels`, such as the
+            output of a text encoder, to the time embedding. It has `block_out_channels[-1]` channels, or twice as many
+            for `"scale_shift"` at the `"bottleneck"`.
         num_class_embeds (`int`, *optional*):
             Number of classes of a class-conditional model. The model also learns a null label for
             `class_labels=None`, the unconditional branch of classifier-free guidance.
@@ -355,6 +359,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         attention_head_dim: int = 64,
         skip_connection: str = "concat",
         dropout: float = 0.0,
+        class_embed_type: str | None = None,
         num_class_embeds: int | None = None,
         label_names: tuple[str, ...] | None = None,
         **kwargs,
@@ -374,6 +379,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             ("time_conditioning", time_conditioning, TIME_CONDITIONINGS),
             ("resnet_time_scale_shift", resnet_time_scale_shift, TIME_SCALE_SHIFTS),
             ("skip_connection", skip_connection, SKIP_CONNECTIONS),
+            ("class_embed_type", class_embed_type, CLASS_EMBED_TYPES),
         ):
             if value not in choices:
                 raise ValueError(f"`{name}` must be one of {', '.join(map(repr, choices))}, got {value!r}.")
@@ -431,6 +437,11 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 f"`norm_num_groups` must divide every entry of `block_out_channels` {tuple(block_out_channels)}, got"
                 f" {norm_num_groups}."
             )
+        if class_embed_type is not None and num_class_embeds is not None:
+            raise ValueError(
+                f"`num_class_embeds` must be None with `class_embed_type={class_embed_type!r}`, got"
+                f" {num_class_embeds}."
+            )
         if label_names is not None:
             if (
                 not isinstance(label_names, (list, tuple))
@@ -454,7 +465,9 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             time_embedding_dim, block_out_channels[-1], act_fn=act_fn, out_dim=temb_channels
         )
         self.class_embedding = None
-        if num_class_embeds is not None:
+        if class_embed_type == "identity":
+            self.class_embedding = nn.Identity()
+        elif num_class_embeds is not None:
             self.class_embedding = nn.Embedding(num_class_embeds + 1, temb_channels)
 
         block_kwargs = {
@@ -514,14 +527,15 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 Timestep in `[0, num_train_timesteps]`, one for all images or one for each image.
             class_labels (`torch.Tensor` of shape `(batch,)`, *optional*):
                 Labels in `[0, num_class_embeds]`, where `num_class_embeds` is the null label. Defaults to the null
-                label for all images.
+                label for all images. With `class_embed_type="identity"`, embeddings of shape `(batch, channels)`,
+                which are required.
             return_dict (`bool`, defaults to `True`): Whether to return a [`UNet2DOutput`] or a tuple.
 
         Returns:
             [`UNet2DOutput`] or `tuple`: The prediction, of shape `(batch, out_channels, height, width)`.
 
         Raises:
-            `ValueError`: If `class_labels` are passed to an unconditional model.
+            `ValueError`: If `class_labels` are passed to an unconditional model or a required embedding is missing.
         """
         # 1. time and class
         if not torch.is_tensor(timestep):
@@ -531,6 +545,8 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         temb = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
         if self.class_embedding is not None:
             if class_labels is None:
+                if isinstance(self.class_embedding, nn.Identity):
+                    raise ValueError('`class_labels` must be embeddings with `class_embed_type="identity"`, got None.')
                 null_label = self.class_embedding.num_embeddings - 1
                 class_labels = torch.full_like(timesteps, null_label, dtype=torch.long)
             temb = temb + self.class_embedding(class_labels)

@@ -9,10 +9,20 @@ from typing import Any
 
 import diffusers
 import torch
+from safetensors import SafetensorError
 
 from ..models import FashionMNISTUNet2DModel
 from .download import download_pipeline
-from .files import INDEX_NAME, SCHEDULER_CONFIG, UNET_CONFIG, check_weights, read_json_object
+from .files import (
+    INDEX_NAME,
+    SCHEDULER_CONFIG,
+    TEXT_ENCODER_CONFIGS,
+    UNET_CONFIG,
+    check_weights,
+    get_text_weights_name,
+    has_text_encoder,
+    read_json_object,
+)
 from .pipeline_fmnist import check_settings
 
 
@@ -25,7 +35,7 @@ CHOICES = {
 }
 POSITIVE_OPTIONS = ("num_train_timesteps", "solver_order")
 MAX_REASON_LENGTH = 300
-# Models and schedulers raise these errors if an option has an invalid value.
+# Models and schedulers raise these errors if an option has an invalid value, and safetensors if a file is damaged.
 CONSTRUCTION_ERRORS = (
     ArithmeticError,
     AssertionError,
@@ -34,6 +44,7 @@ CONSTRUCTION_ERRORS = (
     LookupError,
     NotImplementedError,
     RuntimeError,
+    SafetensorError,
     TypeError,
     ValueError,
 )
@@ -43,7 +54,7 @@ def load_components(
     path: str, *, variant: str | None = None, device_map: Any = None, **kwargs: Any
 ) -> tuple[Any, Any, dict[str, Any]]:
     """
-    Loads a model and a scheduler.
+    Loads a model, a scheduler and, if the pipeline has them, a text encoder and a tokenizer.
 
     Args:
         path (`str`): A folder, or a repository id such as `owner/name`.
@@ -57,6 +68,7 @@ def load_components(
         `ValueError`: If `use_safetensors` is `False`.
     """
     unet, scheduler = kwargs.pop("unet", None), kwargs.pop("scheduler", None)
+    text_components = {name: kwargs.pop(name) for name in ("text_encoder", "tokenizer") if name in kwargs}
     hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
     folder = Path(path)
     if not folder.is_dir():
@@ -78,9 +90,11 @@ def load_components(
     settings |= {name: kwargs.pop(name) for name in list(settings) if name in kwargs}
     if scheduler is None:
         scheduler = load_scheduler(folder, index)
+    if has_text_encoder(index):
+        text_components = load_text_components(folder, variant, device_map, **kwargs) | text_components
     if unet is None:
         unet = load_unet(folder, index, variant, device_map, **kwargs)
-    return unet, scheduler, settings
+    return unet, scheduler, settings | text_components
 
 
 def _read_class_name(path: Path, index: Mapping[str, Any], component: str) -> str:
@@ -174,6 +188,42 @@ def load_unet(
                 f"{name} in {weights[0]} contains NaN or infinite values. Save or download the weights again."
             )
     return unet
+
+
+def load_text_components(folder: Path, variant: str | None, device_map: Any, **kwargs: Any) -> dict[str, Any]:
+    """Loads the text encoder and the tokenizer of a pipeline; raises `OSError` if a file is damaged or missing."""
+    try:
+        from transformers import CLIPTextModel, CLIPTokenizer
+    except ImportError as error:
+        raise OSError(
+            f"The text encoder in {folder} requires transformers. Run `pip install 'fmnist-diffusion[text]'`."
+        ) from error
+
+    encoder_folder, tokenizer_folder = folder / "text_encoder", folder / "tokenizer"
+    for name in (*TEXT_ENCODER_CONFIGS, get_text_weights_name(variant)):
+        if not (folder / name).is_file():
+            raise OSError(f"Could not find {folder / name}. Download or save the pipeline again.")
+    dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
+    if isinstance(dtype, dict):
+        dtype = dtype.get("text_encoder", dtype.get("default"))
+    if isinstance(device_map, dict):
+        device_map = {"": device_map["text_encoder"]} if "text_encoder" in device_map else None
+    with _named_errors(encoder_folder):
+        loaded: Any = CLIPTextModel.from_pretrained(
+            encoder_folder,
+            variant=variant,
+            dtype=dtype or torch.float32,
+            device_map=device_map,
+            use_safetensors=True,
+            output_loading_info=True,
+        )
+    text_encoder, report = loaded
+    problems = [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]
+    if problems:
+        raise OSError(f"{problems[0]} in {encoder_folder} does not fit its config. Save or download it again.")
+    with _named_errors(tokenizer_folder):
+        tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
+    return {"text_encoder": text_encoder, "tokenizer": tokenizer}
 
 
 @contextmanager

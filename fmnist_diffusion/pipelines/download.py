@@ -16,10 +16,14 @@ from .files import (
     INDEX_NAME,
     MAX_WEIGHTS_BYTES,
     SCHEDULER_CONFIG,
+    TEXT_ENCODER_CONFIGS,
     UNET_CONFIG,
     get_shard_names,
+    get_text_weights_name,
     get_weights_index_name,
     get_weights_name,
+    has_text_encoder,
+    read_json_object,
 )
 
 
@@ -96,12 +100,14 @@ class _Files:
         if self.unet and self._find_file(weights, revision) is None:
             weights = get_weights_index_name(self.variant)
         index = self._find_file(INDEX_NAME, revision)
-        paths = [index, *(self._find_file(name, revision) for name in self._list_configs())]
+        if index is None:
+            return None
+        paths = [index, *(self._find_file(name, revision) for name in self._list_files(index))]
         if self.unet:
             paths.append(self._find_file(weights, revision))
             if weights == get_weights_index_name(self.variant) and paths[-1] is not None:
                 paths += [self._find_file(name, revision) for name in get_shard_names(paths[-1])]
-        if index is None or None in paths:
+        if None in paths:
             return None
         for path in paths:
             if path is not None and _is_damaged(path):
@@ -113,7 +119,8 @@ class _Files:
     def download(self, revision: str, force_download: bool) -> Path:
         """Downloads the files of a revision and returns their folder."""
         commit = self._get_metadata(INDEX_NAME, revision).commit_hash
-        for name in self._list_configs():
+        index = self._download_file(INDEX_NAME, commit, force_download)
+        for name in self._list_files(index):
             self._download_file(name, commit, force_download)
         if self.unet:
             try:
@@ -122,8 +129,7 @@ class _Files:
                 if not isinstance(error.__cause__, EntryNotFoundError):
                     raise
                 self._download_shards(commit, force_download)
-        # The branch in the cache must refer to a complete copy, so the index is downloaded last.
-        self._download_file(INDEX_NAME, commit, force_download)
+        # The branch in the cache must refer to a complete copy, so it is updated last.
         return self._call(INDEX_NAME, revision).parent
 
     def _download_shards(self, commit: str, force_download: bool) -> None:
@@ -139,8 +145,12 @@ class _Files:
         for name in get_shard_names(index):
             self._download_file(name, commit, force_download)
 
-    def _list_configs(self) -> list[str]:
-        return [*([SCHEDULER_CONFIG] if self.scheduler else []), *([UNET_CONFIG] if self.unet else [])]
+    def _list_files(self, index: Path) -> list[str]:
+        """Returns the files of the pipeline with the given `model_index.json`, except the weights of the U-Net."""
+        names = [*([SCHEDULER_CONFIG] if self.scheduler else []), *([UNET_CONFIG] if self.unet else [])]
+        if has_text_encoder(read_json_object(index)):
+            names += [*TEXT_ENCODER_CONFIGS, get_text_weights_name(self.variant)]
+        return names
 
     def _find_file(self, name: str, revision: str) -> Path | None:
         path = try_to_load_from_cache(self.repo_id, name, cache_dir=self.cache_dir, revision=revision)

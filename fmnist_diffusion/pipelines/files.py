@@ -2,6 +2,7 @@
 
 import json
 import math
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 INDEX_NAME = "model_index.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 UNET_CONFIG = "unet/config.json"
+TEXT_ENCODER_CONFIGS = ("text_encoder/config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
 MAX_JSON_BYTES = 10_000_000
 MAX_WEIGHTS_BYTES = 4_000_000_000
 # Larger numbers in a config would only exhaust the memory.
@@ -22,6 +24,15 @@ MAX_INTEGER = 1_000_000
 def get_weights_name(variant: str | None) -> str:
     stem, suffix = SAFETENSORS_WEIGHTS_NAME.split(".")
     return f"unet/{stem}.{variant}.{suffix}" if variant else f"unet/{SAFETENSORS_WEIGHTS_NAME}"
+
+
+def get_text_weights_name(variant: str | None) -> str:
+    return f"text_encoder/model.{variant}.safetensors" if variant else "text_encoder/model.safetensors"
+
+
+def has_text_encoder(index: Mapping[str, Any]) -> bool:
+    """Returns whether the pipeline with the content `index` of `model_index.json` has a text encoder."""
+    return index.get("text_encoder") not in (None, [None, None])
 
 
 def get_weights_index_name(variant: str | None) -> str:

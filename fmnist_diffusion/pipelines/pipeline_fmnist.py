@@ -1,4 +1,4 @@
-"""A class-conditional pipeline for Fashion-MNIST diffusion models.
+"""A class-conditional or text-conditional pipeline for Fashion-MNIST diffusion models.
 
 This file only imports the standard library, torch, diffusers and Pillow, because `save_pretrained` copies it into
 every saved pipeline. `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` runs that copy where the package
@@ -10,6 +10,7 @@ import inspect
 import itertools
 import json
 import math
+import re
 import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -37,9 +38,11 @@ from diffusers import (
     UniPCMultistepScheduler,
 )
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
-from diffusers.utils import replace_example_docstring
+from diffusers.utils import logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
+
+logger = logging.get_logger(__name__)
 
 FASHION_MNIST_LABELS = (
     "T-shirt/top",
@@ -358,7 +361,8 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 
 class FashionMNISTPipeline(DiffusionPipeline):
     r"""
-    Pipeline for image generation with a class-conditional or unconditional model and any compatible scheduler.
+    Pipeline for image generation with a text-conditional, class-conditional or unconditional model and any compatible
+    scheduler.
 
     A saved pipeline contains the source code of this class and of the model. [`DiffusionPipeline.from_pretrained`]
     with `trust_remote_code=True` loads it without the `fmnist_diffusion` package. Pin `revision` to a commit hash in
@@ -377,12 +381,18 @@ class FashionMNISTPipeline(DiffusionPipeline):
             applies. The option requires one of these schedulers or a [`DPMSolverMultistepScheduler`], without Karras,
             exponential, beta, Lu or flow sigmas. A scheduler that is assigned to the pipeline later uses its own
             spacing.
+        text_encoder ([`~transformers.CLIPTextModel`], *optional*):
+            Text encoder of a text-conditional model. `unet` receives its pooled output as `class_labels`.
+        tokenizer ([`~transformers.CLIPTokenizer`], *optional*): Tokenizer of the text encoder.
     """
 
     config: Any
     unet: Any
     scheduler: Any
-    model_cpu_offload_seq = "unet"
+    text_encoder: Any
+    tokenizer: Any
+    model_cpu_offload_seq = "text_encoder->unet"
+    _optional_components = ["text_encoder", "tokenizer"]
     _callback_tensor_inputs = ["latents", "model_input", "pred_original_sample"]
     # The installed package sets this function, so that its `from_pretrained` needs no remote code.
     _load_components: Callable[..., tuple[Any, Any, dict[str, Any]]] | None = None
@@ -393,10 +403,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         num_inference_steps: int = 20,
         timestep_power: float | None = None,
+        text_encoder: torch.nn.Module | None = None,
+        tokenizer: Any = None,
     ):
         super().__init__()
         check_settings(num_inference_steps, timestep_power)
-        self.register_modules(unet=unet, scheduler=scheduler)
+        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
         self.register_to_config(num_inference_steps=num_inference_steps, timestep_power=timestep_power)
         self._original_scheduler, self._timestep_power = scheduler, timestep_power
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, vae_latent_channels=0)
@@ -421,7 +433,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             kwargs:
                 The arguments of [`DiffusionPipeline.from_pretrained`], such as `dtype`, `variant`, `revision`,
                 `token`, `cache_dir`, `local_files_only`, `force_download` and `device_map`; and `unet`, `scheduler`,
-                `num_inference_steps` and `timestep_power`, which override the stored values.
+                `text_encoder`, `tokenizer`, `num_inference_steps` and `timestep_power`, which override the stored
+                values.
 
         Returns:
             [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
@@ -455,6 +468,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         index_path = folder / self.config_name
         index = json.loads(index_path.read_text(encoding="utf-8"))
         index.pop("_name_or_path", None)
+        for name in self._optional_components:
+            if index[name] == [None, None]:
+                del index[name]
         index["_class_name"] = self._copy_source(self, folder)
         # torch.compile wraps the model.
         unet = getattr(self.unet, "_orig_mod", self.unet)
@@ -502,6 +518,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
         return 1.0 if isinstance(self.scheduler, FLOW_MATCH_SCHEDULERS) else self.scheduler.init_noise_sigma
 
     @property
+    def is_conditional(self) -> bool:
+        """Whether the model is class-conditional or text-conditional."""
+        return self.unet.config.num_class_embeds is not None or self.text_encoder is not None
+
+    @property
     def guidance_scale(self) -> float:
         return self._guidance_scale
 
@@ -531,10 +552,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
             `list[int]`: The index of each label.
 
         Raises:
-            `ValueError`: If the model is unconditional, `class_labels` is empty, or a label is unknown.
+            `ValueError`: If the model is not class-conditional, `class_labels` is empty, or a label is unknown.
         """
         num_classes = self.unet.config.num_class_embeds
         if num_classes is None:
+            if self.text_encoder is not None:
+                raise ValueError("`class_labels` is not supported by a text-conditional model. Pass `prompt` instead.")
             raise ValueError("`class_labels` is not supported by an unconditional model. Omit it.")
         if hasattr(class_labels, "tolist"):
             class_labels = class_labels.tolist()
@@ -573,6 +596,48 @@ class FashionMNISTPipeline(DiffusionPipeline):
         matches += [name for name in names if name.lower() in similar]
         return f" Did you mean {matches[0]!r}?" if matches else ""
 
+    def encode_prompt(
+        self,
+        prompt: str | list[str],
+        device: torch.device | None = None,
+        num_images_per_prompt: int = 1,
+        negative_prompt: str | list[str] | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        r"""
+        Encodes prompts. Words that the tokenizer does not know are logged, because the images may not show them.
+
+        Args:
+            prompt (`str` or `list[str]`): One or more prompts.
+            device (`torch.device`, *optional*): Device of the embeddings.
+            num_images_per_prompt (`int`, defaults to 1): Number of embeddings for each prompt.
+            negative_prompt (`str` or `list[str]`, *optional*):
+                One negative prompt, or one for each prompt. Defaults to the empty prompt.
+
+        Returns:
+            `tuple[torch.Tensor, torch.Tensor]`: The embeddings of the prompts and of the negative prompts, both of
+            shape `(num_prompts * num_images_per_prompt, channels)`.
+        """
+        prompts = [prompt] if isinstance(prompt, str) else prompt
+        negative_prompts = [negative_prompt or ""] if not isinstance(negative_prompt, list) else negative_prompt
+        if len(negative_prompts) == 1:
+            negative_prompts = negative_prompts * len(prompts)
+        self._log_unknown_words([*prompts, *negative_prompts])
+        tokens = self.tokenizer(
+            [*prompts, *negative_prompts], padding="max_length", truncation=True, return_tensors="pt"
+        )
+        embeds = self.text_encoder(tokens.input_ids.to(device)).pooler_output
+        prompt_embeds, negative_prompt_embeds = (
+            half.repeat_interleave(num_images_per_prompt, dim=0) for half in embeds.to(self.unet.dtype).chunk(2)
+        )
+        return prompt_embeds, negative_prompt_embeds
+
+    def _log_unknown_words(self, prompts: Sequence[str]) -> None:
+        words = dict.fromkeys(word for prompt in prompts for word in re.findall(r"[^\W\d_]+", prompt))
+        # The tokenizer has one token for each word of its training captions.
+        unknown = [word for word in words if len(self.tokenizer.tokenize(word)) > 1]
+        if unknown:
+            logger.warning(f"The tokenizer does not know these words of the prompt: {', '.join(unknown)}.")
+
     def check_inputs(
         self,
         class_labels: Any,
@@ -588,6 +653,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         strength: float = 1.0,
         mask_image: PipelineImageInput | None = None,
         num_resampling_steps: int = 1,
+        prompt: Any = None,
+        negative_prompt: Any = None,
     ) -> None:
         for name, value in (
             ("num_images_per_prompt", num_images_per_prompt),
@@ -601,10 +668,23 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 raise ValueError(f"`generator` must be a `torch.Generator` or a list of them, got {value!r}.")
         if not math.isfinite(guidance_scale):
             raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale}.")
-        if guidance_scale != 1 and class_labels is None:
+        if self.text_encoder is None and not (prompt is None and negative_prompt is None):
+            name = "negative_prompt" if prompt is None else "prompt"
+            raise ValueError(f"`{name}` requires a pipeline with a text encoder. Pass `class_labels` instead.")
+        for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
+            texts = value if isinstance(value, list) and value else [value]
+            if value is not None and not all(isinstance(text, str) for text in texts):
+                raise ValueError(f"`{name}` must be a string or a non-empty list of strings, got {value!r}.")
+        if isinstance(negative_prompt, list):
+            num_prompts = len(prompt) if isinstance(prompt, list) else 1
+            if len(negative_prompt) not in (1, num_prompts):
+                raise ValueError(
+                    f"`negative_prompt` must be one prompt or {num_prompts} prompts, got {len(negative_prompt)}."
+                )
+        if guidance_scale != 1 and class_labels is None and prompt is None:
             raise ValueError(
-                f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass `class_labels`"
-                " to use guidance."
+                f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass"
+                f" `{'class_labels' if self.text_encoder is None else 'prompt'}` to use guidance."
             )
         if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
             raise ValueError(
@@ -969,16 +1049,19 @@ class FashionMNISTPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[["FashionMNISTPipeline", int, int, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        prompt: str | list[str] | None = None,
+        negative_prompt: str | list[str] | None = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
-        Generates `num_images_per_prompt` images for each label, or in total if `class_labels` is `None`.
+        Generates `num_images_per_prompt` images for each label or prompt, or in total without labels and prompts.
 
         Args:
             class_labels (`int`, `str`, `list`, `np.ndarray` or `torch.Tensor`, *optional*):
                 Labels in `[0, num_class_embeds)` or case-insensitive names from `label_names`. `None` samples
                 unconditionally.
             num_images_per_prompt (`int`, defaults to 1):
-                Number of images to generate for each label. All images of the first label come first.
+                Number of images to generate for each label or prompt. All images of the first one come first.
             num_inference_steps (`int`, *optional*):
                 Number of denoising steps, from 1 to the scheduler's `num_train_timesteps`. Defaults to the value in
                 the pipeline's config. A scheduler with `order` 2, such as [`HeunDiscreteScheduler`], evaluates the
@@ -991,7 +1074,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             guidance_scale (`float`, defaults to 1.0):
                 Scale `s` of classifier-free guidance (`1 + w` in arXiv 2207.12598, equation 6). The prediction is
                 `uncond + s * (cond - uncond)`, where `uncond` and `cond` are the predictions without and with the
-                label. 1 disables guidance. Higher values follow the label more closely.
+                label or prompt. 1 disables guidance. Higher values follow the label or prompt more closely.
             guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
                 Range of sampling steps that use guidance, as fractions from 0 (noise) to 1 (image) (arXiv 2404.07724).
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
@@ -1035,6 +1118,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 The tensors that the callback receives: `"latents"`, the state of the scheduler after the step;
                 `"model_input"`, the noisy images that the model received in this step; and
                 `"pred_original_sample"`, the predicted x0 of this step, in [-1, 1].
+            prompt (`str` or `list[str]`, *optional*):
+                Prompts for a text-conditional model. `None` samples unconditionally, like an empty prompt.
+            negative_prompt (`str` or `list[str]`, *optional*):
+                One negative prompt, or one for each prompt. Guidance uses its prediction as `uncond`. Defaults to the
+                empty prompt; ignored without guidance.
 
         Examples:
 
@@ -1063,11 +1151,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
             strength,
             mask_image,
             num_resampling_steps,
+            prompt,
+            negative_prompt,
         )
         self._guidance_scale = guidance_scale
         device = self._execution_device
 
-        # 2. Class labels
+        # 2. Class labels or prompts
         batch_size = num_images_per_prompt
         label_kwargs, guidance_labels = {}, None
         if class_labels is not None:
@@ -1077,6 +1167,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
             guidance_labels = torch.cat([null_labels, labels])  # (2B,)
             label_kwargs = {"class_labels": labels}
             batch_size = len(labels)
+        elif self.text_encoder is not None:
+            prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+                prompt or "", device, num_images_per_prompt, negative_prompt
+            )
+            guidance_labels = torch.cat([negative_prompt_embeds, prompt_embeds])  # (2B, channels)
+            label_kwargs = {"class_labels": prompt_embeds}
+            batch_size = len(prompt_embeds)
 
         # 3. Timesteps
         all_timesteps = self.set_timesteps(num_steps, timesteps, sigmas, device)
@@ -1176,12 +1273,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
         return_dict: bool = True,
         callback_on_step_end: Callable[["FashionMNISTPipeline", int, int, dict], dict | None] | None = None,
         callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        *,
+        prompt: str | list[str] | None = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
-        Generates images that interpolate between two seeds, two classes, or both.
+        Generates images that interpolate between two seeds, between two classes or prompts, or both.
 
         The noise of the two seeds is interpolated spherically, both at the start and at every step of a stochastic
-        scheduler. The predictions for two classes are interpolated linearly. Up to rounding, the first
+        scheduler. The predictions for two classes or prompts are interpolated linearly. Up to rounding, the first
         image equals `pipe(first_label, generator=torch.Generator().manual_seed(seeds[0]))`, and the last image is that
         of the last label and `seeds[1]`.
 
@@ -1193,6 +1292,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             num_images (`int`, defaults to 8): Number of images, at least 2.
             num_inference_steps, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs:
                 See [`~FashionMNISTPipeline.__call__`].
+            prompt (`str` or `list[str]`, *optional*):
+                One prompt, or the prompts of the first and the last image, for a text-conditional model.
 
         Returns:
             [`ImagePipelineOutput`] or `tuple`: The images in order.
@@ -1216,12 +1317,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
             raise ValueError(f"`num_images` must be an integer of at least 2, got {num_images!r}.")
         if len(seeds) != 2:
             raise ValueError(f"`seeds` must contain the seeds of the first and the last image, got {seeds!r}.")
-        self.check_inputs(class_labels, num_images, num_steps, output_type, callback_on_step_end_tensor_inputs)
+        self.check_inputs(
+            class_labels, num_images, num_steps, output_type, callback_on_step_end_tensor_inputs, prompt=prompt
+        )
         self._guidance_scale = 1.0
         device = self._execution_device
         weights = torch.linspace(0, 1, num_images, device=device).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
 
-        # 2. Class labels
+        # 2. Class labels or prompts
         labels = []
         if class_labels is not None:
             label_ids = self.get_label_ids(class_labels)
@@ -1229,6 +1332,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 raise ValueError(f"`class_labels` must contain one or two labels, got {len(label_ids)}.")
             # Two equal labels require only one prediction.
             labels = [torch.full((num_images,), label_id, device=device) for label_id in dict.fromkeys(label_ids)]
+        elif self.text_encoder is not None:
+            prompts = list(dict.fromkeys(prompt)) if isinstance(prompt, list) else [prompt or ""]
+            if len(prompts) > 2:
+                raise ValueError(f"`prompt` must contain one or two prompts, got {len(prompts)}.")
+            labels = list(self.encode_prompt(prompts, device, num_images)[0].chunk(len(prompts)))
 
         # 3. Timesteps and noise
         timesteps = self.set_timesteps(num_steps, device=device)

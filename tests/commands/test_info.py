@@ -7,6 +7,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.commands import main
 from saved_pipelines import METRICS, save_pipeline
+from text_pipelines import get_text_pipeline
 
 
 def test_json_output_describes_the_pipeline(pipeline, capsys):
@@ -17,6 +18,7 @@ def test_json_output_describes_the_pipeline(pipeline, capsys):
         "folder": pipeline,
         "model": "FashionMNISTUNet2DModel",
         "parameters": sum(parameter.numel() for parameter in pipe.unet.parameters()),
+        "text_encoder": None,
         "config": {
             "sample_size": 8,
             "block_out_channels": [8, 16],
@@ -69,6 +71,15 @@ def test_text_output_lists_settings_and_metrics(pipeline, tmp_path, capsys):
     ):
         assert line in lines
     assert any("Ankle boot" in line for line in lines)
+
+
+def test_text_encoder_is_described(tmp_path, capsys):
+    pipe = get_text_pipeline()
+    pipe.save_pretrained(tmp_path)
+    main(["info", str(tmp_path)])
+    num_parameters = sum(parameter.numel() for parameter in pipe.text_encoder.parameters())
+    line = f"text        CLIPTextModel, {num_parameters:,} parameters, {len(pipe.tokenizer):,} tokens"
+    assert line in capsys.readouterr().out.splitlines()
 
 
 def test_folder_without_a_pipeline_is_an_error(get_error, tmp_path):

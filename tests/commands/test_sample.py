@@ -10,6 +10,7 @@ from fmnist_diffusion.commands import main
 from fmnist_diffusion.commands.sample import get_file_label
 from fmnist_diffusion.sampling import SamplingConfig, generate
 from saved_pipelines import save_pipeline
+from text_pipelines import get_text_pipeline
 
 
 @pytest.fixture
@@ -64,6 +65,18 @@ def test_label_names_of_the_checkpoint_are_used(tmp_path, monkeypatch):
     main(["sample", "./shoes", "-n", "2", "--num-inference-steps", "1", "--class-labels", 'кеды,the "best"'])
     names = {path.name for path in Path("samples/001").iterdir()}
     assert names == {"0000-кеды.png", "0001-the-best.png", "grid.png"}
+
+
+def test_prompts_are_cycled_through(tmp_path):
+    get_text_pipeline().save_pretrained(tmp_path / "text")
+    options = ["-n", "3", "--num-inference-steps", "1", "--output-dir", str(tmp_path / "out"), "--guidance-scale", "2"]
+    main(["sample", str(tmp_path / "text"), *options, "--prompt", "a dark bag, flat", "--prompt", "../?"])
+    names = {path.name for path in (tmp_path / "out").iterdir()}
+    assert names == {"0000-a-dark-bag-flat.png", "0001-prompt.png", "0002-a-dark-bag-flat.png", "grid.png"}
+
+
+def test_prompt_requires_a_text_encoder(get_error, pipeline):
+    assert get_error("sample", pipeline, "--prompt", "a dark bag").startswith("`--prompt` requires a pipeline")
 
 
 def test_finished_images_stay_if_a_later_batch_fails(sample, tmp_path, monkeypatch):

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 from image_files import get_error
 
-from fmnist_diffusion.data import load_images
+from fmnist_diffusion.data import DataError, load_images, load_split, stream_images
 
 
 @pytest.fixture
@@ -113,3 +113,44 @@ def test_metadata_of_different_types_is_an_error(folder):
     write_metadata(folder / "metadata.jsonl", {"file_name": ["a.png", "b.png"], "label": ["x", "y"]})
     (folder / "more" / "metadata.jsonl").write_text(json.dumps({"file_name": "c.png", "label": [1]}))
     assert "Could not combine the metadata files" in get_error(folder)
+
+
+@pytest.mark.parametrize("suffix", ["csv", "jsonl", "parquet"])
+def test_text_column_contains_captions(folder, suffix):
+    write_metadata(folder / f"metadata.{suffix}", ROWS | {"text": ["a b", "an a", "the c"]})
+    tensors = load_images(train_data_dir=str(folder), resolution=8)
+    captions = dict(zip(map(chr, tensors.images[:, 0, 0, 0].tolist()), tensors.captions, strict=True))
+    assert captions == {"b": "a b", "a": "an a", "c": "the c"}
+    assert load_images(train_data_dir=str(folder), resolution=8, max_samples=2).captions == tensors.captions[:2]
+
+
+def test_captions_do_not_require_labels(folder):
+    rows = {"file_name": ROWS["file_name"], "text": ["a b", None, "the c"]}
+    write_metadata(folder / "metadata.csv", rows)
+    tensors = load_images(train_data_dir=str(folder), resolution=8)
+    assert tensors.labels is None
+    assert sorted(tensors.captions) == ["", "a b", "the c"]
+
+
+def test_caption_column_selects_a_different_column(folder):
+    write_metadata(folder / "metadata.csv", ROWS | {"description": ["1st", "2nd", "3rd"]})
+    assert load_images(train_data_dir=str(folder)).captions is None
+    tensors = load_images(train_data_dir=str(folder), caption_column="description")
+    assert sorted(tensors.captions) == ["1st", "2nd", "3rd"]
+
+
+def test_unusable_caption_column_is_an_error(folder):
+    write_metadata(folder / "metadata.csv", ROWS | {"text": [1, 2, 3]})
+    assert load_images(train_data_dir=str(folder)).captions is None
+    with pytest.raises(DataError, match=r"The column 'note' of .* must contain strings\. Set `caption_column`"):
+        load_images(train_data_dir=str(folder), caption_column="note")
+    with pytest.raises(DataError, match=r"Could not find the column 'caption' in .*\. Set `caption_column` to one of"):
+        load_images(train_data_dir=str(folder), caption_column="caption")
+
+
+def test_streamed_images_have_captions(folder):
+    write_metadata(folder / "metadata.csv", ROWS | {"text": ["a b", "an a", "the c"]})
+    stream = stream_images(load_split(train_data_dir=str(folder)), resolution=8, channels=1)
+    assert [stream[index]["captions"] for index in range(3)] == list(
+        load_images(train_data_dir=str(folder), resolution=8).captions
+    )

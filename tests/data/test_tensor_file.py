@@ -44,6 +44,19 @@ def test_tensors_may_have_no_labels(path, fashion_mnist):
     assert tensors.label_names is None
 
 
+def test_saved_tensors_may_have_captions(path, fashion_mnist):
+    captions = ("a bag", "", "zwei Schuhe für 5 €", "a boot")
+    save_tensors(ImageTensors(fashion_mnist.images[:4], captions=captions), path)
+    assert load_images(train_data_dir=str(path)).captions == captions
+    assert load_images(train_data_dir=str(path), resolution=20, max_samples=2).captions == captions[:2]
+
+
+@pytest.mark.parametrize("captions", ['["a"]', '["a", 2]', "a"])
+def test_invalid_captions_are_an_error(path, fashion_mnist, captions):
+    save_file({"images": fashion_mnist.images[:2].contiguous()}, path, metadata={"captions": captions})
+    assert "must be a JSON list with one string per image (2 images)" in get_error(path)
+
+
 @pytest.mark.parametrize("channels", [1, 3])
 def test_tensors_are_resized_like_other_images(fashion_mnist_folder, path, channels):
     source = str(fashion_mnist_folder)

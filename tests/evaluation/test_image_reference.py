@@ -192,7 +192,7 @@ def test_class_conditional_samples_have_the_proportions_of_the_reference(make_re
     names = ("red", "purple", "green", "blue")
     pipe = get_pipeline(in_channels=3, out_channels=3, num_class_embeds=4, label_names=names)
     reference = make_reference()
-    labels = torch.tensor(reference.choose_labels(pipe, 60))
+    labels = torch.tensor(reference.choose_conditions(pipe, 60)["class_labels"])
     assert labels.bincount(minlength=4).tolist() == [30, 0, 20, 10]
     assert labels[:30].bincount(minlength=4).tolist() == [15, 0, 10, 5]
     results = evaluate_pipeline(
@@ -206,7 +206,7 @@ def test_class_conditional_samples_have_the_proportions_of_the_reference(make_re
 def test_classes_that_are_not_those_of_the_reference_have_equal_proportions(make_reference):
     pipe = get_pipeline(in_channels=3, out_channels=3, num_class_embeds=2, label_names=("red", "green"))
     reference = make_reference()
-    assert list(reference.choose_labels(pipe, 60)) == [0, 1]
+    assert list(reference.choose_conditions(pipe, 60)["class_labels"]) == [0, 1]
     assert reference.get_settings(pipe)["class_proportions"] == "equal"
     assert "class_proportions" not in reference.get_settings()
 

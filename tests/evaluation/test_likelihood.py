@@ -18,6 +18,7 @@ from fmnist_diffusion.evaluation.likelihood import (
     log_likelihood,
     to_bits_per_dim,
 )
+from text_pipelines import get_text_pipeline
 from tiny_pipelines import get_pipeline, make_unet
 
 
@@ -208,6 +209,8 @@ def test_unsuitable_arguments_are_rejected(tmp_path: Path):
         measure(pipe, tmp_path / "new", ImageTensors(make_images().images.expand(-1, 3, -1, -1)))
     with pytest.raises(ValueError, match=r"must have the classes of the pipeline \(T-shirt/top, .*\), got none\."):
         measure(pipe, tmp_path / "new", make_images(num_classes=None))
+    with pytest.raises(ValueError, match="The likelihood of text-conditional pipelines is not supported"):
+        measure(get_text_pipeline(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
     measure(pipe, tmp_path / "run")
     with pytest.raises(ValueError, match="contains a different run"):

@@ -22,6 +22,7 @@ from fmnist_diffusion.evaluation.runner import summarize
 from fmnist_diffusion.evaluation.sample_metrics import inception_metrics
 from fmnist_diffusion.loading import get_pipeline_folder
 from fmnist_diffusion.sampling import Samples, SamplingConfig, generate, make_pipeline
+from text_pipelines import get_text_pipeline
 
 
 def make_small_pipeline(**config) -> FashionMNISTPipeline:
@@ -48,6 +49,21 @@ def evaluate(pipe: FashionMNISTPipeline, fashion_mnist_folder: Path):
         return results
 
     return evaluate
+
+
+def test_text_conditional_pipeline_generates_captions_of_the_test_images(
+    tmp_path: Path, evaluate, fashion_mnist_folder: Path
+):
+    text_pipe = get_text_pipeline(sample_size=28)
+    reference = FashionMNISTReference(train_data_dir=str(fashion_mnist_folder))
+    conditions = reference.choose_conditions(text_pipe, 300)
+    assert conditions["class_labels"] == reference.load_test_images().labels.tolist()
+    assert len(conditions["prompts"]) == len(conditions["class_labels"])
+    results = evaluate(tmp_path / "text", pipe=text_pipe)
+    assert 0 <= results["metrics"]["class_agreement"] <= 1
+    # The hash of the weights includes the text encoder.
+    text_pipe.text_encoder.get_input_embeddings().weight.data += 1
+    assert evaluate(tmp_path / "other", pipe=text_pipe)["unet_sha256"] != results["unet_sha256"]
 
 
 @pytest.fixture(scope="module")

@@ -120,6 +120,8 @@ def test_invalid_value_is_an_error(name, value, expected):
         ({"norm_type": "group", "norm_num_groups": 48}, "`norm_num_groups` must divide every entry .*, got 48"),
         ({"label_names": ("a", "b")}, "`label_names` must have one name for each .*=None classes, got 2"),
         ({"label_names": ("a", "b"), "num_class_embeds": 3}, "`label_names` must have .*=3 classes, got 2"),
+        ({"class_embed_type": "identity", "num_class_embeds": 3}, "`num_class_embeds` must be None .*, got 3"),
+        ({"class_embed_type": "timestep"}, "`class_embed_type` must be one of None, 'identity', got 'timestep'"),
     ],
     ids=str,
 )
@@ -155,6 +157,21 @@ def test_unknown_argument_is_an_error():
 def test_config_only_has_the_documented_options():
     parameters = inspect.signature(FashionMNISTUNet2DModel).parameters.keys() - {"kwargs"}
     assert {name for name in make_model(TINY).config if not name.startswith("_")} == parameters
+
+
+def test_identity_adds_the_embeddings_that_a_class_embedding_contains():
+    model = make_model(TINY_CONDITIONAL)
+    inputs = make_inputs(TINY_CONDITIONAL)
+    identity = FashionMNISTUNet2DModel(
+        **TINY_CONDITIONAL | {"class_embed_type": "identity", "num_class_embeds": None, "label_names": None}
+    ).eval()
+    weights = model.state_dict()
+    embeddings = weights.pop("class_embedding.weight")
+    identity.load_state_dict(weights)
+    embedded = inputs | {"class_labels": embeddings[inputs["class_labels"]]}
+    assert torch.equal(predict(identity, **embedded), predict(model, **inputs))
+    with pytest.raises(ValueError, match=r"`class_labels` must be embeddings .*, got None"):
+        predict(identity, **embedded | {"class_labels": None})
 
 
 def test_lists_are_equivalent_to_tuples():

@@ -25,6 +25,7 @@ INPUTS: dict[str, dict[str, Any]] = {
         "scheduler": "ddim",
         "guidance_scale": 1,
         "seed": 0,
+        "prompt": "",
     },
     "interpolate": {
         "first_label": "Bag",

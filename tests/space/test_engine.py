@@ -19,6 +19,7 @@ from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.sampling import make_generators
 from saved_pipelines import METRICS, save_pipeline
+from text_pipelines import CAPTIONS, get_text_pipeline
 
 
 def request(**kwargs) -> GenerationRequest:
@@ -36,6 +37,27 @@ def arrays(images) -> np.ndarray:
 
 def difference(images, others) -> int:
     return abs(arrays(images) - arrays(others)).max()
+
+
+def test_prompt_is_passed_to_a_text_conditional_model(tmp_path):
+    pipe = get_text_pipeline()
+    pipe.save_pretrained(tmp_path)
+    text_engine = Engine(str(tmp_path))
+    config = request(prompt=CAPTIONS[0], guidance_scale=2.0, seed=5)
+    expected = pipe(
+        prompt=CAPTIONS[0],
+        num_images_per_prompt=2,
+        guidance_scale=2.0,
+        num_inference_steps=3,
+        generator=make_generators(5, 2),
+    ).images
+    assert difference(last(text_engine.generate(config)).images, expected) <= 1
+    assert difference(last(text_engine.generate(replace(config, prompt=""))).images, expected) > 1
+
+
+def test_long_prompt_is_rejected():
+    with pytest.raises(RequestError, match="at most 200 characters"):
+        request(prompt="x" * 201)
 
 
 class TestGenerationRequest:

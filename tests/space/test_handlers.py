@@ -13,6 +13,7 @@ import markup
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.evaluation import Classifier
 from handlers import ALL_CLASSES, Handlers
+from text_pipelines import CAPTIONS, get_text_pipeline
 
 
 @pytest.fixture(scope="module")
@@ -84,6 +85,7 @@ class TestGenerate:
             "seed": 11,
             "labels": ["Bag", "Coat"],
             "num_images": 3,
+            "prompt": "",
         }
         assert gif.n_frames == 5
         assert "The first image during denoising" in update[2]
@@ -108,6 +110,14 @@ class TestGenerate:
     def test_invalid_request_is_shown(self, tiny_handlers):
         with pytest.raises(gr.Error, match=r"The seed must be a whole number from 0 to 4294967295, got 3\.7"):
             next(tiny_handlers.on_generate("tiny", [], 3, 4, "ddim", 2, 3.7))
+
+    def test_prompt_is_shown_for_text_conditional_checkpoints(self, tiny_handlers, tmp_path):
+        assert not tiny_handlers.show_prompt("tiny")["visible"]
+        get_text_pipeline().save_pretrained(tmp_path / "text")
+        text_handlers = Handlers(str(tmp_path / "text"))
+        assert text_handlers.show_prompt("text")["visible"]
+        grids = [last_grid(text_handlers.generate([], 2, 2, "default", 1, 0, prompt)) for prompt in CAPTIONS[:2]]
+        assert grids[0].tobytes() != grids[1].tobytes()
 
     def test_checkpoint_is_chosen_by_name(self, tiny_handlers, base_handlers):
         settings = ["Bag"], 1, 2, "default", 1, 3

@@ -18,6 +18,13 @@ from fmnist_diffusion import load_pipeline
 from train import main
 
 
+TEXT = [
+    "--text_encoder.num_hidden_layers=1",
+    "--text_encoder.num_attention_heads=2",
+    "--text_encoder.intermediate_size=16",
+]
+
+
 def test_run_writes_all_files(tmp_path: Path, tiny_args: list[str], reset_accelerate: Callable[[], None]):
     # The fixture `launch` would write empty plots.
     reset_accelerate()
@@ -70,8 +77,9 @@ def test_training_lowers_the_loss(tmp_path: Path, launch: Callable[..., None]):
             "--scheduler.num_train_timesteps=3",
             "--objective.timestep_sampling=importance",
         ],
+        [*TEXT, "--ema.enabled=true"],
     ],
-    ids=["ema", "importance-cosine-accumulation", "streaming-classes", "flow"],
+    ids=["ema", "importance-cosine-accumulation", "streaming-classes", "flow", "text"],
 )
 def test_resumed_run_equals_an_uninterrupted_run(
     tmp_path: Path, launch: Callable[..., None], make_trainer: Callable, options: list[str]

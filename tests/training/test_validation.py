@@ -128,7 +128,7 @@ def test_same_weights_have_the_same_metrics(tmp_path: Path):
     validator = Validator(config, "cpu", EvalRecord(tmp_path / "eval.csv", config, 0))
     unet = FashionMNISTUNet2DModel(block_out_channels=(8, 16), attention_head_dim=8)
     pipe = make_pipeline(unet, DDPMScheduler())
-    first, second = (validator.evaluate(pipe, nullcontext()) for _ in range(2))
+    first, second = (validator.evaluate(pipe, {}, nullcontext()) for _ in range(2))
     for metrics in (first, second):
         assert metrics.pop("images_per_second") > 0
     assert first == second

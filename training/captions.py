@@ -1,0 +1,58 @@
+"""Captions of the training images."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from fmnist_diffusion.captions import find_directions, make_captions
+from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors
+
+
+if TYPE_CHECKING:
+    from transformers import CLIPTokenizer
+
+
+class Captions:
+    """Captions of images in memory.
+
+    Captions that are not part of the data are generated from the labels and the pixels of Fashion-MNIST. Every seed
+    gives other words.
+
+    Raises:
+        `ValueError`: If the images have no captions and are not those of Fashion-MNIST.
+    """
+
+    def __init__(self, images: ImageTensors):
+        self.images, self.labels = images, images.labels
+        if images.captions is not None:
+            return
+        if images.label_names != FASHION_MNIST_LABELS or images.images.shape[1:] != (1, 28, 28):
+            raise ValueError(
+                "A text encoder requires images with captions, or the images of Fashion-MNIST. Set"
+                " `--data.caption_column`, or train a model without a text encoder."
+            )
+        assert images.labels is not None
+        self.directions = find_directions(images.images, images.labels)
+
+    def make(self, seed: int) -> list[str]:
+        """Returns one caption for each image."""
+        if self.images.captions is not None:
+            return list(self.images.captions)
+        assert self.labels is not None
+        return make_captions(self.labels, self.directions, torch.Generator().manual_seed(seed))
+
+    def get_conditions(self) -> dict[str, Any]:
+        """Returns one caption for each image and, if there are labels, the labels, as arguments of [`generate`]."""
+        labels = {} if self.labels is None else {"class_labels": self.labels.tolist()}
+        return {"prompts": self.make(0)} | labels
+
+    def make_token_ids(self, tokenizer: CLIPTokenizer, seed: int) -> torch.Tensor:
+        """Returns the token ids of one caption for each image, int64 `(N, L)`."""
+        return encode_captions(tokenizer, self.make(seed))
+
+
+def encode_captions(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
+    """Returns the token ids of captions, int64 `(N, L)`. Captions are padded or truncated to the same length."""
+    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids

@@ -1,0 +1,37 @@
+"""Tokenizer of a text-to-image model."""
+
+import json
+from collections.abc import Iterable
+
+from tokenizers.pre_tokenizers import ByteLevel
+from tokenizers.trainers import BpeTrainer
+from transformers import CLIPTokenizer
+
+
+MAX_LENGTH = 24
+END_OF_WORD = "</w>"
+
+
+def make_tokenizer(captions: Iterable[str], vocab_size: int = 8192) -> CLIPTokenizer:
+    """Trains a byte-level BPE tokenizer on captions.
+
+    Each word of the captions becomes one token if `vocab_size` is large enough. Other words are split into several
+    tokens, at most one per byte, so every text has a representation.
+
+    Args:
+        captions: The training captions.
+        vocab_size: Maximum number of tokens. The tokenizer has fewer if all words are tokens.
+    """
+    tokenizer = CLIPTokenizer().backend_tokenizer
+    alphabet = sorted(ByteLevel.alphabet())
+    trainer = BpeTrainer(
+        vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix=END_OF_WORD, show_progress=False
+    )
+    tokenizer.train_from_iterator(captions, trainer)
+    merges = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
+    # The trainer only adds the final bytes of words in the captions. As in CLIP, every byte can end a word.
+    bytes_ = [*alphabet, *(byte + END_OF_WORD for byte in alphabet)]
+    merges = merges[: vocab_size - len(bytes_) - 2]
+    tokens = [*dict.fromkeys([*bytes_, *(left + right for left, right in merges)]), "<|startoftext|>", "<|endoftext|>"]
+    vocab = {token: index for index, token in enumerate(tokens)}
+    return CLIPTokenizer(vocab=vocab, merges=merges, model_max_length=MAX_LENGTH)
