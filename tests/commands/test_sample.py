@@ -76,7 +76,7 @@ def test_prompts_are_cycled_through(tmp_path):
 
 
 def test_prompt_requires_a_text_encoder(get_error, pipeline):
-    assert get_error("sample", pipeline, "--prompt", "a dark bag").startswith("`--prompt` requires a pipeline")
+    assert get_error("sample", pipeline, "--prompt", "a dark bag").startswith("--prompt requires a pipeline")
 
 
 def test_finished_images_stay_if_a_later_batch_fails(sample, tmp_path, monkeypatch):
