@@ -47,7 +47,8 @@ def load_pipeline(
             `"ddim"`, or a diffusers scheduler class. It keeps the noise schedule and the prediction type, but not the
             power-law timestep spacing.
         dtype (`torch.dtype`, `dict` or `"auto"`, *optional*):
-            See [`FashionMNISTPipeline.from_pretrained`]. `"auto"` selects the fastest dtype on this machine; see
+            See [`FashionMNISTPipeline.from_pretrained`]. `"auto"` selects the fastest dtype on the device that the
+            pipeline is loaded on, which is the CPU without a `device_map`; see
             [`~fmnist_diffusion.sampling.select_dtype`]. Defaults to float32.
         kwargs: Other arguments of [`FashionMNISTPipeline.from_pretrained`], such as `variant` and `revision`.
 

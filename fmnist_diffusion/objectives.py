@@ -104,7 +104,7 @@ class TimestepSampler:
 
         `generator` must be on the device of the sampler; by default, the global generator is used.
         """
-        # Reading the options of the command line must not import diffusers, which takes several seconds.
+        # This local import keeps the command line fast, because importing diffusers takes several seconds.
         from diffusers.training_utils import compute_density_for_timestep_sampling
 
         device, steps = self.losses.device, self.num_train_timesteps
@@ -164,7 +164,8 @@ def drop_labels(
     Args:
         class_labels (`torch.Tensor`): Class labels of any shape, or token ids of shape `(..., length)`.
         probability (`float`): Probability of replacing a label, in [0, 1].
-        null_label (`int` or `torch.Tensor`): The label for unconditional samples, or its token ids `(length,)`.
+        null_label (`int` or `torch.Tensor`): The label for unconditional samples, or the token ids
+            `(length,)` of the empty prompt.
         generator (`torch.Generator`, *optional*): Random generator on the device of `class_labels`. By default, the
             global generator is used.
     """

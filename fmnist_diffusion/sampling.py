@@ -222,8 +222,8 @@ def select_dtype(pipe: FashionMNISTPipeline, batch_size: int = 16) -> torch.dtyp
         batch_size (`int`, defaults to 16): Number of images per function evaluation.
 
     Returns:
-        `torch.dtype`: bfloat16 or, on a GPU, float16 if it is at least 1.1 times faster than float32. Otherwise
-        float32, which generates the same images on every machine.
+        `torch.dtype`: The fastest of float32, bfloat16 and, on a GPU, float16. bfloat16 and float16 are only selected
+        if they are at least 1.1 times as fast as float32, so that small differences in speed do not change the images.
     """
     import torch
 
@@ -242,12 +242,12 @@ def select_dtype(pipe: FashionMNISTPipeline, batch_size: int = 16) -> torch.dtyp
 
     def measure(dtype: torch.dtype) -> float:
         start = time.perf_counter()
-        # Converting the sum to a number waits for the GPU.
+        # The conversion to a number waits for the GPU.
         float(models[dtype](images.to(dtype), 500, labels if labels is None else labels.to(dtype)).sample.sum())
         return time.perf_counter() - start
 
     with torch.inference_mode():
-        # The first evaluation allocates memory and selects kernels.
+        # The first round is discarded, because it also allocates memory and selects kernels.
         rounds = [[measure(dtype) for dtype in dtypes] for _ in range(4)][1:]
     seconds = [min(times) for times in zip(*rounds, strict=True)]
     fastest = seconds.index(min(seconds))
@@ -300,12 +300,13 @@ def generate(
             Class labels that are cycled through: image i has the label `class_labels[i % len(class_labels)]`. Without
             labels and prompts, sampling is unconditional.
         prompts (`Sequence[str]`, *optional*):
-            Prompts that are cycled through, for a text-conditional model. In this case, `class_labels` are only
-            returned with the samples.
+            Prompts for a text-conditional model, which are cycled through. If prompts are passed, `class_labels` are
+            only returned with the samples and do not affect the images.
         batch_size (`int`, defaults to 64):
             Number of images per batch, limited by [`get_max_batch_size`].
         start (`int`, defaults to 0): Index of the first image.
-        image_kwargs: `image`, `mask_image`, `strength` and `num_resampling_steps`; see [`FashionMNISTPipeline`].
+        image_kwargs: `image`, `mask_image`, `strength` and `num_resampling_steps`; see
+            [`~FashionMNISTPipeline.__call__`].
 
     Yields:
         [`Samples`]: A batch of images.

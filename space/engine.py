@@ -76,7 +76,7 @@ class GenerationRequest(SamplingConfig):
             got = describe(self.guidance_scale)
             raise RequestError(f"The guidance scale must be a number from 1 to {MAX_GUIDANCE}, got {got}.")
         if not isinstance(self.prompt, str) or len(self.prompt) > MAX_PROMPT_LENGTH:
-            raise RequestError(f"The prompt must be a text of at most {MAX_PROMPT_LENGTH} characters.")
+            raise RequestError(f"The prompt must be a string of at most {MAX_PROMPT_LENGTH} characters.")
         super().__post_init__()
 
 
@@ -202,7 +202,8 @@ class Engine:
             image (`PIL.Image.Image`, *optional*): Image for image-to-image, in the size and mode of the model.
             strength (`float`, defaults to 1.0): Fraction of the denoising steps to run, starting from the noised
                 `image`, in (0, 1].
-            mask_image (`PIL.Image.Image`, *optional*): Mask of the same size, white in the region to inpaint.
+            mask_image (`PIL.Image.Image`, *optional*): Mask of the same size as `image`; white pixels are
+                inpainted.
         """
         if not is_number(strength) or not 0 < strength <= 1:
             raise RequestError(f"The strength must be above 0 and at most 1, got {describe(strength)}.")

@@ -311,7 +311,7 @@ class Handlers:
             scheduler: Name of the scheduler; "default" uses the scheduler stored with the checkpoint.
             guidance_scale: Classifier-free guidance, from 1 (off) to 8.
             seed: Random seed, a whole number from 0 to 4294967295; image i uses seed + i.
-            prompt: Description of all images, for a text-conditional checkpoint.
+            prompt: Prompt for all images; only used by text-conditional checkpoints.
         """
         with show_errors():
             settings = num_images, num_inference_steps, scheduler, guidance_scale, seed, prompt
@@ -369,8 +369,8 @@ class Handlers:
             seed: Random seed, a whole number from 0 to 4294967295; image i uses seed + i.
             upload: An image to use instead of an example, as a file of at most 5 MB (MCP: a data URI of at most
                 4 MB). URLs are not downloaded.
-            mask: Region to inpaint: one character for each pixel of the model input (28x28 for Fashion-MNIST), row by
-                row, 1 to change the pixel or 0 to keep it. If empty, all pixels change.
+            mask: Region to inpaint, as a string with one character for each pixel of the model input (28x28 for
+                Fashion-MNIST), row by row. 1 changes the pixel and 0 keeps it. If empty, all pixels change.
         """
         with show_errors():
             image = self.get_image(upload, example)

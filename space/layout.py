@@ -282,7 +282,7 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
             controls = sampling_controls(steps, bool(names), guidance=2)
             seed = seed_control()
         with gr.Column(elem_classes="results"):
-            text = markup.placeholder("Transform", "turn the image, or the painted region, into other classes")
+            text = markup.placeholder("Transform", "turn the image or the painted region into other classes")
             images = gr.HTML(text, elem_id="image-to-image-images")
             bar = gr.HTML(elem_id="image-to-image-bar")
             downloads = download_buttons("PNG")

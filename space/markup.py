@@ -144,7 +144,7 @@ CLEAR_MASK = """() => {
     const canvas = document.querySelector("#preview canvas");
     canvas.getContext("2d").clearRect(0, 0, canvas.width, canvas.height);
 }"""
-# This JavaScript replaces the last input by the mask: one 0 or 1 for each pixel, or an empty text without paint.
+# This JavaScript replaces the last input with the mask: one 0 or 1 for each pixel, or an empty string without paint.
 READ_MASK = """(...inputs) => {
     const canvas = document.querySelector("#preview canvas");
     const pixels = canvas.getContext("2d").getImageData(0, 0, canvas.width, canvas.height).data;

@@ -98,24 +98,24 @@ def fit_object(image: Image.Image, size: tuple[int, int]) -> Image.Image:
 
 def parse_mask(text: Any, size: tuple[int, int]) -> Image.Image | None:
     """
-    Converts the text of a mask, with one character for each pixel, row by row: 1 in the region to inpaint, else 0.
+    Converts a string with one character for each pixel, row by row, to a mask: 1 to inpaint the pixel, 0 to keep it.
 
     Args:
-        text: The text, which can have any JSON type.
+        text: The input of an event, which can have any JSON type.
         size (`tuple[int, int]`): Width and height of the model input.
 
     Returns:
-        `PIL.Image.Image`: The mask, white in the region to inpaint; `None` if the text is empty.
+        `PIL.Image.Image`: The mask, white in the region to inpaint; `None` if the string is empty.
 
     Raises:
-        [`RequestError`]: If the text is not a mask of this size.
+        [`RequestError`]: If `text` is not a mask of this size.
     """
     if text is None or text == "":
         return None
     width, height = size
     if not isinstance(text, str) or len(text) != width * height or not set(text) <= {"0", "1"}:
         raise RequestError(
-            f"The mask must be a text of {width * height} characters, 0 or 1, one for each of the {width}x{height}"
+            f"The mask must be a string of {width * height} characters, 0 or 1, one for each of the {width}x{height}"
             " pixels."
         )
     return Image.frombytes("L", size, bytes(255 * (character == "1") for character in text))

@@ -29,8 +29,8 @@ class Batches:
     Args:
         images: Images in memory, which are moved to `device`, or a dataset that `num_workers` processes read.
         batch_size: Total number of images per batch, across all processes.
-        make_token_ids: Function that returns the token ids of the captions of all images, `(N, L)`, for the seed of an
-            epoch. They replace the labels of images in memory.
+        make_token_ids: Function that takes the seed of an epoch and returns the token ids of the captions of all
+            images, `(N, L)`. The token ids replace the labels of images in memory.
 
     Raises:
         `ValueError`: If the batch size is not a multiple of the number of processes or exceeds the number of images.

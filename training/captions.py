@@ -17,8 +17,8 @@ if TYPE_CHECKING:
 class Captions:
     """Captions of images in memory.
 
-    Captions that are not part of the data are generated from the labels and the pixels of Fashion-MNIST. Every seed
-    gives other words.
+    If the data contains no captions, they are generated from the labels and the pixels of Fashion-MNIST. Different
+    seeds then give different captions.
 
     Raises:
         `ValueError`: If the images have no captions and are not those of Fashion-MNIST.
@@ -44,7 +44,7 @@ class Captions:
         return make_captions(self.labels, self.directions, torch.Generator().manual_seed(seed))
 
     def get_conditions(self) -> dict[str, Any]:
-        """Returns one caption for each image and, if there are labels, the labels, as arguments of [`generate`]."""
+        """Returns a caption for each image, and the labels if there are any, as keyword arguments of [`generate`]."""
         labels = {} if self.labels is None else {"class_labels": self.labels.tolist()}
         return {"prompts": self.make(0)} | labels
 

@@ -118,7 +118,7 @@ RANGES = {
     "objective.snr_gamma": Range(0, 1000, above=True),
     "objective.logit_mean": Range(-20, 20),
     "objective.logit_std": Range(0, 20, above=True),
-    # With other scales, timesteps are not a monotonic function of uniform numbers (arXiv 2403.03206, section 3.1).
+    # For other scales, the timestep is not a monotonic function of the uniform number (arXiv 2403.03206, section 3.1).
     "objective.mode_scale": Range(-1, 2 / (math.pi - 2)),
     "objective.label_dropout": FRACTION,
     "distillation.num_segments": Range(1, 100_000),
@@ -244,7 +244,7 @@ def find_unused_settings(values: Mapping[str, Any]) -> Iterator[str]:
     if prediction_type is None:
         return
     for name, default in (DIFFUSION_DEFAULTS if prediction_type == FLOW_PREDICTION else FLOW_DEFAULTS).items():
-        # The schedule of a pipeline to fine-tune is compared with that of the pipeline instead.
+        # When a pipeline is fine-tuned, `check_noise_schedule` compares the schedule with that of the pipeline.
         compared = name.startswith("scheduler.") and values.get("init_from") is not None
         if values.get(name, default) != default and not compared:
             yield (

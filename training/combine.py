@@ -28,9 +28,9 @@ def combine(
     The running statistics of BatchNorm are combined like the weights.
 
     Args:
-        pipelines: Pipelines with the same architecture, prediction type and noise schedule.
+        pipelines: Pipelines with the same architecture, vocabulary, prediction type and noise schedule.
         weights: One weight per pipeline, positive or negative, with a sum of 1.
-        component: The models to combine: `"unet"` or `"text_encoder"`.
+        component: The component to combine: `"unet"` or `"text_encoder"`.
 
     Raises:
         `ValueError`: If there is not one weight per pipeline, if their sum is not 1, if the models differ, or if a

@@ -55,7 +55,7 @@ class Components:
     captions: Captions | None
 
     def get_conditions(self) -> dict[str, Any]:
-        """Returns the class labels or prompts of samples, as arguments of [`generate`]."""
+        """Returns the class labels or prompts of samples as keyword arguments of [`generate`]."""
         if self.captions is not None:
             return self.captions.get_conditions()
         num_classes = self.loss.null_label
@@ -98,8 +98,8 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     if is_text_conditional:
         assert isinstance(images, ImageTensors)
         captions = Captions(images)
-    # A resumed run loads the weights of the model from its checkpoint, but the teacher needs the pretrained ones, and
-    # the tokenizer is not part of a checkpoint.
+    # A resumed run loads the weights of the model from its checkpoint. However, the teacher needs the pretrained
+    # weights, and the checkpoint does not contain the tokenizer.
     needs_pretrained = config.resume is None or distills or is_text_conditional
     pretrained = load_pretrained(config.init_from) if config.init_from and needs_pretrained else None
     unet, noise_scheduler = make_model(config, label_names, None if pretrained is None else pretrained.unet)

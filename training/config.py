@@ -24,8 +24,8 @@ class DataConfig:
         split: split of the dataset
         image_column: column with the images; detected from its type if null
         label_column: column with the labels; detected from its type if null; none ignores the labels
-        caption_column: column with the captions for a text encoder; without a column text, captions are generated from
-            the labels and pixels of Fashion-MNIST
+        caption_column: column with the captions for a text encoder; if the default column text does not exist,
+            captions are generated from the labels and pixels of Fashion-MNIST
         resolution: side length, or height and width, that images are resized to, in pixels; if null, that of the
             images (training/README.md describes the rule)
         channels: number of channels that images are converted to, 1 (grayscale) or 3 (RGB); if null, 3 if any image
@@ -92,9 +92,9 @@ class ObjectiveConfig:
         timestep_sampling: distribution of the training timesteps: uniform, logit_normal, mode or importance
         logit_mean: mean of logit_normal
         logit_std: standard deviation of logit_normal
-        mode_scale: scale of mode
-        label_dropout: fraction of labels that are replaced by the null label, for unconditional sampling and
-            classifier-free guidance
+        mode_scale: scale of mode; positive values sample intermediate timesteps more often
+        label_dropout: fraction of labels or captions that are replaced by the null label or the empty prompt, for
+            unconditional sampling and classifier-free guidance
     """
 
     loss_type: LossType = "mse"
@@ -123,12 +123,12 @@ class DistillationConfig:
 
 @dataclass
 class TextEncoderConfig:
-    """Text encoder (CLIPTextModel) that is trained together with the model on captions of the images.
+    """Text encoder (CLIPTextModel) that is trained together with the U-Net on captions of the images.
 
     The width of the text encoder is that of the time embedding. The defaults are those of init_from, if set.
 
     Args:
-        num_hidden_layers: number of transformer layers; trains a model without text if null
+        num_hidden_layers: number of transformer layers; no text encoder if null
         num_attention_heads: number of attention heads per layer
         intermediate_size: width of the hidden layer of each MLP
     """

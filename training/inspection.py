@@ -184,7 +184,7 @@ def check_model_options(config: TrainingConfig, pretrained: PretrainedPipeline |
     if pretrained is not None:
         for name, value in pretrained.text_encoder_config.items():
             given = getattr(config.text_encoder, name)
-            # A text encoder can be added to a pipeline.
+            # Fine-tuning can add a text encoder to a pipeline that has none.
             if pretrained.text_encoder is not None and given != value:
                 problems.errors.append(
                     f"`--text_encoder.{name}` must be {value} to fine-tune {config.init_from}, got"

@@ -70,7 +70,7 @@ class DiffusionLoss:
         )
         self.sigmas = None
         if isinstance(noise_scheduler, FlowMatchEulerDiscreteScheduler):
-            # diffusers sorts the noise levels in descending order.
+            # diffusers stores the noise levels in descending order.
             self.sigmas = self.noise_scheduler.sigmas.flip(0).to(device)  # (T,)
 
     def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:

@@ -40,7 +40,7 @@ class PretrainedPipeline:
 
     @property
     def text_encoder_config(self) -> dict[str, Any]:
-        """The fields of [`TextEncoderConfig`]."""
+        """Settings of the text encoder, with the fields of [`TextEncoderConfig`]."""
         if self.text_encoder is None:
             return {"num_hidden_layers": None}
         return {field.name: getattr(self.text_encoder.config, field.name) for field in fields(TextEncoderConfig)}

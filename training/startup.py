@@ -1,4 +1,4 @@
-"""Starts the trainer, and ends it without a traceback after Ctrl-C in the first seconds."""
+"""Starts the trainer. Ctrl-C during the slow imports ends the program without a traceback."""
 
 import os
 import signal
@@ -19,8 +19,8 @@ def start(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
 
     def exit_now(*_: object) -> NoReturn:
         print(message, file=sys.stderr, flush=True)
-        # Raising `KeyboardInterrupt` during the imports would not suffice, because some packages turn it into another
-        # error.
+        # Raising `KeyboardInterrupt` is not sufficient, because some packages turn it into a different error while
+        # they are imported.
         os._exit(INTERRUPTED)
 
     previous = signal.signal(signal.SIGINT, exit_now)

@@ -48,7 +48,7 @@ class TextConditionalUNet(nn.Module):
         self.unet.compile()
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor, token_ids: torch.Tensor) -> UNet2DOutput:
-        """Predicts the target for noisy images `(B, C, H, W)` with captions, int64 `(B, L)`."""
+        """Predicts the target for noisy images `(B, C, H, W)` and the token ids of their captions, int64 `(B, L)`."""
         return self.unet(sample, timestep, self.text_encoder(token_ids).pooler_output)
 
 
@@ -66,7 +66,7 @@ def add_text_encoder(
 ) -> TextConditionalUNet:
     """Adds the text encoder of the pretrained pipeline or, if it has none, a new one for `captions`.
 
-    With a new text encoder, the model predicts for an empty prompt what it predicts without a text encoder.
+    With a new text encoder, the model makes the same predictions for the empty prompt as without a text encoder.
 
     Raises:
         `ValueError`: If `config` does not fit `unet`.
@@ -105,7 +105,7 @@ def make_text_encoder(config: TextEncoderConfig, hidden_size: int, tokenizer: CL
     from transformers import CLIPTextConfig, CLIPTextModel
 
     assert config.num_hidden_layers is not None
-    # The tokenizer has one token of each kind, but its annotations also allow several.
+    # The tokenizer has one id for each special token, but its type annotations also allow several.
     special_tokens: Any = {
         "bos_token_id": tokenizer.bos_token_id,
         "eos_token_id": tokenizer.eos_token_id,

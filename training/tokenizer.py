@@ -20,7 +20,7 @@ def make_tokenizer(captions: Iterable[str], vocab_size: int = 8192) -> CLIPToken
 
     Args:
         captions: The training captions.
-        vocab_size: Maximum number of tokens. The tokenizer has fewer if all words are tokens.
+        vocab_size: Maximum number of tokens. The tokenizer has fewer tokens if they cover all words.
     """
     tokenizer = CLIPTokenizer().backend_tokenizer
     alphabet = sorted(ByteLevel.alphabet())
@@ -29,7 +29,8 @@ def make_tokenizer(captions: Iterable[str], vocab_size: int = 8192) -> CLIPToken
     )
     tokenizer.train_from_iterator(captions, trainer)
     merges = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
-    # The trainer only adds the final bytes of words in the captions. As in CLIP, every byte can end a word.
+    # The trainer only adds end-of-word tokens for the last bytes of the words in the captions. As in CLIP, every byte
+    # can end a word.
     bytes_ = [*alphabet, *(byte + END_OF_WORD for byte in alphabet)]
     merges = merges[: vocab_size - len(bytes_) - 2]
     tokens = [*dict.fromkeys([*bytes_, *(left + right for left, right in merges)]), "<|startoftext|>", "<|endoftext|>"]

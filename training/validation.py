@@ -42,8 +42,8 @@ class Validator:
 
         Args:
             pipe: The pipeline.
-            conditions: Class labels or prompts, as arguments of [`generate`].
-            autocast: The context of the model.
+            conditions: Class labels or prompts as keyword arguments of [`generate`].
+            autocast: Context manager for mixed precision.
 
         Raises:
             `ValueError`: If sampling fails, for example with infinite pixels.

@@ -1,4 +1,4 @@
-"""Captions of Fashion-MNIST images from their labels and from attributes that are measured in their pixels."""
+"""Generates captions of Fashion-MNIST images from their labels and from attributes measured from their pixels."""
 
 from .attributes import (
     ATTRIBUTES,

@@ -158,7 +158,7 @@ def compute_thresholds(images: torch.Tensor, labels: torch.Tensor) -> dict[str, 
 
 @cache
 def load_thresholds() -> dict[str, dict[str, Thresholds]]:
-    """Returns the thresholds of the 60,000 training images, which [`compute_thresholds`] computed."""
+    """Loads the thresholds that [`compute_thresholds`] computed from the 60,000 training images."""
     contents = json.loads(THRESHOLDS_PATH.read_text())
     return {
         name: {key: Thresholds(**values) for key, values in attributes.items()}
@@ -175,7 +175,7 @@ def find_directions(images: torch.Tensor, labels: torch.Tensor) -> list[dict[str
         labels (`torch.Tensor`): int64 class indices `(num_images,)`.
 
     Returns:
-        `list[dict[str, int]]`: The attributes of each image, -1 for low and 1 for high values.
+        `list[dict[str, int]]`: The direction of each of these attributes: -1 for low and 1 for high values.
     """
     directions: list[dict[str, int]] = [{} for _ in range(len(images))]
     for label, (name, attributes) in enumerate(ATTRIBUTES.items()):
@@ -184,7 +184,7 @@ def find_directions(images: torch.Tensor, labels: torch.Tensor) -> list[dict[str
         for key, attribute in attributes.items():
             thresholds = load_thresholds()[name][key]
             values = attribute.measure(pixels)
-            # A threshold can equal the median of an attribute that is a number of rows.
+            # If an attribute has few distinct values, such as a number of rows, a threshold can equal the median.
             is_low = (values <= thresholds.low) & (values < thresholds.median)
             is_high = (values >= thresholds.high) & (values > thresholds.median)
             for index, direction in zip(indices.tolist(), (is_high.int() - is_low.int()).tolist(), strict=True):
@@ -197,7 +197,7 @@ def check_directions(
     images: torch.Tensor, labels: torch.Tensor, directions: Sequence[dict[str, int]]
 ) -> list[dict[str, bool]]:
     """
-    Checks whether images are on the requested side of the class median.
+    Checks whether the requested attributes of each image are on the requested side of the class median.
 
     Args:
         images (`torch.Tensor`): uint8 pixels `(num_images, 1, 28, 28)`.

@@ -1,4 +1,4 @@
-"""Captions of Fashion-MNIST images with synonyms, attributes and templates."""
+"""Generates captions of Fashion-MNIST images from synonyms, attributes and templates."""
 
 import random
 import zlib
@@ -48,7 +48,7 @@ MAX_ATTEMPTS = 10_000
 @dataclass(frozen=True)
 class Prompt:
     """
-    A prompt and what it requests.
+    A prompt with the class and the attributes that it requests.
 
     Attributes:
         text (`str`): The prompt.
@@ -91,12 +91,14 @@ def make_test_prompts(
     labels: torch.Tensor, directions: Sequence[dict[str, int]], num_prompts: int, generator: torch.Generator
 ) -> list[Prompt]:
     """
-    Generates prompts that [`make_captions`] never returns, because their phrases are held out. Prompts can be equal.
+    Generates prompts that [`make_captions`] never returns, because their phrases are held out. The list can contain
+    duplicates.
 
     Args:
         labels (`torch.Tensor`): int64 class indices `(num_images,)` of many real images.
-        directions (`Sequence[dict[str, int]]`): Attributes of the images, so that their combinations exist.
-        num_prompts (`int`): Number of prompts. The classes have the same number of prompts, give or take one.
+        directions (`Sequence[dict[str, int]]`): Attributes of the images. A prompt only requests attributes of one
+            image.
+        num_prompts (`int`): Number of prompts. It is divided equally among the classes, up to a difference of one.
         generator (`torch.Generator`): Generator on the CPU.
 
     Raises:
@@ -123,14 +125,14 @@ def make_test_prompts(
 
 def is_held_out(phrase: str) -> bool:
     """
-    Returns whether a phrase, such as "dark narrow trousers", is reserved for tests. A hash selects one of ten phrases.
-    The names of classes without attributes are not held out.
+    Returns whether a phrase, such as "narrow dark trousers", is reserved for tests. A hash selects about a tenth of
+    the phrases. A noun without attributes is never held out.
     """
     return phrase not in ALL_NOUNS and zlib.crc32(phrase.encode()) < HELD_OUT_FRACTION * 2**32
 
 
 def _make_rng(generator: torch.Generator) -> random.Random:
-    # The generator of Python is much faster than the one of torch for single numbers.
+    # Python's generator is much faster than torch's at sampling single numbers.
     return random.Random(int(torch.randint(2**63 - 1, (), generator=generator)))
 
 
@@ -141,7 +143,7 @@ def _make_phrase(label: int, directions: dict[str, int], rng: random.Random) -> 
     words = [rng.choice(CLASS_ATTRIBUTES[label][name].get_words(directions[name])) for name in names]
     adjectives = [word for word in words if not word.startswith("with")]
     endings = [word for word in words if word.startswith("with")]
-    # Two phrases become "with a high heel and a tall shaft".
+    # "with a high heel" and "with a tall shaft" become "with a high heel and a tall shaft".
     endings[1:] = ["and " + ending.removeprefix("with ") for ending in endings[1:]]
     phrase = " ".join([*adjectives, rng.choice(CLASS_NOUNS[label]), *endings])
     return phrase, {name: directions[name] for name in names}

@@ -7,7 +7,7 @@ pixels are 0 in Fashion-MNIST. Shoes point to the left.
 import torch
 
 
-# Generated backgrounds are not exactly 0.
+# The background of a generated image is not exactly 0.
 MIN_FOREGROUND = 8
 
 
@@ -64,7 +64,7 @@ def measure_arch(images: torch.Tensor) -> torch.Tensor:
 
 
 def measure_top_gap(images: torch.Tensor) -> torch.Tensor:
-    """Returns the fraction of background pixels in the five rows below the top of a bag; handles are mostly gaps."""
+    """Returns the fraction of background pixels in the five rows below the top of a bag; it is high below a handle."""
     foreground = find_foreground(images)
     top = foreground.any(2).int().argmax(1)
     rows = (top[:, None] + torch.arange(1, 6, device=images.device)).clamp(max=foreground.shape[1] - 1)
@@ -73,7 +73,7 @@ def measure_top_gap(images: torch.Tensor) -> torch.Tensor:
 
 
 def find_foreground(images: torch.Tensor) -> torch.Tensor:
-    """Returns whether each pixel belongs to the object, bool of the same shape as `images`."""
+    """Returns a Boolean mask of the object, of the same shape as `images`."""
     return images >= MIN_FOREGROUND
 
 

@@ -16,13 +16,13 @@ EXAMPLE = "Example: fmnist-diffusion likelihood base --num-images 500"
 def likelihood(
     pipeline: Annotated[str, typer.Argument(metavar="PIPELINE", help=PIPELINE_HELP)],
     num_images: Annotated[
-        int, typer.Option("--num-images", "-n", metavar="N", min=2, help="number of test images, from the first one")
+        int, typer.Option("--num-images", "-n", metavar="N", min=2, help="number of test images to measure")
     ] = 2000,
     num_steps: Annotated[
         int, typer.Option(metavar="N", min=1, help="number of Runge-Kutta steps, with four function evaluations each")
     ] = 20,
     unconditional: Annotated[
-        bool, typer.Option("--unconditional", help="measure a class-conditional model without labels")
+        bool, typer.Option("--unconditional", help="do not pass the labels to a class-conditional model")
     ] = False,
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="random seed; image i uses seed N + i")

@@ -54,7 +54,7 @@ Device = Annotated[
 Dtype = Annotated[Literal["float32", "float16", "bfloat16"], typer.Option(help="dtype of the model")]
 DtypeOrAuto = Annotated[
     Literal["float32", "float16", "bfloat16", "auto"],
-    typer.Option(help="dtype of the model; auto selects the fastest one by measurement"),
+    typer.Option(help="dtype of the model; auto measures and selects the fastest one"),
 ]
 RepoId = Annotated[str, typer.Option(metavar="ID", help="repository id: owner/name, or name in your own namespace")]
 
@@ -63,7 +63,7 @@ def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNI
     """
     Loads a pipeline onto a device.
 
-    With the `dtype` `"auto"`, the fastest dtype is selected by [`select_dtype`].
+    If `dtype` is `"auto"`, [`select_dtype`] selects the fastest dtype on this device.
 
     Raises:
         `OSError`: If the pipeline does not exist or cannot be read.

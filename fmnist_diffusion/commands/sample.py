@@ -54,7 +54,7 @@ def sample(
     prompt: Annotated[
         list[str] | None,
         typer.Option(
-            metavar="TEXT", help="prompt for a text-conditional pipeline; repeat it to cycle through several"
+            metavar="TEXT", help="prompt for a text-conditional pipeline; repeat the option to cycle through prompts"
         ),
     ] = None,
     num_inference_steps: NumInferenceSteps = SamplingConfig.num_inference_steps,
@@ -78,14 +78,14 @@ def sample(
         float | None,
         typer.Option(
             metavar="FRACTION",
-            help="fraction of the denoising steps to run on --image; higher values change it more",
+            help="fraction of the denoising steps to run; higher values change --image more",
             show_default="0.8, or 1 with --mask-image",
         ),
     ] = None,
     num_resampling_steps: Annotated[
         int,
         typer.Option(
-            metavar="N", min=1, max=100, help="number of times to run each step of inpainting (RePaint); slower"
+            metavar="N", min=1, max=100, help="number of times to run each inpainting step (RePaint); higher is slower"
         ),
     ] = 1,
     batch_size: BatchSize = 64,
@@ -147,7 +147,7 @@ def save_images(
     """
     Generates images and saves each batch as soon as it is complete.
 
-    `inputs` contains the arguments of image-to-image and inpainting.
+    `inputs` contains the image-to-image and inpainting arguments of the pipeline.
     """
     from fmnist_diffusion import images
     from fmnist_diffusion.data import to_pil
@@ -198,7 +198,7 @@ def save_image(image: "Image", path: Path) -> None:
 def get_file_label(label_names: Sequence[str] | None, condition: int | str) -> str:
     """Returns the letters and digits of a class name or prompt for use in a file name.
 
-    If there are none, returns the class index.
+    If there are none, returns the class index or `"prompt"`.
     """
     name = condition if isinstance(condition, str) else label_names[condition] if label_names else ""
     name = unicodedata.normalize("NFC", name.lower())

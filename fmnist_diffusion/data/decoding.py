@@ -79,9 +79,9 @@ class ImageStream(Dataset):
     """
     A dataset that decodes images on access.
 
-    Its items are dictionaries with `images`, a uint8 tensor of shape `(channels, height, width)`, and, if there are
-    labels or captions, with `labels`, an `int`, and `captions`, a `str`. Accessing an item raises a [`DataError`] if
-    its image cannot be read.
+    Its items are dictionaries with `images`, a uint8 tensor of shape `(channels, height, width)`; with `labels`, an
+    `int`, if there are labels; and with `captions`, a `str`, if there are captions. Accessing an item raises a
+    [`DataError`] if its image cannot be read.
     """
 
     def __init__(self, dataset: datasets.Dataset, height: int, width: int, channels: int):

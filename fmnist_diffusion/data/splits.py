@@ -141,8 +141,8 @@ def load_split(
     ignored_files: Collection[str] = (),
 ) -> datasets.Dataset:
     """
-    Loads a split as a `datasets.Dataset` with the column `image` and, if there are labels or captions, the columns
-    `label` and `text`.
+    Loads a split as a `datasets.Dataset` with the column `image`, the column `label` if there are labels, and the
+    column `text` if there are captions.
 
     Args:
         dataset_name (`str`, defaults to `"zalando-datasets/fashion_mnist"`):
@@ -175,8 +175,9 @@ def load_split(
             labels. The classes of integers, booleans and strings are their sorted distinct values. Defaults to the
             column of type `ClassLabel`, or to `label` if there are several such columns or none.
         caption_column (`str`, defaults to `"text"`):
-            Name of the column with the captions. Missing captions become empty strings. Without a column `text` of
-            strings, the images have no captions.
+            Name of the column with the captions, which must contain strings. Missing captions become empty strings.
+            The default column `text` is optional: if it does not exist or contains other values, there are no
+            captions.
         ignored_files (`Collection[str]`, defaults to `()`):
             Names of files to ignore in a folder.
 

@@ -1,4 +1,4 @@
-"""Agreement between prompts and generated images."""
+"""Measures the alignment of generated images with their prompts."""
 
 from collections.abc import Sequence
 from typing import Any
@@ -20,10 +20,10 @@ def measure_alignment(images: torch.Tensor, prompts: Sequence[Prompt], classifie
         classifier ([`Classifier`]): The bundled classifier.
 
     Returns:
-        `dict[str, Any]`: `class_accuracy`, the fraction of images of the requested class, and `attributes`. For each
-        attribute of each class, it contains the number of prompts that request it (`num_prompts`) and the fraction of
-        their images that are on the requested side of the median of the class (`accuracy`). The class `"all"` combines
-        the classes.
+        `dict[str, Any]`: `num_prompts`, `num_distinct_prompts`, `class_accuracy` and `attributes`. `class_accuracy` is
+        the fraction of images that have the requested class. `attributes` contains, for each attribute and class, the
+        number of prompts that request the attribute (`num_prompts`) and the fraction of their images that are on the
+        requested side of the class median (`accuracy`). The class `"all"` combines all classes.
     """
     labels = torch.tensor([prompt.label for prompt in prompts])
     predictions = classifier.classify(classifier(images))

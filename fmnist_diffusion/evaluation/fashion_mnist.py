@@ -117,7 +117,7 @@ class FashionMNISTReference(Reference):
             )
 
     def choose_conditions(self, pipe: FashionMNISTPipeline, num_samples: int) -> dict[str, Sequence[Any]]:
-        """Returns all classes or, for a text-conditional pipeline, captions of the test images with their labels."""
+        """Returns all classes or, for a text-conditional pipeline, the captions and labels of the test images."""
         if pipe.text_encoder is None:
             return {"class_labels": range(len(FASHION_MNIST_LABELS))}
         test = self.load_test_images()

@@ -76,20 +76,20 @@ def measure_likelihood(
         folder (`Path`): A new folder, or the folder of an earlier call with the same settings.
         name (`str`): Name of the pipeline in the results.
         conditional (`bool`):
-            Whether to measure the likelihood given the labels or, with the null label or an unconditional model, the
-            unconditional likelihood.
+            Whether to measure the likelihood given the labels. If `False`, the unconditional likelihood is measured. A
+            class-conditional model then uses its null label.
         num_images (`int`): Number of images to measure, from the start of `images`.
         num_steps (`int`, defaults to 20):
-            Number of steps of the fourth-order Runge-Kutta method. The number of function evaluations (NFE) is four
-            times as high, and each one also computes a vector-Jacobian product.
+            Number of steps of the fourth-order Runge-Kutta method. Each step requires four function evaluations (NFE)
+            and four vector-Jacobian products.
         seed (`int`, defaults to 0):
             Random seed. The dequantization and the trace estimator of image i use the seed `seed + i`.
         batch_size (`int`, defaults to 100): Maximum number of images per batch; it does not affect the results.
 
     Returns:
         `dict`: The content of `likelihood.json`. `bits_per_dim` is the mean over the images, and `standard_error` is
-            the standard error of this mean. For uint8 pixels in [0, 255], the bits per dimension are an upper bound of
-            the negative log2-likelihood, divided by the number of pixels and channels.
+            the standard error of this mean. The bits per dimension are an upper bound on the negative log2-likelihood
+            of the uint8 pixels, divided by the number of values per image.
 
     Raises:
         `ValueError`: If an argument is out of range, if the pipeline does not support the images or has no
@@ -179,7 +179,7 @@ def make_noise_scheduler(pipe: FashionMNISTPipeline) -> DDPMScheduler:
     noise_scheduler = DDPMScheduler(**{name: config[name] for name in NOISE_SCHEDULE_OPTIONS if name in config})
     if config["prediction_type"] == "epsilon" and float(noise_scheduler.alphas_cumprod[-1]) < NEAR_ZERO_SNR:
         raise ValueError(
-            "At a terminal SNR of almost zero, the predicted noise does not determine the velocity. Use a model with"
+            "The predicted noise does not determine the velocity if the terminal SNR is almost zero. Use a model with"
             " v-prediction, or with a different noise schedule."
         )
     return noise_scheduler
@@ -227,7 +227,8 @@ def log_likelihood(
         samples (`torch.Tensor` of shape `(batch, channels, height, width)`): Samples, scaled like inputs of the model.
         probes (`torch.Tensor`): Random vectors of the trace estimator, of the shape of `samples`.
         num_steps (`int`): Number of steps.
-        class_labels (`torch.Tensor` of shape `(batch,)`, *optional*): Class labels. Unconditional if omitted.
+        class_labels (`torch.Tensor` of shape `(batch,)`, *optional*):
+            Class labels. If omitted, the unconditional likelihood is estimated.
 
     Returns:
         `torch.Tensor` of shape `(batch,)`: float64 log-densities on the CPU, in nats.
@@ -291,9 +292,9 @@ def integrate(dynamics: Dynamics, samples: torch.Tensor, grid: list[float]) -> t
     Solves an ODE with the classical fourth-order Runge-Kutta method and integrates its divergence along the solution.
 
     Args:
-        dynamics (`Callable`): Returns the derivative of the samples and its divergence, `(batch,)`, at a time.
+        dynamics (`Callable`): Returns the derivative and its divergence, `(batch,)`, for samples and a time.
         samples (`torch.Tensor` of shape `(batch, ...)`): The initial values.
-        grid (`list[float]`): Times between which the steps are taken.
+        grid (`list[float]`): Times at which the steps start and end.
 
     Returns:
         `tuple[torch.Tensor, torch.Tensor]`: The final samples and the integral of the divergence, `(batch,)`.

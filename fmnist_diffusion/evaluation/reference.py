@@ -55,7 +55,7 @@ class Reference(ABC):
 
     @abstractmethod
     def choose_conditions(self, pipe: FashionMNISTPipeline, num_samples: int) -> dict[str, Sequence[Any]]:
-        """Returns the class labels or prompts for a conditional pipeline, as arguments of [`generate`]."""
+        """Returns the class labels or prompts for a conditional pipeline as keyword arguments of [`generate`]."""
 
     @abstractmethod
     def get_label_names(self, pipe: FashionMNISTPipeline) -> Sequence[str] | None:

@@ -105,7 +105,7 @@ def make_model_card(
 
 
 def get_example_arguments(pipe: FashionMNISTPipeline) -> str:
-    """Returns the arguments of an example call of the pipeline, such as `"Bag"` in quotes."""
+    """Returns the arguments of an example call of the pipeline as Python source code, such as `"Bag"`."""
     if pipe.text_encoder is not None:
         return 'prompt="a photo of a bag"'
     return format_label(pipe.label_names[-1]) if pipe.label_names else ""

@@ -318,9 +318,9 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             How the decoder combines its features with those of the encoder: `"concat"`, `"add"` or `"none"`.
         dropout (`float`, defaults to `0.0`): Dropout probability in residual blocks and after attention, in [0, 1).
         class_embed_type (`str`, *optional*):
-            `None` embeds class labels, if `num_class_embeds` is set. `"identity"` adds `class_labels`, such as the
-            output of a text encoder, to the time embedding. It has `block_out_channels[-1]` channels, or twice as many
-            for `"scale_shift"` at the `"bottleneck"`.
+            If `None`, class labels are embedded if `num_class_embeds` is set. If `"identity"`, `class_labels` are
+            embeddings, such as the output of a text encoder, that are added to the time embedding. They have
+            `block_out_channels[-1]` channels, or twice as many with `"scale_shift"` at the `"bottleneck"`.
         num_class_embeds (`int`, *optional*):
             Number of classes of a class-conditional model. The model also learns a null label for
             `class_labels=None`, the unconditional branch of classifier-free guidance.
@@ -518,7 +518,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         r"""
-        Predicts the noise, v, the clean sample or the flow, depending on the `prediction_type` of the training.
+        Predicts the noise, v, the clean sample or the flow, depending on the `prediction_type` used in training.
 
         Args:
             sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`):
@@ -527,15 +527,15 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 Timestep in `[0, num_train_timesteps]`, one for all images or one for each image.
             class_labels (`torch.Tensor` of shape `(batch,)`, *optional*):
                 Labels in `[0, num_class_embeds]`, where `num_class_embeds` is the null label. Defaults to the null
-                label for all images. With `class_embed_type="identity"`, embeddings of shape `(batch, channels)`,
-                which are required.
+                label for all images. With `class_embed_type="identity"`, this argument is required and contains
+                embeddings of shape `(batch, channels)`.
             return_dict (`bool`, defaults to `True`): Whether to return a [`UNet2DOutput`] or a tuple.
 
         Returns:
             [`UNet2DOutput`] or `tuple`: The prediction, of shape `(batch, out_channels, height, width)`.
 
         Raises:
-            `ValueError`: If `class_labels` are passed to an unconditional model or a required embedding is missing.
+            `ValueError`: If `class_labels` are passed to an unconditional model or required embeddings are missing.
         """
         # 1. time and class
         if not torch.is_tensor(timestep):

@@ -35,7 +35,8 @@ CHOICES = {
 }
 POSITIVE_OPTIONS = ("num_train_timesteps", "solver_order")
 MAX_REASON_LENGTH = 300
-# Models and schedulers raise these errors if an option has an invalid value, and safetensors if a file is damaged.
+# Models and schedulers raise these errors if an option has an invalid value. `SafetensorError` indicates a damaged
+# file.
 CONSTRUCTION_ERRORS = (
     ArithmeticError,
     AssertionError,

@@ -146,7 +146,7 @@ class _Files:
             self._download_file(name, commit, force_download)
 
     def _list_files(self, index: Path) -> list[str]:
-        """Returns the files of the pipeline with the given `model_index.json`, except the weights of the U-Net."""
+        """Returns the files that a pipeline with this `model_index.json` requires, except the weights of the U-Net."""
         names = [*([SCHEDULER_CONFIG] if self.scheduler else []), *([UNET_CONFIG] if self.unet else [])]
         if has_text_encoder(read_json_object(index)):
             names += [*TEXT_ENCODER_CONFIGS, get_text_weights_name(self.variant)]

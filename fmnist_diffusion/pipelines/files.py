@@ -31,7 +31,7 @@ def get_text_weights_name(variant: str | None) -> str:
 
 
 def has_text_encoder(index: Mapping[str, Any]) -> bool:
-    """Returns whether the pipeline with the content `index` of `model_index.json` has a text encoder."""
+    """Returns whether a pipeline has a text encoder; `index` is the content of its `model_index.json`."""
     return index.get("text_encoder") not in (None, [None, None])
 
 

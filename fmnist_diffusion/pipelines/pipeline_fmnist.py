@@ -298,7 +298,7 @@ def convert_images(image: Any, height: int, width: int, channels: int, name: str
 def get_size(image: Any) -> tuple[int, int]:
     """Returns the height and the width of an upright PIL image, an array or a tensor."""
     if isinstance(image, PIL.Image.Image):
-        # The orientations from 5 to 8 swap the sides.
+        # The orientations 5 to 8 swap the height and the width.
         return (image.width, image.height) if get_orientation(image) > 4 else (image.height, image.width)
     height, width = image.shape[-2:] if torch.is_tensor(image) or image.ndim == 2 else image.shape[-3:-1]
     return height, width
@@ -307,7 +307,7 @@ def get_size(image: Any) -> tuple[int, int]:
 def copy_generator(
     generator: torch.Generator | list[torch.Generator] | None,
 ) -> torch.Generator | list[torch.Generator] | None:
-    """Returns a generator, or a list of them, that samples the same numbers as `generator`."""
+    """Copies a generator or a list of generators, including the state."""
     if generator is None:
         return None
     if isinstance(generator, list):
@@ -319,12 +319,12 @@ def copy_generator(
 
 def get_step_indices(num_timesteps: int, order: int, num_resampling_steps: int) -> list[int]:
     """
-    Returns the index of the timestep of each function evaluation, if all steps except the last one are repeated.
+    Returns the timestep index of each function evaluation. Each step except the last one runs several times.
 
     Args:
         num_timesteps (`int`): Number of timesteps.
         order (`int`): Number of timesteps per step of the scheduler. The last step always has one timestep.
-        num_resampling_steps (`int`): Number of times that each step runs.
+        num_resampling_steps (`int`): Number of times that each step except the last one runs.
     """
     steps = [list(range(start, min(start + order, num_timesteps))) for start in range(0, num_timesteps, order)]
     repeated = [index for step in steps[:-1] for index in num_resampling_steps * step]
@@ -375,12 +375,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
             The scheduler, with the noise schedule and `prediction_type` that the model was trained with.
         num_inference_steps (`int`, defaults to 20): Default number of denoising steps.
         timestep_power (`float`, *optional*):
-            Power of the timestep spacing, from 1 to 100. Step `k` from `n` to 1 uses the timestep
-            `T * (k / n) ** timestep_power - 1`, where `n` is the number of steps and `T` is `num_train_timesteps`, or
-            with [`FlowMatchEulerDiscreteScheduler`] the sigma `(k / n) ** timestep_power`, to which its `shift`
-            applies. The option requires one of these schedulers or a [`DPMSolverMultistepScheduler`], without Karras,
-            exponential, beta, Lu or flow sigmas. A scheduler that is assigned to the pipeline later uses its own
-            spacing.
+            Power of the timestep spacing, from 1 to 100. With a [`DPMSolverMultistepScheduler`], step `k` from `n` to
+            1 uses the timestep `T * (k / n) ** timestep_power - 1`, where `n` is the number of steps and `T` is
+            `num_train_timesteps`. With a [`FlowMatchEulerDiscreteScheduler`], it uses the sigma
+            `(k / n) ** timestep_power`, to which the scheduler applies its `shift`. Other schedulers, and schedulers
+            with Karras, exponential, beta, Lu or flow sigmas, ignore this option. A scheduler that is assigned to the
+            pipeline later uses its own spacing.
         text_encoder ([`~transformers.CLIPTextModel`], *optional*):
             Text encoder of a text-conditional model. `unet` receives its pooled output as `class_labels`.
         tokenizer ([`~transformers.CLIPTokenizer`], *optional*): Tokenizer of the text encoder.
@@ -604,7 +604,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         negative_prompt: str | list[str] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         r"""
-        Encodes prompts. Words that the tokenizer does not know are logged, because the images may not show them.
+        Encodes prompts. Prompts that exceed the maximum length of the tokenizer are truncated. A warning lists the
+        words that the tokenizer does not know, because the images may not show them.
 
         Args:
             prompt (`str` or `list[str]`): One or more prompts.
@@ -709,7 +710,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                         " DPMSolverMultistepScheduler, or set `num_resampling_steps` to 1."
                     )
         elif mask_image is not None:
-            raise ValueError("`mask_image` requires an `image`. Pass the image whose masked region is inpainted.")
+            raise ValueError("`mask_image` requires an `image`. Pass the image to inpaint.")
         if num_resampling_steps > 1 and mask_image is None:
             raise ValueError(f"`num_resampling_steps` must be 1 without a `mask_image`, got {num_resampling_steps}.")
         if output_type not in OUTPUT_TYPES:
@@ -787,7 +788,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             option, values = ("sigmas", sigmas) if timesteps is None else ("timesteps", timesteps)
             values = torch.as_tensor(values).tolist()
             parameters = inspect.signature(scheduler.set_timesteps).parameters
-            # In flow matching, the noise levels would not be those of the custom timesteps.
+            # In flow matching, custom timesteps would not have the matching noise levels.
             if option not in parameters or (option == "timesteps" and uses_flow_matching(scheduler)):
                 raise ValueError(f"{name} does not support custom `{option}`. Pass `num_inference_steps` instead.")
             if not values or any(value <= following for value, following in itertools.pairwise(values)):
@@ -870,7 +871,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         return 2 * convert_images(image, height, width, self.unet.config.in_channels) - 1
 
     def _preprocess_mask(self, mask_image: Any, image: Any, height: int, width: int) -> torch.Tensor:
-        """Converts `mask_image` to a Boolean tensor `(batch, 1, height, width)`, which is true where it is white."""
+        """Converts `mask_image` to a Boolean tensor `(batch, 1, height, width)`, which is true in the white region."""
         masks = convert_images(mask_image, height, width, 1, "mask_image")
         # Images and masks of different sizes would be cropped differently.
         sizes, mask_sizes = (
@@ -881,7 +882,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             expected, got = (
                 " and ".join(sorted(f"{size[0]}x{size[1]}" for size in values)) for values in (sizes, mask_sizes)
             )
-            raise ValueError(f"`mask_image` must have the size of `image`, {expected} pixels, got {got}.")
+            raise ValueError(f"`mask_image` must have the same size as `image`, {expected} pixels, got {got}.")
         return masks >= 0.5
 
     def prepare_noise(
@@ -891,7 +892,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         latents: torch.Tensor | None,
         device: torch.device,
     ) -> torch.Tensor:
-        """Returns standard normal noise of shape `(batch, channels, height, width)`: `latents`, if they are passed."""
+        """Returns `latents` or, if it is `None`, standard normal noise of shape `(batch, channels, height, width)`."""
         shape = (batch_size, *self._get_image_shape())
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
@@ -910,8 +911,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         Converts the arguments `image` and `mask_image` of [`~FashionMNISTPipeline.__call__`].
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: The images in [-1, 1], with the shape of `noise`, and the Boolean
-            masks of shape `(batch, 1, height, width)`, which are true in the region to inpaint; `None` without masks.
+            `tuple[torch.Tensor, torch.Tensor | None]`: The images in [-1, 1], with the shape of `noise`, and the
+            Boolean masks of shape `(batch, 1, height, width)`, which are true in the region to inpaint. The second
+            element is `None` without a `mask_image`.
         """
         batch_size, _, height, width = noise.shape
         original = self._preprocess_image(image, height, width)
@@ -933,7 +935,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         return self.unet.config.in_channels, height, width
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-        """Scales the state of the scheduler to the noisy images that the model receives."""
+        """Converts the state of the scheduler to the noisy images that the model receives."""
         if isinstance(self.scheduler, FLOW_MATCH_SCHEDULERS):
             return sample
         return self.scheduler.scale_model_input(sample, timestep)
@@ -1054,7 +1056,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         negative_prompt: str | list[str] | None = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
-        Generates `num_images_per_prompt` images for each label or prompt, or in total without labels and prompts.
+        Generates `num_images_per_prompt` images for each label or prompt, or in total if there are none.
 
         Args:
             class_labels (`int`, `str`, `list`, `np.ndarray` or `torch.Tensor`, *optional*):
@@ -1067,10 +1069,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 the pipeline's config. A scheduler with `order` 2, such as [`HeunDiscreteScheduler`], evaluates the
                 model twice in every step except the last.
             timesteps (`Sequence[int]`, *optional*):
-                Custom decreasing timesteps, for schedulers whose `set_timesteps` supports them; not in flow matching.
+                Custom decreasing timesteps, for schedulers whose `set_timesteps` supports them. Flow matching does not
+                support them.
             sigmas (`Sequence[float]`, *optional*):
                 Custom decreasing sigmas, for schedulers whose `set_timesteps` supports them. In flow matching, they
-                are in (0, 1], and `shift` applies to them.
+                are in (0, 1], and the scheduler applies its `shift` to them.
             guidance_scale (`float`, defaults to 1.0):
                 Scale `s` of classifier-free guidance (`1 + w` in arXiv 2207.12598, equation 6). The prediction is
                 `uncond + s * (cond - uncond)`, where `uncond` and `cond` are the predictions without and with the
@@ -1093,18 +1096,19 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 pixels are composited over white unless the model has 4 channels. Images of a different size are
                 resized to cover the size of the model and center-cropped.
             mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-                Region of `image` to inpaint: one mask, or one for each generated image. White pixels are generated and
-                black pixels are kept exactly; the threshold is 0.5. Masks have one channel, must have the same size as
-                `image` and are converted like it. Before every step, the black pixels are replaced by those of
-                `image` with new noise of the current timestep (arXiv 2201.09865, equation 8).
+                Region of `image` to inpaint: one mask, or one for each generated image. White pixels are generated
+                and black pixels keep their exact values; the threshold is 0.5. A mask must have the same size as
+                `image`. It is converted to grayscale, and resized and cropped like `image`. Before every step, the
+                black pixels are replaced with those of `image`, to which new noise of the current timestep is added
+                (arXiv 2201.09865, equation 8).
             strength (`float`, *optional*):
                 Fraction of the denoising steps to run if an `image` is passed, in (0, 1]. With 1, little of `image`
                 remains, and a masked region starts from pure noise. Defaults to 0.8, or to 1 with a `mask_image`.
             num_resampling_steps (`int`, defaults to 1):
                 Number of times to run each denoising step of inpainting, except the last one (`U` in arXiv 2201.09865,
-                algorithm 1; `jump_n_sample` in diffusers' RePaintScheduler). Before a repetition, noise takes the
-                images back to the timestep of the step. Repetitions make the generated pixels fit the known ones
-                better. A multistep scheduler then starts again with a first-order step.
+                algorithm 1; `jump_n_sample` in diffusers' RePaintScheduler). Before each repetition, noise is added to
+                return the images to the timestep of the repeated step. With more repetitions, the generated pixels
+                match the known pixels better. A multistep scheduler starts each repetition with a first-order step.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"` (mode "L" or "RGB"), `"np"` of shape `(batch, height, width, channels)` in [0, 1], `"pt"` of
                 shape `(batch, channels, height, width)` in [0, 1], or `"latent"`, with the shape of `"pt"` and values
@@ -1119,10 +1123,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 `"model_input"`, the noisy images that the model received in this step; and
                 `"pred_original_sample"`, the predicted x0 of this step, in [-1, 1].
             prompt (`str` or `list[str]`, *optional*):
-                Prompts for a text-conditional model. `None` samples unconditionally, like an empty prompt.
+                One or more prompts for a text-conditional model. `None` samples unconditionally, like an empty prompt.
             negative_prompt (`str` or `list[str]`, *optional*):
-                One negative prompt, or one for each prompt. Guidance uses its prediction as `uncond`. Defaults to the
-                empty prompt; ignored without guidance.
+                One negative prompt, or one for each prompt. Guidance uses the prediction for the negative prompt as
+                `uncond`. Defaults to the empty prompt. Ignored without guidance.
 
         Examples:
 
@@ -1190,7 +1194,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         indices = get_step_indices(len(remaining), order, num_resampling_steps)
 
         # 4. Noise
-        # The known pixels of an inpainted image use a copy of the generator, so that the other pixels have the same
+        # The noise of the known pixels is sampled from a copy of the generator, so that the other pixels have the same
         # noise as without a mask.
         known_generator = copy_generator(generator)
         noise = self.prepare_noise(batch_size, generator, latents, device)
@@ -1235,10 +1239,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
             if next_index == len(remaining):
                 return torch.where(mask, sample, original)
             if next_index % order:
-                # A second-order scheduler has not completed the step.
+                # A second-order scheduler has not completed the step yet.
                 return sample
             if indices[i + 1] != next_index:
-                # Equation 1 of arXiv 2201.09865 from the current timestep back to that of the repeated step. The
+                # Equation 1 of arXiv 2201.09865 returns the sample to the noise level of the repeated step. The
                 # scheduler restarts, because its previous predictions belong to different noise.
                 alpha, sigma = self._get_noise_level(remaining[next_index])
                 next_index = indices[i + 1]

@@ -1,10 +1,10 @@
-"""Measures the alignment of a text-to-image pipeline with prompts that do not occur in training.
+"""Measures how well the images of a text-to-image pipeline match prompts that do not occur in training.
 
     python tests/benchmarks/alignment.py path/to/pipeline --output alignment.json
 
 The prompts combine classes and attributes of real test images. The results are the class accuracy and, for each
-attribute, the fraction of images on the requested side of the median of the training images of the class. With
-`--real`, the images are the real ones that the prompts describe, which shows the upper bound.
+attribute, the fraction of images on the requested side of the median of the training images of the class. `--real`
+measures the real images that the prompts describe instead, which gives an upper bound.
 """
 
 import argparse

@@ -46,7 +46,7 @@ def test_both_directions_of_each_attribute_are_common(images):
         of_class = [directions[index] for index in (images.labels == label).nonzero().flatten().tolist()]
         for key in ATTRIBUTES[name]:
             for direction in (-1, 1):
-                # Sleeveless T-shirts are 8 % of all T-shirts.
+                # 8% of all T-shirts are sleeveless.
                 assert sum(attributes.get(key) == direction for attributes in of_class) >= 0.02 * len(of_class)
 
 

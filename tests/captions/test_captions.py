@@ -23,7 +23,7 @@ def make_generator(seed: int = 0) -> torch.Generator:
 
 
 def contains(text: str, words: tuple[str, ...]) -> bool:
-    # A second phrase with "with" is joined by "and".
+    # In a caption, the second phrase starts with "and" instead of "with".
     text = f" {text.replace(' and ', ' with ')} "
     return any(f" {word} " in text for word in words)
 

@@ -220,7 +220,7 @@ class TestImageToImage:
         np.testing.assert_array_equal(cells(grid, 8, 1)[0], result)
 
     def test_invalid_mask_is_shown(self, tiny_handlers):
-        with pytest.raises(gr.Error, match="The mask must be a text of 64 characters, 0 or 1, one for"):
+        with pytest.raises(gr.Error, match="The mask must be a string of 64 characters, 0 or 1, one for"):
             next(tiny_handlers.on_image_to_image("Bag", "Coat", 0.5, 4, "ddim", 1, 0, None, "1" * 63))
 
     def test_image_is_required(self, tiny_handlers):

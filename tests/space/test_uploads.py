@@ -145,5 +145,5 @@ def test_mask_has_a_character_for_each_pixel():
 
 @pytest.mark.parametrize("text", ["0", "0" * 7, "01012x", "\u0661" * 6, 10101, True, ["0"] * 6, {"path": "x"}])
 def test_invalid_mask_is_an_error(text):
-    with pytest.raises(RequestError, match=r"^The mask must be a text of 6 characters, .* 3x2 pixels\.$"):
+    with pytest.raises(RequestError, match=r"^The mask must be a string of 6 characters, .* 3x2 pixels\.$"):
         parse_mask(text, (3, 2))
