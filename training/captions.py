@@ -44,8 +44,10 @@ class Captions:
         return make_captions(self.labels, self.directions, torch.Generator().manual_seed(seed))
 
     def get_conditions(self) -> dict[str, Any]:
-        """Returns a caption for each image, and the labels if there are any, as keyword arguments of [`generate`]."""
-        labels = {} if self.labels is None else {"class_labels": self.labels.tolist()}
+        """Returns a caption for each image, and the labels of Fashion-MNIST, as keyword arguments of [`generate`]."""
+        # The evaluation compares the labels with predictions for the classes of Fashion-MNIST.
+        is_fashion_mnist = self.labels is not None and self.images.label_names == FASHION_MNIST_LABELS
+        labels = {"class_labels": self.labels.tolist()} if is_fashion_mnist else {}
         return {"prompts": self.make(0)} | labels
 
     def make_token_ids(self, tokenizer: CLIPTokenizer, seed: int) -> torch.Tensor:

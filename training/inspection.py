@@ -114,7 +114,9 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
         raise AssertionError
     data = resolve_data(config.data, summary, problems)
     model = resolve_model(config, pretrained, summary, problems)
-    if model.get("num_class_embeds") is None and config.text_encoder.num_hidden_layers is None:
+    # The labels of a text-conditional model are optional; the captions of Fashion-MNIST are generated from them.
+    uses_labels = config.text_encoder.num_hidden_layers is not None and summary.label_names is not None
+    if model.get("num_class_embeds") is None and not uses_labels:
         data = replace(data, label_column="none")
     num_parameters = check_model(config, model, data, summary, problems)
     check_evaluation(config, data, model, problems)
@@ -234,7 +236,8 @@ def inspect_data(config: TrainingConfig, pretrained: PretrainedPipeline | None) 
     try:
         return inspect_images(**source, label_column=data.label_column)
     except DataError:
-        unconditional = config.model.get("num_class_embeds", 1 if pretrained else None) is None
+        text = config.text_encoder.num_hidden_layers is not None
+        unconditional = text or config.model.get("num_class_embeds", 1 if pretrained else None) is None
         if not unconditional or data.label_column is not None:
             raise
     # An unconditional model does not need the labels, which may be the reason for the error.

@@ -18,7 +18,8 @@ def start(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
     message = f"{program}: Interrupted before the training started."
 
     def exit_now(*_: object) -> NoReturn:
-        print(message, file=sys.stderr, flush=True)
+        if os.environ.get("RANK", "0") == "0":
+            print(message, file=sys.stderr, flush=True)
         # Raising `KeyboardInterrupt` is not sufficient, because some packages turn it into a different error while
         # they are imported.
         os._exit(INTERRUPTED)

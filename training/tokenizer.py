@@ -25,7 +25,12 @@ def make_tokenizer(captions: Iterable[str], vocab_size: int = 8192) -> CLIPToken
     tokenizer = CLIPTokenizer().backend_tokenizer
     alphabet = sorted(ByteLevel.alphabet())
     trainer = BpeTrainer(
-        vocab_size=vocab_size, initial_alphabet=alphabet, end_of_word_suffix=END_OF_WORD, show_progress=False
+        vocab_size=vocab_size,
+        initial_alphabet=alphabet,
+        # Otherwise, the trainer assigns the ids of these tokens in random order, and the ids decide ties between merges.
+        special_tokens=[byte + END_OF_WORD for byte in alphabet],
+        end_of_word_suffix=END_OF_WORD,
+        show_progress=False,
     )
     tokenizer.train_from_iterator(captions, trainer)
     merges = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]

@@ -155,6 +155,10 @@ def check_images(pipe: FashionMNISTPipeline, images: ImageTensors, conditional: 
         raise ValueError(
             "The likelihood of text-conditional pipelines is not supported. Measure a different pipeline."
         )
+    if pipe.prediction_type == "flow_prediction":
+        raise ValueError(
+            "The likelihood of flow-matching models is not supported. Pass a model with a noise schedule."
+        )
     shape = tuple(images.images.shape[1:])
     if shape != get_shape(pipe):
         raise ValueError(

@@ -15,7 +15,6 @@ from .metadata import flatten, format_number, measured_metrics
 
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "model_card.md"
-TASK = "unconditional-image-generation"
 
 
 def make_model_card(
@@ -47,18 +46,20 @@ def make_model_card(
     model_name = repo_id.rpartition("/")[2]
     dataset_type, dataset_name = get_reference(metrics or {})
     config = pipe.unet.config
+    task = "unconditional-image-generation" if pipe.text_encoder is None else "text-to-image"
+    method = "flow-matching" if pipe.prediction_type == "flow_prediction" else "ddpm"
     card_data = ModelCardData(
         license=license,
         library_name="diffusers",
-        pipeline_tag=TASK,
+        pipeline_tag=task,
         datasets=[dataset] if dataset else None,
-        tags=["diffusers", "ddpm", "image-generation", *(["fashion-mnist"] if fashion_mnist else [])],
+        tags=["diffusers", method, "image-generation", *(["fashion-mnist"] if fashion_mnist else [])],
         model_name=model_name,
         widget=[{"text": Path(name).stem, "output": {"url": f"images/{quote(name)}"}} for name in images] or None,
         metrics=[metric.type for metric in measured] or None,
         eval_results=[
             EvalResult(
-                task_type=TASK,
+                task_type=task,
                 dataset_type=dataset_type,
                 dataset_name=dataset_name,
                 metric_type=metric.type,
@@ -86,7 +87,7 @@ def make_model_card(
         label_names=pipe.label_names,
         text=pipe.text_encoder is not None,
         arguments=get_example_arguments(pipe),
-        parameters=pipe.unet.num_parameters(),
+        parameters=sum(model.num_parameters() for model in (pipe.unet, pipe.text_encoder) if model is not None),
         dtype=str(pipe.unet.dtype).removeprefix("torch."),
         scheduler=type(pipe.scheduler).__name__,
         num_inference_steps=pipe.config["num_inference_steps"],

@@ -12,7 +12,7 @@ from .repository import create_repository
 
 PACKAGE_DIR = Path(__file__).parents[1]
 # The demo does not use these folders of the package. In a wheel, the package also contains the demo and the trainer.
-UNUSED_FOLDERS = ("commands", "evaluation", "export", "pretrained", "space", "training")
+UNUSED_FOLDERS = ("captions", "commands", "evaluation", "export", "pretrained", "space", "training")
 
 
 def push_space(repo_id: str, model_id: str, *, private: bool = False, token: str | None = None) -> str:

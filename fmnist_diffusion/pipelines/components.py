@@ -95,6 +95,7 @@ def load_components(
         text_components = load_text_components(folder, variant, device_map, **kwargs) | text_components
     if unet is None:
         unet = load_unet(folder, index, variant, device_map, **kwargs)
+    check_text_encoder(folder, unet, text_components.get("text_encoder"))
     return unet, scheduler, settings | text_components
 
 
@@ -143,6 +144,8 @@ def _check_option(path: Path, name: str, value: Any, default: Any) -> None:
         valid, expected = valid and value > 0, "a positive integer"
     elif name in CHOICES:
         valid, expected = valid and value in CHOICES[name], f"one of {', '.join(CHOICES[name])}"
+    elif name in ("shift", "flow_shift"):
+        valid, expected = valid and value > 0, "a positive number"
     if not valid:
         raise OSError(f"`{name}` in {path} must be {expected}, got {str(value)[:100]!r}.")
 
@@ -183,11 +186,7 @@ def load_unet(
         use_safetensors=True,
         **kwargs,
     )
-    for name, tensor in unet.state_dict().items():
-        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
-            raise OSError(
-                f"{name} in {weights[0]} contains NaN or infinite values. Save or download the weights again."
-            )
+    check_finite(unet, weights[0])
     return unet
 
 
@@ -222,9 +221,28 @@ def load_text_components(folder: Path, variant: str | None, device_map: Any, **k
     problems = [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]
     if problems:
         raise OSError(f"{problems[0]} in {encoder_folder} does not fit its config. Save or download it again.")
+    check_finite(text_encoder, folder / get_text_weights_name(variant))
     with _named_errors(tokenizer_folder):
         tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
     return {"text_encoder": text_encoder, "tokenizer": tokenizer}
+
+
+def check_text_encoder(folder: Path, unet: Any, text_encoder: Any) -> None:
+    """Raises `OSError` if the model requires a different text encoder, or none."""
+    expected = unet.time_embedding.linear_2.out_features if unet.config.get("class_embed_type") == "identity" else None
+    hidden_size = None if text_encoder is None else text_encoder.config.hidden_size
+    if hidden_size != expected:
+        raise OSError(
+            f"The text encoder in {folder} does not fit the model: `hidden_size` must be {expected}, got {hidden_size}."
+            " Save or download the pipeline again."
+        )
+
+
+def check_finite(model: torch.nn.Module, path: Path | str) -> None:
+    """Raises `OSError` if a weight of `model`, which was loaded from `path`, is NaN or infinite."""
+    for name, tensor in model.state_dict().items():
+        if tensor.is_floating_point() and not tensor.is_meta and not tensor.isfinite().all():
+            raise OSError(f"{name} in {path} contains NaN or infinite values. Save or download the weights again.")
 
 
 @contextmanager

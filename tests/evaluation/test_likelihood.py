@@ -5,7 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, LCMScheduler
+from diffusers import DDIMScheduler, DDPMScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler
 from diffusers.models.unets.unet_2d import UNet2DOutput
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
@@ -18,6 +18,7 @@ from fmnist_diffusion.evaluation.likelihood import (
     log_likelihood,
     to_bits_per_dim,
 )
+from fmnist_diffusion.sampling import copy_pipeline, make_pipeline
 from text_pipelines import get_text_pipeline
 from tiny_pipelines import get_pipeline, make_unet
 
@@ -223,6 +224,10 @@ def test_pipelines_without_a_probability_flow_ode_are_rejected(tmp_path: Path):
     zero_snr = DDPMScheduler(beta_schedule="squaredcos_cap_v2", rescale_betas_zero_snr=True)
     with pytest.raises(ValueError, match="Use a model with v-prediction"):
         measure(get_pipeline(zero_snr), tmp_path / "new")
+    flow = make_pipeline(make_unet(), FlowMatchEulerDiscreteScheduler())
+    for scheduler in (None, "dpmsolver++"):
+        with pytest.raises(ValueError, match="The likelihood of flow-matching models is not supported"):
+            measure(copy_pipeline(flow, scheduler), tmp_path / "new")
 
 
 def test_results_that_are_not_finite_are_reported(tmp_path: Path):

@@ -184,3 +184,21 @@ class TestSaving:
         print("transformers.models.clip.modeling_clip" in sys.modules)
         """
         assert run_python(code, package=True, home=tmp_path) == ["False"]
+
+
+@pytest.mark.parametrize("damage", ["no text encoder", "class labels", "NaN"])
+def test_text_encoder_that_does_not_fit_the_model_is_an_error(pipe, tmp_path, damage):
+    if damage == "NaN":
+        torch.nn.init.constant_(pipe.text_encoder.final_layer_norm.bias, float("nan"))
+    pipe.save_pretrained(tmp_path)
+    expected = "contains NaN or infinite values"
+    if damage == "no text encoder":
+        index = json.loads((tmp_path / "model_index.json").read_text())
+        del index["text_encoder"]
+        (tmp_path / "model_index.json").write_text(json.dumps(index))
+        expected = "`hidden_size` must be 16, got None"
+    elif damage == "class labels":
+        get_pipeline().unet.save_pretrained(tmp_path / "unet")
+        expected = "`hidden_size` must be None, got 16"
+    with pytest.raises(OSError, match=expected):
+        load_pipeline(tmp_path)

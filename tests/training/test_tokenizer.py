@@ -60,3 +60,9 @@ def test_size_of_the_vocabulary_is_limited(captions):
     tokenizer = make_tokenizer(captions, vocab_size=600)
     assert len(tokenizer) <= 600
     assert len(tokenizer.tokenize("sleeveless")) > 1
+
+
+def test_equal_captions_give_equal_tokenizers():
+    """A resumed run and every process of a distributed run train their own tokenizer."""
+    captions = ["cat cab can cap cut cup cub bag bad bat bar ban cot cob cog dog dig dip"]
+    assert len({str(make_tokenizer(captions).get_vocab()) for _ in range(8)}) == 1
