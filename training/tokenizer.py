@@ -27,7 +27,7 @@ def make_tokenizer(captions: Iterable[str], vocab_size: int = 8192) -> CLIPToken
     trainer = BpeTrainer(
         vocab_size=vocab_size,
         initial_alphabet=alphabet,
-        # Otherwise, the trainer assigns the ids of these tokens in random order, and the ids decide ties between merges.
+        # Otherwise, the trainer assigns ids to these tokens in random order, and the ids decide ties between merges.
         special_tokens=[byte + END_OF_WORD for byte in alphabet],
         end_of_word_suffix=END_OF_WORD,
         show_progress=False,

@@ -233,8 +233,8 @@ def check_text_encoder(folder: Path, unet: Any, text_encoder: Any) -> None:
     hidden_size = None if text_encoder is None else text_encoder.config.hidden_size
     if hidden_size != expected:
         raise OSError(
-            f"The text encoder in {folder} does not fit the model: `hidden_size` must be {expected}, got {hidden_size}."
-            " Save or download the pipeline again."
+            f"The text encoder in {folder} does not fit the model: `hidden_size` must be {expected}, got"
+            f" {hidden_size}. Save or download the pipeline again."
         )
 
 
