@@ -60,7 +60,7 @@ def test_notebook_runs(tmp_path: Path, complete_fashion_mnist_folder: Path, monk
     for cell in notebook.cells[:num_cells]:
         if cell.cell_type == "code":
             images = [output for output in cell.outputs if "image/png" in output.get("data", {})]
-            has_plot = "\nshow_images(" in cell.source or "\nplt.show()" in cell.source
+            has_plot = any(line.startswith(("show_images(", "plt.show()")) for line in cell.source.splitlines())
             assert len(images) == has_plot, cell.id
     (text,) = (output.text for output in notebook.cells[-1].outputs if output.output_type == "stream")
     results = json.loads(text.removeprefix(MARKER))
@@ -68,7 +68,7 @@ def test_notebook_runs(tmp_path: Path, complete_fashion_mnist_folder: Path, monk
     assert results["ddim_difference"] < 1e-4
     assert not results["kept_pixels_differ"]
     distances, accuracies = results["distances"], results["accuracies"]
-    assert distances["test images"] < distances["base"] < distances["fast"] < distances["one minute"]
+    assert max(distances["test images"], distances["base"]) < distances["fast"] < distances["one minute"]
     assert accuracies["one minute"] < accuracies["base"]
     # The accuracy of random images is 10%.
     assert accuracies["one minute"] > 0.3
