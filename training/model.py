@@ -54,7 +54,7 @@ def make_model_config(
 
 def make_noise_scheduler(config: SchedulerConfig) -> NoiseScheduler:
     if config.prediction_type == "flow_prediction":
-        return FlowMatchEulerDiscreteScheduler(config.num_train_timesteps, config.shift)
+        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.num_train_timesteps, shift=config.shift)
     settings: dict[str, Any] = asdict(config)
     del settings["shift"]
     scheduler = DDPMScheduler(**settings)

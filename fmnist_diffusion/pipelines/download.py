@@ -102,6 +102,7 @@ class _Files:
         index = self._find_file(INDEX_NAME, revision)
         if index is None:
             return None
+        _check_cached(index)
         paths = [index, *(self._find_file(name, revision) for name in self._list_files(index))]
         if self.unet:
             paths.append(self._find_file(weights, revision))
@@ -109,11 +110,8 @@ class _Files:
                 paths += [self._find_file(name, revision) for name in get_shard_names(paths[-1])]
         if None in paths:
             return None
-        for path in paths:
-            if path is not None and _is_damaged(path):
-                raise OSError(
-                    f"The cached file {path} is damaged. Allow requests to the Hub to download it again, or remove it."
-                )
+        for path in paths[1:]:
+            _check_cached(path)
         return index.parent
 
     def download(self, revision: str, force_download: bool) -> Path:
@@ -204,6 +202,13 @@ class _Files:
                 raise ConnectionError(str(error)) from error
 
         return Path(call_hub(download, self.repo_id, num_bytes=num_bytes, access="read"))
+
+
+def _check_cached(path: Path) -> None:
+    if _is_damaged(path):
+        raise OSError(
+            f"The cached file {path} is damaged. Allow requests to the Hub to download it again, or remove it."
+        )
 
 
 def _is_damaged(path: Path) -> bool:

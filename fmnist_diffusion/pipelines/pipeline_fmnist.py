@@ -1181,7 +1181,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
         # 3. Timesteps
         all_timesteps = self.set_timesteps(num_steps, timesteps, sigmas, device)
-        order, num_skipped = self.scheduler.order, 0
+        # UnCLIPScheduler has no order.
+        order, num_skipped = getattr(self.scheduler, "order", 1), 0
         if image is not None:
             # Second-order schedulers have two timesteps for every step except one.
             total = math.ceil(len(all_timesteps) / order)

@@ -218,7 +218,7 @@ class Ours(Entry):
         # DPMSolverMultistepScheduler would round the samples to the dtype of the prediction, so this uses no autocast.
         pipe = make_pipeline(self.prepare(unet), components.noise_scheduler, NUM_STEPS)
         pipe.set_progress_bar_config(disable=True)
-        labels = None if components.loss.num_class_embeds is None else range(components.loss.num_class_embeds)
+        labels = None if components.loss.null_label is None else range(components.loss.null_label)
         batches = generate(pipe, SamplingConfig(), num_images, class_labels=labels, batch_size=1000)
         return Samples.concatenate(list(batches)).images
 

@@ -193,7 +193,7 @@ def test_lower_strength_keeps_more_of_the_masked_region():
     assert pipe.num_timesteps == 1
     different = sample(pipe, **settings)
     assert pipe.num_timesteps == 50
-    assert distance(similar, PIXELS / 255) < 0.05 < distance(different, PIXELS / 255)
+    assert distance(similar, PIXELS / 255) < 0.5 * distance(different, PIXELS / 255)
 
 
 def test_callback_gets_the_known_pixels_and_can_change_the_others():
@@ -203,7 +203,7 @@ def test_callback_gets_the_known_pixels_and_can_change_the_others():
         steps.append(i)
         if i < 4:
             return {"latents": torch.zeros_like(tensors["latents"])}
-        assert_close(tensors["latents"][~MASK], 2 * PIXELS[~MASK] / 255 - 1)
+        assert_close(tensors["latents"][~MASK], PIXELS[~MASK] / 127.5 - 1)
         return {}
 
     images = sample(pipe, image=PIXELS, mask_image=MASK, callback_on_step_end=callback)
@@ -338,7 +338,7 @@ class GaussianUNet(OracleUNet):
         return UNet2DOutput(sample=alpha * epsilon - sigma * clean)
 
 
-def get_conditional_errors(name: str, num_resampling_steps: int) -> tuple[float, float]:
+def get_conditional_errors(name: str, num_resampling_steps: int, num_inference_steps: int = 40) -> tuple[float, float]:
     """
     Inpaints one half of the pixels and compares them with the exact distribution given the other half.
 
@@ -348,7 +348,7 @@ def get_conditional_errors(name: str, num_resampling_steps: int) -> tuple[float,
         sample_size=8, block_out_channels=(8,), attention_levels=(), time_embedding_dim=4, num_class_embeds=None
     )
     unet.set_target(torch.zeros(1, 1, 8, 8), V_PREDICTION)
-    pipe = FashionMNISTPipeline(unet, make_scheduler(name, V_PREDICTION.config), num_inference_steps=40)
+    pipe = FashionMNISTPipeline(unet, make_scheduler(name, V_PREDICTION.config), num_inference_steps)
     pipe.scheduler.register_to_config(clip_sample=False)
     pipe.set_progress_bar_config(disable=True)
     mask = torch.zeros(8, 8)
@@ -375,6 +375,10 @@ def test_repeated_steps_converge_to_the_conditional_distribution(name):
     """Without repetitions, the images are biased towards the unconditional mean (arXiv 2201.09865, section 4.2)."""
     mean_error, _ = get_conditional_errors(name, num_resampling_steps=1)
     assert -0.2 < mean_error < -0.04
-    mean_error, deviation_error = get_conditional_errors(name, num_resampling_steps=8)
+    mean_error, _ = get_conditional_errors(name, num_resampling_steps=8)
     assert abs(mean_error) < 0.02
-    assert abs(deviation_error) < 0.12
+
+
+def test_more_steps_reduce_the_error_of_the_standard_deviation():
+    errors = [get_conditional_errors("ddim", 8, num_inference_steps)[1] for num_inference_steps in (40, 160)]
+    assert abs(errors[1]) < 0.5 * abs(errors[0])

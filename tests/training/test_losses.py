@@ -77,7 +77,7 @@ def test_weighting_scheme_weights_the_loss():
 
 def test_importance_sampling_records_the_timesteps_of_flow_matching():
     objective = ObjectiveConfig(timestep_sampling="importance")
-    loss = DiffusionLoss(objective, FlowMatchEulerDiscreteScheduler(20, shift=3.0), None, CPU)
+    loss = DiffusionLoss(objective, FlowMatchEulerDiscreteScheduler(num_train_timesteps=20, shift=3.0), None, CPU)
     batch = loss.add_noise(torch.zeros(64, 1, 2, 2), None, torch.Generator().manual_seed(0))
     loss.update_timestep_sampler(batch.timesteps, torch.ones(64))
     generator = torch.Generator().manual_seed(0)
@@ -126,7 +126,7 @@ def make_noisy_batches(
     return [loss.add_noise(*batch) for batch in batches.epoch(1)]
 
 
-@pytest.mark.parametrize("scheduler", [DDPMScheduler(20), FlowMatchEulerDiscreteScheduler(20, shift=2.0)])
+@pytest.mark.parametrize("scheduler", [DDPMScheduler(20), FlowMatchEulerDiscreteScheduler(num_train_timesteps=20, shift=2.0)])
 @pytest.mark.parametrize("num_processes", [2, 4])
 @pytest.mark.parametrize(
     ("augmentation", "timestep_sampling"), [("none", "uniform"), ("flip", "logit_normal"), ("shift", "importance")]
