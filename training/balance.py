@@ -41,7 +41,7 @@ def balance(unet: FashionMNISTUNet2DModel, class_shares: Sequence[float], streng
     shares = torch.tensor(class_shares)
     if shares.min() <= 0:
         raise ValueError("All classes must occur in the evaluated samples. Evaluate more samples.")
-    assert unet.class_embedding is not None
+    assert isinstance(unet.class_embedding, torch.nn.Embedding)
     embeddings = unet.class_embedding.weight.data
     classes = embeddings[:num_classes]
     embeddings[num_classes] += strength * -(num_classes * shares).log() @ (classes - classes.mean(dim=0))

@@ -46,8 +46,9 @@ class Captions:
     def get_conditions(self) -> dict[str, Any]:
         """Returns a caption for each image, and the labels of Fashion-MNIST, as keyword arguments of [`generate`]."""
         # The evaluation compares the labels with predictions for the classes of Fashion-MNIST.
-        is_fashion_mnist = self.labels is not None and self.images.label_names == FASHION_MNIST_LABELS
-        labels = {"class_labels": self.labels.tolist()} if is_fashion_mnist else {}
+        labels = {}
+        if self.labels is not None and self.images.label_names == FASHION_MNIST_LABELS:
+            labels = {"class_labels": self.labels.tolist()}
         return {"prompts": self.make(0)} | labels
 
     def make_token_ids(self, tokenizer: CLIPTokenizer, seed: int) -> torch.Tensor:

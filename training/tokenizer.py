@@ -2,6 +2,7 @@
 
 import json
 from collections.abc import Iterable
+from typing import Any
 
 from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
@@ -33,7 +34,8 @@ def make_tokenizer(captions: Iterable[str], vocab_size: int = 8192) -> CLIPToken
         show_progress=False,
     )
     tokenizer.train_from_iterator(captions, trainer)
-    merges = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
+    # The annotation of `CLIPTokenizer` does not include pairs, which it requires.
+    merges: Any = [tuple(merge) for merge in json.loads(tokenizer.to_str())["model"]["merges"]]
     # The trainer only adds end-of-word tokens for the last bytes of the words in the captions. As in CLIP, every byte
     # can end a word.
     bytes_ = [*alphabet, *(byte + END_OF_WORD for byte in alphabet)]

@@ -126,7 +126,9 @@ def make_noisy_batches(
     return [loss.add_noise(*batch) for batch in batches.epoch(1)]
 
 
-@pytest.mark.parametrize("scheduler", [DDPMScheduler(20), FlowMatchEulerDiscreteScheduler(num_train_timesteps=20, shift=2.0)])
+@pytest.mark.parametrize(
+    "scheduler", [DDPMScheduler(20), FlowMatchEulerDiscreteScheduler(num_train_timesteps=20, shift=2.0)]
+)
 @pytest.mark.parametrize("num_processes", [2, 4])
 @pytest.mark.parametrize(
     ("augmentation", "timestep_sampling"), [("none", "uniform"), ("flip", "logit_normal"), ("shift", "importance")]
