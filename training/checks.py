@@ -43,12 +43,6 @@ FLOW_DEFAULTS = {
     "objective.weighting_scheme": ObjectiveConfig.weighting_scheme,
 }
 
-# When a pipeline is fine-tuned, `check_noise_schedule` compares these settings with those of the pipeline.
-COMPARED_NAMES = {
-    f"scheduler.{name}"
-    for name in ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
-}
-
 SCHEDULE_NAMES = ("num_train_timesteps", "beta_start", "beta_end", "beta_schedule")
 
 # Schedules that end below this value have several steps of pure noise, which cause NaN or infinite pixels.
@@ -250,7 +244,8 @@ def find_unused_settings(values: Mapping[str, Any]) -> Iterator[str]:
     if prediction_type is None:
         return
     for name, default in (DIFFUSION_DEFAULTS if prediction_type == FLOW_PREDICTION else FLOW_DEFAULTS).items():
-        compared = name in COMPARED_NAMES and values.get("init_from") is not None
+        # When a pipeline is fine-tuned, `check_noise_schedule` compares the schedule with that of the pipeline.
+        compared = name.startswith("scheduler.") and values.get("init_from") is not None
         if values.get(name, default) != default and not compared:
             yield (
                 f"`--{name}` must be {format_value(default)} for `--scheduler.prediction_type` {prediction_type},"
