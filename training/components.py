@@ -93,14 +93,13 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     assert config.data.resolution is not None and config.data.channels is not None
     images, label_names = load_training_images(config.data, config.data.resolution, config.data.channels)
     distills = config.distillation.num_segments is not None
-    is_text_conditional = config.text_encoder.num_hidden_layers is not None
     captions = None
-    if is_text_conditional:
+    if config.text_encoder.enabled:
         assert isinstance(images, ImageTensors)
         captions = Captions(images)
     # A resumed run loads the weights of the model from its checkpoint. However, the teacher needs the pretrained
     # weights, and the checkpoint does not contain the tokenizer.
-    needs_pretrained = config.resume is None or distills or is_text_conditional
+    needs_pretrained = config.resume is None or distills or config.text_encoder.enabled
     pretrained = load_pretrained(config.init_from) if config.init_from and needs_pretrained else None
     unet, noise_scheduler = make_model(config, label_names, None if pretrained is None else pretrained.unet)
     make_token_ids = None

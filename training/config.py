@@ -137,6 +137,10 @@ class TextEncoderConfig:
     num_attention_heads: int = 4
     intermediate_size: int = 256
 
+    @property
+    def enabled(self) -> bool:
+        return self.num_hidden_layers is not None
+
 
 @dataclass
 class OptimizerConfig:

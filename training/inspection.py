@@ -115,7 +115,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     data = resolve_data(config.data, summary, problems)
     model = resolve_model(config, pretrained, summary, problems)
     # The labels of a text-conditional model are optional; the captions of Fashion-MNIST are generated from them.
-    uses_labels = config.text_encoder.num_hidden_layers is not None and summary.label_names is not None
+    uses_labels = config.text_encoder.enabled and summary.label_names is not None
     if model.get("num_class_embeds") is None and not uses_labels:
         data = replace(data, label_column="none")
     num_parameters = check_model(config, model, data, summary, problems)
@@ -167,7 +167,7 @@ def check_environment(config: TrainingConfig, problems: Problems) -> None:
             problems.errors.append(
                 f"`--eval.every_n_epochs` requires {error.name}. Run `pip install 'fmnist-diffusion[eval]'`."
             )
-    if config.text_encoder.num_hidden_layers is not None and importlib.util.find_spec("transformers") is None:
+    if config.text_encoder.enabled and importlib.util.find_spec("transformers") is None:
         problems.errors.append("A text encoder requires transformers. Run `pip install 'fmnist-diffusion[text]'`.")
     if config.compile is True and get_device_type() == "cpu" and not can_compile():
         problems.errors.append(
@@ -236,8 +236,9 @@ def inspect_data(config: TrainingConfig, pretrained: PretrainedPipeline | None) 
     try:
         return inspect_images(**source, label_column=data.label_column)
     except DataError:
-        text = config.text_encoder.num_hidden_layers is not None
-        unconditional = text or config.model.get("num_class_embeds", 1 if pretrained else None) is None
+        unconditional = (
+            config.text_encoder.enabled or config.model.get("num_class_embeds", 1 if pretrained else None) is None
+        )
         if not unconditional or data.label_column is not None:
             raise
     # An unconditional model does not need the labels, which may be the reason for the error.
@@ -264,12 +265,11 @@ def resolve_model(
 ) -> dict[str, Any]:
     """Returns the arguments of the model, without those that the images determine."""
     num_classes = None if summary.label_names is None else len(summary.label_names)
-    is_text_conditional = config.text_encoder.num_hidden_layers is not None
     model = dict(config.model)
     if pretrained is not None:
         model = {name: value for name, value in pretrained.model.items() if name not in DATA_OPTIONS}
         if config.distillation.num_segments is None:
-            model["num_class_embeds"] = None if is_text_conditional else num_classes
+            model["num_class_embeds"] = None if config.text_encoder.enabled else num_classes
         model |= config.model
     num_class_embeds = model.get("num_class_embeds")
     if num_class_embeds is not None and num_classes is None:
@@ -282,7 +282,7 @@ def resolve_model(
             f"`--model.num_class_embeds` must be the number of classes of the images ({num_classes}), got"
             f" {num_class_embeds}."
         )
-    elif num_class_embeds is None and num_classes is not None and not is_text_conditional:
+    elif num_class_embeds is None and num_classes is not None and not config.text_encoder.enabled:
         problems.warnings.append(
             f"The labels are ignored, because the model is unconditional. Pass --model.num_class_embeds={num_classes}"
             " to train a class-conditional model."
@@ -307,7 +307,7 @@ def check_model(
         return 0
     with problems.collect():
         check_model_size(unet.num_parameters())
-    if config.text_encoder.num_hidden_layers is not None:
+    if config.text_encoder.enabled:
         with problems.collect():
             check_num_heads(config.text_encoder, unet)
         if data.streaming:

@@ -47,7 +47,7 @@ def make_model_config(
         "sample_size": data.resolution,
         "in_channels": data.channels,
         "out_channels": data.channels,
-        "class_embed_type": None if text_encoder.num_hidden_layers is None else "identity",
+        "class_embed_type": "identity" if text_encoder.enabled else None,
         "label_names": label_names if options.get("num_class_embeds") is not None else None,
     }
 

@@ -82,8 +82,9 @@ def describe_run(
     colors = "RGB" if data.channels == 3 else "grayscale"
     num_classes = config.model.get("num_class_embeds")
     classes = "unconditional" if num_classes is None else f"{num_classes:,} classes"
-    if config.text_encoder.num_hidden_layers is not None:
-        classes = f"text encoder with {format_count(config.text_encoder.num_hidden_layers, 'layer')}"
+    num_layers = config.text_encoder.num_hidden_layers
+    if num_layers is not None:
+        classes = f"text encoder with {format_count(num_layers, 'layer')}"
     source = "from scratch" if config.init_from is None else f"initialized from {config.init_from}"
     num_batches = summary.num_images // config.train_batch_size
     steps = config.get_total_steps(num_batches)
@@ -135,7 +136,7 @@ def describe_changes(
     old = pretrained.model
     old_size = get_height_width(old["sample_size"])
     changes = []
-    if config.text_encoder.num_hidden_layers is not None and pretrained.text_encoder is None:
+    if config.text_encoder.enabled and pretrained.text_encoder is None:
         changes.append("text encoder added")
     if old_size != size:
         changes.append(f"size {format_size(old_size)} to {format_size(size)}")

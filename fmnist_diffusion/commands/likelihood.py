@@ -7,7 +7,7 @@ import typer
 
 from .command import PROGRAM
 from .evaluate import get_names, import_evaluation
-from .options import PIPELINE_HELP, Device, load_for_sampling
+from .options import PIPELINE_HELP, BatchSize, Device, load_for_sampling
 
 
 EXAMPLE = "Example: fmnist-diffusion likelihood base --num-images 500"
@@ -27,9 +27,7 @@ def likelihood(
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="random seed; image i uses seed N + i")
     ] = 0,
-    batch_size: Annotated[
-        int, typer.Option(metavar="N", min=1, max=4096, help="maximum number of images per batch")
-    ] = 100,
+    batch_size: BatchSize = 100,
     device: Device = "auto",
     train_data_dir: Annotated[
         str | None,
