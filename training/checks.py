@@ -264,8 +264,8 @@ def find_schedule_problems(values: Mapping[str, Any]) -> Iterator[str]:
         MIN_ALPHAS_CUMPROD
     ):
         yield (
-            f"`--scheduler.beta_end` is too large for {schedule['num_train_timesteps']} timesteps, got {end}: images"
-            " are pure noise long before the last timestep."
+            f"`--scheduler.beta_end` is too large for `--scheduler.num_train_timesteps`"
+            f" {schedule['num_train_timesteps']}, got {end}: images are pure noise long before the last timestep."
         )
     if not values.get("scheduler.rescale_betas_zero_snr"):
         return

@@ -254,8 +254,8 @@ def resolve_data(config: DataConfig, summary: DataSummary, problems: Problems) -
     num_cropped = sum(count for (h, w), count in summary.sizes.items() if h * width != w * height)
     if num_cropped:
         problems.warnings.append(
-            f"{num_cropped:,} of {summary.num_images:,} images have a different aspect ratio than {height}x{width} and"
-            " are cropped to their center. Set `--data.resolution` to change the size."
+            f"The images with a different aspect ratio than {height}x{width} ({num_cropped:,} of"
+            f" {summary.num_images:,}) are cropped to their center. Set `--data.resolution` to change the size."
         )
     return replace(config, resolution=height if height == width else (height, width), channels=channels)
 

@@ -95,10 +95,10 @@ def get_changed_options(component: Any) -> dict[str, Any]:
 
 
 def format_facts(facts: dict[str, Any]) -> list[str]:
-    from fmnist_diffusion.hub.metadata import format_number
+    from fmnist_diffusion.hub.metadata import format_count, format_number
 
     metrics = facts["metrics"]
-    steps = f"{facts['num_inference_steps']} steps"
+    steps = format_count(facts["num_inference_steps"], "step")
     if facts["timestep_power"] is not None:
         steps += f", timestep power {facts['timestep_power']}"
     text = facts["text_encoder"]
@@ -116,7 +116,8 @@ def format_facts(facts: dict[str, Any]) -> list[str]:
             for name, file in facts["weights"].items()
         ),
         f"labels      {', '.join(facts['labels'] or ['none'])}",
-        f"scheduler   {facts['scheduler']}, {facts['num_train_timesteps']} timesteps, {facts['prediction_type']}",
+        f"scheduler   {facts['scheduler']}, {format_count(facts['num_train_timesteps'], 'timestep')},"
+        f" {facts['prediction_type']}",
         *format_section("  non-default options", facts["scheduler_config"]),
         f"sampling    {steps}",
         *format_section("training    train_config.json", facts["train_config"] or {}),

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from fmnist_diffusion.data import DEFAULT_DATASET, get_height_width
 from fmnist_diffusion.pipelines import FashionMNISTPipeline
 
-from .metadata import flatten, format_number, measured_metrics
+from .metadata import flatten, format_count, format_number, measured_metrics
 
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "model_card.md"
@@ -101,6 +101,7 @@ def make_model_card(
         protocol=format_cell((metrics or {}).get("protocol")),
         sampler=format_code((metrics or {}).get("scheduler") or ""),
         measured=measured,
+        format_count=format_count,
         format_number=format_number,
     )
 

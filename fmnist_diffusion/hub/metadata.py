@@ -143,6 +143,11 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{name}", value
 
 
+def format_count(number: int, noun: str, plural: str | None = None) -> str:
+    """Returns the number with the singular or the plural of `noun`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def format_number(value: float) -> str:
     """Formats `value` with four significant digits and without an exponent."""
     # Adding 0.0 turns -0.0 into 0.0.

@@ -153,7 +153,9 @@ def _check_option(path: Path, name: str, value: Any, default: Any) -> None:
 def _check_noise_schedule(path: Path, scheduler: Any) -> None:
     betas, num_train_timesteps = scheduler.betas, scheduler.config["num_train_timesteps"]
     if len(betas) != num_train_timesteps:
-        raise OSError(f"`trained_betas` in {path} must have {num_train_timesteps} values, got {len(betas)}.")
+        raise OSError(
+            f"`trained_betas` in {path} must have one value for each timestep ({num_train_timesteps}), got {len(betas)}."
+        )
     if not (betas.isfinite().all() and betas.min() >= 0 and betas.max() <= 1 and betas.max() > 0):
         raise OSError(f"The noise schedule in {path} must have betas in [0, 1] that are not all 0.")
 

@@ -680,7 +680,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             num_prompts = len(prompt) if isinstance(prompt, list) else 1
             if len(negative_prompt) not in (1, num_prompts):
                 raise ValueError(
-                    f"`negative_prompt` must be one prompt or {num_prompts} prompts, got {len(negative_prompt)}."
+                    f"`negative_prompt` must be one prompt, or one for each prompt ({num_prompts}), got"
+                    f" {len(negative_prompt)}."
                 )
         if guidance_scale != 1 and class_labels is None and prompt is None:
             raise ValueError(
@@ -896,7 +897,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         shape = (batch_size, *self._get_image_shape())
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
-                f"`generator` must have one generator for each of the {batch_size} images, got {len(generator)}."
+                f"`generator` must have one generator for each image ({batch_size}), got {len(generator)}."
             )
         if latents is None:
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -920,7 +921,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         mask = None if mask_image is None else self._preprocess_mask(mask_image, image, height, width)
         for name, value in (("image", original), ("mask_image", mask)):
             if value is not None and len(value) not in (1, batch_size):
-                raise ValueError(f"`{name}` must be one image or {batch_size} images, got {len(value)}.")
+                raise ValueError(
+                    f"`{name}` must be one image, or one for each generated image ({batch_size}), got {len(value)}."
+                )
         return original.to(noise).expand_as(noise), None if mask is None else mask.to(noise.device)
 
     def _add_noise(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -1188,7 +1191,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
             total = math.ceil(len(all_timesteps) / order)
             num_remaining = int(scale_num_steps(total, strength))
             if num_remaining < 1:
-                raise ValueError(f"`strength` must leave at least one of the {total} steps, got {strength}.")
+                raise ValueError(
+                    f"`strength` must keep at least one denoising step (number of steps: {total}), got {strength}."
+                )
             num_skipped = (total - num_remaining) * order
             self._set_begin_index(num_skipped)
         remaining = all_timesteps[num_skipped:]

@@ -89,7 +89,7 @@ class TestPrompt:
             ({"prompt": 3}, "string"),
             ({"prompt": [FIRST, None]}, "string"),
             ({"prompt": FIRST, "negative_prompt": 3}, "`negative_prompt` must be a string"),
-            ({"prompt": FIRST, "negative_prompt": [FIRST, SECOND]}, "one prompt or 1 prompts, got 2"),
+            ({"prompt": FIRST, "negative_prompt": [FIRST, SECOND]}, r"must be one prompt, or one for each prompt \(1\), got 2"),
             ({"guidance_scale": 2.0}, "Pass `prompt` to use guidance"),
         ],
     )
