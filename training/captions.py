@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,8 @@ from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
+
+logger = logging.getLogger("training")
 
 
 class Captions:
@@ -54,6 +57,17 @@ class Captions:
     def make_token_ids(self, tokenizer: CLIPTokenizer, seed: int) -> torch.Tensor:
         """Returns the token ids of one caption for each image, int64 `(N, L)`."""
         return encode_captions(tokenizer, self.make(seed))
+
+
+def log_truncated_captions(tokenizer: CLIPTokenizer, captions: list[str]) -> None:
+    """Logs how many captions have too many tokens for the text encoder."""
+    lengths = [len(token_ids) for token_ids in tokenizer(captions, verbose=False).input_ids]
+    num_truncated = sum(length > tokenizer.model_max_length for length in lengths)
+    if num_truncated:
+        logger.warning(
+            f"Warning: The captions with more than {tokenizer.model_max_length} tokens ({num_truncated:,} of"
+            f" {len(captions):,}) are truncated. Shorten them so that the text encoder reads all words."
+        )
 
 
 def encode_captions(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:

@@ -604,8 +604,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         negative_prompt: str | list[str] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         r"""
-        Encodes prompts. Prompts that exceed the maximum length of the tokenizer are truncated. A warning lists the
-        words that the tokenizer does not know, because the images may not show them.
+        Encodes prompts. Prompts that exceed the maximum length of the tokenizer are truncated. Warnings list the parts
+        that are ignored, and the words that the tokenizer does not know, because the images may not show them.
 
         Args:
             prompt (`str` or `list[str]`): One or more prompts.
@@ -623,6 +623,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if len(negative_prompts) == 1:
             negative_prompts = negative_prompts * len(prompts)
         self._log_unknown_words([*prompts, *negative_prompts])
+        self._log_truncated_prompts([*prompts, *negative_prompts])
         tokens = self.tokenizer(
             [*prompts, *negative_prompts], padding="max_length", truncation=True, return_tensors="pt"
         )
@@ -638,6 +639,18 @@ class FashionMNISTPipeline(DiffusionPipeline):
         unknown = [word for word in words if len(self.tokenizer.tokenize(word)) > 1]
         if unknown:
             logger.warning(f"The tokenizer does not know these words of the prompt: {', '.join(unknown)}.")
+
+    def _log_truncated_prompts(self, prompts: Sequence[str]) -> None:
+        max_length = self.tokenizer.model_max_length
+        token_ids = self.tokenizer(list(dict.fromkeys(prompts)), verbose=False).input_ids
+        # The last token of every sequence, including a truncated one, is the end token.
+        removed = [ids[max_length - 1 : -1] for ids in token_ids if len(ids) > max_length]
+        if removed:
+            parts = ", ".join(repr(text.strip()) for text in self.tokenizer.batch_decode(removed))
+            logger.warning(
+                f"The text encoder can only handle sequences of up to {max_length} tokens, so it ignores this part of"
+                f" the prompt: {parts}."
+            )
 
     def check_inputs(
         self,

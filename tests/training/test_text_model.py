@@ -11,7 +11,7 @@ from PIL import Image
 from transformers import CLIPTextModel
 
 from averaging import copy_model, make_ema
-from captions import Captions
+from captions import Captions, log_truncated_captions
 from config import EMAConfig, TextEncoderConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.data import load_images
@@ -44,6 +44,17 @@ def test_other_images_need_captions(fashion_mnist_folder: Path):
     images = load_images(train_data_dir=str(fashion_mnist_folder), max_samples=5, resolution=16)
     with pytest.raises(ValueError, match="requires images with captions"):
         Captions(images)
+
+
+def test_long_captions_are_logged(model: TextConditionalUNet, captions: Captions, caplog: pytest.LogCaptureFixture):
+    # The start and end tokens are also counted.
+    log_truncated_captions(model.tokenizer, ["a " * 22, *captions.make(0)])
+    assert not caplog.messages
+    log_truncated_captions(model.tokenizer, ["a " * 23, "a"])
+    assert caplog.messages == [
+        "Warning: The captions with more than 24 tokens (1 of 2) are truncated. Shorten them so that the text encoder"
+        " reads all words."
+    ]
 
 
 @torch.no_grad()
