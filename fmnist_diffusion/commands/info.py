@@ -50,17 +50,21 @@ def describe(pipe: "FashionMNISTPipeline", folder: Path) -> dict[str, Any]:
         pipe ([`FashionMNISTPipeline`]): The pipeline.
         folder (`Path`): The folder of the pipeline.
     """
-    from fmnist_diffusion.hub.metadata import read_metrics, read_train_config, weights_dtypes
+    from fmnist_diffusion.hub.metadata import count_parameters, read_metrics, read_train_config, weights_dtypes
 
-    weights = sorted((folder / "unet").glob("*.safetensors"))
+    parameters = count_parameters(pipe)
+    weights = [path for name in parameters for path in sorted((folder / name).glob("*.safetensors"))]
     return {
         "folder": str(folder),
         "model": type(pipe.unet).__name__,
-        "parameters": pipe.unet.num_parameters(),
         "text_encoder": pipe.text_encoder and describe_text_encoder(pipe),
+        "parameters": parameters,
         "config": get_changed_options(pipe.unet),
         "weights": {
-            path.name: {"bytes": path.stat().st_size, "dtype": ", ".join(sorted(weights_dtypes(path)))}
+            path.relative_to(folder).as_posix(): {
+                "bytes": path.stat().st_size,
+                "dtype": ", ".join(sorted(weights_dtypes(path))),
+            }
             for path in weights
         },
         "labels": pipe.label_names,
@@ -76,11 +80,7 @@ def describe(pipe: "FashionMNISTPipeline", folder: Path) -> dict[str, Any]:
 
 
 def describe_text_encoder(pipe: "FashionMNISTPipeline") -> dict[str, Any]:
-    return {
-        "model": type(pipe.text_encoder).__name__,
-        "parameters": pipe.text_encoder.num_parameters(),
-        "tokens": len(pipe.tokenizer),
-    }
+    return {"model": type(pipe.text_encoder).__name__, "tokens": len(pipe.tokenizer)}
 
 
 def get_changed_options(component: Any) -> dict[str, Any]:
@@ -101,16 +101,14 @@ def format_facts(facts: dict[str, Any]) -> list[str]:
     steps = format_count(facts["num_inference_steps"], "step")
     if facts["timestep_power"] is not None:
         steps += f", timestep power {facts['timestep_power']}"
-    text = facts["text_encoder"]
+    text, parameters = facts["text_encoder"], facts["parameters"]
+    parts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
     return [
         f"folder      {facts['folder']}",
-        f"model       {facts['model']}, {facts['parameters']:,} parameters",
-        *(
-            [f"text        {text['model']}, {text['parameters']:,} parameters, {text['tokens']:,} tokens"]
-            if text
-            else []
-        ),
+        f"model       {facts['model']}",
         *format_section("  non-default options", facts["config"]),
+        *([f"text        {text['model']}, {text['tokens']:,} tokens"] if text else []),
+        f"parameters  {sum(parameters.values()):,} ({parts})",
         *(
             f"weights     {name}, {file['bytes'] / 1e6:.1f} MB, {file['dtype']}"
             for name, file in facts["weights"].items()

@@ -160,7 +160,10 @@ def test_invalid_images_are_errors(image, message):
         ({"strength": 1.1}, r"`strength` must be in \(0, 1\], got 1\.1"),
         ({"strength": float("nan")}, r"`strength` must be in \(0, 1\], got nan"),
         ({"strength": 0.4}, r"`strength` must keep at least one denoising step \(number of steps: 2\), got 0.4"),
-        ({"strength": 0.2, "timesteps": [900, 500, 20]}, r"must keep at least one denoising step \(number of steps: 3\)"),
+        (
+            {"strength": 0.2, "timesteps": [900, 500, 20]},
+            r"must keep at least one denoising step \(number of steps: 3\)",
+        ),
         ({"latents": torch.zeros(1, 1, 8, 8)}, "both `latents` and `image`"),
     ],
 )
