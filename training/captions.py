@@ -16,6 +16,16 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("training")
 
+MISSING_CAPTIONS = (
+    "A text encoder requires images with captions, or the images of Fashion-MNIST in their original size. Add a column"
+    " `text` with captions to metadata.csv or to the dataset, or set `--data.caption_column` to their column."
+)
+
+
+def can_be_captioned(label_names: tuple[str, ...] | None, shape: tuple[int, ...]) -> bool:
+    """Returns whether captions can be generated for images of this shape: the images of Fashion-MNIST."""
+    return label_names == FASHION_MNIST_LABELS and shape == (1, 28, 28)
+
 
 class Captions:
     """Captions of images in memory.
@@ -31,11 +41,8 @@ class Captions:
         self.images, self.labels = images, images.labels
         if images.captions is not None:
             return
-        if images.label_names != FASHION_MNIST_LABELS or images.images.shape[1:] != (1, 28, 28):
-            raise ValueError(
-                "A text encoder requires images with captions, or the images of Fashion-MNIST. Set"
-                " `--data.caption_column`, or train a model without a text encoder."
-            )
+        if not can_be_captioned(images.label_names, tuple(images.images.shape[1:])):
+            raise ValueError(MISSING_CAPTIONS)
         assert images.labels is not None
         self.directions = find_directions(images.images, images.labels)
 

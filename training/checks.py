@@ -244,7 +244,7 @@ def find_unused_settings(values: Mapping[str, Any]) -> Iterator[str]:
     if prediction_type is None:
         return
     for name, default in (DIFFUSION_DEFAULTS if prediction_type == FLOW_PREDICTION else FLOW_DEFAULTS).items():
-        # When a pipeline is fine-tuned, `check_noise_schedule` compares the schedule with that of the pipeline.
+        # When a pipeline is fine-tuned, `check_pretrained_settings` compares the schedule with that of the pipeline.
         compared = name.startswith("scheduler.") and values.get("init_from") is not None
         if values.get(name, default) != default and not compared:
             yield (

@@ -121,6 +121,25 @@ def test_exported_pipeline_can_be_fine_tuned_on_custom_captions(
     assert changed and changed <= trained
 
 
+def test_images_without_captions_cannot_be_used_to_fine_tune(
+    tmp_path: Path, launch: Callable[..., None], fail_to_launch: Callable[..., str]
+):
+    launch(*TEXT, "--max_train_steps=1", "--data.max_train_samples=20")
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("L", (28, 28), 10 * i).save(tmp_path / "images" / name / f"{i}.png")
+    message = fail_to_launch(
+        f"--data.train_data_dir={tmp_path / 'images'}",
+        f"--init_from={tmp_path / 'run' / 'pipeline'}",
+        f"--output_dir={tmp_path / 'custom'}",
+    )
+    assert "Add a column `text` with captions to metadata.csv" in message
+    # This setting cannot remove the text encoder of the pipeline.
+    assert "num_hidden_layers" not in message
+    assert message.endswith("To train without captions, pass --init_from=base.")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
