@@ -205,6 +205,13 @@ def test_two_processes_train_a_text_encoder_like_one_process(
     checkpoints = [run / "checkpoints" / "checkpoint-12" for run in (launches.run, tmp_path / "expected")]
     two, one = (load_file(checkpoint / "model.safetensors") for checkpoint in checkpoints)
     assert any(name.startswith("text_encoder.") for name in one)
+    for weights in (two, one):
+        # The bias of the keys has no effect on attention. Its gradient only consists of rounding errors, which Adam
+        # scales up.
+        names = [name for name in weights if name.endswith("k_proj.bias")]
+        assert names
+        for name in names:
+            del weights[name]
     assert_close(two, one)
     losses = [[float(row["loss"]) for row in read_losses(run)] for run in (launches.run, tmp_path / "expected")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
