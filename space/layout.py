@@ -113,7 +113,12 @@ def class_choice(handlers: Handlers) -> gr.CheckboxGroup | gr.Dropdown:
 
 def prompt_field(label: str = "Prompt", visible: bool = True) -> gr.Textbox:
     return gr.Textbox(
-        label=label, placeholder="Describe the images", max_length=MAX_PROMPT_LENGTH, min_width=180, visible=visible
+        "",
+        label=label,
+        placeholder="Describe the images",
+        max_length=MAX_PROMPT_LENGTH,
+        min_width=180,
+        visible=visible,
     )
 
 
@@ -229,7 +234,7 @@ def interpolate_tab(handlers: Handlers, result: gr.Image) -> None:
     names, first, titles = handlers.label_names, handlers.first_interpolation, ("First", "Last")
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
-            with gr.Row():
+            with gr.Row(visible=bool(names)):
                 labels = [
                     gr.Dropdown(names, value=name, label=f"{title} class", min_width=120, visible=bool(names))
                     for title, name in zip(titles, handlers.first_ends or (None, None), strict=True)

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -282,12 +283,13 @@ class TestTextConditionalModel:
             next(text_handlers.on_interpolate(None, None, 3, 9, 5, 3, "default", "", "x" * 201))
 
     def test_all_tabs_have_visible_prompts(self, text_handlers, tiny_handlers):
+        def is_visible(item: Any) -> bool:
+            return item is None or (bool(getattr(item, "visible", True)) and is_visible(item.parent))
+
         def count_prompts(page: gr.Blocks) -> dict[str, int]:
             tabs = {fn.api_name: fn.inputs for fn in page.fns.values() if str(fn.api_name).startswith("on_")}
             prompts = {name: [item for item in tabs[name] if "rompt" in item.label] for name in tabs}
-            return {
-                name: sum(item.visible and item.parent.visible for item in items) for name, items in prompts.items()
-            }
+            return {name: sum(map(is_visible, items)) for name, items in prompts.items()}
 
         counts, hidden = (count_prompts(layout.build(each)) for each in (text_handlers, tiny_handlers))
         assert counts == {
