@@ -348,5 +348,5 @@ def check_model_size(num_parameters: int) -> None:
     if num_parameters > MAX_PARAMETERS:
         raise ValueError(
             f"The model must have at most {MAX_PARAMETERS:,} parameters, got {num_parameters:,}. Reduce"
-            " `--model.block_out_channels` or `--model.layers_per_block`."
+            " `--model.block_out_channels`, `--model.layers_per_block` or the size of the text encoder."
         )

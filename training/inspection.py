@@ -39,7 +39,7 @@ from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrai
 from publishing import check_token
 from settings import DATA_OPTIONS
 from summary import describe_images, describe_run
-from text_model import check_num_heads
+from text_model import check_num_heads, count_parameters, get_hidden_size
 from tracking import get_log_with
 
 
@@ -277,8 +277,11 @@ def check_model(
     except (TypeError, ValueError) as error:
         problems.errors.append(f"model: {error}")
         return 0
+    num_parameters = unet.num_parameters()
+    if config.text_encoder.enabled:
+        num_parameters += count_parameters(config.text_encoder, get_hidden_size(unet))
     with problems.collect():
-        check_model_size(unet.num_parameters())
+        check_model_size(num_parameters)
     if config.text_encoder.enabled:
         with problems.collect():
             check_num_heads(config.text_encoder, unet)

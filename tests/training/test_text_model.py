@@ -15,7 +15,7 @@ from captions import Captions, log_truncated_captions
 from config import EMAConfig, TextEncoderConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.data import load_images
-from text_model import TextConditionalUNet, add_text_encoder, encode_captions, get_null_label
+from text_model import TextConditionalUNet, add_text_encoder, count_parameters, encode_captions, get_null_label
 from tiny_unets import TINY
 
 
@@ -55,6 +55,11 @@ def test_long_captions_are_logged(model: TextConditionalUNet, captions: Captions
         "Warning: The captions with more than 24 tokens (1 of 2) are truncated. Shorten them so that the text encoder"
         " reads all words."
     ]
+
+
+def test_parameters_are_counted(model: TextConditionalUNet):
+    expected = model.text_encoder.num_parameters()
+    assert count_parameters(CONFIG, 16, len(model.tokenizer)) == expected < count_parameters(CONFIG, 16)
 
 
 @torch.no_grad()
@@ -144,6 +149,7 @@ def test_images_without_captions_cannot_be_used_to_fine_tune(
     ("options", "message"),
     [
         (["--text_encoder.num_attention_heads=3"], "must divide the 16 channels"),
+        (["--text_encoder.num_hidden_layers=64", "--text_encoder.intermediate_size=65536"], "at most 250,000,000"),
         (["--model.num_class_embeds=10"], "`num_class_embeds` must be None"),
         (["--data.streaming=true"], "`--data.streaming` must be false"),
         (["--data.resolution=16"], "requires images with captions"),
