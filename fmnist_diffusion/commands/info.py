@@ -58,6 +58,7 @@ def describe(pipe: "FashionMNISTPipeline", folder: Path) -> dict[str, Any]:
         "model": type(pipe.unet).__name__,
         "parameters": pipe.unet.num_parameters(),
         "text_encoder": pipe.text_encoder and describe_text_encoder(pipe),
+        "classifier": pipe.classifier and describe_classifier(pipe),
         "config": get_changed_options(pipe.unet),
         "weights": {
             path.name: {"bytes": path.stat().st_size, "dtype": ", ".join(sorted(weights_dtypes(path)))}
@@ -83,6 +84,10 @@ def describe_text_encoder(pipe: "FashionMNISTPipeline") -> dict[str, Any]:
     }
 
 
+def describe_classifier(pipe: "FashionMNISTPipeline") -> dict[str, Any]:
+    return {"model": type(pipe.classifier).__name__, "parameters": pipe.classifier.num_parameters()}
+
+
 def get_changed_options(component: Any) -> dict[str, Any]:
     """Returns the options of a model or scheduler that differ from the defaults of its class."""
 
@@ -101,7 +106,7 @@ def format_facts(facts: dict[str, Any]) -> list[str]:
     steps = f"{facts['num_inference_steps']} steps"
     if facts["timestep_power"] is not None:
         steps += f", timestep power {facts['timestep_power']}"
-    text = facts["text_encoder"]
+    text, classifier = facts["text_encoder"], facts["classifier"]
     return [
         f"folder      {facts['folder']}",
         f"model       {facts['model']}, {facts['parameters']:,} parameters",
@@ -110,6 +115,7 @@ def format_facts(facts: dict[str, Any]) -> list[str]:
             if text
             else []
         ),
+        *([f"classifier  {classifier['model']}, {classifier['parameters']:,} parameters"] if classifier else []),
         *format_section("  non-default options", facts["config"]),
         *(
             f"weights     {name}, {file['bytes'] / 1e6:.1f} MB, {file['dtype']}"

@@ -86,6 +86,8 @@ def make_model_card(
         },
         label_names=pipe.label_names,
         text=pipe.text_encoder is not None,
+        conditional=pipe.is_conditional,
+        classifier=pipe.classifier is not None,
         arguments=get_example_arguments(pipe),
         parameters=sum(model.num_parameters() for model in (pipe.unet, pipe.text_encoder) if model is not None),
         dtype=str(pipe.unet.dtype).removeprefix("torch."),
@@ -109,7 +111,10 @@ def get_example_arguments(pipe: FashionMNISTPipeline) -> str:
     """Returns the arguments of an example call of the pipeline as Python source code, such as `"Bag"`."""
     if pipe.text_encoder is not None:
         return 'prompt="a photo of a bag"'
-    return format_label(pipe.label_names[-1]) if pipe.label_names else ""
+    arguments = [format_label(pipe.label_names[-1])] if pipe.label_names else []
+    if pipe.label_names and not pipe.is_conditional:
+        arguments.append("classifier_guidance_scale=1.0")
+    return ", ".join(arguments)
 
 
 def get_dataset(settings: dict[str, Any]) -> str | None:

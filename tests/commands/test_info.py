@@ -8,6 +8,7 @@ from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, load
 from fmnist_diffusion.commands import main
 from saved_pipelines import METRICS, save_pipeline
 from text_pipelines import get_text_pipeline
+from tiny_pipelines import get_pipeline, make_classifier
 
 
 def test_json_output_describes_the_pipeline(pipeline, capsys):
@@ -19,6 +20,7 @@ def test_json_output_describes_the_pipeline(pipeline, capsys):
         "model": "FashionMNISTUNet2DModel",
         "parameters": sum(parameter.numel() for parameter in pipe.unet.parameters()),
         "text_encoder": None,
+        "classifier": None,
         "config": {
             "sample_size": 8,
             "block_out_channels": [8, 16],
@@ -79,6 +81,15 @@ def test_text_encoder_is_described(tmp_path, capsys):
     main(["info", str(tmp_path)])
     num_parameters = sum(parameter.numel() for parameter in pipe.text_encoder.parameters())
     line = f"text        CLIPTextModel, {num_parameters:,} parameters, {len(pipe.tokenizer):,} tokens"
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def test_classifier_is_described(tmp_path, capsys):
+    pipe = get_pipeline(classifier=make_classifier())
+    pipe.save_pretrained(tmp_path)
+    main(["info", str(tmp_path)])
+    num_parameters = sum(parameter.numel() for parameter in pipe.classifier.parameters())
+    line = f"classifier  FashionMNISTGuidanceClassifier, {num_parameters:,} parameters"
     assert line in capsys.readouterr().out.splitlines()
 
 
