@@ -1,22 +1,24 @@
 """Trains a classifier of noisy images and adds it to a pipeline for classifier guidance (arXiv 2105.05233, section 4):
 
-    python training/train_guidance_classifier.py base --output_dir output/guided
+    python training/train_guidance_classifier.py --init_from=base --output_dir=output/guided
     fmnist-diffusion sample output/guided --class-labels bag --guidance-scale 0 --classifier-guidance-scale 1
 
 The classifier is trained with the noise schedule of the pipeline, whose other components do not change.
 """
 
-import argparse
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.optimization import get_scheduler
 from tqdm.auto import tqdm
+from transformers import HfArgumentParser
 
 from batches import Batches
 from config import ObjectiveConfig
-from export import add_output_arguments, check_new_folder, get_public_name, save_with_train_config
+from export import check_new_folder, get_public_name, save_with_train_config
 from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.data import DEFAULT_DATASET, ImageTensors, load_images
 from fmnist_diffusion.hub.metadata import read_train_config
@@ -33,6 +35,33 @@ WARMUP_STEPS = 100
 MAX_GRADIENT_NORM = 1.0
 
 
+@dataclass
+class GuidanceClassifierConfig:
+    """Settings of the classifier. The defaults are for a few minutes on a CPU."""
+
+    init_from: str = field(
+        default="base", metadata={"help": "pipeline: the name of a bundled checkpoint, a folder or a Hub repository"}
+    )
+    output_dir: str = field(
+        default="output/guided", metadata={"help": "new folder for the pipeline with the classifier"}
+    )
+    dataset_name: str = field(default=DEFAULT_DATASET, metadata={"help": "dataset id on the Hub"})
+    train_data_dir: str | None = field(
+        default=None, metadata={"help": "local images to use instead, such as an IDX folder"}
+    )
+    max_train_samples: int | None = field(
+        default=None, metadata={"help": "maximum number of images, from the start of the dataset"}
+    )
+    num_train_epochs: int = field(default=5, metadata={"help": "number of passes over the images"})
+    train_batch_size: int = field(default=128, metadata={"help": "number of images per batch"})
+    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
+    weight_decay: float = field(default=0.05, metadata={"help": "weight decay of AdamW"})
+    seed: int = field(default=42, metadata={"help": "random seed"})
+    device: str = field(
+        default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "torch device, such as cuda"}
+    )
+
+
 def split(images: ImageTensors) -> tuple[ImageTensors, ImageTensors]:
     """Returns the images for training and for validation."""
     assert images.labels is not None
@@ -43,17 +72,18 @@ def split(images: ImageTensors) -> tuple[ImageTensors, ImageTensors]:
     )
 
 
-def check_images(images: ImageTensors, pipe: FashionMNISTPipeline) -> None:
-    """Raises `ValueError` if the classes of the images are not those of the pipeline."""
+def check_label_names(images: ImageTensors, pipe: FashionMNISTPipeline) -> tuple[str, ...]:
+    """Returns the class names; raises `ValueError` if the classes of the images are not those of the pipeline."""
     if pipe.text_encoder is not None:
         raise ValueError("The pipeline must not be text-conditional. Pass a different pipeline.")
     if images.label_names is None:
         raise ValueError("The images must have labels. Pass different images.")
-    if pipe.is_conditional and (images.label_names != pipe.label_names):
+    if pipe.is_conditional and images.label_names != pipe.label_names:
         raise ValueError(
             f"The images must have the classes of the pipeline ({', '.join(pipe.label_names or ['no names'])}), got"
             f" {', '.join(images.label_names)}. Pass different images."
         )
+    return images.label_names
 
 
 def make_loss(pipe: FashionMNISTPipeline, num_classes: int, device: torch.device) -> DiffusionLoss:
@@ -63,21 +93,16 @@ def make_loss(pipe: FashionMNISTPipeline, num_classes: int, device: torch.device
 
 
 def train(
-    classifier: FashionMNISTGuidanceClassifier,
-    batches: Batches,
-    loss: DiffusionLoss,
-    num_epochs: int,
-    learning_rate: float,
-    weight_decay: float,
+    classifier: FashionMNISTGuidanceClassifier, batches: Batches, loss: DiffusionLoss, config: GuidanceClassifierConfig
 ) -> None:
     """Trains with the cross-entropy loss, AdamW and a cosine schedule."""
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=learning_rate, weight_decay=weight_decay)
-    num_steps = num_epochs * len(batches)
+    optimizer = torch.optim.AdamW(classifier.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    num_steps = config.num_train_epochs * len(batches)
     lr_scheduler = get_scheduler(
         "cosine", optimizer, num_warmup_steps=min(WARMUP_STEPS, num_steps // 10), num_training_steps=num_steps
     )
     bar = tqdm(total=num_steps * batches.batch_size, desc="training", unit="image", disable=None)
-    for epoch in range(num_epochs):
+    for epoch in range(config.num_train_epochs):
         for images, labels, generator in batches.epoch(epoch):
             batch = loss.add_noise(images.contiguous(memory_format=torch.channels_last), labels, generator)
             assert batch.class_labels is not None
@@ -117,74 +142,47 @@ def format_accuracy(accuracy: list[float | None], num_train_timesteps: int) -> s
     return "\n".join(["timesteps         accuracy", *lines])
 
 
-def make_parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pipeline", help="name of a bundled checkpoint, a local folder or a Hub repository id")
-    add_output_arguments(parser)
-    for name, default, text in (
-        ("dataset_name", DEFAULT_DATASET, "dataset id on the Hub"),
-        ("train_data_dir", None, "local images to use instead, such as an IDX folder"),
-        ("max_train_samples", None, "maximum number of images, from the start of the dataset"),
-        ("num_train_epochs", 5, "number of passes over the images"),
-        ("train_batch_size", 128, "number of images per batch"),
-        ("learning_rate", 1e-3, "peak learning rate of AdamW"),
-        ("weight_decay", 0.05, "weight decay of AdamW"),
-        ("seed", 42, "random seed"),
-        ("device", "cuda" if torch.cuda.is_available() else "cpu", "torch device, such as cuda"),
-    ):
-        value_type = int if name == "max_train_samples" else str if default is None else type(default)
-        suffix = "" if default is None else " (default: %(default)s)"
-        parser.add_argument(f"--{name}", type=value_type, default=default, help=text + suffix)
-    return parser
-
-
 def main(args: list[str] | None = None) -> None:
-    parser = make_parser()
-    options = parser.parse_args(args)
-    device = torch.device(options.device)
+    parser = HfArgumentParser(GuidanceClassifierConfig, description=__doc__)  # pyright: ignore[reportArgumentType]
+    (config,) = parser.parse_args_into_dataclasses(args)
+    folder, device = Path(config.output_dir), torch.device(config.device)
     try:
-        check_new_folder(options.output_dir)
-        pipe: Any = load_pipeline(options.pipeline)
-        unet_config = pipe.unet.config
+        check_new_folder(folder)
+        pipe: Any = load_pipeline(config.init_from)
         images = load_images(
-            options.dataset_name,
-            train_data_dir=options.train_data_dir,
-            max_samples=options.max_train_samples,
-            resolution=unet_config.sample_size,
-            channels=unet_config.in_channels,
+            config.dataset_name,
+            train_data_dir=config.train_data_dir,
+            max_samples=config.max_train_samples,
+            resolution=pipe.unet.config.sample_size,
+            channels=pipe.unet.config.in_channels,
         )
-        check_images(images, pipe)
-        assert images.label_names is not None
+        label_names = check_label_names(images, pipe)
         training_images, validation_images = split(images)
-        batches = Batches(training_images, options.train_batch_size, options.seed, device)
+        batches = Batches(training_images, config.train_batch_size, config.seed, device)
     except (OSError, ValueError) as error:
         parser.exit(2, f"train_guidance_classifier.py: error: {error}\n")
-    num_classes = len(images.label_names)
-    torch.manual_seed(options.seed)
-    classifier: Any = FashionMNISTGuidanceClassifier(
-        unet_config.in_channels, num_classes, label_names=images.label_names
-    )
+
+    torch.manual_seed(config.seed)
+    classifier: Any = FashionMNISTGuidanceClassifier(images.images.shape[1], len(label_names), label_names=label_names)
     classifier.to(device=device, memory_format=torch.channels_last)
-    loss = make_loss(pipe, num_classes, device)
-    train(classifier, batches, loss, options.num_train_epochs, options.learning_rate, options.weight_decay)
-    batch_size = min(options.train_batch_size, len(validation_images))
-    accuracy = measure_accuracy(classifier.eval(), Batches(validation_images, batch_size, options.seed, device), loss)
+    loss = make_loss(pipe, len(label_names), device)
+    train(classifier, batches, loss, config)
+    batch_size = min(config.train_batch_size, len(validation_images))
+    accuracy = measure_accuracy(classifier.eval(), Batches(validation_images, batch_size, config.seed, device), loss)
     print(format_accuracy(accuracy, loss.noise_scheduler.config["num_train_timesteps"]))
 
-    source = options.dataset_name if options.train_data_dir is None else options.train_data_dir
-    settings = {
-        name: getattr(options, name)
-        for name in ("num_train_epochs", "train_batch_size", "learning_rate", "weight_decay", "seed")
-    }
-    settings |= {"data": get_public_name(source), "accuracy": accuracy}
-    train_config = read_train_config(get_pipeline_folder(options.pipeline) / "train_config.json") or {}
+    settings: dict[str, Any] = asdict(config) | {"accuracy": accuracy}
+    for name in ("init_from", "output_dir", "device"):
+        del settings[name]
+    if config.train_data_dir is not None:
+        settings["train_data_dir"] = get_public_name(config.train_data_dir)
+    train_config = read_train_config(get_pipeline_folder(config.init_from) / "train_config.json") or {}
     pipe.register_modules(classifier=classifier.cpu())
-    pipe.to(getattr(torch, options.dtype))
     try:
-        save_with_train_config(pipe, options.output_dir, train_config | {"guidance_classifier": settings})
+        save_with_train_config(pipe, folder, train_config | {"guidance_classifier": settings})
     except OSError as error:
         parser.exit(2, f"train_guidance_classifier.py: error: {error}\n")
-    print(f"Saved the pipeline to {options.output_dir}.")
+    print(f"Saved the pipeline to {folder}.")
 
 
 if __name__ == "__main__":

@@ -4,6 +4,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
 
 from fmnist_diffusion import load_pipeline
 from saved_pipelines import save_pipeline
@@ -16,7 +17,15 @@ def run(tmp_path: Path, fashion_mnist_folder: Path):
     def run(pipeline: Path | str, *args: str) -> Path:
         folder = tmp_path / "guided"
         options = ["--num_train_epochs=1", "--train_batch_size=32", "--max_train_samples=200"]
-        main([str(pipeline), f"--output_dir={folder}", f"--train_data_dir={fashion_mnist_folder}", *options, *args])
+        main(
+            [
+                f"--init_from={pipeline}",
+                f"--output_dir={folder}",
+                f"--train_data_dir={fashion_mnist_folder}",
+                *options,
+                *args,
+            ]
+        )
         return folder
 
     return run
@@ -43,7 +52,16 @@ def test_pipeline_gets_a_classifier(noise_scheduler, num_class_embeds, run, tmp_
     assert settings["progress"] == {"global_step": 7}
     accuracy = settings["guidance_classifier"].pop("accuracy")
     assert len(accuracy) == 10 and all(value is None or 0 <= value <= 1 for value in accuracy)
-    assert settings["guidance_classifier"]["data"] == "fixtures"
+    assert settings["guidance_classifier"] == {
+        "dataset_name": "zalando-datasets/fashion_mnist",
+        "train_data_dir": "fixtures",
+        "max_train_samples": 200,
+        "num_train_epochs": 1,
+        "train_batch_size": 32,
+        "learning_rate": 0.001,
+        "weight_decay": 0.05,
+        "seed": 42,
+    }
 
 
 def test_training_reduces_the_loss_and_only_depends_on_the_seed(run, tmp_path: Path):
@@ -83,8 +101,6 @@ def test_unsuitable_pipelines_exit_with_one_line(config, message: str, run, tmp_
 
 
 def test_images_without_labels_exit_with_one_line(run, tmp_path: Path, capsys):
-    from PIL import Image
-
     (tmp_path / "images").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "images" / "0.png")
     with pytest.raises(SystemExit, match="2"):
