@@ -1287,9 +1287,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
         # 2. Class labels or prompts
         batch_size = num_images_per_prompt
-        label_kwargs = {}
+        label_kwargs, null_kwargs, guidance_labels = {}, {}, None
         labels: Any = None
-        guidance_labels: Any = None
         if class_labels is not None:
             labels = torch.tensor(self.get_label_ids(class_labels), device=device)
             labels = labels.repeat_interleave(num_images_per_prompt)  # (B,)
@@ -1297,13 +1296,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if class_labels is not None and self.is_conditional:
             null_labels = torch.full_like(labels, self.unet.config.num_class_embeds)
             guidance_labels = torch.cat([null_labels, labels])  # (2B,)
-            label_kwargs = {"class_labels": labels}
+            label_kwargs, null_kwargs = {"class_labels": labels}, {"class_labels": null_labels}
         elif self.text_encoder is not None:
             prompt_embeds, negative_prompt_embeds = self.encode_prompt(
                 prompt or "", device, num_images_per_prompt, negative_prompt
             )
             guidance_labels = torch.cat([negative_prompt_embeds, prompt_embeds])  # (2B, channels)
             label_kwargs = {"class_labels": prompt_embeds}
+            null_kwargs = {"class_labels": negative_prompt_embeds}
             batch_size = len(prompt_embeds)
 
         # 3. Timesteps
@@ -1359,7 +1359,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 prediction = uncond + guidance_scale * (cond - uncond)
             else:
                 self._num_function_evaluations += 1
-                kwargs = {"class_labels": guidance_labels[:batch_size]} if guidance_scale == 0 else label_kwargs
+                kwargs = null_kwargs if guidance_scale == 0 else label_kwargs
                 prediction = self.unet(model_input, t, **kwargs).sample.float()
             if is_guided and self.classifier_guidance_scale != 0:
                 prediction = self._guide_with_classifier(prediction, model_input, t, labels)

@@ -32,7 +32,7 @@ def unconditional_pipe() -> FashionMNISTPipeline:
     return get_pipeline(classifier=make_classifier(), num_class_embeds=None)
 
 
-def run(pipe: FashionMNISTPipeline, **kwargs: Any) -> tuple[torch.Tensor, list[dict[str, Any]]]:
+def run(pipe: FashionMNISTPipeline, **kwargs: Any) -> tuple[Any, list[dict[str, Any]]]:
     """Returns the images and, for each step, the timestep, the model input and the predicted x0."""
     steps = []
 
