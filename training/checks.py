@@ -82,6 +82,7 @@ FRACTION = Range(0, 1)
 SAMPLING_RANGES = {
     "num_inference_steps": Range(1, 100_000),
     "guidance_scale": Range(-1000, 1000),
+    "classifier_guidance_scale": Range(-1000, 1000),
     "guidance_interval": FRACTION,
     "seed": Range(0, MAX_SEED),
 }

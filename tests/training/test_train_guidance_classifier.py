@@ -75,7 +75,6 @@ def test_training_reduces_the_loss_and_only_depends_on_the_seed(run, tmp_path: P
     assert accuracies[0] == accuracies[1]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
     # With 10 classes, chance is 0.1. At the highest noise levels, no classifier is better.
-    print(accuracies)
     assert sum(accuracies[2][:4]) / 4 > 0.3
 
 
