@@ -37,7 +37,7 @@ MAX_GRADIENT_NORM = 1.0
 
 @dataclass
 class GuidanceClassifierConfig:
-    """Settings of the classifier. The defaults are for a few minutes on a CPU."""
+    """Settings of the training."""
 
     init_from: str = field(
         default="base", metadata={"help": "pipeline: the name of a bundled checkpoint, a folder or a Hub repository"}
