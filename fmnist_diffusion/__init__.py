@@ -9,14 +9,21 @@ from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
     from .loading import bundled_pipelines, load_pipeline
-    from .models import FashionMNISTUNet2DModel
+    from .models import FashionMNISTGuidanceClassifier, FashionMNISTUNet2DModel
     from .pipelines import FashionMNISTPipeline
 
 __version__ = "0.1.0"
 
-__all__ = ["FashionMNISTPipeline", "FashionMNISTUNet2DModel", "bundled_pipelines", "load_pipeline"]
+__all__ = [
+    "FashionMNISTGuidanceClassifier",
+    "FashionMNISTPipeline",
+    "FashionMNISTUNet2DModel",
+    "bundled_pipelines",
+    "load_pipeline",
+]
 
 LAZY_IMPORTS = {
+    "FashionMNISTGuidanceClassifier": ".models",
     "FashionMNISTPipeline": ".pipelines",
     "FashionMNISTUNet2DModel": ".models",
     "bundled_pipelines": ".loading",

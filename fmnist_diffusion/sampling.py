@@ -38,7 +38,7 @@ class SamplingConfig:
     """
     Sampling settings.
 
-    `num_inference_steps`, `guidance_scale` and `guidance_interval` are those of [`FashionMNISTPipeline.__call__`].
+    `num_inference_steps` and the guidance settings are those of [`FashionMNISTPipeline.__call__`].
 
     Args:
         scheduler: name of a scheduler, such as ddim, or of a diffusers scheduler class; the stored scheduler if null
@@ -46,6 +46,8 @@ class SamplingConfig:
         guidance_scale: scale of classifier-free guidance; 1 disables it
         guidance_interval: range of sampling steps that use guidance, as fractions from 0 (noise) to 1 (image)
         seed: random seed from 0 to 2**32 - 1; image i uses seed + i
+        classifier_guidance_scale: scale of classifier guidance, which requires a pipeline with a classifier; 0
+            disables it
 
     Raises:
         `ValueError`: If a value is out of range.
@@ -56,13 +58,15 @@ class SamplingConfig:
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
+    classifier_guidance_scale: float = 0.0
 
     def __post_init__(self):
         steps = self.num_inference_steps
         if steps is not None and (not is_integer(steps) or steps < 1):
             raise ValueError(f"`num_inference_steps` must be a positive integer, got {steps!r}.")
-        if not math.isfinite(self.guidance_scale):
-            raise ValueError(f"`guidance_scale` must be a finite number, got {self.guidance_scale}.")
+        for name in ("guidance_scale", "classifier_guidance_scale"):
+            if not math.isfinite(getattr(self, name)):
+                raise ValueError(f"`{name}` must be a finite number, got {getattr(self, name)}.")
         interval = self.guidance_interval
         if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
             raise ValueError(
@@ -190,7 +194,7 @@ def copy_pipeline(
     pipe: FashionMNISTPipeline, scheduler: str | type[SchedulerMixin] | None = None
 ) -> FashionMNISTPipeline:
     """
-    Creates a pipeline that shares the model of `pipe` but has a separate scheduler.
+    Creates a pipeline that shares the models of `pipe` but has a separate scheduler.
 
     Schedulers are stateful, so pipelines that run concurrently require separate schedulers.
 
@@ -208,7 +212,7 @@ def copy_pipeline(
     else:
         new_scheduler, timestep_power = make_scheduler(scheduler, config), None
     settings = pipe.config.num_inference_steps, timestep_power
-    copy = type(pipe)(pipe.unet, new_scheduler, *settings, pipe.text_encoder, pipe.tokenizer)
+    copy = type(pipe)(pipe.unet, new_scheduler, *settings, pipe.text_encoder, pipe.tokenizer, pipe.classifier)
     copy.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return copy
 
@@ -335,7 +339,11 @@ def generate(
         if prompts is not None:
             kwargs = {"prompt": [prompts[i % len(prompts)] for i in range(first, first + count)]}
         if class_labels is not None or prompts is not None:
-            kwargs |= {"guidance_scale": config.guidance_scale, "guidance_interval": config.guidance_interval}
+            kwargs |= {
+                "guidance_scale": config.guidance_scale,
+                "guidance_interval": config.guidance_interval,
+                "classifier_guidance_scale": config.classifier_guidance_scale,
+            }
         start_time = time.perf_counter()
         output: Any = pipe(
             num_inference_steps=config.num_inference_steps,

@@ -143,7 +143,8 @@ class Engine:
         self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
         self.pipe: FashionMNISTPipeline = load_pipeline(model_id).to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
-        self.label_names = tuple(self.pipe.label_names or ())
+        # The demo does not use classifier guidance, so it ignores the class names of a classifier.
+        self.label_names = tuple(self.pipe.label_names or ()) if self.pipe.is_conditional else ()
         self.has_prompts = self.pipe.text_encoder is not None
         self.num_inference_steps = min(self.pipe.config["num_inference_steps"], MAX_STEPS)
         self.channels = self.pipe.unet.config.in_channels

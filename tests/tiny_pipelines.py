@@ -5,7 +5,7 @@ from typing import Any
 import torch
 from diffusers import DDIMScheduler
 
-from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
+from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipeline, FashionMNISTUNet2DModel
 
 
 def make_unet(num_class_embeds: int | None = 10, **config: Any) -> FashionMNISTUNet2DModel:
@@ -24,8 +24,18 @@ def make_unet(num_class_embeds: int | None = 10, **config: Any) -> FashionMNISTU
     )
 
 
-def get_pipeline(scheduler: Any = None, **config: Any) -> FashionMNISTPipeline:
-    pipe = FashionMNISTPipeline(make_unet(**config), scheduler or DDIMScheduler(), num_inference_steps=2)
+def make_classifier(num_classes: int = 10, **config: Any) -> FashionMNISTGuidanceClassifier:
+    torch.manual_seed(1)
+    config = {"block_out_channels": (8, 16), "norm_num_groups": 4, **config}
+    classifier = FashionMNISTGuidanceClassifier(num_classes=num_classes, **config)
+    # Larger weights than the default make the images depend on the classifier.
+    torch.nn.init.normal_(classifier.linear_out.weight)
+    return classifier.eval()
+
+
+def get_pipeline(scheduler: Any = None, classifier: Any = None, **config: Any) -> FashionMNISTPipeline:
+    scheduler = scheduler or DDIMScheduler()
+    pipe = FashionMNISTPipeline(make_unet(**config), scheduler, num_inference_steps=2, classifier=classifier)
     pipe.set_progress_bar_config(disable=True)
     return pipe
 

@@ -12,6 +12,7 @@ from fmnist_diffusion.sampling import SamplingConfig
 from .command import PROGRAM
 from .options import (
     BatchSize,
+    ClassifierGuidanceScale,
     Device,
     Dtype,
     GuidanceInterval,
@@ -36,6 +37,7 @@ SAMPLING_OPTIONS = (
     "scheduler",
     "guidance_scale",
     "guidance_interval",
+    "classifier_guidance_scale",
     "batch_size",
     "dtype",
     "unconditional",
@@ -85,6 +87,7 @@ def evaluate(
     scheduler: SchedulerName = SamplingConfig.scheduler,
     guidance_scale: GuidanceScale = SamplingConfig.guidance_scale,
     guidance_interval: GuidanceInterval = SamplingConfig.guidance_interval,
+    classifier_guidance_scale: ClassifierGuidanceScale = SamplingConfig.classifier_guidance_scale,
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="sample a class-conditional model without labels")
     ] = False,
@@ -135,7 +138,13 @@ def evaluate(
         raise ValueError(f"`{option}` only applies to Fashion-MNIST. Pass only one of `{option}` and `reference`.")
     from fmnist_diffusion.data import FASHION_MNIST_LABELS
 
-    sampling = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval)
+    sampling = SamplingConfig(
+        scheduler,
+        num_inference_steps,
+        guidance_scale,
+        guidance_interval,
+        classifier_guidance_scale=classifier_guidance_scale,
+    )
     seed_list = parse_seeds(seeds)
     evaluation = import_evaluation()
     reference_class = evaluation.FashionMNISTReference if reference is None else evaluation.ImageReference
@@ -175,13 +184,14 @@ def evaluate(
             )
         else:
             pipe = load_for_sampling(source, device, dtype)
+            has_labels = pipe.is_conditional or classifier_guidance_scale != 0
             real_images = make_reference(evaluation.get_shape(pipe), pipe.unet.device)
             result = evaluation.evaluate_pipeline(
                 pipe,
                 folder,
                 name=name,
                 sampling=sampling,
-                conditional=pipe.is_conditional and not unconditional,
+                conditional=has_labels and not unconditional,
                 reference=real_images,
                 num_samples=num_samples,
                 seeds=seed_list,

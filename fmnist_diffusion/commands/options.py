@@ -29,6 +29,10 @@ NumInferenceSteps = Annotated[
 GuidanceScale = Annotated[
     float, typer.Option(metavar="SCALE", help="scale of classifier-free guidance; 1 disables it")
 ]
+ClassifierGuidanceScale = Annotated[
+    float,
+    typer.Option(metavar="SCALE", help="scale of classifier guidance for a pipeline with a classifier; 0 disables it"),
+]
 GuidanceInterval = Annotated[
     tuple[float, float],
     typer.Option(

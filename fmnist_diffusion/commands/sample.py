@@ -15,6 +15,7 @@ from fmnist_diffusion.sampling import SamplingConfig
 from .options import (
     PIPELINE_HELP,
     BatchSize,
+    ClassifierGuidanceScale,
     Device,
     DtypeOrAuto,
     GuidanceInterval,
@@ -61,6 +62,7 @@ def sample(
     scheduler: SchedulerName = SamplingConfig.scheduler,
     guidance_scale: GuidanceScale = SamplingConfig.guidance_scale,
     guidance_interval: GuidanceInterval = SamplingConfig.guidance_interval,
+    classifier_guidance_scale: ClassifierGuidanceScale = SamplingConfig.classifier_guidance_scale,
     seed: Annotated[int, typer.Option(metavar="N", help="random seed; image i uses seed N + i")] = SamplingConfig.seed,
     image: Annotated[
         Path | None,
@@ -106,11 +108,18 @@ def sample(
     ] = 1,
 ) -> None:
     """Generate images. Each image is saved as a PNG file, and grid.png shows all of them."""
-    config = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval, seed)
+    config = SamplingConfig(
+        scheduler, num_inference_steps, guidance_scale, guidance_interval, seed, classifier_guidance_scale
+    )
     if class_labels is None and prompt is None and guidance_scale != 1:
         raise ValueError(
             f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass `class_labels` or"
             " `prompt` to use guidance."
+        )
+    if class_labels is None and classifier_guidance_scale != 0:
+        raise ValueError(
+            f"`classifier_guidance_scale` must be 0.0 without `class_labels`, got {classifier_guidance_scale}. Pass"
+            " `class_labels` to use guidance."
         )
     if image is None and strength is not None:
         raise ValueError(f"`strength` requires an `image`, got {strength}. Pass an image, or omit `strength`.")

@@ -109,7 +109,7 @@ class FashionMNISTReference(Reference):
                 f"The pipeline must generate {describe_shape(self.shape)} for a comparison with Fashion-MNIST, got"
                 f" {describe_shape(get_shape(pipe))}. Pass `reference` to compare them with other images."
             )
-        num_classes = pipe.unet.config["num_class_embeds"]
+        num_classes = pipe.num_classes
         if conditional and pipe.text_encoder is None and num_classes != len(FASHION_MNIST_LABELS):
             raise ValueError(
                 f"The pipeline must have the {len(FASHION_MNIST_LABELS)} classes of Fashion-MNIST, got"

@@ -147,7 +147,7 @@ class ImageReference(Reference):
                 f"The pipeline must generate grayscale or RGB images of {self.shape[1]}x{self.shape[2]} pixels, got"
                 f" {describe_shape(shape)}."
             )
-        if conditional and pipe.unet.config["num_class_embeds"] is None:
+        if conditional and pipe.num_classes is None:
             raise ValueError(
                 "The pipeline must be class-conditional, got no classes. Evaluate it with unconditional samples."
             )
@@ -159,7 +159,8 @@ class ImageReference(Reference):
         """
         proportions = self.get_class_proportions(pipe.label_names)
         if proportions is None:
-            return {"class_labels": range(pipe.unet.config["num_class_embeds"])}
+            assert pipe.num_classes is not None
+            return {"class_labels": range(pipe.num_classes)}
         return {"class_labels": distribute_classes(proportions, num_samples)}
 
     def get_class_proportions(self, label_names: Sequence[str] | None) -> torch.Tensor | None:

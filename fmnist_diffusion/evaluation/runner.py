@@ -107,6 +107,8 @@ def evaluate_pipeline(
         "versions": get_versions(),
         **reference.get_settings(pipe if conditional else None),
     }
+    if sampling.classifier_guidance_scale != 0:
+        settings["classifier_guidance_scale"] = sampling.classifier_guidance_scale
     evaluator = Evaluator(reference, folder, settings, processes)
     runs = (
         generate_samples(
@@ -230,8 +232,9 @@ def check_options(
             raise ValueError(f"`num_samples` must be at most {IMAGES_PER_SEED}, got {num_samples}.")
     if not all(0 <= seed < NUM_SEEDS for seed in seeds):
         raise ValueError(f"`seeds` must be between 0 and {NUM_SEEDS - 1}, got {', '.join(map(str, seeds))}.")
-    if not conditional and sampling.guidance_scale != 1:
-        raise ValueError(f"`guidance_scale` must be 1.0 for unconditional sampling, got {sampling.guidance_scale}.")
+    for name, disabled in (("guidance_scale", 1.0), ("classifier_guidance_scale", 0.0)):
+        if not conditional and getattr(sampling, name) != disabled:
+            raise ValueError(f"`{name}` must be {disabled} for unconditional sampling, got {getattr(sampling, name)}.")
     if not conditional and cas:
         raise ValueError(LABELS_REQUIRED)
 

@@ -101,7 +101,8 @@ def make_metadata(
         "license": license,
         "image_shape": [config.in_channels, *get_height_width(config.sample_size)],
         "prediction_type": pipe.prediction_type,
-        "label_names": pipe.label_names and list(pipe.label_names),
+        # The exported file does not contain the classifier, which may have class names.
+        "label_names": list(pipe.label_names) if pipe.is_conditional and pipe.label_names else None,
         "null_label": config.num_class_embeds,
         "num_inference_steps": num_inference_steps[0],
         "samplers": {str(steps): describe_sampler(pipe, steps) for steps in num_inference_steps},

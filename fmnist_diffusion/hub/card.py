@@ -91,6 +91,8 @@ def make_model_card(
         label_names=pipe.label_names,
         text=pipe.text_encoder is not None,
         flow_matching=flow_matching,
+        conditional=pipe.is_conditional,
+        classifier=pipe.classifier is not None,
         arguments=get_example_arguments(pipe),
         parameters=parameters,
         components={name: type(pipe.components[name]).__name__ for name in parameters},
@@ -116,7 +118,10 @@ def get_example_arguments(pipe: FashionMNISTPipeline) -> str:
     """Returns the arguments of an example call of the pipeline as Python source code, such as `"Bag"`."""
     if pipe.text_encoder is not None:
         return 'prompt="a photo of a bag"'
-    return format_label(pipe.label_names[-1]) if pipe.label_names else ""
+    arguments = [format_label(pipe.label_names[-1])] if pipe.label_names else []
+    if pipe.label_names and not pipe.is_conditional:
+        arguments.append("classifier_guidance_scale=1.0")
+    return ", ".join(arguments)
 
 
 def get_dataset(settings: dict[str, Any]) -> str | None:

@@ -15,6 +15,7 @@ from .repository import create_repository, create_tag
 
 # An upload deletes these files of earlier uploads, unless it contains them.
 OWN_FILES = [
+    "classifier/*",
     "images/*",
     "scheduler/*",
     "text_encoder/*",

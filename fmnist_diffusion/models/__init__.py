@@ -4,14 +4,14 @@ from typing import TYPE_CHECKING
 
 
 if TYPE_CHECKING:
-    from .unet_fmnist import FashionMNISTUNet2DModel
+    from .unet_fmnist import FashionMNISTGuidanceClassifier, FashionMNISTUNet2DModel
 
-__all__ = ["FashionMNISTUNet2DModel"]
+__all__ = ["FashionMNISTGuidanceClassifier", "FashionMNISTUNet2DModel"]
 
 
 def __getattr__(name: str):
-    if name != "FashionMNISTUNet2DModel":
+    if name not in __all__:
         raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
-    from .unet_fmnist import FashionMNISTUNet2DModel
+    from . import unet_fmnist
 
-    return FashionMNISTUNet2DModel
+    return getattr(unet_fmnist, name)

@@ -1,4 +1,4 @@
-"""A U-Net for Fashion-MNIST diffusion models.
+"""A U-Net and a classifier for Fashion-MNIST diffusion models.
 
 This file only depends on torch and diffusers, because `save_pretrained` copies it into every saved pipeline.
 `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` runs that copy where the package is not installed.
@@ -69,6 +69,48 @@ class CheckpointSafeBatchNorm2d(nn.BatchNorm2d):
 
 def is_integer(value: object, minimum: int, maximum: int) -> bool:
     return isinstance(value, int) and not isinstance(value, bool) and minimum <= value <= maximum
+
+
+def check_block_out_channels(block_out_channels: object) -> None:
+    if (
+        not isinstance(block_out_channels, (list, tuple))
+        or not 1 <= len(block_out_channels) <= MAX_LEVELS
+        or not all(is_integer(channels, 1, MAX_CHANNELS) for channels in block_out_channels)
+    ):
+        raise ValueError(
+            f"`block_out_channels` must be a tuple of 1 to {MAX_LEVELS} integers from 1 to {MAX_CHANNELS}, got"
+            f" {block_out_channels!r}."
+        )
+
+
+def check_norm_num_groups(norm_num_groups: int, block_out_channels: tuple[int, ...]) -> None:
+    if any(channels % norm_num_groups for channels in block_out_channels):
+        raise ValueError(
+            f"`norm_num_groups` must divide every entry of `block_out_channels` {tuple(block_out_channels)}, got"
+            f" {norm_num_groups}."
+        )
+
+
+def check_label_names(label_names: object, argument: str, num_classes: int | None) -> None:
+    """Raises `ValueError` unless `label_names` has a name for each class. `argument` sets the number of classes."""
+    if (
+        not isinstance(label_names, (list, tuple))
+        or not all(isinstance(label, str) for label in label_names)
+        or len(set(label_names)) < len(label_names)
+    ):
+        raise ValueError(f"`label_names` must be a tuple of distinct strings, got {label_names!r}.")
+    if len(label_names) != num_classes:
+        raise ValueError(
+            f"`label_names` must have one name for each class (`{argument}`={num_classes}), got {len(label_names)}."
+        )
+
+
+def expand_timestep(timestep: torch.Tensor | float | int, sample: torch.Tensor) -> torch.Tensor:
+    """Returns one float32 timestep for each image of `sample` (B, C, H, W)."""
+    if not torch.is_tensor(timestep):
+        # With `torch.tensor`, `torch.compile` would recompile the graph for every timestep.
+        timestep = torch.full((), timestep, dtype=torch.float32, device=sample.device)
+    return timestep.to(sample.device, torch.float32).expand(sample.shape[0])
 
 
 def get_norm(norm_type: str, channels: int, norm_num_groups: int) -> nn.Module:
@@ -408,15 +450,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             raise ValueError(f"`time_embedding_dim` must be a positive even number, got {time_embedding_dim!r}.")
         if not isinstance(dropout, (int, float)) or not 0 <= dropout < 1:
             raise ValueError(f"`dropout` must be a number in [0, 1), got {dropout!r}.")
-        if (
-            not isinstance(block_out_channels, (list, tuple))
-            or not 1 <= len(block_out_channels) <= MAX_LEVELS
-            or not all(is_integer(channels, 1, MAX_CHANNELS) for channels in block_out_channels)
-        ):
-            raise ValueError(
-                f"`block_out_channels` must be a tuple of 1 to {MAX_LEVELS} integers from 1 to {MAX_CHANNELS}, got"
-                f" {block_out_channels!r}."
-            )
+        check_block_out_channels(block_out_channels)
         bottleneck = len(block_out_channels) - 1
         if attention_levels is None:
             attention_levels = (bottleneck,)
@@ -432,28 +466,15 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                     f"`attention_head_dim` must divide the {channels} channels of a level in `attention_levels`, got"
                     f" {attention_head_dim}."
                 )
-        if norm_type == "group" and any(channels % norm_num_groups for channels in block_out_channels):
-            raise ValueError(
-                f"`norm_num_groups` must divide every entry of `block_out_channels` {tuple(block_out_channels)}, got"
-                f" {norm_num_groups}."
-            )
+        if norm_type == "group":
+            check_norm_num_groups(norm_num_groups, block_out_channels)
         if class_embed_type is not None and num_class_embeds is not None:
             raise ValueError(
                 f"`num_class_embeds` must be None with `class_embed_type={class_embed_type!r}`, got"
                 f" {num_class_embeds}."
             )
         if label_names is not None:
-            if (
-                not isinstance(label_names, (list, tuple))
-                or not all(isinstance(label, str) for label in label_names)
-                or len(set(label_names)) < len(label_names)
-            ):
-                raise ValueError(f"`label_names` must be a tuple of distinct strings, got {label_names!r}.")
-            if len(label_names) != num_class_embeds:
-                raise ValueError(
-                    f"`label_names` must have one name for each class (`num_class_embeds`={num_class_embeds}), got"
-                    f" {len(label_names)}."
-                )
+            check_label_names(label_names, "num_class_embeds", num_class_embeds)
 
         # 1. time and class
         everywhere = time_conditioning == "all"
@@ -538,10 +559,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             `ValueError`: If `class_labels` are passed to an unconditional model or required embeddings are missing.
         """
         # 1. time and class
-        if not torch.is_tensor(timestep):
-            # With `torch.tensor`, `torch.compile` would recompile the graph for every timestep.
-            timestep = torch.full((), timestep, dtype=torch.float32, device=sample.device)
-        timesteps = timestep.to(sample.device, torch.float32).expand(sample.shape[0])
+        timesteps = expand_timestep(timestep, sample)
         temb = self.time_embedding(self.time_proj(timesteps).to(sample.dtype))
         if self.class_embedding is not None:
             if class_labels is None:
@@ -576,3 +594,102 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         if not return_dict:
             return (sample,)
         return UNet2DOutput(sample=sample)
+
+
+class FashionMNISTGuidanceClassifier(ModelMixin, ConfigMixin):
+    r"""
+    A classifier of noisy images for classifier guidance (arXiv 2105.05233, section 4).
+
+    The network is the encoder of [`FashionMNISTUNet2DModel`] with GroupNorm, the time embedding in all residual blocks
+    and single-head attention at the last level, followed by average pooling and a linear layer. The default model has
+    0.65 M parameters.
+
+    Parameters:
+        in_channels (`int`, defaults to `1`): Number of channels of the noisy image.
+        num_classes (`int`, defaults to `10`): Number of classes.
+        block_out_channels (`tuple[int, ...]`, defaults to `(16, 32, 64, 128)`):
+            Number of channels of each level, for 1 to 8 levels. Each level after the first halves the height and width
+            (rounded up).
+        norm_num_groups (`int`, defaults to `8`):
+            Number of groups of GroupNorm. It must divide every entry of `block_out_channels`.
+        label_names (`tuple[str, ...]`, *optional*):
+            Distinct class names in the order of their labels. A pipeline with an unconditional model accepts them as
+            class labels.
+
+    Raises:
+        `ValueError`: If a parameter is out of range.
+    """
+
+    @register_to_config
+    def __init__(
+        self,
+        in_channels: int = 1,
+        num_classes: int = 10,
+        block_out_channels: tuple[int, ...] = (16, 32, 64, 128),
+        norm_num_groups: int = 8,
+        label_names: tuple[str, ...] | None = None,
+    ):
+        super().__init__()
+
+        # Check inputs
+        for name, value, maximum in (
+            ("in_channels", in_channels, MAX_CHANNELS),
+            ("num_classes", num_classes, MAX_CLASSES),
+            ("norm_num_groups", norm_num_groups, MAX_CHANNELS),
+        ):
+            if not is_integer(value, 1, maximum):
+                raise ValueError(f"`{name}` must be an integer from 1 to {maximum}, got {value!r}.")
+        check_block_out_channels(block_out_channels)
+        check_norm_num_groups(norm_num_groups, block_out_channels)
+        if label_names is not None:
+            check_label_names(label_names, "num_classes", num_classes)
+
+        # 1. time
+        channels = block_out_channels[-1]
+        self.time_proj = Timesteps(128, flip_sin_to_cos=True, downscale_freq_shift=0)
+        self.time_embedding = TimestepEmbedding(128, channels)
+
+        # 2. down
+        self.down_blocks = nn.ModuleList(
+            FashionMNISTDownBlock(
+                in_channels if level == 0 else block_out_channels[level - 1],
+                block_out_channels[level],
+                stride=1 if level == 0 else 2,
+                num_layers=1,
+                add_time=False,
+                time_scale_shift="scale_shift",
+                attention_head_dim=channels if level == len(block_out_channels) - 1 else None,
+                dropout=0.0,
+                temb_channels=channels,
+                norm_type="group",
+                norm_num_groups=norm_num_groups,
+                act_fn="silu",
+            )
+            for level in range(len(block_out_channels))
+        )
+
+        # 3. out
+        self.linear_out = nn.Linear(channels, num_classes)
+
+    def forward(self, sample: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
+        r"""
+        Predicts the class of noisy images.
+
+        Args:
+            sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`):
+                The noisy images, scaled to about unit variance.
+            timestep (`torch.Tensor` or `float` or `int`):
+                Timestep in `[0, num_train_timesteps]`, one for all images or one for each image.
+
+        Returns:
+            `torch.Tensor` of shape `(batch, num_classes)`: The logits.
+        """
+        # 1. time
+        temb = self.time_embedding(self.time_proj(expand_timestep(timestep, sample)).to(sample.dtype))
+
+        # 2. down
+        for block in self.down_blocks:
+            sample = block(sample, temb)
+
+        # 3. out
+        return self.linear_out(sample.mean(dim=(2, 3)))

@@ -11,17 +11,16 @@ import diffusers
 import torch
 from safetensors import SafetensorError
 
-from ..models import FashionMNISTUNet2DModel
+from ..models import FashionMNISTGuidanceClassifier, FashionMNISTUNet2DModel
 from .download import download_pipeline
 from .files import (
     INDEX_NAME,
     SCHEDULER_CONFIG,
     TEXT_ENCODER_CONFIGS,
-    UNET_CONFIG,
     check_weights,
     check_weights_size,
     get_text_weights_name,
-    has_text_encoder,
+    has_component,
     read_json_object,
 )
 from .pipeline_fmnist import check_settings
@@ -56,7 +55,7 @@ def load_components(
     path: str, *, variant: str | None = None, device_map: Any = None, **kwargs: Any
 ) -> tuple[Any, Any, dict[str, Any]]:
     """
-    Loads a model, a scheduler and, if the pipeline has them, a text encoder and a tokenizer.
+    Loads a model, a scheduler and, if the pipeline has them, a text encoder, a tokenizer and a classifier.
 
     Args:
         path (`str`): A folder, or a repository id such as `owner/name`.
@@ -71,6 +70,7 @@ def load_components(
     """
     unet, scheduler = kwargs.pop("unet", None), kwargs.pop("scheduler", None)
     text_components = {name: kwargs.pop(name) for name in ("text_encoder", "tokenizer") if name in kwargs}
+    classifier = {"classifier": kwargs.pop("classifier")} if "classifier" in kwargs else {}
     hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
     folder = Path(path)
     if not folder.is_dir():
@@ -92,12 +92,14 @@ def load_components(
     settings |= {name: kwargs.pop(name) for name in list(settings) if name in kwargs}
     if scheduler is None:
         scheduler = load_scheduler(folder, index)
-    if has_text_encoder(index):
+    if has_component(index, "text_encoder"):
         text_components = load_text_components(folder, variant, device_map, **kwargs) | text_components
+    if has_component(index, "classifier") and not classifier:
+        classifier["classifier"] = load_model(folder, index, "classifier", variant, device_map, **kwargs)
     if unet is None:
-        unet = load_unet(folder, index, variant, device_map, **kwargs)
+        unet = load_model(folder, index, "unet", variant, device_map, **kwargs)
     check_text_encoder(folder, unet, text_components.get("text_encoder"))
-    return unet, scheduler, settings | text_components
+    return unet, scheduler, settings | text_components | classifier
 
 
 def _read_class_name(path: Path, index: Mapping[str, Any], component: str) -> str:
@@ -162,36 +164,51 @@ def _check_noise_schedule(path: Path, scheduler: Any) -> None:
         raise OSError(f"The noise schedule in {path} must have betas in [0, 1] that are not all 0.")
 
 
-def load_unet(
-    folder: Path, index: Mapping[str, Any], variant: str | None, device_map: Any, **kwargs: Any
-) -> FashionMNISTUNet2DModel:
-    """Loads the model of a pipeline; raises `OSError` if a file is damaged or does not exist."""
-    _read_class_name(folder / INDEX_NAME, index, "unet")
+def load_model(
+    folder: Path, index: Mapping[str, Any], component: str, variant: str | None, device_map: Any, **kwargs: Any
+) -> Any:
+    """
+    Loads the model or the classifier of a pipeline.
+
+    Args:
+        folder (`Path`): Folder of the pipeline.
+        index (`Mapping`): Content of `model_index.json`.
+        component (`str`): `"unet"` or `"classifier"`.
+        variant, device_map, kwargs: See [`FashionMNISTPipeline.from_pretrained`].
+
+    Raises:
+        `OSError`: If a file is damaged or does not exist.
+        `ValueError`: If `use_safetensors` is `False`.
+    """
+    _read_class_name(folder / INDEX_NAME, index, component)
     for name in ("trust_remote_code", "output_loading_info"):
         kwargs.pop(name, None)
     if not kwargs.pop("use_safetensors", True):
         raise ValueError("`use_safetensors` must be True, because other formats can run code when they are loaded.")
     for name in ("dtype", "torch_dtype"):
         if isinstance(kwargs.get(name), dict):
-            kwargs[name] = kwargs[name].get("unet", kwargs[name].get("default", torch.float32))
-    path = folder / UNET_CONFIG
+            kwargs[name] = kwargs[name].get(component, kwargs[name].get("default", torch.float32))
+    if isinstance(device_map, dict):
+        device_map = {"": device_map[component]} if component in device_map else None
+    path = folder / component / "config.json"
     config = read_json_object(path)
     if "quantization_config" in config:
         raise OSError(f"`quantization_config` in {path} is not supported. Remove it.")
+    model_class = FashionMNISTUNet2DModel if component == "unet" else FashionMNISTGuidanceClassifier
     # The meta device allocates no memory, so the files can be checked before a large model is created.
     with _named_errors(path), torch.device("meta"):
-        model: Any = FashionMNISTUNet2DModel.from_config(config)
-    weights = check_weights(folder, variant, model)
-    unet: Any = FashionMNISTUNet2DModel.from_pretrained(
+        meta_model: Any = model_class.from_config(config)
+    weights = check_weights(folder, component, variant, meta_model)
+    model: Any = model_class.from_pretrained(
         str(folder),
-        subfolder="unet",
+        subfolder=component,
         variant=variant,
-        device_map={"": device_map["unet"]} if isinstance(device_map, dict) else device_map,
+        device_map=device_map,
         use_safetensors=True,
         **kwargs,
     )
-    check_finite(unet, weights[0])
-    return unet
+    check_finite(model, weights[0])
+    return model
 
 
 def load_text_components(folder: Path, variant: str | None, device_map: Any, **kwargs: Any) -> dict[str, Any]:

@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 INDEX_NAME = "model_index.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 UNET_CONFIG = "unet/config.json"
+CLASSIFIER_CONFIG = "classifier/config.json"
 TEXT_ENCODER_CONFIGS = ("text_encoder/config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
 MAX_JSON_BYTES = 10_000_000
 MAX_WEIGHTS_BYTES = 4_000_000_000
@@ -21,24 +22,24 @@ MAX_WEIGHTS_BYTES = 4_000_000_000
 MAX_INTEGER = 1_000_000
 
 
-def get_weights_name(variant: str | None) -> str:
+def get_weights_name(variant: str | None, component: str = "unet") -> str:
     stem, suffix = SAFETENSORS_WEIGHTS_NAME.split(".")
-    return f"unet/{stem}.{variant}.{suffix}" if variant else f"unet/{SAFETENSORS_WEIGHTS_NAME}"
+    return f"{component}/{stem}.{variant}.{suffix}" if variant else f"{component}/{SAFETENSORS_WEIGHTS_NAME}"
 
 
 def get_text_weights_name(variant: str | None) -> str:
     return f"text_encoder/model.{variant}.safetensors" if variant else "text_encoder/model.safetensors"
 
 
-def has_text_encoder(index: Mapping[str, Any]) -> bool:
-    """Returns whether a pipeline has a text encoder; `index` is the content of its `model_index.json`."""
-    return index.get("text_encoder") not in (None, [None, None])
+def has_component(index: Mapping[str, Any], name: str) -> bool:
+    """Returns whether a pipeline has an optional component; `index` is the content of its `model_index.json`."""
+    return index.get(name) not in (None, [None, None])
 
 
-def get_weights_index_name(variant: str | None) -> str:
+def get_weights_index_name(variant: str | None, component: str = "unet") -> str:
     """Returns the name of the file that lists the shards of the weights."""
     stem = SAFE_WEIGHTS_INDEX_NAME.removesuffix(".index.json")
-    return f"unet/{stem}.{variant}.index.json" if variant else f"unet/{SAFE_WEIGHTS_INDEX_NAME}"
+    return f"{component}/{stem}.{variant}.index.json" if variant else f"{component}/{SAFE_WEIGHTS_INDEX_NAME}"
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -100,15 +101,16 @@ def get_shard_names(index_path: Path) -> list[str]:
                 f"`weight_map` in {index_path} must contain names of safetensors files, got {name!r}. Download or save"
                 " the pipeline again."
             )
-    return [f"unet/{name}" for name in sorted(names)]
+    return [f"{index_path.parent.name}/{name}" for name in sorted(names)]
 
 
-def check_weights(folder: Path, variant: str | None, model: torch.nn.Module) -> list[Path]:
+def check_weights(folder: Path, component: str, variant: str | None, model: torch.nn.Module) -> list[Path]:
     """
     Checks the names, shapes and dtypes of the weights without loading them.
 
     Args:
         folder (`Path`): Folder of the pipeline.
+        component (`str`): `"unet"` or `"classifier"`.
         variant (`str`, *optional*): Variant of the weights.
         model (`torch.nn.Module`): A model with the stored config, which may be on the meta device.
 
@@ -118,8 +120,8 @@ def check_weights(folder: Path, variant: str | None, model: torch.nn.Module) -> 
     Raises:
         `OSError`: If a file does not exist, is damaged, or does not fit the model.
     """
-    index_path = folder / get_weights_index_name(variant)
-    names = get_shard_names(index_path) if index_path.is_file() else [get_weights_name(variant)]
+    index_path, config_path = folder / get_weights_index_name(variant, component), folder / component / "config.json"
+    names = get_shard_names(index_path) if index_path.is_file() else [get_weights_name(variant, component)]
     paths = [folder / name for name in names]
     expected = model.state_dict()
     for path in paths:
@@ -127,12 +129,12 @@ def check_weights(folder: Path, variant: str | None, model: torch.nn.Module) -> 
             tensor = expected.pop(name, None)
             if tensor is None:
                 raise OSError(
-                    f"{path} contains {name}, which the model in {folder / UNET_CONFIG} does not have."
+                    f"{path} contains {name}, which the model in {config_path} does not have."
                     " Download or save the pipeline again."
                 )
             if shape != tuple(tensor.shape):
                 raise OSError(
-                    f"{name} in {path} has shape {shape}, but {folder / UNET_CONFIG} requires {tuple(tensor.shape)}."
+                    f"{name} in {path} has shape {shape}, but {config_path} requires {tuple(tensor.shape)}."
                     " Download or save the pipeline again."
                 )
             if is_floating_point != tensor.is_floating_point():
@@ -142,7 +144,7 @@ def check_weights(folder: Path, variant: str | None, model: torch.nn.Module) -> 
                 )
     if expected:
         raise OSError(
-            f"{paths[0]} does not contain {next(iter(expected))}, which the model in {folder / UNET_CONFIG} requires."
+            f"{paths[0]} does not contain {next(iter(expected))}, which the model in {config_path} requires."
             " Download or save the pipeline again."
         )
     return paths

@@ -23,6 +23,7 @@ import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
 import torch
+import torch.nn.functional as F
 from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
@@ -384,6 +385,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         text_encoder ([`~transformers.CLIPTextModel`], *optional*):
             Text encoder of a text-conditional model. `unet` receives its pooled output as `class_labels`.
         tokenizer ([`~transformers.CLIPTokenizer`], *optional*): Tokenizer of the text encoder.
+        classifier ([`~fmnist_diffusion.FashionMNISTGuidanceClassifier`], *optional*):
+            Classifier of noisy images for classifier guidance.
     """
 
     config: Any
@@ -391,8 +394,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
     scheduler: Any
     text_encoder: Any
     tokenizer: Any
+    classifier: Any
     model_cpu_offload_seq = "text_encoder->unet"
-    _optional_components = ["text_encoder", "tokenizer"]
+    # The classifier is small, and every guided step uses it together with the U-Net.
+    _exclude_from_cpu_offload = ["classifier"]
+    _optional_components = ["text_encoder", "tokenizer", "classifier"]
     _callback_tensor_inputs = ["latents", "model_input", "pred_original_sample"]
     # The installed package sets this function, so that its `from_pretrained` needs no remote code.
     _load_components: Callable[..., tuple[Any, Any, dict[str, Any]]] | None = None
@@ -405,17 +411,21 @@ class FashionMNISTPipeline(DiffusionPipeline):
         timestep_power: float | None = None,
         text_encoder: torch.nn.Module | None = None,
         tokenizer: Any = None,
+        classifier: ModelMixin | None = None,
     ):
         super().__init__()
         check_settings(num_inference_steps, timestep_power)
-        self.register_modules(unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer)
+        self.register_modules(
+            unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, classifier=classifier
+        )
         self.register_to_config(num_inference_steps=num_inference_steps, timestep_power=timestep_power)
         self._original_scheduler, self._timestep_power = scheduler, timestep_power
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, vae_latent_channels=0)
-        if not hasattr(unet, "hf_device_map"):
-            # channels_last is faster on a CPU. It slightly changes the rounding, so all devices and ways of loading
-            # use it.
-            unet.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
+        for model in (unet, classifier):
+            if model is not None and not hasattr(model, "hf_device_map"):
+                # channels_last is faster on a CPU. It slightly changes the rounding, so all devices and ways of
+                # loading use it.
+                model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -433,8 +443,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             kwargs:
                 The arguments of [`DiffusionPipeline.from_pretrained`], such as `dtype`, `variant`, `revision`,
                 `token`, `cache_dir`, `local_files_only`, `force_download` and `device_map`; and `unet`, `scheduler`,
-                `text_encoder`, `tokenizer`, `num_inference_steps` and `timestep_power`, which override the stored
-                values.
+                `text_encoder`, `tokenizer`, `classifier`, `num_inference_steps` and `timestep_power`, which override
+                the stored values.
 
         Returns:
             [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
@@ -458,7 +468,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Self:
         """Creates a pipeline from the components of another pipeline; see [`DiffusionPipeline.from_pipe`]."""
         # diffusers only reuses a model whose class is exactly the annotated class.
-        pipe: Any = super().from_pipe(pipeline, **{"unet": pipeline.unet, **kwargs})
+        models = {name: model for name, model in pipeline.components.items() if name in ("unet", "classifier")}
+        pipe: Any = super().from_pipe(pipeline, **{**models, **kwargs})
         return pipe
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -472,18 +483,20 @@ class FashionMNISTPipeline(DiffusionPipeline):
             if index[name] == [None, None]:
                 del index[name]
         index["_class_name"] = self._copy_source(self, folder)
-        # torch.compile wraps the model.
-        unet = getattr(self.unet, "_orig_mod", self.unet)
-        if not type(unet).__module__.startswith("diffusers."):
-            index["unet"] = self._copy_source(unet, folder / "unet")
+        for name in index.keys() & {"unet", "classifier"}:
+            model = getattr(self, name)
+            # torch.compile wraps the model.
+            model = getattr(model, "_orig_mod", model)
+            if not type(model).__module__.startswith("diffusers."):
+                index[name] = self._copy_source(model, folder / name)
+            # Do not publish the local path that from_pretrained stores in the config.
+            model_config_path = folder / name / "config.json"
+            if model_config_path.is_file():
+                model_config = json.loads(model_config_path.read_text(encoding="utf-8"))
+                model_config.pop("_name_or_path", None)
+                config_text = json.dumps(model_config, indent=2, sort_keys=True) + "\n"
+                model_config_path.write_text(config_text, encoding="utf-8")
         index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-
-        # Do not publish the local path that from_pretrained stores in the config.
-        unet_config_path = folder / "unet" / "config.json"
-        if unet_config_path.is_file():
-            unet_config = json.loads(unet_config_path.read_text(encoding="utf-8"))
-            unet_config.pop("_name_or_path", None)
-            unet_config_path.write_text(json.dumps(unet_config, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @staticmethod
     def _copy_source(component: Any, folder: Path) -> list[str]:
@@ -495,13 +508,25 @@ class FashionMNISTPipeline(DiffusionPipeline):
         return [source.stem, type(component).__name__]
 
     @property
+    def num_classes(self) -> int | None:
+        """Number of classes of the model or, if it is unconditional, of the classifier; `None` without classes."""
+        if self._only_classifier_has_classes:
+            return self.classifier.config.num_classes
+        return self.unet.config.num_class_embeds
+
+    @property
     def label_names(self) -> tuple[str, ...] | None:
-        """Class names, indexed by label; `None` if the model is unconditional or has no class names."""
-        if self.unet.config.get("label_names") is not None:
-            return tuple(self.unet.config.label_names)
-        if self.unet.config.num_class_embeds == len(FASHION_MNIST_LABELS):
+        """Class names, indexed by label; `None` if there are no classes or no class names."""
+        config = self.classifier.config if self._only_classifier_has_classes else self.unet.config
+        if config.get("label_names") is not None:
+            return tuple(config.label_names)
+        if self.num_classes == len(FASHION_MNIST_LABELS):
             return FASHION_MNIST_LABELS
         return None
+
+    @property
+    def _only_classifier_has_classes(self) -> bool:
+        return self.classifier is not None and not self.is_conditional
 
     @property
     def prediction_type(self) -> str:
@@ -527,12 +552,20 @@ class FashionMNISTPipeline(DiffusionPipeline):
         return self._guidance_scale
 
     @property
+    def classifier_guidance_scale(self) -> float:
+        return self._classifier_guidance_scale
+
+    @property
     def num_timesteps(self) -> int:
         return self._num_timesteps
 
     @property
     def num_function_evaluations(self) -> int:
-        """Number of function evaluations (NFE) per image in the current or last call; a guided step counts as two."""
+        """
+        Number of function evaluations (NFE) per image in the current or last call.
+
+        A step with classifier-free guidance counts as two. Evaluations of the classifier are not counted.
+        """
         return self._num_function_evaluations
 
     @property
@@ -545,16 +578,16 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
         Args:
             class_labels (`int`, `str`, `list`, `np.ndarray` or `torch.Tensor`):
-                One or more labels: indices in `[0, num_class_embeds)` or case-insensitive names from `label_names`.
-                A string may also contain an index.
+                One or more labels: indices in `[0, num_classes)` or case-insensitive names from `label_names`. A
+                string may also contain an index.
 
         Returns:
             `list[int]`: The index of each label.
 
         Raises:
-            `ValueError`: If the model is not class-conditional, `class_labels` is empty, or a label is unknown.
+            `ValueError`: If there are no classes, `class_labels` is empty, or a label is unknown.
         """
-        num_classes = self.unet.config.num_class_embeds
+        num_classes = self.num_classes
         if num_classes is None:
             if self.text_encoder is not None:
                 raise ValueError("`class_labels` is not supported by a text-conditional model. Pass `prompt` instead.")
@@ -669,6 +702,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         num_resampling_steps: int = 1,
         prompt: Any = None,
         negative_prompt: Any = None,
+        classifier_guidance_scale: float = 0.0,
     ) -> None:
         for name, value in (
             ("num_images_per_prompt", num_images_per_prompt),
@@ -680,8 +714,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         for value in generator if isinstance(generator, list) else [generator]:
             if value is not None and not isinstance(value, torch.Generator):
                 raise ValueError(f"`generator` must be a `torch.Generator` or a list of them, got {value!r}.")
-        if not math.isfinite(guidance_scale):
-            raise ValueError(f"`guidance_scale` must be a finite number, got {guidance_scale}.")
+        for name, value in (
+            ("guidance_scale", guidance_scale),
+            ("classifier_guidance_scale", classifier_guidance_scale),
+        ):
+            if not math.isfinite(value):
+                raise ValueError(f"`{name}` must be a finite number, got {value}.")
         if self.text_encoder is None and not (prompt is None and negative_prompt is None):
             name = "negative_prompt" if prompt is None else "prompt"
             raise ValueError(f"`{name}` requires a pipeline with a text encoder. Pass `class_labels` instead.")
@@ -701,6 +739,19 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass"
                 f" `{'class_labels' if self.text_encoder is None else 'prompt'}` to use guidance."
             )
+        if classifier_guidance_scale != 0:
+            self._check_classifier(class_labels, classifier_guidance_scale)
+        if class_labels is not None and self._only_classifier_has_classes:
+            if classifier_guidance_scale == 0:
+                raise ValueError(
+                    "`class_labels` is not supported by an unconditional model. Omit it, or pass a"
+                    " `classifier_guidance_scale` to use the classifier."
+                )
+            if guidance_scale != 1:
+                raise ValueError(
+                    f"`guidance_scale` must be 1.0 for an unconditional model, got {guidance_scale}. Change only"
+                    " `classifier_guidance_scale`."
+                )
         if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
             raise ValueError(
                 f"`guidance_interval` must be (start, stop) with 0 <= start <= stop <= 1, got {guidance_interval}."
@@ -740,6 +791,28 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"`callback_on_step_end_tensor_inputs` must be in {', '.join(self._callback_tensor_inputs)}, got"
                 f" {', '.join(sorted(unknown))}."
             )
+
+    def _check_classifier(self, class_labels: Any, classifier_guidance_scale: float) -> None:
+        if self.classifier is None:
+            raise ValueError(
+                "`classifier_guidance_scale` must be 0.0 for a pipeline without a classifier, got"
+                f" {classifier_guidance_scale}. Train a classifier with `training/train_guidance_classifier.py`."
+            )
+        if class_labels is None:
+            raise ValueError(
+                "`classifier_guidance_scale` must be 0.0 without `class_labels`, got"
+                f" {classifier_guidance_scale}. Pass `class_labels` to use guidance."
+            )
+        num_classes, in_channels = self.classifier.config.num_classes, self.classifier.config.in_channels
+        for name, value, expected in (
+            ("classes", num_classes, self.num_classes),
+            ("input channels", in_channels, self.unet.config.in_channels),
+        ):
+            if value != expected:
+                raise ValueError(
+                    f"The classifier must have as many {name} as the model, {expected}, got {value}. Use a different"
+                    " classifier."
+                )
 
     def set_timesteps(
         self,
@@ -974,28 +1047,71 @@ class FashionMNISTPipeline(DiffusionPipeline):
             model_input (`torch.Tensor` of the same shape): The noisy images that the model received.
             timestep (`torch.Tensor` of shape `()`): The timestep of all images, one of `scheduler.timesteps`.
         """
+        alpha, sigma = self._get_input_noise_level(timestep)
+        if self.prediction_type == "epsilon":
+            original = (model_input - sigma * prediction) / alpha
+        elif self.prediction_type == "v_prediction":
+            original = alpha * model_input - sigma * prediction
+        elif self.prediction_type == "flow_prediction":
+            original = model_input - sigma * prediction
+        else:
+            original = prediction
+        return original.clamp(-1, 1)
+
+    def _get_input_noise_level(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns `alpha` and `sigma` of a model input, which is `alpha * x0 + sigma * noise`."""
         if uses_flow_matching(self.scheduler):
             # Solvers round the timesteps, but not the noise levels.
             index = int((self.scheduler.timesteps == timestep).nonzero()[0])
-            return (model_input - float(self.scheduler.sigmas[index]) * prediction).clamp(-1, 1)
-        alphas_cumprod = self.scheduler.alphas_cumprod.to(prediction)
+            sigma = self.scheduler.sigmas[index].to(timestep.device)
+            return 1 - sigma, sigma
+        alphas_cumprod = self.scheduler.alphas_cumprod.to(timestep.device)
         sigmas = ((1 - alphas_cumprod) / alphas_cumprod).sqrt()
         # Some schedulers use fractional timesteps.
         lower, fraction = divmod(float(timestep), 1)
         sigma = sigmas[int(lower)]
         if fraction:
             sigma = torch.lerp(sigma, sigmas[int(lower) + 1], fraction)
-        # `model_input` has unit variance: it is alpha_t * x0 + sigma_t * noise.
-        alpha_t = (1 + sigma**2).rsqrt()
-        sigma_t = (1 - alpha_t**2).sqrt()
-        prediction_type = self.scheduler.config.prediction_type
-        if prediction_type == "epsilon":
-            original = (model_input - sigma_t * prediction) / alpha_t
-        elif prediction_type == "v_prediction":
-            original = alpha_t * model_input - sigma_t * prediction
-        else:
-            original = prediction
-        return original.clamp(-1, 1)
+        # The model input has unit variance.
+        alpha = (1 + sigma**2).rsqrt()
+        return alpha, (1 - alpha**2).sqrt()
+
+    def _guide_with_classifier(
+        self, prediction: torch.Tensor, model_input: torch.Tensor, timestep: torch.Tensor, labels: torch.Tensor
+    ) -> torch.Tensor:
+        """
+        Adds classifier guidance to a prediction.
+
+        The predicted noise becomes `epsilon - s * sigma * grad`, where `s` is the scale, `sigma` the noise level and
+        `grad` the gradient of `log p(label | x)` with respect to the model input `x` (arXiv 2105.05233, equation 14).
+        With `x = alpha * x0 + sigma * epsilon` fixed, x0 changes by `s * sigma**2 / alpha * grad`. Both
+        `v = alpha * epsilon - sigma * x0`, where `alpha**2 + sigma**2 = 1`, and the flow `epsilon - x0`, where
+        `alpha + sigma = 1`, change by `-s * sigma / alpha * grad`.
+
+        Args:
+            prediction, model_input (`torch.Tensor` of shape `(batch, channels, height, width)`):
+                Output and input of the model.
+            timestep (`torch.Tensor` of shape `()`): The timestep of all images.
+            labels (`torch.Tensor` of shape `(batch,)`): The class labels.
+        """
+        alpha, sigma = self._get_input_noise_level(timestep)
+        # Pure noise contains no information about the class, so the exact gradient is zero. The division by alpha
+        # would amplify the error of the classifier.
+        if alpha**2 < NEAR_ZERO_SNR * sigma**2:
+            return prediction
+        # Inference tensors cannot be saved for the backward pass, but their clones can.
+        with torch.inference_mode(False), torch.enable_grad():
+            noisy_images = model_input.to(self.classifier.dtype).clone().requires_grad_()
+            logits = self.classifier(noisy_images, timestep.clone())
+            negative_log_prob = F.cross_entropy(logits.float(), labels.clone(), reduction="sum")
+            (gradient,) = torch.autograd.grad(negative_log_prob, noisy_images)
+        shifts = {
+            "epsilon": sigma,
+            "v_prediction": sigma / alpha,
+            "flow_prediction": sigma / alpha,
+            "sample": -(sigma**2) / alpha,
+        }
+        return prediction + self.classifier_guidance_scale * shifts[self.prediction_type] * gradient.float()
 
     def _denoise(
         self,
@@ -1070,13 +1186,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
         *,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
+        classifier_guidance_scale: float = 0.0,
     ) -> ImagePipelineOutput | tuple:
         r"""
         Generates `num_images_per_prompt` images for each label or prompt, or in total if there are none.
 
         Args:
             class_labels (`int`, `str`, `list`, `np.ndarray` or `torch.Tensor`, *optional*):
-                Labels in `[0, num_class_embeds)` or case-insensitive names from `label_names`. `None` samples
+                Labels in `[0, num_classes)` or case-insensitive names from `label_names`. `None` samples
                 unconditionally.
             num_images_per_prompt (`int`, defaults to 1):
                 Number of images to generate for each label or prompt. All images of the first one come first.
@@ -1093,7 +1210,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             guidance_scale (`float`, defaults to 1.0):
                 Scale `s` of classifier-free guidance (`1 + w` in arXiv 2207.12598, equation 6). The prediction is
                 `uncond + s * (cond - uncond)`, where `uncond` and `cond` are the predictions without and with the
-                label or prompt. 1 disables guidance. Higher values follow the label or prompt more closely.
+                label or prompt. 1 disables guidance, and 0 only uses the prediction without the label or prompt.
+                Higher values follow the label or prompt more closely.
             guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
                 Range of sampling steps that use guidance, as fractions from 0 (noise) to 1 (image) (arXiv 2404.07724).
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
@@ -1132,8 +1250,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             return_dict (`bool`, defaults to `True`): Whether to return an [`ImagePipelineOutput`] or a tuple.
             callback_on_step_end (`Callable`, *optional*):
                 Called after each step as `callback(pipe, step, timestep, tensors)`. If it returns a `dict` with
-                `latents`, sampling continues with them. It may set `pipe._guidance_scale`, or set
-                `pipe._interrupt = True` to stop sampling.
+                `latents`, sampling continues with them. It may set `pipe._guidance_scale` or
+                `pipe._classifier_guidance_scale`, or set `pipe._interrupt = True` to stop sampling.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
                 The tensors that the callback receives: `"latents"`, the state of the scheduler after the step;
                 `"model_input"`, the noisy images that the model received in this step; and
@@ -1143,6 +1261,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
             negative_prompt (`str` or `list[str]`, *optional*):
                 One negative prompt, or one for each prompt. Guidance uses the prediction for the negative prompt as
                 `uncond`. Defaults to the empty prompt. Ignored without guidance.
+            classifier_guidance_scale (`float`, defaults to 0.0):
+                Scale of classifier guidance (arXiv 2105.05233, equation 14) in the `guidance_interval`. It requires a
+                pipeline with a classifier and `class_labels`. The gradient of the classifier is added to the
+                prediction of the model. A class-conditional model also receives the labels; with `guidance_scale=0`,
+                only the classifier does. 0 disables classifier guidance.
 
         Examples:
 
@@ -1173,26 +1296,30 @@ class FashionMNISTPipeline(DiffusionPipeline):
             num_resampling_steps,
             prompt,
             negative_prompt,
+            classifier_guidance_scale,
         )
-        self._guidance_scale = guidance_scale
+        self._guidance_scale, self._classifier_guidance_scale = guidance_scale, classifier_guidance_scale
         device = self._execution_device
 
         # 2. Class labels or prompts
         batch_size = num_images_per_prompt
-        label_kwargs, guidance_labels = {}, None
+        label_kwargs, null_kwargs, guidance_labels = {}, {}, None
+        labels: Any = None
         if class_labels is not None:
             labels = torch.tensor(self.get_label_ids(class_labels), device=device)
             labels = labels.repeat_interleave(num_images_per_prompt)  # (B,)
+            batch_size = len(labels)
+        if class_labels is not None and self.is_conditional:
             null_labels = torch.full_like(labels, self.unet.config.num_class_embeds)
             guidance_labels = torch.cat([null_labels, labels])  # (2B,)
-            label_kwargs = {"class_labels": labels}
-            batch_size = len(labels)
+            label_kwargs, null_kwargs = {"class_labels": labels}, {"class_labels": null_labels}
         elif self.text_encoder is not None:
             prompt_embeds, negative_prompt_embeds = self.encode_prompt(
                 prompt or "", device, num_images_per_prompt, negative_prompt
             )
             guidance_labels = torch.cat([negative_prompt_embeds, prompt_embeds])  # (2B, channels)
             label_kwargs = {"class_labels": prompt_embeds}
+            null_kwargs = {"class_labels": negative_prompt_embeds}
             batch_size = len(prompt_embeds)
 
         # 3. Timesteps
@@ -1241,14 +1368,20 @@ class FashionMNISTPipeline(DiffusionPipeline):
         start, stop = (scale_num_steps(len(remaining), fraction) for fraction in guidance_interval)
 
         def predict(model_input: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
-            if guidance_labels is not None and self.guidance_scale != 1 and start <= indices[i] < stop:
+            is_guided = start <= indices[i] < stop
+            guidance_scale = self.guidance_scale if is_guided and guidance_labels is not None else 1.0
+            if guidance_scale not in (0, 1):
                 self._num_function_evaluations += 2
-                model_input = torch.cat([model_input, model_input])
-                prediction = self.unet(model_input, t, class_labels=guidance_labels).sample.float()
-                uncond, cond = prediction.chunk(2)
-                return uncond + self.guidance_scale * (cond - uncond)
-            self._num_function_evaluations += 1
-            return self.unet(model_input, t, **label_kwargs).sample.float()
+                inputs = torch.cat([model_input, model_input])
+                uncond, cond = self.unet(inputs, t, class_labels=guidance_labels).sample.float().chunk(2)
+                prediction = uncond + guidance_scale * (cond - uncond)
+            else:
+                self._num_function_evaluations += 1
+                kwargs = null_kwargs if guidance_scale == 0 else label_kwargs
+                prediction = self.unet(model_input, t, **kwargs).sample.float()
+            if is_guided and self.classifier_guidance_scale != 0:
+                prediction = self._guide_with_classifier(prediction, model_input, t, labels)
+            return prediction
 
         def step(prediction: torch.Tensor, t: torch.Tensor, sample: torch.Tensor, i: int) -> torch.Tensor:
             sample = self.scheduler.step(prediction, t, sample, **step_kwargs).prev_sample

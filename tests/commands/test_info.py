@@ -8,7 +8,7 @@ from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, load
 from fmnist_diffusion.commands import main
 from saved_pipelines import METRICS, save_pipeline
 from text_pipelines import get_text_pipeline
-from tiny_pipelines import make_unet
+from tiny_pipelines import get_pipeline, make_classifier, make_unet
 
 
 def test_json_output_describes_the_pipeline(pipeline, capsys):
@@ -99,6 +99,15 @@ def test_counts_of_one_are_singular(tmp_path, capsys):
     lines = capsys.readouterr().out.splitlines()
     assert "scheduler   DDPMScheduler, 1 timestep, epsilon" in lines
     assert "sampling    1 step" in lines
+
+
+def test_classifier_is_counted(tmp_path, capsys):
+    pipe = get_pipeline(classifier=make_classifier())
+    pipe.save_pretrained(tmp_path)
+    main(["info", str(tmp_path)])
+    unet, classifier = (sum(parameter.numel() for parameter in m.parameters()) for m in (pipe.unet, pipe.classifier))
+    line = f"parameters  {unet + classifier:,} (unet {unet:,}, classifier {classifier:,})"
+    assert line in capsys.readouterr().out.splitlines()
 
 
 def test_folder_without_a_pipeline_is_an_error(get_error, tmp_path):

@@ -11,6 +11,7 @@ from fmnist_diffusion.commands.sample import get_file_label
 from fmnist_diffusion.sampling import SamplingConfig, generate
 from saved_pipelines import save_pipeline
 from text_pipelines import get_text_pipeline
+from tiny_pipelines import get_pipeline, make_classifier
 
 
 @pytest.fixture
@@ -77,6 +78,25 @@ def test_prompts_are_cycled_through(tmp_path):
 
 def test_prompt_requires_a_text_encoder(get_error, pipeline):
     assert get_error("sample", pipeline, "--prompt", "a dark bag").startswith("--prompt requires a pipeline")
+
+
+def test_classifier_guidance_needs_only_the_classes_of_the_classifier(tmp_path):
+    get_pipeline(classifier=make_classifier(), num_class_embeds=None).save_pretrained(tmp_path / "guided")
+    images = []
+    for scale in ("1", "9"):
+        options = ["-n", "2", "--class-labels", "bag,3", "--output-dir", str(tmp_path / scale)]
+        main(["sample", str(tmp_path / "guided"), *options, "--classifier-guidance-scale", scale])
+        names = {path.name for path in (tmp_path / scale).iterdir()}
+        assert names == {"0000-bag.png", "0001-dress.png", "grid.png"}
+        images.append((tmp_path / scale / "grid.png").read_bytes())
+    assert images[0] != images[1]
+
+
+def test_classifier_guidance_requires_labels(get_error, pipeline):
+    message = get_error("sample", pipeline, "--classifier-guidance-scale", "2")
+    assert message == (
+        "--classifier-guidance-scale must be 0.0 without --class-labels, got 2.0. Pass --class-labels to use guidance."
+    )
 
 
 def test_finished_images_stay_if_a_later_batch_fails(sample, tmp_path, monkeypatch):

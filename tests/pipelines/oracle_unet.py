@@ -33,8 +33,8 @@ class OracleUNet(FashionMNISTUNet2DModel):
     def forward(self, sample, timestep, class_labels=None, return_dict=True):
         if class_labels is None:
             class_labels = torch.full((len(sample),), len(self.clean) - 1)
-        clean = self.clean[class_labels]
         alpha, sigma = self.get_coefficients(float(timestep))  # sample = alpha * clean + sigma * epsilon
+        clean = self.predict_clean(sample, alpha, sigma, class_labels)
         epsilon = (sample - alpha * clean) / sigma
         self.noise_error = max(self.noise_error, sigma * abs(epsilon.std().item() - 1))
         predictions = {
@@ -44,6 +44,9 @@ class OracleUNet(FashionMNISTUNet2DModel):
             "flow_prediction": epsilon - clean,
         }
         return UNet2DOutput(sample=predictions[self.prediction_type])
+
+    def predict_clean(self, sample, alpha, sigma, class_labels):
+        return self.clean[class_labels]
 
     def get_coefficients(self, timestep: float) -> tuple[float, float]:
         if self.prediction_type == "flow_prediction":

@@ -1,0 +1,107 @@
+import json
+from pathlib import Path
+
+import pytest
+import torch
+from diffusers import FlowMatchEulerDiscreteScheduler
+from PIL import Image
+
+from fmnist_diffusion import load_pipeline
+from saved_pipelines import save_pipeline
+from text_pipelines import get_text_pipeline
+from train_guidance_classifier import main
+
+
+@pytest.fixture
+def run(tmp_path: Path, fashion_mnist_folder: Path):
+    def run(pipeline: Path | str, *args: str) -> Path:
+        folder = tmp_path / "guided"
+        options = ["--num_train_epochs=1", "--train_batch_size=32", "--max_train_samples=200"]
+        main(
+            [
+                f"--init_from={pipeline}",
+                f"--output_dir={folder}",
+                f"--train_data_dir={fashion_mnist_folder}",
+                *options,
+                *args,
+            ]
+        )
+        return folder
+
+    return run
+
+
+@pytest.mark.parametrize(
+    ("noise_scheduler", "num_class_embeds"), [(None, 10), (None, None), (FlowMatchEulerDiscreteScheduler(), 10)]
+)
+def test_pipeline_gets_a_classifier(noise_scheduler, num_class_embeds, run, tmp_path: Path, capsys):
+    pipeline = save_pipeline(tmp_path / "source", noise_scheduler, num_class_embeds)
+    (pipeline / "train_config.json").write_text('{"progress": {"global_step": 7}}')
+    folder = run(pipeline)
+    before, after = load_pipeline(pipeline), load_pipeline(folder)
+    for name, tensor in before.unet.state_dict().items():
+        assert torch.equal(tensor, after.unet.state_dict()[name])
+    assert after.classifier.config.label_names[9] == "Ankle boot"
+    after.set_progress_bar_config(disable=True)
+    assert len(after("Bag", classifier_guidance_scale=1.0, num_inference_steps=2).images) == 1
+    lines = capsys.readouterr().out.splitlines()
+    assert lines[0].split() == ["timesteps", "accuracy"]
+    assert [line.split()[0] for line in lines[1:11]] == [str(100 * i) for i in range(10)]
+    assert lines[11] == f"Saved the pipeline to {folder}."
+    settings = json.loads((folder / "train_config.json").read_text())
+    assert settings["progress"] == {"global_step": 7}
+    accuracy = settings["guidance_classifier"].pop("accuracy")
+    assert len(accuracy) == 10 and all(value is None or 0 <= value <= 1 for value in accuracy)
+    assert settings["guidance_classifier"] == {
+        "dataset_name": "zalando-datasets/fashion_mnist",
+        "train_data_dir": "fixtures",
+        "max_train_samples": 200,
+        "num_train_epochs": 1,
+        "train_batch_size": 32,
+        "learning_rate": 0.001,
+        "weight_decay": 0.05,
+        "seed": 42,
+    }
+
+
+def test_training_reduces_the_loss_and_only_depends_on_the_seed(run, tmp_path: Path):
+    pipeline = save_pipeline(tmp_path / "source", num_class_embeds=10)
+    accuracies, states = [], []
+    for number, args in enumerate([[], [], ["--num_train_epochs=6", "--max_train_samples=512"]]):
+        run(pipeline, f"--output_dir={tmp_path / str(number)}", *args)
+        settings = json.loads((tmp_path / str(number) / "train_config.json").read_text())["guidance_classifier"]
+        accuracies.append([value for value in settings["accuracy"] if value is not None])
+        states.append(load_pipeline(tmp_path / str(number)).classifier.state_dict())
+    assert accuracies[0] == accuracies[1]
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+    # With 10 classes, chance is 0.1. At the highest noise levels, no classifier is better.
+    assert sum(accuracies[2][:4]) / 4 > 0.3
+
+
+@pytest.mark.parametrize(
+    ("config", "message"),
+    [
+        (
+            {"num_class_embeds": 2, "label_names": ["cat", "dog"]},
+            "must have the classes of the pipeline (cat, dog), got",
+        ),
+        ("text", "must not be text-conditional"),
+    ],
+)
+def test_unsuitable_pipelines_exit_with_one_line(config, message: str, run, tmp_path: Path, capsys):
+    if config == "text":
+        get_text_pipeline().save_pretrained(tmp_path / "source")
+    else:
+        save_pipeline(tmp_path / "source", **config)
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path / "source")
+    line = capsys.readouterr().err.splitlines()[-1]
+    assert line.startswith("train_guidance_classifier.py: error: ") and message in line
+
+
+def test_images_without_labels_exit_with_one_line(run, tmp_path: Path, capsys):
+    (tmp_path / "images").mkdir()
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "0.png")
+    with pytest.raises(SystemExit, match="2"):
+        run(save_pipeline(tmp_path / "source"), f"--train_data_dir={tmp_path / 'images'}")
+    assert "The images must have labels" in capsys.readouterr().err
