@@ -41,7 +41,7 @@ def test_model_round_trips(tmp_path):
         ({"block_out_channels": ()}, "`block_out_channels` must be a tuple of 1 to 8 integers"),
         ({"norm_num_groups": 5}, "`norm_num_groups` must divide every entry of `block_out_channels`"),
         ({"label_names": ["a", "a"]}, "`label_names` must be a tuple of distinct strings"),
-        ({"label_names": ["a", "b"]}, "one name for each of the `num_classes`=10 classes, got 2"),
+        ({"label_names": ["a", "b"]}, r"one name for each class \(`num_classes`=10\), got 2"),
     ],
 )
 def test_invalid_parameters_are_errors(config, message):
