@@ -169,9 +169,10 @@ def make_loss(
 
 
 def load_training_images(
-    config: DataConfig, resolution: int | tuple[int, int], channels: int
+    config: DataConfig, resolution: int | tuple[int, int] | None, channels: int | None
 ) -> tuple[ImageTensors | ImageDataset, tuple[str, ...] | None]:
-    """Returns the images and the class names. With `config.streaming`, a dataset decodes the images on access."""
+    """Returns the images and the class names. With `config.streaming`, a dataset decodes the images on access, and
+    `resolution` and `channels` must not be `None`."""
     source = {
         "dataset_name": config.dataset_name,
         "split": config.split,
