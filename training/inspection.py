@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 
+from autoencoder import check_vae, load_vae
 from batches import check_batch_size
 from checkpoint import find_resumed_checkpoint
 from checks import check_model_size, format_problems, format_value
@@ -33,7 +35,7 @@ from machine import (
     get_num_processes,
 )
 from milestones import get_num_images_needed
-from model import get_betas, make_model_config, make_noise_scheduler, make_run_pipeline
+from model import get_betas, get_sample_shape, make_model_config, make_noise_scheduler, make_run_pipeline
 from parsing import is_first_process
 from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrained
 from publishing import check_token
@@ -101,6 +103,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     with problems.collect():
         find_resumed_checkpoint(config)
     pretrained = load_pretrained(config.init_from) if config.init_from else None
+    vae = load_vae(config.vae)
     check_model_options(config, pretrained, problems)
 
     # 2. images
@@ -118,14 +121,15 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     uses_labels = config.text_encoder.enabled and summary.label_names is not None
     if model.get("num_class_embeds") is None and not uses_labels:
         data = replace(data, label_column="none")
-    num_parameters = check_model(config, model, data, summary, problems)
+    num_parameters = check_model(config, model, data, summary, vae, problems)
     check_evaluation(config, data, model, problems)
 
     # 3. machine and length of the run
     settings = resolve_length(config, data, summary, problems)
     problems.raise_errors()
     resolved = ResolvedConfig(**(vars(config) | settings | {"data": data, "model": model}))
-    for line in (*describe_images(config.data, summary), *describe_run(resolved, pretrained, num_parameters, summary)):
+    run_lines = describe_run(resolved, pretrained, num_parameters, summary, vae)
+    for line in (*describe_images(config.data, summary), *run_lines):
         logger.info(line)
     for warning in problems.warnings:
         logger.warning("Warning: %s", warning)
@@ -193,6 +197,11 @@ def check_model_options(config: TrainingConfig, pretrained: PretrainedPipeline |
                     f" {format_value(given)}."
                 )
         check_noise_schedule(config.scheduler, pretrained, str(config.init_from), problems)
+        expected = None if pretrained.vae is None else config.init_from
+        if config.vae != expected:
+            problems.errors.append(
+                f"`--vae` must be {expected or 'null'} to fine-tune {config.init_from}, got {config.vae or 'null'}."
+            )
 
 
 def check_noise_schedule(
@@ -291,17 +300,26 @@ def resolve_model(
 
 
 def check_model(
-    config: TrainingConfig, model: dict[str, Any], data: DataConfig, summary: DataSummary, problems: Problems
+    config: TrainingConfig,
+    model: dict[str, Any],
+    data: DataConfig,
+    summary: DataSummary,
+    vae: AutoencoderKL | None,
+    problems: Problems,
 ) -> int:
     """Checks the arguments of the model and the sampling settings, and returns the number of parameters."""
     label_names = summary.label_names
     if label_names is None or len(label_names) != model.get("num_class_embeds"):
         # The errors already contain this problem.
         label_names = None
+    if vae is not None:
+        with problems.collect():
+            check_vae(data, vae)
+    shape = get_sample_shape(data, vae)
     try:
         # The meta device does not allocate the weights.
         with torch.device("meta"):
-            unet = FashionMNISTUNet2DModel(**make_model_config(model, data, label_names, config.text_encoder))
+            unet = FashionMNISTUNet2DModel(**make_model_config(model, shape, label_names, config.text_encoder))
     except (TypeError, ValueError) as error:
         problems.errors.append(f"model: {error}")
         return 0
@@ -312,7 +330,7 @@ def check_model(
             check_num_heads(config.text_encoder, unet)
         if data.streaming:
             problems.errors.append("`--data.streaming` must be false with a text encoder, got true.")
-    pipe = make_run_pipeline(config, unet, make_noise_scheduler(config.scheduler))
+    pipe = make_run_pipeline(config, unet, make_noise_scheduler(config.scheduler), vae)
     sections = {"samples": config.samples} | ({"eval": config.eval} if config.eval.every_n_epochs else {})
     for section, sampling in sections.items():
         with problems.collect(section):

@@ -40,6 +40,7 @@ from states import copy_tensors, get_optimizer_tensors, set_optimizer_tensors, w
 GRID_COLUMNS = 16
 GRID_ROWS = 4
 NORM_NUM_GROUPS = 8
+EVALUATION_BATCH_SIZE = 32
 # A resumed run may change these settings.
 CHANGEABLE_SETTINGS = {"output_dir", "resume", "num_epochs", "mixed_precision", "save_minutes"}
 
@@ -95,7 +96,7 @@ class AutoencoderConfig:
         if not (self.save_minutes > 0 and self.kl_weight >= 0):
             raise ValueError("`--save_minutes` must be positive and `--kl_weight` must not be negative.")
         if self.data.streaming:
-            raise ValueError("`--data.streaming` must be false, because the autoencoder is trained on images in memory.")
+            raise ValueError("`--data.streaming` must be false, because all images are kept in memory.")
 
 
 class Autoencoder(torch.nn.Module):
@@ -107,9 +108,10 @@ class Autoencoder(torch.nn.Module):
 
     def forward(self, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the reconstructions of `images`, `(B, C, H, W)`, and the KL divergence per latent value."""
-        posterior: Any = self.vae.encode(images).latent_dist
-        reconstructions = self.vae.decode(posterior.sample(generator)).sample
-        return reconstructions, posterior.kl().mean() / posterior.mean[0].numel()
+        encoded: Any = self.vae.encode(images)
+        posterior = encoded.latent_dist
+        decoded: Any = self.vae.decode(posterior.sample(generator))
+        return decoded.sample, posterior.kl().mean() / posterior.mean[0].numel()
 
 
 def split_images(images: ImageTensors, num_validation_images: int, seed: int) -> tuple[ImageTensors, ImageTensors]:
@@ -155,9 +157,11 @@ def make_vae(config: AutoencoderConfig, images: ImageTensors) -> AutoencoderKL:
 def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
     """Returns the means of the latents of uint8 images `(N, C, H, W)`, float32, and the uint8 reconstructions."""
     latents, reconstructions = [], []
-    for batch in images.split(32):
-        latents.append(vae.encode(to_model_input(batch).to(vae.device)).latent_dist.mode())  # pyright: ignore
-        reconstructions.append(to_uint8(vae.decode(latents[-1]).sample).cpu())  # pyright: ignore
+    for batch in images.split(EVALUATION_BATCH_SIZE):
+        encoded: Any = vae.encode(to_model_input(batch).to(vae.device))
+        latents.append(encoded.latent_dist.mode())
+        decoded: Any = vae.decode(latents[-1])
+        reconstructions.append(to_uint8(decoded.sample).cpu())
     return torch.cat(latents), torch.cat(reconstructions)
 
 
@@ -333,21 +337,16 @@ def parse_config(args: list[str]) -> AutoencoderConfig:
     parser.add_class_arguments(AutoencoderConfig, None)
     settings = vars(parser.instantiate(parser.parse_args(args)))
     del settings["config"]
-    try:
-        return AutoencoderConfig(**settings)
-    except ValueError as error:
-        parser.error(str(error))
+    return AutoencoderConfig(**settings)
 
 
 def main(args: list[str]) -> None:
-    config = parse_config(args)
-    advice = "Run the same command with --resume=true to continue."
     try:
-        trainer = AutoencoderTrainer(config)
+        trainer = AutoencoderTrainer(parse_config(args))
         trainer.train()
     except KeyboardInterrupt as interrupt:
         code = 143 if isinstance(interrupt, Terminated) else 130
-        print(f"train_autoencoder.py: Interrupted. {advice}", file=sys.stderr)
+        print("train_autoencoder.py: Interrupted. Pass --resume=true to continue.", file=sys.stderr)
         raise SystemExit(code) from None
     except (FloatingPointError, WriteError) as error:
         print(f"train_autoencoder.py: error: {error}", file=sys.stderr)

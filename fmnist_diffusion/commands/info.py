@@ -58,6 +58,7 @@ def describe(pipe: "FashionMNISTPipeline", folder: Path) -> dict[str, Any]:
         "model": type(pipe.unet).__name__,
         "parameters": pipe.unet.num_parameters(),
         "text_encoder": pipe.text_encoder and describe_text_encoder(pipe),
+        "vae": pipe.vae and describe_vae(pipe),
         "config": get_changed_options(pipe.unet),
         "weights": {
             path.name: {"bytes": path.stat().st_size, "dtype": ", ".join(sorted(weights_dtypes(path)))}
@@ -83,6 +84,15 @@ def describe_text_encoder(pipe: "FashionMNISTPipeline") -> dict[str, Any]:
     }
 
 
+def describe_vae(pipe: "FashionMNISTPipeline") -> dict[str, Any]:
+    return {
+        "model": type(pipe.vae).__name__,
+        "parameters": pipe.vae.num_parameters(),
+        "latent_shape": list(pipe.latent_shape),
+        "scaling_factor": pipe.vae.config["scaling_factor"],
+    }
+
+
 def get_changed_options(component: Any) -> dict[str, Any]:
     """Returns the options of a model or scheduler that differ from the defaults of its class."""
 
@@ -101,13 +111,21 @@ def format_facts(facts: dict[str, Any]) -> list[str]:
     steps = f"{facts['num_inference_steps']} steps"
     if facts["timestep_power"] is not None:
         steps += f", timestep power {facts['timestep_power']}"
-    text = facts["text_encoder"]
+    text, vae = facts["text_encoder"], facts["vae"]
     return [
         f"folder      {facts['folder']}",
         f"model       {facts['model']}, {facts['parameters']:,} parameters",
         *(
             [f"text        {text['model']}, {text['parameters']:,} parameters, {text['tokens']:,} tokens"]
             if text
+            else []
+        ),
+        *(
+            [
+                f"latents     {vae['model']}, {vae['parameters']:,} parameters,"
+                f" {'x'.join(map(str, vae['latent_shape']))} (channels x height x width)"
+            ]
+            if vae
             else []
         ),
         *format_section("  non-default options", facts["config"]),

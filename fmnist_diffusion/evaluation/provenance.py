@@ -15,10 +15,10 @@ PACKAGES = ("fmnist-diffusion", "torch", "diffusers", "transformers", "torchmetr
 def weights_hash(pipe: FashionMNISTPipeline) -> str:
     """Returns the SHA-256 of the names and float32 values of the weights and buffers of the model.
 
-    If the pipeline has a text encoder, its weights and buffers are included.
+    If the pipeline has a text encoder or an autoencoder, their weights and buffers are included.
     """
     digest = hashlib.sha256()
-    for model in (pipe.unet, pipe.text_encoder):
+    for model in (pipe.unet, pipe.text_encoder, pipe.vae):
         for name, tensor in sorted(model.state_dict().items()) if model is not None else ():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from fmnist_diffusion.data import DEFAULT_DATASET, get_height_width
+from fmnist_diffusion.data import DEFAULT_DATASET
 from fmnist_diffusion.pipelines import FashionMNISTPipeline
 
 from .metadata import flatten, format_number, measured_metrics
@@ -46,6 +46,8 @@ def make_model_card(
     model_name = repo_id.rpartition("/")[2]
     dataset_type, dataset_name = get_reference(metrics or {})
     config = pipe.unet.config
+    channels, height, width = pipe.image_shape
+    models = [model for model in (pipe.unet, pipe.text_encoder, pipe.vae) if model is not None]
     task = "unconditional-image-generation" if pipe.text_encoder is None else "text-to-image"
     method = "flow-matching" if pipe.prediction_type == "flow_prediction" else "ddpm"
     card_data = ModelCardData(
@@ -77,8 +79,8 @@ def make_model_card(
         model_name=model_name,
         repo_id=repo_id,
         model_class=type(pipe.unet).__name__,
-        channels=config["out_channels"],
-        size=format_size(config["sample_size"]),
+        channels=channels,
+        size=f"{height}x{width}",
         options={
             format_code(name): format_cell(value)
             for name, value in config.items()
@@ -87,7 +89,8 @@ def make_model_card(
         label_names=pipe.label_names,
         text=pipe.text_encoder is not None,
         arguments=get_example_arguments(pipe),
-        parameters=sum(model.num_parameters() for model in (pipe.unet, pipe.text_encoder) if model is not None),
+        latent=pipe.vae is not None,
+        parameters=sum(model.num_parameters() for model in models),
         dtype=str(pipe.unet.dtype).removeprefix("torch."),
         scheduler=type(pipe.scheduler).__name__,
         num_inference_steps=pipe.config["num_inference_steps"],
@@ -131,11 +134,6 @@ def get_reference(metrics: dict[str, Any]) -> tuple[str, str]:
         return DEFAULT_DATASET, "Fashion-MNIST"
     name = str(reference.get("name"))
     return get_dataset({"data.dataset_name": name}) or "custom", name
-
-
-def format_size(sample_size: int | list[int] | tuple[int, ...]) -> str:
-    height, width = get_height_width(sample_size)
-    return f"{height}x{width}"
 
 
 def format_cell(value: Any) -> str:

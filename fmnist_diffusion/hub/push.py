@@ -20,6 +20,7 @@ OWN_FILES = [
     "text_encoder/*",
     "tokenizer/*",
     "unet/*",
+    "vae/*",
     "metrics.json",
     "train_config.json",
 ]

@@ -17,10 +17,12 @@ from .files import (
     INDEX_NAME,
     SCHEDULER_CONFIG,
     TEXT_ENCODER_CONFIGS,
-    UNET_CONFIG,
+    VAE_CONFIG,
     check_weights,
     get_text_weights_name,
-    has_text_encoder,
+    get_weights_name,
+    has_component,
+    list_weights,
     read_json_object,
 )
 from .pipeline_fmnist import check_settings
@@ -55,7 +57,7 @@ def load_components(
     path: str, *, variant: str | None = None, device_map: Any = None, **kwargs: Any
 ) -> tuple[Any, Any, dict[str, Any]]:
     """
-    Loads a model, a scheduler and, if the pipeline has them, a text encoder and a tokenizer.
+    Loads a model, a scheduler and, if the pipeline has them, a text encoder, a tokenizer and an autoencoder.
 
     Args:
         path (`str`): A folder, or a repository id such as `owner/name`.
@@ -69,7 +71,7 @@ def load_components(
         `ValueError`: If `use_safetensors` is `False`.
     """
     unet, scheduler = kwargs.pop("unet", None), kwargs.pop("scheduler", None)
-    text_components = {name: kwargs.pop(name) for name in ("text_encoder", "tokenizer") if name in kwargs}
+    components = {name: kwargs.pop(name) for name in ("text_encoder", "tokenizer", "vae") if name in kwargs}
     hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
     folder = Path(path)
     if not folder.is_dir():
@@ -91,12 +93,16 @@ def load_components(
     settings |= {name: kwargs.pop(name) for name in list(settings) if name in kwargs}
     if scheduler is None:
         scheduler = load_scheduler(folder, index)
-    if has_text_encoder(index):
-        text_components = load_text_components(folder, variant, device_map, **kwargs) | text_components
+    if has_component(index, "text_encoder"):
+        components = load_text_components(folder, variant, device_map, **kwargs) | components
+    if has_component(index, "vae") and "vae" not in components:
+        components["vae"] = load_model(folder, diffusers.AutoencoderKL, "vae", variant, device_map, **kwargs)
     if unet is None:
-        unet = load_unet(folder, index, variant, device_map, **kwargs)
-    check_text_encoder(folder, unet, text_components.get("text_encoder"))
-    return unet, scheduler, settings | text_components
+        _read_class_name(folder / INDEX_NAME, index, "unet")
+        unet = load_model(folder, FashionMNISTUNet2DModel, "unet", variant, device_map, **kwargs)
+    check_text_encoder(folder, unet, components.get("text_encoder"))
+    check_vae(folder, unet, components.get("vae"))
+    return unet, scheduler, settings | components
 
 
 def _read_class_name(path: Path, index: Mapping[str, Any], component: str) -> str:
@@ -158,36 +164,45 @@ def _check_noise_schedule(path: Path, scheduler: Any) -> None:
         raise OSError(f"The noise schedule in {path} must have betas in [0, 1] that are not all 0.")
 
 
-def load_unet(
-    folder: Path, index: Mapping[str, Any], variant: str | None, device_map: Any, **kwargs: Any
-) -> FashionMNISTUNet2DModel:
-    """Loads the model of a pipeline; raises `OSError` if a file is damaged or does not exist."""
-    _read_class_name(folder / INDEX_NAME, index, "unet")
+def load_model(
+    folder: Path, model_class: Any, component: str, variant: str | None, device_map: Any, **kwargs: Any
+) -> Any:
+    """
+    Loads the U-Net or the autoencoder of a pipeline.
+
+    Args:
+        folder (`Path`): Folder of the pipeline.
+        model_class (`type`): Class of the model.
+        component (`str`): Name of the component and of its folder: `"unet"` or `"vae"`.
+        variant, device_map, kwargs: See [`FashionMNISTPipeline.from_pretrained`].
+
+    Raises:
+        `OSError`: If a file is damaged or does not exist.
+        `ValueError`: If `use_safetensors` is `False`.
+    """
     for name in ("trust_remote_code", "output_loading_info"):
         kwargs.pop(name, None)
     if not kwargs.pop("use_safetensors", True):
         raise ValueError("`use_safetensors` must be True, because other formats can run code when they are loaded.")
     for name in ("dtype", "torch_dtype"):
         if isinstance(kwargs.get(name), dict):
-            kwargs[name] = kwargs[name].get("unet", kwargs[name].get("default", torch.float32))
-    path = folder / UNET_CONFIG
+            kwargs[name] = kwargs[name].get(component, kwargs[name].get("default", torch.float32))
+    if isinstance(device_map, dict):
+        device_map = {"": device_map[component]} if component in device_map else None
+    path = folder / component / "config.json"
     config = read_json_object(path)
     if "quantization_config" in config:
         raise OSError(f"`quantization_config` in {path} is not supported. Remove it.")
     # The meta device allocates no memory, so the files can be checked before a large model is created.
     with _named_errors(path), torch.device("meta"):
-        model: Any = FashionMNISTUNet2DModel.from_config(config)
-    weights = check_weights(folder, variant, model)
-    unet: Any = FashionMNISTUNet2DModel.from_pretrained(
-        str(folder),
-        subfolder="unet",
-        variant=variant,
-        device_map={"": device_map["unet"]} if isinstance(device_map, dict) else device_map,
-        use_safetensors=True,
-        **kwargs,
+        model: Any = model_class.from_config(config)
+    paths = list_weights(folder, variant) if component == "unet" else [folder / get_weights_name(variant, component)]
+    check_weights(paths, path, model)
+    model = model_class.from_pretrained(
+        str(folder), subfolder=component, variant=variant, device_map=device_map, use_safetensors=True, **kwargs
     )
-    check_finite(unet, weights[0])
-    return unet
+    check_finite(model, paths[0])
+    return model
 
 
 def load_text_components(folder: Path, variant: str | None, device_map: Any, **kwargs: Any) -> dict[str, Any]:
@@ -236,6 +251,22 @@ def check_text_encoder(folder: Path, unet: Any, text_encoder: Any) -> None:
             f"The text encoder in {folder} does not fit the model: `hidden_size` must be {expected}, got"
             f" {hidden_size}. Save or download the pipeline again."
         )
+
+
+def check_vae(folder: Path, unet: Any, vae: Any) -> None:
+    """Raises `OSError` if the latents of the autoencoder do not fit the model or cannot be scaled."""
+    if vae is None:
+        return
+    channels, expected = vae.config.latent_channels, unet.config.in_channels
+    if channels != expected:
+        raise OSError(
+            f"The autoencoder in {folder} does not fit the model: `latent_channels` must be {expected}, got"
+            f" {channels}. Save or download the pipeline again."
+        )
+    for name, value in (("scaling_factor", vae.config.scaling_factor), ("shift_factor", vae.config.shift_factor or 0)):
+        is_number = isinstance(value, int | float) and math.isfinite(value)
+        if not is_number or (name == "scaling_factor" and value <= 0):
+            raise OSError(f"`{name}` in {folder / VAE_CONFIG} must be a finite number, got {str(value)[:100]!r}.")
 
 
 def check_finite(model: torch.nn.Module, path: Path | str) -> None:

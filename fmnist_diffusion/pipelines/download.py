@@ -18,11 +18,12 @@ from .files import (
     SCHEDULER_CONFIG,
     TEXT_ENCODER_CONFIGS,
     UNET_CONFIG,
+    VAE_CONFIG,
     get_shard_names,
     get_text_weights_name,
     get_weights_index_name,
     get_weights_name,
-    has_text_encoder,
+    has_component,
     read_json_object,
 )
 
@@ -146,8 +147,11 @@ class _Files:
     def _list_files(self, index: Path) -> list[str]:
         """Returns the files that a pipeline with this `model_index.json` requires, except the weights of the U-Net."""
         names = [*([SCHEDULER_CONFIG] if self.scheduler else []), *([UNET_CONFIG] if self.unet else [])]
-        if has_text_encoder(read_json_object(index)):
+        content = read_json_object(index)
+        if has_component(content, "text_encoder"):
             names += [*TEXT_ENCODER_CONFIGS, get_text_weights_name(self.variant)]
+        if has_component(content, "vae"):
+            names += [VAE_CONFIG, get_weights_name(self.variant, "vae")]
         return names
 
     def _find_file(self, name: str, revision: str) -> Path | None:

@@ -2,9 +2,9 @@
 
 import json
 import math
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import torch
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
@@ -14,6 +14,7 @@ from safetensors import SafetensorError, safe_open
 INDEX_NAME = "model_index.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 UNET_CONFIG = "unet/config.json"
+VAE_CONFIG = "vae/config.json"
 TEXT_ENCODER_CONFIGS = ("text_encoder/config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
 MAX_JSON_BYTES = 10_000_000
 MAX_WEIGHTS_BYTES = 4_000_000_000
@@ -21,18 +22,18 @@ MAX_WEIGHTS_BYTES = 4_000_000_000
 MAX_INTEGER = 1_000_000
 
 
-def get_weights_name(variant: str | None) -> str:
+def get_weights_name(variant: str | None, component: str = "unet") -> str:
     stem, suffix = SAFETENSORS_WEIGHTS_NAME.split(".")
-    return f"unet/{stem}.{variant}.{suffix}" if variant else f"unet/{SAFETENSORS_WEIGHTS_NAME}"
+    return f"{component}/{stem}.{variant}.{suffix}" if variant else f"{component}/{SAFETENSORS_WEIGHTS_NAME}"
 
 
 def get_text_weights_name(variant: str | None) -> str:
     return f"text_encoder/model.{variant}.safetensors" if variant else "text_encoder/model.safetensors"
 
 
-def has_text_encoder(index: Mapping[str, Any]) -> bool:
-    """Returns whether a pipeline has a text encoder; `index` is the content of its `model_index.json`."""
-    return index.get("text_encoder") not in (None, [None, None])
+def has_component(index: Mapping[str, Any], component: Literal["text_encoder", "vae"]) -> bool:
+    """Returns whether a pipeline has an optional component; `index` is the content of its `model_index.json`."""
+    return index.get(component) not in (None, [None, None])
 
 
 def get_weights_index_name(variant: str | None) -> str:
@@ -103,36 +104,37 @@ def get_shard_names(index_path: Path) -> list[str]:
     return [f"unet/{name}" for name in sorted(names)]
 
 
-def check_weights(folder: Path, variant: str | None, model: torch.nn.Module) -> list[Path]:
+def list_weights(folder: Path, variant: str | None) -> list[Path]:
+    """Returns the files with the weights of the U-Net; raises `OSError` if the list of the shards is damaged."""
+    index_path = folder / get_weights_index_name(variant)
+    names = get_shard_names(index_path) if index_path.is_file() else [get_weights_name(variant)]
+    return [folder / name for name in names]
+
+
+def check_weights(paths: Sequence[Path], config: Path, model: torch.nn.Module) -> None:
     """
     Checks the names, shapes and dtypes of the weights without loading them.
 
     Args:
-        folder (`Path`): Folder of the pipeline.
-        variant (`str`, *optional*): Variant of the weights.
-        model (`torch.nn.Module`): A model with the stored config, which may be on the meta device.
-
-    Returns:
-        `list[Path]`: The files with the weights.
+        paths (`Sequence[Path]`): The files with the weights.
+        config (`Path`): The file with the config of the model.
+        model (`torch.nn.Module`): A model with this config, which may be on the meta device.
 
     Raises:
         `OSError`: If a file does not exist, is damaged, or does not fit the model.
     """
-    index_path = folder / get_weights_index_name(variant)
-    names = get_shard_names(index_path) if index_path.is_file() else [get_weights_name(variant)]
-    paths = [folder / name for name in names]
     expected = model.state_dict()
     for path in paths:
         for name, (shape, is_floating_point) in _read_header(path).items():
             tensor = expected.pop(name, None)
             if tensor is None:
                 raise OSError(
-                    f"{path} contains {name}, which the model in {folder / UNET_CONFIG} does not have."
+                    f"{path} contains {name}, which the model in {config} does not have."
                     " Download or save the pipeline again."
                 )
             if shape != tuple(tensor.shape):
                 raise OSError(
-                    f"{name} in {path} has shape {shape}, but {folder / UNET_CONFIG} requires {tuple(tensor.shape)}."
+                    f"{name} in {path} has shape {shape}, but {config} requires {tuple(tensor.shape)}."
                     " Download or save the pipeline again."
                 )
             if is_floating_point != tensor.is_floating_point():
@@ -142,10 +144,9 @@ def check_weights(folder: Path, variant: str | None, model: torch.nn.Module) -> 
                 )
     if expected:
         raise OSError(
-            f"{paths[0]} does not contain {next(iter(expected))}, which the model in {folder / UNET_CONFIG} requires."
+            f"{paths[0]} does not contain {next(iter(expected))}, which the model in {config} requires."
             " Download or save the pipeline again."
         )
-    return paths
 
 
 def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
