@@ -333,11 +333,8 @@ class AutoencoderTrainer:
 
 def parse_config(args: list[str]) -> AutoencoderConfig:
     parser = ArgumentParser(prog="train_autoencoder.py", description=__doc__)
-    parser.add_argument("--config", action="config", help="YAML file with settings")
     parser.add_class_arguments(AutoencoderConfig, None)
-    settings = vars(parser.instantiate(parser.parse_args(args)))
-    del settings["config"]
-    return AutoencoderConfig(**settings)
+    return AutoencoderConfig(**vars(parser.instantiate(parser.parse_args(args))))
 
 
 def main(args: list[str]) -> None:

@@ -6,6 +6,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.commands import main
+from latent_pipelines import get_latent_pipeline
 from saved_pipelines import METRICS, save_pipeline
 from text_pipelines import get_text_pipeline
 
@@ -19,6 +20,7 @@ def test_json_output_describes_the_pipeline(pipeline, capsys):
         "model": "FashionMNISTUNet2DModel",
         "parameters": sum(parameter.numel() for parameter in pipe.unet.parameters()),
         "text_encoder": None,
+        "vae": None,
         "config": {
             "sample_size": 8,
             "block_out_channels": [8, 16],
@@ -79,6 +81,14 @@ def test_text_encoder_is_described(tmp_path, capsys):
     main(["info", str(tmp_path)])
     num_parameters = sum(parameter.numel() for parameter in pipe.text_encoder.parameters())
     line = f"text        CLIPTextModel, {num_parameters:,} parameters, {len(pipe.tokenizer):,} tokens"
+    assert line in capsys.readouterr().out.splitlines()
+
+
+def test_autoencoder_is_described(tmp_path, capsys):
+    pipe = get_latent_pipeline()
+    pipe.save_pretrained(tmp_path)
+    main(["info", str(tmp_path)])
+    line = f"latents     AutoencoderKL, {pipe.vae.num_parameters():,} parameters, 2x8x8 (channels x height x width)"
     assert line in capsys.readouterr().out.splitlines()
 
 
