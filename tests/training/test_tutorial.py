@@ -44,6 +44,8 @@ def test_notebook_is_saved_without_outputs():
 def test_notebook_runs(tmp_path: Path, complete_fashion_mnist_folder: Path, monkeypatch: pytest.MonkeyPatch):
     # The kernel inherits the environment variables.
     monkeypatch.setenv("HF_HUB_OFFLINE", "1")
+    # The plots appear even if the environment selects another backend.
+    monkeypatch.setenv("MPLBACKEND", "agg")
     # With several threads, small models train much more slowly on a busy machine.
     monkeypatch.setenv("OMP_NUM_THREADS", "1")
     for name in ("IPYTHONDIR", "JUPYTER_CONFIG_DIR", "JUPYTER_DATA_DIR", "JUPYTER_RUNTIME_DIR"):
