@@ -263,9 +263,7 @@ class Engine:
 
         def on_step_end(pipe: Any, i: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict:
             pipe._interrupt = stopped.is_set()
-            with torch.no_grad():
-                decoded = [to_uint8(pipe.decode_latents(tensors[name])) for name in TENSOR_NAMES]
-            put_step(i, *decoded)
+            put_step(i, *(to_uint8(pipe.decode_latents(tensors[name])) for name in TENSOR_NAMES))
             return {}
 
         def run() -> None:

@@ -69,8 +69,8 @@ class AutoencoderConfig:
     output_dir: str = "output/autoencoder"
     resume: bool = False
     seed: int = 0
-    num_epochs: int = 100
-    train_batch_size: int = 16
+    num_epochs: int = 10
+    train_batch_size: int = 8
     mixed_precision: Literal["no", "bf16", "fp16"] | None = None
     num_validation_images: int = 256
     save_minutes: float = 5.0
@@ -245,6 +245,7 @@ class AutoencoderTrainer:
                         self.interrupts.stop()
                 progress.epoch, progress.batch = progress.epoch + 1, 0
             self._save(losses)
+        self.accelerator.end_training()
 
     def _train_batch(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         reconstructions, divergence = self.model(images, generator)

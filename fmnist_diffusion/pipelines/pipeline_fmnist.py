@@ -1520,8 +1520,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         frames = []
 
         def save_frame(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> None:
-            with torch.no_grad():
-                frames.append(self.image_processor.postprocess(self.decode_latents(tensors[tensor_name]), "pil"))
+            frames.append(self.image_processor.postprocess(self.decode_latents(tensors[tensor_name]), "pil"))
 
         (images,) = self(
             class_labels,

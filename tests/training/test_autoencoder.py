@@ -14,7 +14,11 @@ from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.data import load_images, to_model_input
 from fmnist_diffusion.pipelines import encode_images
 from latent_pipelines import make_vae
+from parsing import parse_config
 from trainer import Trainer
+
+
+DISTILL = Path(__file__).parents[2] / "training" / "configs" / "distill.yaml"
 
 
 @pytest.fixture
@@ -48,7 +52,11 @@ def test_encoded_dataset_keeps_the_labels(fashion_mnist_folder: Path):
 
 
 def test_run_exports_a_pipeline_and_can_be_resumed_and_fine_tuned(
-    tmp_path: Path, launch: Callable[..., None], fail_to_launch: Callable[..., str], vae_folder: Path
+    tmp_path: Path,
+    launch: Callable[..., None],
+    fail_to_launch: Callable[..., str],
+    vae_folder: Path,
+    capsys: pytest.CaptureFixture[str],
 ):
     latent = [f"--vae={vae_folder}", "--model.num_class_embeds=10", "--ema.enabled=true"]
     launch(*latent, "--max_train_steps=4", "--checkpointing_steps=2", "--checkpoints_total_limit=3")
@@ -69,6 +77,9 @@ def test_run_exports_a_pipeline_and_can_be_resumed_and_fine_tuned(
 
     tuned = [f"--init_from={folder}", f"--output_dir={tmp_path / 'tuned'}", "--max_train_steps=1"]
     assert f"`--vae` must be {folder} to fine-tune" in fail_to_launch(*tuned, f"--vae={vae_folder}")
+    with pytest.raises(SystemExit):
+        parse_config([f"--config={DISTILL}", f"--init_from={folder}"], program="distill.py")
+    assert "distill.py does not support latent diffusion" in capsys.readouterr().err
     launch(*tuned)
     assert_equal_weights(load_pipeline(tmp_path / "tuned" / "pipeline").vae.state_dict(), pipe.vae.state_dict())
 
