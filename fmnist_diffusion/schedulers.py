@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 
 
 if TYPE_CHECKING:
+    import torch
     from diffusers import SchedulerMixin
 
 
@@ -43,6 +44,24 @@ NOISE_SCHEDULE_OPTIONS = (
 # A schedule has a near-zero terminal SNR if its last `alphas_cumprod` is below this threshold. The last value is 4e-5
 # for linear schedules and 2e-9 for cosine schedules.
 NEAR_ZERO_SNR = 1e-6
+
+
+def compute_angles(alphas_cumprod: torch.Tensor) -> torch.Tensor:
+    r"""
+    Expresses noise levels as angles.
+
+    A noisy image is $x_\theta = \cos(\theta)\,x_0 + \sin(\theta)\,\epsilon$, where $\cos^2(\theta)$ is
+    `alphas_cumprod` (arXiv 2202.00512, appendix D).
+
+    Args:
+        alphas_cumprod (`torch.Tensor` of shape `(num_train_timesteps,)`): See [`DDPMScheduler`].
+
+    Returns:
+        `torch.Tensor` of shape `(num_train_timesteps,)`: The increasing angles between 0 (clean image) and pi/2 (pure
+        noise), in float64.
+    """
+    alphas_cumprod = alphas_cumprod.double()
+    return (1 - alphas_cumprod).sqrt().atan2(alphas_cumprod.sqrt())
 
 
 def get_scheduler_class(scheduler: str | type[SchedulerMixin]) -> tuple[type[Any], dict[str, Any]]:
@@ -110,14 +129,14 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
     if not issubclass(scheduler_class, DPMSolverMultistepScheduler):
         # `algorithm_type` has different values in different solvers.
         ignored.add("algorithm_type")
-    if uses_flow_matching(config):
+    if is_flow_matching_config(config):
         # Flow matching has no betas, and its schedulers have different names for the same options.
         ignored |= config.keys() - inspect.signature(scheduler_class).parameters.keys()
     config = {name: value for name, value in config.items() if name not in ignored}
     return scheduler_class.from_config(config, **options)
 
 
-def uses_flow_matching(config: Mapping[str, Any]) -> bool:
+def is_flow_matching_config(config: Mapping[str, Any]) -> bool:
     """Returns whether the config of a scheduler belongs to a flow-matching model."""
     # The flow-matching schedulers of diffusers have a `shift`, but no `prediction_type`.
     return "shift" in config or config.get("prediction_type") == "flow_prediction"
@@ -139,7 +158,8 @@ def get_flow_options(scheduler_class: type[Any], config: Mapping[str, Any]) -> d
     """
     from .pipelines.pipeline_fmnist import FLOW_MATCH_SCHEDULERS, FLOW_SOLVERS
 
-    flow_matching, only_flow_matching = uses_flow_matching(config), issubclass(scheduler_class, FLOW_MATCH_SCHEDULERS)
+    flow_matching = is_flow_matching_config(config)
+    only_flow_matching = issubclass(scheduler_class, FLOW_MATCH_SCHEDULERS)
     if flow_matching and not issubclass(scheduler_class, FLOW_MATCH_SCHEDULERS + FLOW_SOLVERS):
         raise ValueError(
             f"{scheduler_class.__name__} does not support this flow-matching model. Use a different scheduler, such as"

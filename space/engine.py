@@ -175,10 +175,18 @@ class Engine:
         except (EntryNotFoundError, OSError, ValueError):
             return None
 
+    def supports(self, scheduler: str) -> bool:
+        """Returns whether the model can be sampled with this scheduler, such as `"ddim"`."""
+        try:
+            copy_pipeline(self.pipe, scheduler)
+        except ValueError:
+            return False
+        return True
+
     def get_labels(self, request: GenerationRequest) -> list[str]:
-        """Returns the class name of each image, or an empty list for an unconditional model."""
+        """Returns the class name of each image, or an empty list for a model without classes."""
         if request.labels and not self.label_names:
-            raise RequestError("This model is unconditional. Leave the classes empty.")
+            raise RequestError("This model has no classes. Leave the classes empty.")
         if not set(request.labels) <= set(self.label_names):
             raise RequestError(f"The classes must be among {join_names(self.label_names)}.")
         names = request.labels or self.label_names
@@ -220,16 +228,24 @@ class Engine:
             kwargs |= {"image": image, "strength": strength, "mask_image": mask_image}
         yield from self._steps("__call__", request, kwargs)
 
-    def interpolate(self, request: GenerationRequest, seeds: tuple[int, int]) -> Generator[Step]:
+    def interpolate(
+        self, request: GenerationRequest, seeds: tuple[int, int], last_prompt: str = ""
+    ) -> Generator[Step]:
         """
-        Interpolates from the first seed and class to the last ones.
+        Interpolates from the first seed and class or prompt to the last ones.
 
         Args:
-            request ([`GenerationRequest`]): The settings; its labels are the first and the last class.
+            request ([`GenerationRequest`]):
+                The settings; its labels are the first and the last class, and its prompt is the first one.
             seeds (`tuple[int, int]`): Seeds of the first and the last image.
+            last_prompt (`str`, defaults to `""`): Prompt of the last image; only used by text-conditional models.
         """
         self.get_labels(request)
-        kwargs = {"class_labels": request.labels or None, "seeds": seeds, "num_images": request.num_images}
+        kwargs: dict[str, Any] = {"seeds": seeds, "num_images": request.num_images}
+        if self.has_prompts:
+            kwargs["prompt"] = [request.prompt, last_prompt]
+        elif request.labels:
+            kwargs["class_labels"] = request.labels
         yield from self._steps("interpolate", request, kwargs)
 
     def _steps(self, *args: Any) -> Generator[Step]:

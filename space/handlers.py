@@ -1,9 +1,9 @@
 """Event handlers of the page, and endpoints for API and MCP clients."""
 
 import tempfile
-from collections.abc import Generator, Iterator
+from collections.abc import Iterator
 from contextlib import closing, contextmanager
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -27,6 +27,16 @@ from engine import (
 from fmnist_diffusion import bundled_pipelines
 from fmnist_diffusion.hub.metadata import measured_metrics
 from fmnist_diffusion.loading import get_short_name
+from runs import (
+    FRAME_COLUMNS,
+    Run,
+    Update,
+    disable_download,
+    enable_download,
+    get_positions,
+    show_live,
+    yield_final_grid,
+)
 from uploads import EXAMPLES, open_upload, parse_mask, to_fashion_mnist, to_model_size
 
 
@@ -38,19 +48,6 @@ FIRST_SEED = 25
 FIRST_INTERPOLATION_SEEDS = (3, 4)
 # Runs with at most this number of steps start when a setting changes.
 MAX_LIVE_STEPS = 4
-# Number of frames of an interpolation per row.
-FRAME_COLUMNS = 12
-
-Update = Any
-
-
-@dataclass(frozen=True)
-class Run:
-    """The settings of a valid request, the captions of its images, and the steps of its generation."""
-
-    settings: dict[str, Any]
-    captions: list[str]
-    steps: Generator[Step]
 
 
 @contextmanager
@@ -86,29 +83,6 @@ def make_request(
         seed=seed,
         prompt="" if prompt is None else prompt,
     )
-
-
-def get_positions(num_images: int) -> list[str]:
-    """Returns the position of each image of an interpolation between the first and the last one."""
-    return [f"{round(100 * i / max(1, num_images - 1))}%" for i in range(num_images)]
-
-
-def enable_download(path: Path) -> Update:
-    """Returns an update of a download button. Gradio copies the file when a handler yields the update."""
-    return gr.update(value=str(path), interactive=True)
-
-
-def disable_download() -> Update:
-    # Gradio modifies the updates that a handler yields, so this must be a new object for each one.
-    return gr.update(value=None, interactive=False)
-
-
-def show_live(run: Run, columns: int = 5) -> Iterator[tuple[str, str]]:
-    """Yields a gallery and a progress bar: first the images that the first step predicts, then the final images."""
-    with closing(run.steps):
-        for step in run.steps:
-            if step.number in (0, step.total):
-                yield markup.gallery(step.predicted, run.captions, columns), markup.progress_bar(step)
 
 
 class Handlers:
@@ -180,17 +154,27 @@ class Handlers:
         return Run({"checkpoint": checkpoint} | asdict(request), captions, steps)
 
     def start_interpolate(
-        self, first_label: Any, last_label: Any, first_seed: Any, last_seed: Any, num_images: Any, *settings: Any
+        self,
+        first_label: Any,
+        last_label: Any,
+        first_seed: Any,
+        last_seed: Any,
+        num_images: Any,
+        num_inference_steps: Any,
+        scheduler: Any,
+        first_prompt: Any = "",
+        last_prompt: Any = "",
     ) -> Run:
         labels = [label for label in (first_label, last_label) if label]
         if self.label_names and len(labels) < 2:
             raise RequestError("Choose the first and the last class.")
         num_images = check_whole_number("number of images", num_images, MIN_FRAMES, MAX_FRAMES)
-        request = make_request(labels, num_images, *settings, guidance_scale=1.0, seed=first_seed)
-        last_seed = replace(request, seed=last_seed).seed
-        captions = get_positions(request.num_images)
-        steps = self.engine.interpolate(request, (request.seed, last_seed))
-        return Run(asdict(request) | {"last_seed": last_seed}, captions, steps)
+        settings = num_images, num_inference_steps, scheduler, 1.0
+        first = make_request(labels, *settings, first_seed, first_prompt)
+        last = make_request(labels, *settings, last_seed, last_prompt)
+        steps = self.engine.interpolate(first, (first.seed, last.seed), last.prompt)
+        ends = {"last_seed": last.seed, "last_prompt": last.prompt}
+        return Run(asdict(first) | ends, get_positions(first.num_images), steps)
 
     def start_image_to_image(self, image: Image.Image, mask: Any, label: Any, strength: Any, *settings: Any) -> Run:
         labels = [label] if label and label != ALL_CLASSES else []
@@ -248,12 +232,14 @@ class Handlers:
                 png = save_grid(row, len(row), run.settings, Path(folder, "image-to-image.png"))
                 yield *shown, enable_download(png)
 
-    def on_compare(self, labels: Any, num_images: Any, seed: Any, *sides: Any) -> Iterator[tuple[Update, ...]]:
+    def on_compare(
+        self, labels: Any, prompt: Any, num_images: Any, seed: Any, *sides: Any
+    ) -> Iterator[tuple[Update, ...]]:
         """Generates images with the settings of both sides, one after the other, from the same seeds."""
         with show_errors():
             runs = []
             for name, *settings in (sides[:4], sides[4:]):
-                runs.append(self.start_generate(name, labels, num_images, *settings, seed))
+                runs.append(self.start_generate(name, labels, num_images, *settings, seed, prompt))
             shown: list[Update] = ["", "", "", ""]
             for side, run in enumerate(runs):
                 with closing(run.steps):
@@ -326,9 +312,11 @@ class Handlers:
         num_images: int,
         num_inference_steps: int,
         scheduler: str,
+        first_prompt: str = "",
+        last_prompt: str = "",
     ) -> Iterator[Update]:
         """
-        Interpolates between two classes and seeds and returns the images in one PNG, in rows of 10.
+        Interpolates between two classes or prompts and two seeds and returns the images in one PNG, in rows of 10.
 
         Args:
             first_label: Class name of the first image.
@@ -338,10 +326,13 @@ class Handlers:
             num_images: Number of images, from 3 to 24.
             num_inference_steps: Number of denoising steps, from 1 to 100.
             scheduler: Name of the scheduler; "default" uses the scheduler stored with the checkpoint.
+            first_prompt: Prompt of the first image; only used by text-conditional checkpoints.
+            last_prompt: Prompt of the last image; only used by text-conditional checkpoints.
         """
         with show_errors():
-            ends = first_label, last_label, first_seed, last_seed
-            yield from yield_final_grid(self.start_interpolate(*ends, num_images, num_inference_steps, scheduler))
+            ends, prompts = (first_label, last_label, first_seed, last_seed), (first_prompt, last_prompt)
+            settings = num_images, num_inference_steps, scheduler
+            yield from yield_final_grid(self.start_interpolate(*ends, *settings, *prompts))
 
     def image_to_image(
         self,
@@ -354,9 +345,10 @@ class Handlers:
         seed: int,
         upload: dict[str, Any] | None = None,
         mask: str = "",
+        prompt: str = "",
     ) -> Iterator[Update]:
         """
-        Transforms an image or a region of it into a different class and returns the results in one PNG, in rows of 10.
+        Transforms an image or a region of it with a class or a prompt and returns one PNG, in rows of 10.
 
         Args:
             example: Name of an example image, which is used if there is no `upload`.
@@ -371,10 +363,11 @@ class Handlers:
                 4 MB). URLs are not downloaded.
             mask: Region to inpaint, as a string with one character for each pixel of the model input (28x28 for
                 Fashion-MNIST), row by row. 1 changes the pixel and 0 keeps it. If empty, all pixels change.
+            prompt: Prompt for all results; only used by text-conditional checkpoints.
         """
         with show_errors():
             image = self.get_image(upload, example)
-            settings = num_inference_steps, scheduler, guidance_scale, seed
+            settings = num_inference_steps, scheduler, guidance_scale, seed, prompt
             yield from yield_final_grid(self.start_image_to_image(image, mask, label, strength, *settings))
 
     def quality(self) -> dict[str, Any]:
@@ -386,13 +379,3 @@ class Handlers:
             metric.title: {"generated": metric.value, "test": metric.test_value}
             for metric in measured_metrics(metrics)
         }
-
-
-def yield_final_grid(run: Run) -> Iterator[Update]:
-    images = []
-    with closing(run.steps):
-        for step in run.steps:
-            images = step.images
-            yield None
-    with tempfile.TemporaryDirectory() as folder:
-        yield str(save_grid(images, GRID_COLUMNS, run.settings, Path(folder, "images.png")))

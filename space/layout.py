@@ -1,24 +1,23 @@
 """Layout of the page: tabs, controls and event listeners."""
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from pathlib import Path
 from typing import Any
 
 import gradio as gr
 
 import markup
-from engine import MAX_FRAMES, MAX_GUIDANCE, MAX_IMAGES, MAX_STEPS, MIN_FRAMES
+from engine import MAX_FRAMES, MAX_GUIDANCE, MAX_IMAGES, MAX_PROMPT_LENGTH, MAX_STEPS, MIN_FRAMES, Engine
 from fmnist_diffusion.sampling import MAX_SEED
 from handlers import (
     ALL_CLASSES,
     DEFAULT_SCHEDULER,
     FIRST_INTERPOLATION_SEEDS,
-    FRAME_COLUMNS,
     MAX_LIVE_STEPS,
     SCHEDULERS,
     Handlers,
-    get_positions,
 )
+from runs import FRAME_COLUMNS, get_positions
 from server import SafeBlocks, get_launch_options, make_file_folder
 
 
@@ -50,12 +49,12 @@ THEME = gr.themes.Base(
     button_primary_background_fill_hover_dark="*primary_800",
 )
 
-PROMPTS = [
-    "a dark pullover",
-    "a bright dress with long sleeves",
-    "an ankle boot with a high heel",
-    "a photo of a flat sandal",
-    "a white bag with a handle",
+# Each entry contains the texts of one or more prompts. The captions of `training/configs/text.yaml` use these words.
+PROMPTS = [("a dark pullover",), ("a dress with sleeves",), ("a high-heeled sandal",), ("a bag with a handle",)]
+INTERPOLATION_PROMPTS = [
+    ("a dark pullover", "a bright pullover"),
+    ("a flat sandal", "a high-heeled sandal"),
+    ("a short coat", "a long coat"),
 ]
 
 Components = list[Any]
@@ -65,14 +64,19 @@ def steps_slider(value: int, info: str | None = None) -> gr.Slider:
     return gr.Slider(1, MAX_STEPS, value, step=1, label="Steps", info=info)
 
 
-def scheduler_dropdown(choices: Sequence[str] = SCHEDULERS) -> gr.Dropdown:
-    return gr.Dropdown(list(choices), value=DEFAULT_SCHEDULER, label="Scheduler")
+def scheduler_dropdown(engines: Iterable[Engine], names: Sequence[str] = SCHEDULERS) -> gr.Dropdown:
+    """Returns the choice of a scheduler that at least one of the engines supports."""
+    engines = list(engines)
+    choices = [name for name in names if name == DEFAULT_SCHEDULER or any(e.supports(name) for e in engines)]
+    return gr.Dropdown(choices, value=DEFAULT_SCHEDULER, label="Scheduler")
 
 
-def sampling_controls(steps: int, is_conditional: bool, guidance: float = 1, info: str | None = None) -> Components:
+def sampling_controls(
+    steps: int, engines: Iterable[Engine], is_conditional: bool, guidance: float = 1, info: str | None = None
+) -> Components:
     return [
         steps_slider(steps, info),
-        scheduler_dropdown(),
+        scheduler_dropdown(engines),
         gr.Slider(1, MAX_GUIDANCE, guidance, step=0.25, label="Guidance scale", visible=is_conditional),
     ]
 
@@ -83,8 +87,9 @@ def checkpoint_controls(
     """Returns the choice of a checkpoint, which sets the number of steps, and the other sampling controls."""
     checkpoint = gr.Dropdown(list(handlers.engines), value=name, label=label)
     num_steps = {name: engine.num_inference_steps for name, engine in handlers.engines.items()}
-    is_conditional = bool(handlers.label_names) or any(engine.has_prompts for engine in handlers.engines.values())
-    controls = sampling_controls(num_steps[name], is_conditional, info=info)
+    engines = handlers.engines.values()
+    is_conditional = bool(handlers.label_names) or any(engine.has_prompts for engine in engines)
+    controls = sampling_controls(num_steps[name], engines, is_conditional, info=info)
     script = markup.look_up(num_steps)
     checkpoint.input(None, checkpoint, controls[0], js=script, queue=False, api_visibility="private")
     return [checkpoint, *controls]
@@ -104,6 +109,25 @@ def class_choice(handlers: Handlers) -> gr.CheckboxGroup | gr.Dropdown:
     if len(names) > MAX_CHECKBOXES:
         return gr.Dropdown(names, value=[], multiselect=True, label="Classes", info=info)
     return gr.CheckboxGroup(names, label="Classes", info=info, visible=bool(names), elem_classes="chips")
+
+
+def prompt_field(label: str = "Prompt", visible: bool = True) -> gr.Textbox:
+    return gr.Textbox(
+        "",
+        label=label,
+        placeholder="Describe the images",
+        max_length=MAX_PROMPT_LENGTH,
+        min_width=180,
+        visible=visible,
+    )
+
+
+def example_buttons(examples: Sequence[tuple[str, ...]], prompts: Components) -> None:
+    """Adds a button for each example, which fills in the prompts."""
+    with gr.Row(elem_classes="examples"):
+        for texts in examples:
+            button = gr.Button(" → ".join(texts), size="sm", min_width=0, scale=0)
+            button.click(None, None, prompts, js=markup.fill_in(texts), queue=False, api_visibility="private")
 
 
 def run_buttons(text: str) -> tuple[gr.Button, gr.Button]:
@@ -182,14 +206,9 @@ def generate_tab(handlers: Handlers, result: gr.Image) -> None:
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
             labels = class_choice(handlers)
-            prompt = gr.Dropdown(
-                PROMPTS,
-                value="",
-                allow_custom_value=True,
-                label="Prompt",
-                info="Choose an example, or describe the images.",
-                visible=handlers.engine.has_prompts,
-            )
+            with gr.Column(visible=handlers.engine.has_prompts, elem_classes="prompts") as column:
+                prompt = prompt_field()
+                example_buttons(PROMPTS, [prompt])
             seed = seed_control(first.seed)
             start, stop = run_buttons("Generate")
         with gr.Column(elem_classes="settings"):
@@ -202,7 +221,7 @@ def generate_tab(handlers: Handlers, result: gr.Image) -> None:
             strip = gr.HTML(elem_id="generate-strip")
             downloads = download_buttons("PNG", "GIF")
     options: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
-    checkpoint.input(handlers.show_prompt, checkpoint, prompt, **options)
+    checkpoint.input(handlers.show_prompt, checkpoint, column, **options)
     inputs = [labels, count, *controls, seed, prompt]
     run = [checkpoint, *inputs], [images, bar, strip, *downloads], [bar]
     event = connect(start.click, stop, handlers.on_generate, *run)
@@ -215,11 +234,14 @@ def interpolate_tab(handlers: Handlers, result: gr.Image) -> None:
     names, first, titles = handlers.label_names, handlers.first_interpolation, ("First", "Last")
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
-            with gr.Row():
+            with gr.Row(visible=bool(names)):
                 labels = [
                     gr.Dropdown(names, value=name, label=f"{title} class", min_width=120, visible=bool(names))
                     for title, name in zip(titles, handlers.first_ends or (None, None), strict=True)
                 ]
+            with gr.Column(visible=handlers.engine.has_prompts, elem_classes="prompts"):
+                prompts = [prompt_field(f"{title} prompt") for title in titles]
+                example_buttons(INTERPOLATION_PROMPTS, prompts)
             seeds = [
                 seed_control(seed, f"{title} seed")
                 for title, seed in zip(titles, FIRST_INTERPOLATION_SEEDS, strict=True)
@@ -228,9 +250,12 @@ def interpolate_tab(handlers: Handlers, result: gr.Image) -> None:
         with gr.Column(elem_classes="settings"):
             count = gr.Slider(MIN_FRAMES, MAX_FRAMES, MAX_FRAMES if first else 12, step=1, label="Number of images")
             steps = steps_slider(handlers.engine.num_inference_steps, LIVE_INFO)
-            scheduler = scheduler_dropdown(INTERPOLATION_SCHEDULERS)
+            scheduler = scheduler_dropdown([handlers.engine], INTERPOLATION_SCHEDULERS)
         with gr.Column(elem_classes="results"):
-            text = markup.placeholder("Interpolate", "see images that change from one seed and class to another")
+            condition = "prompt" if handlers.engine.has_prompts else "class"
+            text = markup.placeholder(
+                "Interpolate", f"see images that change from one seed and {condition} to another"
+            )
             shown_image = shown_bar = ""
             if first:
                 captions, middle = get_positions(len(first.images)), len(first.images) // 2
@@ -252,7 +277,7 @@ def interpolate_tab(handlers: Handlers, result: gr.Image) -> None:
         queue=False,
         api_visibility="private",
     )
-    inputs = [*labels, *seeds, count, steps, scheduler]
+    inputs = [*labels, *seeds, count, steps, scheduler, *prompts]
     run = inputs, [animation, images, bar, *downloads], [bar]
     event = connect(start.click, stop, handlers.on_interpolate, *run)
     change = live_change(steps, inputs, event)
@@ -262,6 +287,7 @@ def interpolate_tab(handlers: Handlers, result: gr.Image) -> None:
 
 def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
     names, first_example = handlers.label_names, next(iter(handlers.examples))
+    has_prompts = handlers.engine.has_prompts
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
             with gr.Row():
@@ -269,6 +295,9 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
                 label = gr.Dropdown(
                     [ALL_CLASSES, *names], value=ALL_CLASSES, label="New class", min_width=120, visible=bool(names)
                 )
+                prompt = prompt_field(visible=has_prompts)
+            with gr.Column(visible=has_prompts):
+                example_buttons(PROMPTS, [prompt])
             preview = gr.HTML(handlers.preview(None, first_example), elem_id="preview", js_on_load=markup.PAINT_MASK)
             clear = gr.Button("Clear mask", size="sm")
             mask = gr.Textbox("", label="Mask", visible="hidden")
@@ -279,10 +308,11 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
                 0.05, 1, 0.85, step=0.05, label="Strength", info="Higher values change the image more."
             )
             steps = max(handlers.engine.num_inference_steps, MIN_IMAGE_TO_IMAGE_STEPS)
-            controls = sampling_controls(steps, bool(names), guidance=2)
+            controls = sampling_controls(steps, [handlers.engine], bool(names) or has_prompts, guidance=2)
             seed = seed_control()
         with gr.Column(elem_classes="results"):
-            text = markup.placeholder("Transform", "turn the image or the painted region into other classes")
+            target = "an image of the prompt" if has_prompts else "other classes"
+            text = markup.placeholder("Transform", f"turn the image or the painted region into {target}")
             images = gr.HTML(text, elem_id="image-to-image-images")
             bar = gr.HTML(elem_id="image-to-image-bar")
             downloads = download_buttons("PNG")
@@ -290,16 +320,21 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
     upload.change(handlers.preview, [upload, example], preview, **options)
     example.input(handlers.choose_example, example, [preview, upload], **options)
     clear.click(None, js=markup.CLEAR_MASK, queue=False, api_visibility="private")
-    inputs = [example, label, strength, *controls, seed, upload, mask]
-    outputs = [images, bar, *downloads]
+    settings, outputs = [example, label, strength, *controls, seed], [images, bar, *downloads]
+    # The script replaces the last input.
+    inputs = [*settings, prompt, upload, mask]
     connect(start.click, stop, handlers.on_image_to_image, inputs, outputs, [bar], js=markup.READ_MASK)
-    add_endpoint(handlers.image_to_image, inputs, result)
+    add_endpoint(handlers.image_to_image, [*settings, upload, mask, prompt], result)
 
 
 def compare_tab(handlers: Handlers) -> None:
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
             labels = class_choice(handlers)
+            has_prompts = any(engine.has_prompts for engine in handlers.engines.values())
+            with gr.Column(visible=has_prompts, elem_classes="prompts"):
+                prompt = prompt_field()
+                example_buttons(PROMPTS, [prompt])
             start, stop = run_buttons("Compare")
         with gr.Column(elem_classes="settings"):
             count = gr.Slider(1, MAX_IMAGES, 10, step=1, label="Number of images")
@@ -317,7 +352,8 @@ def compare_tab(handlers: Handlers) -> None:
                     gr.HTML(text, elem_id=f"compare-images-{side}"),
                     gr.HTML(elem_id=f"compare-bar-{side}"),
                 ]
-    connect(start.click, stop, handlers.on_compare, [labels, count, seed, *sides], outputs, outputs[1::2])
+    inputs = [labels, prompt, count, seed, *sides]
+    connect(start.click, stop, handlers.on_compare, inputs, outputs, outputs[1::2])
 
 
 def build(handlers: Handlers) -> gr.Blocks:

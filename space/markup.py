@@ -94,6 +94,11 @@ def random_number(maximum: int) -> str:
     return f"() => Math.floor(Math.random() * {maximum + 1})"
 
 
+def fill_in(texts: Sequence[str]) -> str:
+    """Returns JavaScript that returns one text, or a list of several texts for several outputs."""
+    return f"() => {json.dumps(texts[0] if len(texts) == 1 else list(texts))}"
+
+
 def look_up(values: Mapping[str, int]) -> str:
     """Returns JavaScript that returns the value of a key."""
     return f"(key) => ({json.dumps(values)})[key]"

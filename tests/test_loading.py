@@ -12,6 +12,7 @@ from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, bund
 from fmnist_diffusion.loading import get_pipeline_folder, get_short_name
 from saved_pipelines import save_pipeline
 from subprocesses import run_python
+from text_pipelines import CAPTIONS, get_text_pipeline
 from tiny_pipelines import sample
 
 
@@ -176,6 +177,19 @@ class TestHub:
         assert type(pipe.scheduler) is DDIMScheduler
         assert (pipe.config.num_inference_steps, pipe.config.timestep_power) == (5, None)
         assert self.count_downloads(hub) == 0
+
+    def test_text_pipeline_is_downloaded(self, hub, diffusers_log):
+        pipe = get_text_pipeline()
+        expected = sample(pipe, prompt=CAPTIONS[0])
+        pipe.push_to_hub("someone/text")
+        loaded = load("someone/text")
+        assert torch.equal(sample(loaded, prompt=CAPTIONS[0]), expected)
+        assert not torch.equal(sample(loaded, prompt=CAPTIONS[1]), expected)
+        # Both models are downloaded once, and the second call uses the cache.
+        assert self.count_downloads(hub) == 2
+        assert torch.equal(sample(load("someone/text", local_files_only=True), prompt=CAPTIONS[0]), expected)
+        assert self.count_downloads(hub) == 2
+        assert not diffusers_log.records
 
     def test_missing_repository_is_an_error(self, hub):
         with pytest.raises(OSError, match="Could not find someone/else, or the token cannot access it"):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 from typing import TYPE_CHECKING, Any
 
 import torch
@@ -12,6 +13,18 @@ from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors
 
 if TYPE_CHECKING:
     from transformers import CLIPTokenizer
+
+logger = logging.getLogger("training")
+
+MISSING_CAPTIONS = (
+    "A text encoder requires images with captions, or the images of Fashion-MNIST in their original size. Add a column"
+    " `text` with captions to metadata.csv or to the dataset, or set `--data.caption_column` to their column."
+)
+
+
+def can_be_captioned(label_names: tuple[str, ...] | None, shape: tuple[int, ...]) -> bool:
+    """Returns whether captions can be generated for images of this shape: the images of Fashion-MNIST."""
+    return label_names == FASHION_MNIST_LABELS and shape == (1, 28, 28)
 
 
 class Captions:
@@ -28,11 +41,8 @@ class Captions:
         self.images, self.labels = images, images.labels
         if images.captions is not None:
             return
-        if images.label_names != FASHION_MNIST_LABELS or images.images.shape[1:] != (1, 28, 28):
-            raise ValueError(
-                "A text encoder requires images with captions, or the images of Fashion-MNIST. Set"
-                " `--data.caption_column`, or train a model without a text encoder."
-            )
+        if not can_be_captioned(images.label_names, tuple(images.images.shape[1:])):
+            raise ValueError(MISSING_CAPTIONS)
         assert images.labels is not None
         self.directions = find_directions(images.images, images.labels)
 
@@ -54,6 +64,17 @@ class Captions:
     def make_token_ids(self, tokenizer: CLIPTokenizer, seed: int) -> torch.Tensor:
         """Returns the token ids of one caption for each image, int64 `(N, L)`."""
         return encode_captions(tokenizer, self.make(seed))
+
+
+def log_truncated_captions(tokenizer: CLIPTokenizer, captions: list[str]) -> None:
+    """Logs how many captions have too many tokens for the text encoder."""
+    lengths = [len(token_ids) for token_ids in tokenizer(captions, verbose=False).input_ids]
+    num_truncated = sum(length > tokenizer.model_max_length for length in lengths)
+    if num_truncated:
+        logger.warning(
+            f"Warning: The captions with more than {tokenizer.model_max_length} tokens ({num_truncated:,} of"
+            f" {len(captions):,}) are truncated. Shorten them so that the text encoder reads all words."
+        )
 
 
 def encode_captions(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:

@@ -245,7 +245,7 @@ def find_unused_settings(values: Mapping[str, Any]) -> Iterator[str]:
     if prediction_type is None:
         return
     for name, default in (DIFFUSION_DEFAULTS if prediction_type == FLOW_PREDICTION else FLOW_DEFAULTS).items():
-        # When a pipeline is fine-tuned, `check_noise_schedule` compares the schedule with that of the pipeline.
+        # When a pipeline is fine-tuned, `check_pretrained_settings` compares the schedule with that of the pipeline.
         compared = name.startswith("scheduler.") and values.get("init_from") is not None
         if values.get(name, default) != default and not compared:
             yield (
@@ -265,8 +265,8 @@ def find_schedule_problems(values: Mapping[str, Any]) -> Iterator[str]:
         MIN_ALPHAS_CUMPROD
     ):
         yield (
-            f"`--scheduler.beta_end` is too large for {schedule['num_train_timesteps']} timesteps, got {end}: images"
-            " are pure noise long before the last timestep."
+            f"`--scheduler.beta_end` is too large for `--scheduler.num_train_timesteps`"
+            f" {schedule['num_train_timesteps']}, got {end}: images are pure noise long before the last timestep."
         )
     if not values.get("scheduler.rescale_betas_zero_snr"):
         return
@@ -362,5 +362,5 @@ def check_model_size(num_parameters: int) -> None:
     if num_parameters > MAX_PARAMETERS:
         raise ValueError(
             f"The model must have at most {MAX_PARAMETERS:,} parameters, got {num_parameters:,}. Reduce"
-            " `--model.block_out_channels` or `--model.layers_per_block`."
+            " `--model.block_out_channels`, `--model.layers_per_block` or the size of the text encoder."
         )

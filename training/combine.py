@@ -38,8 +38,8 @@ def combine(
     """
     if len(weights) != len(pipelines) or not abs(sum(weights) - 1) < 1e-6:
         raise ValueError(
-            f"`--weights` must be one number per pipeline and sum to 1, got {' '.join(map(str, weights))} for"
-            f" {len(pipelines)} pipelines."
+            f"`--weights` must be one number per pipeline ({len(pipelines)}) and sum to 1, got"
+            f" {' '.join(map(str, weights))}."
         )
     for number, other in enumerate(pipelines[1:], start=2):
         if not is_same_model(other, pipelines[0]):

@@ -18,7 +18,7 @@ from torch.optim.lr_scheduler import LRScheduler
 from autoencoder import encode_dataset, load_vae
 from averaging import copy_model, make_ema
 from batches import Batches, ImageDataset
-from captions import Captions
+from captions import Captions, log_truncated_captions
 from config import DataConfig, OptimizerConfig, ResolvedConfig
 from distillation import ConsistencyLoss
 from fmnist_diffusion import FashionMNISTUNet2DModel
@@ -109,6 +109,8 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     make_token_ids = None
     if captions is not None:
         unet = add_text_encoder(config.text_encoder, unet, pretrained, captions, config.seed)
+        if accelerator.is_main_process:
+            log_truncated_captions(unet.tokenizer, captions.make(config.seed))
         make_token_ids = functools.partial(captions.make_token_ids, unet.tokenizer)
     # The pretrained weights are no longer needed.
     del pretrained

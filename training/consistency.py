@@ -10,6 +10,7 @@ import math
 import torch
 
 from fmnist_diffusion.objectives import PredictionType
+from fmnist_diffusion.schedulers import compute_angles
 
 
 # The constant c of the pseudo-Huber loss is this number times the square root of the number of values in an image
@@ -19,10 +20,9 @@ HUBER_SCALE = 0.00054
 LAST_SEGMENT_SHARE = 1 / 8
 
 
-def compute_angles(alphas_cumprod: torch.Tensor) -> torch.Tensor:
+def get_angles(alphas_cumprod: torch.Tensor) -> torch.Tensor:
     """Returns the angles of the clean image and of all timesteps, float32 `(T + 1,)`."""
-    alphas_cumprod = alphas_cumprod.double()
-    angles = torch.atan2((1 - alphas_cumprod).sqrt(), alphas_cumprod.sqrt())
+    angles = compute_angles(alphas_cumprod)
     return torch.cat([angles.new_zeros(1), angles]).float()
 
 

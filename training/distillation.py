@@ -8,7 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from config import ObjectiveConfig
-from consistency import compute_angles, ddim_step, predict_images, pseudo_huber_loss, rotate, sample_segments
+from consistency import ddim_step, get_angles, predict_images, pseudo_huber_loss, rotate, sample_segments
 from fmnist_diffusion.schedulers import NEAR_ZERO_SNR
 from losses import DiffusionLoss, NoisyBatch
 
@@ -58,7 +58,7 @@ class ConsistencyLoss(DiffusionLoss):
             )
         self.num_segments, self.target_unet, self.teacher = num_segments, target_unet, teacher
         self.autocast = autocast
-        self.angles = compute_angles(alphas_cumprod).to(device)
+        self.angles = get_angles(alphas_cumprod).to(device)
 
     def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:
         """Samples segments and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`.

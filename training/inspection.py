@@ -13,12 +13,12 @@ from diffusers import AutoencoderKL
 
 from autoencoder import check_vae, load_vae
 from batches import check_batch_size
+from captions import MISSING_CAPTIONS, can_be_captioned
 from checkpoint import find_resumed_checkpoint
 from checks import check_model_size, format_problems, format_value
 from config import (
     DataConfig,
     ResolvedConfig,
-    SchedulerConfig,
     TrainingConfig,
     count_steps,
     read_saved_settings,
@@ -36,12 +36,12 @@ from machine import (
 )
 from milestones import get_num_images_needed
 from model import get_betas, get_sample_shape, make_model_config, make_noise_scheduler, make_run_pipeline
-from parsing import is_first_process
+from parsing import flatten_settings, is_first_process
 from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrained
 from publishing import check_token
 from settings import DATA_OPTIONS
 from summary import describe_images, describe_run
-from text_model import check_num_heads
+from text_model import check_num_heads, count_parameters, get_hidden_size
 from tracking import get_log_with
 
 
@@ -55,8 +55,6 @@ AUTO_SETTINGS = (
     "save_images_epochs",
     "save_model_epochs",
 )
-# Fine-tuning may change these model arguments.
-ADAPTABLE_ARGUMENTS = ("num_class_embeds", "dropout")
 # With the value auto, a run saves this many sample grids and exports the pipeline this many times.
 NUM_OUTPUTS = 10
 
@@ -104,7 +102,8 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
         find_resumed_checkpoint(config)
     pretrained = load_pretrained(config.init_from) if config.init_from else None
     vae = load_vae(config.vae)
-    check_model_options(config, pretrained, problems)
+    if pretrained is not None:
+        check_pretrained_settings(config, pretrained, problems)
 
     # 2. images
     summary = None
@@ -121,6 +120,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     uses_labels = config.text_encoder.enabled and summary.label_names is not None
     if model.get("num_class_embeds") is None and not uses_labels:
         data = replace(data, label_column="none")
+    check_captions(config, data, pretrained, summary, problems)
     num_parameters = check_model(config, model, data, summary, vae, problems)
     check_evaluation(config, data, model, problems)
 
@@ -180,54 +180,21 @@ def check_environment(config: TrainingConfig, problems: Problems) -> None:
         )
 
 
-def check_model_options(config: TrainingConfig, pretrained: PretrainedPipeline | None, problems: Problems) -> None:
-    """Checks that the model and the noise schedule are those of the pipeline to fine-tune."""
-    for name, value in config.model.items():
-        if pretrained is not None and name not in ADAPTABLE_ARGUMENTS and value != pretrained.model.get(name, value):
-            problems.errors.append(
-                f"`--model.{name}` must be {pretrained.model[name]} to fine-tune {config.init_from}, got {value}."
-            )
-    if pretrained is not None:
-        for name, value in pretrained.text_encoder_config.items():
-            given = getattr(config.text_encoder, name)
-            # Fine-tuning can add a text encoder to a pipeline that has none.
-            if pretrained.text_encoder is not None and given != value:
-                problems.errors.append(
-                    f"`--text_encoder.{name}` must be {value} to fine-tune {config.init_from}, got"
-                    f" {format_value(given)}."
-                )
-        check_noise_schedule(config.scheduler, pretrained, str(config.init_from), problems)
-        expected = None if pretrained.vae is None else config.init_from
-        if config.vae != expected:
-            problems.errors.append(
-                f"`--vae` must be {expected or 'null'} to fine-tune {config.init_from}, got {config.vae or 'null'}."
-            )
-
-
-def check_noise_schedule(
-    scheduler: SchedulerConfig, pretrained: PretrainedPipeline, init_from: str, problems: Problems
-) -> None:
-    if scheduler.prediction_type != pretrained.scheduler["prediction_type"]:
+def check_pretrained_settings(config: TrainingConfig, pretrained: PretrainedPipeline, problems: Problems) -> None:
+    """Checks the settings of the model, the text encoder and the noise schedule that cannot change in fine-tuning."""
+    settings = flatten_settings(config.to_dict() | {"model": {}})
+    settings |= {f"model.{name}": value for name, value in config.model.items()}
+    expected = pretrained.get_fixed_settings() | {"vae": None if pretrained.vae is None else config.init_from}
+    contradictions = [name for name, value in settings.items() if value != expected.get(name, value)]
+    problems.errors += [
+        f"`--{name}` must be {format_value(expected[name])} to fine-tune {config.init_from}, got"
+        f" {format_value(settings[name])}."
+        for name in contradictions
+    ]
+    if not contradictions and get_betas(make_noise_scheduler(config.scheduler)) != pretrained.betas:
         problems.errors.append(
-            f"`--scheduler.prediction_type` must be {pretrained.scheduler['prediction_type']} to fine-tune"
-            f" {init_from}, got {scheduler.prediction_type}."
-        )
-    betas = get_betas(make_noise_scheduler(scheduler))
-    # Flow matching has no betas. Its shift may change, because it is not a property of the weights.
-    flow_matching = not betas or not pretrained.betas
-    if betas == pretrained.betas and not flow_matching:
-        return
-    names = ("num_train_timesteps", "beta_schedule", "beta_start", "beta_end", "rescale_betas_zero_snr")
-    changed = [name for name in names if getattr(scheduler, name) != pretrained.scheduler[name]]
-    for name in changed:
-        problems.errors.append(
-            f"`--scheduler.{name}` must be {pretrained.scheduler[name]} to fine-tune {init_from}, got"
-            f" {getattr(scheduler, name)}."
-        )
-    if not changed and not flow_matching:
-        problems.errors.append(
-            f"The noise schedule of {init_from} has custom betas, which the trainer does not support. Pass a different"
-            " `--init_from`."
+            f"The noise schedule of {config.init_from} has custom betas, which the trainer does not support. Pass a"
+            " different `--init_from`."
         )
 
 
@@ -263,8 +230,8 @@ def resolve_data(config: DataConfig, summary: DataSummary, problems: Problems) -
     num_cropped = sum(count for (h, w), count in summary.sizes.items() if h * width != w * height)
     if num_cropped:
         problems.warnings.append(
-            f"{num_cropped:,} of {summary.num_images:,} images have a different aspect ratio than {height}x{width} and"
-            " are cropped to their center. Set `--data.resolution` to change the size."
+            f"The images with a different aspect ratio than {height}x{width} ({num_cropped:,} of"
+            f" {summary.num_images:,}) are cropped to their center. Set `--data.resolution` to change the size."
         )
     return replace(config, resolution=height if height == width else (height, width), channels=channels)
 
@@ -323,8 +290,11 @@ def check_model(
     except (TypeError, ValueError) as error:
         problems.errors.append(f"model: {error}")
         return 0
+    num_parameters = unet.num_parameters()
+    if config.text_encoder.enabled:
+        num_parameters += count_parameters(config.text_encoder, get_hidden_size(unet))
     with problems.collect():
-        check_model_size(unet.num_parameters())
+        check_model_size(num_parameters)
     if config.text_encoder.enabled:
         with problems.collect():
             check_num_heads(config.text_encoder, unet)
@@ -337,6 +307,24 @@ def check_model(
             copy = copy_pipeline(pipe, sampling.scheduler)
             copy.set_timesteps(sampling.num_inference_steps or copy.config["num_inference_steps"])
     return unet.num_parameters()
+
+
+def check_captions(
+    config: TrainingConfig,
+    data: DataConfig,
+    pretrained: PretrainedPipeline | None,
+    summary: DataSummary,
+    problems: Problems,
+) -> None:
+    """Checks that the images of a text-conditional model have captions, or that captions can be generated."""
+    assert data.resolution is not None and data.channels is not None
+    shape = (data.channels, *get_height_width(data.resolution))
+    if not config.text_encoder.enabled or summary.has_captions or can_be_captioned(summary.label_names, shape):
+        return
+    # Fine-tuning cannot remove a text encoder.
+    is_pretrained = pretrained is not None and pretrained.text_encoder is not None
+    setting = "--init_from=base" if is_pretrained else "--text_encoder.num_hidden_layers=null"
+    problems.errors.append(f"{MISSING_CAPTIONS} To train without captions, pass {setting}.")
 
 
 def check_evaluation(config: TrainingConfig, data: DataConfig, model: dict[str, Any], problems: Problems) -> None:

@@ -3,6 +3,7 @@
 import math
 
 from config import TrainingConfig
+from fmnist_diffusion.hub.metadata import format_count
 
 
 # Measured with `python tests/benchmarks/ablation.py --num-images 40000 -n 2100`: base.yaml with half the channels,
@@ -28,7 +29,8 @@ def describe_run_length(images_seen: int, config: TrainingConfig) -> str:
     """Returns sentences about how far a run that ends after `images_seen` images is from usable samples."""
     needed = get_num_images_needed(config)
     percent = math.floor(100 * images_seen / needed)
-    text = f"Usable samples require about {needed:,} images. This run ends after {images_seen:,} images ({percent:,}%)"
+    seen = format_count(images_seen, "image")
+    text = f"Usable samples require about {needed:,} images. This run ends after {seen} ({percent:,}%)"
     if images_seen >= needed:
         return f"{text}."
     return f"{text}, so expect noise or distorted shapes. Increase --num_epochs to train longer."

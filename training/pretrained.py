@@ -8,6 +8,7 @@ from typing import Any
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError
 
+from checks import FLOW_PREDICTION
 from config import ObjectiveConfig, SchedulerConfig, TextEncoderConfig, read_saved_settings
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.hub.metadata import read_train_config
@@ -46,6 +47,20 @@ class PretrainedPipeline:
         if self.text_encoder is None:
             return {"num_hidden_layers": None}
         return {field.name: getattr(self.text_encoder.config, field.name) for field in fields(TextEncoderConfig)}
+
+    def get_fixed_settings(self) -> dict[str, Any]:
+        """Returns the settings that fine-tuning cannot change, with dotted names such as `scheduler.beta_end`."""
+        # The timestep spacing and the shift are not properties of the weights. Fine-tuning can add a text encoder.
+        changeable = {
+            *("model.num_class_embeds", "model.dropout"),
+            "scheduler.shift"
+            if self.scheduler["prediction_type"] == FLOW_PREDICTION
+            else "scheduler.timestep_spacing",
+            *(["text_encoder.num_hidden_layers"] if self.text_encoder is None else []),
+        }
+        sections = {"model": self.model, "scheduler": self.scheduler, "text_encoder": self.text_encoder_config}
+        settings = {f"{section}.{name}": value for section in sections for name, value in sections[section].items()}
+        return {name: value for name, value in settings.items() if name not in changeable}
 
 
 # Parsing, inspection and training need the same pipeline, and loading it from the Hub sends several requests.

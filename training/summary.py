@@ -7,6 +7,7 @@ from diffusers import AutoencoderKL
 
 from config import DataConfig, ResolvedConfig
 from fmnist_diffusion.data import DataSummary, get_height_width
+from fmnist_diffusion.hub.metadata import format_count
 from machine import get_device_type, get_num_processes
 from milestones import describe_run_length
 from model import get_sample_shape
@@ -20,11 +21,6 @@ LABEL_WIDTH = 12
 
 def format_line(label: str, text: str) -> str:
     return f"{label:<{LABEL_WIDTH}} {text}"
-
-
-def format_count(number: int, noun: str, plural: str | None = None) -> str:
-    """Returns the number with the singular or the plural of `noun`."""
-    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
 def format_size(size: Sequence[int]) -> str:
@@ -48,12 +44,14 @@ def describe_images(config: DataConfig, summary: DataSummary) -> list[str]:
     colors = "RGB" if summary.channels == 3 else "grayscale"
     lines = [
         format_line(
-            "images", f"{summary.num_images:,} {colors} images from {config.train_data_dir or config.dataset_name}"
+            "images",
+            f"{format_count(summary.num_images, f'{colors} image')} from"
+            f" {config.train_data_dir or config.dataset_name}",
         ),
         format_line("sizes", f"{join_names(sizes)} pixels (height x width)"),
     ]
     if summary.transparency:
-        text = f"{summary.transparency:,} images have transparent pixels, which become white"
+        text = f"{format_count(summary.transparency, 'image')} with transparent pixels, which become white"
         lines.append(format_line("transparency", text))
     if summary.label_names is None or summary.class_counts is None:
         lines.append(format_line("classes", "none"))
@@ -88,7 +86,7 @@ def describe_run(
     size = get_height_width(data.resolution)
     colors = "RGB" if data.channels == 3 else "grayscale"
     num_classes = config.model.get("num_class_embeds")
-    classes = "unconditional" if num_classes is None else f"{num_classes:,} classes"
+    classes = "unconditional" if num_classes is None else format_count(num_classes, "class", "classes")
     num_layers = config.text_encoder.num_hidden_layers
     if num_layers is not None:
         classes = f"text encoder with {format_count(num_layers, 'layer')}"
@@ -116,7 +114,8 @@ def describe_run(
     lines += [
         format_line(
             "objective",
-            f"{scheduler.prediction_type}, {schedule} with {scheduler.num_train_timesteps:,} timesteps, {loss}",
+            f"{scheduler.prediction_type}, {schedule} with {format_count(scheduler.num_train_timesteps, 'timestep')},"
+            f" {loss}",
         ),
         format_line("machine", describe_machine(config)),
         format_line("length", describe_length(config, num_batches, steps, images)),

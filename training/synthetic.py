@@ -19,6 +19,7 @@ import torch
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, save_tensors
 from fmnist_diffusion.evaluation import load_batches
+from fmnist_diffusion.hub.metadata import format_count
 from fmnist_diffusion.sampling import Samples
 
 
@@ -72,7 +73,7 @@ def main(args: list[str] | None = None) -> None:
         save_tensors(tensors, options.output)
     except (OSError, ValueError) as error:
         parser.exit(2, f"synthetic.py: error: {error}\n")
-    print(f"Saved {len(tensors)} images to {options.output}.")
+    print(f"Saved {format_count(len(tensors), 'image')} to {options.output}.")
 
 
 if __name__ == "__main__":

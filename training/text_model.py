@@ -19,6 +19,10 @@ if TYPE_CHECKING:
     from pretrained import PretrainedPipeline
 
 
+# The tokenizer has at most this many tokens, and a caption has at most this many tokens.
+MAX_VOCAB_SIZE, MAX_LENGTH = 8192, 24
+
+
 class TextConditionalUNet(nn.Module):
     """A U-Net that is conditioned on the pooled output of a text encoder.
 
@@ -98,6 +102,16 @@ def check_num_heads(config: TextEncoderConfig, unet: FashionMNISTUNet2DModel) ->
             f"`--text_encoder.num_attention_heads` must divide the {get_hidden_size(unet)} channels of the time"
             f" embedding, got {config.num_attention_heads}."
         )
+
+
+def count_parameters(config: TextEncoderConfig, hidden_size: int, vocab_size: int = MAX_VOCAB_SIZE) -> int:
+    """Returns the number of parameters of a text encoder; by default, the maximum for the tokenizer."""
+    assert config.num_hidden_layers is not None
+    attention = 4 * (hidden_size**2 + hidden_size)
+    mlp = 2 * hidden_size * config.intermediate_size + hidden_size + config.intermediate_size
+    norms = 4 * hidden_size
+    embeddings = (vocab_size + MAX_LENGTH) * hidden_size
+    return embeddings + config.num_hidden_layers * (attention + mlp + norms) + 2 * hidden_size
 
 
 def make_text_encoder(config: TextEncoderConfig, hidden_size: int, tokenizer: CLIPTokenizer) -> CLIPTextModel:

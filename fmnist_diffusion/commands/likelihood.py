@@ -7,7 +7,14 @@ import typer
 
 from .command import PROGRAM
 from .evaluate import get_names, import_evaluation
-from .options import PIPELINE_HELP, BatchSize, Device, load_for_sampling
+from .options import (
+    PIPELINE_HELP,
+    BatchSize,
+    Device,
+    load_for_sampling,
+    make_data_dir_option,
+    make_output_dir_option,
+)
 
 
 EXAMPLE = "Example: fmnist-diffusion likelihood base --num-images 500"
@@ -29,24 +36,8 @@ def likelihood(
     ] = 0,
     batch_size: BatchSize = 100,
     device: Device = "auto",
-    train_data_dir: Annotated[
-        str | None,
-        typer.Option(
-            metavar="DIR",
-            help="local dataset with a test split, such as a folder of IDX files",
-            show_default="Fashion-MNIST: the dataset on the Hub, or the Debian package dataset-fashion-mnist",
-        ),
-    ] = None,
-    output_dir: Annotated[
-        Path | None,
-        typer.Option(
-            "--output-dir",
-            "-o",
-            metavar="DIR",
-            help="new folder, or the folder of the run to continue",
-            show_default="likelihood/NAME",
-        ),
-    ] = None,
+    train_data_dir: Annotated[str | None, make_data_dir_option("local dataset with a test split")] = None,
+    output_dir: Annotated[Path | None, make_output_dir_option("likelihood/NAME")] = None,
 ) -> None:
     """
     Measure the likelihood of test images in bits per dimension.

@@ -1,6 +1,6 @@
 """Defines options that several commands share, and loads pipelines onto a device."""
 
-from typing import TYPE_CHECKING, Annotated, Literal
+from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
 
@@ -57,6 +57,26 @@ DtypeOrAuto = Annotated[
     typer.Option(help="dtype of the model; auto measures and selects the fastest one"),
 ]
 RepoId = Annotated[str, typer.Option(metavar="ID", help="repository id: owner/name, or name in your own namespace")]
+
+
+def make_data_dir_option(kind: str) -> Any:
+    """Returns the option `--train-data-dir` for local data of this kind, which replaces Fashion-MNIST from the Hub."""
+    return typer.Option(
+        metavar="DIR",
+        help=f"{kind}, such as a folder of IDX files",
+        show_default="Fashion-MNIST: the dataset on the Hub, or the Debian package dataset-fashion-mnist",
+    )
+
+
+def make_output_dir_option(default: str) -> Any:
+    """Returns the option `--output-dir` of a command that continues an earlier run in the same folder."""
+    return typer.Option(
+        "--output-dir",
+        "-o",
+        metavar="DIR",
+        help="new folder, or the folder of the run to continue",
+        show_default=default,
+    )
 
 
 def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNISTPipeline":

@@ -120,9 +120,9 @@ def check_decoded_size(num_images: int, height: int, width: int, channels: int) 
     size = num_images * height * width * channels
     if size > MAX_DECODED_SIZE:
         raise DataError(
-            f"The {num_images} images of {height}x{width} pixels and {channels} channels need {size:,} bytes of"
-            f" memory, more than the limit of {MAX_DECODED_SIZE:,}. Stream them (--data.streaming=true), or reduce"
-            " `max_samples` or `resolution`."
+            f"The decoded images of shape {(num_images, channels, height, width)} need {size:,} bytes of memory, more"
+            f" than the limit of {MAX_DECODED_SIZE:,}. Stream them (--data.streaming=true), or reduce `max_samples` or"
+            " `resolution`."
         )
 
 

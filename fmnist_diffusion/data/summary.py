@@ -46,6 +46,8 @@ class DataSummary:
             Number of images of each class; `None` if there are no labels.
         skipped (`tuple[tuple[str, str], ...]`):
             Paths of the files that are not used, with the reasons.
+        has_captions (`bool`, defaults to `False`):
+            Whether there are captions.
     """
 
     num_images: int
@@ -55,6 +57,7 @@ class DataSummary:
     label_names: tuple[str, ...] | None
     class_counts: tuple[int, ...] | None
     skipped: tuple[tuple[str, str], ...]
+    has_captions: bool = False
 
     @property
     def resolution(self) -> tuple[int, int]:
@@ -91,7 +94,16 @@ def summarize_dataset(dataset: datasets.Dataset, skipped: tuple[tuple[str, str],
     if "label" in dataset.features:
         label_names = tuple(dataset.features["label"].names)
         class_counts = _count_classes(get_arrow_column(dataset, "label").to_numpy(), len(label_names))
-    return DataSummary(len(dataset), sizes, channels, transparency, label_names, class_counts, skipped)
+    return DataSummary(
+        len(dataset),
+        sizes,
+        channels,
+        transparency,
+        label_names,
+        class_counts,
+        skipped,
+        has_captions="text" in dataset.features,
+    )
 
 
 def summarize_tensors(tensors: ImageTensors) -> DataSummary:
@@ -103,7 +115,16 @@ def summarize_tensors(tensors: ImageTensors) -> DataSummary:
     if tensors.labels is not None and tensors.label_names is not None:
         class_counts = _count_classes(tensors.labels.numpy(), len(tensors.label_names))
     sizes = {(height, width): num_images}
-    return DataSummary(num_images, sizes, 1 if is_gray else 3, 0, tensors.label_names, class_counts, ())
+    return DataSummary(
+        num_images,
+        sizes,
+        1 if is_gray else 3,
+        0,
+        tensors.label_names,
+        class_counts,
+        (),
+        has_captions=tensors.captions is not None,
+    )
 
 
 def _summarize_images(dataset: datasets.Dataset) -> tuple[dict[tuple[int, int], int], int, int]:

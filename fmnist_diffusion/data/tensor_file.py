@@ -56,14 +56,14 @@ def load_tensors(path: Path) -> ImageTensors:
         captions = _parse_strings(metadata["captions"])
         if captions is None or len(captions) != len(images):
             raise DataError(
-                f"The metadata `captions` of {path} must be a JSON list with one string per image ({len(images)}"
-                f" images). {advice}"
+                f"The metadata `captions` of {path} must be a JSON list with one string per image"
+                f" ({len(images)}). {advice}"
             )
     if labels is not None:
         if labels.shape != (len(images),) or labels.dtype != torch.int64:
             raise DataError(
                 f"The file {path} must contain an int64 tensor `labels` with one label per image"
-                f" ({len(images)} images). {advice}"
+                f" ({len(images)}). {advice}"
             )
         if label_names is None:
             raise DataError(f"The file {path} contains labels but no label names. {advice}")

@@ -113,7 +113,7 @@ class FashionMNISTReference(Reference):
         if conditional and pipe.text_encoder is None and num_classes != len(FASHION_MNIST_LABELS):
             raise ValueError(
                 f"The pipeline must have the {len(FASHION_MNIST_LABELS)} classes of Fashion-MNIST, got"
-                f" {num_classes or 'no'} classes. Evaluate it with unconditional samples."
+                f" {num_classes or 'none'}. Evaluate it with unconditional samples."
             )
 
     def choose_conditions(self, pipe: FashionMNISTPipeline, num_samples: int) -> dict[str, Sequence[Any]]:

@@ -33,7 +33,7 @@ from tqdm.auto import tqdm
 from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.data import ImageTensors, to_model_input
 from fmnist_diffusion.sampling import get_max_batch_size, make_generators
-from fmnist_diffusion.schedulers import NEAR_ZERO_SNR, NOISE_SCHEDULE_OPTIONS
+from fmnist_diffusion.schedulers import NEAR_ZERO_SNR, NOISE_SCHEDULE_OPTIONS, compute_angles
 
 from .provenance import get_device_name, get_versions, images_hash, weights_hash
 from .run_folder import prepare_folder, write_json
@@ -241,7 +241,7 @@ def log_likelihood(
     device = next(unet.parameters()).device
     samples, probes = samples.to(device), probes.to(device)
     class_labels = None if class_labels is None else class_labels.to(device)
-    angles = compute_angles(noise_scheduler)
+    angles = compute_angles(noise_scheduler.alphas_cumprod).numpy()
     timesteps = np.arange(len(angles))
     prediction_type = noise_scheduler.config["prediction_type"]
 
@@ -257,12 +257,6 @@ def log_likelihood(
     noise, divergence = integrate(dynamics, samples, grid.tolist())
     prior = -0.5 * (noise.double().square() + math.log(2 * math.pi)).flatten(1).sum(1)
     return (prior + divergence).cpu()
-
-
-def compute_angles(noise_scheduler: DDPMScheduler) -> np.ndarray:
-    """Returns the increasing angles of all timesteps, float64 `(num_train_timesteps,)`."""
-    alphas_cumprod = noise_scheduler.alphas_cumprod.double().numpy()
-    return np.arctan2(np.sqrt(1 - alphas_cumprod), np.sqrt(alphas_cumprod))
 
 
 def compute_velocity(

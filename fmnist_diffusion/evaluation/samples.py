@@ -145,8 +145,8 @@ def read_npz(path: Path, shape: tuple[int, int, int] | None, label_names: Sequen
     num_classes = len(label_names)
     if labels.shape != (len(images),) or labels.dtype.kind not in "iu":
         raise ValueError(
-            f"The labels in {path} must be {len(images)} integers, one per image, got {labels.dtype} of shape"
-            f" {labels.shape}."
+            f"The labels in {path} must be integers of shape {(len(images),)}, one per image, got {labels.dtype} of"
+            f" shape {labels.shape}."
         )
     if labels.min() < 0 or labels.max() >= num_classes:
         raise ValueError(

@@ -11,7 +11,7 @@ from huggingface_hub import EvalResult, ModelCard, ModelCardData
 from fmnist_diffusion.data import DEFAULT_DATASET
 from fmnist_diffusion.pipelines import FashionMNISTPipeline
 
-from .metadata import flatten, format_number, measured_metrics
+from .metadata import count_parameters, flatten, format_count, format_number, measured_metrics
 
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "model_card.md"
@@ -45,17 +45,21 @@ def make_model_card(
     measured = measured_metrics(metrics) if metrics else []
     model_name = repo_id.rpartition("/")[2]
     dataset_type, dataset_name = get_reference(metrics or {})
-    config = pipe.unet.config
+    config, parameters = pipe.unet.config, count_parameters(pipe)
     channels, height, width = pipe.image_shape
-    models = [model for model in (pipe.unet, pipe.text_encoder, pipe.vae) if model is not None]
     task = "unconditional-image-generation" if pipe.text_encoder is None else "text-to-image"
-    method = "flow-matching" if pipe.prediction_type == "flow_prediction" else "ddpm"
+    flow_matching = pipe.prediction_type == "flow_prediction"
     card_data = ModelCardData(
         license=license,
         library_name="diffusers",
         pipeline_tag=task,
         datasets=[dataset] if dataset else None,
-        tags=["diffusers", method, "image-generation", *(["fashion-mnist"] if fashion_mnist else [])],
+        tags=[
+            "diffusers",
+            "flow-matching" if flow_matching else "ddpm",
+            "image-generation",
+            *(["fashion-mnist"] if fashion_mnist else []),
+        ],
         model_name=model_name,
         widget=[{"text": Path(name).stem, "output": {"url": f"images/{quote(name)}"}} for name in images] or None,
         metrics=[metric.type for metric in measured] or None,
@@ -78,7 +82,6 @@ def make_model_card(
         template_path=str(TEMPLATE),
         model_name=model_name,
         repo_id=repo_id,
-        model_class=type(pipe.unet).__name__,
         channels=channels,
         size=f"{height}x{width}",
         options={
@@ -88,9 +91,10 @@ def make_model_card(
         },
         label_names=pipe.label_names,
         text=pipe.text_encoder is not None,
+        flow_matching=flow_matching,
         arguments=get_example_arguments(pipe),
-        latent=pipe.vae is not None,
-        parameters=sum(model.num_parameters() for model in models),
+        parameters=parameters,
+        components={name: type(pipe.components[name]).__name__ for name in parameters},
         dtype=str(pipe.unet.dtype).removeprefix("torch."),
         scheduler=type(pipe.scheduler).__name__,
         num_inference_steps=pipe.config["num_inference_steps"],
@@ -104,6 +108,7 @@ def make_model_card(
         protocol=format_cell((metrics or {}).get("protocol")),
         sampler=format_code((metrics or {}).get("scheduler") or ""),
         measured=measured,
+        format_count=format_count,
         format_number=format_number,
     )
 

@@ -8,6 +8,7 @@ from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
+from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
 
@@ -143,6 +144,11 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{name}", value
 
 
+def format_count(number: int, noun: str, plural: str | None = None) -> str:
+    """Returns the number with the singular or the plural of `noun`."""
+    return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
+
+
 def format_number(value: float) -> str:
     """Formats `value` with four significant digits and without an exponent."""
     # Adding 0.0 turns -0.0 into 0.0.
@@ -163,7 +169,18 @@ def weights_dtypes(path: Path) -> set[str]:
         raise ValueError(f"{path} is not a valid safetensors file ({error}). Download or save it again.") from error
 
 
-def stored_dtype(folder: Path) -> torch.dtype:
-    """Returns the dtype of the model weights in a pipeline folder, or float32 if there are several dtypes."""
-    dtypes = {dtype for path in (folder / "unet").glob("*.safetensors") for dtype in weights_dtypes(path)}
-    return DTYPES.get(dtypes.pop(), torch.float32) if len(dtypes) == 1 else torch.float32
+def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
+    """Returns the dtype of each model in a pipeline folder, or float32 for a model with weights of several dtypes."""
+    dtypes: dict[str, set[str]] = {}
+    for path in folder.glob("*/*.safetensors"):
+        dtypes.setdefault(path.parent.name, set()).update(weights_dtypes(path))
+    return {
+        name: DTYPES.get(next(iter(found)), torch.float32) if len(found) == 1 else torch.float32
+        for name, found in dtypes.items()
+    }
+
+
+def count_parameters(pipe: DiffusionPipeline) -> dict[str, int]:
+    """Returns the number of parameters of each model of a pipeline, such as `unet` and `text_encoder`."""
+    models = {name: model for name, model in pipe.components.items() if isinstance(model, torch.nn.Module)}
+    return {name: sum(parameter.numel() for parameter in model.parameters()) for name, model in models.items()}

@@ -9,7 +9,7 @@ from fmnist_diffusion.loading import load_pipeline
 
 from .card import make_model_card
 from .client import DELAYS, call_hub, connect, get_folder_size, get_full_repo_id
-from .metadata import read_metrics, read_train_config, stored_dtype
+from .metadata import read_metrics, read_train_config, stored_dtypes
 from .repository import create_repository, create_tag
 
 
@@ -110,7 +110,7 @@ def make_repository(folder: Path, repo_id: str, target: Path, license: str | Non
         `OSError`, `ValueError`: See [`push_pipeline`].
     """
     train_config, metrics = read_train_config(folder / "train_config.json"), read_metrics(folder / "metrics.json")
-    pipe = load_pipeline(folder.resolve(), dtype=stored_dtype(folder))
+    pipe = load_pipeline(folder.resolve(), dtype=stored_dtypes(folder))
     pipe.save_pretrained(target)
     for name, content in (("train_config.json", train_config), ("metrics.json", metrics)):
         if content is not None:

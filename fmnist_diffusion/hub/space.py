@@ -11,8 +11,19 @@ from .repository import create_repository
 
 
 PACKAGE_DIR = Path(__file__).parents[1]
-# The demo does not use these folders of the package. In a wheel, the package also contains the demo and the trainer.
-UNUSED_FOLDERS = ("captions", "commands", "evaluation", "export", "pretrained", "space", "training")
+# The demo does not use these parts of the package. In a wheel, the package also contains the demo and the trainer.
+UNUSED_PATHS = (
+    *("captions", "commands", "evaluation", "export", "pretrained", "space", "training"),
+    *(
+        "hub/card.py",
+        "hub/push.py",
+        "hub/repository.py",
+        "hub/space.py",
+        "hub/static_space.py",
+        "files.py",
+        "objectives.py",
+    ),
+)
 
 
 def push_space(repo_id: str, model_id: str, *, private: bool = False, token: str | None = None) -> str:
@@ -93,7 +104,7 @@ def make_space(model_id: str, target: Path) -> None:
     shutil.copytree(space_dir(), target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "browser"))
     for source in sorted(PACKAGE_DIR.rglob("*.py")):
         path = source.relative_to(PACKAGE_DIR)
-        if path.parts[0] not in UNUSED_FOLDERS:
+        if not any(path.is_relative_to(unused) for unused in UNUSED_PATHS):
             copy = target / PACKAGE_DIR.name / path
             copy.parent.mkdir(parents=True, exist_ok=True)
             shutil.copyfile(source, copy)

@@ -451,8 +451,8 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 raise ValueError(f"`label_names` must be a tuple of distinct strings, got {label_names!r}.")
             if len(label_names) != num_class_embeds:
                 raise ValueError(
-                    f"`label_names` must have one name for each of the `num_class_embeds`={num_class_embeds} classes,"
-                    f" got {len(label_names)}."
+                    f"`label_names` must have one name for each class (`num_class_embeds`={num_class_embeds}), got"
+                    f" {len(label_names)}."
                 )
 
         # 1. time and class

@@ -19,6 +19,7 @@ from .files import (
     TEXT_ENCODER_CONFIGS,
     VAE_CONFIG,
     check_weights,
+    check_weights_size,
     get_text_weights_name,
     get_weights_name,
     has_component,
@@ -159,7 +160,10 @@ def _check_option(path: Path, name: str, value: Any, default: Any) -> None:
 def _check_noise_schedule(path: Path, scheduler: Any) -> None:
     betas, num_train_timesteps = scheduler.betas, scheduler.config["num_train_timesteps"]
     if len(betas) != num_train_timesteps:
-        raise OSError(f"`trained_betas` in {path} must have {num_train_timesteps} values, got {len(betas)}.")
+        raise OSError(
+            f"`trained_betas` in {path} must have one value for each timestep ({num_train_timesteps}), got"
+            f" {len(betas)}."
+        )
     if not (betas.isfinite().all() and betas.min() >= 0 and betas.max() <= 1 and betas.max() > 0):
         raise OSError(f"The noise schedule in {path} must have betas in [0, 1] that are not all 0.")
 
@@ -218,6 +222,7 @@ def load_text_components(folder: Path, variant: str | None, device_map: Any, **k
     for name in (*TEXT_ENCODER_CONFIGS, get_text_weights_name(variant)):
         if not (folder / name).is_file():
             raise OSError(f"Could not find {folder / name}. Download or save the pipeline again.")
+    check_weights_size(folder / get_text_weights_name(variant))
     dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
     if isinstance(dtype, dict):
         dtype = dtype.get("text_encoder", dtype.get("default"))

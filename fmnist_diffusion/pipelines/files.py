@@ -149,6 +149,12 @@ def check_weights(paths: Sequence[Path], config: Path, model: torch.nn.Module) -
         )
 
 
+def check_weights_size(path: Path) -> None:
+    """Raises `OSError` if a file with weights is too large."""
+    if path.stat().st_size > MAX_WEIGHTS_BYTES:
+        raise OSError(f"{path} has more than {MAX_WEIGHTS_BYTES} bytes, the limit for weights.")
+
+
 def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
     """Returns the shape of each tensor and whether it has a floating-point dtype."""
     if not path.is_file():
@@ -156,8 +162,7 @@ def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
             f"Could not find {path}. Check `variant`, or save the pipeline again; weights in other formats are not"
             " supported."
         )
-    if path.stat().st_size > MAX_WEIGHTS_BYTES:
-        raise OSError(f"{path} has more than {MAX_WEIGHTS_BYTES} bytes, the limit for weights.")
+    check_weights_size(path)
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

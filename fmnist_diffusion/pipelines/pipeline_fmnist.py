@@ -662,8 +662,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         negative_prompt: str | list[str] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         r"""
-        Encodes prompts. Prompts that exceed the maximum length of the tokenizer are truncated. A warning lists the
-        words that the tokenizer does not know, because the images may not show them.
+        Encodes prompts. Prompts that exceed the maximum length of the tokenizer are truncated. Warnings list the parts
+        that are ignored, and the words that the tokenizer does not know, because the images may not show them.
 
         Args:
             prompt (`str` or `list[str]`): One or more prompts.
@@ -681,6 +681,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if len(negative_prompts) == 1:
             negative_prompts = negative_prompts * len(prompts)
         self._log_unknown_words([*prompts, *negative_prompts])
+        self._log_truncated_prompts([*prompts, *negative_prompts])
         tokens = self.tokenizer(
             [*prompts, *negative_prompts], padding="max_length", truncation=True, return_tensors="pt"
         )
@@ -696,6 +697,18 @@ class FashionMNISTPipeline(DiffusionPipeline):
         unknown = [word for word in words if len(self.tokenizer.tokenize(word)) > 1]
         if unknown:
             logger.warning(f"The tokenizer does not know these words of the prompt: {', '.join(unknown)}.")
+
+    def _log_truncated_prompts(self, prompts: Sequence[str]) -> None:
+        max_length = self.tokenizer.model_max_length
+        token_ids = self.tokenizer(list(dict.fromkeys(prompts)), verbose=False).input_ids
+        # The last token of every sequence, including a truncated one, is the end token.
+        removed = [ids[max_length - 1 : -1] for ids in token_ids if len(ids) > max_length]
+        if removed:
+            parts = ", ".join(repr(text.strip()) for text in self.tokenizer.batch_decode(removed))
+            logger.warning(
+                f"The text encoder can only handle sequences of up to {max_length} tokens, so it ignores this part of"
+                f" the prompt: {parts}."
+            )
 
     def check_inputs(
         self,
@@ -738,7 +751,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             num_prompts = len(prompt) if isinstance(prompt, list) else 1
             if len(negative_prompt) not in (1, num_prompts):
                 raise ValueError(
-                    f"`negative_prompt` must be one prompt or {num_prompts} prompts, got {len(negative_prompt)}."
+                    f"`negative_prompt` must be one prompt, or one for each prompt ({num_prompts}), got"
+                    f" {len(negative_prompt)}."
                 )
         if guidance_scale != 1 and class_labels is None and prompt is None:
             raise ValueError(
@@ -959,7 +973,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         shape = (batch_size, *self.latent_shape)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
-                f"`generator` must have one generator for each of the {batch_size} images, got {len(generator)}."
+                f"`generator` must have one generator for each image ({batch_size}), got {len(generator)}."
             )
         if latents is None:
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
@@ -984,7 +998,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         mask = None if mask_image is None else self._preprocess_mask(mask_image, image, height, width)
         for name, value in (("image", original), ("mask_image", mask)):
             if value is not None and len(value) not in (1, batch_size):
-                raise ValueError(f"`{name}` must be one image or {batch_size} images, got {len(value)}.")
+                raise ValueError(
+                    f"`{name}` must be one image, or one for each generated image ({batch_size}), got {len(value)}."
+                )
         return original.to(noise), None if mask is None else mask.to(noise.device)
 
     def _add_noise(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
@@ -1275,7 +1291,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
             total = math.ceil(len(all_timesteps) / order)
             num_remaining = int(scale_num_steps(total, strength))
             if num_remaining < 1:
-                raise ValueError(f"`strength` must leave at least one of the {total} steps, got {strength}.")
+                raise ValueError(
+                    f"`strength` must keep at least one denoising step (number of steps: {total}), got {strength}."
+                )
             num_skipped = (total - num_remaining) * order
             self._set_begin_index(num_skipped)
         remaining = all_timesteps[num_skipped:]

@@ -272,6 +272,17 @@ async function selectModel(entry) {
   }
 }
 
+for (const field of form.querySelectorAll("[data-seed]")) {
+  field.append(getElement("seed-field").content.cloneNode(true));
+  const [label, input, button] = ["label", "input", "button"].map((name) => field.querySelector(name));
+  label.textContent = field.dataset.label;
+  label.htmlFor = input.id = input.name = field.dataset.seed;
+  input.value = field.dataset.value;
+  button.addEventListener("click", () => {
+    input.value = Math.floor(Math.random() * 1_000_000);
+    update();
+  });
+}
 const models = await (await fetch("models.json")).json();
 form.model.append(...models.map((entry, i) => new Option(entry.name, i)));
 getElement("model-field").hidden = models.length === 1;
@@ -280,10 +291,4 @@ form.addEventListener("input", (event) => {
   if (event.target === form.model) selectModel(models[form.model.value]);
   else update();
 });
-for (const button of form.querySelectorAll("button[data-seed]")) {
-  button.addEventListener("click", () => {
-    form[button.dataset.seed].value = Math.floor(Math.random() * 1_000_000);
-    update();
-  });
-}
 await selectModel(models[0]);

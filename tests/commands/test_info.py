@@ -9,6 +9,7 @@ from fmnist_diffusion.commands import main
 from latent_pipelines import get_latent_pipeline
 from saved_pipelines import METRICS, save_pipeline
 from text_pipelines import get_text_pipeline
+from tiny_pipelines import make_unet
 
 
 def test_json_output_describes_the_pipeline(pipeline, capsys):
@@ -18,8 +19,8 @@ def test_json_output_describes_the_pipeline(pipeline, capsys):
     assert json.loads(capsys.readouterr().out) == {
         "folder": pipeline,
         "model": "FashionMNISTUNet2DModel",
-        "parameters": sum(parameter.numel() for parameter in pipe.unet.parameters()),
         "text_encoder": None,
+        "parameters": {"unet": sum(parameter.numel() for parameter in pipe.unet.parameters())},
         "vae": None,
         "config": {
             "sample_size": 8,
@@ -30,7 +31,7 @@ def test_json_output_describes_the_pipeline(pipeline, capsys):
             "time_embedding_dim": 16,
             "num_class_embeds": 10,
         },
-        "weights": {weights.name: {"bytes": weights.stat().st_size, "dtype": "F32"}},
+        "weights": {f"unet/{weights.name}": {"bytes": weights.stat().st_size, "dtype": "F32"}},
         "labels": list(pipe.label_names),
         "scheduler": "DPMSolverMultistepScheduler",
         "num_train_timesteps": 1000,
@@ -55,7 +56,7 @@ def test_flow_matching_is_described(tmp_path, capsys):
     save_pipeline(tmp_path, FlowMatchEulerDiscreteScheduler(shift=3.0))
     main(["info", str(tmp_path)])
     lines = capsys.readouterr().out.splitlines()
-    assert "scheduler   FlowMatchEulerDiscreteScheduler, 1000 timesteps, flow_prediction" in lines
+    assert "scheduler   FlowMatchEulerDiscreteScheduler, 1,000 timesteps, flow_prediction" in lines
     assert "sampling    20 steps, timestep power 1.0" in lines
 
 
@@ -66,7 +67,7 @@ def test_text_output_lists_settings_and_metrics(pipeline, tmp_path, capsys):
     lines = [" ".join(line.split()) for line in capsys.readouterr().out.splitlines()]
     for line in (
         "block_out_channels 8, 16",
-        "scheduler DPMSolverMultistepScheduler, 1000 timesteps, epsilon",
+        "scheduler DPMSolverMultistepScheduler, 1,000 timesteps, epsilon",
         "sampling 20 steps, timestep power 1.5",
         "optimizer.name adam",
         "kid_train -0.00001399",
@@ -75,21 +76,38 @@ def test_text_output_lists_settings_and_metrics(pipeline, tmp_path, capsys):
     assert any("Ankle boot" in line for line in lines)
 
 
-def test_text_encoder_is_described(tmp_path, capsys):
+def test_text_encoder_is_described_and_counted(tmp_path, capsys):
     pipe = get_text_pipeline()
+    pipe.text_encoder.half()
     pipe.save_pretrained(tmp_path)
     main(["info", str(tmp_path)])
-    num_parameters = sum(parameter.numel() for parameter in pipe.text_encoder.parameters())
-    line = f"text        CLIPTextModel, {num_parameters:,} parameters, {len(pipe.tokenizer):,} tokens"
-    assert line in capsys.readouterr().out.splitlines()
+    unet, text = (sum(parameter.numel() for parameter in m.parameters()) for m in (pipe.unet, pipe.text_encoder))
+    path = tmp_path / "text_encoder" / "model.safetensors"
+    # Each parameter has two bytes, and the header of the file is small.
+    assert 2 * text < path.stat().st_size < 2 * text + 4000
+    lines = capsys.readouterr().out.splitlines()
+    for line in (
+        f"text        CLIPTextModel, {len(pipe.tokenizer):,} tokens",
+        f"parameters  {unet + text:,} (unet {unet:,}, text_encoder {text:,})",
+        f"weights     text_encoder/model.safetensors, {path.stat().st_size / 1e6:.1f} MB, F16",
+    ):
+        assert line in lines
+
+
+def test_counts_of_one_are_singular(tmp_path, capsys):
+    noise_scheduler = DDPMScheduler(num_train_timesteps=1)
+    FashionMNISTPipeline(make_unet(), noise_scheduler, num_inference_steps=1).save_pretrained(tmp_path)
+    main(["info", str(tmp_path)])
+    lines = capsys.readouterr().out.splitlines()
+    assert "scheduler   DDPMScheduler, 1 timestep, epsilon" in lines
+    assert "sampling    1 step" in lines
 
 
 def test_autoencoder_is_described(tmp_path, capsys):
     pipe = get_latent_pipeline()
     pipe.save_pretrained(tmp_path)
     main(["info", str(tmp_path)])
-    line = f"latents     AutoencoderKL, {pipe.vae.num_parameters():,} parameters, 2x8x8 (channels x height x width)"
-    assert line in capsys.readouterr().out.splitlines()
+    assert "latents     AutoencoderKL, 2x8x8" in capsys.readouterr().out.splitlines()
 
 
 def test_folder_without_a_pipeline_is_an_error(get_error, tmp_path):

@@ -54,7 +54,7 @@ def test_saved_tensors_may_have_captions(path, fashion_mnist):
 @pytest.mark.parametrize("captions", ['["a"]', '["a", 2]', "a"])
 def test_invalid_captions_are_an_error(path, fashion_mnist, captions):
     save_file({"images": fashion_mnist.images[:2].contiguous()}, path, metadata={"captions": captions})
-    assert "must be a JSON list with one string per image (2 images)" in get_error(path)
+    assert "must be a JSON list with one string per image (2)" in get_error(path)
 
 
 @pytest.mark.parametrize("channels", [1, 3])
@@ -80,7 +80,7 @@ def test_invalid_tensors_are_errors(path):
         save_tensors(ImageTensors(empty), path)
         assert "contains no images or images without pixels" in get_error(path)
     save_tensors(ImageTensors(images, torch.tensor([1])), path)
-    assert "one label per image (2 images)" in get_error(path)
+    assert "one label per image (2)" in get_error(path)
     save_tensors(ImageTensors(images, torch.tensor([0, 1])), path)
     assert "contains labels but no label names" in get_error(path)
     save_tensors(ImageTensors(images, torch.tensor([0, 3]), ("a", "b")), path)

@@ -12,13 +12,13 @@ from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, to_uint8
 from fmnist_diffusion.evaluation import likelihood, measure_likelihood
 from fmnist_diffusion.evaluation.likelihood import (
-    compute_angles,
     dequantize,
     estimate_divergence,
     log_likelihood,
     to_bits_per_dim,
 )
 from fmnist_diffusion.sampling import copy_pipeline, make_pipeline
+from fmnist_diffusion.schedulers import compute_angles
 from latent_pipelines import get_latent_pipeline
 from text_pipelines import get_text_pipeline
 from tiny_pipelines import get_pipeline, make_unet
@@ -41,7 +41,7 @@ class GaussianUNet(FashionMNISTUNet2DModel):
     """Predicts the noise, the velocity or the clean image exactly for normally distributed pixels."""
 
     def set_schedule(self, noise_scheduler: DDPMScheduler) -> "GaussianUNet":
-        self.angles = compute_angles(noise_scheduler)
+        self.angles = compute_angles(noise_scheduler.alphas_cumprod).numpy()
         self.prediction_type = noise_scheduler.config.prediction_type
         return self
 

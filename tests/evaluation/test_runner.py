@@ -272,7 +272,7 @@ def test_invalid_arguments_are_rejected(kwargs: dict[str, Any], message: str, ev
             r" pixels\. Pass `reference` to compare them with other images\.",
         ),
         ({"in_channels": 3, "out_channels": 3}, r"got RGB images of 28x28 pixels\."),
-        ({"num_class_embeds": 4}, r"must have the 10 classes of Fashion-MNIST, got 4 classes\."),
+        ({"num_class_embeds": 4}, r"must have the 10 classes of Fashion-MNIST, got 4\."),
         ({"num_class_embeds": None}, r"got no classes\. Evaluate it with unconditional samples\."),
     ],
 )

@@ -4,6 +4,7 @@ import re
 from pathlib import Path
 
 import pytest
+from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from huggingface_hub import ModelCard
 
 from fake_hub import find_card_errors
@@ -12,7 +13,10 @@ from fmnist_diffusion.commands import main
 from fmnist_diffusion.hub.card import format_cell, make_model_card
 from fmnist_diffusion.hub.metadata import read_metrics, read_train_config
 from fmnist_diffusion.loading import PRETRAINED_DIR
+from fmnist_diffusion.sampling import make_pipeline
 from saved_pipelines import save_pipeline
+from text_pipelines import get_text_pipeline
+from tiny_pipelines import make_unet
 
 
 REPO_ID = "someone/tiny"
@@ -85,6 +89,40 @@ def test_card_says_which_information_is_missing(make_card, tmp_path):
     assert "No license is specified for the weights" in card.text
     assert "guidance_scale" not in card.text and "<Gallery" not in card.text and "zalando" not in card.text
     assert "pipe().images" in card.text
+
+
+def test_flow_matching_model_is_described(make_card, tmp_path):
+    card = make_card(save_pipeline(tmp_path / "flow", FlowMatchEulerDiscreteScheduler(shift=3.0)))
+    assert "flow-matching" in card.data.tags and "ddpm" not in card.data.tags
+    text = " ".join(card.text.split())
+    assert "This flow-matching model generates grayscale images of 8x8 pixels." in text
+    assert (
+        "samples with `FlowMatchEulerDiscreteScheduler` in 20 steps. It also supports `num_inference_steps` and other"
+        " flow-matching schedulers of diffusers."
+    ) in text
+    assert "denoising diffusion" not in text
+
+
+def test_text_encoder_is_described(make_card, tmp_path):
+    pipe = get_text_pipeline()
+    pipe.save_pretrained(tmp_path / "text")
+    card = make_card(tmp_path / "text")
+    assert card.data.pipeline_tag == "text-to-image"
+    unet, text = pipe.unet.num_parameters(), pipe.text_encoder.num_parameters()
+    assert (
+        f"The model has {unet + text:,} parameters. The component `unet` is a `FashionMNISTUNet2DModel` with {unet:,}"
+        f" parameters. The component `text_encoder` is a `CLIPTextModel` with {text:,} parameters."
+    ) in card.text
+    assert "generates grayscale images of 8x8 pixels from text." in card.text
+    assert all('pipe(prompt="a photo of a bag")' in block for block in get_python_blocks(card))
+
+
+def test_counts_of_one_are_singular(make_card, tmp_path):
+    folder = tmp_path / "one"
+    unet = make_unet(1, label_names=["shoe"])
+    make_pipeline(unet, DDPMScheduler(), num_inference_steps=1).save_pretrained(folder)
+    text = make_card(folder).text
+    assert "in 1 class." in text and "in 1 step." in text
 
 
 @pytest.mark.parametrize("name", ['the "best" one', "back\\slash", "a|b\n`c` <b>*d*</b>", "жук", "{{ config }}"])

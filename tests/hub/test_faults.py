@@ -13,6 +13,7 @@ from fmnist_diffusion.hub.client import HubError, is_hub_reachable, run_with_tim
 from fmnist_diffusion.hub.push import push_pipeline
 from fmnist_diffusion.hub.space import push_space
 from saved_pipelines import save_pipeline
+from text_pipelines import get_text_pipeline
 
 
 REPO_ID = "someone/tiny"
@@ -212,6 +213,18 @@ class TestLoad:
         with pytest.raises(OSError, match=r"safetensors of someone/tiny has \d+ bytes, more than the limit of 10000"):
             load_pipeline(REPO_ID)
         assert not [path for method, path in hub.requests if method == "GET" and path.endswith(".safetensors")]
+
+    def test_large_text_encoders_are_not_downloaded_or_loaded(self, hub, tmp_path, monkeypatch):
+        get_text_pipeline().save_pretrained(tmp_path / "text")
+        hub.repositories[REPO_ID] = repository = Repository()
+        repository.commit_folder(tmp_path / "text")
+        for module in ("download", "files"):
+            monkeypatch.setattr(f"fmnist_diffusion.pipelines.{module}.MAX_WEIGHTS_BYTES", 20_000)
+        with pytest.raises(OSError, match=r"text_encoder/model.safetensors of someone/tiny has \d+ bytes, more than"):
+            load_pipeline(REPO_ID)
+        assert not [path for method, path in hub.requests if method == "GET" and path.endswith(".safetensors")]
+        with pytest.raises(OSError, match=r"text_encoder/model.safetensors has more than 20000 bytes"):
+            load_pipeline(tmp_path / "text")
 
 
 def test_abandoned_threads_do_not_keep_the_process_alive():

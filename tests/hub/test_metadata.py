@@ -6,15 +6,25 @@ from safetensors.torch import save_file
 
 from fmnist_diffusion.hub.metadata import (
     Metric,
+    count_parameters,
     flatten,
     format_number,
     measured_metrics,
     read_metrics,
     read_train_config,
-    stored_dtype,
+    stored_dtypes,
     weights_dtypes,
 )
 from saved_pipelines import METRICS, TRAIN_CONFIG
+from text_pipelines import get_text_pipeline
+from tiny_pipelines import get_pipeline
+
+
+def test_parameters_of_every_model_are_counted():
+    pipe = get_text_pipeline()
+    expected = {"unet": pipe.unet.num_parameters(), "text_encoder": pipe.text_encoder.num_parameters()}
+    assert count_parameters(pipe) == expected
+    assert count_parameters(get_pipeline()).keys() == {"unet"}
 
 
 def test_settings_and_metrics_are_read(folder):
@@ -93,11 +103,11 @@ class TestDtypes:
     @pytest.mark.parametrize("dtype", [torch.float16, torch.bfloat16, torch.float32])
     def test_dtype_of_the_weights_is_read(self, save, tmp_path, dtype):
         save(dtype, torch.int64)
-        assert stored_dtype(tmp_path) == dtype
+        assert stored_dtypes(tmp_path) == {"unet": dtype}
 
     def test_mixed_dtypes_are_loaded_in_float32(self, save, tmp_path):
         assert weights_dtypes(save(torch.float16, torch.float32)) == {"F16", "F32"}
-        assert stored_dtype(tmp_path) == torch.float32
+        assert stored_dtypes(tmp_path) == {"unet": torch.float32}
 
     def test_error_names_damaged_weights(self, save):
         path = save(torch.float32)

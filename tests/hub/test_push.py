@@ -11,11 +11,13 @@ from huggingface_hub import constants
 from fake_hub import Fault, Repository
 from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.hub.client import HubError
+from fmnist_diffusion.hub.metadata import stored_dtypes
 from fmnist_diffusion.hub.push import make_repository, push_pipeline
 from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
 from latent_pipelines import get_latent_pipeline
 from saved_pipelines import save_pipeline
+from text_pipelines import get_text_pipeline
 from tiny_pipelines import sample
 
 
@@ -40,6 +42,14 @@ class TestMakeRepository:
         make_repository(tmp_path / "saved", REPO_ID, tmp_path / "repository")
         before, after = read_files(tmp_path / "saved"), read_files(tmp_path / "repository")
         assert {name: after[name] for name in before} == before
+
+    def test_dtype_of_each_model_is_kept(self, tmp_path):
+        pipe = get_text_pipeline()
+        pipe.unet.half()
+        pipe.save_pretrained(tmp_path / "saved")
+        make_repository(tmp_path / "saved", REPO_ID, tmp_path / "repository")
+        dtypes = {"unet": torch.float16, "text_encoder": torch.float32}
+        assert stored_dtypes(tmp_path / "saved") == stored_dtypes(tmp_path / "repository") == dtypes
 
     @pytest.mark.parametrize("scheduler", [DDPMScheduler(), FlowMatchEulerDiscreteScheduler()])
     def test_any_scheduler_is_kept(self, folder, tmp_path, scheduler):
@@ -243,7 +253,8 @@ def test_latent_diffusion_pipeline_is_pushed_and_downloaded(hub, tmp_path):
     again.set_progress_bar_config(disable=True)
     assert torch.equal(sample(again, ["Bag"]), sample(pipe, ["Bag"]))
     files = hub.repositories[REPO_ID].files
-    assert "latent diffusion model generates RGB images of 16x16 pixels" in files["README.md"].decode()
+    assert "generates RGB images of 16x16 pixels" in files["README.md"].decode()
+    assert "The component `vae` is a `AutoencoderKL`" in files["README.md"].decode()
     save_pipeline(tmp_path / "pixels")
     push_pipeline(tmp_path / "pixels", REPO_ID)
     assert not [name for name in hub.repositories[REPO_ID].files if name.startswith("vae/")]

@@ -30,6 +30,8 @@ def test_space_contains_the_demo_and_the_source_that_it_uses(tmp_path):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
     folders = {path.name for path in (tmp_path / "fmnist_diffusion").iterdir() if path.is_dir()}
     assert folders == {"data", "hub", "models", "pipelines"}
+    hub_files = {path.name for path in (tmp_path / "fmnist_diffusion" / "hub").iterdir()}
+    assert hub_files == {"__init__.py", "client.py", "metadata.py"}
     assert not list(tmp_path.rglob("__pycache__"))
     # The browser page is not part of the demo.
     assert not (tmp_path / "browser").exists()

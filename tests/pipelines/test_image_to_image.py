@@ -145,7 +145,7 @@ VALUES = "contain finite values in .0, 1., got values from"
         (np.zeros((8, 8, 2)), "have 1 channels, got 2"),
         (np.zeros((1, 8, 8)), "have 1 channels, got 8"),
         (Image.new("LAB", (8, 8)), "one of the modes 1, L, P, .*, got 'LAB'"),
-        (torch.zeros(3, 1, 8, 8), "be one image or 1 images, got 3"),
+        (torch.zeros(3, 1, 8, 8), r"be one image, or one for each generated image \(1\), got 3"),
     ],
 )
 def test_invalid_images_are_errors(image, message):
@@ -159,8 +159,11 @@ def test_invalid_images_are_errors(image, message):
         ({"strength": 0.0}, r"`strength` must be in \(0, 1\], got 0\.0"),
         ({"strength": 1.1}, r"`strength` must be in \(0, 1\], got 1\.1"),
         ({"strength": float("nan")}, r"`strength` must be in \(0, 1\], got nan"),
-        ({"strength": 0.4}, "`strength` must leave at least one of the 2 steps, got 0.4"),
-        ({"strength": 0.2, "timesteps": [900, 500, 20]}, "`strength` must leave at least one of the 3 steps"),
+        ({"strength": 0.4}, r"`strength` must keep at least one denoising step \(number of steps: 2\), got 0.4"),
+        (
+            {"strength": 0.2, "timesteps": [900, 500, 20]},
+            r"must keep at least one denoising step \(number of steps: 3\)",
+        ),
         ({"latents": torch.zeros(1, 1, 8, 8)}, "both `latents` and `image`"),
     ],
 )

@@ -239,7 +239,10 @@ def test_saved_pipeline_inpaints(tmp_path, dynamic_modules):
         ({"image": None}, "`mask_image` requires an `image`"),
         ({"latents": torch.zeros(1, 1, 8, 8)}, "both `latents` and `image`"),
         ({"mask_image": torch.zeros(9, 8)}, "`mask_image` must have the same size as `image`, 8x8 pixels, got 9x8"),
-        ({"mask_image": torch.zeros(2, 1, 8, 8)}, "`mask_image` must be one image or 1 images, got 2"),
+        (
+            {"mask_image": torch.zeros(2, 1, 8, 8)},
+            r"`mask_image` must be one image, or one for each generated image \(1\), got 2",
+        ),
         ({"mask_image": torch.zeros(8, 8, dtype=torch.int64)}, "`mask_image` must be uint8, bool or floating point"),
         ({"mask_image": torch.full((8, 8), 255.0)}, "`mask_image` must contain finite values in .0, 1., got .* 255"),
         ({"mask_image": torch.full((8, 8), torch.nan)}, "`mask_image` must contain finite values"),

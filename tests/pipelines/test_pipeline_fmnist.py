@@ -209,7 +209,7 @@ class TestRandomness:
 
     def test_wrong_number_of_generators_is_an_error(self):
         generators = [torch.Generator().manual_seed(seed) for seed in range(3)]
-        with pytest.raises(ValueError, match="one generator for each of the 4 images, got 3"):
+        with pytest.raises(ValueError, match=r"one generator for each image \(4\), got 3"):
             get_pipeline()([1, 2], num_images_per_prompt=2, generator=generators)
 
     @pytest.mark.parametrize("scheduler_class", [DDIMScheduler, EulerDiscreteScheduler])

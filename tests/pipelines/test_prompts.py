@@ -72,14 +72,28 @@ class TestPrompt:
     def test_unknown_words_are_logged(self, pipe, diffusers_log):
         sample(pipe, prompt=CAPTIONS[1].upper() + ", 1!")
         assert not diffusers_log.records
-        images = sample(pipe, prompt="a dark spaceship with Ünïcödé 👗")
+        images = sample(pipe, prompt=["a dark spaceship", "Ünïcödé 👗"])
         assert images.isfinite().all()
         assert [record.message for record in diffusers_log.records] == [
             "The tokenizer does not know these words of the prompt: spaceship, Ünïcödé."
         ]
 
-    def test_long_prompt_is_truncated(self, pipe):
-        assert torch.equal(sample(pipe, prompt="a dark bag " * 100), sample(pipe, prompt="a dark bag " * 50))
+    def test_ignored_part_of_a_long_prompt_is_logged_once(self, pipe, diffusers_log, caplog):
+        # A sequence has a start token, 22 tokens of the prompt and an end token.
+        kept, ignored = "a dark bag " * 7 + "a", "dark bag with long sleeves"
+        expected = sample(pipe, prompt=kept)
+        assert not diffusers_log.records
+        images = pipe(
+            prompt=[f"{kept} {ignored}"] * 2,
+            negative_prompt=f"{kept} a photo",
+            generator=[torch.Generator().manual_seed(0) for _ in range(2)],
+            output_type="pt",
+        ).images
+        assert_close(images[:1], expected, atol=1e-5, rtol=0)
+        assert [record.getMessage() for record in diffusers_log.records] == [
+            "The text encoder can only handle sequences of up to 24 tokens, so it ignores this part of the prompt:"
+            f" '{ignored}', 'a photo'."
+        ]
 
     @pytest.mark.parametrize(
         ("arguments", "message"),
@@ -89,7 +103,10 @@ class TestPrompt:
             ({"prompt": 3}, "string"),
             ({"prompt": [FIRST, None]}, "string"),
             ({"prompt": FIRST, "negative_prompt": 3}, "`negative_prompt` must be a string"),
-            ({"prompt": FIRST, "negative_prompt": [FIRST, SECOND]}, "one prompt or 1 prompts, got 2"),
+            (
+                {"prompt": FIRST, "negative_prompt": [FIRST, SECOND]},
+                r"must be one prompt, or one for each prompt \(1\), got 2",
+            ),
             ({"guidance_scale": 2.0}, "Pass `prompt` to use guidance"),
         ],
     )

@@ -8,7 +8,7 @@ from pathlib import Path
 from typing import Any
 
 import pytest
-from diffusers import LCMScheduler
+from diffusers import FlowMatchEulerDiscreteScheduler, LCMScheduler
 from playwright.sync_api import Browser, sync_playwright
 
 import engine
@@ -17,6 +17,7 @@ import layout
 from fmnist_diffusion import FashionMNISTPipeline
 from optional_resources import skip_or_fail
 from saved_pipelines import save_pipeline
+from text_pipelines import get_text_pipeline
 from tiny_pipelines import make_unet
 
 
@@ -59,6 +60,21 @@ def live_folder(tmp_path_factory) -> str:
     folder = tmp_path_factory.mktemp("model") / "live"
     FashionMNISTPipeline(make_unet(10), LCMScheduler(), num_inference_steps=4).save_pretrained(folder)
     return str(folder)
+
+
+@pytest.fixture(scope="session")
+def text_folder(tmp_path_factory) -> str:
+    """A text-conditional pipeline with random weights and images of 8x8 pixels."""
+    folder = tmp_path_factory.mktemp("model") / "text"
+    get_text_pipeline().save_pretrained(folder)
+    return str(folder)
+
+
+@pytest.fixture(scope="session")
+def flow_folder(tmp_path_factory) -> str:
+    """A class-conditional flow-matching pipeline with random weights and images of 8x8 pixels."""
+    folder = tmp_path_factory.mktemp("model") / "flow"
+    return str(save_pipeline(folder, FlowMatchEulerDiscreteScheduler(shift=3.0), num_class_embeds=10))
 
 
 # Configurations of models that the trainer can produce from the images of users.
@@ -132,6 +148,12 @@ def url(model_folder) -> Iterator[str]:
 def live_url(live_folder) -> Iterator[str]:
     """URL of a running demo whose images follow every change of a setting."""
     yield from serve(live_folder)
+
+
+@pytest.fixture(scope="session")
+def text_url(text_folder) -> Iterator[str]:
+    """URL of a running demo of a text-conditional pipeline."""
+    yield from serve(text_folder)
 
 
 @pytest.fixture(scope="session")

@@ -35,6 +35,8 @@ INPUTS: dict[str, dict[str, Any]] = {
         "num_images": 3,
         "num_inference_steps": 1,
         "scheduler": "ddim",
+        "first_prompt": "",
+        "last_prompt": "",
     },
     "image_to_image": {
         "example": "Bag",
@@ -46,6 +48,7 @@ INPUTS: dict[str, dict[str, Any]] = {
         "seed": 0,
         "upload": None,
         "mask": "",
+        "prompt": "",
     },
 }
 META = {"_type": "gradio.FileData"}

@@ -20,7 +20,7 @@ from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.sampling import make_generators
 from latent_pipelines import get_latent_pipeline
 from saved_pipelines import METRICS, save_pipeline
-from text_pipelines import CAPTIONS, get_text_pipeline
+from text_pipelines import CAPTIONS
 
 
 def request(**kwargs) -> GenerationRequest:
@@ -40,10 +40,8 @@ def difference(images, others) -> int:
     return abs(arrays(images) - arrays(others)).max()
 
 
-def test_prompt_is_passed_to_a_text_conditional_model(tmp_path):
-    pipe = get_text_pipeline()
-    pipe.save_pretrained(tmp_path)
-    text_engine = Engine(str(tmp_path))
+def test_prompt_is_passed_to_a_text_conditional_model(text_folder):
+    pipe, text_engine = load_pipeline(text_folder), engine.get_engine(text_folder)
     config = request(prompt=CAPTIONS[0], guidance_scale=2.0, seed=5)
     expected = pipe(
         prompt=CAPTIONS[0],
@@ -66,6 +64,66 @@ def test_latents_of_every_step_are_decoded(tmp_path):
         assert {image.size for image in [*step.images, *step.predicted]} == {(16, 16)}
     expected = pipe(["Bag", "Bag"], num_inference_steps=3, generator=make_generators(5, 2)).images
     assert difference(steps[-1].images, expected) <= 1
+
+
+class TestTextConditionalModel:
+    @pytest.fixture(scope="class")
+    def text_engine(self, text_folder) -> Engine:
+        return engine.get_engine(text_folder)
+
+    def test_interpolation_equals_that_of_the_pipeline(self, text_engine, text_folder):
+        config = request(prompt=CAPTIONS[0], num_images=4, seed=3)
+        images = last(text_engine.interpolate(config, (3, 9), CAPTIONS[1])).images
+        pipe = load_pipeline(text_folder)
+        kwargs = {"seeds": (3, 9), "num_images": 4, "num_inference_steps": 3}
+        assert difference(images, pipe.interpolate(prompt=list(CAPTIONS[:2]), **kwargs).images) <= 1
+        for image, prompt, seed in ((images[0], CAPTIONS[0], 3), (images[-1], CAPTIONS[1], 9)):
+            alone = last(text_engine.generate(replace(config, prompt=prompt, num_images=1, seed=seed))).images
+            assert difference([image], alone) <= 1
+        assert difference(images, last(text_engine.interpolate(config, (3, 9), CAPTIONS[0])).images) > 1
+
+    def test_image_to_image_depends_on_the_prompt(self, text_engine, text_folder):
+        image = last(text_engine.generate(request(num_images=1))).images[0]
+        config = request(prompt=CAPTIONS[0], num_images=1, guidance_scale=2.0, seed=5)
+        images = last(text_engine.generate(config, image, 0.7)).images
+        pipe = load_pipeline(text_folder)
+        kwargs = {"strength": 0.7, "guidance_scale": 2.0, "num_inference_steps": 3, "generator": make_generators(5, 1)}
+        assert difference(images, pipe(prompt=CAPTIONS[0], image=image, **kwargs).images) <= 1
+        others = last(text_engine.generate(replace(config, prompt=CAPTIONS[1]), image, 0.7)).images
+        assert difference(images, others) > 1
+
+    def test_classes_are_rejected(self, text_engine):
+        with pytest.raises(RequestError, match=r"This model has no classes\. Leave the classes empty"):
+            last(text_engine.interpolate(request(labels=("Bag",)), (1, 2)))
+
+
+class TestFlowMatchingModel:
+    @pytest.fixture(scope="class")
+    def flow_engine(self, flow_folder) -> Engine:
+        return engine.get_engine(flow_folder)
+
+    @pytest.mark.parametrize("scheduler", [None, "dpmsolver++", "unipc"])
+    def test_images_equal_those_of_the_pipeline(self, flow_engine, flow_folder, scheduler):
+        config = request(labels=("Bag", "Dress"), guidance_scale=2.0, scheduler=scheduler, seed=5)
+        steps = list(flow_engine.generate(config))
+        pipe = load_pipeline(flow_folder, scheduler=scheduler)
+        kwargs = {"num_inference_steps": 3, "guidance_scale": 2.0, "generator": make_generators(5, 2)}
+        assert difference(steps[-1].images, pipe(["Bag", "Dress"], **kwargs).images) <= 1
+        assert [step.number for step in steps] == [0, 1, 2, 3]
+
+    def test_interpolation_ends_as_generated(self, flow_engine):
+        config = request(labels=("Bag", "Dress"), num_images=3, seed=3)
+        images = last(flow_engine.interpolate(config, (3, 9))).images
+        for image, label, seed in ((images[0], "Bag", 3), (images[-1], "Dress", 9)):
+            alone = last(flow_engine.generate(replace(config, labels=(label,), num_images=1, seed=seed))).images
+            assert difference([image], alone) <= 1
+
+    def test_only_solvers_of_flow_matching_are_supported(self, flow_engine, base):
+        names = layout.SCHEDULERS[1:]
+        assert [name for name in names if flow_engine.supports(name)] == ["dpmsolver++", "unipc"]
+        assert all(base.supports(name) for name in names)
+        with pytest.raises(RequestError, match="DDIMScheduler does not support this flow-matching model"):
+            last(flow_engine.generate(request(scheduler="ddim")))
 
 
 def test_long_prompt_is_rejected():
@@ -117,7 +175,7 @@ class TestGetLabels:
 
     def test_unconditional_model_has_no_labels(self, spec):
         assert spec.get_labels(request()) == []
-        with pytest.raises(RequestError, match="is unconditional"):
+        with pytest.raises(RequestError, match="This model has no classes"):
             spec.get_labels(request(labels=("Bag",)))
 
 

@@ -1,4 +1,5 @@
 import json
+from typing import Any
 
 import gradio as gr
 import numpy as np
@@ -13,7 +14,7 @@ import markup
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.evaluation import Classifier
 from handlers import ALL_CLASSES, Handlers
-from text_pipelines import CAPTIONS, get_text_pipeline
+from text_pipelines import CAPTIONS
 
 
 @pytest.fixture(scope="module")
@@ -24,6 +25,11 @@ def tiny_handlers(model_folder) -> Handlers:
 @pytest.fixture(scope="module")
 def base_handlers() -> Handlers:
     return Handlers("base")
+
+
+@pytest.fixture(scope="module")
+def text_handlers(text_folder) -> Handlers:
+    return Handlers(text_folder)
 
 
 def copies(updates, *indices):
@@ -111,10 +117,9 @@ class TestGenerate:
         with pytest.raises(gr.Error, match=r"The seed must be a whole number from 0 to 4294967295, got 3\.7"):
             next(tiny_handlers.on_generate("tiny", [], 3, 4, "ddim", 2, 3.7))
 
-    def test_prompt_is_shown_for_text_conditional_checkpoints(self, tiny_handlers, tmp_path):
+    def test_prompt_is_shown_for_text_conditional_checkpoints(self, tiny_handlers, text_handlers):
         assert not tiny_handlers.show_prompt("tiny")["visible"]
-        get_text_pipeline().save_pretrained(tmp_path / "text")
-        text_handlers = Handlers(str(tmp_path / "text"))
+        assert not text_handlers.show_prompt("base")["visible"]
         assert text_handlers.show_prompt("text")["visible"]
         grids = [last_grid(text_handlers.generate([], 2, 2, "default", 1, 0, prompt)) for prompt in CAPTIONS[:2]]
         assert grids[0].tobytes() != grids[1].tobytes()
@@ -235,6 +240,80 @@ class TestImageToImage:
         assert (classify(images) == torch.arange(10)).all()
 
 
+class TestTextConditionalModel:
+    """Every tab passes the prompt to the model."""
+
+    first, last = CAPTIONS[:2]
+
+    def generate(self, text_handlers, prompt: str, seed: int) -> np.ndarray:
+        grid = last_grid(text_handlers.generate([], 1, 3, "default", 1, seed, prompt))
+        return cells(grid, 8, 1)[0]
+
+    def test_interpolation_ends_as_generated(self, text_handlers):
+        inputs = None, None, 3, 9, 5, 3, "default", self.first, self.last
+        _, (png, _) = copies(text_handlers.on_interpolate(*inputs), 3, 4)
+        images = cells(png, 8, 5)
+        for image, prompt, seed in ((images[0], self.first, 3), (images[-1], self.last, 9)):
+            assert abs(image - self.generate(text_handlers, prompt, seed)).max() <= 1
+        settings = json.loads(png.info["parameters"])
+        assert (settings["prompt"], settings["last_prompt"]) == (self.first, self.last)
+        assert last_grid(text_handlers.interpolate(*inputs)).tobytes() == png.tobytes()
+
+    def test_image_to_image_shows_the_prompt(self, text_handlers):
+        settings = f"seed {handlers.FIRST_SEED}", ALL_CLASSES, 0.7, 3, "default", 2, 0
+        grids = []
+        for prompt in (self.first, self.last):
+            _, (png,) = copies(text_handlers.on_image_to_image(*settings, prompt, None, ""), 2)
+            assert json.loads(png.info["parameters"])["prompt"] == prompt
+            grids.append(np.stack(cells(png, 8, 6)[1:]))
+            endpoint = last_grid(text_handlers.image_to_image(*settings, None, "", prompt))
+            np.testing.assert_array_equal(np.stack(cells(endpoint, 8, 5)), grids[-1])
+        assert abs(grids[0] - grids[1]).max() > 1
+
+    def test_comparison_passes_the_prompt_to_text_conditional_sides(self, text_handlers):
+        sides = ["text", 3, "default", 1, "spec", 2, "ddim", 1]
+        updates = [list(text_handlers.on_compare([], prompt, 2, 5, *sides))[-1] for prompt in (self.first, self.last)]
+        assert updates[0][0] != updates[1][0]
+        assert updates[0][2] == updates[1][2]
+        expected, _ = copies(text_handlers.on_generate("text", [], 2, 3, "default", 1, 5, self.first))
+        assert updates[0][0] == expected[0]
+
+    def test_long_last_prompt_is_shown_as_an_error(self, text_handlers):
+        with pytest.raises(gr.Error, match="The prompt must be a string of at most 200 characters"):
+            next(text_handlers.on_interpolate(None, None, 3, 9, 5, 3, "default", "", "x" * 201))
+
+    def test_all_tabs_have_visible_prompts(self, text_handlers, tiny_handlers):
+        def is_visible(item: Any) -> bool:
+            return item is None or (bool(getattr(item, "visible", True)) and is_visible(item.parent))
+
+        def count_prompts(page: gr.Blocks) -> dict[str, int]:
+            tabs = {fn.api_name: fn.inputs for fn in page.fns.values() if str(fn.api_name).startswith("on_")}
+            prompts = {name: [item for item in tabs[name] if "rompt" in item.label] for name in tabs}
+            return {name: sum(map(is_visible, items)) for name, items in prompts.items()}
+
+        counts, hidden = (count_prompts(layout.build(each)) for each in (text_handlers, tiny_handlers))
+        assert counts == {
+            "on_generate": 1,
+            "on_generate_change": 1,
+            "on_interpolate": 2,
+            "on_interpolate_change": 2,
+            "on_image_to_image": 1,
+            "on_compare": 1,
+        }
+        assert hidden == dict.fromkeys(counts, 0)
+
+
+def test_flow_matching_page_offers_schedulers_that_work(flow_folder):
+    page = layout.build(Handlers(flow_folder))
+    schedulers = {fn.api_name: [item for item in fn.inputs if item.label == "Scheduler"] for fn in page.fns.values()}
+    for name in ("on_interpolate", "on_image_to_image"):
+        (dropdown,) = schedulers[name]
+        assert [value for _, value in dropdown.choices] == ["default", "dpmsolver++", "unipc"]
+    # Other checkpoints can be chosen in these tabs.
+    for name in ("on_generate", "on_compare"):
+        assert all(len(dropdown.choices) == len(handlers.SCHEDULERS) for dropdown in schedulers[name])
+
+
 class TestCustomModels:
     @pytest.fixture(scope="class")
     def custom(self, custom_folder) -> Handlers:
@@ -287,7 +366,7 @@ def test_tabs_start_with_a_suitable_number_of_steps(live_folder):
 
 def test_sides_of_a_comparison_run_one_after_the_other(tiny_handlers):
     sides = [tiny_handlers.name, 3, "default", 1, "spec", 2, "ddim", 1]
-    updates = list(tiny_handlers.on_compare(["Bag"], 2, 5, *sides))
+    updates = list(tiny_handlers.on_compare(["Bag"], "", 2, 5, *sides))
     assert updates[0][2:] == ("", "")
     images_a, bar_a, images_b, bar_b = updates[-1]
     assert 'alt="Bag"' in images_a and 'alt="seed 6"' in images_b

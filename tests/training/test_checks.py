@@ -78,9 +78,12 @@ def test_ranges_are_described_in_words():
         ),
         (
             SCHEDULE | {"scheduler.num_train_timesteps": 100_000},
-            "`--scheduler.beta_end` is too large for 100000 timesteps",
+            "`--scheduler.beta_end` is too large for `--scheduler.num_train_timesteps` 100000",
         ),
-        (SCHEDULE | {"scheduler.beta_end": 0.5}, "`--scheduler.beta_end` is too large for 1000 timesteps, got 0.5"),
+        (
+            SCHEDULE | {"scheduler.beta_end": 0.5},
+            "`--scheduler.beta_end` is too large for `--scheduler.num_train_timesteps` 1000, got 0.5",
+        ),
         (
             SCHEDULE | {"scheduler.rescale_betas_zero_snr": True},
             "`--scheduler.rescale_betas_zero_snr` requires `--scheduler.prediction_type` v_prediction or sample",

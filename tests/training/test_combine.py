@@ -61,7 +61,7 @@ def test_weights_must_have_a_sum_of_one(
 ):
     with pytest.raises(SystemExit, match="2"):
         main([*folders, f"--output_dir={tmp_path / 'merged'}", "--weights", *weights])
-    assert "must be one number per pipeline and sum to 1" in capsys.readouterr().err
+    assert "must be one number per pipeline (2) and sum to 1" in capsys.readouterr().err
     assert not (tmp_path / "merged").exists()
 
 

@@ -8,8 +8,8 @@ import torch
 from diffusers import DDPMScheduler
 
 from consistency import (
-    compute_angles,
     ddim_step,
+    get_angles,
     predict_images,
     pseudo_huber_loss,
     rotate,
@@ -36,7 +36,7 @@ def solve(noisy: torch.Tensor, angles: torch.Tensor) -> torch.Tensor:
 
 def get_cosine_angles() -> torch.Tensor:
     scheduler = DDPMScheduler(beta_schedule="squaredcos_cap_v2", rescale_betas_zero_snr=True)
-    return compute_angles(scheduler.alphas_cumprod)
+    return get_angles(scheduler.alphas_cumprod)
 
 
 def sample_noisy_images(angle: float) -> tuple[torch.Tensor, torch.Tensor]:
@@ -103,7 +103,7 @@ def test_pseudo_huber_loss_is_the_norm_of_large_differences_and_quadratic_for_sm
 
 def test_angles_are_those_of_the_noise_schedule():
     scheduler = DDPMScheduler()
-    angles = compute_angles(scheduler.alphas_cumprod)
+    angles = get_angles(scheduler.alphas_cumprod)
     assert angles[0] == 0
     torch.testing.assert_close(angles[1:].cos().square(), scheduler.alphas_cumprod)
     assert get_cosine_angles()[-1] == pytest.approx(math.pi / 2, abs=1e-6)

@@ -131,9 +131,8 @@ def test_warnings_name_what_is_dropped(tmp_path: Path, resolve: Callable, caplog
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 3
     assert "Warning: The colors are dropped, because `--data.channels` is 1." in warnings
-    assert any(
-        warning.startswith("Warning: 24 of 24 images have a different aspect ratio than 16x16") for warning in warnings
-    )
+    cropped = "Warning: The images with a different aspect ratio than 16x16 (24 of 24) are cropped to their center."
+    assert any(warning.startswith(cropped) for warning in warnings)
     assert any(warning.startswith("Warning: The labels are ignored") for warning in warnings)
 
 
@@ -178,9 +177,9 @@ def test_all_problems_are_in_one_message(tmp_path: Path, resolve: Callable, monk
         "`--push_to_hub` requires a token.",
         "`--eval.every_n_epochs` requires grayscale 28x28 images",
         "`--compile` requires g++ and Python's headers.",
-        "`--model.act_fn` must be silu to fine-tune base, got relu.",
-        "`--scheduler.prediction_type` must be v_prediction to fine-tune base, got sample.",
-        "`--scheduler.beta_schedule` must be squaredcos_cap_v2 to fine-tune base, got linear.",
+        "`--model.act_fn` must be 'silu' to fine-tune base, got 'relu'.",
+        "`--scheduler.prediction_type` must be 'v_prediction' to fine-tune base, got 'sample'.",
+        "`--scheduler.beta_schedule` must be 'squaredcos_cap_v2' to fine-tune base, got 'linear'.",
         "`--model.num_class_embeds` must be the number of classes of the images (3), got 7.",
         "`--train_batch_size` must be at most the number of images (24), got 100.",
     ):
@@ -190,8 +189,34 @@ def test_all_problems_are_in_one_message(tmp_path: Path, resolve: Callable, monk
 def test_diffusion_model_cannot_be_fine_tuned_with_flow_matching(resolve: Callable):
     with pytest.raises(ValueError) as error:
         resolve("--scheduler.prediction_type=flow_prediction")
-    message = "`--scheduler.prediction_type` must be v_prediction to fine-tune base, got flow_prediction."
+    message = "`--scheduler.prediction_type` must be 'v_prediction' to fine-tune base, got 'flow_prediction'."
     assert str(error.value) == message
+
+
+@pytest.mark.parametrize("options", [["--scheduler.timestep_spacing=leading"], ["--model.dropout=0.1"]])
+def test_settings_that_are_no_property_of_the_weights_can_change(resolve: Callable, options: list[str]):
+    resolve(*options)
+
+
+def test_all_settings_that_contradict_the_checkpoint_are_listed(resolve: Callable):
+    with pytest.raises(ValueError) as error:
+        # Neither the shift nor the betas have an effect on the noise schedule of `base`.
+        resolve("--scheduler.shift=3", "--scheduler.beta_start=0.001", "--model.layers_per_block=2")
+    assert str(error.value).splitlines() == [
+        "Found 3 problems:",
+        "  - `--scheduler.beta_start` must be 0.0001 to fine-tune base, got 0.001.",
+        "  - `--scheduler.shift` must be 1.0 to fine-tune base, got 3.0.",
+        "  - `--model.layers_per_block` must be 1 to fine-tune base, got 2.",
+    ]
+
+
+def test_images_without_captions_are_reported_with_other_problems(resolve: Callable):
+    with pytest.raises(ValueError) as error:
+        resolve("--text_encoder.num_hidden_layers=1", "--train_batch_size=100")
+    lines = str(error.value).splitlines()
+    assert len(lines) == 3
+    assert lines[1].startswith("  - A text encoder requires images with captions")
+    assert lines[1].endswith("To train without captions, pass --text_encoder.num_hidden_layers=null.")
 
 
 def test_contradictions_are_reported_before_a_dataset_is_downloaded(monkeypatch: pytest.MonkeyPatch):
@@ -199,7 +224,7 @@ def test_contradictions_are_reported_before_a_dataset_is_downloaded(monkeypatch:
         raise AssertionError
 
     monkeypatch.setattr("inspection.inspect_images", download)
-    with pytest.raises(ValueError, match=r"`--model\.act_fn` must be silu"):
+    with pytest.raises(ValueError, match=r"`--model\.act_fn` must be 'silu'"):
         resolve_config(parse_config(["--init_from=base", "--model.act_fn=relu", "--data.dataset_name=owner/name"]))
 
 

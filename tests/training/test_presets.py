@@ -125,7 +125,11 @@ def test_flow_preset_trains_and_can_be_fine_tuned(
 
     for option, message in (
         ("--scheduler.num_train_timesteps=10", "`--scheduler.num_train_timesteps` must be 1000 to fine-tune"),
-        ("--scheduler.prediction_type=epsilon", "`--scheduler.prediction_type` must be flow_prediction to fine-tune"),
+        ("--scheduler.timestep_spacing=trailing", "`--scheduler.timestep_spacing` must be 'leading' to fine-tune"),
+        (
+            "--scheduler.prediction_type=epsilon",
+            "`--scheduler.prediction_type` must be 'flow_prediction' to fine-tune",
+        ),
     ):
         with pytest.raises(ValueError, match=message):
             resolve_config(parse_config([*tuned, *own, "--output_dir=" + str(tmp_path / "other"), option]))

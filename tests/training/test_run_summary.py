@@ -32,8 +32,10 @@ def test_images_are_described():
     ("changes", "line"),
     [
         ({"channels": 1}, "images       12 grayscale images from owner/name"),
+        ({"num_images": 1}, "images       1 RGB image from owner/name"),
+        ({"transparency": 1}, "transparency 1 image with transparent pixels, which become white"),
         ({"label_names": None, "class_counts": None}, "classes      none"),
-        ({"transparency": 5}, "transparency 5 images have transparent pixels, which become white"),
+        ({"transparency": 5}, "transparency 5 images with transparent pixels, which become white"),
         (
             {"skipped": (("a.txt", "not an image"), ("b.txt", "not an image"), ("c.png", "empty"))},
             "skipped      3 files: a.txt, b.txt (not an image); c.png (empty)",

@@ -11,11 +11,11 @@ from PIL import Image
 from transformers import CLIPTextModel
 
 from averaging import copy_model, make_ema
-from captions import Captions
+from captions import Captions, log_truncated_captions
 from config import EMAConfig, TextEncoderConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.data import load_images
-from text_model import TextConditionalUNet, add_text_encoder, encode_captions, get_null_label
+from text_model import TextConditionalUNet, add_text_encoder, count_parameters, encode_captions, get_null_label
 from tiny_unets import TINY
 
 
@@ -44,6 +44,22 @@ def test_other_images_need_captions(fashion_mnist_folder: Path):
     images = load_images(train_data_dir=str(fashion_mnist_folder), max_samples=5, resolution=16)
     with pytest.raises(ValueError, match="requires images with captions"):
         Captions(images)
+
+
+def test_long_captions_are_logged(model: TextConditionalUNet, captions: Captions, caplog: pytest.LogCaptureFixture):
+    # The start and end tokens are also counted.
+    log_truncated_captions(model.tokenizer, ["a " * 22, *captions.make(0)])
+    assert not caplog.messages
+    log_truncated_captions(model.tokenizer, ["a " * 23, "a"])
+    assert caplog.messages == [
+        "Warning: The captions with more than 24 tokens (1 of 2) are truncated. Shorten them so that the text encoder"
+        " reads all words."
+    ]
+
+
+def test_parameters_are_counted(model: TextConditionalUNet):
+    expected = model.text_encoder.num_parameters()
+    assert count_parameters(CONFIG, 16, len(model.tokenizer)) == expected < count_parameters(CONFIG, 16)
 
 
 @torch.no_grad()
@@ -110,10 +126,30 @@ def test_exported_pipeline_can_be_fine_tuned_on_custom_captions(
     assert changed and changed <= trained
 
 
+def test_images_without_captions_cannot_be_used_to_fine_tune(
+    tmp_path: Path, launch: Callable[..., None], fail_to_launch: Callable[..., str]
+):
+    launch(*TEXT, "--max_train_steps=1", "--data.max_train_samples=20")
+    for name in ("a", "b"):
+        (tmp_path / "images" / name).mkdir(parents=True)
+        for i in range(10):
+            Image.new("L", (28, 28), 10 * i).save(tmp_path / "images" / name / f"{i}.png")
+    message = fail_to_launch(
+        f"--data.train_data_dir={tmp_path / 'images'}",
+        f"--init_from={tmp_path / 'run' / 'pipeline'}",
+        f"--output_dir={tmp_path / 'custom'}",
+    )
+    assert "Add a column `text` with captions to metadata.csv" in message
+    # This setting cannot remove the text encoder of the pipeline.
+    assert "num_hidden_layers" not in message
+    assert message.endswith("To train without captions, pass --init_from=base.")
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
         (["--text_encoder.num_attention_heads=3"], "must divide the 16 channels"),
+        (["--text_encoder.num_hidden_layers=64", "--text_encoder.intermediate_size=65536"], "at most 250,000,000"),
         (["--model.num_class_embeds=10"], "`num_class_embeds` must be None"),
         (["--data.streaming=true"], "`--data.streaming` must be false"),
         (["--data.resolution=16"], "requires images with captions"),

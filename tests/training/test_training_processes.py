@@ -187,6 +187,37 @@ def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tens
 
 
 @pytest.mark.slow
+def test_two_processes_train_a_text_encoder_like_one_process(
+    tmp_path: Path, tiny_args: list[str], launch: Callable[..., None]
+):
+    options = [
+        *OPTIONS[:3],
+        "--text_encoder.num_hidden_layers=1",
+        "--text_encoder.num_attention_heads=2",
+        "--text_encoder.intermediate_size=16",
+        "--objective.label_dropout=0.5",
+        "--checkpointing_steps=6",
+        "--logging_steps=1",
+    ]
+    launches = Launches(tmp_path, 1, [*tiny_args, *options])
+    launches.finish()
+    launch(*options, f"--output_dir={tmp_path / 'expected'}")
+    checkpoints = [run / "checkpoints" / "checkpoint-12" for run in (launches.run, tmp_path / "expected")]
+    two, one = (load_file(checkpoint / "model.safetensors") for checkpoint in checkpoints)
+    assert any(name.startswith("text_encoder.") for name in one)
+    for weights in (two, one):
+        # The bias of the keys has no effect on attention. Its gradient only consists of rounding errors, which Adam
+        # scales up.
+        names = [name for name in weights if name.endswith("k_proj.bias")]
+        assert names
+        for name in names:
+            del weights[name]
+    assert_close(two, one)
+    losses = [[float(row["loss"]) for row in read_losses(run)] for run in (launches.run, tmp_path / "expected")]
+    assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.slow
 def test_failed_write_stops_all_processes_with_one_line(tmp_path: Path, tiny_args: list[str]):
     (tmp_path / "file").touch()
     result = subprocess.run(
