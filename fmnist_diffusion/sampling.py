@@ -18,7 +18,7 @@ from .schedulers import NEAR_ZERO_SNR, NOISE_SCHEDULE_OPTIONS, make_scheduler
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
+    from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler, SchedulerMixin
     from transformers import CLIPTextModel, CLIPTokenizer
 
     from .models.unet_fmnist import FashionMNISTUNet2DModel
@@ -122,6 +122,7 @@ def make_pipeline(
     num_inference_steps: int = 20,
     text_encoder: CLIPTextModel | None = None,
     tokenizer: CLIPTokenizer | None = None,
+    vae: AutoencoderKL | None = None,
 ) -> FashionMNISTPipeline:
     """
     Creates a pipeline for a trained model with the default scheduler of this package.
@@ -137,7 +138,7 @@ def make_pipeline(
             The noise schedule and prediction type that the model was trained with.
         num_inference_steps (`int`, defaults to 20):
             Default number of denoising steps, limited to the `num_train_timesteps` of `noise_scheduler`.
-        text_encoder, tokenizer (*optional*): See [`FashionMNISTPipeline`].
+        text_encoder, tokenizer, vae (*optional*): See [`FashionMNISTPipeline`].
     """
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
@@ -147,15 +148,20 @@ def make_pipeline(
     if isinstance(noise_scheduler, FlowMatchEulerDiscreteScheduler):
         # Pipelines must not share the state of a scheduler.
         flow_scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(noise_scheduler.config)
-        return FashionMNISTPipeline(unet, flow_scheduler, num_inference_steps, 1.0, text_encoder, tokenizer)
+        return FashionMNISTPipeline(unet, flow_scheduler, num_inference_steps, 1.0, text_encoder, tokenizer, vae)
     config = {name: noise_scheduler.config[name] for name in NOISE_SCHEDULE_OPTIONS}
-    # Near zero SNR, a small error in the predicted noise becomes a huge error in x0, so x0 is clipped.
-    thresholding = config["prediction_type"] == "epsilon" and float(noise_scheduler.alphas_cumprod[-1]) < NEAR_ZERO_SNR
+    # Near zero SNR, a small error in the predicted noise becomes a huge error in x0, so x0 is clipped, unless it
+    # consists of latents, which are not limited to [-1, 1].
+    near_zero_snr = float(noise_scheduler.alphas_cumprod[-1]) < NEAR_ZERO_SNR
+    thresholding = config["prediction_type"] == "epsilon" and near_zero_snr and vae is None
     scheduler = DPMSolverMultistepScheduler(
         **config, algorithm_type="sde-dpmsolver++", thresholding=thresholding, sample_max_value=1.0
     )
+    if vae is not None:
+        # This solver never clips, but schedulers that are created from its config would do so by default.
+        scheduler.register_to_config(clip_sample=False)
     timestep_power = 1.2 if config["beta_schedule"] == "squaredcos_cap_v2" else 1.5
-    return FashionMNISTPipeline(unet, scheduler, num_inference_steps, timestep_power, text_encoder, tokenizer)
+    return FashionMNISTPipeline(unet, scheduler, num_inference_steps, timestep_power, text_encoder, tokenizer, vae)
 
 
 def make_consistency_pipeline(
@@ -212,7 +218,8 @@ def copy_pipeline(
     else:
         new_scheduler, timestep_power = make_scheduler(scheduler, config), None
     settings = pipe.config.num_inference_steps, timestep_power
-    copy = type(pipe)(pipe.unet, new_scheduler, *settings, pipe.text_encoder, pipe.tokenizer, pipe.classifier)
+    components = pipe.text_encoder, pipe.tokenizer, pipe.classifier, pipe.vae
+    copy = type(pipe)(pipe.unet, new_scheduler, *settings, *components)
     copy.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return copy
 
@@ -276,7 +283,30 @@ def get_max_batch_size(pipe: FashionMNISTPipeline) -> int:
 
     height, width = get_height_width(pipe.unet.config["sample_size"])
     features = height * width * max(pipe.unet.config["block_out_channels"][0], pipe.unet.config["in_channels"])
+    if pipe.vae is not None:
+        _, height, width = pipe.image_shape
+        features = max(features, height * width * pipe.vae.config["block_out_channels"][0])
     return max(1, MAX_BATCH_BYTES // (BYTES_PER_FEATURE * features))
+
+
+def generate_pixels(pipe: FashionMNISTPipeline, method: str = "__call__", **kwargs: Any) -> torch.Tensor:
+    """
+    Generates images as uint8 pixels.
+
+    Args:
+        pipe ([`FashionMNISTPipeline`]): The pipeline.
+        method (`str`, defaults to `"__call__"`): Method to call, `"__call__"` or `"interpolate"`.
+        kwargs: Arguments of the method, except `output_type` and `return_dict`.
+
+    Returns:
+        `torch.Tensor` of shape `(batch, channels, height, width)`: uint8 pixels.
+    """
+    from .data import to_uint8
+
+    if pipe.vae is None:
+        # This output has the pixels in [-1, 1], without the rounding errors of "pt".
+        return to_uint8(getattr(pipe, method)(output_type="latent", **kwargs).images)
+    return to_uint8(2 * getattr(pipe, method)(output_type="pt", **kwargs).images - 1)
 
 
 def generate(
@@ -321,8 +351,6 @@ def generate(
     """
     import torch
 
-    from .data import to_uint8
-
     for name, conditions in (("class_labels", class_labels), ("prompts", prompts)):
         if conditions is not None and not len(conditions):
             item = "label" if name == "class_labels" else "prompt"
@@ -345,14 +373,13 @@ def generate(
                 "classifier_guidance_scale": config.classifier_guidance_scale,
             }
         start_time = time.perf_counter()
-        output: Any = pipe(
+        images = generate_pixels(
+            pipe,
             num_inference_steps=config.num_inference_steps,
             generator=make_generators(config.seed, count, first),
-            output_type="latent",
             **kwargs,
             **image_kwargs,
-        )
-        images = to_uint8(output.images).cpu()
+        ).cpu()
         yield Samples(
             images,
             None if labels is None else torch.tensor(labels),

@@ -120,6 +120,9 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
             f"{scheduler_class.__name__} does not support this model, because it requires `{required[0]}`. Use a"
             " different scheduler, such as DDIMScheduler."
         )
+    if config.get("clip_sample") is False:
+        # The latents of an autoencoder are not limited to [-1, 1].
+        options.pop("clip_sample", None)
     options |= get_flow_options(scheduler_class, config)
     # With this entry, `from_config` drops all options that equal the defaults of the previous scheduler class.
     ignored = {"_use_default_values"}

@@ -19,10 +19,10 @@ from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
-from fmnist_diffusion.data import DEFAULT_DATASET, FASHION_MNIST_LABELS, get_height_width, to_pil, to_uint8
+from fmnist_diffusion.data import DEFAULT_DATASET, FASHION_MNIST_LABELS, to_pil, to_uint8
 from fmnist_diffusion.hub.metadata import read_metrics, read_train_config
 from fmnist_diffusion.loading import get_pipeline_folder
-from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, make_generators
+from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, generate_pixels, make_generators
 
 
 MAX_IMAGES, MAX_STEPS, MAX_GUIDANCE = 40, 100, 8
@@ -30,6 +30,7 @@ MIN_FRAMES, MAX_FRAMES = 3, 24
 MAX_RUN_SECONDS = 60.0
 MAX_PROMPT_LENGTH = 200  # characters
 MAX_SHOWN_NAMES = 12
+TENSOR_NAMES = ("model_input", "pred_original_sample")
 JSON_TYPES = {str: "text", list: "a list", dict: "an object", bool: "a Boolean", NoneType: "null"}
 
 
@@ -147,8 +148,7 @@ class Engine:
         self.label_names = tuple(self.pipe.label_names or ()) if self.pipe.is_conditional else ()
         self.has_prompts = self.pipe.text_encoder is not None
         self.num_inference_steps = min(self.pipe.config["num_inference_steps"], MAX_STEPS)
-        self.channels = self.pipe.unet.config.in_channels
-        self.height, self.width = get_height_width(self.pipe.unet.config.sample_size)
+        self.channels, self.height, self.width = self.pipe.image_shape
 
     def __reduce__(self):
         # ZeroGPU pickles the arguments for a forked process, which already has the weights in memory.
@@ -274,25 +274,26 @@ class Engine:
         start_time = time.perf_counter()
 
         def put_step(number: int, *tensors: torch.Tensor) -> None:
-            images, predicted = (to_pil(to_uint8(tensor)) for tensor in tensors)
+            images, predicted = (to_pil(tensor) for tensor in tensors)
             seconds = time.perf_counter() - start_time
             queue.put(Step(number, pipe.num_timesteps, images, predicted, pipe.num_function_evaluations, seconds))
 
         def on_step_end(pipe: Any, i: int, timestep: int, tensors: dict[str, torch.Tensor]) -> dict:
             pipe._interrupt = stopped.is_set()
-            put_step(i, tensors["model_input"], tensors["pred_original_sample"])
+            put_step(i, *(to_uint8(pipe.decode_latents(tensors[name])) for name in TENSOR_NAMES))
             return {}
 
         def run() -> None:
             try:
-                sample = getattr(pipe, method)(
+                pixels = generate_pixels(
+                    pipe,
+                    method,
                     num_inference_steps=request.num_inference_steps,
-                    output_type="latent",
                     callback_on_step_end=on_step_end,
-                    callback_on_step_end_tensor_inputs=["model_input", "pred_original_sample"],
+                    callback_on_step_end_tensor_inputs=TENSOR_NAMES,
                     **kwargs,
-                ).images
-                put_step(pipe.num_timesteps, sample, sample)
+                )
+                put_step(pipe.num_timesteps, pixels, pixels)
                 queue.put(None)
             # An exception would be lost in this thread, so the consumer of the queue raises it.
             except Exception as error:

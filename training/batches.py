@@ -27,7 +27,8 @@ class Batches:
     incomplete last batch of an epoch is dropped.
 
     Args:
-        images: Images in memory, which are moved to `device`, or a dataset that `num_workers` processes read.
+        images: Images in memory, uint8 pixels or float32 latents, which are moved to `device`; or a dataset that
+            `num_workers` processes read.
         batch_size: Total number of images per batch, across all processes.
         make_token_ids: Function that takes the seed of an epoch and returns the token ids of the captions of all
             images, `(N, L)`. The token ids replace the labels of images in memory.
@@ -63,7 +64,7 @@ class Batches:
         return self.num_images // self.batch_size
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Generator]]:
-        """Yields the batches of `epoch`, starting with batch `start`: augmented images in [-1, 1], float32
+        """Yields the batches of `epoch`, starting with batch `start`: augmented images in [-1, 1] or latents, float32
         `(B, C, H, W)`; labels, int64 `(B,)`, or token ids, `(B, L)`, or `None`; and a random generator for the noise,
         which has the same state in all processes.
 
@@ -77,7 +78,8 @@ class Batches:
         batches = self._index(order, epoch_seed) if isinstance(self.images, ImageTensors) else self._stream(order)
         for batch, (images, labels) in enumerate(batches, start):
             generator = torch.Generator(self.device).manual_seed(make_seed(self.seed, epoch, batch))
-            images = to_model_input(images)
+            if images.dtype == torch.uint8:
+                images = to_model_input(images)
             images = augment(images, self.augmentation, generator, self.process_index, self.num_processes)
             yield images, labels, generator
 

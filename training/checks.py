@@ -226,6 +226,7 @@ def find_contradictions(values: Mapping[str, Any], program: str) -> Iterator[str
     yield from find_unused_settings(values)
     yield from find_schedule_problems(values)
     yield from find_distillation_problems(values, program)
+    yield from find_latent_problems(values, program)
     yield from find_sampling_problems("samples", values)
     if values.get("eval.every_n_epochs") is not None:
         yield from find_sampling_problems("eval", values)
@@ -307,6 +308,19 @@ def find_distillation_problems(values: Mapping[str, Any], program: str) -> Itera
         yield "`--init_from` must be the pipeline to distill, got null."
     if values.get("ema.enabled") is False:
         yield "`--ema.enabled` must be true in distill.py, got false: the EMA weights predict the target."
+
+
+def find_latent_problems(values: Mapping[str, Any], program: str) -> Iterator[str]:
+    if values.get("vae") is None:
+        return
+    for name, value in (("data.streaming", False), ("data.augmentation", "none")):
+        if values.get(name, value) != value:
+            yield (
+                f"`--{name}` must be {format_value(value)} with an autoencoder, because the latents of the images are"
+                f" computed only once, got {format_value(values[name])}."
+            )
+    if program == "distill.py":
+        yield "`--init_from` must not have an autoencoder, because distill.py does not support latent diffusion."
 
 
 def compute_log_alphas_cumprod(

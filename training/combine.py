@@ -66,9 +66,11 @@ def is_same_model(first: FashionMNISTPipeline, second: FashionMNISTPipeline) -> 
         architecture = {name: value for name, value in pipe.unet.config.items() if not name.startswith("_")}
         vocab = pipe.tokenizer and pipe.tokenizer.get_vocab()
         shapes = pipe.text_encoder and {key: value.shape for key, value in pipe.text_encoder.state_dict().items()}
+        # The scaling factor of an autoencoder depends on its weights.
+        vae = pipe.vae and {name: value for name, value in pipe.vae.config.items() if not name.startswith("_")}
         noise_scheduler = get_noise_scheduler(pipe)
         num_train_timesteps = noise_scheduler.config["num_train_timesteps"]
-        return architecture, vocab, shapes, pipe.prediction_type, num_train_timesteps, get_betas(noise_scheduler)
+        return architecture, vocab, shapes, vae, pipe.prediction_type, num_train_timesteps, get_betas(noise_scheduler)
 
     return describe(first) == describe(second)
 

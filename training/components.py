@@ -10,11 +10,12 @@ import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.optimizer import AcceleratedOptimizer
 from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
-from diffusers import DDPMScheduler
+from diffusers import AutoencoderKL, DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
 from torch.optim.lr_scheduler import LRScheduler
 
+from autoencoder import encode_dataset, load_vae
 from averaging import copy_model, make_ema
 from batches import Batches, ImageDataset
 from captions import Captions, log_truncated_captions
@@ -44,6 +45,7 @@ class Components:
         noise_scheduler: The noise schedule and the prediction type.
         loss: The loss of a batch.
         captions: Captions of the training images; `None` if the model is not text-conditional.
+        vae: Autoencoder that encoded the training images; `None` if the model does not use latent diffusion.
     """
 
     batches: Batches
@@ -53,6 +55,7 @@ class Components:
     noise_scheduler: NoiseScheduler
     loss: DiffusionLoss
     captions: Captions | None
+    vae: AutoencoderKL | None
 
     def get_conditions(self) -> dict[str, Any]:
         """Returns the class labels or prompts of samples as keyword arguments of [`generate`]."""
@@ -101,7 +104,8 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     # weights, and the checkpoint does not contain the tokenizer.
     needs_pretrained = config.resume is None or distills or config.text_encoder.enabled
     pretrained = load_pretrained(config.init_from) if config.init_from and needs_pretrained else None
-    unet, noise_scheduler = make_model(config, label_names, None if pretrained is None else pretrained.unet)
+    vae = load_vae(config.vae)
+    unet, noise_scheduler = make_model(config, label_names, None if pretrained is None else pretrained.unet, vae)
     make_token_ids = None
     if captions is not None:
         unet = add_text_encoder(config.text_encoder, unet, pretrained, captions, config.seed)
@@ -111,6 +115,8 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     # The pretrained weights are no longer needed.
     del pretrained
     load_pretrained.cache_clear()
+    if vae is not None:
+        images = encode_dataset(vae, images, device)
     batches = Batches(
         images,
         config.train_batch_size,
@@ -128,7 +134,7 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     unet, optimizer = accelerator.prepare(unet, optimizer)
     ema = make_ema(config.ema, unet)
     loss = make_loss(config, accelerator, noise_scheduler, unet, ema, teacher)
-    return Components(batches, unet, optimizer, ema, noise_scheduler, loss, captions)
+    return Components(batches, unet, optimizer, ema, noise_scheduler, loss, captions, vae)
 
 
 def make_loss(
@@ -171,9 +177,10 @@ def make_loss(
 
 
 def load_training_images(
-    config: DataConfig, resolution: int | tuple[int, int], channels: int
+    config: DataConfig, resolution: int | tuple[int, int] | None, channels: int | None
 ) -> tuple[ImageTensors | ImageDataset, tuple[str, ...] | None]:
-    """Returns the images and the class names. With `config.streaming`, a dataset decodes the images on access."""
+    """Returns the images and the class names. With `config.streaming`, a dataset decodes the images on access, and
+    `resolution` and `channels` must not be `None`."""
     source = {
         "dataset_name": config.dataset_name,
         "split": config.split,
@@ -186,6 +193,7 @@ def load_training_images(
     if not config.streaming:
         images = load_images(**source, resolution=resolution, channels=channels, max_samples=config.max_train_samples)
         return images, images.label_names
+    assert resolution is not None and channels is not None
     dataset = load_split(**source)
     label_names = tuple(dataset.features["label"].names) if "label" in dataset.features else None
     if config.max_train_samples is not None:

@@ -218,6 +218,8 @@ class TrainingConfig:
     Args:
         output_dir: folder for everything that the run writes; must be new or empty unless the run is resumed
         init_from: pipeline to fine-tune: a folder, the name of a bundled checkpoint or a Hub repository
+        vae: autoencoder of a latent diffusion model: a folder that train_autoencoder.py wrote; the default is that of
+            init_from, if set
         resume: checkpoint to resume from: latest (in output_dir) or a path, which may belong to a different run
         seed: random seed of the initial weights, the order of the data, and the noise
         num_epochs: number of passes over the images; auto trains until usable samples are expected
@@ -257,6 +259,7 @@ class TrainingConfig:
 
     output_dir: str = "output/run"
     init_from: str | None = None
+    vae: str | None = None
     resume: str | None = None
     seed: int = 0
     num_epochs: int | Literal["auto"] = 50
@@ -308,7 +311,8 @@ class TrainingConfig:
             settings["data"].pop("dataloader_num_workers")
             settings["ema.enabled"] = settings["ema"]["enabled"]
         steps = ("train_batch_size", "gradient_accumulation_steps")
-        for name in ("seed", *steps, "model", "data", "scheduler", "distillation", "text_encoder", "ema.enabled"):
+        sections = ("model", "data", "scheduler", "distillation", "text_encoder", "ema.enabled")
+        for name in ("seed", "vae", *steps, *sections):
             if current[name] != saved[name]:
                 raise ValueError(
                     f"`--{name}` must be the same as in the run to resume ({saved[name]}), got {current[name]}. Pass"

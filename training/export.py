@@ -76,9 +76,10 @@ def make_train_config(config: TrainingConfig, progress: Progress) -> dict[str, A
     for name in PRIVATE_SETTINGS:
         del train_config[name]
     data: dict[str, Any] = train_config["data"]
-    for settings, name in ((train_config, "init_from"), (data, "dataset_name"), (data, "train_data_dir")):
-        if settings[name] is not None:
-            settings[name] = get_public_name(settings[name])
+    for settings, names in ((train_config, ("init_from", "vae")), (data, ("dataset_name", "train_data_dir"))):
+        for name in names:
+            if settings[name] is not None:
+                settings[name] = get_public_name(settings[name])
     return train_config
 
 

@@ -9,7 +9,9 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
+from diffusers import AutoencoderKL
 
+from autoencoder import check_vae, load_vae
 from batches import check_batch_size
 from captions import MISSING_CAPTIONS, can_be_captioned
 from checkpoint import find_resumed_checkpoint
@@ -33,7 +35,7 @@ from machine import (
     get_num_processes,
 )
 from milestones import get_num_images_needed
-from model import get_betas, make_model_config, make_noise_scheduler, make_run_pipeline
+from model import get_betas, get_sample_shape, make_model_config, make_noise_scheduler, make_run_pipeline
 from parsing import flatten_settings, is_first_process
 from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrained
 from publishing import check_token
@@ -99,6 +101,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     with problems.collect():
         find_resumed_checkpoint(config)
     pretrained = load_pretrained(config.init_from) if config.init_from else None
+    vae = load_vae(config.vae)
     if pretrained is not None:
         check_pretrained_settings(config, pretrained, problems)
 
@@ -118,14 +121,15 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     if model.get("num_class_embeds") is None and not uses_labels:
         data = replace(data, label_column="none")
     check_captions(config, data, pretrained, summary, problems)
-    num_parameters = check_model(config, model, data, summary, problems)
+    num_parameters = check_model(config, model, data, summary, vae, problems)
     check_evaluation(config, data, model, problems)
 
     # 3. machine and length of the run
     settings = resolve_length(config, data, summary, problems)
     problems.raise_errors()
     resolved = ResolvedConfig(**(vars(config) | settings | {"data": data, "model": model}))
-    for line in (*describe_images(config.data, summary), *describe_run(resolved, pretrained, num_parameters, summary)):
+    run_lines = describe_run(resolved, pretrained, num_parameters, summary, vae)
+    for line in (*describe_images(config.data, summary), *run_lines):
         logger.info(line)
     for warning in problems.warnings:
         logger.warning("Warning: %s", warning)
@@ -180,7 +184,7 @@ def check_pretrained_settings(config: TrainingConfig, pretrained: PretrainedPipe
     """Checks the settings of the model, the text encoder and the noise schedule that cannot change in fine-tuning."""
     settings = flatten_settings(config.to_dict() | {"model": {}})
     settings |= {f"model.{name}": value for name, value in config.model.items()}
-    expected = pretrained.get_fixed_settings()
+    expected = pretrained.get_fixed_settings() | {"vae": None if pretrained.vae is None else config.init_from}
     contradictions = [name for name, value in settings.items() if value != expected.get(name, value)]
     problems.errors += [
         f"`--{name}` must be {format_value(expected[name])} to fine-tune {config.init_from}, got"
@@ -263,17 +267,26 @@ def resolve_model(
 
 
 def check_model(
-    config: TrainingConfig, model: dict[str, Any], data: DataConfig, summary: DataSummary, problems: Problems
+    config: TrainingConfig,
+    model: dict[str, Any],
+    data: DataConfig,
+    summary: DataSummary,
+    vae: AutoencoderKL | None,
+    problems: Problems,
 ) -> int:
     """Checks the arguments of the model and the sampling settings, and returns the number of parameters."""
     label_names = summary.label_names
     if label_names is None or len(label_names) != model.get("num_class_embeds"):
         # The errors already contain this problem.
         label_names = None
+    if vae is not None:
+        with problems.collect():
+            check_vae(data, vae)
+    shape = get_sample_shape(data, vae)
     try:
         # The meta device does not allocate the weights.
         with torch.device("meta"):
-            unet = FashionMNISTUNet2DModel(**make_model_config(model, data, label_names, config.text_encoder))
+            unet = FashionMNISTUNet2DModel(**make_model_config(model, shape, label_names, config.text_encoder))
     except (TypeError, ValueError) as error:
         problems.errors.append(f"model: {error}")
         return 0
@@ -287,7 +300,7 @@ def check_model(
             check_num_heads(config.text_encoder, unet)
         if data.streaming:
             problems.errors.append("`--data.streaming` must be false with a text encoder, got true.")
-    pipe = make_run_pipeline(config, unet, make_noise_scheduler(config.scheduler))
+    pipe = make_run_pipeline(config, unet, make_noise_scheduler(config.scheduler), vae)
     sections = {"samples": config.samples} | ({"eval": config.eval} if config.eval.every_n_epochs else {})
     for section, sampling in sections.items():
         with problems.collect(section):

@@ -3,11 +3,13 @@
 from dataclasses import asdict
 from typing import Any
 
-from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from adaptation import load_adapted_weights
 from config import DataConfig, ResolvedConfig, SchedulerConfig, TextEncoderConfig, TrainingConfig
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
+from fmnist_diffusion.data import get_height_width
+from fmnist_diffusion.pipelines import get_vae_scale_factor
 from fmnist_diffusion.sampling import make_consistency_pipeline, make_pipeline
 from fmnist_diffusion.schedulers import make_scheduler
 from text_model import TextConditionalUNet
@@ -17,7 +19,10 @@ NoiseScheduler = DDPMScheduler | FlowMatchEulerDiscreteScheduler
 
 
 def make_model(
-    config: ResolvedConfig, label_names: tuple[str, ...] | None, pretrained: FashionMNISTUNet2DModel | None
+    config: ResolvedConfig,
+    label_names: tuple[str, ...] | None,
+    pretrained: FashionMNISTUNet2DModel | None,
+    vae: AutoencoderKL | None,
 ) -> tuple[FashionMNISTUNet2DModel, NoiseScheduler]:
     """Creates the model and its noise schedule.
 
@@ -25,11 +30,13 @@ def make_model(
         config: The run. `config.model` contains the arguments of the model.
         label_names: Names of the classes; `None` if the images have no labels.
         pretrained: Model to fine-tune, with the same architecture.
+        vae: Autoencoder of a latent diffusion model.
 
     Raises:
         `ValueError`: If `config.model` is invalid.
     """
-    model_config = make_model_config(config.model, config.data, label_names, config.text_encoder)
+    shape = get_sample_shape(config.data, vae)
+    model_config = make_model_config(config.model, shape, label_names, config.text_encoder)
     try:
         unet = FashionMNISTUNet2DModel(**model_config)
     except (TypeError, ValueError) as error:
@@ -40,16 +47,37 @@ def make_model(
 
 
 def make_model_config(
-    options: dict[str, Any], data: DataConfig, label_names: tuple[str, ...] | None, text_encoder: TextEncoderConfig
+    options: dict[str, Any],
+    shape: tuple[int, int, int],
+    label_names: tuple[str, ...] | None,
+    text_encoder: TextEncoderConfig,
 ) -> dict[str, Any]:
-    """Returns the arguments of the model: `options` and those that the images and the text encoder determine."""
+    """Returns the arguments of the model: `options` and those that the images and the text encoder determine.
+
+    Args:
+        options: Other arguments of the model.
+        shape: Number of channels, height and width of the samples; see [`get_sample_shape`].
+        label_names: Names of the classes; `None` if the images have no labels.
+        text_encoder: Settings of the text encoder.
+    """
+    channels, height, width = shape
     return options | {
-        "sample_size": data.resolution,
-        "in_channels": data.channels,
-        "out_channels": data.channels,
+        "sample_size": height if height == width else (height, width),
+        "in_channels": channels,
+        "out_channels": channels,
         "class_embed_type": "identity" if text_encoder.enabled else None,
         "label_names": label_names if options.get("num_class_embeds") is not None else None,
     }
+
+
+def get_sample_shape(data: DataConfig, vae: AutoencoderKL | None) -> tuple[int, int, int]:
+    """Returns the number of channels, the height and the width of the latents or, without `vae`, of the images."""
+    assert data.resolution is not None and data.channels is not None
+    height, width = get_height_width(data.resolution)
+    if vae is None:
+        return data.channels, height, width
+    factor = get_vae_scale_factor(vae)
+    return vae.config["latent_channels"], height // factor, width // factor
 
 
 def make_noise_scheduler(config: SchedulerConfig) -> NoiseScheduler:
@@ -78,13 +106,16 @@ def get_betas(noise_scheduler: NoiseScheduler) -> list[float]:
 
 
 def make_run_pipeline(
-    config: TrainingConfig, unet: FashionMNISTUNet2DModel | TextConditionalUNet, noise_scheduler: NoiseScheduler
+    config: TrainingConfig,
+    unet: FashionMNISTUNet2DModel | TextConditionalUNet,
+    noise_scheduler: NoiseScheduler,
+    vae: AutoencoderKL | None,
 ) -> FashionMNISTPipeline:
     """Creates the pipeline of a run, with the default scheduler for its kind of model."""
-    text = {}
+    text: dict[str, Any] = {}
     if isinstance(unet, TextConditionalUNet):
         unet, text = unet.unet, {"text_encoder": unet.text_encoder, "tokenizer": unet.tokenizer}
     if config.distillation.num_segments is None:
-        return make_pipeline(unet, noise_scheduler, **text)
+        return make_pipeline(unet, noise_scheduler, **text, vae=vae)
     assert isinstance(noise_scheduler, DDPMScheduler)
     return make_consistency_pipeline(unet, noise_scheduler, **text)

@@ -76,7 +76,7 @@ class RunOutputs:
     def write(self, unet: FashionMNISTUNet2DModel, progress: Progress, epoch: int, due: DueOutputs) -> None:
         """Writes the outputs that are `due` for the weights of `unet`."""
         unet.to(memory_format=get_memory_format(self.config))  # pyright: ignore[reportCallIssue]
-        pipe = make_run_pipeline(self.config, unet, self.components.noise_scheduler)
+        pipe = make_run_pipeline(self.config, unet, self.components.noise_scheduler, self.components.vae)
         pipe.set_progress_bar_config(leave=False)
         if due.samples:
             self._save_samples(pipe, progress, epoch)

@@ -29,6 +29,7 @@ class PretrainedPipeline:
             without `train_config.json`.
         text_encoder: Its text encoder; `None` if it is not text-conditional.
         tokenizer: Its tokenizer; `None` if it is not text-conditional.
+        vae: Its autoencoder; `None` if it does not use latent diffusion.
     """
 
     unet: FashionMNISTUNet2DModel
@@ -38,6 +39,7 @@ class PretrainedPipeline:
     objective: dict[str, Any]
     text_encoder: Any
     tokenizer: Any
+    vae: Any
 
     @property
     def text_encoder_config(self) -> dict[str, Any]:
@@ -86,6 +88,7 @@ def load_pretrained(init_from: str) -> PretrainedPipeline:
         objective={name: value for name, value in objective.items() if name in objective_names},
         text_encoder=pipe.text_encoder,
         tokenizer=pipe.tokenizer,
+        vae=pipe.vae and pipe.vae.eval().requires_grad_(False),
     )
 
 
@@ -110,8 +113,8 @@ def get_saved_settings_path(resume: str, output_dir: str) -> Path:
 def find_defaults(init_from: str | None, resume: str | None, output_dir: str) -> dict[str, Any]:
     """Returns the defaults of the settings of a run, such as `{"objective": {"label_dropout": 0.1}}`.
 
-    They are the settings of the run to resume, or the noise schedule, the objective and the text encoder of the
-    pipeline to fine-tune.
+    They are the settings of the run to resume, or the noise schedule, the objective, the text encoder and the
+    autoencoder of the pipeline to fine-tune.
 
     Raises:
         `ValueError`, `OSError`: If the pipeline or the saved settings of the run cannot be read.
@@ -126,5 +129,6 @@ def find_defaults(init_from: str | None, resume: str | None, output_dir: str) ->
             "scheduler": pretrained.scheduler,
             "objective": pretrained.objective,
             "text_encoder": pretrained.text_encoder_config,
+            "vae": None if pretrained.vae is None else init_from,
         }
     return {}

@@ -3,11 +3,14 @@
 import os
 from collections.abc import Iterable, Sequence
 
+from diffusers import AutoencoderKL
+
 from config import DataConfig, ResolvedConfig
 from fmnist_diffusion.data import DataSummary, get_height_width
 from fmnist_diffusion.hub.metadata import format_count
 from machine import get_device_type, get_num_processes
 from milestones import describe_run_length
+from model import get_sample_shape
 from pretrained import PretrainedPipeline
 
 
@@ -20,7 +23,7 @@ def format_line(label: str, text: str) -> str:
     return f"{label:<{LABEL_WIDTH}} {text}"
 
 
-def format_size(size: tuple[int, int]) -> str:
+def format_size(size: Sequence[int]) -> str:
     """Formats a height and a width."""
     return f"{size[0]}x{size[1]}"
 
@@ -71,7 +74,11 @@ def describe_skipped(folder: str | None, skipped: Sequence[tuple[str, str]]) -> 
 
 
 def describe_run(
-    config: ResolvedConfig, pretrained: PretrainedPipeline | None, num_parameters: int, summary: DataSummary
+    config: ResolvedConfig,
+    pretrained: PretrainedPipeline | None,
+    num_parameters: int,
+    summary: DataSummary,
+    vae: AutoencoderKL | None,
 ) -> list[str]:
     """Returns lines about the model, the training and the machine."""
     data = config.data
@@ -98,8 +105,11 @@ def describe_run(
         format_line("model", f"{num_parameters / 1e6:.1f} M parameters, {source}"),
         format_line("samples", f"{format_size(size)} pixels, {colors}, {classes}"),
     ]
+    shape = get_sample_shape(data, vae)
+    if vae is not None:
+        lines.append(format_line("latents", f"{format_size(shape[1:])}, {shape[0]} channels, from {config.vae}"))
     if pretrained is not None:
-        changes = describe_changes(config, pretrained, size, summary.label_names)
+        changes = describe_changes(config, pretrained, shape, summary.label_names)
         lines.append(format_line("adapted", ", ".join(changes) or "nothing"))
     lines += [
         format_line(
@@ -129,18 +139,22 @@ def describe_length(config: ResolvedConfig, num_batches: int, steps: int, images
 
 
 def describe_changes(
-    config: ResolvedConfig, pretrained: PretrainedPipeline, size: tuple[int, int], label_names: tuple[str, ...] | None
+    config: ResolvedConfig,
+    pretrained: PretrainedPipeline,
+    shape: tuple[int, int, int],
+    label_names: tuple[str, ...] | None,
 ) -> list[str]:
     """Returns the differences between the new model and the pretrained one."""
     old = pretrained.model
-    old_size = get_height_width(old["sample_size"])
+    channels, *size = shape
+    old_size = list(get_height_width(old["sample_size"]))
     changes = []
     if config.text_encoder.enabled and pretrained.text_encoder is None:
         changes.append("text encoder added")
     if old_size != size:
         changes.append(f"size {format_size(old_size)} to {format_size(size)}")
-    if old["in_channels"] != config.data.channels:
-        changes.append(f"channels {old['in_channels']} to {config.data.channels}")
+    if old["in_channels"] != channels:
+        changes.append(f"channels {old['in_channels']} to {channels}")
     if config.model["num_class_embeds"] is None:
         if old["num_class_embeds"] is not None:
             changes.append("classes removed")

@@ -185,7 +185,7 @@ def evaluate(
         else:
             pipe = load_for_sampling(source, device, dtype)
             has_labels = pipe.is_conditional or classifier_guidance_scale != 0
-            real_images = make_reference(evaluation.get_shape(pipe), pipe.unet.device)
+            real_images = make_reference(pipe.image_shape, pipe.unet.device)
             result = evaluation.evaluate_pipeline(
                 pipe,
                 folder,

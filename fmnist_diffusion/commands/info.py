@@ -59,6 +59,7 @@ def describe(pipe: "FashionMNISTPipeline", folder: Path) -> dict[str, Any]:
         "model": type(pipe.unet).__name__,
         "text_encoder": pipe.text_encoder and describe_text_encoder(pipe),
         "parameters": parameters,
+        "vae": pipe.vae and describe_vae(pipe),
         "config": get_changed_options(pipe.unet),
         "weights": {
             path.relative_to(folder).as_posix(): {
@@ -83,6 +84,14 @@ def describe_text_encoder(pipe: "FashionMNISTPipeline") -> dict[str, Any]:
     return {"model": type(pipe.text_encoder).__name__, "tokens": len(pipe.tokenizer)}
 
 
+def describe_vae(pipe: "FashionMNISTPipeline") -> dict[str, Any]:
+    return {
+        "model": type(pipe.vae).__name__,
+        "latent_shape": list(pipe.latent_shape),
+        "scaling_factor": pipe.vae.config["scaling_factor"],
+    }
+
+
 def get_changed_options(component: Any) -> dict[str, Any]:
     """Returns the options of a model or scheduler that differ from the defaults of its class."""
 
@@ -101,13 +110,14 @@ def format_facts(facts: dict[str, Any]) -> list[str]:
     steps = format_count(facts["num_inference_steps"], "step")
     if facts["timestep_power"] is not None:
         steps += f", timestep power {facts['timestep_power']}"
-    text, parameters = facts["text_encoder"], facts["parameters"]
+    text, vae, parameters = facts["text_encoder"], facts["vae"], facts["parameters"]
     parts = ", ".join(f"{name} {count:,}" for name, count in parameters.items())
     return [
         f"folder      {facts['folder']}",
         f"model       {facts['model']}",
         *format_section("  non-default options", facts["config"]),
         *([f"text        {text['model']}, {text['tokens']:,} tokens"] if text else []),
+        *([f"latents     {vae['model']}, {'x'.join(map(str, vae['latent_shape']))}"] if vae else []),
         f"parameters  {sum(parameters.values()):,} ({parts})",
         *(
             f"weights     {name}, {file['bytes'] / 1e6:.1f} MB, {file['dtype']}"

@@ -52,8 +52,8 @@ def likelihood(
     name, _ = get_names(Path(pipeline))
     folder = output_dir or Path("likelihood", name.replace("/", "-"))
     pipe = load_for_sampling(pipeline, device, "float32")
-    channels, *size = evaluation.get_shape(pipe)
-    images = load_images(split="test", train_data_dir=train_data_dir, resolution=tuple(size), channels=channels)
+    channels, height, width = pipe.image_shape
+    images = load_images(split="test", train_data_dir=train_data_dir, resolution=(height, width), channels=channels)
     try:
         result = evaluation.measure_likelihood(
             pipe,

@@ -186,9 +186,7 @@ def read_input(path: Path | None) -> "Image | None":
 
 
 def check_grid_size(pipe: "FashionMNISTPipeline", num_images: int, upscale: int) -> None:
-    from fmnist_diffusion.data import get_height_width
-
-    height, width = get_height_width(pipe.unet.config.sample_size)
+    _, height, width = pipe.image_shape
     maximum = MAX_GRID_PIXELS // (height * width)
     if num_images * upscale**2 > maximum:
         raise ValueError(

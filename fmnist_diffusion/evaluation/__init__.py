@@ -11,7 +11,7 @@ from .inception import InceptionFeatures, download_inception, find_inception
 from .likelihood import measure_likelihood
 from .processes import Processes, connect_processes, disconnect_processes
 from .provenance import weights_hash
-from .reference import Reference, get_shape
+from .reference import Reference
 from .report import metric_rows
 from .runner import check_options, evaluate_pipeline, evaluate_samples
 from .sample_metrics import FastMetrics
@@ -36,7 +36,6 @@ __all__ = [
     "evaluate_samples",
     "find_inception",
     "frechet_distance",
-    "get_shape",
     "kernel_distance",
     "load_batches",
     "load_samples",

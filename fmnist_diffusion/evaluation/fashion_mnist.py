@@ -26,7 +26,7 @@ from .generation import EvaluationSamples
 from .inception import InceptionFeatures
 from .processes import Processes
 from .provenance import images_hash
-from .reference import Reference, get_shape
+from .reference import Reference
 from .sample_metrics import (
     Measurement,
     add_sampling_speed,
@@ -104,10 +104,10 @@ class FashionMNISTReference(Reference):
             )
 
     def check_pipeline(self, pipe: FashionMNISTPipeline, conditional: bool) -> None:
-        if get_shape(pipe) != self.shape:
+        if pipe.image_shape != self.shape:
             raise ValueError(
                 f"The pipeline must generate {describe_shape(self.shape)} for a comparison with Fashion-MNIST, got"
-                f" {describe_shape(get_shape(pipe))}. Pass `reference` to compare them with other images."
+                f" {describe_shape(pipe.image_shape)}. Pass `reference` to compare them with other images."
             )
         num_classes = pipe.num_classes
         if conditional and pipe.text_encoder is None and num_classes != len(FASHION_MNIST_LABELS):

@@ -28,7 +28,7 @@ from .generation import EvaluationSamples
 from .inception import InceptionFeatures, cache_dir
 from .processes import Processes
 from .provenance import images_hash
-from .reference import Reference, get_shape
+from .reference import Reference
 from .sample_metrics import Measurement, add_sampling_speed, measure_memorization
 from .samples import describe_shape
 from .verified_tensors import load_verified, save_verified
@@ -141,7 +141,7 @@ class ImageReference(Reference):
             raise ValueError(f"The metrics require at least {MIN_IMAGES} samples, got {num_samples}.")
 
     def check_pipeline(self, pipe: FashionMNISTPipeline, conditional: bool) -> None:
-        shape = get_shape(pipe)
+        shape = pipe.image_shape
         if shape[0] not in (1, 3) or shape[1:] != self.shape[1:]:
             raise ValueError(
                 f"The pipeline must generate grayscale or RGB images of {self.shape[1]}x{self.shape[2]} pixels, got"

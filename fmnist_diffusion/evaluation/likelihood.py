@@ -36,7 +36,6 @@ from fmnist_diffusion.sampling import get_max_batch_size, make_generators
 from fmnist_diffusion.schedulers import NEAR_ZERO_SNR, NOISE_SCHEDULE_OPTIONS, compute_angles
 
 from .provenance import get_device_name, get_versions, images_hash, weights_hash
-from .reference import get_shape
 from .run_folder import prepare_folder, write_json
 from .samples import describe_shape
 from .verified_tensors import load_verified, save_verified
@@ -151,6 +150,8 @@ def check_images(pipe: FashionMNISTPipeline, images: ImageTensors, conditional: 
             "A consistency model does not predict the velocity of a probability-flow ODE, so it has no likelihood."
             " Measure the pipeline that it was distilled from."
         )
+    if pipe.vae is not None:
+        raise ValueError("The likelihood of latent diffusion models is not supported. Measure a different pipeline.")
     if pipe.text_encoder is not None:
         raise ValueError(
             "The likelihood of text-conditional pipelines is not supported. Measure a different pipeline."
@@ -160,9 +161,9 @@ def check_images(pipe: FashionMNISTPipeline, images: ImageTensors, conditional: 
             "The likelihood of flow-matching models is not supported. Pass a model with a noise schedule."
         )
     shape = tuple(images.images.shape[1:])
-    if shape != get_shape(pipe):
+    if shape != pipe.image_shape:
         raise ValueError(
-            f"The images must be {describe_shape(get_shape(pipe))} like those of the pipeline, got"
+            f"The images must be {describe_shape(pipe.image_shape)} like those of the pipeline, got"
             f" {describe_shape(shape)}. Resize or convert them."
         )
     if conditional and (images.labels is None or images.label_names != pipe.label_names):

@@ -15,10 +15,10 @@ PACKAGES = ("fmnist-diffusion", "torch", "diffusers", "transformers", "torchmetr
 def weights_hash(pipe: FashionMNISTPipeline) -> str:
     """Returns the SHA-256 of the names and float32 values of the weights and buffers of the model.
 
-    If the pipeline has a text encoder or a classifier, their weights and buffers are included.
+    The weights and buffers of a text encoder, a classifier and an autoencoder are included.
     """
     digest = hashlib.sha256()
-    for model in (pipe.unet, pipe.text_encoder, pipe.classifier):
+    for model in (pipe.unet, pipe.text_encoder, pipe.classifier, pipe.vae):
         for name, tensor in sorted(model.state_dict().items()) if model is not None else ():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())

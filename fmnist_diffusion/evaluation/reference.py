@@ -8,7 +8,7 @@ from typing import Any
 import torch
 
 from fmnist_diffusion import FashionMNISTPipeline
-from fmnist_diffusion.data import ImageTensors, get_height_width
+from fmnist_diffusion.data import ImageTensors
 
 from .generation import EvaluationSamples
 from .inception import InceptionFeatures
@@ -76,8 +76,3 @@ class Reference(ABC):
     @abstractmethod
     def describe(self) -> dict[str, Any]:
         """Returns the entries of `metrics.json` that describe the real images, feature networks and protocol."""
-
-
-def get_shape(pipe: FashionMNISTPipeline) -> tuple[int, int, int]:
-    """Returns the number of channels, the height and the width of the images of a pipeline."""
-    return pipe.unet.config["out_channels"], *get_height_width(pipe.unet.config["sample_size"])

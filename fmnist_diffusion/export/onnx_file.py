@@ -69,12 +69,14 @@ def export_onnx(
 
     Raises:
         `ExportError`: If the difference exceeds 1e-4. In this case, no file is written.
-        `ValueError`: If the pipeline is text-conditional, if the scheduler does not support the number of steps, or if
-            its steps are not linear.
+        `ValueError`: If the pipeline is text-conditional or has an autoencoder, if the scheduler does not support the
+            number of steps, or if its steps are not linear.
         `WriteError`: If the file cannot be written.
     """
     if pipe.text_encoder is not None:
         raise ValueError("A text-conditional pipeline cannot be exported to ONNX. Export a different pipeline.")
+    if pipe.vae is not None:
+        raise ValueError("A latent diffusion pipeline cannot be exported to ONNX. Export a different pipeline.")
     metadata = make_metadata(pipe, name, num_inference_steps or [pipe.config.num_inference_steps], license)
     model = ModelOutput(pipe.unet).eval()
     program: Any = convert_to_onnx(model, make_inputs(pipe, 2))

@@ -8,7 +8,7 @@ from urllib.parse import quote
 
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
-from fmnist_diffusion.data import DEFAULT_DATASET, get_height_width
+from fmnist_diffusion.data import DEFAULT_DATASET
 from fmnist_diffusion.pipelines import FashionMNISTPipeline
 
 from .metadata import count_parameters, flatten, format_count, format_number, measured_metrics
@@ -46,6 +46,7 @@ def make_model_card(
     model_name = repo_id.rpartition("/")[2]
     dataset_type, dataset_name = get_reference(metrics or {})
     config, parameters = pipe.unet.config, count_parameters(pipe)
+    channels, height, width = pipe.image_shape
     task = "unconditional-image-generation" if pipe.text_encoder is None else "text-to-image"
     flow_matching = pipe.prediction_type == "flow_prediction"
     card_data = ModelCardData(
@@ -81,8 +82,8 @@ def make_model_card(
         template_path=str(TEMPLATE),
         model_name=model_name,
         repo_id=repo_id,
-        channels=config["out_channels"],
-        size=format_size(config["sample_size"]),
+        channels=channels,
+        size=f"{height}x{width}",
         options={
             format_code(name): format_cell(value)
             for name, value in config.items()
@@ -143,11 +144,6 @@ def get_reference(metrics: dict[str, Any]) -> tuple[str, str]:
         return DEFAULT_DATASET, "Fashion-MNIST"
     name = str(reference.get("name"))
     return get_dataset({"data.dataset_name": name}) or "custom", name
-
-
-def format_size(sample_size: int | list[int] | tuple[int, ...]) -> str:
-    height, width = get_height_width(sample_size)
-    return f"{height}x{width}"
 
 
 def format_cell(value: Any) -> str:

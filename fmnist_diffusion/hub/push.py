@@ -21,6 +21,7 @@ OWN_FILES = [
     "text_encoder/*",
     "tokenizer/*",
     "unet/*",
+    "vae/*",
     "metrics.json",
     "train_config.json",
 ]

@@ -17,6 +17,7 @@ from .files import (
     INDEX_NAME,
     SCHEDULER_CONFIG,
     TEXT_ENCODER_CONFIGS,
+    VAE_CONFIG,
     check_weights,
     check_weights_size,
     get_text_weights_name,
@@ -26,6 +27,11 @@ from .files import (
 from .pipeline_fmnist import check_settings
 
 
+MODEL_CLASSES: dict[str, Any] = {
+    "unet": FashionMNISTUNet2DModel,
+    "classifier": FashionMNISTGuidanceClassifier,
+    "vae": diffusers.AutoencoderKL,
+}
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 # diffusers only checks these options of a scheduler when it generates images.
 CHOICES = {
@@ -55,7 +61,8 @@ def load_components(
     path: str, *, variant: str | None = None, device_map: Any = None, **kwargs: Any
 ) -> tuple[Any, Any, dict[str, Any]]:
     """
-    Loads a model, a scheduler and, if the pipeline has them, a text encoder, a tokenizer and a classifier.
+    Loads a model, a scheduler and, if the pipeline has them, a text encoder with a tokenizer, a classifier and an
+    autoencoder.
 
     Args:
         path (`str`): A folder, or a repository id such as `owner/name`.
@@ -69,8 +76,8 @@ def load_components(
         `ValueError`: If `use_safetensors` is `False`.
     """
     unet, scheduler = kwargs.pop("unet", None), kwargs.pop("scheduler", None)
-    text_components = {name: kwargs.pop(name) for name in ("text_encoder", "tokenizer") if name in kwargs}
-    classifier = {"classifier": kwargs.pop("classifier")} if "classifier" in kwargs else {}
+    optional_names = ("text_encoder", "tokenizer", "classifier", "vae")
+    components = {name: kwargs.pop(name) for name in optional_names if name in kwargs}
     hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
     folder = Path(path)
     if not folder.is_dir():
@@ -93,13 +100,15 @@ def load_components(
     if scheduler is None:
         scheduler = load_scheduler(folder, index)
     if has_component(index, "text_encoder"):
-        text_components = load_text_components(folder, variant, device_map, **kwargs) | text_components
-    if has_component(index, "classifier") and not classifier:
-        classifier["classifier"] = load_model(folder, index, "classifier", variant, device_map, **kwargs)
+        components = load_text_components(folder, variant, device_map, **kwargs) | components
+    for name in ("classifier", "vae"):
+        if has_component(index, name) and name not in components:
+            components[name] = load_model(folder, index, name, variant, device_map, **kwargs)
     if unet is None:
         unet = load_model(folder, index, "unet", variant, device_map, **kwargs)
-    check_text_encoder(folder, unet, text_components.get("text_encoder"))
-    return unet, scheduler, settings | text_components | classifier
+    check_text_encoder(folder, unet, components.get("text_encoder"))
+    check_vae(folder, unet, components.get("vae"))
+    return unet, scheduler, settings | components
 
 
 def _read_class_name(path: Path, index: Mapping[str, Any], component: str) -> str:
@@ -168,12 +177,12 @@ def load_model(
     folder: Path, index: Mapping[str, Any], component: str, variant: str | None, device_map: Any, **kwargs: Any
 ) -> Any:
     """
-    Loads the model or the classifier of a pipeline.
+    Loads the U-Net, the classifier or the autoencoder of a pipeline.
 
     Args:
         folder (`Path`): Folder of the pipeline.
         index (`Mapping`): Content of `model_index.json`.
-        component (`str`): `"unet"` or `"classifier"`.
+        component (`str`): `"unet"`, `"classifier"` or `"vae"`.
         variant, device_map, kwargs: See [`FashionMNISTPipeline.from_pretrained`].
 
     Raises:
@@ -194,7 +203,7 @@ def load_model(
     config = read_json_object(path)
     if "quantization_config" in config:
         raise OSError(f"`quantization_config` in {path} is not supported. Remove it.")
-    model_class = FashionMNISTUNet2DModel if component == "unet" else FashionMNISTGuidanceClassifier
+    model_class = MODEL_CLASSES[component]
     # The meta device allocates no memory, so the files can be checked before a large model is created.
     with _named_errors(path), torch.device("meta"):
         meta_model: Any = model_class.from_config(config)
@@ -258,6 +267,22 @@ def check_text_encoder(folder: Path, unet: Any, text_encoder: Any) -> None:
             f"The text encoder in {folder} does not fit the model: `hidden_size` must be {expected}, got"
             f" {hidden_size}. Save or download the pipeline again."
         )
+
+
+def check_vae(folder: Path, unet: Any, vae: Any) -> None:
+    """Raises `OSError` if the latents of the autoencoder do not fit the model or cannot be scaled."""
+    if vae is None:
+        return
+    channels, expected = vae.config.latent_channels, unet.config.in_channels
+    if channels != expected:
+        raise OSError(
+            f"The autoencoder in {folder} does not fit the model: `latent_channels` must be {expected}, got"
+            f" {channels}. Save or download the pipeline again."
+        )
+    for name, value in (("scaling_factor", vae.config.scaling_factor), ("shift_factor", vae.config.shift_factor or 0)):
+        is_number = isinstance(value, int | float) and math.isfinite(value)
+        if not is_number or (name == "scaling_factor" and value <= 0):
+            raise OSError(f"`{name}` in {folder / VAE_CONFIG} must be a finite number, got {str(value)[:100]!r}.")
 
 
 def check_finite(model: torch.nn.Module, path: Path | str) -> None:

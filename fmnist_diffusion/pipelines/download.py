@@ -19,6 +19,7 @@ from .files import (
     SCHEDULER_CONFIG,
     TEXT_ENCODER_CONFIGS,
     UNET_CONFIG,
+    VAE_CONFIG,
     get_shard_names,
     get_text_weights_name,
     get_weights_index_name,
@@ -150,8 +151,9 @@ class _Files:
         content = read_json_object(index)
         if has_component(content, "text_encoder"):
             names += [*TEXT_ENCODER_CONFIGS, get_text_weights_name(self.variant)]
-        if has_component(content, "classifier"):
-            names += [CLASSIFIER_CONFIG, get_weights_name(self.variant, "classifier")]
+        for component, config in (("classifier", CLASSIFIER_CONFIG), ("vae", VAE_CONFIG)):
+            if has_component(content, component):
+                names += [config, get_weights_name(self.variant, component)]
         return names
 
     def _find_file(self, name: str, revision: str) -> Path | None:

@@ -15,6 +15,7 @@ INDEX_NAME = "model_index.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 UNET_CONFIG = "unet/config.json"
 CLASSIFIER_CONFIG = "classifier/config.json"
+VAE_CONFIG = "vae/config.json"
 TEXT_ENCODER_CONFIGS = ("text_encoder/config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
 MAX_JSON_BYTES = 10_000_000
 MAX_WEIGHTS_BYTES = 4_000_000_000
@@ -147,7 +148,6 @@ def check_weights(folder: Path, component: str, variant: str | None, model: torc
             f"{paths[0]} does not contain {next(iter(expected))}, which the model in {config_path} requires."
             " Download or save the pipeline again."
         )
-    return paths
 
 
 def check_weights_size(path: Path) -> None:

@@ -1,4 +1,4 @@
-"""A class-conditional or text-conditional pipeline for Fashion-MNIST diffusion models.
+"""A class-conditional or text-conditional pipeline for Fashion-MNIST diffusion models, with or without latents.
 
 This file only imports the standard library, torch, diffusers and Pillow, because `save_pretrained` copies it into
 every saved pipeline. `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` runs that copy where the package
@@ -25,6 +25,7 @@ import PIL.ImageOps
 import torch
 import torch.nn.functional as F
 from diffusers import (
+    AutoencoderKL,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
@@ -349,6 +350,38 @@ def slerp(first: torch.Tensor, last: torch.Tensor, weights: torch.Tensor) -> tor
     return (torch.sin((1 - weights) * angle) * first + torch.sin(weights * angle) * last) / torch.sin(angle)
 
 
+def get_vae_scale_factor(vae: AutoencoderKL | None) -> int:
+    """Returns the factor by which `vae` downsamples images; 1 without an autoencoder."""
+    return 1 if vae is None else 2 ** (len(vae.config["block_out_channels"]) - 1)
+
+
+def encode_images(vae: AutoencoderKL | None, images: torch.Tensor) -> torch.Tensor:
+    """
+    Encodes images to latents with the mean of the posterior, shifted and scaled to about zero mean and unit variance
+    (arXiv 2112.10752, appendix G). Without an autoencoder, the latents are the images.
+
+    Args:
+        vae ([`AutoencoderKL`], *optional*): The autoencoder.
+        images (`torch.Tensor` of shape `(batch, channels, height, width)`): Images in [-1, 1].
+
+    Returns:
+        `torch.Tensor` of shape `(batch, latent_channels, height / factor, width / factor)`: float32 latents.
+    """
+    if vae is None:
+        return images
+    output: Any = vae.encode(images.to(vae.dtype))
+    return (output.latent_dist.mode().float() - (vae.config["shift_factor"] or 0.0)) * vae.config["scaling_factor"]
+
+
+def decode_latents(vae: AutoencoderKL | None, latents: torch.Tensor) -> torch.Tensor:
+    """Decodes the latents of [`encode_images`] to float32 images in about [-1, 1]."""
+    if vae is None:
+        return latents
+    latents = latents / vae.config["scaling_factor"] + (vae.config["shift_factor"] or 0.0)
+    output: Any = vae.decode(latents.to(vae.dtype))  # pyright: ignore[reportArgumentType]
+    return output.sample.float()
+
+
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     # In training mode, BatchNorm would mix the images of a batch and sampling would change its running statistics.
@@ -387,6 +420,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         tokenizer ([`~transformers.CLIPTokenizer`], *optional*): Tokenizer of the text encoder.
         classifier ([`~fmnist_diffusion.FashionMNISTGuidanceClassifier`], *optional*):
             Classifier of noisy images for classifier guidance.
+        vae ([`AutoencoderKL`], *optional*):
+            Autoencoder of a latent diffusion model (arXiv 2112.10752). `unet` denoises its latents, which are decoded
+            after the last step.
     """
 
     config: Any
@@ -395,10 +431,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
     text_encoder: Any
     tokenizer: Any
     classifier: Any
-    model_cpu_offload_seq = "text_encoder->unet"
+    vae: Any
+    model_cpu_offload_seq = "text_encoder->unet->vae"
     # The classifier is small, and every guided step uses it together with the U-Net.
     _exclude_from_cpu_offload = ["classifier"]
-    _optional_components = ["text_encoder", "tokenizer", "classifier"]
+    _optional_components = ["text_encoder", "tokenizer", "classifier", "vae"]
     _callback_tensor_inputs = ["latents", "model_input", "pred_original_sample"]
     # The installed package sets this function, so that its `from_pretrained` needs no remote code.
     _load_components: Callable[..., tuple[Any, Any, dict[str, Any]]] | None = None
@@ -412,11 +449,17 @@ class FashionMNISTPipeline(DiffusionPipeline):
         text_encoder: torch.nn.Module | None = None,
         tokenizer: Any = None,
         classifier: ModelMixin | None = None,
+        vae: AutoencoderKL | None = None,
     ):
         super().__init__()
         check_settings(num_inference_steps, timestep_power)
         self.register_modules(
-            unet=unet, scheduler=scheduler, text_encoder=text_encoder, tokenizer=tokenizer, classifier=classifier
+            unet=unet,
+            scheduler=scheduler,
+            text_encoder=text_encoder,
+            tokenizer=tokenizer,
+            classifier=classifier,
+            vae=vae,
         )
         self.register_to_config(num_inference_steps=num_inference_steps, timestep_power=timestep_power)
         self._original_scheduler, self._timestep_power = scheduler, timestep_power
@@ -443,8 +486,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             kwargs:
                 The arguments of [`DiffusionPipeline.from_pretrained`], such as `dtype`, `variant`, `revision`,
                 `token`, `cache_dir`, `local_files_only`, `force_download` and `device_map`; and `unet`, `scheduler`,
-                `text_encoder`, `tokenizer`, `classifier`, `num_inference_steps` and `timestep_power`, which override
-                the stored values.
+                `text_encoder`, `tokenizer`, `classifier`, `vae`, `num_inference_steps` and `timestep_power`, which
+                override the stored values.
 
         Returns:
             [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
@@ -483,7 +526,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             if index[name] == [None, None]:
                 del index[name]
         index["_class_name"] = self._copy_source(self, folder)
-        for name in index.keys() & {"unet", "classifier"}:
+        for name in index.keys() & {"unet", "classifier", "vae"}:
             model = getattr(self, name)
             # torch.compile wraps the model.
             model = getattr(model, "_orig_mod", model)
@@ -527,6 +570,26 @@ class FashionMNISTPipeline(DiffusionPipeline):
     @property
     def _only_classifier_has_classes(self) -> bool:
         return self.classifier is not None and not self.is_conditional
+
+    @property
+    def vae_scale_factor(self) -> int:
+        """Factor by which the autoencoder downsamples images; 1 without an autoencoder."""
+        return get_vae_scale_factor(self.vae)
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Number of channels, height and width of the generated images."""
+        _, height, width = self.latent_shape
+        if self.vae is None:
+            return self.unet.config.out_channels, height, width
+        return self.vae.config.out_channels, height * self.vae_scale_factor, width * self.vae_scale_factor
+
+    @property
+    def latent_shape(self) -> tuple[int, int, int]:
+        """Number of channels, height and width of the latents; without an autoencoder, those of the images."""
+        sample_size = self.unet.config.sample_size
+        height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
+        return self.unet.config.in_channels, height, width
 
     @property
     def prediction_type(self) -> str:
@@ -780,10 +843,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
             raise ValueError(f"`num_resampling_steps` must be 1 without a `mask_image`, got {num_resampling_steps}.")
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
-        if output_type == "pil" and self.unet.config.out_channels not in (1, 3):
+        channels = self.image_shape[0]
+        if output_type == "pil" and channels not in (1, 3):
             raise ValueError(
-                f"`output_type` must be 'np', 'pt' or 'latent' for images with {self.unet.config.out_channels}"
-                " channels, got 'pil'."
+                f"`output_type` must be 'np', 'pt' or 'latent' for images with {channels} channels, got 'pil'."
             )
         unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
         if unknown:
@@ -929,6 +992,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"{name}{option} does not support this model. Use a different scheduler, such as"
                 " DPMSolverMultistepScheduler or DDIMScheduler."
             )
+        if self.vae is not None and (scheduler.config.get("clip_sample") or scheduler.config.get("thresholding")):
+            raise ValueError(
+                f"{name} must not clip the latents of this model to [-1, 1]. Create it with `clip_sample=False` and"
+                " `thresholding=False`."
+            )
         if isinstance(scheduler, HeunDiscreteScheduler) and scheduler.alphas_cumprod[-1] < NEAR_ZERO_SNR:
             raise ValueError(
                 "HeunDiscreteScheduler cannot start from the noise level of this model's schedule, which is almost"
@@ -955,7 +1023,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     def _preprocess_image(self, image: Any, height: int, width: int) -> torch.Tensor:
         """Converts `image` to a float32 tensor `(batch, channels, height, width)` in [-1, 1]."""
-        return 2 * convert_images(image, height, width, self.unet.config.in_channels) - 1
+        return 2 * convert_images(image, height, width, self.image_shape[0]) - 1
 
     def _preprocess_mask(self, mask_image: Any, image: Any, height: int, width: int) -> torch.Tensor:
         """Converts `mask_image` to a Boolean tensor `(batch, 1, height, width)`, which is true in the white region."""
@@ -980,7 +1048,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         device: torch.device,
     ) -> torch.Tensor:
         """Returns `latents` or, if it is `None`, standard normal noise of shape `(batch, channels, height, width)`."""
-        shape = (batch_size, *self._get_image_shape())
+        shape = (batch_size, *self.latent_shape)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
                 f"`generator` must have one generator for each image ({batch_size}), got {len(generator)}."
@@ -998,11 +1066,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         Converts the arguments `image` and `mask_image` of [`~FashionMNISTPipeline.__call__`].
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor | None]`: The images in [-1, 1], with the shape of `noise`, and the
-            Boolean masks of shape `(batch, 1, height, width)`, which are true in the region to inpaint. The second
-            element is `None` without a `mask_image`.
+            `tuple[torch.Tensor, torch.Tensor | None]`: One image or `len(noise)` images of shape
+            `(batch, channels, height, width)` in [-1, 1], and the Boolean masks of shape `(batch, 1, height, width)`,
+            which are true in the region to inpaint. The second element is `None` without a `mask_image`.
         """
-        batch_size, _, height, width = noise.shape
+        batch_size = len(noise)
+        _, height, width = self.image_shape
         original = self._preprocess_image(image, height, width)
         mask = None if mask_image is None else self._preprocess_mask(mask_image, image, height, width)
         for name, value in (("image", original), ("mask_image", mask)):
@@ -1010,18 +1079,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 raise ValueError(
                     f"`{name}` must be one image, or one for each generated image ({batch_size}), got {len(value)}."
                 )
-        return original.to(noise).expand_as(noise), None if mask is None else mask.to(noise.device)
+        return original.to(noise), None if mask is None else mask.to(noise.device)
 
     def _add_noise(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         scheduler: Any = self.scheduler
         if isinstance(scheduler, FLOW_MATCH_SCHEDULERS):
             return scheduler.scale_noise(images, timesteps, noise)  # pyright: ignore[reportArgumentType]
         return scheduler.add_noise(images, noise, timesteps)
-
-    def _get_image_shape(self) -> tuple[int, int, int]:
-        sample_size = self.unet.config.sample_size
-        height, width = (sample_size, sample_size) if isinstance(sample_size, int) else sample_size
-        return self.unet.config.in_channels, height, width
 
     def scale_model_input(self, sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
         """Converts the state of the scheduler to the noisy images that the model receives."""
@@ -1039,8 +1103,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self, prediction: torch.Tensor, model_input: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
         """
-        Computes the predicted x0, clamped to [-1, 1] (arXiv 2006.11239, equation 15; arXiv 2202.00512, appendix D). In
-        flow matching, it is `x - sigma * prediction` (arXiv 2209.03003, equation 1).
+        Computes the predicted x0 (arXiv 2006.11239, equation 15; arXiv 2202.00512, appendix D). In flow matching, it
+        is `x - sigma * prediction` (arXiv 2209.03003, equation 1). Images are clamped to [-1, 1]; latents are not.
 
         Args:
             prediction (`torch.Tensor`): Output of the model.
@@ -1056,7 +1120,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             original = model_input - sigma * prediction
         else:
             original = prediction
-        return original.clamp(-1, 1)
+        return original.clamp(-1, 1) if self.vae is None else original
 
     def _get_input_noise_level(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns `alpha` and `sigma` of a model input, which is `alpha * x0 + sigma * noise`."""
@@ -1153,7 +1217,32 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 progress_bar.update()
         return sample
 
-    def _postprocess(self, sample: torch.Tensor, output_type: str, return_dict: bool) -> ImagePipelineOutput | tuple:
+    def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
+        """
+        Decodes latents, such as those of `output_type="latent"`.
+
+        Args:
+            latents (`torch.Tensor` of shape `(batch, channels, height, width)`): The latents.
+
+        Returns:
+            `torch.Tensor`: float32 images in about [-1, 1] of the shape [`~FashionMNISTPipeline.image_shape`]; without
+            an autoencoder, the latents themselves.
+        """
+        return decode_latents(self.vae, latents)
+
+    def _postprocess(
+        self,
+        sample: torch.Tensor,
+        output_type: str,
+        return_dict: bool,
+        image: torch.Tensor | None = None,
+        mask: torch.Tensor | None = None,
+    ) -> ImagePipelineOutput | tuple:
+        if output_type != "latent":
+            sample = self.decode_latents(sample)
+            if image is not None and mask is not None:
+                # The autoencoder does not reproduce the known pixels exactly.
+                sample = torch.where(mask, sample, image)
         if not sample.isfinite().all():
             raise ValueError(
                 "Sampling produced NaN or infinite pixels. Try float32 or a different scheduler, or check the weights."
@@ -1234,7 +1323,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 and black pixels keep their exact values; the threshold is 0.5. A mask must have the same size as
                 `image`. It is converted to grayscale, and resized and cropped like `image`. Before every step, the
                 black pixels are replaced with those of `image`, to which new noise of the current timestep is added
-                (arXiv 2201.09865, equation 8).
+                (arXiv 2201.09865, equation 8). With an autoencoder, this applies to the latents without white pixels,
+                and the black pixels of the decoded images are replaced as well.
             strength (`float`, *optional*):
                 Fraction of the denoising steps to run if an `image` is passed, in (0, 1]. With 1, little of `image`
                 remains, and a masked region starts from pure noise. Defaults to 0.8, or to 1 with a `mask_image`.
@@ -1245,8 +1335,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 match the known pixels better. A multistep scheduler starts each repetition with a first-order step.
             output_type (`str`, defaults to `"pil"`):
                 `"pil"` (mode "L" or "RGB"), `"np"` of shape `(batch, height, width, channels)` in [0, 1], `"pt"` of
-                shape `(batch, channels, height, width)` in [0, 1], or `"latent"`, with the shape of `"pt"` and values
-                in about [-1, 1].
+                shape `(batch, channels, height, width)` in [0, 1], or `"latent"`: the latents of a model with an
+                autoencoder, otherwise images with the shape of `"pt"` and values in about [-1, 1].
             return_dict (`bool`, defaults to `True`): Whether to return an [`ImagePipelineOutput`] or a tuple.
             callback_on_step_end (`Callable`, *optional*):
                 Called after each step as `callback(pipe, step, timestep, tensors)`. If it returns a `dict` with
@@ -1255,7 +1345,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
                 The tensors that the callback receives: `"latents"`, the state of the scheduler after the step;
                 `"model_input"`, the noisy images that the model received in this step; and
-                `"pred_original_sample"`, the predicted x0 of this step, in [-1, 1].
+                `"pred_original_sample"`, the predicted x0 of this step, in [-1, 1]. With an autoencoder, all of them
+                are latents; [`~FashionMNISTPipeline.decode_latents`] decodes them.
             prompt (`str` or `list[str]`, *optional*):
                 One or more prompts for a text-conditional model. `None` samples unconditionally, like an empty prompt.
             negative_prompt (`str` or `list[str]`, *optional*):
@@ -1347,6 +1438,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         sample = noise * self.init_noise_sigma
         original: Any = None
         mask: Any = None
+        image_tensor: Any = None
+        pixel_mask: Any = None
 
         def add_noise(sample: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             return self._add_noise(sample, noise, timestep.expand(batch_size))
@@ -1356,7 +1449,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
             return torch.where(mask, sample, add_noise(original, known_noise, timestep))
 
         if image is not None:
-            original, mask = self.prepare_image(image, mask_image, noise)
+            image_tensor, pixel_mask = self.prepare_image(image, mask_image, noise)
+            original = encode_images(self.vae, image_tensor).expand_as(noise)
+            if pixel_mask is not None:
+                # A latent is generated if any of its pixels is.
+                mask = torch.nn.functional.max_pool2d(pixel_mask.float(), self.vae_scale_factor) > 0
             if mask is None or strength < 1:
                 sample = add_noise(original, noise, remaining[0])
             if mask is not None:
@@ -1416,7 +1513,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         )
 
         # 6. Images
-        return self._postprocess(sample, output_type, return_dict)
+        return self._postprocess(sample, output_type, return_dict, image_tensor, pixel_mask)
 
     @torch.no_grad()
     def interpolate(
@@ -1496,7 +1593,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
         # 3. Timesteps and noise
         timesteps = self.set_timesteps(num_steps, device=device)
-        shape = (1, *self._get_image_shape())
+        shape = (1, *self.latent_shape)
         generators = [torch.Generator().manual_seed(seed) for seed in seeds]
 
         def sample_noise() -> torch.Tensor:
@@ -1578,7 +1675,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         frames = []
 
         def save_frame(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> None:
-            frames.append(self.image_processor.postprocess(tensors[tensor_name], "pil"))
+            frames.append(self.image_processor.postprocess(self.decode_latents(tensors[tensor_name]), "pil"))
 
         (images,) = self(
             class_labels,

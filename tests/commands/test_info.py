@@ -6,6 +6,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.commands import main
+from latent_pipelines import get_latent_pipeline
 from saved_pipelines import METRICS, save_pipeline
 from text_pipelines import get_text_pipeline
 from tiny_pipelines import get_pipeline, make_classifier, make_unet
@@ -20,6 +21,7 @@ def test_json_output_describes_the_pipeline(pipeline, capsys):
         "model": "FashionMNISTUNet2DModel",
         "text_encoder": None,
         "parameters": {"unet": sum(parameter.numel() for parameter in pipe.unet.parameters())},
+        "vae": None,
         "config": {
             "sample_size": 8,
             "block_out_channels": [8, 16],
@@ -108,6 +110,13 @@ def test_classifier_is_counted(tmp_path, capsys):
     unet, classifier = (sum(parameter.numel() for parameter in m.parameters()) for m in (pipe.unet, pipe.classifier))
     line = f"parameters  {unet + classifier:,} (unet {unet:,}, classifier {classifier:,})"
     assert line in capsys.readouterr().out.splitlines()
+
+
+def test_autoencoder_is_described(tmp_path, capsys):
+    pipe = get_latent_pipeline()
+    pipe.save_pretrained(tmp_path)
+    main(["info", str(tmp_path)])
+    assert "latents     AutoencoderKL, 2x8x8" in capsys.readouterr().out.splitlines()
 
 
 def test_folder_without_a_pipeline_is_an_error(get_error, tmp_path):

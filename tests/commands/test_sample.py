@@ -9,6 +9,7 @@ from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.commands import main
 from fmnist_diffusion.commands.sample import get_file_label
 from fmnist_diffusion.sampling import SamplingConfig, generate
+from latent_pipelines import get_latent_pipeline
 from saved_pipelines import save_pipeline
 from text_pipelines import get_text_pipeline
 from tiny_pipelines import get_pipeline, make_classifier
@@ -74,6 +75,14 @@ def test_prompts_are_cycled_through(tmp_path):
     main(["sample", str(tmp_path / "text"), *options, "--prompt", "a dark bag, flat", "--prompt", "../?"])
     names = {path.name for path in (tmp_path / "out").iterdir()}
     assert names == {"0000-a-dark-bag-flat.png", "0001-prompt.png", "0002-a-dark-bag-flat.png", "grid.png"}
+
+
+def test_latents_are_decoded(tmp_path):
+    get_latent_pipeline().save_pretrained(tmp_path / "latent")
+    options = ["-n", "2", "--num-inference-steps", "1", "--output-dir", str(tmp_path / "out"), "--upscale", "2"]
+    main(["sample", str(tmp_path / "latent"), *options])
+    with Image.open(tmp_path / "out" / "0001.png") as image:
+        assert image.size == (32, 32) and image.mode == "RGB"
 
 
 def test_prompt_requires_a_text_encoder(get_error, pipeline):

@@ -19,6 +19,7 @@ from fmnist_diffusion.evaluation.likelihood import (
 )
 from fmnist_diffusion.sampling import copy_pipeline, make_pipeline
 from fmnist_diffusion.schedulers import compute_angles
+from latent_pipelines import get_latent_pipeline
 from text_pipelines import get_text_pipeline
 from tiny_pipelines import get_pipeline, make_unet
 
@@ -212,6 +213,8 @@ def test_unsuitable_arguments_are_rejected(tmp_path: Path):
         measure(pipe, tmp_path / "new", make_images(num_classes=None))
     with pytest.raises(ValueError, match="The likelihood of text-conditional pipelines is not supported"):
         measure(get_text_pipeline(), tmp_path / "new")
+    with pytest.raises(ValueError, match="The likelihood of latent diffusion models is not supported"):
+        measure(get_latent_pipeline(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
     measure(pipe, tmp_path / "run")
     with pytest.raises(ValueError, match="contains a different run"):

@@ -15,8 +15,10 @@ from fmnist_diffusion.hub.metadata import stored_dtypes
 from fmnist_diffusion.hub.push import make_repository, push_pipeline
 from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
+from latent_pipelines import get_latent_pipeline
 from saved_pipelines import save_pipeline
 from text_pipelines import get_text_pipeline
+from tiny_pipelines import sample
 
 
 REPO_ID = "someone/tiny"
@@ -241,6 +243,21 @@ class TestHubErrors:
         monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
         with pytest.raises(HubError, match="HF_HUB_OFFLINE is set"):
             push_pipeline(folder, REPO_ID)
+
+
+def test_latent_diffusion_pipeline_is_pushed_and_downloaded(hub, tmp_path):
+    pipe = get_latent_pipeline()
+    pipe.save_pretrained(tmp_path / "latent")
+    push_pipeline(tmp_path / "latent", REPO_ID)
+    again = load_pipeline(REPO_ID)
+    again.set_progress_bar_config(disable=True)
+    assert torch.equal(sample(again, ["Bag"]), sample(pipe, ["Bag"]))
+    files = hub.repositories[REPO_ID].files
+    assert "generates RGB images of 16x16 pixels" in files["README.md"].decode()
+    assert "The component `vae` is a `AutoencoderKL`" in files["README.md"].decode()
+    save_pipeline(tmp_path / "pixels")
+    push_pipeline(tmp_path / "pixels", REPO_ID)
+    assert not [name for name in hub.repositories[REPO_ID].files if name.startswith("vae/")]
 
 
 def test_huggingface_command_line_downloads_the_pipeline(hub, folder, tmp_path):

@@ -397,7 +397,7 @@ class TestStockPipelines:
 
 def test_components_are_the_arguments_of_the_class():
     pipe = get_pipeline()
-    assert set(pipe.components) == {"unet", "scheduler", "text_encoder", "tokenizer", "classifier"}
+    assert set(pipe.components) == {"unet", "scheduler", "text_encoder", "tokenizer", "classifier", "vae"}
     assert type(FashionMNISTPipeline(**pipe.components)) is FashionMNISTPipeline
 
 

@@ -18,6 +18,7 @@ from engine import Engine, GenerationRequest, RequestError
 from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.sampling import make_generators
+from latent_pipelines import get_latent_pipeline
 from saved_pipelines import METRICS, save_pipeline
 from text_pipelines import CAPTIONS
 
@@ -51,6 +52,18 @@ def test_prompt_is_passed_to_a_text_conditional_model(text_folder):
     ).images
     assert difference(last(text_engine.generate(config)).images, expected) <= 1
     assert difference(last(text_engine.generate(replace(config, prompt=""))).images, expected) > 1
+
+
+def test_latents_of_every_step_are_decoded(tmp_path):
+    pipe = get_latent_pipeline()
+    pipe.save_pretrained(tmp_path)
+    latent_engine = Engine(str(tmp_path))
+    assert (latent_engine.channels, latent_engine.height, latent_engine.width) == (3, 16, 16)
+    steps = list(latent_engine.generate(request(labels=("Bag",), seed=5)))
+    for step in steps:
+        assert {image.size for image in [*step.images, *step.predicted]} == {(16, 16)}
+    expected = pipe(["Bag", "Bag"], num_inference_steps=3, generator=make_generators(5, 2)).images
+    assert difference(steps[-1].images, expected) <= 1
 
 
 class TestTextConditionalModel:

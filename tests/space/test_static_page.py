@@ -196,7 +196,7 @@ def to_rgba(images: torch.Tensor) -> np.ndarray:
 )
 def test_images_equal_those_of_the_pipeline(pipelines, select_model, name, label, num_steps):
     page, pipe = select_model(name), pipelines[name]
-    noise = make_noise(pipe._get_image_shape(), 5, num_steps)
+    noise = make_noise(pipe.image_shape, 5, num_steps)
     arguments = {"numSteps": num_steps, "noises": [noise], "labels": [label or 0], "weight": 0}
     pixels = np.array(page.evaluate(SAMPLE, arguments))
     kwargs = {} if label is None else {"class_labels": label}
@@ -210,7 +210,7 @@ def test_images_equal_those_of_the_pipeline(pipelines, select_model, name, label
 
 def test_interpolation_equals_that_of_the_pipeline(pipelines, select_model):
     page, pipe = select_model("base"), pipelines["base"]
-    noises = [make_noise(pipe._get_image_shape(), seed, 6) for seed in (3, 4)]
+    noises = [make_noise(pipe.image_shape, seed, 6) for seed in (3, 4)]
     pixels = np.array(page.evaluate(SAMPLE, {"numSteps": 6, "noises": noises, "labels": [7, 9], "weight": 0.5}))
     images = pipe.interpolate([7, 9], seeds=(3, 4), num_images=3, num_inference_steps=6, output_type="pt").images
     assert np.abs(pixels - to_rgba(images[1:2])).max() <= 1

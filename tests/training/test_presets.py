@@ -13,6 +13,7 @@ from PIL import Image
 
 from fmnist_diffusion import load_pipeline
 from inspection import resolve_config
+from latent_pipelines import make_vae
 from parsing import parse_config
 from train import main
 
@@ -136,3 +137,19 @@ def test_flow_preset_trains_and_can_be_fine_tuned(
     with pytest.raises(SystemExit):
         parse_config([f"--config={CONFIGS / 'distill.yaml'}", f"--init_from={pipeline}"], program="distill.py")
     assert "distill.py does not support flow matching" in capsys.readouterr().err
+
+
+def test_latent_preset_trains_on_class_folders(tmp_path: Path, reset_accelerate: Callable[[], None]):
+    make_vae().save_pretrained(tmp_path / "vae")
+    for i, image in enumerate(generate_images(20, 64, 64)):
+        folder = tmp_path / "emoji" / f"class {i % 10}"
+        folder.mkdir(parents=True, exist_ok=True)
+        image.save(folder / f"{i}.png")
+    own = ["--compile=false", "--mixed_precision=no", "--model.block_out_channels=[8, 16, 16]"]
+    own += [f"--vae={tmp_path / 'vae'}", f"--data.train_data_dir={tmp_path / 'emoji'}"]
+    reset_accelerate()
+    main([f"--config={CONFIGS / 'latent.yaml'}", f"--output_dir={tmp_path / 'run'}", *REDUCED, *own])
+    pipe = load_pipeline(tmp_path / "run" / "pipeline")
+    assert (pipe.latent_shape, pipe.image_shape) == ((2, 32, 32), (3, 64, 64))
+    images: Any = pipe(["class 3"], num_inference_steps=2, output_type="pt").images
+    assert images.shape == (1, 3, 64, 64) and images.isfinite().all()

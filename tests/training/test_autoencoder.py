@@ -1,0 +1,110 @@
+"""Training with the latents of an autoencoder."""
+
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from run_files import assert_equal_weights, load_weights
+
+from autoencoder import encode_dataset, load_vae
+from fmnist_diffusion import load_pipeline
+from fmnist_diffusion.data import load_images, to_model_input
+from fmnist_diffusion.pipelines import encode_images
+from latent_pipelines import make_vae
+from parsing import parse_config
+from trainer import Trainer
+
+
+DISTILL = Path(__file__).parents[2] / "training" / "configs" / "distill.yaml"
+
+
+@pytest.fixture
+def vae_folder(tmp_path: Path) -> Path:
+    folder = tmp_path / "autoencoder" / "vae"
+    make_vae(channels=1).save_pretrained(folder)
+    return folder
+
+
+@torch.no_grad()
+def test_batches_contain_the_latents_of_the_images(
+    make_trainer: Callable[..., Trainer], vae_folder: Path, fashion_mnist_folder: Path
+):
+    trainer = make_trainer(f"--vae={vae_folder}")
+    vae = load_vae(str(vae_folder))
+    images = load_images(train_data_dir=str(fashion_mnist_folder), max_samples=96)
+    expected = encode_images(vae, to_model_input(images.images))
+    assert expected.shape == (96, 2, 14, 14)
+    torch.testing.assert_close(trainer.components.batches.images.images, expected)
+    latents = torch.cat([latents for latents, _, _ in trainer.components.batches.epoch(0)])
+    torch.testing.assert_close(latents.sort(0).values, expected.sort(0).values)
+
+
+def test_encoded_dataset_keeps_the_labels(fashion_mnist_folder: Path):
+    images = load_images(train_data_dir=str(fashion_mnist_folder), max_samples=70)
+    assert images.labels is not None
+    encoded = encode_dataset(make_vae(channels=1), images, torch.device("cpu"))
+    assert encoded.label_names == images.label_names
+    assert encoded.labels is not None and torch.equal(encoded.labels, images.labels)
+    assert encoded.images.shape == (70, 2, 14, 14)
+
+
+def test_run_exports_a_pipeline_and_can_be_resumed_and_fine_tuned(
+    tmp_path: Path,
+    launch: Callable[..., None],
+    fail_to_launch: Callable[..., str],
+    vae_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    latent = [f"--vae={vae_folder}", "--model.num_class_embeds=10", "--ema.enabled=true"]
+    launch(*latent, "--max_train_steps=4", "--checkpointing_steps=2", "--checkpoints_total_limit=3")
+    folder = tmp_path / "run" / "pipeline"
+    pipe: Any = load_pipeline(folder)
+    assert isinstance(pipe.vae, AutoencoderKL)
+    assert_equal_weights(pipe.vae.state_dict(), make_vae(channels=1).state_dict())
+    assert (pipe.latent_shape, pipe.image_shape) == ((2, 14, 14), (1, 28, 28))
+    assert pipe(["Bag"], num_inference_steps=2, output_type="pt").images.isfinite().all()
+    assert str(tmp_path) not in (folder / "train_config.json").read_text()
+
+    checkpoint = tmp_path / "run" / "checkpoints" / "checkpoint-2"
+    config = tmp_path / "run" / "config.yaml"
+    launch(f"--config={config}", f"--resume={checkpoint}", f"--output_dir={tmp_path / 'again'}")
+    assert_equal_weights(load_weights(tmp_path / "run"), load_weights(tmp_path / "again"))
+    resumed = [f"--resume={checkpoint}", f"--output_dir={tmp_path / 'third'}"]
+    assert "`--vae` must be the same as in the run to resume" in fail_to_launch(*resumed, "--vae=null")
+
+    tuned = [f"--init_from={folder}", f"--output_dir={tmp_path / 'tuned'}", "--max_train_steps=1"]
+    assert f"to fine-tune {folder}, got " in fail_to_launch(*tuned, f"--vae={vae_folder}")
+    with pytest.raises(SystemExit):
+        parse_config([f"--config={DISTILL}", f"--init_from={folder}"], program="distill.py")
+    assert "distill.py does not support latent diffusion" in capsys.readouterr().err
+    launch(*tuned)
+    assert_equal_weights(load_pipeline(tmp_path / "tuned" / "pipeline").vae.state_dict(), pipe.vae.state_dict())
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--data.streaming=true"], "`--data.streaming` must be false with an autoencoder"),
+        (["--data.augmentation=flip"], "`--data.augmentation` must be 'none' with an autoencoder"),
+        (
+            ["--data.resolution=27"],
+            "`--data.resolution` must be a multiple of 2, the factor of the autoencoder",
+        ),
+        (["--data.channels=3"], "`--data.channels` must be 1, like those of the autoencoder, got 3"),
+        (["--vae=base"], "`--vae` must be an autoencoder or a pipeline that contains one, got base"),
+        (["--vae=nowhere"], "Could not find a pipeline at 'nowhere'"),
+        (["--init_from=base", "--model={}"], "`--vae` must be null to fine-tune base, got"),
+    ],
+)
+def test_invalid_settings_are_errors(
+    fail_to_launch: Callable[..., str], vae_folder: Path, options: list[str], message: str
+):
+    assert message in fail_to_launch(f"--vae={vae_folder}", *options)
+
+
+def test_damaged_autoencoder_is_an_error(fail_to_launch: Callable[..., str], vae_folder: Path):
+    (vae_folder / "diffusion_pytorch_model.safetensors").write_bytes(b"{}")
+    assert f"Could not load the autoencoder in {vae_folder}" in fail_to_launch(f"--vae={vae_folder}")

@@ -1,0 +1,145 @@
+"""Training of an autoencoder."""
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from diffusers import AutoencoderKL
+from PIL import Image
+from run_files import assert_equal_weights
+from safetensors.torch import load_file
+
+from fmnist_diffusion.data import ImageTensors, load_images
+from train_autoencoder import AutoencoderTrainer, compute_psnr, main, reconstruct, split_images
+
+
+@pytest.fixture
+def args(tmp_path: Path, fashion_mnist_folder: Path) -> list[str]:
+    """Arguments of a run of 8 steps with a tiny autoencoder in `tmp_path / "run"`."""
+    return [
+        f"--data.train_data_dir={fashion_mnist_folder}",
+        "--data.max_train_samples=96",
+        "--num_validation_images=32",
+        "--num_epochs=2",
+        "--train_batch_size=16",
+        "--block_out_channels=[8, 8]",
+        f"--output_dir={tmp_path / 'run'}",
+    ]
+
+
+@pytest.fixture
+def launch(args: list[str], reset_accelerate: Callable[[], None]) -> Callable[..., None]:
+    def run(*options: str) -> None:
+        reset_accelerate()
+        main([*args, *options])
+
+    return run
+
+
+def load_vae(run: Path) -> Any:
+    return AutoencoderKL.from_pretrained(run / "vae").eval()
+
+
+def test_run_writes_an_autoencoder_with_scaled_latents(
+    tmp_path: Path, launch: Callable[..., None], fashion_mnist_folder: Path
+):
+    launch()
+    run = tmp_path / "run"
+    vae, metrics = load_vae(run), json.loads((run / "vae" / "metrics.json").read_text())
+    images = load_images(train_data_dir=str(fashion_mnist_folder), max_samples=96)
+    _, validation = split_images(images, 32, seed=0)
+    latents, reconstructions = reconstruct(vae, validation.images)
+    assert metrics["images_seen"] == 128 and metrics["num_validation_images"] == 32
+    assert metrics["psnr"] == pytest.approx(float(compute_psnr(reconstructions, validation.images).mean()), abs=0.01)
+    assert set(metrics["psnr_by_class"]) <= set(images.label_names or ())
+    scaled = (latents - vae.config.shift_factor) * vae.config.scaling_factor
+    assert scaled.mean() == pytest.approx(0, abs=0.01) and scaled.std() == pytest.approx(1, abs=0.01)
+    with Image.open(run / "reconstructions.png") as grid:
+        assert grid.mode == "L"
+
+
+def test_training_reduces_the_error(tmp_path: Path, launch: Callable[..., None]):
+    psnr = []
+    for epochs in (1, 25):
+        launch(f"--num_epochs={epochs}", f"--output_dir={tmp_path / str(epochs)}", "--optimizer.lr_warmup_steps=0")
+        psnr.append(json.loads((tmp_path / str(epochs) / "vae" / "metrics.json").read_text())["psnr"])
+    assert psnr[1] > psnr[0] + 3
+
+
+def test_resumed_run_has_identical_weights(
+    tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    launch(f"--output_dir={tmp_path / 'complete'}")
+    train_batch, steps = AutoencoderTrainer._train_batch, []
+
+    def interrupt_after_three_steps(self: AutoencoderTrainer, *batch: Any) -> torch.Tensor:
+        loss = train_batch(self, *batch)
+        steps.append(loss)
+        if len(steps) == 3:
+            self.interrupts.received = 2
+        return loss
+
+    monkeypatch.setattr(AutoencoderTrainer, "_train_batch", interrupt_after_three_steps)
+    with pytest.raises(SystemExit) as error:
+        launch()
+    assert error.value.code == 130
+    assert "Interrupted. Pass --resume=true to continue." in capsys.readouterr().err
+    launch("--resume=true")
+    assert len(steps) == 8
+    first, second = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("complete", "run"))
+    assert_equal_weights(first, second)
+    assert_equal_weights(first, load_vae(tmp_path / "run").state_dict())
+
+    for options, message in (
+        ([], "contains a run. Pass --resume=true or a different folder."),
+        (["--resume=true", "--seed=3"], "`--seed` must be the same as in the run to resume (0), got 3."),
+        (["--resume=true", f"--output_dir={tmp_path / 'new'}"], "does not contain a checkpoint. Omit --resume."),
+    ):
+        with pytest.raises(SystemExit) as error:
+            launch(*options)
+        assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        (
+            "--num_validation_images=96",
+            "`--num_validation_images` must be less than the number of images (96)",
+        ),
+        ("--train_batch_size=100", "`--train_batch_size` must be at most the number of images (64), got 100."),
+        ("--train_batch_size=0", "`--train_batch_size` must be a positive integer, got 0."),
+        ("--block_out_channels=[8, 12]", "`--block_out_channels` must be multiples of 8, got [8, 12]."),
+        ("--block_out_channels=[8, 8, 8, 8]", "`--data.resolution` must be a multiple of 8 for 4 levels, got 28x28."),
+        ("--data.streaming=true", "`--data.streaming` must be false, because all images are kept in memory."),
+        ("--data.train_data_dir=nowhere", "nowhere"),
+    ],
+)
+def test_invalid_settings_are_errors(
+    launch: Callable[..., None], capsys: pytest.CaptureFixture[str], option: str, message: str
+):
+    with pytest.raises(SystemExit) as error:
+        launch(option)
+    line = capsys.readouterr().err.strip()
+    assert error.value.code == 2
+    assert line.startswith("train_autoencoder.py: error: ") and message in line and "\n" not in line
+
+
+def test_psnr_of_known_errors():
+    images = torch.full((2, 3, 4, 4), 100, dtype=torch.uint8)
+    other = images.clone()
+    other[0] += 51
+    # An error of a fifth of the range has a PSNR of 20 log10(5).
+    assert compute_psnr(other, images)[0] == pytest.approx(13.979, abs=1e-3)
+    assert compute_psnr(other, images)[1] > 60
+
+
+def test_held_out_images_are_not_used_for_training():
+    images = torch.arange(50, dtype=torch.uint8).view(50, 1, 1, 1)
+    train, validation = split_images(ImageTensors(images, images.flatten().long(), ("name",)), 12, seed=4)
+    assert len(train) == 38 and len(validation) == 12
+    assert sorted([*train.images.flatten().tolist(), *validation.images.flatten().tolist()]) == list(range(50))
+    assert train.labels is not None and train.labels.tolist() == train.images.flatten().tolist()

@@ -1,0 +1,67 @@
+"""The autoencoder of latent diffusion: loading, the latents of the training images, and checks of the settings."""
+
+import functools
+from pathlib import Path
+
+import torch
+from diffusers import AutoencoderKL
+from safetensors import SafetensorError
+
+from batches import ImageDataset
+from config import DataConfig
+from fmnist_diffusion.data import ImageTensors, get_height_width, to_model_input
+from fmnist_diffusion.pipelines import encode_images, get_vae_scale_factor
+from pretrained import load_pretrained
+
+
+ENCODING_BATCH_SIZE = 32
+
+
+# Inspection and training need the same autoencoder.
+@functools.lru_cache(maxsize=1)
+def load_vae(vae: str | None) -> AutoencoderKL | None:
+    """Loads a folder that `train_autoencoder.py` wrote, or the autoencoder of a latent diffusion pipeline.
+
+    Raises:
+        `ValueError`, `OSError`: If there is no autoencoder, or if it cannot be loaded.
+    """
+    if vae is None:
+        return None
+    if not (Path(vae) / "config.json").is_file():
+        model = load_pretrained(vae).vae
+        if model is None:
+            raise ValueError(f"`--vae` must be an autoencoder or a pipeline that contains one, got {vae}.")
+        return model
+    try:
+        model = AutoencoderKL.from_pretrained(vae, use_safetensors=True)
+    except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:300].rstrip(".")
+        raise ValueError(f"Could not load the autoencoder in {vae} ({reason}). Train it again.") from error
+    return model.eval().requires_grad_(False)
+
+
+def check_vae(data: DataConfig, vae: AutoencoderKL) -> None:
+    """Raises `ValueError` if the autoencoder does not support the size or the channels of the images."""
+    assert data.resolution is not None
+    factor = get_vae_scale_factor(vae)
+    if any(side % factor for side in get_height_width(data.resolution)):
+        raise ValueError(
+            f"`--data.resolution` must be a multiple of {factor}, the factor of the autoencoder, got"
+            f" {data.resolution}."
+        )
+    if data.channels != vae.config["in_channels"]:
+        raise ValueError(
+            f"`--data.channels` must be {vae.config['in_channels']}, like those of the autoencoder, got"
+            f" {data.channels}."
+        )
+
+
+@torch.no_grad()
+def encode_dataset(vae: AutoencoderKL, images: ImageTensors | ImageDataset, device: torch.device) -> ImageTensors:
+    """Returns the latents of all images, float32 `(N, C, H, W)`, with the labels of the images."""
+    assert isinstance(images, ImageTensors)
+    vae.to(device)  # pyright: ignore[reportArgumentType]
+    latents = [
+        encode_images(vae, to_model_input(batch.to(device))) for batch in images.images.split(ENCODING_BATCH_SIZE)
+    ]
+    return ImageTensors(torch.cat(latents), images.labels, images.label_names)

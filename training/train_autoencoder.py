@@ -1,0 +1,359 @@
+"""Trains the autoencoder of latent diffusion (arXiv 2112.10752):
+
+    accelerate launch training/train_autoencoder.py --data.train_data_dir=path/to/images
+
+The output folder contains the autoencoder (`vae`, for the setting `vae` of train.py), its metrics on held-out images
+(`metrics.json`), some of these images with their reconstructions (`reconstructions.png`), and a checkpoint, from which
+`--resume=true` continues.
+"""
+
+import json
+import math
+import sys
+import time
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+from typing import Any, Literal
+
+import torch
+from accelerate import Accelerator
+from accelerate.utils import set_seed
+from diffusers import AutoencoderKL
+from jsonargparse import ArgumentParser
+from safetensors.torch import load_file
+from torch.nn import functional as F
+
+from batches import Batches
+from checkpoint import Progress, describe_load_errors
+from components import load_training_images, make_lr_scheduler, make_optimizer
+from config import DataConfig, OptimizerConfig
+from fmnist_diffusion.data import ImageTensors, to_model_input, to_pil, to_uint8
+from fmnist_diffusion.files import WriteError, describe_write_errors, replace_folder, write_atomically
+from fmnist_diffusion.images import image_grid, upscale
+from interrupts import Interrupts, Terminated
+from lock import lock_folder
+from processes import call_on_main_process
+from states import copy_tensors, get_optimizer_tensors, set_optimizer_tensors, write_tensors
+
+
+# The images alternate with their reconstructions in the rows of the grid.
+GRID_COLUMNS = 16
+GRID_ROWS = 4
+NORM_NUM_GROUPS = 8
+EVALUATION_BATCH_SIZE = 32
+# A resumed run may change these settings.
+CHANGEABLE_SETTINGS = {"output_dir", "resume", "num_epochs", "mixed_precision", "save_minutes"}
+
+
+@dataclass(frozen=True)
+class AutoencoderConfig:
+    """Training of an AutoencoderKL.
+
+    Args:
+        output_dir: folder for everything that the run writes; must be new or empty unless the run is resumed
+        resume: continue the run in output_dir
+        seed: random seed of the initial weights, the held-out images, the order of the data, and the noise
+        num_epochs: number of passes over the training images
+        train_batch_size: total number of images per batch, across all processes
+        mixed_precision: mixed-precision dtype: no, bf16 or fp16; the setting of accelerate launch if null
+        num_validation_images: number of images that are held out for the metrics
+        save_minutes: number of minutes between checkpoints
+        block_out_channels: number of channels of each level; every level except the last one halves the resolution
+        layers_per_block: number of residual blocks per level of the encoder; the decoder has one more
+        latent_channels: number of channels of the latents
+        kl_weight: weight of the KL divergence per latent value, relative to the squared error per pixel value
+        data: training images
+        optimizer: optimizer and learning rate
+    """
+
+    output_dir: str = "output/autoencoder"
+    resume: bool = False
+    seed: int = 0
+    num_epochs: int = 10
+    train_batch_size: int = 8
+    mixed_precision: Literal["no", "bf16", "fp16"] | None = None
+    num_validation_images: int = 256
+    save_minutes: float = 5.0
+    block_out_channels: tuple[int, ...] = (32, 64, 64)
+    layers_per_block: int = 1
+    latent_channels: int = 4
+    kl_weight: float = 1e-3
+    data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            learning_rate=1e-3, lr_scheduler="cosine", lr_warmup_steps=100, max_grad_norm=1.0
+        )
+    )
+
+    def __post_init__(self):
+        for name in ("num_epochs", "train_batch_size", "num_validation_images", "layers_per_block", "latent_channels"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`--{name}` must be a positive integer, got {getattr(self, name)}.")
+        if not self.block_out_channels or any(size < 1 or size % NORM_NUM_GROUPS for size in self.block_out_channels):
+            raise ValueError(
+                f"`--block_out_channels` must be multiples of {NORM_NUM_GROUPS}, got {list(self.block_out_channels)}."
+            )
+        if not (self.save_minutes > 0 and self.kl_weight >= 0):
+            raise ValueError("`--save_minutes` must be positive and `--kl_weight` must not be negative.")
+        if self.data.streaming:
+            raise ValueError("`--data.streaming` must be false, because all images are kept in memory.")
+
+
+class Autoencoder(torch.nn.Module):
+    """An AutoencoderKL whose forward pass returns what its loss needs."""
+
+    def __init__(self, vae: AutoencoderKL):
+        super().__init__()
+        self.vae = vae
+
+    def forward(self, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the reconstructions of `images`, `(B, C, H, W)`, and the KL divergence per latent value."""
+        encoded: Any = self.vae.encode(images)
+        posterior = encoded.latent_dist
+        decoded: Any = self.vae.decode(posterior.sample(generator))
+        return decoded.sample, posterior.kl().mean() / posterior.mean[0].numel()
+
+
+def split_images(images: ImageTensors, num_validation_images: int, seed: int) -> tuple[ImageTensors, ImageTensors]:
+    """Returns the training images and the held-out images, both in random order."""
+    if num_validation_images >= len(images):
+        raise ValueError(
+            f"`--num_validation_images` must be less than the number of images ({len(images)}), got"
+            f" {num_validation_images}."
+        )
+    order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
+    train, validation = order[num_validation_images:], order[:num_validation_images]
+
+    def select(index: torch.Tensor) -> ImageTensors:
+        labels = None if images.labels is None else images.labels[index]
+        return ImageTensors(images.images[index], labels, images.label_names)
+
+    return select(train), select(validation)
+
+
+def make_vae(config: AutoencoderConfig, images: ImageTensors) -> AutoencoderKL:
+    """Creates an autoencoder with random weights; raises `ValueError` if it does not fit the images."""
+    _, channels, height, width = images.images.shape
+    num_levels = len(config.block_out_channels)
+    factor = 2 ** (num_levels - 1)
+    if height % factor or width % factor:
+        raise ValueError(
+            f"`--data.resolution` must be a multiple of {factor} for {num_levels} levels, got {height}x{width}."
+        )
+    return AutoencoderKL(
+        in_channels=channels,
+        out_channels=channels,
+        down_block_types=("DownEncoderBlock2D",) * num_levels,  # pyright: ignore[reportArgumentType]
+        up_block_types=("UpDecoderBlock2D",) * num_levels,  # pyright: ignore[reportArgumentType]
+        block_out_channels=config.block_out_channels,  # pyright: ignore[reportArgumentType]
+        layers_per_block=config.layers_per_block,
+        latent_channels=config.latent_channels,
+        norm_num_groups=NORM_NUM_GROUPS,
+        sample_size=max(height, width),
+    )
+
+
+@torch.no_grad()
+def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the means of the latents of uint8 images `(N, C, H, W)`, float32, and the uint8 reconstructions."""
+    latents, reconstructions = [], []
+    for batch in images.split(EVALUATION_BATCH_SIZE):
+        encoded: Any = vae.encode(to_model_input(batch).to(vae.device))
+        latents.append(encoded.latent_dist.mode())
+        decoded: Any = vae.decode(latents[-1])
+        reconstructions.append(to_uint8(decoded.sample).cpu())
+    return torch.cat(latents), torch.cat(reconstructions)
+
+
+def compute_psnr(reconstructions: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Returns the peak signal-to-noise ratio of each uint8 image in decibels, `(N,)`."""
+    errors = (reconstructions.float() - images.float()).square().flatten(1).mean(1)
+    # A perfect reconstruction counts as an error of 1 in a single pixel value.
+    return 10 * torch.log10(255**2 / errors.clamp(min=1 / images[0].numel()))
+
+
+class AutoencoderTrainer:
+    """One training run in `config.output_dir`, new or resumed.
+
+    Raises:
+        `ValueError`, `OSError`: If the configuration, the data or the checkpoint cannot be used.
+    """
+
+    def __init__(self, config: AutoencoderConfig):
+        self.config, self.folder = config, Path(config.output_dir)
+        self.checkpoint = self.folder / "checkpoint"
+        if config.resume != self.checkpoint.is_dir():
+            problem = "does not contain a checkpoint" if config.resume else "contains a run"
+            advice = "Omit --resume" if config.resume else "Pass --resume=true or a different folder"
+            raise ValueError(f"`--output_dir` {self.folder} {problem}. {advice}.")
+        self.accelerator = Accelerator(
+            cpu=not torch.accelerator.is_available(), mixed_precision=config.mixed_precision
+        )
+        set_seed(config.seed)
+        data = config.data
+        images, _ = load_training_images(data, data.resolution, data.channels)
+        assert isinstance(images, ImageTensors)
+        train_images, self.validation_images = split_images(images, config.num_validation_images, config.seed)
+        self.batches = Batches(
+            train_images,
+            config.train_batch_size,
+            config.seed,
+            self.accelerator.device,
+            augmentation=data.augmentation,
+            process_index=self.accelerator.process_index,
+            num_processes=self.accelerator.num_processes,
+        )
+        model = Autoencoder(make_vae(config, images))
+        self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(config.optimizer, model))
+        self.total_steps = config.num_epochs * len(self.batches)
+        self.progress = Progress()
+        call_on_main_process(self.accelerator, self._prepare_folder)
+        if config.resume:
+            self._load_checkpoint()
+        self.lr_scheduler = make_lr_scheduler(
+            config.optimizer, self.optimizer, self.total_steps, self.progress.global_step
+        )
+        self.interrupts = Interrupts(self.accelerator)
+
+    def _prepare_folder(self) -> None:
+        with describe_write_errors(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+        lock_folder(self.folder)
+
+    @property
+    def vae(self) -> AutoencoderKL:
+        return self.accelerator.unwrap_model(self.model).vae
+
+    def train(self) -> None:
+        """Trains to the end of the run.
+
+        Raises:
+            `FloatingPointError`: If the loss is NaN or infinite. Such weights are not saved.
+            `KeyboardInterrupt`: After Ctrl-C or, as [`Terminated`], after SIGTERM. A checkpoint is written first.
+            `WriteError`: If a file cannot be written.
+        """
+        progress, losses, saved = self.progress, [], time.monotonic()
+        with self.interrupts:
+            while progress.epoch < self.config.num_epochs:
+                for images, _, generator in self.batches.epoch(progress.epoch, start=progress.batch):
+                    losses.append(self._train_batch(images, generator))
+                    interrupted = self.interrupts.exchange()
+                    if interrupted or time.monotonic() - saved > 60 * self.config.save_minutes:
+                        self._save(losses)
+                        losses, saved = [], time.monotonic()
+                    if interrupted:
+                        self.interrupts.stop()
+                progress.epoch, progress.batch = progress.epoch + 1, 0
+            self._save(losses)
+        self.accelerator.end_training()
+
+    def _train_batch(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
+        reconstructions, divergence = self.model(images, generator)
+        loss = F.mse_loss(reconstructions.float(), images) + self.config.kl_weight * divergence
+        self.accelerator.backward(loss)
+        if self.config.optimizer.max_grad_norm is not None:
+            self.accelerator.clip_grad_norm_(self.model.parameters(), self.config.optimizer.max_grad_norm)
+        self.optimizer.step()
+        self.optimizer.zero_grad()
+        self.lr_scheduler.step()
+        self.progress.global_step += 1
+        self.progress.batch += 1
+        return loss.detach()
+
+    def _save(self, losses: list[torch.Tensor]) -> None:
+        """Writes a checkpoint and the outputs. The other processes wait for the gradients of the main process."""
+        loss = float(torch.stack(losses).mean()) if losses else 0.0
+        if not math.isfinite(loss):
+            raise FloatingPointError(f"The loss is {loss} at step {self.progress.global_step}.")
+        if not self.accelerator.is_main_process:
+            return
+        with replace_folder(self.checkpoint) as temporary:
+            write_tensors(temporary / "model.safetensors", self.vae.state_dict())
+            tensors = get_optimizer_tensors(self.optimizer, self.vae)
+            write_tensors(temporary / "optimizer.safetensors", tensors)
+            state = {"config": asdict(self.config), "progress": asdict(self.progress)}
+            (temporary / "trainer.json").write_text(json.dumps(state) + "\n")
+        metrics = self._write_outputs()
+        print(
+            f"Step {self.progress.global_step:,} of {self.total_steps:,}: loss {loss:.5f}, held-out PSNR"
+            f" {metrics['psnr']:.2f} dB",
+            flush=True,
+        )
+
+    def _write_outputs(self) -> dict[str, Any]:
+        """Writes the autoencoder, its metrics on the held-out images, and some reconstructions."""
+        images, labels, label_names = (
+            self.validation_images.images,
+            self.validation_images.labels,
+            self.validation_images.label_names or (),
+        )
+        latents, reconstructions = reconstruct(self.vae, images)
+        psnr = compute_psnr(reconstructions, images)
+        metrics: dict[str, Any] = {
+            "step": self.progress.global_step,
+            "images_seen": self.progress.global_step * self.config.train_batch_size,
+            "num_validation_images": len(images),
+            "psnr": float(psnr.mean()),
+        }
+        if labels is not None:
+            metrics["psnr_by_class"] = {
+                name: float(psnr[labels == label].mean())
+                for label, name in enumerate(label_names)
+                if (labels == label).any()
+            }
+        # The latents of the U-Net have mean 0 and standard deviation 1 (arXiv 2112.10752, appendix G).
+        self.vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
+        with replace_folder(self.folder / "vae") as temporary:
+            self.vae.save_pretrained(temporary)
+            (temporary / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+        rows = zip(images.split(GRID_COLUMNS), reconstructions.split(GRID_COLUMNS), strict=True)
+        pairs = torch.cat([torch.cat(row) for row in rows][:GRID_ROWS])
+        with write_atomically(self.folder / "reconstructions.png") as temporary:
+            upscale(image_grid(to_pil(pairs), GRID_COLUMNS), 2).save(temporary)
+        return metrics
+
+    def _load_checkpoint(self) -> None:
+        """Raises `ValueError` if the checkpoint does not fit the settings or is damaged."""
+        with describe_load_errors(self.checkpoint / "trainer.json") as path:
+            state = json.loads(path.read_bytes())
+            saved, progress = state["config"], Progress(**state["progress"])
+        current = json.loads(json.dumps(asdict(self.config)))
+        for name in current.keys() - CHANGEABLE_SETTINGS:
+            if current[name] != saved.get(name):
+                raise ValueError(
+                    f"`--{name}` must be the same as in the run to resume ({saved.get(name)}), got {current[name]}."
+                )
+        with describe_load_errors(self.checkpoint / "model.safetensors") as path:
+            copy_tensors(load_file(path), self.vae.state_dict())
+        with describe_load_errors(self.checkpoint / "optimizer.safetensors") as path:
+            set_optimizer_tensors(self.optimizer, self.vae, load_file(path))
+        for group in self.optimizer.param_groups:
+            group["initial_lr"] = group["lr"]
+        vars(self.progress).update(vars(progress))
+
+
+def parse_config(args: list[str]) -> AutoencoderConfig:
+    parser = ArgumentParser(prog="train_autoencoder.py", description=__doc__)
+    parser.add_class_arguments(AutoencoderConfig, None)
+    return AutoencoderConfig(**vars(parser.instantiate(parser.parse_args(args))))
+
+
+def main(args: list[str]) -> None:
+    try:
+        trainer = AutoencoderTrainer(parse_config(args))
+        trainer.train()
+    except KeyboardInterrupt as interrupt:
+        code = 143 if isinstance(interrupt, Terminated) else 130
+        print("train_autoencoder.py: Interrupted. Pass --resume=true to continue.", file=sys.stderr)
+        raise SystemExit(code) from None
+    except (FloatingPointError, WriteError) as error:
+        print(f"train_autoencoder.py: error: {error}", file=sys.stderr)
+        raise SystemExit(1) from error
+    except (OSError, ValueError) as error:
+        print(f"train_autoencoder.py: error: {error}", file=sys.stderr)
+        raise SystemExit(2) from error
+    print(f"Saved the autoencoder to {trainer.folder / 'vae'}.")
+
+
+if __name__ == "__main__":
+    main(sys.argv[1:])
