@@ -145,10 +145,11 @@ def make_pipeline(
     from .pipelines import FashionMNISTPipeline
 
     num_inference_steps = min(num_inference_steps, noise_scheduler.config["num_train_timesteps"])
+    components: dict[str, Any] = {"text_encoder": text_encoder, "tokenizer": tokenizer, "vae": vae}
     if isinstance(noise_scheduler, FlowMatchEulerDiscreteScheduler):
         # Pipelines must not share the state of a scheduler.
         flow_scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(noise_scheduler.config)
-        return FashionMNISTPipeline(unet, flow_scheduler, num_inference_steps, 1.0, text_encoder, tokenizer, vae)
+        return FashionMNISTPipeline(unet, flow_scheduler, num_inference_steps, 1.0, **components)
     config = {name: noise_scheduler.config[name] for name in NOISE_SCHEDULE_OPTIONS}
     # Near zero SNR, a small error in the predicted noise becomes a huge error in x0, so x0 is clipped, unless it
     # consists of latents, which are not limited to [-1, 1].
@@ -161,7 +162,7 @@ def make_pipeline(
         # This solver never clips, but schedulers that are created from its config would do so by default.
         scheduler.register_to_config(clip_sample=False)
     timestep_power = 1.2 if config["beta_schedule"] == "squaredcos_cap_v2" else 1.5
-    return FashionMNISTPipeline(unet, scheduler, num_inference_steps, timestep_power, text_encoder, tokenizer, vae)
+    return FashionMNISTPipeline(unet, scheduler, num_inference_steps, timestep_power, **components)
 
 
 def make_consistency_pipeline(

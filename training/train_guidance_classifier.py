@@ -74,8 +74,6 @@ def split(images: ImageTensors) -> tuple[ImageTensors, ImageTensors]:
 
 def check_label_names(images: ImageTensors, pipe: FashionMNISTPipeline) -> tuple[str, ...]:
     """Returns the class names; raises `ValueError` if the classes of the images are not those of the pipeline."""
-    if pipe.text_encoder is not None or pipe.vae is not None:
-        raise ValueError("The pipeline must not have a text encoder or an autoencoder. Pass a different pipeline.")
     if images.label_names is None:
         raise ValueError("The images must have labels. Pass different images.")
     if pipe.is_conditional and images.label_names != pipe.label_names:
@@ -149,6 +147,8 @@ def main(args: list[str] | None = None) -> None:
     try:
         check_new_folder(folder)
         pipe: Any = load_pipeline(config.init_from)
+        if pipe.text_encoder is not None or pipe.vae is not None:
+            raise ValueError("The pipeline must not have a text encoder or an autoencoder. Pass a different pipeline.")
         images = load_images(
             config.dataset_name,
             train_data_dir=config.train_data_dir,

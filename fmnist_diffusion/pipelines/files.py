@@ -148,6 +148,7 @@ def check_weights(folder: Path, component: str, variant: str | None, model: torc
             f"{paths[0]} does not contain {next(iter(expected))}, which the model in {config_path} requires."
             " Download or save the pipeline again."
         )
+    return paths
 
 
 def check_weights_size(path: Path) -> None:

@@ -287,7 +287,7 @@ class TestTextConditionalModel:
             return item is None or (bool(getattr(item, "visible", True)) and is_visible(item.parent))
 
         def count_prompts(page: gr.Blocks) -> dict[str, int]:
-            tabs = {fn.api_name: fn.inputs for fn in page.fns.values() if str(fn.api_name).startswith("on_")}
+            tabs = {str(fn.api_name): fn.inputs for fn in page.fns.values() if str(fn.api_name).startswith("on_")}
             prompts = {name: [item for item in tabs[name] if "rompt" in item.label] for name in tabs}
             return {name: sum(map(is_visible, items)) for name, items in prompts.items()}
 

@@ -7,6 +7,7 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from fmnist_diffusion import load_pipeline
+from latent_pipelines import get_latent_pipeline
 from saved_pipelines import save_pipeline
 from text_pipelines import get_text_pipeline
 from train_guidance_classifier import main
@@ -85,12 +86,14 @@ def test_training_reduces_the_loss_and_only_depends_on_the_seed(run, tmp_path: P
             {"num_class_embeds": 2, "label_names": ["cat", "dog"]},
             "must have the classes of the pipeline (cat, dog), got",
         ),
-        ("text", "must not be text-conditional"),
+        ("text", "must not have a text encoder or an autoencoder"),
+        ("latent", "must not have a text encoder or an autoencoder"),
     ],
 )
 def test_unsuitable_pipelines_exit_with_one_line(config, message: str, run, tmp_path: Path, capsys):
-    if config == "text":
-        get_text_pipeline().save_pretrained(tmp_path / "source")
+    special = {"text": get_text_pipeline, "latent": get_latent_pipeline}
+    if isinstance(config, str):
+        special[config]().save_pretrained(tmp_path / "source")
     else:
         save_pipeline(tmp_path / "source", **config)
     with pytest.raises(SystemExit, match="2"):
