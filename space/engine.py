@@ -179,7 +179,7 @@ class Engine:
     def supports(self, scheduler: str) -> bool:
         """Returns whether the model can be sampled with this scheduler, such as `"ddim"`."""
         try:
-            copy_pipeline(self.pipe, scheduler)
+            copy_pipeline(self.pipe, scheduler).set_timesteps(self.num_inference_steps)
         except ValueError:
             return False
         return True

@@ -1,6 +1,7 @@
 """The autoencoder of latent diffusion: loading, the latents of the training images, and checks of the settings."""
 
 import functools
+import hashlib
 from pathlib import Path
 
 import torch
@@ -38,6 +39,14 @@ def load_vae(vae: str | None) -> AutoencoderKL | None:
         reason = " ".join(str(error).split())[:300].rstrip(".")
         raise ValueError(f"Could not load the autoencoder in {vae} ({reason}). Train it again.") from error
     return model.eval().requires_grad_(False)
+
+
+def hash_vae(vae: AutoencoderKL) -> str:
+    """Returns the SHA-256 of the weights and of the factors that scale the latents."""
+    digest = hashlib.sha256(f"{vae.config['scaling_factor']} {vae.config['shift_factor']}".encode())
+    for _, tensor in sorted(vae.state_dict().items()):
+        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+    return digest.hexdigest()
 
 
 def check_vae(data: DataConfig, vae: AutoencoderKL) -> None:

@@ -18,6 +18,7 @@ from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
+from autoencoder import hash_vae
 from components import Components
 from config import TrainingConfig
 from fmnist_diffusion.files import remove_folder, replace_folder
@@ -144,6 +145,7 @@ def save_checkpoint(
         "batches_per_epoch": len(components.batches),
         "ema_step": None if components.ema is None else components.ema.optimization_step,
         "grad_scaler": scaler.state_dict() if scaler is not None else None,
+        "vae_sha256": None if components.vae is None else hash_vae(components.vae),
     }
 
     def write() -> None:
@@ -180,6 +182,8 @@ def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint
         state = json.loads(path.read_bytes())
         progress = Progress(**state["progress"])
         check_progress(progress, get_step(checkpoint), state["batches_per_epoch"], len(components.batches))
+        if components.vae is not None and hash_vae(components.vae) != state["vae_sha256"]:
+            raise ValueError("the autoencoder has changed since this checkpoint was written")
         if accelerator.scaler is not None and state["grad_scaler"]:
             accelerator.scaler.load_state_dict(state["grad_scaler"])
         if components.ema is not None:

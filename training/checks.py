@@ -319,6 +319,12 @@ def find_latent_problems(values: Mapping[str, Any], program: str) -> Iterator[st
                 f"`--{name}` must be {format_value(value)} with an autoencoder, because the latents of the images are"
                 f" computed only once, got {format_value(values[name])}."
             )
+    schedule, prediction_type = values.get("scheduler.beta_schedule"), values.get("scheduler.prediction_type")
+    if schedule == "squaredcos_cap_v2" and prediction_type == "epsilon":
+        yield (
+            "`--scheduler.prediction_type` must be v_prediction or sample for latents with the squaredcos_cap_v2 noise"
+            " schedule, got epsilon."
+        )
     if program == "distill.py":
         yield "`--init_from` must not have an autoencoder, because distill.py does not support latent diffusion."
 

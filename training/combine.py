@@ -15,9 +15,8 @@ import torch
 from export import add_output_arguments, check_new_folder, save_with_train_config
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.evaluation import weights_hash
-from fmnist_diffusion.hub.metadata import read_train_config
-from fmnist_diffusion.loading import get_pipeline_folder
 from model import get_betas, get_noise_scheduler
+from pretrained import find_train_config
 
 
 def combine(
@@ -95,7 +94,7 @@ def main(args: list[str] | None = None) -> None:
         check_new_folder(options.output_dir)
         pipelines = [load_pipeline(name) for name in options.pipelines]
         combined = {"weights": options.weights, "unet_sha256": [weights_hash(pipe) for pipe in pipelines]}
-        train_config = read_train_config(get_pipeline_folder(options.pipelines[0]) / "train_config.json") or {}
+        train_config = find_train_config(options.pipelines[0]) or {}
         if "combined" in train_config:
             combined["first"] = train_config["combined"]
         pipe = pipelines[0]

@@ -115,6 +115,7 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     # The pretrained weights are no longer needed.
     del pretrained
     load_pretrained.cache_clear()
+    load_vae.cache_clear()
     if vae is not None:
         images = encode_dataset(vae, images, device)
     batches = Batches(

@@ -104,6 +104,11 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     vae = load_vae(config.vae)
     if pretrained is not None:
         check_pretrained_settings(config, pretrained, problems)
+        if pretrained.has_classifier:
+            problems.warnings.append(
+                f"The new pipeline does not contain the classifier of {config.init_from}. To train a new one, run"
+                " training/train_guidance_classifier.py."
+            )
 
     # 2. images
     summary = None
@@ -125,7 +130,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     check_evaluation(config, data, model, problems)
 
     # 3. machine and length of the run
-    settings = resolve_length(config, data, summary, problems)
+    settings = resolve_length(config, data, summary, vae, problems)
     problems.raise_errors()
     resolved = ResolvedConfig(**(vars(config) | settings | {"data": data, "model": model}))
     run_lines = describe_run(resolved, pretrained, num_parameters, summary, vae)
@@ -339,16 +344,14 @@ def check_evaluation(config: TrainingConfig, data: DataConfig, model: dict[str, 
 
 
 def resolve_length(
-    config: TrainingConfig, data: DataConfig, summary: DataSummary, problems: Problems
+    config: TrainingConfig, data: DataConfig, summary: DataSummary, vae: AutoencoderKL | None, problems: Problems
 ) -> dict[str, Any]:
     """Returns the settings that depend on the machine and on the number of images."""
     device_type, num_processes = get_device_type(), get_num_processes()
-    assert data.resolution is not None
     batch_size = config.train_batch_size
     if batch_size == "auto":
-        batch_size = choose_batch_size(
-            summary.num_images, get_height_width(data.resolution), device_type, num_processes
-        )
+        _, height, width = get_sample_shape(data, vae)
+        batch_size = choose_batch_size(summary.num_images, (height, width), device_type, num_processes)
     num_batches = summary.num_images // batch_size
     with problems.collect():
         check_batch_size(batch_size, summary.num_images, num_processes)

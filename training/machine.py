@@ -56,7 +56,7 @@ def choose_batch_size(num_images: int, resolution: tuple[int, int], device_type:
 
     Args:
         num_images: Number of training images.
-        resolution: Height and width in pixels.
+        resolution: Height and width of the images or latents.
         device_type: Type of the device, such as cuda.
         num_processes: Number of processes that share a batch.
     """

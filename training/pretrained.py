@@ -30,6 +30,7 @@ class PretrainedPipeline:
         text_encoder: Its text encoder; `None` if it is not text-conditional.
         tokenizer: Its tokenizer; `None` if it is not text-conditional.
         vae: Its autoencoder; `None` if it does not use latent diffusion.
+        has_classifier: Whether it has a classifier for classifier guidance, which fine-tuning does not keep.
     """
 
     unet: FashionMNISTUNet2DModel
@@ -40,6 +41,7 @@ class PretrainedPipeline:
     text_encoder: Any
     tokenizer: Any
     vae: Any
+    has_classifier: bool
 
     @property
     def text_encoder_config(self) -> dict[str, Any]:
@@ -89,6 +91,7 @@ def load_pretrained(init_from: str) -> PretrainedPipeline:
         text_encoder=pipe.text_encoder,
         tokenizer=pipe.tokenizer,
         vae=pipe.vae and pipe.vae.eval().requires_grad_(False),
+        has_classifier=pipe.classifier is not None,
     )
 
 

@@ -24,14 +24,21 @@ from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from batches import Batches
-from checkpoint import Progress, describe_load_errors
+from checkpoint import Progress, check_progress, describe_load_errors
 from components import load_training_images, make_lr_scheduler, make_optimizer
 from config import DataConfig, OptimizerConfig
 from fmnist_diffusion.data import ImageTensors, to_model_input, to_pil, to_uint8
-from fmnist_diffusion.files import WriteError, describe_write_errors, replace_folder, write_atomically
+from fmnist_diffusion.files import (
+    WriteError,
+    describe_write_errors,
+    remove_temporary_files,
+    replace_folder,
+    write_atomically,
+)
 from fmnist_diffusion.images import image_grid, upscale
+from fmnist_diffusion.pipelines import get_vae_scale_factor
 from interrupts import Interrupts, Terminated
-from lock import lock_folder
+from lock import LOCK, lock_folder
 from processes import call_on_main_process
 from states import copy_tensors, get_optimizer_tensors, set_optimizer_tensors, write_tensors
 
@@ -106,11 +113,14 @@ class Autoencoder(torch.nn.Module):
         super().__init__()
         self.vae = vae
 
-    def forward(self, images: torch.Tensor, generator: torch.Generator) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the reconstructions of `images`, `(B, C, H, W)`, and the KL divergence per latent value."""
+    def forward(self, images: torch.Tensor, noise: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the reconstructions of `images`, `(B, C, H, W)`, and the KL divergence per latent value.
+
+        `noise` has the shape of the latents.
+        """
         encoded: Any = self.vae.encode(images)
         posterior = encoded.latent_dist
-        decoded: Any = self.vae.decode(posterior.sample(generator))
+        decoded: Any = self.vae.decode(posterior.mean + posterior.std * noise)
         return decoded.sample, posterior.kl().mean() / posterior.mean[0].numel()
 
 
@@ -182,13 +192,10 @@ class AutoencoderTrainer:
     def __init__(self, config: AutoencoderConfig):
         self.config, self.folder = config, Path(config.output_dir)
         self.checkpoint = self.folder / "checkpoint"
-        if config.resume != self.checkpoint.is_dir():
-            problem = "does not contain a checkpoint" if config.resume else "contains a run"
-            advice = "Omit --resume" if config.resume else "Pass --resume=true or a different folder"
-            raise ValueError(f"`--output_dir` {self.folder} {problem}. {advice}.")
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(), mixed_precision=config.mixed_precision
         )
+        call_on_main_process(self.accelerator, self._prepare_folder)
         set_seed(config.seed)
         data = config.data
         images, _ = load_training_images(data, data.resolution, data.channels)
@@ -207,7 +214,6 @@ class AutoencoderTrainer:
         self.model, self.optimizer = self.accelerator.prepare(model, make_optimizer(config.optimizer, model))
         self.total_steps = config.num_epochs * len(self.batches)
         self.progress = Progress()
-        call_on_main_process(self.accelerator, self._prepare_folder)
         if config.resume:
             self._load_checkpoint()
         self.lr_scheduler = make_lr_scheduler(
@@ -219,6 +225,14 @@ class AutoencoderTrainer:
         with describe_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         lock_folder(self.folder)
+        remove_temporary_files(self.folder)
+        if self.config.resume and not self.checkpoint.is_dir():
+            raise ValueError(f"Could not find a checkpoint in {self.folder}. Omit --resume to start a new run.")
+        if not self.config.resume and any(path.name != LOCK for path in self.folder.iterdir()):
+            raise ValueError(
+                f"`--output_dir` must be new or empty, but {self.folder} contains files. Pass a different folder, or"
+                " --resume=true to resume the run in it."
+            )
 
     @property
     def vae(self) -> AutoencoderKL:
@@ -248,7 +262,12 @@ class AutoencoderTrainer:
         self.accelerator.end_training()
 
     def _train_batch(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
-        reconstructions, divergence = self.model(images, generator)
+        factor = get_vae_scale_factor(self.vae)
+        height, width = (side // factor for side in images.shape[2:])
+        # The generator has the same state in all processes, and each of them uses its own part of the noise.
+        shape = (self.accelerator.num_processes, len(images), self.config.latent_channels, height, width)
+        noise = torch.randn(shape, generator=generator, device=images.device)[self.accelerator.process_index]
+        reconstructions, divergence = self.model(images, noise)
         loss = F.mse_loss(reconstructions.float(), images) + self.config.kl_weight * divergence
         self.accelerator.backward(loss)
         if self.config.optimizer.max_grad_norm is not None:
@@ -271,7 +290,13 @@ class AutoencoderTrainer:
             write_tensors(temporary / "model.safetensors", self.vae.state_dict())
             tensors = get_optimizer_tensors(self.optimizer, self.vae)
             write_tensors(temporary / "optimizer.safetensors", tensors)
-            state = {"config": asdict(self.config), "progress": asdict(self.progress)}
+            scaler = self.accelerator.scaler
+            state = {
+                "config": asdict(self.config),
+                "progress": asdict(self.progress),
+                "batches_per_epoch": len(self.batches),
+                "grad_scaler": None if scaler is None else scaler.state_dict(),
+            }
             (temporary / "trainer.json").write_text(json.dumps(state) + "\n")
         metrics = self._write_outputs()
         print(
@@ -317,6 +342,14 @@ class AutoencoderTrainer:
         with describe_load_errors(self.checkpoint / "trainer.json") as path:
             state = json.loads(path.read_bytes())
             saved, progress = state["config"], Progress(**state["progress"])
+            check_progress(progress, progress.global_step, state["batches_per_epoch"], len(self.batches))
+            if self.accelerator.scaler is not None and state["grad_scaler"]:
+                self.accelerator.scaler.load_state_dict(state["grad_scaler"])
+        if progress.global_step > self.total_steps:
+            raise ValueError(
+                f"`--num_epochs` must be at least {progress.epoch}, the number of completed epochs, got"
+                f" {self.config.num_epochs}."
+            )
         current = json.loads(json.dumps(asdict(self.config)))
         for name in current.keys() - CHANGEABLE_SETTINGS:
             if current[name] != saved.get(name):

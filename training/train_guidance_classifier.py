@@ -21,10 +21,9 @@ from config import ObjectiveConfig
 from export import check_new_folder, get_public_name, save_with_train_config
 from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.data import DEFAULT_DATASET, ImageTensors, load_images
-from fmnist_diffusion.hub.metadata import read_train_config
-from fmnist_diffusion.loading import get_pipeline_folder
 from losses import DiffusionLoss
 from model import get_noise_scheduler
+from pretrained import find_train_config
 
 
 # One of this number of images is not used for training, but to measure the accuracy.
@@ -176,7 +175,7 @@ def main(args: list[str] | None = None) -> None:
         del settings[name]
     if config.train_data_dir is not None:
         settings["train_data_dir"] = get_public_name(config.train_data_dir)
-    train_config = read_train_config(get_pipeline_folder(config.init_from) / "train_config.json") or {}
+    train_config = find_train_config(config.init_from) or {}
     pipe.register_modules(classifier=classifier.cpu())
     try:
         save_with_train_config(pipe, folder, train_config | {"guidance_classifier": settings})

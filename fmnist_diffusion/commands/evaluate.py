@@ -184,7 +184,7 @@ def evaluate(
             )
         else:
             pipe = load_for_sampling(source, device, dtype)
-            has_labels = pipe.is_conditional or classifier_guidance_scale != 0
+            has_labels = pipe.is_conditional or (pipe.classifier is not None and classifier_guidance_scale != 0)
             real_images = make_reference(pipe.image_shape, pipe.unet.device)
             result = evaluation.evaluate_pipeline(
                 pipe,

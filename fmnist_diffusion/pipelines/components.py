@@ -279,10 +279,12 @@ def check_vae(folder: Path, unet: Any, vae: Any) -> None:
             f"The autoencoder in {folder} does not fit the model: `latent_channels` must be {expected}, got"
             f" {channels}. Save or download the pipeline again."
         )
-    for name, value in (("scaling_factor", vae.config.scaling_factor), ("shift_factor", vae.config.shift_factor or 0)):
-        is_number = isinstance(value, int | float) and math.isfinite(value)
-        if not is_number or (name == "scaling_factor" and value <= 0):
-            raise OSError(f"`{name}` in {folder / VAE_CONFIG} must be a finite number, got {str(value)[:100]!r}.")
+    for name, value, minimum, kind in (
+        ("scaling_factor", vae.config.scaling_factor, 0, "positive"),
+        ("shift_factor", vae.config.shift_factor or 0, -math.inf, "finite"),
+    ):
+        if not isinstance(value, int | float) or not math.isfinite(value) or value <= minimum:
+            raise OSError(f"`{name}` in {folder / VAE_CONFIG} must be a {kind} number, got {str(value)[:100]!r}.")
 
 
 def check_finite(model: torch.nn.Module, path: Path | str) -> None:

@@ -111,7 +111,7 @@ def check_weights(folder: Path, component: str, variant: str | None, model: torc
 
     Args:
         folder (`Path`): Folder of the pipeline.
-        component (`str`): `"unet"` or `"classifier"`.
+        component (`str`): `"unet"`, `"classifier"` or `"vae"`.
         variant (`str`, *optional*): Variant of the weights.
         model (`torch.nn.Module`): A model with the stored config, which may be on the meta device.
 

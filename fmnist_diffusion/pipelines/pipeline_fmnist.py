@@ -511,7 +511,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Self:
         """Creates a pipeline from the components of another pipeline; see [`DiffusionPipeline.from_pipe`]."""
         # diffusers only reuses a model whose class is exactly the annotated class.
-        models = {name: model for name, model in pipeline.components.items() if name in ("unet", "classifier")}
+        models = {name: model for name, model in pipeline.components.items() if name in ("unet", "classifier", "vae")}
         pipe: Any = super().from_pipe(pipeline, **{**models, **kwargs})
         return pipe
 
@@ -807,8 +807,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if class_labels is not None and self._only_classifier_has_classes:
             if classifier_guidance_scale == 0:
                 raise ValueError(
-                    "`class_labels` is not supported by an unconditional model. Omit it, or pass a"
-                    " `classifier_guidance_scale` to use the classifier."
+                    "An unconditional model only supports `class_labels` with classifier guidance. Omit"
+                    " `class_labels`."
                 )
             if guidance_scale != 1:
                 raise ValueError(
@@ -876,6 +876,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     f"The classifier must have as many {name} as the model, {expected}, got {value}. Use a different"
                     " classifier."
                 )
+        names = self.classifier.config.label_names
+        if names is not None and self.label_names is not None and tuple(names) != self.label_names:
+            raise ValueError(
+                f"The classifier must have the classes of the model ({', '.join(self.label_names)}), got"
+                f" {', '.join(names)}. Use a different classifier."
+            )
 
     def set_timesteps(
         self,

@@ -19,6 +19,7 @@ in every 16th step (Karras et al., 2020, arXiv 1912.04958, appendix B). The samp
 """
 
 import argparse
+import copy
 import json
 import sys
 import time
@@ -49,6 +50,7 @@ R1_GAMMA = 0.1
 R1_INTERVAL = 16
 BATCH_SIZE = 64
 SECONDS_PER_CHECKPOINT = 120
+BATCH_NORM_BATCHES = 50
 METRICS = {
     "fid_train": "FID",
     "precision": "precision",
@@ -197,18 +199,21 @@ class GAN:
     def sample(self, class_labels: torch.Tensor, seed: int, batch_size: int = 100) -> torch.Tensor:
         """Samples uint8 images `(N, 1, 28, 28)` of the classes with the EMA weights.
 
-        Batch normalization uses the statistics that the training steps estimated.
+        The statistics of batch normalization are estimated for these weights.
         """
-        random = torch.Generator().manual_seed(seed)
-        self.ema.store(self.generator.parameters())
-        self.ema.copy_to(self.generator.parameters())
-        self.generator.eval()
+        generator, random = copy.deepcopy(self.generator), torch.Generator().manual_seed(seed)
+        self.ema.copy_to(generator.parameters())
+        for module in generator.modules():
+            if isinstance(module, nn.BatchNorm2d):
+                module.reset_running_stats()
+                module.momentum = None
+        for _ in range(BATCH_NORM_BATCHES):
+            noise = torch.randn(batch_size, LATENT_DIM, generator=random)
+            generator(noise, torch.arange(batch_size) % NUM_CLASSES)
+        generator.eval()
         noise = torch.randn(len(class_labels), LATENT_DIM, generator=random)
         batches = zip(noise.split(batch_size), class_labels.split(batch_size), strict=True)
-        images = torch.cat([to_uint8(self.generator(*batch)) for batch in batches])
-        self.generator.train()
-        self.ema.restore(self.generator.parameters())
-        return images
+        return torch.cat([to_uint8(generator(*batch)) for batch in batches])
 
     def state_dict(self) -> dict[str, Any]:
         return {

@@ -7,18 +7,25 @@ models take turns, and the result is the median.
 """
 
 import argparse
+import sys
 import time
 from collections.abc import Callable
+from pathlib import Path
 
 import numpy as np
 import torch
 
-from autoencoder import load_vae
-from components import make_optimizer
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import get_height_width
-from model import get_sample_shape, make_model_config, make_noise_scheduler, make_run_pipeline
-from parsing import parse_config
+
+
+ROOT = Path(__file__).resolve().parents[2]
+sys.path.append(str(ROOT / "training"))
+
+from autoencoder import load_vae  # noqa: E402
+from components import make_optimizer  # noqa: E402
+from model import get_sample_shape, make_model_config, make_noise_scheduler, make_run_pipeline  # noqa: E402
+from parsing import parse_config  # noqa: E402
 
 
 NUM_INFERENCE_STEPS = 20

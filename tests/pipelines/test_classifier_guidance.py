@@ -206,7 +206,7 @@ def test_invalid_arguments_are_errors(pipe, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"class_labels": 3}, "`class_labels` is not supported by an unconditional model. Omit it, or pass"),
+        ({"class_labels": 3}, "only supports `class_labels` with classifier guidance. Omit `class_labels`."),
         (
             {"class_labels": 3, "classifier_guidance_scale": 1.0, "guidance_scale": 2.0},
             r"`guidance_scale` must be 1\.0 for an unconditional model, got 2\.0",
@@ -223,6 +223,7 @@ def test_invalid_arguments_of_an_unconditional_model_are_errors(unconditional_pi
     [
         ({"num_classes": 4}, "as many classes as the model, 10, got 4"),
         ({"in_channels": 3}, "as many input channels as the model, 1, got 3"),
+        ({"label_names": list("abcdefghij")}, r"the classes of the model \(T-shirt/top, .*\), got a, b, c"),
     ],
 )
 def test_classifier_that_does_not_fit_the_model_is_an_error(config, message):
@@ -240,7 +241,7 @@ def test_guidance_requires_a_classifier():
 def test_interpolation_ignores_the_classifier(pipe, unconditional_pipe):
     images = pipe.interpolate([3, 4], num_images=2, output_type="pt").images
     assert torch.equal(images, get_pipeline().interpolate([3, 4], num_images=2, output_type="pt").images)
-    with pytest.raises(ValueError, match="`class_labels` is not supported by an unconditional model"):
+    with pytest.raises(ValueError, match="only supports `class_labels` with classifier guidance"):
         unconditional_pipe.interpolate([3, 4])
 
 

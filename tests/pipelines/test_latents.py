@@ -1,6 +1,7 @@
 """Latent diffusion pipelines."""
 
 import json
+import math
 from pathlib import Path
 from typing import Any
 
@@ -159,7 +160,15 @@ class TestSaving:
             (lambda folder: (folder / VAE_WEIGHTS).write_bytes(b"{"), "is not a valid safetensors file"),
             (
                 lambda folder: change_config(folder, scaling_factor=None),
-                "`scaling_factor` in .* must be a finite number",
+                "`scaling_factor` in .* must be a positive number, got 'None'",
+            ),
+            (
+                lambda folder: change_config(folder, scaling_factor=-1.0),
+                "`scaling_factor` in .* must be a positive number, got '-1.0'",
+            ),
+            (
+                lambda folder: change_config(folder, shift_factor=math.nan),
+                "`shift_factor` in .* must be a finite number, got 'nan'",
             ),
             (lambda folder: change_config(folder, latent_channels=4), "requires"),
             (lambda folder: change_weights(folder), "contains NaN or infinite values"),

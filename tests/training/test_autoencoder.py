@@ -75,6 +75,12 @@ def test_run_exports_a_pipeline_and_can_be_resumed_and_fine_tuned(
     resumed = [f"--resume={checkpoint}", f"--output_dir={tmp_path / 'third'}"]
     assert "`--vae` must be the same as in the run to resume" in fail_to_launch(*resumed, "--vae=null")
 
+    vae = make_vae(channels=1)
+    vae.register_to_config(scaling_factor=0.5)
+    vae.save_pretrained(vae_folder)
+    changed = [f"--config={config}", f"--resume={checkpoint}", f"--output_dir={tmp_path / 'fourth'}"]
+    assert "the autoencoder has changed since this checkpoint was written" in fail_to_launch(*changed)
+
     tuned = [f"--init_from={folder}", f"--output_dir={tmp_path / 'tuned'}", "--max_train_steps=1"]
     assert f"to fine-tune {folder}, got " in fail_to_launch(*tuned, f"--vae={vae_folder}")
     with pytest.raises(SystemExit):
@@ -95,6 +101,7 @@ def test_run_exports_a_pipeline_and_can_be_resumed_and_fine_tuned(
         ),
         (["--data.channels=3"], "`--data.channels` must be 1, like those of the autoencoder, got 3"),
         (["--vae=base"], "`--vae` must be an autoencoder or a pipeline that contains one, got base"),
+        (["--scheduler.beta_schedule=squaredcos_cap_v2"], "must be v_prediction or sample for latents"),
         (["--vae=nowhere"], "Could not find a pipeline at 'nowhere'"),
         (["--init_from=base", "--model={}"], "`--vae` must be null to fine-tune base, got"),
     ],

@@ -13,6 +13,7 @@ from run_files import assert_equal_weights
 from safetensors.torch import load_file
 
 from fmnist_diffusion.data import ImageTensors, load_images
+from fmnist_diffusion.files import PREVIOUS
 from train_autoencoder import AutoencoderTrainer, compute_psnr, main, reconstruct, split_images
 
 
@@ -87,6 +88,9 @@ def test_resumed_run_has_identical_weights(
         launch()
     assert error.value.code == 130
     assert "Interrupted. Pass --resume=true to continue." in capsys.readouterr().err
+    # A process that is killed while it replaces the checkpoint leaves the previous one under a different name.
+    checkpoint = tmp_path / "run" / "checkpoint"
+    checkpoint.rename(checkpoint.with_name(f"{PREVIOUS}checkpoint"))
     launch("--resume=true")
     assert len(steps) == 8
     first, second = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("complete", "run"))
@@ -94,9 +98,9 @@ def test_resumed_run_has_identical_weights(
     assert_equal_weights(first, load_vae(tmp_path / "run").state_dict())
 
     for options, message in (
-        ([], "contains a run. Pass --resume=true or a different folder."),
+        ([], "contains files. Pass a different folder, or --resume=true"),
         (["--resume=true", "--seed=3"], "`--seed` must be the same as in the run to resume (0), got 3."),
-        (["--resume=true", f"--output_dir={tmp_path / 'new'}"], "does not contain a checkpoint. Omit --resume."),
+        (["--resume=true", f"--output_dir={tmp_path / 'new'}"], "Could not find a checkpoint in"),
     ):
         with pytest.raises(SystemExit) as error:
             launch(*options)
