@@ -91,9 +91,7 @@ def test_prompts_request_attributes_of_a_real_image(images, directions):
 
 
 def test_too_few_images_for_the_prompts_are_an_error(images):
-    with pytest.raises(
-        ValueError, match=r"combination of attributes for a class of the 2 images\. Pass more images\."
-    ):
+    with pytest.raises(ValueError, match=r"combination of attributes for one of the classes\. Pass more images\."):
         make_test_prompts(images.labels[:2], [{}, {}], 5, make_generator())
 
 

@@ -277,7 +277,7 @@ def test_invalid_arguments_are_rejected(kwargs: dict[str, Any], message: str, ev
         ),
         ({"in_channels": 3, "out_channels": 3}, r"got RGB images of 28x28 pixels\."),
         ({"num_class_embeds": 4}, r"must have the 10 classes of Fashion-MNIST, got 4\."),
-        ({"num_class_embeds": None}, r"got no classes\. Evaluate it with unconditional samples\."),
+        ({"num_class_embeds": None}, r"got none\. Evaluate it with unconditional samples\."),
     ],
 )
 def test_other_pipelines_are_rejected(config: dict[str, Any], message: str, evaluate, tmp_path: Path):

@@ -247,7 +247,7 @@ INVALID_ARRAYS = {
         {"images": np.array([object()])},
         r"Could not read .* as an \.npz file \(images\.npy contains Python objects, which require pickle\)",
     ),
-    "number of labels": ({"images": IMAGES, "labels": np.zeros(3, int)}, r"must be 4 integers, .*, got int64"),
+    "number of labels": ({"images": IMAGES, "labels": np.zeros(3, int)}, r"of shape \(4,\), .* of shape \(3,\)"),
     "range of labels": ({"images": IMAGES, "labels": np.full(4, 10)}, "must be between 0 and 9, got 10 to 10"),
 }
 

@@ -149,7 +149,14 @@ def test_images_without_captions_cannot_be_used_to_fine_tune(
     ("options", "message"),
     [
         (["--text_encoder.num_attention_heads=3"], "must divide the 16 channels"),
-        (["--text_encoder.num_hidden_layers=64", "--text_encoder.intermediate_size=65536"], "at most 250,000,000"),
+        (
+            [
+                "--model.block_out_channels=[8, 64]",
+                "--text_encoder.num_hidden_layers=64",
+                "--text_encoder.intermediate_size=65536",
+            ],
+            "at most 250,000,000",
+        ),
         (["--model.num_class_embeds=10"], "`num_class_embeds` must be None"),
         (["--data.streaming=true"], "`--data.streaming` must be false"),
         (["--data.resolution=16"], "requires images with captions"),
