@@ -86,7 +86,7 @@ def test_resumed_run_has_identical_weights(
     with pytest.raises(SystemExit) as error:
         launch()
     assert error.value.code == 130
-    assert "Interrupted. Pass --resume=true to continue." in capsys.readouterr().err
+    assert "Interrupted. Pass --resume=true to resume." in capsys.readouterr().err
     launch("--resume=true")
     assert len(steps) == 8
     first, second = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("complete", "run"))
