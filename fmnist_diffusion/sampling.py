@@ -151,15 +151,15 @@ def make_pipeline(
         flow_scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(noise_scheduler.config)
         return FashionMNISTPipeline(unet, flow_scheduler, num_inference_steps, 1.0, **components)
     config = {name: noise_scheduler.config[name] for name in NOISE_SCHEDULE_OPTIONS}
-    # Near zero SNR, a small error in the predicted noise becomes a huge error in x0, so x0 is clipped, unless it
-    # consists of latents, which are not limited to [-1, 1].
+    # Near zero SNR, a small error in the predicted noise becomes a huge error in x0, so x0 is clipped. Latents are not
+    # clipped, because they are not limited to [-1, 1].
     near_zero_snr = float(noise_scheduler.alphas_cumprod[-1]) < NEAR_ZERO_SNR
     thresholding = config["prediction_type"] == "epsilon" and near_zero_snr and vae is None
     scheduler = DPMSolverMultistepScheduler(
         **config, algorithm_type="sde-dpmsolver++", thresholding=thresholding, sample_max_value=1.0
     )
     if vae is not None:
-        # This solver never clips, but schedulers that are created from its config would do so by default.
+        # This solver never clips, but schedulers that are created from its config would clip by default.
         scheduler.register_to_config(clip_sample=False)
     timestep_power = 1.2 if config["beta_schedule"] == "squaredcos_cap_v2" else 1.5
     return FashionMNISTPipeline(unet, scheduler, num_inference_steps, timestep_power, **components)
@@ -305,7 +305,7 @@ def generate_pixels(pipe: FashionMNISTPipeline, method: str = "__call__", **kwar
     from .data import to_uint8
 
     if pipe.vae is None:
-        # This output has the pixels in [-1, 1], without the rounding errors of "pt".
+        # Without an autoencoder, "latent" returns the pixels in [-1, 1] without the rounding errors of "pt".
         return to_uint8(getattr(pipe, method)(output_type="latent", **kwargs).images)
     return to_uint8(2 * getattr(pipe, method)(output_type="pt", **kwargs).images - 1)
 

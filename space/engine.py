@@ -177,7 +177,7 @@ class Engine:
             return None
 
     def supports(self, scheduler: str) -> bool:
-        """Returns whether the model can be sampled with this scheduler, such as `"ddim"`."""
+        """Returns whether the model supports this scheduler, such as `"ddim"`."""
         try:
             copy_pipeline(self.pipe, scheduler).set_timesteps(self.num_inference_steps)
         except ValueError:
@@ -237,7 +237,7 @@ class Engine:
 
         Args:
             request ([`GenerationRequest`]):
-                The settings; its labels are the first and the last class, and its prompt is the first one.
+                The settings. The labels are the first and the last class, and the prompt is the first prompt.
             seeds (`tuple[int, int]`): Seeds of the first and the last image.
             last_prompt (`str`, defaults to `""`): Prompt of the last image; only used by text-conditional models.
         """

@@ -316,7 +316,7 @@ class Handlers:
         last_prompt: str = "",
     ) -> Iterator[Update]:
         """
-        Interpolates between two classes or prompts and two seeds and returns the images in one PNG, in rows of 10.
+        Interpolates between two seeds and two classes or prompts. Returns one PNG with rows of 10 images.
 
         Args:
             first_label: Class name of the first image.
@@ -348,7 +348,7 @@ class Handlers:
         prompt: str = "",
     ) -> Iterator[Update]:
         """
-        Transforms an image or a region of it with a class or a prompt and returns one PNG, in rows of 10.
+        Transforms an image or a region of it to match a class or prompt. Returns one PNG with rows of 10 images.
 
         Args:
             example: Name of an example image, which is used if there is no `upload`.

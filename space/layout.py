@@ -65,7 +65,7 @@ def steps_slider(value: int, info: str | None = None) -> gr.Slider:
 
 
 def scheduler_dropdown(engines: Iterable[Engine], names: Sequence[str] = SCHEDULERS) -> gr.Dropdown:
-    """Returns the choice of a scheduler that at least one of the engines supports."""
+    """Returns a dropdown of the schedulers that at least one of the engines supports."""
     engines = list(engines)
     choices = [name for name in names if name == DEFAULT_SCHEDULER or any(e.supports(name) for e in engines)]
     return gr.Dropdown(choices, value=DEFAULT_SCHEDULER, label="Scheduler")
@@ -123,7 +123,7 @@ def prompt_field(label: str = "Prompt", visible: bool = True) -> gr.Textbox:
 
 
 def example_buttons(examples: Sequence[tuple[str, ...]], prompts: Components) -> None:
-    """Adds a button for each example, which fills in the prompts."""
+    """Adds a button for each example that fills in the prompts."""
     with gr.Row(elem_classes="examples"):
         for texts in examples:
             button = gr.Button(" → ".join(texts), size="sm", min_width=0, scale=0)
@@ -311,7 +311,7 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
             controls = sampling_controls(steps, [handlers.engine], bool(names) or has_prompts, guidance=2)
             seed = seed_control()
         with gr.Column(elem_classes="results"):
-            target = "an image of the prompt" if has_prompts else "other classes"
+            target = "an image that matches the prompt" if has_prompts else "other classes"
             text = markup.placeholder("Transform", f"turn the image or the painted region into {target}")
             images = gr.HTML(text, elem_id="image-to-image-images")
             bar = gr.HTML(elem_id="image-to-image-bar")
@@ -321,7 +321,7 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
     example.input(handlers.choose_example, example, [preview, upload], **options)
     clear.click(None, js=markup.CLEAR_MASK, queue=False, api_visibility="private")
     settings, outputs = [example, label, strength, *controls, seed], [images, bar, *downloads]
-    # The script replaces the last input.
+    # `markup.READ_MASK` replaces the last input.
     inputs = [*settings, prompt, upload, mask]
     connect(start.click, stop, handlers.on_image_to_image, inputs, outputs, [bar], js=markup.READ_MASK)
     add_endpoint(handlers.image_to_image, [*settings, upload, mask, prompt], result)

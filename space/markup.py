@@ -95,7 +95,7 @@ def random_number(maximum: int) -> str:
 
 
 def fill_in(texts: Sequence[str]) -> str:
-    """Returns JavaScript that returns one text, or a list of several texts for several outputs."""
+    """Returns a JavaScript function that returns the text of one output, or a list of texts for several outputs."""
     return f"() => {json.dumps(texts[0] if len(texts) == 1 else list(texts))}"
 
 

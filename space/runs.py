@@ -1,4 +1,4 @@
-"""The settings of a generation, and what the page and the API clients receive from it."""
+"""Runs of a pipeline: settings, steps, and the results that the page and API clients receive."""
 
 import tempfile
 from collections.abc import Generator, Iterator

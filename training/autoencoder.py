@@ -1,4 +1,4 @@
-"""The autoencoder of latent diffusion: loading, the latents of the training images, and checks of the settings."""
+"""Loads the autoencoder of a latent diffusion model, checks its settings, and encodes the training images."""
 
 import functools
 import hashlib
@@ -18,7 +18,7 @@ from pretrained import load_pretrained
 ENCODING_BATCH_SIZE = 32
 
 
-# Inspection and training need the same autoencoder.
+# Inspection and training use the same autoencoder, so it is only loaded once.
 @functools.lru_cache(maxsize=1)
 def load_vae(vae: str | None) -> AutoencoderKL | None:
     """Loads a folder that `train_autoencoder.py` wrote, or the autoencoder of a latent diffusion pipeline.
@@ -55,12 +55,12 @@ def check_vae(data: DataConfig, vae: AutoencoderKL) -> None:
     factor = get_vae_scale_factor(vae)
     if any(side % factor for side in get_height_width(data.resolution)):
         raise ValueError(
-            f"`--data.resolution` must be a multiple of {factor}, the factor of the autoencoder, got"
+            f"`--data.resolution` must be a multiple of {factor}, the downsampling factor of the autoencoder, got"
             f" {data.resolution}."
         )
     if data.channels != vae.config["in_channels"]:
         raise ValueError(
-            f"`--data.channels` must be {vae.config['in_channels']}, like those of the autoencoder, got"
+            f"`--data.channels` must be {vae.config['in_channels']}, the number of channels of the autoencoder, got"
             f" {data.channels}."
         )
 

@@ -27,7 +27,7 @@ class Batches:
     incomplete last batch of an epoch is dropped.
 
     Args:
-        images: Images in memory, uint8 pixels or float32 latents, which are moved to `device`; or a dataset that
+        images: Images in memory (uint8 pixels or float32 latents), which are moved to `device`, or a dataset that
             `num_workers` processes read.
         batch_size: Total number of images per batch, across all processes.
         make_token_ids: Function that takes the seed of an epoch and returns the token ids of the captions of all

@@ -17,13 +17,13 @@ if TYPE_CHECKING:
 logger = logging.getLogger("training")
 
 MISSING_CAPTIONS = (
-    "A text encoder requires images with captions, or the images of Fashion-MNIST in their original size. Add a column"
-    " `text` with captions to metadata.csv or to the dataset, or set `--data.caption_column` to their column."
+    "A text encoder requires images with captions, or the images of Fashion-MNIST at their original size. Add a column"
+    " `text` with captions to metadata.csv or to the dataset, or set `--data.caption_column` to the caption column."
 )
 
 
 def can_be_captioned(label_names: tuple[str, ...] | None, shape: tuple[int, ...]) -> bool:
-    """Returns whether captions can be generated for images of this shape: the images of Fashion-MNIST."""
+    """Returns whether captions can be generated, which requires the images of Fashion-MNIST at their original size."""
     return label_names == FASHION_MNIST_LABELS and shape == (1, 28, 28)
 
 
@@ -67,13 +67,13 @@ class Captions:
 
 
 def log_truncated_captions(tokenizer: CLIPTokenizer, captions: list[str]) -> None:
-    """Logs how many captions have too many tokens for the text encoder."""
+    """Logs a warning with the number of captions that have too many tokens for the text encoder."""
     lengths = [len(token_ids) for token_ids in tokenizer(captions, verbose=False).input_ids]
     num_truncated = sum(length > tokenizer.model_max_length for length in lengths)
     if num_truncated:
         logger.warning(
-            f"Warning: The captions with more than {tokenizer.model_max_length} tokens ({num_truncated:,} of"
-            f" {len(captions):,}) are truncated. Shorten them so that the text encoder reads all words."
+            f"Warning: Captions with more than {tokenizer.model_max_length} tokens are truncated ({num_truncated:,} of"
+            f" {len(captions):,}). Shorten them so that the text encoder receives all words."
         )
 
 

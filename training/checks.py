@@ -266,8 +266,9 @@ def find_schedule_problems(values: Mapping[str, Any]) -> Iterator[str]:
         MIN_ALPHAS_CUMPROD
     ):
         yield (
-            f"`--scheduler.beta_end` is too large for `--scheduler.num_train_timesteps`"
-            f" {schedule['num_train_timesteps']}, got {end}: images are pure noise long before the last timestep."
+            "`--scheduler.beta_end` is too large for"
+            f" `--scheduler.num_train_timesteps={schedule['num_train_timesteps']}`, got {end}. Images would be pure"
+            " noise long before the last timestep."
         )
     if not values.get("scheduler.rescale_betas_zero_snr"):
         return
@@ -316,8 +317,8 @@ def find_latent_problems(values: Mapping[str, Any], program: str) -> Iterator[st
     for name, value in (("data.streaming", False), ("data.augmentation", "none")):
         if values.get(name, value) != value:
             yield (
-                f"`--{name}` must be {format_value(value)} with an autoencoder, because the latents of the images are"
-                f" computed only once, got {format_value(values[name])}."
+                f"`--{name}` must be {format_value(value)} with an autoencoder, got {format_value(values[name])}. The"
+                " latents of the images are computed only once."
             )
     schedule, prediction_type = values.get("scheduler.beta_schedule"), values.get("scheduler.prediction_type")
     if schedule == "squaredcos_cap_v2" and prediction_type == "epsilon":
@@ -326,7 +327,7 @@ def find_latent_problems(values: Mapping[str, Any], program: str) -> Iterator[st
             " schedule, got epsilon."
         )
     if program == "distill.py":
-        yield "`--init_from` must not have an autoencoder, because distill.py does not support latent diffusion."
+        yield "`--init_from` must be a pipeline without an autoencoder: distill.py does not support latent diffusion."
 
 
 def compute_log_alphas_cumprod(
@@ -356,7 +357,7 @@ def find_sampling_problems(section: str, values: Mapping[str, Any]) -> Iterator[
     if interval[0] > interval[1]:
         yield f"`--{section}.guidance_interval` must not end before it starts, got {format_value(interval)}."
     if values.get(f"{section}.classifier_guidance_scale", 0) != 0:
-        yield f"`--{section}.classifier_guidance_scale` must be 0, because the pipeline of a run has no classifier."
+        yield f"`--{section}.classifier_guidance_scale` must be 0 during training: the pipeline has no classifier."
     scheduler = values.get(f"{section}.scheduler")
     # The names in this table do not require the slow import of diffusers.
     if scheduler is not None and scheduler not in SCHEDULERS:

@@ -65,7 +65,7 @@ def is_same_model(first: FashionMNISTPipeline, second: FashionMNISTPipeline) -> 
         architecture = {name: value for name, value in pipe.unet.config.items() if not name.startswith("_")}
         vocab = pipe.tokenizer and pipe.tokenizer.get_vocab()
         shapes = pipe.text_encoder and {key: value.shape for key, value in pipe.text_encoder.state_dict().items()}
-        # The scaling factor of an autoencoder depends on its weights.
+        # The scaling factor depends on the weights, so it is different for different autoencoders.
         vae = pipe.vae and {name: value for name, value in pipe.vae.config.items() if not name.startswith("_")}
         noise_scheduler = get_noise_scheduler(pipe)
         num_train_timesteps = noise_scheduler.config["num_train_timesteps"]

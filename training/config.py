@@ -218,8 +218,8 @@ class TrainingConfig:
     Args:
         output_dir: folder for everything that the run writes; must be new or empty unless the run is resumed
         init_from: pipeline to fine-tune: a folder, the name of a bundled checkpoint or a Hub repository
-        vae: autoencoder of a latent diffusion model: a folder that train_autoencoder.py wrote; the default is that of
-            init_from, if set
+        vae: autoencoder of a latent diffusion model: a folder that train_autoencoder.py wrote, or a latent diffusion
+            pipeline; the autoencoder of init_from by default
         resume: checkpoint to resume from: latest (in output_dir) or a path, which may belong to a different run
         seed: random seed of the initial weights, the order of the data, and the noise
         num_epochs: number of passes over the images; auto trains until usable samples are expected

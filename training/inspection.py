@@ -186,7 +186,7 @@ def check_environment(config: TrainingConfig, problems: Problems) -> None:
 
 
 def check_pretrained_settings(config: TrainingConfig, pretrained: PretrainedPipeline, problems: Problems) -> None:
-    """Checks the settings of the model, the text encoder and the noise schedule that cannot change in fine-tuning."""
+    """Checks the settings of the model, the text encoder and the noise schedule that fine-tuning cannot change."""
     settings = flatten_settings(config.to_dict() | {"model": {}})
     settings |= {f"model.{name}": value for name, value in config.model.items()}
     expected = pretrained.get_fixed_settings() | {"vae": None if pretrained.vae is None else config.init_from}
@@ -235,8 +235,8 @@ def resolve_data(config: DataConfig, summary: DataSummary, problems: Problems) -
     num_cropped = sum(count for (h, w), count in summary.sizes.items() if h * width != w * height)
     if num_cropped:
         problems.warnings.append(
-            f"The images with a different aspect ratio than {height}x{width} ({num_cropped:,} of"
-            f" {summary.num_images:,}) are cropped to their center. Set `--data.resolution` to change the size."
+            f"Images whose aspect ratio differs from that of {height}x{width} are center-cropped ({num_cropped:,} of"
+            f" {summary.num_images:,}). Set `--data.resolution` to change the size."
         )
     return replace(config, resolution=height if height == width else (height, width), channels=channels)
 

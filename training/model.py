@@ -52,7 +52,7 @@ def make_model_config(
     label_names: tuple[str, ...] | None,
     text_encoder: TextEncoderConfig,
 ) -> dict[str, Any]:
-    """Returns the arguments of the model: `options` and those that the images and the text encoder determine.
+    """Returns the arguments of the model: `options` and those that depend on the images and the text encoder.
 
     Args:
         options: Other arguments of the model.

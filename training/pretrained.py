@@ -52,7 +52,7 @@ class PretrainedPipeline:
 
     def get_fixed_settings(self) -> dict[str, Any]:
         """Returns the settings that fine-tuning cannot change, with dotted names such as `scheduler.beta_end`."""
-        # The timestep spacing and the shift are not properties of the weights. Fine-tuning can add a text encoder.
+        # The weights do not depend on the timestep spacing or the shift. Fine-tuning can add a text encoder.
         changeable = {
             *("model.num_class_embeds", "model.dropout"),
             "scheduler.shift"

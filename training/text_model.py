@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from pretrained import PretrainedPipeline
 
 
-# The tokenizer has at most this many tokens, and a caption has at most this many tokens.
+# The vocabulary and each caption have at most this many tokens.
 MAX_VOCAB_SIZE, MAX_LENGTH = 8192, 24
 
 
@@ -105,7 +105,7 @@ def check_num_heads(config: TextEncoderConfig, unet: FashionMNISTUNet2DModel) ->
 
 
 def count_parameters(config: TextEncoderConfig, hidden_size: int, vocab_size: int = MAX_VOCAB_SIZE) -> int:
-    """Returns the number of parameters of a text encoder; by default, the maximum for the tokenizer."""
+    """Returns the number of parameters of a text encoder, by default for the largest possible vocabulary."""
     assert config.num_hidden_layers is not None
     attention = 4 * (hidden_size**2 + hidden_size)
     mlp = 2 * hidden_size * config.intermediate_size + hidden_size + config.intermediate_size

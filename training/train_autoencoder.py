@@ -1,10 +1,10 @@
-"""Trains the autoencoder of latent diffusion (arXiv 2112.10752):
+"""Trains an autoencoder for latent diffusion (arXiv 2112.10752):
 
     accelerate launch training/train_autoencoder.py --data.train_data_dir=path/to/images
 
-The output folder contains the autoencoder (`vae`, for the setting `vae` of train.py), its metrics on held-out images
-(`metrics.json`), some of these images with their reconstructions (`reconstructions.png`), and a checkpoint, from which
-`--resume=true` continues.
+The output folder contains the autoencoder (`vae`, which is passed to train.py as `--vae`), its metrics on held-out
+images (`vae/metrics.json`), some of these images with their reconstructions (`reconstructions.png`), and a checkpoint
+for `--resume=true`.
 """
 
 import json
@@ -43,7 +43,7 @@ from processes import call_on_main_process
 from states import copy_tensors, get_optimizer_tensors, set_optimizer_tensors, write_tensors
 
 
-# The images alternate with their reconstructions in the rows of the grid.
+# Each row of images in the grid is followed by a row of their reconstructions.
 GRID_COLUMNS = 16
 GRID_ROWS = 4
 NORM_NUM_GROUPS = 8
@@ -54,11 +54,11 @@ CHANGEABLE_SETTINGS = {"output_dir", "resume", "num_epochs", "mixed_precision", 
 
 @dataclass(frozen=True)
 class AutoencoderConfig:
-    """Training of an AutoencoderKL.
+    """Settings for training an AutoencoderKL.
 
     Args:
         output_dir: folder for everything that the run writes; must be new or empty unless the run is resumed
-        resume: continue the run in output_dir
+        resume: resume the run in output_dir
         seed: random seed of the initial weights, the held-out images, the order of the data, and the noise
         num_epochs: number of passes over the training images
         train_batch_size: total number of images per batch, across all processes
@@ -107,7 +107,7 @@ class AutoencoderConfig:
 
 
 class Autoencoder(torch.nn.Module):
-    """An AutoencoderKL whose forward pass returns what its loss needs."""
+    """An AutoencoderKL whose forward pass returns the inputs of the loss."""
 
     def __init__(self, vae: AutoencoderKL):
         super().__init__()
@@ -142,7 +142,7 @@ def split_images(images: ImageTensors, num_validation_images: int, seed: int) ->
 
 
 def make_vae(config: AutoencoderConfig, images: ImageTensors) -> AutoencoderKL:
-    """Creates an autoencoder with random weights; raises `ValueError` if it does not fit the images."""
+    """Creates an autoencoder with random weights; raises `ValueError` if it does not match the images."""
     _, channels, height, width = images.images.shape
     num_levels = len(config.block_out_channels)
     factor = 2 ** (num_levels - 1)
@@ -165,7 +165,7 @@ def make_vae(config: AutoencoderConfig, images: ImageTensors) -> AutoencoderKL:
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the means of the latents of uint8 images `(N, C, H, W)`, float32, and the uint8 reconstructions."""
+    """Returns the float32 latents (the means of the posteriors) and the reconstructions of uint8 images."""
     latents, reconstructions = [], []
     for batch in images.split(EVALUATION_BATCH_SIZE):
         encoded: Any = vae.encode(to_model_input(batch).to(vae.device))
@@ -178,12 +178,12 @@ def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor,
 def compute_psnr(reconstructions: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
     """Returns the peak signal-to-noise ratio of each uint8 image in decibels, `(N,)`."""
     errors = (reconstructions.float() - images.float()).square().flatten(1).mean(1)
-    # A perfect reconstruction counts as an error of 1 in a single pixel value.
+    # To keep the PSNR finite, a perfect reconstruction counts as an error of 1 in a single pixel value.
     return 10 * torch.log10(255**2 / errors.clamp(min=1 / images[0].numel()))
 
 
 class AutoencoderTrainer:
-    """One training run in `config.output_dir`, new or resumed.
+    """A new or resumed training run in `config.output_dir`.
 
     Raises:
         `ValueError`, `OSError`: If the configuration, the data or the checkpoint cannot be used.
@@ -242,7 +242,7 @@ class AutoencoderTrainer:
         """Trains to the end of the run.
 
         Raises:
-            `FloatingPointError`: If the loss is NaN or infinite. Such weights are not saved.
+            `FloatingPointError`: If the loss is NaN or infinite. In this case, the weights are not saved.
             `KeyboardInterrupt`: After Ctrl-C or, as [`Terminated`], after SIGTERM. A checkpoint is written first.
             `WriteError`: If a file cannot be written.
         """
@@ -280,7 +280,7 @@ class AutoencoderTrainer:
         return loss.detach()
 
     def _save(self, losses: list[torch.Tensor]) -> None:
-        """Writes a checkpoint and the outputs. The other processes wait for the gradients of the main process."""
+        """Writes a checkpoint and the outputs. The other processes wait for the next gradients of the main process."""
         loss = float(torch.stack(losses).mean()) if losses else 0.0
         if not math.isfinite(loss):
             raise FloatingPointError(f"The loss is {loss} at step {self.progress.global_step}.")
@@ -326,7 +326,7 @@ class AutoencoderTrainer:
                 for label, name in enumerate(label_names)
                 if (labels == label).any()
             }
-        # The latents of the U-Net have mean 0 and standard deviation 1 (arXiv 2112.10752, appendix G).
+        # These factors give the latents mean 0 and standard deviation 1 (arXiv 2112.10752, appendix G).
         self.vae.register_to_config(shift_factor=float(latents.mean()), scaling_factor=float(1 / latents.std()))
         with replace_folder(self.folder / "vae") as temporary:
             self.vae.save_pretrained(temporary)
@@ -338,7 +338,7 @@ class AutoencoderTrainer:
         return metrics
 
     def _load_checkpoint(self) -> None:
-        """Raises `ValueError` if the checkpoint does not fit the settings or is damaged."""
+        """Loads a checkpoint; raises `ValueError` if it does not match the settings or is damaged."""
         with describe_load_errors(self.checkpoint / "trainer.json") as path:
             state = json.loads(path.read_bytes())
             saved, progress = state["config"], Progress(**state["progress"])
@@ -377,7 +377,7 @@ def main(args: list[str]) -> None:
         trainer.train()
     except KeyboardInterrupt as interrupt:
         code = 143 if isinstance(interrupt, Terminated) else 130
-        print("train_autoencoder.py: Interrupted. Pass --resume=true to continue.", file=sys.stderr)
+        print("train_autoencoder.py: Interrupted. Pass --resume=true to resume.", file=sys.stderr)
         raise SystemExit(code) from None
     except (FloatingPointError, WriteError) as error:
         print(f"train_autoencoder.py: error: {error}", file=sys.stderr)

@@ -1,9 +1,9 @@
-"""Trains a classifier of noisy images and adds it to a pipeline for classifier guidance (arXiv 2105.05233, section 4):
+"""Trains a classifier on noisy images and adds it to a pipeline for classifier guidance (arXiv 2105.05233, section 4):
 
     python training/train_guidance_classifier.py --init_from=base --output_dir=output/guided
     fmnist-diffusion sample output/guided --class-labels bag --guidance-scale 0 --classifier-guidance-scale 1
 
-The classifier is trained with the noise schedule of the pipeline, whose other components do not change.
+The classifier uses the noise schedule of the pipeline. The other components of the pipeline do not change.
 """
 
 from dataclasses import asdict, dataclass, field
@@ -26,9 +26,9 @@ from model import get_noise_scheduler
 from pretrained import find_train_config
 
 
-# One of this number of images is not used for training, but to measure the accuracy.
+# One in this many images is held out to measure the accuracy.
 VALIDATION_INTERVAL = 10
-# The accuracy is measured separately for this number of ranges of timesteps.
+# The accuracy is measured separately in this many ranges of timesteps.
 NUM_RANGES = 10
 WARMUP_STEPS = 100
 MAX_GRADIENT_NORM = 1.0
@@ -36,17 +36,17 @@ MAX_GRADIENT_NORM = 1.0
 
 @dataclass
 class GuidanceClassifierConfig:
-    """Settings of the training."""
+    """Settings for training a classifier for guidance."""
 
     init_from: str = field(
-        default="base", metadata={"help": "pipeline: the name of a bundled checkpoint, a folder or a Hub repository"}
+        default="base", metadata={"help": "pipeline: a folder, the name of a bundled checkpoint or a Hub repository"}
     )
     output_dir: str = field(
         default="output/guided", metadata={"help": "new folder for the pipeline with the classifier"}
     )
     dataset_name: str = field(default=DEFAULT_DATASET, metadata={"help": "dataset id on the Hub"})
     train_data_dir: str | None = field(
-        default=None, metadata={"help": "local images to use instead, such as an IDX folder"}
+        default=None, metadata={"help": "local images to use instead, such as a folder of IDX files"}
     )
     max_train_samples: int | None = field(
         default=None, metadata={"help": "maximum number of images, from the start of the dataset"}
@@ -74,7 +74,7 @@ def split(images: ImageTensors) -> tuple[ImageTensors, ImageTensors]:
 def check_label_names(images: ImageTensors, pipe: FashionMNISTPipeline) -> tuple[str, ...]:
     """Returns the class names; raises `ValueError` if the classes of the images are not those of the pipeline."""
     if images.label_names is None:
-        raise ValueError("The images must have labels. Pass different images.")
+        raise ValueError("The images must have labels, got none. Pass labeled images.")
     if pipe.is_conditional and images.label_names != pipe.label_names:
         raise ValueError(
             f"The images must have the classes of the pipeline ({', '.join(pipe.label_names or ['no names'])}), got"
@@ -84,7 +84,7 @@ def check_label_names(images: ImageTensors, pipe: FashionMNISTPipeline) -> tuple
 
 
 def make_loss(pipe: FashionMNISTPipeline, num_classes: int, device: torch.device) -> DiffusionLoss:
-    """Creates a loss whose `add_noise` samples timesteps uniformly and keeps the labels."""
+    """Creates a loss whose `add_noise` samples timesteps uniformly and does not drop labels."""
     objective = ObjectiveConfig(timestep_sampling="uniform", label_dropout=0.0)
     return DiffusionLoss(objective, get_noise_scheduler(pipe), num_classes, device)
 
@@ -118,7 +118,7 @@ def train(
 def measure_accuracy(
     classifier: FashionMNISTGuidanceClassifier, batches: Batches, loss: DiffusionLoss
 ) -> list[float | None]:
-    """Returns the accuracy in each of `NUM_RANGES` equal ranges of the timesteps, or `None` without images in it."""
+    """Returns the accuracy in each of `NUM_RANGES` equal ranges of timesteps; `None` for a range without images."""
     num_train_timesteps = loss.noise_scheduler.config["num_train_timesteps"]
     counts = torch.zeros(2, NUM_RANGES)
     for images, labels, generator in batches.epoch(0):

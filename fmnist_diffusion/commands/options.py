@@ -31,7 +31,7 @@ GuidanceScale = Annotated[
 ]
 ClassifierGuidanceScale = Annotated[
     float,
-    typer.Option(metavar="SCALE", help="scale of classifier guidance for a pipeline with a classifier; 0 disables it"),
+    typer.Option(metavar="SCALE", help="scale of classifier guidance, which requires a classifier; 0 disables it"),
 ]
 GuidanceInterval = Annotated[
     tuple[float, float],
@@ -64,7 +64,7 @@ RepoId = Annotated[str, typer.Option(metavar="ID", help="repository id: owner/na
 
 
 def make_data_dir_option(kind: str) -> Any:
-    """Returns the option `--train-data-dir` for local data of this kind, which replaces Fashion-MNIST from the Hub."""
+    """Returns the option `--train-data-dir`; `kind` describes the data in the help text."""
     return typer.Option(
         metavar="DIR",
         help=f"{kind}, such as a folder of IDX files",
@@ -73,12 +73,12 @@ def make_data_dir_option(kind: str) -> Any:
 
 
 def make_output_dir_option(default: str) -> Any:
-    """Returns the option `--output-dir` of a command that continues an earlier run in the same folder."""
+    """Returns the option `--output-dir` of a command that can resume a run in the same folder."""
     return typer.Option(
         "--output-dir",
         "-o",
         metavar="DIR",
-        help="new folder, or the folder of the run to continue",
+        help="new folder, or the folder of the run to resume",
         show_default=default,
     )
 

@@ -59,8 +59,8 @@ def load_idx_folder(folder: Path, split: str) -> dict[str, datasets.Dataset]:
     labels = read_idx(labels_path, "labels")
     if len(images) != len(labels):
         raise DataError(
-            f"The number of images in {images_path} ({len(images)}) and of labels in {labels_path} ({len(labels)})"
-            " must be equal. Replace both with files of the same dataset."
+            f"The number of images in {images_path} ({len(images)}) must equal the number of labels in {labels_path}"
+            f" ({len(labels)}). Replace both with files of the same dataset."
         )
     check_label_range(labels, len(FASHION_MNIST_LABELS), labels_path)
     features = datasets.Features(

@@ -47,7 +47,7 @@ class DataSummary:
         skipped (`tuple[tuple[str, str], ...]`):
             Paths of the files that are not used, with the reasons.
         has_captions (`bool`, defaults to `False`):
-            Whether there are captions.
+            Whether the images have captions.
     """
 
     num_images: int

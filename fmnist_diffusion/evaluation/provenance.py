@@ -15,7 +15,7 @@ PACKAGES = ("fmnist-diffusion", "torch", "diffusers", "transformers", "torchmetr
 def weights_hash(pipe: FashionMNISTPipeline) -> str:
     """Returns the SHA-256 of the names and float32 values of the weights and buffers of the model.
 
-    The weights and buffers of a text encoder, a classifier and an autoencoder are included.
+    If the pipeline has a text encoder, a classifier or an autoencoder, their weights and buffers are included.
     """
     digest = hashlib.sha256()
     for model in (pipe.unet, pipe.text_encoder, pipe.classifier, pipe.vae):

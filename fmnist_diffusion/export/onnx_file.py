@@ -103,7 +103,7 @@ def make_metadata(
         "license": license,
         "image_shape": [config.in_channels, *get_height_width(config.sample_size)],
         "prediction_type": pipe.prediction_type,
-        # The exported file does not contain the classifier, which may have class names.
+        # The class names may belong to the classifier, which is not exported.
         "label_names": list(pipe.label_names) if pipe.is_conditional and pipe.label_names else None,
         "null_label": config.num_class_embeds,
         "num_inference_steps": num_inference_steps[0],

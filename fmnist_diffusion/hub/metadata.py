@@ -145,7 +145,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 
 
 def format_count(number: int, noun: str, plural: str | None = None) -> str:
-    """Returns the number with the singular or the plural of `noun`."""
+    """Formats a count with the singular or plural of `noun`, such as "1 image" or "2 images"."""
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
@@ -170,7 +170,7 @@ def weights_dtypes(path: Path) -> set[str]:
 
 
 def stored_dtypes(folder: Path) -> dict[str, torch.dtype]:
-    """Returns the dtype of each model in a pipeline folder, or float32 for a model with weights of several dtypes."""
+    """Returns the dtype of each model in a pipeline folder; float32 if the weights of a model have several dtypes."""
     dtypes: dict[str, set[str]] = {}
     for path in folder.glob("*/*.safetensors"):
         dtypes.setdefault(path.parent.name, set()).update(weights_dtypes(path))

@@ -92,7 +92,7 @@ def check_norm_num_groups(norm_num_groups: int, block_out_channels: tuple[int, .
 
 
 def check_label_names(label_names: object, argument: str, num_classes: int | None) -> None:
-    """Raises `ValueError` unless `label_names` has a name for each class. `argument` sets the number of classes."""
+    """Raises `ValueError` unless each class has a distinct name. `argument` is named in the message."""
     if (
         not isinstance(label_names, (list, tuple))
         or not all(isinstance(label, str) for label in label_names)
@@ -598,7 +598,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
 
 class FashionMNISTGuidanceClassifier(ModelMixin, ConfigMixin):
     r"""
-    A classifier of noisy images for classifier guidance (arXiv 2105.05233, section 4).
+    A classifier for noisy images, used for classifier guidance (arXiv 2105.05233, section 4).
 
     The network is the encoder of [`FashionMNISTUNet2DModel`] with GroupNorm, the time embedding in all residual blocks
     and single-head attention at the last level, followed by average pooling and a linear layer. The default model has
@@ -673,7 +673,7 @@ class FashionMNISTGuidanceClassifier(ModelMixin, ConfigMixin):
 
     def forward(self, sample: torch.Tensor, timestep: torch.Tensor | float | int) -> torch.Tensor:
         r"""
-        Predicts the class of noisy images.
+        Predicts the classes of noisy images.
 
         Args:
             sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`):

@@ -61,8 +61,8 @@ def load_components(
     path: str, *, variant: str | None = None, device_map: Any = None, **kwargs: Any
 ) -> tuple[Any, Any, dict[str, Any]]:
     """
-    Loads a model, a scheduler and, if the pipeline has them, a text encoder with a tokenizer, a classifier and an
-    autoencoder.
+    Loads the model and the scheduler of a pipeline and, if it has them, the text encoder with its tokenizer, the
+    classifier and the autoencoder.
 
     Args:
         path (`str`): A folder, or a repository id such as `owner/name`.
@@ -264,19 +264,19 @@ def check_text_encoder(folder: Path, unet: Any, text_encoder: Any) -> None:
     hidden_size = None if text_encoder is None else text_encoder.config.hidden_size
     if hidden_size != expected:
         raise OSError(
-            f"The text encoder in {folder} does not fit the model: `hidden_size` must be {expected}, got"
+            f"The text encoder in {folder} does not match the model: `hidden_size` must be {expected}, got"
             f" {hidden_size}. Save or download the pipeline again."
         )
 
 
 def check_vae(folder: Path, unet: Any, vae: Any) -> None:
-    """Raises `OSError` if the latents of the autoencoder do not fit the model or cannot be scaled."""
+    """Raises `OSError` if the latents of the autoencoder do not match the model or cannot be scaled."""
     if vae is None:
         return
     channels, expected = vae.config.latent_channels, unet.config.in_channels
     if channels != expected:
         raise OSError(
-            f"The autoencoder in {folder} does not fit the model: `latent_channels` must be {expected}, got"
+            f"The autoencoder in {folder} does not match the model: `latent_channels` must be {expected}, got"
             f" {channels}. Save or download the pipeline again."
         )
     for name, value, minimum, kind in (

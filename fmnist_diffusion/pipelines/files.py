@@ -152,7 +152,7 @@ def check_weights(folder: Path, component: str, variant: str | None, model: torc
 
 
 def check_weights_size(path: Path) -> None:
-    """Raises `OSError` if a file with weights is too large."""
+    """Raises `OSError` if a weights file is too large."""
     if path.stat().st_size > MAX_WEIGHTS_BYTES:
         raise OSError(f"{path} has more than {MAX_WEIGHTS_BYTES} bytes, the limit for weights.")
 

@@ -1,4 +1,4 @@
-"""A class-conditional or text-conditional pipeline for Fashion-MNIST diffusion models, with or without latents.
+"""A class-conditional or text-conditional pipeline for Fashion-MNIST diffusion models in pixel space or latent space.
 
 This file only imports the standard library, torch, diffusers and Pillow, because `save_pretrained` copies it into
 every saved pipeline. `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` runs that copy where the package
@@ -357,8 +357,8 @@ def get_vae_scale_factor(vae: AutoencoderKL | None) -> int:
 
 def encode_images(vae: AutoencoderKL | None, images: torch.Tensor) -> torch.Tensor:
     """
-    Encodes images to latents with the mean of the posterior, shifted and scaled to about zero mean and unit variance
-    (arXiv 2112.10752, appendix G). Without an autoencoder, the latents are the images.
+    Encodes images as the means of their posteriors, shifted and scaled to about zero mean and unit variance
+    (arXiv 2112.10752, appendix G). Without an autoencoder, the latents are the images themselves.
 
     Args:
         vae ([`AutoencoderKL`], *optional*): The autoencoder.
@@ -419,7 +419,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             Text encoder of a text-conditional model. `unet` receives its pooled output as `class_labels`.
         tokenizer ([`~transformers.CLIPTokenizer`], *optional*): Tokenizer of the text encoder.
         classifier ([`~fmnist_diffusion.FashionMNISTGuidanceClassifier`], *optional*):
-            Classifier of noisy images for classifier guidance.
+            Classifier for noisy images, used for classifier guidance.
         vae ([`AutoencoderKL`], *optional*):
             Autoencoder of a latent diffusion model (arXiv 2112.10752). `unet` denoises its latents, which are decoded
             after the last step.
@@ -700,8 +700,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         negative_prompt: str | list[str] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         r"""
-        Encodes prompts. Prompts that exceed the maximum length of the tokenizer are truncated. Warnings list the parts
-        that are ignored, and the words that the tokenizer does not know, because the images may not show them.
+        Encodes prompts. Prompts that exceed the maximum length of the tokenizer are truncated. Warnings list the
+        truncated parts and the words that the tokenizer does not know, because the images may not show them.
 
         Args:
             prompt (`str` or `list[str]`): One or more prompts.
@@ -739,13 +739,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def _log_truncated_prompts(self, prompts: Sequence[str]) -> None:
         max_length = self.tokenizer.model_max_length
         token_ids = self.tokenizer(list(dict.fromkeys(prompts)), verbose=False).input_ids
-        # The last token of every sequence, including a truncated one, is the end token.
+        # A truncated sequence keeps its first `max_length - 1` tokens and the end token.
         removed = [ids[max_length - 1 : -1] for ids in token_ids if len(ids) > max_length]
         if removed:
             parts = ", ".join(repr(text.strip()) for text in self.tokenizer.batch_decode(removed))
             logger.warning(
-                f"The text encoder can only handle sequences of up to {max_length} tokens, so it ignores this part of"
-                f" the prompt: {parts}."
+                "The following part of the prompt was truncated because the text encoder can only handle sequences of"
+                f" up to {max_length} tokens: {parts}."
             )
 
     def check_inputs(
@@ -812,8 +812,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 )
             if guidance_scale != 1:
                 raise ValueError(
-                    f"`guidance_scale` must be 1.0 for an unconditional model, got {guidance_scale}. Change only"
-                    " `classifier_guidance_scale`."
+                    f"`guidance_scale` must be 1.0 for an unconditional model, got {guidance_scale}. Use"
+                    " `classifier_guidance_scale` instead."
                 )
         if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
             raise ValueError(
@@ -873,7 +873,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         ):
             if value != expected:
                 raise ValueError(
-                    f"The classifier must have as many {name} as the model, {expected}, got {value}. Use a different"
+                    f"The classifier must have as many {name} as the model ({expected}), got {value}. Use a different"
                     " classifier."
                 )
         names = self.classifier.config.label_names
@@ -1165,8 +1165,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             labels (`torch.Tensor` of shape `(batch,)`): The class labels.
         """
         alpha, sigma = self._get_input_noise_level(timestep)
-        # Pure noise contains no information about the class, so the exact gradient is zero. The division by alpha
-        # would amplify the error of the classifier.
+        # Pure noise contains no information about the class, so the exact gradient is zero. Without this check, the
+        # division by alpha would amplify the errors of the classifier.
         if alpha**2 < NEAR_ZERO_SNR * sigma**2:
             return prediction
         # Inference tensors cannot be saved for the backward pass, but their clones can.
@@ -1225,14 +1225,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """
-        Decodes latents, such as those of `output_type="latent"`.
+        Decodes latents, such as the output with `output_type="latent"`.
 
         Args:
             latents (`torch.Tensor` of shape `(batch, channels, height, width)`): The latents.
 
         Returns:
-            `torch.Tensor`: float32 images in about [-1, 1] of the shape [`~FashionMNISTPipeline.image_shape`]; without
-            an autoencoder, the latents themselves.
+            `torch.Tensor` of shape `(batch, *image_shape)`: float32 images in about [-1, 1]; without an autoencoder,
+            the latents themselves.
         """
         return decode_latents(self.vae, latents)
 
@@ -1329,8 +1329,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 and black pixels keep their exact values; the threshold is 0.5. A mask must have the same size as
                 `image`. It is converted to grayscale, and resized and cropped like `image`. Before every step, the
                 black pixels are replaced with those of `image`, to which new noise of the current timestep is added
-                (arXiv 2201.09865, equation 8). With an autoencoder, this applies to the latents without white pixels,
-                and the black pixels of the decoded images are replaced as well.
+                (arXiv 2201.09865, equation 8). With an autoencoder, this applies to latents that cover only black
+                pixels, and the black pixels of the decoded images are replaced as well.
             strength (`float`, *optional*):
                 Fraction of the denoising steps to run if an `image` is passed, in (0, 1]. With 1, little of `image`
                 remains, and a masked region starts from pure noise. Defaults to 0.8, or to 1 with a `mask_image`.
@@ -1359,10 +1359,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 One negative prompt, or one for each prompt. Guidance uses the prediction for the negative prompt as
                 `uncond`. Defaults to the empty prompt. Ignored without guidance.
             classifier_guidance_scale (`float`, defaults to 0.0):
-                Scale of classifier guidance (arXiv 2105.05233, equation 14) in the `guidance_interval`. It requires a
-                pipeline with a classifier and `class_labels`. The gradient of the classifier is added to the
-                prediction of the model. A class-conditional model also receives the labels; with `guidance_scale=0`,
-                only the classifier does. 0 disables classifier guidance.
+                Scale of classifier guidance, which adds the gradient of the classifier to the prediction of the model
+                (arXiv 2105.05233, equation 14) within `guidance_interval`. It requires a pipeline with a classifier
+                and `class_labels`. A class-conditional model also receives the labels; with `guidance_scale=0`, only
+                the classifier receives them. 0 disables classifier guidance.
 
         Examples:
 
@@ -1458,7 +1458,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             image_tensor, pixel_mask = self.prepare_image(image, mask_image, noise)
             original = encode_images(self.vae, image_tensor).expand_as(noise)
             if pixel_mask is not None:
-                # A latent is generated if any of its pixels is.
+                # A latent is generated if it covers at least one pixel to inpaint.
                 mask = torch.nn.functional.max_pool2d(pixel_mask.float(), self.vae_scale_factor) > 0
             if mask is None or strength < 1:
                 sample = add_noise(original, noise, remaining[0])

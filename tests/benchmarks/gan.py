@@ -7,15 +7,15 @@
     fmnist-diffusion evaluate output/gan/diffusion-0/pipeline -o output/gan/diffusion-0/evaluation
     python tests/benchmarks/gan.py report output/gan/*
 
-`train` trains for two hours, which only include the training steps, and continues an interrupted run. N is the number
-of steps that the trainer of the diffusion model completes in the same time. `report` prints the metrics of each kind
-of model, with the mean and standard deviation over the runs that have been evaluated.
+`train` runs training steps for two hours, not counting the time between the steps, and resumes an interrupted run. N
+is the number of steps that the trainer of the diffusion model completes in the same time. `report` prints the mean and
+standard deviation of the metrics over the evaluated runs of each kind of model.
 
 The generator has about as many parameters as `base`. Both networks are residual networks (Mescheder et al., 2018,
 arXiv 1801.04406, appendix D). The generator uses conditional batch normalization (Dumoulin et al., 2017,
 arXiv 1610.07629), and the discriminator is a projection discriminator (Miyato and Koyama, 2018, arXiv 1802.05637).
 They are trained with the non-saturating loss and the R1 penalty (equation 9 of Mescheder et al.), which is computed
-in every 16th step (Karras et al., 2020, arXiv 1912.04958, appendix B). The samples use the EMA of the generator.
+every 16 steps (Karras et al., 2020, arXiv 1912.04958, appendix B). The samples use the EMA of the generator.
 """
 
 import argparse
@@ -279,7 +279,7 @@ def train(options: argparse.Namespace) -> None:
         start = time.perf_counter()
         losses = gan.step(real, class_labels)
         gan.seconds += time.perf_counter() - start
-        # These are the steps with an R1 penalty.
+        # The run logs the losses of every tenth step with an R1 penalty.
         if "r1_penalty" in losses and gan.num_steps % (10 * R1_INTERVAL) == 1:
             rows.append({"step": gan.num_steps, "seconds": round(gan.seconds, 1)} | losses)
             print(json.dumps(rows[-1]), flush=True)
@@ -312,7 +312,7 @@ def report(options: argparse.Namespace) -> None:
 
 
 def format_spread(values: list[float]) -> str:
-    """Returns the mean, and with several values also the standard deviation."""
+    """Returns the mean and, if there are several values, the standard deviation."""
     spread = f" ± {stdev(values):.3f}" if len(values) > 1 else ""
     return f"{mean(values):.3f}{spread}"
 
@@ -320,10 +320,10 @@ def format_spread(values: list[float]) -> str:
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     commands = parser.add_subparsers(required=True, metavar="COMMAND")
-    train_parser = commands.add_parser("train", help="train a GAN, or continue an interrupted run, and save samples")
+    train_parser = commands.add_parser("train", help="train a GAN or resume an interrupted run, and save samples")
     train_parser.add_argument("--seed", type=int, default=0, help="random seed (default: %(default)s)")
     train_parser.add_argument(
-        "--seconds", type=float, default=7200, help="time of all training steps in seconds (default: %(default)s)"
+        "--seconds", type=float, default=7200, help="duration of all training steps in seconds (default: %(default)s)"
     )
     train_parser.add_argument("--threads", type=int, default=2, help="number of CPU threads (default: %(default)s)")
     train_parser.add_argument("--train-data-dir", help="local copy of Fashion-MNIST (default: the dataset on the Hub)")
@@ -333,7 +333,7 @@ def main(args: list[str] | None = None) -> None:
     train_parser.add_argument("-o", "--output-dir", type=Path, required=True, help="folder of the run")
     train_parser.set_defaults(run=train)
     report_parser = commands.add_parser("report", help="print the metrics of evaluated runs")
-    report_parser.add_argument("folders", type=Path, nargs="+", help="folders of runs with the folder `evaluation`")
+    report_parser.add_argument("folders", type=Path, nargs="+", help="folders of evaluated runs; others are skipped")
     report_parser.set_defaults(run=report)
     options = parser.parse_args(args)
     options.run(options)

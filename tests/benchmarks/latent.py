@@ -1,9 +1,9 @@
-"""Compares latent diffusion with diffusion of pixels, with the same settings of the U-Net:
+"""Compares the speed of latent diffusion with that of pixel-space diffusion, with the same U-Net settings:
 
     OMP_NUM_THREADS=1 python tests/benchmarks/latent.py training/configs/latent.yaml output/autoencoder/vae
 
 The speed is the number of images per second of CPU time. With one thread, this is the speed on one idle core. The two
-models take turns, and the result is the median.
+models alternate, and the result is the median.
 """
 
 import argparse
@@ -40,9 +40,9 @@ def measure(function: Callable[[], None], num_images: int) -> float:
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("config", help="settings of the trainer")
+    parser.add_argument("config", help="config file of the trainer")
     parser.add_argument("vae", help="folder of the autoencoder")
-    parser.add_argument("--batch-size", type=int, default=16, help="images per step (default: %(default)s)")
+    parser.add_argument("--batch-size", type=int, default=16, help="number of images per step (default: %(default)s)")
     parser.add_argument("--turns", type=int, default=3, help="number of measurements (default: %(default)s)")
     options = parser.parse_args()
     config = parse_config([f"--config={options.config}"])
@@ -74,7 +74,7 @@ def main() -> None:
 
     models = {f"{height}x{width} pixels": make_functions(None), "latents": make_functions(options.vae)}
     speeds: dict[str, dict[str, list[float]]] = {name: {} for name in models}
-    # The first turn also allocates memory and selects kernels.
+    # The first turn is discarded, because it also allocates memory and selects kernels.
     for turn in range(options.turns + 1):
         for name, functions in models.items():
             for task, function in functions.items():

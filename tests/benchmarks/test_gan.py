@@ -1,4 +1,4 @@
-"""The GAN benchmark with tiny networks, and its report for fixed results."""
+"""The GAN benchmark with tiny networks, and its report on fixed results."""
 
 import json
 from itertools import count
@@ -14,7 +14,7 @@ from fmnist_diffusion.data import to_model_input
 
 @pytest.fixture
 def tiny(monkeypatch: pytest.MonkeyPatch) -> None:
-    """Makes the networks tiny, and each training step takes a second."""
+    """Uses tiny networks, and a clock that makes each training step take one second."""
     monkeypatch.setattr(gan.Generator.__init__, "__defaults__", ((8, 8, 4),))
     monkeypatch.setattr(gan.Discriminator.__init__, "__defaults__", ((4, 8, 8),))
     seconds = count()

@@ -107,9 +107,7 @@ def test_damaged_gz_file_is_an_error(fashion_mnist_folder, tmp_path, damage):
 def test_different_numbers_of_images_and_labels_are_an_error(idx_folder):
     shutil.copy(idx_folder / "t10k-labels-idx1-ubyte", idx_folder / LABELS)
     message = get_error(idx_folder)
-    assert (
-        f"The number of images in {idx_folder / IMAGES} (512) and of labels in {idx_folder / LABELS} (128)" in message
-    )
+    assert f"in {idx_folder / IMAGES} (512) must equal the number of labels in {idx_folder / LABELS} (128)" in message
 
 
 def test_label_out_of_range_is_an_error(idx_folder):

@@ -1,4 +1,4 @@
-"""A mixture of Gaussian classes with exact predictions for tests of classifier guidance."""
+"""A mixture of Gaussian classes with exact predictions, used to test classifier guidance."""
 
 import math
 

@@ -80,7 +80,7 @@ class TestExactClassifier:
             )
         ]
         if prediction_type == "flow_prediction":
-            # Outside of the interval, only a class-conditional model knows the class.
+            # Outside the interval, only a class-conditional model receives the labels.
             images[3] = images[0]
         for other in images[1:]:
             assert_close(other, images[0], atol=2e-3, rtol=0)
@@ -221,8 +221,8 @@ def test_invalid_arguments_of_an_unconditional_model_are_errors(unconditional_pi
 @pytest.mark.parametrize(
     ("config", "message"),
     [
-        ({"num_classes": 4}, "as many classes as the model, 10, got 4"),
-        ({"in_channels": 3}, "as many input channels as the model, 1, got 3"),
+        ({"num_classes": 4}, r"as many classes as the model \(10\), got 4"),
+        ({"in_channels": 3}, r"as many input channels as the model \(1\), got 3"),
         ({"label_names": list("abcdefghij")}, r"the classes of the model \(T-shirt/top, .*\), got a, b, c"),
     ],
 )

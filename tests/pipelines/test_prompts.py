@@ -91,8 +91,8 @@ class TestPrompt:
         ).images
         assert_close(images[:1], expected, atol=1e-5, rtol=0)
         assert [record.getMessage() for record in diffusers_log.records] == [
-            "The text encoder can only handle sequences of up to 24 tokens, so it ignores this part of the prompt:"
-            f" '{ignored}', 'a photo'."
+            "The following part of the prompt was truncated because the text encoder can only handle sequences of up"
+            f" to 24 tokens: '{ignored}', 'a photo'."
         ]
 
     @pytest.mark.parametrize(

@@ -97,9 +97,9 @@ def test_run_exports_a_pipeline_and_can_be_resumed_and_fine_tuned(
         (["--data.augmentation=flip"], "`--data.augmentation` must be 'none' with an autoencoder"),
         (
             ["--data.resolution=27"],
-            "`--data.resolution` must be a multiple of 2, the factor of the autoencoder",
+            "`--data.resolution` must be a multiple of 2, the downsampling factor of the autoencoder",
         ),
-        (["--data.channels=3"], "`--data.channels` must be 1, like those of the autoencoder, got 3"),
+        (["--data.channels=3"], "`--data.channels` must be 1, the number of channels of the autoencoder, got 3"),
         (["--vae=base"], "`--vae` must be an autoencoder or a pipeline that contains one, got base"),
         (["--scheduler.beta_schedule=squaredcos_cap_v2"], "must be v_prediction or sample for latents"),
         (["--vae=nowhere"], "Could not find a pipeline at 'nowhere'"),

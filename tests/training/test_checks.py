@@ -79,11 +79,11 @@ def test_ranges_are_described_in_words():
         ),
         (
             SCHEDULE | {"scheduler.num_train_timesteps": 100_000},
-            "`--scheduler.beta_end` is too large for `--scheduler.num_train_timesteps` 100000",
+            "`--scheduler.beta_end` is too large for `--scheduler.num_train_timesteps=100000`",
         ),
         (
             SCHEDULE | {"scheduler.beta_end": 0.5},
-            "`--scheduler.beta_end` is too large for `--scheduler.num_train_timesteps` 1000, got 0.5",
+            "`--scheduler.beta_end` is too large for `--scheduler.num_train_timesteps=1000`, got 0.5",
         ),
         (
             SCHEDULE | {"scheduler.rescale_betas_zero_snr": True},

@@ -131,7 +131,7 @@ def test_warnings_name_what_is_dropped(tmp_path: Path, resolve: Callable, caplog
     warnings = [record.getMessage() for record in caplog.records if record.levelno == logging.WARNING]
     assert len(warnings) == 3
     assert "Warning: The colors are dropped, because `--data.channels` is 1." in warnings
-    cropped = "Warning: The images with a different aspect ratio than 16x16 (24 of 24) are cropped to their center."
+    cropped = "Warning: Images whose aspect ratio differs from that of 16x16 are center-cropped (24 of 24)."
     assert any(warning.startswith(cropped) for warning in warnings)
     assert any(warning.startswith("Warning: The labels are ignored") for warning in warnings)
 

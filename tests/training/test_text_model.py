@@ -52,8 +52,8 @@ def test_long_captions_are_logged(model: TextConditionalUNet, captions: Captions
     assert not caplog.messages
     log_truncated_captions(model.tokenizer, ["a " * 23, "a"])
     assert caplog.messages == [
-        "Warning: The captions with more than 24 tokens (1 of 2) are truncated. Shorten them so that the text encoder"
-        " reads all words."
+        "Warning: Captions with more than 24 tokens are truncated (1 of 2). Shorten them so that the text encoder"
+        " receives all words."
     ]
 
 

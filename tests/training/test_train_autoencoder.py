@@ -87,7 +87,7 @@ def test_resumed_run_has_identical_weights(
     with pytest.raises(SystemExit) as error:
         launch()
     assert error.value.code == 130
-    assert "Interrupted. Pass --resume=true to continue." in capsys.readouterr().err
+    assert "Interrupted. Pass --resume=true to resume." in capsys.readouterr().err
     # A process that is killed while it replaces the checkpoint leaves the previous one under a different name.
     checkpoint = tmp_path / "run" / "checkpoint"
     checkpoint.rename(checkpoint.with_name(f"{PREVIOUS}checkpoint"))

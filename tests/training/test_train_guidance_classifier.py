@@ -75,7 +75,7 @@ def test_training_reduces_the_loss_and_only_depends_on_the_seed(run, tmp_path: P
         states.append(load_pipeline(tmp_path / str(number)).classifier.state_dict())
     assert accuracies[0] == accuracies[1]
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
-    # With 10 classes, chance is 0.1. At the highest noise levels, no classifier is better.
+    # With 10 classes, the chance level is 0.1. At the highest noise levels, no classifier can exceed it.
     assert sum(accuracies[2][:4]) / 4 > 0.3
 
 

@@ -206,8 +206,8 @@ def test_two_processes_train_a_text_encoder_like_one_process(
     two, one = (load_file(checkpoint / "model.safetensors") for checkpoint in checkpoints)
     assert any(name.startswith("text_encoder.") for name in one)
     for weights in (two, one):
-        # The bias of the keys has no effect on attention. Its gradient only consists of rounding errors, which Adam
-        # scales up.
+        # The bias of the keys has no effect on attention, so its gradient only consists of rounding errors, which Adam
+        # amplifies.
         names = [name for name in weights if name.endswith("k_proj.bias")]
         assert names
         for name in names:
