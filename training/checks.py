@@ -357,7 +357,7 @@ def find_sampling_problems(section: str, values: Mapping[str, Any]) -> Iterator[
     if interval[0] > interval[1]:
         yield f"`--{section}.guidance_interval` must not end before it starts, got {format_value(interval)}."
     if values.get(f"{section}.classifier_guidance_scale", 0) != 0:
-        yield f"`--{section}.classifier_guidance_scale` must be 0 during training: the pipeline has no classifier."
+        yield f"`--{section}.classifier_guidance_scale` must be 0 during training, because a run has no classifier."
     scheduler = values.get(f"{section}.scheduler")
     # The names in this table do not require the slow import of diffusers.
     if scheduler is not None and scheduler not in SCHEDULERS:
