@@ -49,7 +49,7 @@ def hash_vae(vae: AutoencoderKL) -> str:
     return digest.hexdigest()
 
 
-def check_vae(data: DataConfig, vae: AutoencoderKL) -> None:
+def check_image_shape(data: DataConfig, vae: AutoencoderKL) -> None:
     """Raises `ValueError` if the autoencoder does not support the size or the channels of the images."""
     assert data.resolution is not None
     factor = get_vae_scale_factor(vae)

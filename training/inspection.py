@@ -11,7 +11,7 @@ from typing import Any
 import torch
 from diffusers import AutoencoderKL
 
-from autoencoder import check_vae, load_vae
+from autoencoder import check_image_shape, load_vae
 from batches import check_batch_size
 from captions import MISSING_CAPTIONS, can_be_captioned
 from checkpoint import find_resumed_checkpoint
@@ -286,7 +286,7 @@ def check_model(
         label_names = None
     if vae is not None:
         with problems.collect():
-            check_vae(data, vae)
+            check_image_shape(data, vae)
     shape = get_sample_shape(data, vae)
     try:
         # The meta device does not allocate the weights.

@@ -1459,7 +1459,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             original = encode_images(self.vae, image_tensor).expand_as(noise)
             if pixel_mask is not None:
                 # A latent is generated if it covers at least one pixel to inpaint.
-                mask = torch.nn.functional.max_pool2d(pixel_mask.float(), self.vae_scale_factor) > 0
+                mask = F.max_pool2d(pixel_mask.float(), self.vae_scale_factor) > 0
             if mask is None or strength < 1:
                 sample = add_noise(original, noise, remaining[0])
             if mask is not None:
