@@ -25,7 +25,7 @@ from server import SafeBlocks, get_launch_options, make_file_folder
 CONCURRENCY_LIMIT, QUEUE_SIZE = 2, 30
 # With more classes, a dropdown replaces the checkboxes so that the main button stays visible.
 MAX_CHECKBOXES = 12
-LIVE_INFO = f"With at most {MAX_LIVE_STEPS} steps, the images follow every change."
+LIVE_INFO = f"With at most {MAX_LIVE_STEPS} steps, new images appear whenever you change a setting."
 # With fewer steps, few values of the strength are possible, and the images of `fast` often keep the original class.
 MIN_IMAGE_TO_IMAGE_STEPS = 20
 # DDPM adds noise that cannot be interpolated.
@@ -252,10 +252,7 @@ def interpolate_tab(handlers: Handlers, result: gr.Image) -> None:
             steps = steps_slider(handlers.engine.num_inference_steps, LIVE_INFO)
             scheduler = scheduler_dropdown([handlers.engine], INTERPOLATION_SCHEDULERS)
         with gr.Column(elem_classes="results"):
-            condition = "prompt" if handlers.engine.has_prompts else "class"
-            text = markup.placeholder(
-                "Interpolate", f"see images that change from one seed and {condition} to another"
-            )
+            text = markup.placeholder("Interpolate", "see how the images change from the first to the last")
             shown_image = shown_bar = ""
             if first:
                 captions, middle = get_positions(len(first.images)), len(first.images) // 2
@@ -264,7 +261,7 @@ def interpolate_tab(handlers: Handlers, result: gr.Image) -> None:
             with gr.Row(elem_id="interpolate-views"):
                 image = gr.HTML(shown_image, elem_id="interpolate-image")
                 animation = gr.HTML(elem_id="interpolate-animation")
-            position = gr.Slider(0, 100, 50, step=1, label="Position in %")
+            position = gr.Slider(0, 100, 50, step=1, label="Position (%)")
             images = gr.HTML(text, elem_id="interpolate-images")
             bar = gr.HTML(shown_bar, elem_id="interpolate-bar")
             downloads = download_buttons("PNG", "GIF")
@@ -311,8 +308,8 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
             controls = sampling_controls(steps, [handlers.engine], bool(names) or has_prompts, guidance=2)
             seed = seed_control()
         with gr.Column(elem_classes="results"):
-            target = "an image that matches the prompt" if has_prompts else "other classes"
-            text = markup.placeholder("Transform", f"turn the image or the painted region into {target}")
+            goal = "match the prompt" if has_prompts else "show other classes"
+            text = markup.placeholder("Transform", f"make the image or the painted region {goal}")
             images = gr.HTML(text, elem_id="image-to-image-images")
             bar = gr.HTML(elem_id="image-to-image-bar")
             downloads = download_buttons("PNG")

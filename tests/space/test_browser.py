@@ -199,7 +199,7 @@ def test_slider_shows_the_images_of_an_interpolation(live_page):
     expect(images(live_page, "interpolate")).to_have_count(24)
     shown, frames = live_page.locator("#interpolate-image img"), images(live_page, "interpolate")
     for position, index in ((0, 0), (50, 12), (100, 23)):
-        set_number(live_page, "Position in %", position)
+        set_number(live_page, "Position (%)", position)
         expect(shown).to_have_attribute("src", frames.nth(index).get_attribute("src"))
     # A change of the last seed changes the shown image, which is the last one.
     before = shown.get_attribute("src")

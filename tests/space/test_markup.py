@@ -44,7 +44,7 @@ class TestQualityTable:
     def test_reference_of_the_metrics_is_named(self):
         metrics = METRICS | {"reference": {"name": "<shoes>", "split": "train", "num_images": 4321}}
         table = markup.quality_table(metrics)
-        assert "compared with 4,321 images of &lt;shoes&gt;" in table and "Fashion-MNIST" not in table
+        assert "with 4,321 images of &lt;shoes&gt;" in table and "Fashion-MNIST" not in table
         assert "the training images of Fashion-MNIST" in markup.quality_table(METRICS)
 
     @pytest.mark.parametrize("metrics", [None, METRICS | {"metrics": {}}])
