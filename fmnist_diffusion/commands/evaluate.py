@@ -87,7 +87,7 @@ def evaluate(
     scheduler: SchedulerName = SamplingConfig.scheduler,
     guidance_scale: GuidanceScale = SamplingConfig.guidance_scale,
     guidance_interval: GuidanceInterval = SamplingConfig.guidance_interval,
-    classifier_guidance_scale: ClassifierGuidanceScale = SamplingConfig.classifier_guidance_scale,
+    classifier_guidance_scale: ClassifierGuidanceScale = 0.0,
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="sample a class-conditional model without labels")
     ] = False,
@@ -138,13 +138,7 @@ def evaluate(
         raise ValueError(f"`{option}` only applies to Fashion-MNIST. Pass only one of `{option}` and `reference`.")
     from fmnist_diffusion.data import FASHION_MNIST_LABELS
 
-    sampling = SamplingConfig(
-        scheduler,
-        num_inference_steps,
-        guidance_scale,
-        guidance_interval,
-        classifier_guidance_scale=classifier_guidance_scale,
-    )
+    sampling = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval)
     seed_list = parse_seeds(seeds)
     evaluation = import_evaluation()
     reference_class = evaluation.FashionMNISTReference if reference is None else evaluation.ImageReference
@@ -197,6 +191,7 @@ def evaluate(
                 seeds=seed_list,
                 batch_size=batch_size,
                 cas=cas,
+                classifier_guidance_scale=classifier_guidance_scale,
                 processes=processes,
             )
     except KeyboardInterrupt:

@@ -39,6 +39,7 @@ def evaluate_pipeline(
     seeds: Sequence[int] = (0,),
     batch_size: int = 100,
     cas: bool = False,
+    classifier_guidance_scale: float = 0.0,
     processes: Processes | None = None,
 ) -> dict[str, Any]:
     r"""
@@ -63,6 +64,7 @@ def evaluate_pipeline(
         batch_size (`int`, defaults to 100): Number of images per batch; it does not affect the samples.
         cas (`bool`, defaults to `False`):
             Whether to measure the classification accuracy score of the samples of the first seed; see [`measure_cas`].
+        classifier_guidance_scale (`float`, defaults to 0.0): See [`~FashionMNISTPipeline.__call__`].
         processes ([`Processes`], *optional*):
             Processes that call this function together to share the work. The results do not depend on their number.
 
@@ -88,6 +90,7 @@ def evaluate_pipeline(
         num_samples = len(reference.train) if cas else DEFAULT_NUM_SAMPLES
         check_options(type(reference), sampling, conditional, num_samples, seeds, cas)
     conditions = reference.choose_conditions(pipe, num_samples) if conditional else {}
+    conditions["classifier_guidance_scale"] = classifier_guidance_scale
     scheduler_config = {key: to_json(value) for key, value in pipe.scheduler.config.items() if key[0] != "_"}
     settings = {
         "source": name,
@@ -107,8 +110,8 @@ def evaluate_pipeline(
         "versions": get_versions(),
         **reference.get_settings(pipe if conditional else None),
     }
-    if sampling.classifier_guidance_scale != 0:
-        settings["classifier_guidance_scale"] = sampling.classifier_guidance_scale
+    if classifier_guidance_scale != 0:
+        settings["classifier_guidance_scale"] = classifier_guidance_scale
     evaluator = Evaluator(reference, folder, settings, processes)
     runs = (
         generate_samples(
@@ -232,9 +235,8 @@ def check_options(
             raise ValueError(f"`num_samples` must be at most {IMAGES_PER_SEED}, got {num_samples}.")
     if not all(0 <= seed < NUM_SEEDS for seed in seeds):
         raise ValueError(f"`seeds` must be between 0 and {NUM_SEEDS - 1}, got {', '.join(map(str, seeds))}.")
-    for name, disabled in (("guidance_scale", 1.0), ("classifier_guidance_scale", 0.0)):
-        if not conditional and getattr(sampling, name) != disabled:
-            raise ValueError(f"`{name}` must be {disabled} for unconditional sampling, got {getattr(sampling, name)}.")
+    if not conditional and sampling.guidance_scale != 1:
+        raise ValueError(f"`guidance_scale` must be 1.0 for unconditional sampling, got {sampling.guidance_scale}.")
     if not conditional and cas:
         raise ValueError(LABELS_REQUIRED)
 

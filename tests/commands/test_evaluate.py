@@ -88,6 +88,7 @@ def test_default_options_reach_the_evaluation(calls, pipeline):
     assert kwargs == {
         "name": f"{Path(pipeline).parent.name}/pipeline",
         "cas": False,
+        "classifier_guidance_scale": 0.0,
         "processes": evaluation.Processes(),
         "sampling": SamplingConfig(),
         "conditional": True,
@@ -123,8 +124,9 @@ def test_options_reach_the_evaluation(calls, pipeline, tmp_path):
     assert kwargs == {
         "name": f"{Path(pipeline).parent.name}/pipeline",
         "cas": True,
+        "classifier_guidance_scale": 0.5,
         "processes": evaluation.Processes(),
-        "sampling": SamplingConfig("ddim", 5, 2.0, (0.2, 1.0), classifier_guidance_scale=0.5),
+        "sampling": SamplingConfig("ddim", 5, 2.0, (0.2, 1.0)),
         "conditional": True,
         "num_samples": 300,
         "seeds": [0, 7],

@@ -255,8 +255,8 @@ def test_damaged_parts_are_generated_again(evaluate, run_folder: Path, tmp_path:
             r"`guidance_scale` must be 1\.0 for unconditional sampling, got 2\.0\.",
         ),
         (
-            {"sampling": SamplingConfig(classifier_guidance_scale=2.0), "conditional": False},
-            r"`classifier_guidance_scale` must be 0\.0 for unconditional sampling, got 2\.0\.",
+            {"classifier_guidance_scale": 2.0},
+            r"`classifier_guidance_scale` must be 0\.0 for a pipeline without a classifier, got 2\.0\.",
         ),
         ({"sampling": SamplingConfig("other")}, r"Could not find a scheduler 'other'"),
     ],

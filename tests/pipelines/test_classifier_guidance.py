@@ -183,9 +183,9 @@ class TestLabels:
             pipe(2, classifier_guidance_scale=1.0)
 
     def test_generate_guides_each_image(self, unconditional_pipe):
-        config = SamplingConfig(seed=5, classifier_guidance_scale=2.0)
-        (samples,) = generate(unconditional_pipe, config, 3, class_labels=[4, 2])
-        (last,) = generate(unconditional_pipe, config, 1, class_labels=[4, 2], start=2)
+        settings: dict[str, Any] = {"class_labels": [4, 2], "classifier_guidance_scale": 2.0}
+        (samples,) = generate(unconditional_pipe, SamplingConfig(seed=5), 3, **settings)
+        (last,) = generate(unconditional_pipe, SamplingConfig(seed=5), 1, **settings, start=2)
         assert samples.labels.tolist() == [4, 2, 4]
         assert samples.num_function_evaluations == 3 * 2
         assert (samples.images[2].int() - last.images[0].int()).abs().max() <= 1

@@ -88,7 +88,6 @@ class TestGenerate:
             "num_inference_steps": 4,
             "guidance_scale": 2,
             "guidance_interval": [0.0, 1.0],
-            "classifier_guidance_scale": 0.0,
             "seed": 11,
             "labels": ["Bag", "Coat"],
             "num_images": 3,

@@ -64,7 +64,6 @@ def test_largest_values_are_accepted():
     # The largest values of these settings contradict each other or are not allowed in train.py.
     exceptions = ("scheduler.num_train_timesteps", "scheduler.beta_start", "scheduler.beta_end", "train_batch_size")
     exceptions += ("distillation.num_segments", "scheduler.shift")
-    exceptions += ("samples.classifier_guidance_scale", "eval.classifier_guidance_scale")
     args = [
         make_argument(name, bounds.maximum - 1e-6 if bounds.below else bounds.maximum)
         for name, bounds in RANGES.items()
@@ -86,6 +85,12 @@ def test_types_other_than_numbers_are_rejected(names: list[str], fail_to_parse: 
         (["--num_epoch=3"], "Could not find the setting `--num_epoch`. Did you mean `--num_epochs`?"),
         (["--learning_rate=3"], "Did you mean `--optimizer.learning_rate`?"),
         (["--optimizer.learning_rat=3"], "Did you mean `--optimizer.learning_rate`?"),
+        # A run has no classifier.
+        (
+            ["--samples.classifier_guidance_scale=1"],
+            "Could not find the setting `--samples.classifier_guidance_scale`.",
+        ),
+        (["--eval.classifier_guidance_scale=1"], "Could not find the setting `--eval.classifier_guidance_scale`."),
         (["--zzz=3"], "Could not find the setting `--zzz`. Pass --help to list all settings."),
         (["run"], "Could not find the option 'run'."),
         (
