@@ -76,7 +76,8 @@ def evaluate_pipeline(
             a sample has NaN or infinite pixels, `folder` contains other files, or the real images are not available.
     """
     # All arguments are checked before any image is loaded.
-    check_options(type(reference), sampling, conditional, num_samples, seeds, cas)
+    options: dict[str, Any] = {"classifier_guidance_scale": classifier_guidance_scale, "pipe": pipe}
+    check_options(type(reference), sampling, conditional, num_samples, seeds, cas, **options)
     reference.check_pipeline(pipe, conditional)
     pipe = copy_pipeline(pipe, sampling.scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -88,7 +89,7 @@ def evaluate_pipeline(
         check_cas(reference, label_names)
     if num_samples is None:
         num_samples = len(reference.train) if cas else DEFAULT_NUM_SAMPLES
-        check_options(type(reference), sampling, conditional, num_samples, seeds, cas)
+        check_options(type(reference), sampling, conditional, num_samples, seeds, cas, **options)
     conditions = reference.choose_conditions(pipe, num_samples) if conditional else {}
     conditions["classifier_guidance_scale"] = classifier_guidance_scale
     scheduler_config = {key: to_json(value) for key, value in pipe.scheduler.config.items() if key[0] != "_"}
@@ -227,18 +228,42 @@ def check_options(
     num_samples: int | None,
     seeds: Sequence[int],
     cas: bool,
+    classifier_guidance_scale: float = 0.0,
+    pipe: FashionMNISTPipeline | None = None,
 ) -> None:
-    """Raises `ValueError` if arguments of [`evaluate_pipeline`] contradict each other or are out of range."""
+    """
+    Raises `ValueError` if arguments of [`evaluate_pipeline`] contradict each other or are out of range, or if `pipe`
+    lacks a component that they require.
+    """
     if num_samples is not None:
         reference_class.check_num_samples(num_samples)
         if num_samples > IMAGES_PER_SEED:
             raise ValueError(f"`num_samples` must be at most {IMAGES_PER_SEED}, got {num_samples}.")
     if not all(0 <= seed < NUM_SEEDS for seed in seeds):
         raise ValueError(f"`seeds` must be between 0 and {NUM_SEEDS - 1}, got {', '.join(map(str, seeds))}.")
-    if not conditional and sampling.guidance_scale != 1:
-        raise ValueError(f"`guidance_scale` must be 1.0 for unconditional sampling, got {sampling.guidance_scale}.")
+    for name, value, disabled in (
+        ("guidance_scale", sampling.guidance_scale, 1.0),
+        ("classifier_guidance_scale", classifier_guidance_scale, 0.0),
+    ):
+        if not conditional and value != disabled:
+            raise ValueError(
+                f"`{name}` must be {disabled} for unconditional sampling, got {value}. Omit it, or evaluate"
+                " conditional samples."
+            )
     if not conditional and cas:
         raise ValueError(LABELS_REQUIRED)
+    if pipe is not None:
+        conditions = {"prompt": ""} if pipe.text_encoder is not None else {"class_labels": 0}
+        # The pipeline checks these arguments itself, but only after the real images have been prepared.
+        pipe.check_inputs(
+            **{"class_labels": None} | (conditions if conditional else {}),
+            num_images_per_prompt=1,
+            num_inference_steps=1,
+            output_type="latent",
+            callback_on_step_end_tensor_inputs=(),
+            guidance_scale=sampling.guidance_scale,
+            classifier_guidance_scale=classifier_guidance_scale,
+        )
 
 
 def to_json(value: Any) -> Any:

@@ -785,7 +785,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 raise ValueError(f"`{name}` must be a finite number, got {value}.")
         if self.text_encoder is None and not (prompt is None and negative_prompt is None):
             name = "negative_prompt" if prompt is None else "prompt"
-            raise ValueError(f"`{name}` requires a pipeline with a text encoder. Pass `class_labels` instead.")
+            hint = "Omit it." if self.num_classes is None else "Pass `class_labels` instead."
+            raise ValueError(f"`{name}` requires a pipeline with a text encoder. {hint}")
         for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
             texts = value if isinstance(value, list) and value else [value]
             if value is not None and not all(isinstance(text, str) for text in texts):
@@ -859,7 +860,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if self.classifier is None:
             raise ValueError(
                 "`classifier_guidance_scale` must be 0.0 for a pipeline without a classifier, got"
-                f" {classifier_guidance_scale}. Train a classifier with `training/train_guidance_classifier.py`."
+                f" {classifier_guidance_scale}. Omit it, or add a classifier with"
+                " `training/train_guidance_classifier.py`."
             )
         if class_labels is None:
             raise ValueError(
