@@ -327,17 +327,24 @@ def count_steps(config: TrainingConfig, num_epochs: int, batches_per_epoch: int)
 
 
 def read_saved_settings(path: Path) -> dict[str, Any]:
-    """Reads a `config.yaml` that [`TrainingConfig.save`] wrote; raises `ValueError` if it is damaged."""
+    """Reads a `config.yaml` that [`TrainingConfig.save`] wrote.
+
+    Settings that did not exist when the file was written have their defaults.
+
+    Raises:
+        `ValueError`: If the file is damaged.
+    """
     try:
-        settings = read_yaml(path)
+        saved = read_yaml(path)
     except ValueError as error:
         raise ValueError(f"{error} Restore the file, or start a new run.") from error
-    for name, value in TrainingConfig().to_dict().items():
-        saved = settings.get(name, {})
-        if name not in settings or (
-            isinstance(value, dict) and not (isinstance(saved, dict) and value.keys() <= saved.keys())
-        ):
-            raise ValueError(f"`{name}` is incomplete in {path}. Restore the file, or start a new run.")
+    # YAML turns tuples into lists.
+    settings: dict[str, Any] = load_yaml(dump_yaml(TrainingConfig().to_dict()))
+    for name, value in saved.items():
+        if isinstance(settings.get(name), dict) and isinstance(value, dict):
+            settings[name] |= value
+        else:
+            settings[name] = value
     return settings
 
 
