@@ -1,5 +1,6 @@
 """Training with the latents of an autoencoder."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -30,9 +31,14 @@ def vae_folder(tmp_path: Path) -> Path:
 
 @torch.no_grad()
 def test_batches_contain_the_latents_of_the_images(
-    make_trainer: Callable[..., Trainer], vae_folder: Path, fashion_mnist_folder: Path
+    make_trainer: Callable[..., Trainer],
+    vae_folder: Path,
+    fashion_mnist_folder: Path,
+    caplog: pytest.LogCaptureFixture,
 ):
+    caplog.set_level("INFO", logger="training")
     trainer = make_trainer(f"--vae={vae_folder}")
+    assert re.search(r"U-Net with 0\.\d\d M parameters, autoencoder with 0\.\d\d M, from scratch", caplog.text)
     vae = load_vae(str(vae_folder))
     images = load_images(train_data_dir=str(fashion_mnist_folder), max_samples=96)
     expected = encode_images(vae, to_model_input(images.images))
