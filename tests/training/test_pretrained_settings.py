@@ -88,7 +88,7 @@ def test_settings_that_an_older_run_does_not_have_are_defaults(tmp_path: Path):
     del settings["vae"], settings["distillation"], settings["ema"]["power"], settings["data"]["caption_column"]
     path.write_text(dump_yaml(settings))
     args = ["--resume=latest", f"--output_dir={tmp_path}"]
-    config = parse_config([*args, f"--config={path}"])
+    config = parse_config([f"--config={path}", *args])
     expected = TrainingConfig(str(tmp_path), resume="latest", seed=5, model={"act_fn": "silu"})
     assert config == parse_config(args) == expected
     config.check_resumable(path)
