@@ -222,7 +222,8 @@ def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
         (["base", "--fast", "-n", "1048577"], "--num-samples must be at most 1048576, got 1048577."),
         (
             ["base", "--fast", "--unconditional", "--guidance-scale", "2"],
-            "--guidance-scale must be 1.0 for unconditional sampling, got 2.0. Omit it, or evaluate conditional samples.",
+            "--guidance-scale must be 1.0 for unconditional sampling, got 2.0. Omit it, or evaluate conditional"
+            " samples.",
         ),
         (["base", "--fast", "--unconditional", "--cas"], "--cas requires labeled samples: pass a class-conditional"),
         (["base", "--fast", "--dtype", "float16", "--device", "cpu"], "--dtype must be float32 or bfloat16 on a CPU"),
