@@ -103,7 +103,7 @@ def measure_likelihood(
     noise_scheduler = make_noise_scheduler(pipe)
     settings = {
         "source": name,
-        "unet_sha256": weights_hash(pipe),
+        "weights_sha256": weights_hash(pipe),
         "images_sha256": images_hash(images.images),
         "conditional": conditional,
         "noise_schedule": {option: pipe.scheduler.config.get(option) for option in NOISE_SCHEDULE_OPTIONS},

@@ -95,7 +95,7 @@ def evaluate_pipeline(
     scheduler_config = {key: to_json(value) for key, value in pipe.scheduler.config.items() if key[0] != "_"}
     settings = {
         "source": name,
-        "unet_sha256": weights_hash(pipe),
+        "weights_sha256": weights_hash(pipe),
         "num_samples": num_samples,
         "seeds": list(seeds),
         "num_inference_steps": sampling.num_inference_steps,

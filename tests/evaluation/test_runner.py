@@ -63,7 +63,7 @@ def test_text_conditional_pipeline_generates_captions_of_the_test_images(
     assert 0 <= results["metrics"]["class_agreement"] <= 1
     # The hash of the weights includes the text encoder.
     text_pipe.text_encoder.get_input_embeddings().weight.data += 1
-    assert evaluate(tmp_path / "other", pipe=text_pipe)["unet_sha256"] != results["unet_sha256"]
+    assert evaluate(tmp_path / "other", pipe=text_pipe)["weights_sha256"] != results["weights_sha256"]
 
 
 @pytest.fixture(scope="module")
