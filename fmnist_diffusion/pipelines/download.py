@@ -148,9 +148,8 @@ class _Files:
         files = {"scheduler": [SCHEDULER_CONFIG], "tokenizer": list(TOKENIZER_FILES)}
         files |= {model: [f"{model}/config.json"] for model in MODELS}
         components = [name for name in files if has_component(content, name) and name not in self.exclude]
-        return [name for component in components for name in files[component]], [
-            component for component in components if component in MODELS
-        ]
+        names = [name for component in components for name in files[component]]
+        return names, [component for component in components if component in MODELS]
 
     def _find_file(self, name: str, revision: str) -> Path | None:
         path = try_to_load_from_cache(self.repo_id, name, cache_dir=self.cache_dir, revision=revision)
