@@ -339,13 +339,17 @@ def read_saved_settings(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{error} Restore the file, or start a new run.") from error
     # YAML turns tuples into lists.
-    settings: dict[str, Any] = load_yaml(dump_yaml(TrainingConfig().to_dict()))
-    for name, value in saved.items():
-        if isinstance(settings.get(name), dict) and isinstance(value, dict):
-            settings[name] |= value
-        else:
-            settings[name] = value
-    return settings
+    return add_defaults(saved, load_yaml(dump_yaml(TrainingConfig().to_dict())))
+
+
+def add_defaults(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings, whose sections are dictionaries, with the defaults of missing ones."""
+    sections = {
+        name: defaults[name] | value
+        for name, value in settings.items()
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
+    }
+    return defaults | settings | sections
 
 
 @dataclass(frozen=True)

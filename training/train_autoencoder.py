@@ -27,7 +27,7 @@ from torch.nn import functional as F
 from batches import Batches
 from checkpoint import Progress, check_progress, describe_load_errors
 from components import load_training_images, make_lr_scheduler, make_optimizer
-from config import DataConfig, OptimizerConfig
+from config import DataConfig, OptimizerConfig, add_defaults
 from fmnist_diffusion.data import ImageTensors, to_model_input, to_pil, to_uint8
 from fmnist_diffusion.files import (
     WriteError,
@@ -346,7 +346,7 @@ class AutoencoderTrainer:
         """Loads a checkpoint; raises `ValueError` if it does not match the settings or is damaged."""
         with describe_load_errors(self.checkpoint / "trainer.json") as path:
             state = json.loads(path.read_bytes())
-            saved, progress = state["config"], Progress(**state["progress"])
+            saved, progress = add_defaults(state["config"], asdict(AutoencoderConfig())), Progress(**state["progress"])
             check_progress(progress, progress.global_step, state["batches_per_epoch"], len(self.batches))
             if self.accelerator.scaler is not None and state["grad_scaler"]:
                 self.accelerator.scaler.load_state_dict(state["grad_scaler"])
@@ -355,11 +355,12 @@ class AutoencoderTrainer:
                 f"`--num_epochs` must be at least {progress.epoch}, the number of completed epochs, got"
                 f" {self.config.num_epochs}."
             )
-        current = json.loads(json.dumps(asdict(self.config)))
+        # JSON turns tuples into lists.
+        current, saved = json.loads(json.dumps([asdict(self.config), saved]))
         for name in current.keys() - CHANGEABLE_SETTINGS:
-            if current[name] != saved.get(name):
+            if current[name] != saved[name]:
                 raise ValueError(
-                    f"`--{name}` must be the same as in the run to resume ({saved.get(name)}), got {current[name]}."
+                    f"`--{name}` must be the same as in the run to resume ({saved[name]}), got {current[name]}."
                 )
         with describe_load_errors(self.checkpoint / "model.safetensors") as path:
             copy_tensors(load_file(path), self.vae.state_dict())

@@ -90,8 +90,9 @@ def evaluate_pipeline(
     if num_samples is None:
         num_samples = len(reference.train) if cas else DEFAULT_NUM_SAMPLES
         check_options(type(reference), sampling, conditional, num_samples, seeds, cas, **options)
-    conditions = reference.choose_conditions(pipe, num_samples) if conditional else {}
-    conditions["classifier_guidance_scale"] = classifier_guidance_scale
+    conditions: dict[str, Any] = {"classifier_guidance_scale": classifier_guidance_scale}
+    if conditional:
+        conditions |= reference.choose_conditions(pipe, num_samples)
     scheduler_config = {key: to_json(value) for key, value in pipe.scheduler.config.items() if key[0] != "_"}
     settings = {
         "source": name,
@@ -253,10 +254,11 @@ def check_options(
     if not conditional and cas:
         raise ValueError(LABELS_REQUIRED)
     if pipe is not None:
-        conditions = {"prompt": ""} if pipe.text_encoder is not None else {"class_labels": 0}
+        has_prompts = pipe.text_encoder is not None
         # The pipeline checks these arguments itself, but only after the real images have been prepared.
         pipe.check_inputs(
-            **{"class_labels": None} | (conditions if conditional else {}),
+            class_labels=0 if conditional and not has_prompts else None,
+            prompt="" if conditional and has_prompts else None,
             num_images_per_prompt=1,
             num_inference_steps=1,
             output_type="latent",

@@ -105,8 +105,8 @@ class _Files:
                 names += [shards, *get_shard_names(path)]
             else:
                 names.append(name)
-        paths = [self._find_file(name, revision) for name in names]
-        if None in paths:
+        paths = [path for name in names if (path := self._find_file(name, revision)) is not None]
+        if len(paths) < len(names):
             return None
         for path in paths:
             _check_cached(path)

@@ -19,9 +19,6 @@ from latent_pipelines import get_latent_pipeline, make_vae
 from tiny_pipelines import get_pipeline, make_unet, sample
 
 
-VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
-
-
 @pytest.fixture
 def pipe() -> FashionMNISTPipeline:
     return get_latent_pipeline()

@@ -90,6 +90,11 @@ def test_resumed_run_has_identical_weights(
         launch()
     assert error.value.code == 130
     assert "Interrupted. Pass --resume=true to resume." in capsys.readouterr().err
+    # A run of an earlier version does not have all settings.
+    path = tmp_path / "run" / "checkpoint" / "trainer.json"
+    state = json.loads(path.read_text())
+    del state["config"]["kl_weight"], state["config"]["data"]["caption_column"]
+    path.write_text(json.dumps(state))
     # A process that is killed while it replaces the checkpoint leaves the previous one under a different name.
     checkpoint = tmp_path / "run" / "checkpoint"
     checkpoint.rename(checkpoint.with_name(f"{PREVIOUS}checkpoint"))
