@@ -151,8 +151,9 @@ class Handlers:
         engine = self.get_checkpoint(checkpoint)
         # The classes on the page are those of the first checkpoint.
         request = make_request(labels if engine.label_names == self.engine.label_names else [], *settings)
-        settings, warnings = {"checkpoint": checkpoint} | asdict(request), engine.get_prompt_warnings(request.prompt)
-        return Run(settings, warnings, engine.get_captions(request), engine.generate(request))
+        run_settings = {"checkpoint": checkpoint} | asdict(request)
+        warnings = engine.get_prompt_warnings(request.prompt)
+        return Run(run_settings, warnings, engine.get_captions(request), engine.generate(request))
 
     def start_interpolate(
         self,

@@ -285,7 +285,8 @@ class AutoencoderTrainer:
 
     def _save(self, losses: list[torch.Tensor]) -> None:
         """Writes a checkpoint and the outputs in the main process while the other processes wait."""
-        loss = float(self.accelerator.gather(torch.stack(losses).mean()).mean()) if losses else 0.0
+        means: Any = self.accelerator.gather(torch.stack(losses).mean()) if losses else torch.zeros(1)
+        loss = float(means.mean())
         if not math.isfinite(loss):
             raise FloatingPointError(f"The loss is {loss} at step {self.progress.global_step}.")
         call_on_main_process(self.accelerator, partial(self._write, loss))
