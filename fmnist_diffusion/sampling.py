@@ -46,8 +46,6 @@ class SamplingConfig:
         guidance_scale: scale of classifier-free guidance; 1 disables it
         guidance_interval: range of sampling steps that use guidance, as fractions from 0 (noise) to 1 (image)
         seed: random seed from 0 to 2**32 - 1; image i uses seed + i
-        classifier_guidance_scale: scale of classifier guidance, which requires a pipeline with a classifier; 0
-            disables it
 
     Raises:
         `ValueError`: If a value is out of range.
@@ -58,15 +56,13 @@ class SamplingConfig:
     guidance_scale: float = 1.0
     guidance_interval: tuple[float, float] = (0.0, 1.0)
     seed: int = 0
-    classifier_guidance_scale: float = 0.0
 
     def __post_init__(self):
         steps = self.num_inference_steps
         if steps is not None and (not is_integer(steps) or steps < 1):
             raise ValueError(f"`num_inference_steps` must be a positive integer, got {steps!r}.")
-        for name in ("guidance_scale", "classifier_guidance_scale"):
-            if not math.isfinite(getattr(self, name)):
-                raise ValueError(f"`{name}` must be a finite number, got {getattr(self, name)}.")
+        if not math.isfinite(self.guidance_scale):
+            raise ValueError(f"`guidance_scale` must be a finite number, got {self.guidance_scale}.")
         interval = self.guidance_interval
         if len(interval) != 2 or not 0 <= interval[0] <= interval[1] <= 1:
             raise ValueError(
@@ -319,7 +315,7 @@ def generate(
     prompts: Sequence[str] | None = None,
     batch_size: int = 64,
     start: int = 0,
-    **image_kwargs: Any,
+    **kwargs: Any,
 ) -> Iterator[Samples]:
     """
     Generates images in batches.
@@ -329,7 +325,7 @@ def generate(
 
     Args:
         pipe ([`FashionMNISTPipeline`]): The pipeline; it is not changed.
-        config ([`SamplingConfig`]): The settings. Unconditional sampling ignores the guidance settings.
+        config ([`SamplingConfig`]): The settings. Unconditional sampling ignores `guidance_scale`.
         num_images (`int`): Number of images.
         class_labels (`Sequence[int]`, *optional*):
             Class labels that are cycled through: image i has the label `class_labels[i % len(class_labels)]`. Without
@@ -340,7 +336,7 @@ def generate(
         batch_size (`int`, defaults to 64):
             Number of images per batch, limited by [`get_max_batch_size`].
         start (`int`, defaults to 0): Index of the first image.
-        image_kwargs: `image`, `mask_image`, `strength` and `num_resampling_steps`; see
+        kwargs: `classifier_guidance_scale`, `image`, `mask_image`, `strength` and `num_resampling_steps`; see
             [`~FashionMNISTPipeline.__call__`].
 
     Yields:
@@ -352,34 +348,30 @@ def generate(
     """
     import torch
 
-    for name, conditions in (("class_labels", class_labels), ("prompts", prompts)):
-        if conditions is not None and not len(conditions):
+    for name, values in (("class_labels", class_labels), ("prompts", prompts)):
+        if values is not None and not len(values):
             item = "label" if name == "class_labels" else "prompt"
             raise ValueError(f"`{name}` must contain at least one {item}, or be None for unconditional sampling.")
     pipe = copy_pipeline(pipe, config.scheduler)
     batch_size = min(batch_size, get_max_batch_size(pipe))
     for first in range(start, start + num_images, batch_size):
         count = min(batch_size, start + num_images - first)
-        kwargs: dict[str, Any] = {"num_images_per_prompt": count}
+        conditions: dict[str, Any] = {"num_images_per_prompt": count}
         labels = None
         if class_labels is not None:
             labels = [class_labels[i % len(class_labels)] for i in range(first, first + count)]
-            kwargs = {"class_labels": labels}
+            conditions = {"class_labels": labels}
         if prompts is not None:
-            kwargs = {"prompt": [prompts[i % len(prompts)] for i in range(first, first + count)]}
+            conditions = {"prompt": [prompts[i % len(prompts)] for i in range(first, first + count)]}
         if class_labels is not None or prompts is not None:
-            kwargs |= {
-                "guidance_scale": config.guidance_scale,
-                "guidance_interval": config.guidance_interval,
-                "classifier_guidance_scale": config.classifier_guidance_scale,
-            }
+            conditions |= {"guidance_scale": config.guidance_scale, "guidance_interval": config.guidance_interval}
         start_time = time.perf_counter()
         images = generate_pixels(
             pipe,
             num_inference_steps=config.num_inference_steps,
             generator=make_generators(config.seed, count, first),
+            **conditions,
             **kwargs,
-            **image_kwargs,
         ).cpu()
         yield Samples(
             images,

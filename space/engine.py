@@ -193,6 +193,10 @@ class Engine:
         names = request.labels or self.label_names
         return [names[i % len(names)] for i in range(request.num_images)] if names else []
 
+    def get_prompt_warnings(self, *prompts: str) -> list[str]:
+        """Returns sentences about words that the model does not know, and about truncated prompts."""
+        return self.pipe.find_prompt_problems(prompts) if self.has_prompts else []
+
     def get_captions(self, request: GenerationRequest) -> list[str]:
         return self.get_labels(request) or [f"seed {request.seed + i}" for i in range(request.num_images)]
 

@@ -35,6 +35,7 @@ from runs import (
     enable_download,
     get_positions,
     show_live,
+    show_warnings,
     yield_final_grid,
 )
 from uploads import EXAMPLES, open_upload, parse_mask, to_fashion_mnist, to_model_size
@@ -150,8 +151,9 @@ class Handlers:
         engine = self.get_checkpoint(checkpoint)
         # The classes on the page are those of the first checkpoint.
         request = make_request(labels if engine.label_names == self.engine.label_names else [], *settings)
-        captions, steps = engine.get_captions(request), engine.generate(request)
-        return Run({"checkpoint": checkpoint} | asdict(request), captions, steps)
+        run_settings = {"checkpoint": checkpoint} | asdict(request)
+        warnings = engine.get_prompt_warnings(request.prompt)
+        return Run(run_settings, warnings, engine.get_captions(request), engine.generate(request))
 
     def start_interpolate(
         self,
@@ -174,7 +176,8 @@ class Handlers:
         last = make_request(labels, *settings, last_seed, last_prompt)
         steps = self.engine.interpolate(first, (first.seed, last.seed), last.prompt)
         ends = {"last_seed": last.seed, "last_prompt": last.prompt}
-        return Run(asdict(first) | ends, get_positions(first.num_images), steps)
+        warnings = self.engine.get_prompt_warnings(first.prompt, last.prompt)
+        return Run(asdict(first) | ends, warnings, get_positions(first.num_images), steps)
 
     def start_image_to_image(self, image: Image.Image, mask: Any, label: Any, strength: Any, *settings: Any) -> Run:
         labels = [label] if label and label != ALL_CLASSES else []
@@ -182,7 +185,8 @@ class Handlers:
         request = make_request(labels, num_images, *settings)
         steps = self.engine.generate(request, image, strength, parse_mask(mask, image.size))
         run_settings = asdict(request) | {"strength": strength, "mask": mask}
-        return Run(run_settings, self.engine.get_captions(request), steps)
+        warnings = self.engine.get_prompt_warnings(request.prompt)
+        return Run(run_settings, warnings, self.engine.get_captions(request), steps)
 
     # The following event handlers show every step. They never yield `gr.skip()`, because it makes Gradio create a copy
     # of the component, which is kept until the session ends.
@@ -190,6 +194,7 @@ class Handlers:
     def on_generate(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
         with show_errors():
             run, steps = self.start_generate(*inputs), []
+            show_warnings(run)
             shown: tuple[str, ...] = ()
             with closing(run.steps):
                 for step in run.steps:
@@ -205,6 +210,7 @@ class Handlers:
     def on_interpolate(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
         with show_errors():
             run, images = self.start_interpolate(*inputs), []
+            show_warnings(run)
             shown: tuple[str, ...] = ()
             with closing(run.steps):
                 for step in run.steps:
@@ -221,6 +227,7 @@ class Handlers:
             *settings, upload, mask = inputs
             image = self.get_image(upload, example)
             run, images = self.start_image_to_image(image, mask, *settings), []
+            show_warnings(run)
             shown: tuple[str, ...] = ()
             with closing(run.steps):
                 for step in run.steps:
@@ -240,6 +247,7 @@ class Handlers:
             runs = []
             for name, *settings in (sides[:4], sides[4:]):
                 runs.append(self.start_generate(name, labels, num_images, *settings, seed, prompt))
+            show_warnings(*runs)
             shown: list[Update] = ["", "", "", ""]
             for side, run in enumerate(runs):
                 with closing(run.steps):
@@ -248,8 +256,8 @@ class Handlers:
                         shown[2 * side + 1] = markup.progress_bar(step)
                         yield tuple(shown)
 
-    # The following event handlers run when a setting changes and there are few steps. They write no files, because
-    # dragging a slider starts many runs.
+    # The following event handlers run when a setting changes and there are few steps. They write no files and show no
+    # warnings, because dragging a slider or typing a prompt starts many runs.
 
     def on_generate_change(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
         with show_errors():

@@ -1,5 +1,6 @@
 """Runs of a pipeline: settings, steps, and the results that the page and API clients receive."""
 
+import html
 import tempfile
 from collections.abc import Generator, Iterator
 from contextlib import closing
@@ -22,11 +23,18 @@ Update = Any
 
 @dataclass(frozen=True)
 class Run:
-    """The settings of a valid request, the captions of its images, and the steps of its generation."""
+    """The settings of a valid request, warnings about them, the captions of the images, and the generation steps."""
 
     settings: dict[str, Any]
+    warnings: list[str]
     captions: list[str]
     steps: Generator[Step]
+
+
+def show_warnings(*runs: Run) -> None:
+    for warning in dict.fromkeys(warning for run in runs for warning in run.warnings):
+        # Gradio renders HTML in the message, and the warning contains words of the prompt.
+        gr.Warning(html.escape(warning, quote=False))
 
 
 def get_positions(num_images: int) -> list[str]:
@@ -53,6 +61,7 @@ def show_live(run: Run, columns: int = 5) -> Iterator[tuple[str, str]]:
 
 
 def yield_final_grid(run: Run) -> Iterator[Update]:
+    show_warnings(run)
     images = []
     with closing(run.steps):
         for step in run.steps:

@@ -5,15 +5,17 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler
+from huggingface_hub import create_repo, upload_folder
 from torch.testing import assert_close
 
 import fmnist_diffusion
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, bundled_pipelines, load_pipeline, loading
 from fmnist_diffusion.loading import get_pipeline_folder, get_short_name
+from latent_pipelines import get_latent_pipeline, make_vae
 from saved_pipelines import save_pipeline
 from subprocesses import run_python
 from text_pipelines import CAPTIONS, get_text_pipeline
-from tiny_pipelines import sample
+from tiny_pipelines import make_classifier, sample
 
 
 REPO_ID = "someone/tiny"
@@ -190,6 +192,27 @@ class TestHub:
         assert torch.equal(sample(load("someone/text", local_files_only=True), prompt=CAPTIONS[0]), expected)
         assert self.count_downloads(hub) == 2
         assert not diffusers_log.records
+
+    @pytest.mark.parametrize("variant", [None, "fp16"])
+    def test_sharded_weights_are_downloaded(self, hub, tmp_path, variant):
+        pipe = get_text_pipeline(in_channels=2, out_channels=2)
+        pipe.register_modules(classifier=make_classifier(in_channels=2), vae=make_vae())
+        pipe.save_pretrained(tmp_path / "sharded", max_shard_size="2KB", variant=variant)
+        create_repo(REPO_ID)
+        upload_folder(repo_id=REPO_ID, folder_path=tmp_path / "sharded")
+        for options in ({}, {"local_files_only": True}):
+            loaded = load(REPO_ID, variant=variant, **options)
+            for name in ("unet", "text_encoder", "classifier", "vae"):
+                assert len(list((tmp_path / "sharded" / name).glob("*.safetensors"))) > 1
+                weights = getattr(loaded, name).state_dict()
+                assert all(torch.equal(value, weights[key]) for key, value in getattr(pipe, name).state_dict().items())
+
+    def test_passed_optional_components_are_not_downloaded(self, hub):
+        pipe = get_latent_pipeline()
+        pipe.push_to_hub(REPO_ID)
+        loaded = load(REPO_ID, vae=pipe.vae, unet=pipe.unet)
+        assert loaded.vae is pipe.vae
+        assert self.count_downloads(hub) == 0
 
     def test_missing_repository_is_an_error(self, hub):
         with pytest.raises(OSError, match="Could not find someone/else, or the token cannot access it"):

@@ -190,7 +190,7 @@ class TestFiles:
         assert metrics["num_samples"] >= 10_000
         assert metrics["metrics"]["fid_train"] > 0
         pipe = load_pipeline(name, dtype=getattr(torch, metrics["dtype"]))
-        assert metrics["unet_sha256"] == weights_hash(pipe)
+        assert metrics["weights_sha256"] == weights_hash(pipe)
 
     def test_architecture_of_spec_is_the_default(self):
         defaults = json.loads(FashionMNISTUNet2DModel().to_json_string())

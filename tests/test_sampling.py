@@ -76,7 +76,7 @@ def test_consistency_pipeline_returns_the_predicted_image_after_one_step():
 class TestSamplingConfig:
     def test_defaults_are_those_of_the_pipeline(self):
         parameters = inspect.signature(FashionMNISTPipeline.__call__).parameters
-        for name in ("num_inference_steps", "guidance_scale", "guidance_interval", "classifier_guidance_scale"):
+        for name in ("num_inference_steps", "guidance_scale", "guidance_interval"):
             assert getattr(SamplingConfig(), name) == parameters[name].default
 
     @pytest.mark.parametrize("values", [{"seed": MAX_SEED}, {"num_inference_steps": 1}, {"guidance_interval": [0, 1]}])
@@ -91,7 +91,7 @@ class TestSamplingConfig:
             ("num_inference_steps", 2.0, r"a positive integer, got 2\.0"),
             ("num_inference_steps", True, "a positive integer, got True"),
             ("guidance_scale", float("inf"), "a finite number, got inf"),
-            ("classifier_guidance_scale", float("nan"), "a finite number, got nan"),
+            ("guidance_scale", float("nan"), "a finite number, got nan"),
             ("guidance_interval", (0.5, 0.2), r"\(start, stop\) with .*, got \(0\.5, 0\.2\)"),
             ("guidance_interval", (0, 2), r"\(start, stop\) with .*, got \(0, 2\)"),
             ("guidance_interval", (0,), r"\(start, stop\) with .*, got \(0,\)"),

@@ -6,12 +6,12 @@ from pathlib import Path
 
 import torch
 from diffusers import AutoencoderKL
-from safetensors import SafetensorError
 
 from batches import ImageDataset
 from config import DataConfig
 from fmnist_diffusion.data import ImageTensors, get_height_width, to_model_input
 from fmnist_diffusion.pipelines import encode_images, get_vae_scale_factor
+from fmnist_diffusion.pipelines.components import load_model
 from pretrained import load_pretrained
 
 
@@ -33,11 +33,8 @@ def load_vae(vae: str | None) -> AutoencoderKL | None:
         if model is None:
             raise ValueError(f"`--vae` must be an autoencoder or a pipeline that contains one, got {vae}.")
         return model
-    try:
-        model = AutoencoderKL.from_pretrained(vae, use_safetensors=True)
-    except (OSError, RuntimeError, SafetensorError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:300].rstrip(".")
-        raise ValueError(f"Could not load the autoencoder in {vae} ({reason}). Train it again.") from error
+    folder = Path(vae).resolve()
+    model = load_model(folder.parent, folder.name, AutoencoderKL)
     return model.eval().requires_grad_(False)
 
 

@@ -50,7 +50,7 @@ def balance(unet: FashionMNISTUNet2DModel, class_shares: Sequence[float], streng
 def has_same_weights(evaluation: dict[str, Any], pipeline: str) -> bool:
     """Returns whether `evaluation` measured the weights of `pipeline`, possibly in a different dtype."""
     pipe = load_pipeline(pipeline, dtype=getattr(torch, evaluation["dtype"]))
-    return evaluation["unet_sha256"] == weights_hash(pipe)
+    return evaluation["weights_sha256"] == weights_hash(pipe)
 
 
 def main(args: list[str] | None = None) -> None:
@@ -72,7 +72,7 @@ def main(args: list[str] | None = None) -> None:
         shares = evaluation["metrics"]["class_shares"]
         balance(pipe.unet, shares, options.strength)
         train_config = read_train_config(get_pipeline_folder(options.pipeline) / "train_config.json") or {}
-        step = {"class_shares": shares, "strength": options.strength, "unet_sha256": evaluation["unet_sha256"]}
+        step = {"class_shares": shares, "strength": options.strength, "weights_sha256": evaluation["weights_sha256"]}
         train_config["balanced"] = [*train_config.get("balanced", []), step]
         pipe.unet.to(getattr(torch, options.dtype))
         save_with_train_config(pipe, options.output_dir, train_config)

@@ -82,7 +82,6 @@ FRACTION = Range(0, 1)
 SAMPLING_RANGES = {
     "num_inference_steps": Range(1, 100_000),
     "guidance_scale": Range(-1000, 1000),
-    "classifier_guidance_scale": Range(-1000, 1000),
     "guidance_interval": FRACTION,
     "seed": Range(0, MAX_SEED),
 }
@@ -356,8 +355,6 @@ def find_sampling_problems(section: str, values: Mapping[str, Any]) -> Iterator[
     interval = values.get(f"{section}.guidance_interval", (0, 1))
     if interval[0] > interval[1]:
         yield f"`--{section}.guidance_interval` must not end before it starts, got {format_value(interval)}."
-    if values.get(f"{section}.classifier_guidance_scale", 0) != 0:
-        yield f"`--{section}.classifier_guidance_scale` must be 0 during training, because a run has no classifier."
     scheduler = values.get(f"{section}.scheduler")
     # The names in this table do not require the slow import of diffusers.
     if scheduler is not None and scheduler not in SCHEDULERS:

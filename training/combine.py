@@ -27,7 +27,7 @@ def combine(
     The running statistics of BatchNorm are combined like the weights.
 
     Args:
-        pipelines: Pipelines with the same architecture, vocabulary, prediction type and noise schedule.
+        pipelines: Pipelines with the same architecture, vocabulary, autoencoder, prediction type and noise schedule.
         weights: One weight per pipeline, positive or negative, with a sum of 1.
         component: The component to combine: `"unet"` or `"text_encoder"`.
 
@@ -43,8 +43,8 @@ def combine(
     for number, other in enumerate(pipelines[1:], start=2):
         if not is_same_model(other, pipelines[0]):
             raise ValueError(
-                f"Pipeline {number} differs from the first one in its architecture, prediction type or noise schedule."
-                " Pass checkpoints of the same model."
+                f"Pipeline {number} differs from the first one in its architecture, autoencoder, prediction type or"
+                " noise schedule. Pass checkpoints of the same model."
             )
     states = [getattr(pipe, component).state_dict() for pipe in pipelines]
     combined = {}
@@ -65,11 +65,15 @@ def is_same_model(first: FashionMNISTPipeline, second: FashionMNISTPipeline) -> 
         architecture = {name: value for name, value in pipe.unet.config.items() if not name.startswith("_")}
         vocab = pipe.tokenizer and pipe.tokenizer.get_vocab()
         shapes = pipe.text_encoder and {key: value.shape for key, value in pipe.text_encoder.state_dict().items()}
-        # The scaling factor depends on the weights, so it is different for different autoencoders.
         vae = pipe.vae and {name: value for name, value in pipe.vae.config.items() if not name.startswith("_")}
         noise_scheduler = get_noise_scheduler(pipe)
         num_train_timesteps = noise_scheduler.config["num_train_timesteps"]
-        return architecture, vocab, shapes, vae, pipe.prediction_type, num_train_timesteps, get_betas(noise_scheduler)
+        return (
+            *(architecture, vocab, shapes, vae),
+            # The latents of different autoencoders have different meanings.
+            weights_hash(pipe, ["vae"]),
+            *(pipe.prediction_type, num_train_timesteps, get_betas(noise_scheduler)),
+        )
 
     return describe(first) == describe(second)
 
@@ -93,7 +97,7 @@ def main(args: list[str] | None = None) -> None:
     try:
         check_new_folder(options.output_dir)
         pipelines = [load_pipeline(name) for name in options.pipelines]
-        combined = {"weights": options.weights, "unet_sha256": [weights_hash(pipe) for pipe in pipelines]}
+        combined = {"weights": options.weights, "weights_sha256": [weights_hash(pipe) for pipe in pipelines]}
         train_config = find_train_config(options.pipelines[0]) or {}
         if "combined" in train_config:
             combined["first"] = train_config["combined"]

@@ -327,18 +327,29 @@ def count_steps(config: TrainingConfig, num_epochs: int, batches_per_epoch: int)
 
 
 def read_saved_settings(path: Path) -> dict[str, Any]:
-    """Reads a `config.yaml` that [`TrainingConfig.save`] wrote; raises `ValueError` if it is damaged."""
+    """Reads a `config.yaml` that [`TrainingConfig.save`] wrote.
+
+    Settings that did not exist when the file was written have their defaults.
+
+    Raises:
+        `ValueError`: If the file is damaged.
+    """
     try:
-        settings = read_yaml(path)
+        saved = read_yaml(path)
     except ValueError as error:
         raise ValueError(f"{error} Restore the file, or start a new run.") from error
-    for name, value in TrainingConfig().to_dict().items():
-        saved = settings.get(name, {})
-        if name not in settings or (
-            isinstance(value, dict) and not (isinstance(saved, dict) and value.keys() <= saved.keys())
-        ):
-            raise ValueError(f"`{name}` is incomplete in {path}. Restore the file, or start a new run.")
-    return settings
+    # YAML turns tuples into lists.
+    return add_defaults(saved, load_yaml(dump_yaml(TrainingConfig().to_dict())))
+
+
+def add_defaults(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Returns settings, whose sections are dictionaries, with the defaults of missing ones."""
+    sections = {
+        name: defaults[name] | value
+        for name, value in settings.items()
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
+    }
+    return defaults | settings | sections
 
 
 @dataclass(frozen=True)

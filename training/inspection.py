@@ -126,14 +126,14 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     if model.get("num_class_embeds") is None and not uses_labels:
         data = replace(data, label_column="none")
     check_captions(config, data, pretrained, summary, problems)
-    num_parameters = check_model(config, model, data, summary, vae, problems)
+    parameters = check_model(config, model, data, summary, vae, problems)
     check_evaluation(config, data, model, problems)
 
     # 3. machine and length of the run
     settings = resolve_length(config, data, summary, vae, problems)
     problems.raise_errors()
     resolved = ResolvedConfig(**(vars(config) | settings | {"data": data, "model": model}))
-    run_lines = describe_run(resolved, pretrained, num_parameters, summary, vae)
+    run_lines = describe_run(resolved, pretrained, parameters, summary, vae)
     for line in (*describe_images(config.data, summary), *run_lines):
         logger.info(line)
     for warning in problems.warnings:
@@ -278,8 +278,11 @@ def check_model(
     summary: DataSummary,
     vae: AutoencoderKL | None,
     problems: Problems,
-) -> int:
-    """Checks the arguments of the model and the sampling settings, and returns the number of parameters."""
+) -> dict[str, int]:
+    """Checks the arguments of the model and the sampling settings.
+
+    Returns the number of parameters of `unet` and, if the run has them, of `text_encoder` and `vae`.
+    """
     label_names = summary.label_names
     if label_names is None or len(label_names) != model.get("num_class_embeds"):
         # The errors already contain this problem.
@@ -294,12 +297,14 @@ def check_model(
             unet = FashionMNISTUNet2DModel(**make_model_config(model, shape, label_names, config.text_encoder))
     except (TypeError, ValueError) as error:
         problems.errors.append(f"model: {error}")
-        return 0
-    num_parameters = unet.num_parameters()
+        return {}
+    parameters = {"unet": unet.num_parameters()}
     if config.text_encoder.enabled:
-        num_parameters += count_parameters(config.text_encoder, get_hidden_size(unet))
+        parameters["text_encoder"] = count_parameters(config.text_encoder, get_hidden_size(unet))
     with problems.collect():
-        check_model_size(num_parameters)
+        check_model_size(sum(parameters.values()))
+    if vae is not None:
+        parameters["vae"] = vae.num_parameters()
     if config.text_encoder.enabled:
         with problems.collect():
             check_num_heads(config.text_encoder, unet)
@@ -311,7 +316,7 @@ def check_model(
         with problems.collect(section):
             copy = copy_pipeline(pipe, sampling.scheduler)
             copy.set_timesteps(sampling.num_inference_steps or copy.config["num_inference_steps"])
-    return unet.num_parameters()
+    return parameters
 
 
 def check_captions(

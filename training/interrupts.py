@@ -61,14 +61,20 @@ class Interrupts:
 
     def exchange(self) -> bool:
         """Returns whether any process has received a signal. All processes must call this method at the same step."""
-        if self.group is not None:
-            received = torch.tensor(self.received)
-            torch.distributed.all_reduce(received, torch.distributed.ReduceOp.MAX, self.group)
-            if not received:
-                # A signal that arrives during the exchange takes effect at the next step, when all processes know it.
-                return False
-            self.received = int(received)
-        return self.received != 0
+        received = self.find_maximum(self.received)
+        if received == 0:
+            # A signal that arrives during the exchange takes effect at the next step, when all processes know it.
+            return False
+        self.received = received
+        return True
+
+    def find_maximum(self, value: int) -> int:
+        """Returns the maximum of the values of all processes, which must call this method at the same step."""
+        if self.group is None:
+            return value
+        maximum = torch.tensor(value)
+        torch.distributed.all_reduce(maximum, torch.distributed.ReduceOp.MAX, self.group)
+        return int(maximum)
 
     def stop(self) -> None:
         """Raises the exception of the signal, `KeyboardInterrupt` or [`Terminated`]."""

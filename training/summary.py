@@ -1,7 +1,7 @@
 """Text about the training images and the settings of a run."""
 
 import os
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 
 from diffusers import AutoencoderKL
 
@@ -76,7 +76,7 @@ def describe_skipped(folder: str | None, skipped: Sequence[tuple[str, str]]) -> 
 def describe_run(
     config: ResolvedConfig,
     pretrained: PretrainedPipeline | None,
-    num_parameters: int,
+    parameters: Mapping[str, int],
     summary: DataSummary,
     vae: AutoencoderKL | None,
 ) -> list[str]:
@@ -102,7 +102,7 @@ def describe_run(
     if scheduler.prediction_type == "flow_prediction":
         schedule = f"flow matching with shift {scheduler.shift:g}"
     lines = [
-        format_line("model", f"{num_parameters / 1e6:.1f} M parameters, {source}"),
+        format_line("model", f"{describe_parameters(parameters)}, {source}"),
         format_line("samples", f"{format_size(size)} pixels, {colors}, {classes}"),
     ]
     shape = get_sample_shape(data, vae)
@@ -122,6 +122,14 @@ def describe_run(
         format_line("", describe_run_length(images, config)),
     ]
     return lines
+
+
+def describe_parameters(parameters: Mapping[str, int]) -> str:
+    """Describes the numbers of parameters of the components of a run."""
+    # The size of the vocabulary is not known yet.
+    names = {"unet": "U-Net with", "text_encoder": "text encoder with at most", "vae": "autoencoder with"}
+    unet, *others = (f"{names[name]} {count / 1e6:.2f} M" for name, count in parameters.items())
+    return ", ".join([f"{unet} parameters", *others])
 
 
 def describe_machine(config: ResolvedConfig) -> str:

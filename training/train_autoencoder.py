@@ -12,6 +12,7 @@ import math
 import sys
 import time
 from dataclasses import asdict, dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import Any, Literal
 
@@ -26,7 +27,7 @@ from torch.nn import functional as F
 from batches import Batches
 from checkpoint import Progress, check_progress, describe_load_errors
 from components import load_training_images, make_lr_scheduler, make_optimizer
-from config import DataConfig, OptimizerConfig
+from config import DataConfig, OptimizerConfig, add_defaults
 from fmnist_diffusion.data import ImageTensors, to_model_input, to_pil, to_uint8
 from fmnist_diffusion.files import (
     WriteError,
@@ -40,6 +41,7 @@ from fmnist_diffusion.pipelines import get_vae_scale_factor
 from interrupts import Interrupts, Terminated
 from lock import LOCK, lock_folder
 from processes import call_on_main_process
+from run import print_and_exit
 from states import copy_tensors, get_optimizer_tensors, set_optimizer_tensors, write_tensors
 
 
@@ -252,7 +254,9 @@ class AutoencoderTrainer:
                 for images, _, generator in self.batches.epoch(progress.epoch, start=progress.batch):
                     losses.append(self._train_batch(images, generator))
                     interrupted = self.interrupts.exchange()
-                    if interrupted or time.monotonic() - saved > 60 * self.config.save_minutes:
+                    is_due = time.monotonic() - saved > 60 * self.config.save_minutes
+                    # All processes must save at the same step, but their clocks differ.
+                    if interrupted or self.interrupts.find_maximum(is_due):
                         self._save(losses)
                         losses, saved = [], time.monotonic()
                     if interrupted:
@@ -280,12 +284,14 @@ class AutoencoderTrainer:
         return loss.detach()
 
     def _save(self, losses: list[torch.Tensor]) -> None:
-        """Writes a checkpoint and the outputs. The other processes wait for the next gradients of the main process."""
-        loss = float(torch.stack(losses).mean()) if losses else 0.0
+        """Writes a checkpoint and the outputs in the main process while the other processes wait."""
+        means: Any = self.accelerator.gather(torch.stack(losses).mean()) if losses else torch.zeros(1)
+        loss = float(means.mean())
         if not math.isfinite(loss):
             raise FloatingPointError(f"The loss is {loss} at step {self.progress.global_step}.")
-        if not self.accelerator.is_main_process:
-            return
+        call_on_main_process(self.accelerator, partial(self._write, loss))
+
+    def _write(self, loss: float) -> None:
         with replace_folder(self.checkpoint) as temporary:
             write_tensors(temporary / "model.safetensors", self.vae.state_dict())
             tensors = get_optimizer_tensors(self.optimizer, self.vae)
@@ -341,7 +347,7 @@ class AutoencoderTrainer:
         """Loads a checkpoint; raises `ValueError` if it does not match the settings or is damaged."""
         with describe_load_errors(self.checkpoint / "trainer.json") as path:
             state = json.loads(path.read_bytes())
-            saved, progress = state["config"], Progress(**state["progress"])
+            saved, progress = add_defaults(state["config"], asdict(AutoencoderConfig())), Progress(**state["progress"])
             check_progress(progress, progress.global_step, state["batches_per_epoch"], len(self.batches))
             if self.accelerator.scaler is not None and state["grad_scaler"]:
                 self.accelerator.scaler.load_state_dict(state["grad_scaler"])
@@ -350,11 +356,12 @@ class AutoencoderTrainer:
                 f"`--num_epochs` must be at least {progress.epoch}, the number of completed epochs, got"
                 f" {self.config.num_epochs}."
             )
-        current = json.loads(json.dumps(asdict(self.config)))
+        # JSON turns tuples into lists.
+        current, saved = json.loads(json.dumps([asdict(self.config), saved]))
         for name in current.keys() - CHANGEABLE_SETTINGS:
-            if current[name] != saved.get(name):
+            if current[name] != saved[name]:
                 raise ValueError(
-                    f"`--{name}` must be the same as in the run to resume ({saved.get(name)}), got {current[name]}."
+                    f"`--{name}` must be the same as in the run to resume ({saved[name]}), got {current[name]}."
                 )
         with describe_load_errors(self.checkpoint / "model.safetensors") as path:
             copy_tensors(load_file(path), self.vae.state_dict())
@@ -372,20 +379,18 @@ def parse_config(args: list[str]) -> AutoencoderConfig:
 
 
 def main(args: list[str]) -> None:
+    stop = partial(print_and_exit, "train_autoencoder.py")
     try:
         trainer = AutoencoderTrainer(parse_config(args))
         trainer.train()
     except KeyboardInterrupt as interrupt:
         code = 143 if isinstance(interrupt, Terminated) else 130
-        print("train_autoencoder.py: Interrupted. Pass --resume=true to resume.", file=sys.stderr)
-        raise SystemExit(code) from None
+        stop("Interrupted. Pass --resume=true to resume.", code)
     except (FloatingPointError, WriteError) as error:
-        print(f"train_autoencoder.py: error: {error}", file=sys.stderr)
-        raise SystemExit(1) from error
+        stop(f"error: {error}", 1)
     except (OSError, ValueError) as error:
-        print(f"train_autoencoder.py: error: {error}", file=sys.stderr)
-        raise SystemExit(2) from error
-    print(f"Saved the autoencoder to {trainer.folder / 'vae'}.")
+        stop(f"error: {error}", 2)
+    trainer.accelerator.print(f"Saved the autoencoder to {trainer.folder / 'vae'}.")
 
 
 if __name__ == "__main__":

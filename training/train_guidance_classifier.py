@@ -21,6 +21,7 @@ from config import ObjectiveConfig
 from export import check_new_folder, get_public_name, save_with_train_config
 from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.data import DEFAULT_DATASET, ImageTensors, load_images
+from fmnist_diffusion.files import describe_write_errors, replace_folder
 from losses import DiffusionLoss
 from model import get_noise_scheduler
 from pretrained import find_train_config
@@ -145,6 +146,8 @@ def main(args: list[str] | None = None) -> None:
     folder, device = Path(config.output_dir), torch.device(config.device)
     try:
         check_new_folder(folder)
+        with describe_write_errors(folder):
+            folder.mkdir(parents=True, exist_ok=True)
         pipe: Any = load_pipeline(config.init_from)
         if pipe.text_encoder is not None or pipe.vae is not None:
             raise ValueError("The pipeline must not have a text encoder or an autoencoder. Pass a different pipeline.")
@@ -178,7 +181,8 @@ def main(args: list[str] | None = None) -> None:
     train_config = find_train_config(config.init_from) or {}
     pipe.register_modules(classifier=classifier.cpu())
     try:
-        save_with_train_config(pipe, folder, train_config | {"guidance_classifier": settings})
+        with replace_folder(folder) as temporary:
+            save_with_train_config(pipe, temporary, train_config | {"guidance_classifier": settings})
     except OSError as error:
         parser.exit(2, f"train_guidance_classifier.py: error: {error}\n")
     print(f"Saved the pipeline to {folder}.")

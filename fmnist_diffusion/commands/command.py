@@ -21,6 +21,17 @@ def check_packages(feature: str, packages: Sequence[str], extra: str) -> None:
         )
 
 
+def hide_progress_bars() -> None:
+    """Hides the progress bars of diffusers and transformers, which they show when a pipeline is loaded."""
+    import diffusers
+
+    diffusers.utils.logging.disable_progress_bar()
+    if diffusers.utils.is_transformers_available():
+        import transformers
+
+        transformers.utils.logging.disable_progress_bar()
+
+
 class CommandError(typer.TyperException):
     """Raised if an option or other user input is invalid."""
 

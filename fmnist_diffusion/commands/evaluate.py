@@ -9,7 +9,7 @@ import typer
 
 from fmnist_diffusion.sampling import SamplingConfig
 
-from .command import PROGRAM
+from .command import PROGRAM, hide_progress_bars
 from .options import (
     BatchSize,
     ClassifierGuidanceScale,
@@ -87,7 +87,7 @@ def evaluate(
     scheduler: SchedulerName = SamplingConfig.scheduler,
     guidance_scale: GuidanceScale = SamplingConfig.guidance_scale,
     guidance_interval: GuidanceInterval = SamplingConfig.guidance_interval,
-    classifier_guidance_scale: ClassifierGuidanceScale = SamplingConfig.classifier_guidance_scale,
+    classifier_guidance_scale: ClassifierGuidanceScale = 0.0,
     unconditional: Annotated[
         bool, typer.Option("--unconditional", help="sample a class-conditional model without labels")
     ] = False,
@@ -138,19 +138,14 @@ def evaluate(
         raise ValueError(f"`{option}` only applies to Fashion-MNIST. Pass only one of `{option}` and `reference`.")
     from fmnist_diffusion.data import FASHION_MNIST_LABELS
 
-    sampling = SamplingConfig(
-        scheduler,
-        num_inference_steps,
-        guidance_scale,
-        guidance_interval,
-        classifier_guidance_scale=classifier_guidance_scale,
-    )
+    sampling = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval)
     seed_list = parse_seeds(seeds)
     evaluation = import_evaluation()
     reference_class = evaluation.FashionMNISTReference if reference is None else evaluation.ImageReference
     images = source is not None and contains_images(source)
+    options = num_samples, seed_list, cas, classifier_guidance_scale
     if not images:
-        evaluation.check_options(reference_class, sampling, not unconditional, num_samples, seed_list, cas)
+        evaluation.check_options(reference_class, sampling, not unconditional, *options)
     else:
         reject_sampling_options(context)
         if num_samples is not None:
@@ -160,12 +155,13 @@ def evaluate(
     if source is None:
         return
     processes = evaluation.connect_processes()
-    inception = None if fast else load_inception(evaluation, inception_weights, device)
+    inception_path = None if fast else find_inception(evaluation, inception_weights)
     name, default_dir = get_names(Path(source))
     folder = output_dir or default_dir
     reference_source = None if reference is None else evaluation.ImageSource.parse(reference)
 
     def make_reference(shape: tuple[int, int, int], network_device: Any) -> "Reference":
+        inception = None if inception_path is None else evaluation.InceptionFeatures(inception_path, network_device)
         if reference_source is not None:
             return evaluation.ImageReference(reference_source, inception, shape)
         return evaluation.FashionMNISTReference(inception, network_device, train_data_dir)
@@ -178,25 +174,28 @@ def evaluate(
                 shape=evaluation.FashionMNISTReference.shape if reference_source is None else None,
                 label_names=reference_source.summary.label_names if reference_source else FASHION_MNIST_LABELS,
             )
-            real_images = make_reference(tuple(samples.images.shape[1:]), inception.device if inception else "cpu")
+            real_images = make_reference(tuple(samples.images.shape[1:]), "cpu" if fast else get_device(device))
             result = evaluation.evaluate_samples(
                 samples, folder, name=name, reference=real_images, cas=cas, processes=processes
             )
         else:
             pipe = load_for_sampling(source, device, dtype)
-            has_labels = pipe.is_conditional or (pipe.classifier is not None and classifier_guidance_scale != 0)
+            conditional = not unconditional and (pipe.is_conditional or classifier_guidance_scale != 0)
+            # The Inception network takes several seconds to load, so the options are checked first.
+            evaluation.check_options(reference_class, sampling, conditional, *options, pipe)
             real_images = make_reference(pipe.image_shape, pipe.unet.device)
             result = evaluation.evaluate_pipeline(
                 pipe,
                 folder,
                 name=name,
                 sampling=sampling,
-                conditional=has_labels and not unconditional,
+                conditional=conditional,
                 reference=real_images,
                 num_samples=num_samples,
                 seeds=seed_list,
                 batch_size=batch_size,
                 cas=cas,
+                classifier_guidance_scale=classifier_guidance_scale,
                 processes=processes,
             )
     except KeyboardInterrupt:
@@ -211,14 +210,12 @@ def evaluate(
 
 def import_evaluation() -> ModuleType:
     try:
-        import transformers
-
+        hide_progress_bars()
         from fmnist_diffusion import evaluation
     except ImportError as error:
         raise ValueError(
             f"The evaluation requires {error.name}. Install it with `pip install 'fmnist-diffusion[eval]'`."
         ) from error
-    transformers.utils.logging.disable_progress_bar()
     return evaluation
 
 
@@ -237,14 +234,14 @@ def reject_sampling_options(context: typer.Context) -> None:
             raise ValueError(f"`{name}` only applies to a pipeline, but {context.params['source']} contains images.")
 
 
-def load_inception(evaluation: ModuleType, weights: str | None, device: str) -> Any:
+def find_inception(evaluation: ModuleType, weights: str | None) -> Path:
     path = evaluation.find_inception(weights)
     if path is None:
         raise ValueError(
             f"FID requires the Inception network. Run `{PROGRAM} evaluate --download-inception` once, or pass `fast`"
             " to skip the metrics that require it."
         )
-    return evaluation.InceptionFeatures(path, get_device(device))
+    return path
 
 
 def get_names(source: Path) -> tuple[str, Path]:

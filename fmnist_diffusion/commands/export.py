@@ -6,7 +6,7 @@ from typing import Annotated, Literal
 
 import typer
 
-from .command import check_packages
+from .command import check_packages, hide_progress_bars
 from .info import get_existing_folder
 
 
@@ -18,9 +18,7 @@ REQUIRED_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
 def prepare_export(feature: str) -> None:
     """Raises `ValueError` if a package is missing, and hides messages of diffusers and torch."""
     check_packages(feature, REQUIRED_PACKAGES, "onnx")
-    import diffusers
-
-    diffusers.utils.logging.disable_progress_bar()
+    hide_progress_bars()
     # If torchvision is not installed, the exporter warns about its operators.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 

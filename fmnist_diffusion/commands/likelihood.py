@@ -52,6 +52,7 @@ def likelihood(
     name, _ = get_names(Path(pipeline))
     folder = output_dir or Path("likelihood", name.replace("/", "-"))
     pipe = load_for_sampling(pipeline, device, "float32")
+    evaluation.check_likelihood(pipe)
     channels, height, width = pipe.image_shape
     images = load_images(split="test", train_data_dir=train_data_dir, resolution=(height, width), channels=channels)
     try:

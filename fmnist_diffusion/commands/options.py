@@ -6,6 +6,8 @@ import typer
 
 from fmnist_diffusion.schedulers import SCHEDULERS
 
+from .command import hide_progress_bars
+
 
 if TYPE_CHECKING:
     import torch
@@ -93,13 +95,12 @@ def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNI
         `OSError`: If the pipeline does not exist or cannot be read.
         `ValueError`: If the device does not exist or does not support `dtype`.
     """
-    import diffusers
     import torch
 
     from fmnist_diffusion.loading import load_pipeline
     from fmnist_diffusion.sampling import select_dtype
 
-    diffusers.utils.logging.disable_progress_bar()
+    hide_progress_bars()
     torch_device = get_device(device)
     if dtype == "float16" and torch_device.type == "cpu":
         raise ValueError(

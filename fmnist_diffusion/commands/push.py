@@ -4,6 +4,7 @@ from typing import Annotated
 
 import typer
 
+from .command import hide_progress_bars
 from .info import get_existing_folder
 from .options import RepoId
 
@@ -40,12 +41,10 @@ def push(
 
     If nothing has changed, no commit is made. After a failure, run the same command again to complete the upload.
     """
-    import diffusers
-
     from fmnist_diffusion.hub.client import HubError
     from fmnist_diffusion.hub.push import push_pipeline
 
-    diffusers.utils.logging.disable_progress_bar()
+    hide_progress_bars()
     try:
         url = push_pipeline(
             get_existing_folder(folder),

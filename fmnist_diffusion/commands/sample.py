@@ -62,7 +62,7 @@ def sample(
     scheduler: SchedulerName = SamplingConfig.scheduler,
     guidance_scale: GuidanceScale = SamplingConfig.guidance_scale,
     guidance_interval: GuidanceInterval = SamplingConfig.guidance_interval,
-    classifier_guidance_scale: ClassifierGuidanceScale = SamplingConfig.classifier_guidance_scale,
+    classifier_guidance_scale: ClassifierGuidanceScale = 0.0,
     seed: Annotated[int, typer.Option(metavar="N", help="random seed; image i uses seed N + i")] = SamplingConfig.seed,
     image: Annotated[
         Path | None,
@@ -108,18 +108,11 @@ def sample(
     ] = 1,
 ) -> None:
     """Generate images. Each image is saved as a PNG file, and grid.png shows all of them."""
-    config = SamplingConfig(
-        scheduler, num_inference_steps, guidance_scale, guidance_interval, seed, classifier_guidance_scale
-    )
+    config = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval, seed)
     if class_labels is None and prompt is None and guidance_scale != 1:
         raise ValueError(
             f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass `class_labels` or"
             " `prompt` to use guidance."
-        )
-    if class_labels is None and classifier_guidance_scale != 0:
-        raise ValueError(
-            f"`classifier_guidance_scale` must be 0.0 without `class_labels`, got {classifier_guidance_scale}. Pass"
-            " `class_labels` to use guidance."
         )
     if image is None and strength is not None:
         raise ValueError(f"`strength` requires an `image`, got {strength}. Pass an image, or omit `strength`.")
@@ -129,6 +122,7 @@ def sample(
         "mask_image": read_input(mask_image),
         "strength": strength,
         "num_resampling_steps": num_resampling_steps,
+        "classifier_guidance_scale": classifier_guidance_scale,
     }
     folder = make_output_dir(output_dir)
     try:
@@ -156,7 +150,7 @@ def save_images(
     """
     Generates images and saves each batch as soon as it is complete.
 
-    `inputs` contains the image-to-image and inpainting arguments of the pipeline.
+    `inputs` contains the image-to-image and inpainting arguments of the pipeline, and the classifier guidance scale.
     """
     from fmnist_diffusion import images
     from fmnist_diffusion.data import to_pil

@@ -8,7 +8,7 @@ from .fashion_mnist import FashionMNISTReference
 from .generation import load_batches
 from .image_reference import ImageReference, ImageSource
 from .inception import InceptionFeatures, download_inception, find_inception
-from .likelihood import measure_likelihood
+from .likelihood import check_likelihood, measure_likelihood
 from .processes import Processes, connect_processes, disconnect_processes
 from .provenance import weights_hash
 from .reference import Reference
@@ -28,6 +28,7 @@ __all__ = [
     "InceptionFeatures",
     "Processes",
     "Reference",
+    "check_likelihood",
     "check_options",
     "connect_processes",
     "disconnect_processes",

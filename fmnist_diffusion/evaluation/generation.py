@@ -87,7 +87,7 @@ def generate_samples(
     pipe: FashionMNISTPipeline,
     sampling: SamplingConfig,
     num_samples: int,
-    conditions: dict[str, Sequence[Any]],
+    conditions: dict[str, Any],
     batch_size: int,
     folder: Path,
     inception: InceptionFeatures | None,
@@ -96,7 +96,8 @@ def generate_samples(
     """
     Generates the samples of one seed and computes their Inception features. All `processes` must call this function.
 
-    `conditions` contains the class labels or prompts as keyword arguments of [`generate`]. Every batch is saved in
+    `conditions` contains the class labels or prompts and the classifier guidance scale as keyword arguments of
+    [`generate`]. Every batch is saved in
     `folder` and named by the index of its first image. Existing batches are loaded, and damaged ones are replaced.
     """
     batches = plan_batches(folder, num_samples, batch_size)

@@ -98,11 +98,12 @@ def measure_likelihood(
         raise ValueError(f"`num_images` must be between 2 and {len(images)}, the number of images, got {num_images}.")
     if num_steps < 1:
         raise ValueError(f"`num_steps` must be a positive integer, got {num_steps}.")
+    check_likelihood(pipe)
     check_images(pipe, images, conditional)
     noise_scheduler = make_noise_scheduler(pipe)
     settings = {
         "source": name,
-        "unet_sha256": weights_hash(pipe),
+        "weights_sha256": weights_hash(pipe),
         "images_sha256": images_hash(images.images),
         "conditional": conditional,
         "noise_schedule": {option: pipe.scheduler.config.get(option) for option in NOISE_SCHEDULE_OPTIONS},
@@ -143,8 +144,8 @@ def measure_likelihood(
     return results
 
 
-def check_images(pipe: FashionMNISTPipeline, images: ImageTensors, conditional: bool) -> None:
-    """Raises `ValueError` if the pipeline does not support the images or, with `conditional`, their labels."""
+def check_likelihood(pipe: FashionMNISTPipeline) -> None:
+    """Raises `ValueError` if the likelihood of this kind of pipeline cannot be measured."""
     if isinstance(pipe.scheduler, LCMScheduler):
         raise ValueError(
             "A consistency model does not predict the velocity of a probability-flow ODE, so it has no likelihood."
@@ -160,6 +161,10 @@ def check_images(pipe: FashionMNISTPipeline, images: ImageTensors, conditional: 
         raise ValueError(
             "The likelihood of flow-matching models is not supported. Pass a model with a noise schedule."
         )
+
+
+def check_images(pipe: FashionMNISTPipeline, images: ImageTensors, conditional: bool) -> None:
+    """Raises `ValueError` if the pipeline does not support the images or, with `conditional`, their labels."""
     shape = tuple(images.images.shape[1:])
     if shape != pipe.image_shape:
         raise ValueError(

@@ -2,6 +2,7 @@
 
 import hashlib
 import platform
+from collections.abc import Sequence
 from importlib.metadata import distributions
 
 import torch
@@ -9,16 +10,17 @@ import torch
 from fmnist_diffusion import FashionMNISTPipeline
 
 
+MODELS = ("unet", "text_encoder", "classifier", "vae")
 PACKAGES = ("fmnist-diffusion", "torch", "diffusers", "transformers", "torchmetrics", "openvino", "numpy")
 
 
-def weights_hash(pipe: FashionMNISTPipeline) -> str:
-    """Returns the SHA-256 of the names and float32 values of the weights and buffers of the model.
+def weights_hash(pipe: FashionMNISTPipeline, models: Sequence[str] = MODELS) -> str:
+    """Returns the SHA-256 of the names and float32 values of the weights and buffers of the models of a pipeline.
 
-    If the pipeline has a text encoder, a classifier or an autoencoder, their weights and buffers are included.
+    Models that the pipeline does not have are ignored.
     """
     digest = hashlib.sha256()
-    for model in (pipe.unet, pipe.text_encoder, pipe.classifier, pipe.vae):
+    for model in (getattr(pipe, name) for name in models):
         for name, tensor in sorted(model.state_dict().items()) if model is not None else ():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())

@@ -39,6 +39,7 @@ def evaluate_pipeline(
     seeds: Sequence[int] = (0,),
     batch_size: int = 100,
     cas: bool = False,
+    classifier_guidance_scale: float = 0.0,
     processes: Processes | None = None,
 ) -> dict[str, Any]:
     r"""
@@ -63,6 +64,7 @@ def evaluate_pipeline(
         batch_size (`int`, defaults to 100): Number of images per batch; it does not affect the samples.
         cas (`bool`, defaults to `False`):
             Whether to measure the classification accuracy score of the samples of the first seed; see [`measure_cas`].
+        classifier_guidance_scale (`float`, defaults to 0.0): See [`~FashionMNISTPipeline.__call__`].
         processes ([`Processes`], *optional*):
             Processes that call this function together to share the work. The results do not depend on their number.
 
@@ -74,7 +76,8 @@ def evaluate_pipeline(
             a sample has NaN or infinite pixels, `folder` contains other files, or the real images are not available.
     """
     # All arguments are checked before any image is loaded.
-    check_options(type(reference), sampling, conditional, num_samples, seeds, cas)
+    options: dict[str, Any] = {"classifier_guidance_scale": classifier_guidance_scale, "pipe": pipe}
+    check_options(type(reference), sampling, conditional, num_samples, seeds, cas, **options)
     reference.check_pipeline(pipe, conditional)
     pipe = copy_pipeline(pipe, sampling.scheduler)
     pipe.set_progress_bar_config(disable=True)
@@ -86,12 +89,14 @@ def evaluate_pipeline(
         check_cas(reference, label_names)
     if num_samples is None:
         num_samples = len(reference.train) if cas else DEFAULT_NUM_SAMPLES
-        check_options(type(reference), sampling, conditional, num_samples, seeds, cas)
-    conditions = reference.choose_conditions(pipe, num_samples) if conditional else {}
+        check_options(type(reference), sampling, conditional, num_samples, seeds, cas, **options)
+    conditions: dict[str, Any] = {"classifier_guidance_scale": classifier_guidance_scale}
+    if conditional:
+        conditions |= reference.choose_conditions(pipe, num_samples)
     scheduler_config = {key: to_json(value) for key, value in pipe.scheduler.config.items() if key[0] != "_"}
     settings = {
         "source": name,
-        "unet_sha256": weights_hash(pipe),
+        "weights_sha256": weights_hash(pipe),
         "num_samples": num_samples,
         "seeds": list(seeds),
         "num_inference_steps": sampling.num_inference_steps,
@@ -107,8 +112,8 @@ def evaluate_pipeline(
         "versions": get_versions(),
         **reference.get_settings(pipe if conditional else None),
     }
-    if sampling.classifier_guidance_scale != 0:
-        settings["classifier_guidance_scale"] = sampling.classifier_guidance_scale
+    if classifier_guidance_scale != 0:
+        settings["classifier_guidance_scale"] = classifier_guidance_scale
     evaluator = Evaluator(reference, folder, settings, processes)
     runs = (
         generate_samples(
@@ -224,19 +229,43 @@ def check_options(
     num_samples: int | None,
     seeds: Sequence[int],
     cas: bool,
+    classifier_guidance_scale: float = 0.0,
+    pipe: FashionMNISTPipeline | None = None,
 ) -> None:
-    """Raises `ValueError` if arguments of [`evaluate_pipeline`] contradict each other or are out of range."""
+    """
+    Raises `ValueError` if arguments of [`evaluate_pipeline`] contradict each other or are out of range, or if `pipe`
+    lacks a component that they require.
+    """
     if num_samples is not None:
         reference_class.check_num_samples(num_samples)
         if num_samples > IMAGES_PER_SEED:
             raise ValueError(f"`num_samples` must be at most {IMAGES_PER_SEED}, got {num_samples}.")
     if not all(0 <= seed < NUM_SEEDS for seed in seeds):
         raise ValueError(f"`seeds` must be between 0 and {NUM_SEEDS - 1}, got {', '.join(map(str, seeds))}.")
-    for name, disabled in (("guidance_scale", 1.0), ("classifier_guidance_scale", 0.0)):
-        if not conditional and getattr(sampling, name) != disabled:
-            raise ValueError(f"`{name}` must be {disabled} for unconditional sampling, got {getattr(sampling, name)}.")
+    for name, value, disabled in (
+        ("guidance_scale", sampling.guidance_scale, 1.0),
+        ("classifier_guidance_scale", classifier_guidance_scale, 0.0),
+    ):
+        if not conditional and value != disabled:
+            raise ValueError(
+                f"`{name}` must be {disabled} for unconditional sampling, got {value}. Omit it, or evaluate"
+                " conditional samples."
+            )
     if not conditional and cas:
         raise ValueError(LABELS_REQUIRED)
+    if pipe is not None:
+        has_prompts = pipe.text_encoder is not None
+        # The pipeline checks these arguments itself, but only after the real images have been prepared.
+        pipe.check_inputs(
+            class_labels=0 if conditional and not has_prompts else None,
+            prompt="" if conditional and has_prompts else None,
+            num_images_per_prompt=1,
+            num_inference_steps=1,
+            output_type="latent",
+            callback_on_step_end_tensor_inputs=(),
+            guidance_scale=sampling.guidance_scale,
+            classifier_guidance_scale=classifier_guidance_scale,
+        )
 
 
 def to_json(value: Any) -> Any:

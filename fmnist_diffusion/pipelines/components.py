@@ -16,12 +16,11 @@ from .download import download_pipeline
 from .files import (
     INDEX_NAME,
     SCHEDULER_CONFIG,
-    TEXT_ENCODER_CONFIGS,
-    VAE_CONFIG,
+    TOKENIZER_FILES,
     check_weights,
-    check_weights_size,
-    get_text_weights_name,
+    check_weights_file,
     has_component,
+    list_weights,
     read_json_object,
 )
 from .pipeline_fmnist import check_settings
@@ -32,6 +31,7 @@ MODEL_CLASSES: dict[str, Any] = {
     "classifier": FashionMNISTGuidanceClassifier,
     "vae": diffusers.AutoencoderKL,
 }
+OPTIONAL_COMPONENTS = ("text_encoder", "tokenizer", "classifier", "vae")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 # diffusers only checks these options of a scheduler when it generates images.
 CHOICES = {
@@ -75,9 +75,8 @@ def load_components(
         `OSError`: If a file does not exist, cannot be downloaded, or is damaged.
         `ValueError`: If `use_safetensors` is `False`.
     """
-    unet, scheduler = kwargs.pop("unet", None), kwargs.pop("scheduler", None)
-    optional_names = ("text_encoder", "tokenizer", "classifier", "vae")
-    components = {name: kwargs.pop(name) for name in optional_names if name in kwargs}
+    passed = {name: kwargs.pop(name) for name in ("unet", "scheduler", *OPTIONAL_COMPONENTS) if name in kwargs}
+    components = {name: item for name, item in passed.items() if item is not None or name in OPTIONAL_COMPONENTS}
     hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
     folder = Path(path)
     if not folder.is_dir():
@@ -86,9 +85,7 @@ def load_components(
                 f"Could not find a pipeline at {path!r}: pass a local folder with {INDEX_NAME}, or a Hub repository id"
                 " (`owner/name`)."
             )
-        folder = download_pipeline(
-            path, scheduler=scheduler is None, unet=unet is None, variant=variant, **hub_options
-        )
+        folder = download_pipeline(path, exclude=components, variant=variant, **hub_options)
     index = read_json_object(folder / INDEX_NAME)
     settings = {
         "num_inference_steps": index.get("num_inference_steps", 20),
@@ -97,15 +94,19 @@ def load_components(
     with _named_errors(folder / INDEX_NAME):
         check_settings(**settings)
     settings |= {name: kwargs.pop(name) for name in list(settings) if name in kwargs}
-    if scheduler is None:
-        scheduler = load_scheduler(folder, index)
-    if has_component(index, "text_encoder"):
-        components = load_text_components(folder, variant, device_map, **kwargs) | components
-    for name in ("classifier", "vae"):
-        if has_component(index, name) and name not in components:
-            components[name] = load_model(folder, index, name, variant, device_map, **kwargs)
-    if unet is None:
-        unet = load_model(folder, index, "unet", variant, device_map, **kwargs)
+    for name in ("scheduler", *OPTIONAL_COMPONENTS, "unet"):
+        if name in components or (name in OPTIONAL_COMPONENTS and not has_component(index, name)):
+            continue
+        class_name = _read_class_name(folder / INDEX_NAME, index, name)
+        if name == "scheduler":
+            components[name] = load_scheduler(folder, class_name)
+        elif name == "text_encoder":
+            components[name] = load_text_encoder(folder, variant, device_map, **kwargs)
+        elif name == "tokenizer":
+            components[name] = load_tokenizer(folder)
+        else:
+            components[name] = load_model(folder, name, MODEL_CLASSES[name], variant, device_map, **kwargs)
+    unet, scheduler = components.pop("unet"), components.pop("scheduler")
     check_text_encoder(folder, unet, components.get("text_encoder"))
     check_vae(folder, unet, components.get("vae"))
     return unet, scheduler, settings | components
@@ -118,13 +119,13 @@ def _read_class_name(path: Path, index: Mapping[str, Any], component: str) -> st
     return entry[1]
 
 
-def load_scheduler(folder: Path, index: Mapping[str, Any]) -> Any:
+def load_scheduler(folder: Path, class_name: str) -> Any:
     """Loads the scheduler of a pipeline; raises `OSError` if a file is damaged."""
-    name, path = _read_class_name(folder / INDEX_NAME, index, "scheduler"), folder / SCHEDULER_CONFIG
-    scheduler_class: Any = getattr(diffusers, name, None)
+    path = folder / SCHEDULER_CONFIG
+    scheduler_class: Any = getattr(diffusers, class_name, None)
     bases = (diffusers.SchedulerMixin, diffusers.ConfigMixin)
     if not (isinstance(scheduler_class, type) and all(issubclass(scheduler_class, base) for base in bases)):
-        raise OSError(f"`scheduler` in {folder / INDEX_NAME} must be a diffusers scheduler, got {name!r}.")
+        raise OSError(f"`scheduler` in {folder / INDEX_NAME} must be a diffusers scheduler, got {class_name!r}.")
     config = read_json_object(path)
     for name, parameter in inspect.signature(scheduler_class).parameters.items():
         if name in config:
@@ -174,22 +175,21 @@ def _check_noise_schedule(path: Path, scheduler: Any) -> None:
 
 
 def load_model(
-    folder: Path, index: Mapping[str, Any], component: str, variant: str | None, device_map: Any, **kwargs: Any
+    folder: Path, component: str, model_class: Any, variant: str | None = None, device_map: Any = None, **kwargs: Any
 ) -> Any:
     """
-    Loads the U-Net, the classifier or the autoencoder of a pipeline.
+    Loads a model of diffusers or of this package, and checks its weights.
 
     Args:
         folder (`Path`): Folder of the pipeline.
-        index (`Mapping`): Content of `model_index.json`.
-        component (`str`): `"unet"`, `"classifier"` or `"vae"`.
+        component (`str`): Name of the folder with the model, such as `"unet"`.
+        model_class (`type`): Class of the model.
         variant, device_map, kwargs: See [`FashionMNISTPipeline.from_pretrained`].
 
     Raises:
         `OSError`: If a file is damaged or does not exist.
         `ValueError`: If `use_safetensors` is `False`.
     """
-    _read_class_name(folder / INDEX_NAME, index, component)
     for name in ("trust_remote_code", "output_loading_info"):
         kwargs.pop(name, None)
     if not kwargs.pop("use_safetensors", True):
@@ -203,7 +203,6 @@ def load_model(
     config = read_json_object(path)
     if "quantization_config" in config:
         raise OSError(f"`quantization_config` in {path} is not supported. Remove it.")
-    model_class = MODEL_CLASSES[component]
     # The meta device allocates no memory, so the files can be checked before a large model is created.
     with _named_errors(path), torch.device("meta"):
         meta_model: Any = model_class.from_config(config)
@@ -220,20 +219,16 @@ def load_model(
     return model
 
 
-def load_text_components(folder: Path, variant: str | None, device_map: Any, **kwargs: Any) -> dict[str, Any]:
-    """Loads the text encoder and the tokenizer of a pipeline; raises `OSError` if a file is damaged or missing."""
-    try:
-        from transformers import CLIPTextModel, CLIPTokenizer
-    except ImportError as error:
-        raise OSError(
-            f"The text encoder in {folder} requires transformers. Run `pip install 'fmnist-diffusion[text]'`."
-        ) from error
+def load_text_encoder(folder: Path, variant: str | None, device_map: Any, **kwargs: Any) -> Any:
+    """Loads the text encoder of a pipeline; raises `OSError` if a file is damaged or missing."""
+    with _required_transformers(folder):
+        from transformers import CLIPTextModel
 
-    encoder_folder, tokenizer_folder = folder / "text_encoder", folder / "tokenizer"
-    for name in (*TEXT_ENCODER_CONFIGS, get_text_weights_name(variant)):
-        if not (folder / name).is_file():
-            raise OSError(f"Could not find {folder / name}. Download or save the pipeline again.")
-    check_weights_size(folder / get_text_weights_name(variant))
+    encoder_folder = folder / "text_encoder"
+    read_json_object(encoder_folder / "config.json")
+    weights = list_weights(folder, "text_encoder", variant)
+    for path in weights:
+        check_weights_file(path)
     dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
     if isinstance(dtype, dict):
         dtype = dtype.get("text_encoder", dtype.get("default"))
@@ -252,10 +247,30 @@ def load_text_components(folder: Path, variant: str | None, device_map: Any, **k
     problems = [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]
     if problems:
         raise OSError(f"{problems[0]} in {encoder_folder} does not fit its config. Save or download it again.")
-    check_finite(text_encoder, folder / get_text_weights_name(variant))
-    with _named_errors(tokenizer_folder):
-        tokenizer = CLIPTokenizer.from_pretrained(tokenizer_folder)
-    return {"text_encoder": text_encoder, "tokenizer": tokenizer}
+    check_finite(text_encoder, weights[0])
+    return text_encoder
+
+
+def load_tokenizer(folder: Path) -> Any:
+    """Loads the tokenizer of a pipeline; raises `OSError` if a file is damaged or missing."""
+    with _required_transformers(folder):
+        from transformers import CLIPTokenizer
+
+    for name in TOKENIZER_FILES:
+        if not (folder / name).is_file():
+            raise OSError(f"Could not find {folder / name}. Download or save the pipeline again.")
+    with _named_errors(folder / "tokenizer"):
+        return CLIPTokenizer.from_pretrained(folder / "tokenizer")
+
+
+@contextmanager
+def _required_transformers(folder: Path) -> Iterator[None]:
+    try:
+        yield
+    except ImportError as error:
+        raise OSError(
+            f"The text encoder in {folder} requires transformers. Run `pip install 'fmnist-diffusion[text]'`."
+        ) from error
 
 
 def check_text_encoder(folder: Path, unet: Any, text_encoder: Any) -> None:
@@ -279,12 +294,13 @@ def check_vae(folder: Path, unet: Any, vae: Any) -> None:
             f"The autoencoder in {folder} does not match the model: `latent_channels` must be {expected}, got"
             f" {channels}. Save or download the pipeline again."
         )
+    path = folder / "vae" / "config.json"
     for name, value, minimum, kind in (
         ("scaling_factor", vae.config.scaling_factor, 0, "positive"),
         ("shift_factor", vae.config.shift_factor or 0, -math.inf, "finite"),
     ):
         if not isinstance(value, int | float) or not math.isfinite(value) or value <= minimum:
-            raise OSError(f"`{name}` in {folder / VAE_CONFIG} must be a {kind} number, got {str(value)[:100]!r}.")
+            raise OSError(f"`{name}` in {path} must be a {kind} number, got {str(value)[:100]!r}.")
 
 
 def check_finite(model: torch.nn.Module, path: Path | str) -> None:

@@ -4,6 +4,7 @@ import hashlib
 import logging
 import os
 import re
+from collections.abc import Collection
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -13,15 +14,12 @@ from huggingface_hub.errors import EntryNotFoundError, FileMetadataError, HfHubH
 
 from ..hub.client import HubError, call_hub
 from .files import (
-    CLASSIFIER_CONFIG,
     INDEX_NAME,
     MAX_WEIGHTS_BYTES,
+    MODELS,
     SCHEDULER_CONFIG,
-    TEXT_ENCODER_CONFIGS,
-    UNET_CONFIG,
-    VAE_CONFIG,
+    TOKENIZER_FILES,
     get_shard_names,
-    get_text_weights_name,
     get_weights_index_name,
     get_weights_name,
     has_component,
@@ -35,8 +33,7 @@ logger = logging.getLogger(__name__)
 def download_pipeline(
     repo_id: str,
     *,
-    scheduler: bool = True,
-    unet: bool = True,
+    exclude: Collection[str] = (),
     variant: str | None = None,
     revision: str | None = None,
     token: str | bool | None = None,
@@ -52,7 +49,7 @@ def download_pipeline(
 
     Args:
         repo_id (`str`): Repository id, `owner/name`.
-        scheduler, unet (`bool`, defaults to `True`): Whether to download this component.
+        exclude (`Collection[str]`, defaults to `()`): Names of components that are not downloaded.
         variant (`str`, *optional*): Variant of the weights, such as `"fp16"`.
         revision, token, cache_dir, force_download, local_files_only: See [`DiffusionPipeline.from_pretrained`].
 
@@ -62,7 +59,7 @@ def download_pipeline(
     Raises:
         `OSError`: If a file does not exist, cannot be downloaded, or is damaged.
     """
-    files = _Files(repo_id, scheduler, unet, variant, None if cache_dir is None else Path(cache_dir), token)
+    files = _Files(repo_id, exclude, variant, None if cache_dir is None else Path(cache_dir), token)
     revision = revision or constants.DEFAULT_REVISION
     offline = local_files_only or constants.HF_HUB_OFFLINE
     if offline or (re.fullmatch("[0-9a-f]{40}", revision) and not force_download):
@@ -90,29 +87,28 @@ class _Files:
     """The files of a pipeline on the Hub and in the cache."""
 
     repo_id: str
-    scheduler: bool
-    unet: bool
+    exclude: Collection[str]
     variant: str | None
     cache_dir: Path | None
     token: str | bool | None
 
     def find(self, revision: str) -> Path | None:
         """Returns the folder of a revision in the cache, or `None` if it is incomplete."""
-        weights = get_weights_name(self.variant)
-        if self.unet and self._find_file(weights, revision) is None:
-            weights = get_weights_index_name(self.variant)
         index = self._find_file(INDEX_NAME, revision)
         if index is None:
             return None
         _check_cached(index)
-        paths = [index, *(self._find_file(name, revision) for name in self._list_files(index))]
-        if self.unet:
-            paths.append(self._find_file(weights, revision))
-            if weights == get_weights_index_name(self.variant) and paths[-1] is not None:
-                paths += [self._find_file(name, revision) for name in get_shard_names(paths[-1])]
-        if None in paths:
+        names, models = self._list_files(index)
+        for model in models:
+            name, shards = get_weights_name(model, self.variant), get_weights_index_name(model, self.variant)
+            if self._find_file(name, revision) is None and (path := self._find_file(shards, revision)) is not None:
+                names += [shards, *get_shard_names(path)]
+            else:
+                names.append(name)
+        paths = [path for name in names if (path := self._find_file(name, revision)) is not None]
+        if len(paths) < len(names):
             return None
-        for path in paths[1:]:
+        for path in paths:
             _check_cached(path)
         return index.parent
 
@@ -120,41 +116,40 @@ class _Files:
         """Downloads the files of a revision and returns their folder."""
         commit = self._get_metadata(INDEX_NAME, revision).commit_hash
         index = self._download_file(INDEX_NAME, commit, force_download)
-        for name in self._list_files(index):
+        names, models = self._list_files(index)
+        for name in names:
             self._download_file(name, commit, force_download)
-        if self.unet:
+        for model in models:
             try:
-                self._download_file(get_weights_name(self.variant), commit, force_download)
+                self._download_file(get_weights_name(model, self.variant), commit, force_download)
             except HubError as error:
                 if not isinstance(error.__cause__, EntryNotFoundError):
                     raise
-                self._download_shards(commit, force_download)
+                self._download_shards(model, commit, force_download)
         # The branch in the cache must refer to a complete copy, so it is updated last.
         return self._call(INDEX_NAME, revision).parent
 
-    def _download_shards(self, commit: str, force_download: bool) -> None:
+    def _download_shards(self, model: str, commit: str, force_download: bool) -> None:
         try:
-            index = self._download_file(get_weights_index_name(self.variant), commit, force_download)
+            index = self._download_file(get_weights_index_name(model, self.variant), commit, force_download)
         except HubError as error:
             if not isinstance(error.__cause__, EntryNotFoundError):
                 raise
             raise OSError(
-                f"{self.repo_id} contains no {get_weights_name(self.variant)}. Check `revision` and `variant`; weights"
-                " in other formats are not supported."
+                f"{self.repo_id} contains no {get_weights_name(model, self.variant)}. Check `revision` and `variant`;"
+                " weights in other formats are not supported."
             ) from error
         for name in get_shard_names(index):
             self._download_file(name, commit, force_download)
 
-    def _list_files(self, index: Path) -> list[str]:
-        """Returns the files that a pipeline with this `model_index.json` requires, except the weights of the U-Net."""
-        names = [*([SCHEDULER_CONFIG] if self.scheduler else []), *([UNET_CONFIG] if self.unet else [])]
+    def _list_files(self, index: Path) -> tuple[list[str], list[str]]:
+        """Returns the files that a pipeline with this `model_index.json` requires, without weights, and its models."""
         content = read_json_object(index)
-        if has_component(content, "text_encoder"):
-            names += [*TEXT_ENCODER_CONFIGS, get_text_weights_name(self.variant)]
-        for component, config in (("classifier", CLASSIFIER_CONFIG), ("vae", VAE_CONFIG)):
-            if has_component(content, component):
-                names += [config, get_weights_name(self.variant, component)]
-        return names
+        files = {"scheduler": [SCHEDULER_CONFIG], "tokenizer": list(TOKENIZER_FILES)}
+        files |= {model: [f"{model}/config.json"] for model in MODELS}
+        components = [name for name in files if has_component(content, name) and name not in self.exclude]
+        names = [name for component in components for name in files[component]]
+        return names, [component for component in components if component in MODELS]
 
     def _find_file(self, name: str, revision: str) -> Path | None:
         path = try_to_load_from_cache(self.repo_id, name, cache_dir=self.cache_dir, revision=revision)

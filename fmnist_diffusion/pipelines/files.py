@@ -7,40 +7,47 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
 from safetensors import SafetensorError, safe_open
 
 
 INDEX_NAME = "model_index.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
-UNET_CONFIG = "unet/config.json"
-CLASSIFIER_CONFIG = "classifier/config.json"
-VAE_CONFIG = "vae/config.json"
-TEXT_ENCODER_CONFIGS = ("text_encoder/config.json", "tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
+TOKENIZER_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
+MODELS = ("unet", "text_encoder", "classifier", "vae")
 MAX_JSON_BYTES = 10_000_000
 MAX_WEIGHTS_BYTES = 4_000_000_000
 # Larger numbers in a config would only exhaust the memory.
 MAX_INTEGER = 1_000_000
 
 
-def get_weights_name(variant: str | None, component: str = "unet") -> str:
-    stem, suffix = SAFETENSORS_WEIGHTS_NAME.split(".")
-    return f"{component}/{stem}.{variant}.{suffix}" if variant else f"{component}/{SAFETENSORS_WEIGHTS_NAME}"
+def get_weights_name(component: str, variant: str | None) -> str:
+    """Returns the name of the file with the weights of a model, unless they are sharded."""
+    # transformers and diffusers use different names.
+    stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
+    return f"{component}/{stem}.{variant}.safetensors" if variant else f"{component}/{stem}.safetensors"
 
 
-def get_text_weights_name(variant: str | None) -> str:
-    return f"text_encoder/model.{variant}.safetensors" if variant else "text_encoder/model.safetensors"
+def get_weights_index_name(component: str, variant: str | None) -> str:
+    """Returns the name of the file that lists the shards of the weights."""
+    name = get_weights_name(component, None)
+    return f"{name}.index.{variant}.json" if variant else f"{name}.index.json"
+
+
+def list_weights(folder: Path, component: str, variant: str | None) -> list[Path]:
+    """
+    Returns the files with the weights of a model, which may be sharded.
+
+    Raises:
+        `OSError`: If the file that lists the shards is damaged.
+    """
+    index_path = folder / get_weights_index_name(component, variant)
+    names = get_shard_names(index_path) if index_path.is_file() else [get_weights_name(component, variant)]
+    return [folder / name for name in names]
 
 
 def has_component(index: Mapping[str, Any], name: str) -> bool:
-    """Returns whether a pipeline has an optional component; `index` is the content of its `model_index.json`."""
+    """Returns whether a pipeline has a component; `index` is the content of its `model_index.json`."""
     return index.get(name) not in (None, [None, None])
-
-
-def get_weights_index_name(variant: str | None, component: str = "unet") -> str:
-    """Returns the name of the file that lists the shards of the weights."""
-    stem = SAFE_WEIGHTS_INDEX_NAME.removesuffix(".index.json")
-    return f"{component}/{stem}.{variant}.index.json" if variant else f"{component}/{SAFE_WEIGHTS_INDEX_NAME}"
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
@@ -86,7 +93,7 @@ def _list_numbers(value: Any) -> list[int | float]:
 
 def get_shard_names(index_path: Path) -> list[str]:
     """
-    Returns the names of the files that `diffusion_pytorch_model.safetensors.index.json` lists.
+    Returns the names of the files that an index of sharded weights lists.
 
     Raises:
         `OSError`: If the file is damaged.
@@ -111,7 +118,7 @@ def check_weights(folder: Path, component: str, variant: str | None, model: torc
 
     Args:
         folder (`Path`): Folder of the pipeline.
-        component (`str`): `"unet"`, `"classifier"` or `"vae"`.
+        component (`str`): Name of the folder with the model, such as `"unet"`.
         variant (`str`, *optional*): Variant of the weights.
         model (`torch.nn.Module`): A model with the stored config, which may be on the meta device.
 
@@ -121,9 +128,7 @@ def check_weights(folder: Path, component: str, variant: str | None, model: torc
     Raises:
         `OSError`: If a file does not exist, is damaged, or does not fit the model.
     """
-    index_path, config_path = folder / get_weights_index_name(variant, component), folder / component / "config.json"
-    names = get_shard_names(index_path) if index_path.is_file() else [get_weights_name(variant, component)]
-    paths = [folder / name for name in names]
+    config_path, paths = folder / component / "config.json", list_weights(folder, component, variant)
     expected = model.state_dict()
     for path in paths:
         for name, (shape, is_floating_point) in _read_header(path).items():
@@ -131,40 +136,40 @@ def check_weights(folder: Path, component: str, variant: str | None, model: torc
             if tensor is None:
                 raise OSError(
                     f"{path} contains {name}, which the model in {config_path} does not have."
-                    " Download or save the pipeline again."
+                    " Download or save the weights again."
                 )
             if shape != tuple(tensor.shape):
                 raise OSError(
                     f"{name} in {path} has shape {shape}, but {config_path} requires {tuple(tensor.shape)}."
-                    " Download or save the pipeline again."
+                    " Download or save the weights again."
                 )
             if is_floating_point != tensor.is_floating_point():
                 raise OSError(
                     f"{name} in {path} does not have a dtype that fits {tensor.dtype}."
-                    " Download or save the pipeline again."
+                    " Download or save the weights again."
                 )
     if expected:
         raise OSError(
             f"{paths[0]} does not contain {next(iter(expected))}, which the model in {config_path} requires."
-            " Download or save the pipeline again."
+            " Download or save the weights again."
         )
     return paths
 
 
-def check_weights_size(path: Path) -> None:
-    """Raises `OSError` if a weights file is too large."""
+def check_weights_file(path: Path) -> None:
+    """Raises `OSError` if a weights file does not exist or is too large."""
+    if not path.is_file():
+        raise OSError(
+            f"Could not find {path}. Check `variant`, or save the weights again; weights in other formats are not"
+            " supported."
+        )
     if path.stat().st_size > MAX_WEIGHTS_BYTES:
         raise OSError(f"{path} has more than {MAX_WEIGHTS_BYTES} bytes, the limit for weights.")
 
 
 def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
     """Returns the shape of each tensor and whether it has a floating-point dtype."""
-    if not path.is_file():
-        raise OSError(
-            f"Could not find {path}. Check `variant`, or save the pipeline again; weights in other formats are not"
-            " supported."
-        )
-    check_weights_size(path)
+    check_weights_file(path)
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

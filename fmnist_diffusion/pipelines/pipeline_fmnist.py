@@ -718,8 +718,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         negative_prompts = [negative_prompt or ""] if not isinstance(negative_prompt, list) else negative_prompt
         if len(negative_prompts) == 1:
             negative_prompts = negative_prompts * len(prompts)
-        self._log_unknown_words([*prompts, *negative_prompts])
-        self._log_truncated_prompts([*prompts, *negative_prompts])
+        for problem in self.find_prompt_problems([*prompts, *negative_prompts]):
+            logger.warning(problem)
         tokens = self.tokenizer(
             [*prompts, *negative_prompts], padding="max_length", truncation=True, return_tensors="pt"
         )
@@ -729,24 +729,28 @@ class FashionMNISTPipeline(DiffusionPipeline):
         )
         return prompt_embeds, negative_prompt_embeds
 
-    def _log_unknown_words(self, prompts: Sequence[str]) -> None:
+    def find_prompt_problems(self, prompts: Sequence[str]) -> list[str]:
+        """
+        Returns a sentence about the words that the tokenizer does not know, and one about the truncated parts of
+        prompts. The images may not show these words and parts. The list is empty if there are none.
+        """
+        problems = []
         words = dict.fromkeys(word for prompt in prompts for word in re.findall(r"[^\W\d_]+", prompt))
         # The tokenizer has one token for each word of its training captions.
         unknown = [word for word in words if len(self.tokenizer.tokenize(word)) > 1]
         if unknown:
-            logger.warning(f"The tokenizer does not know these words of the prompt: {', '.join(unknown)}.")
-
-    def _log_truncated_prompts(self, prompts: Sequence[str]) -> None:
+            problems.append(f"The tokenizer does not know these words of the prompt: {', '.join(unknown)}.")
         max_length = self.tokenizer.model_max_length
         token_ids = self.tokenizer(list(dict.fromkeys(prompts)), verbose=False).input_ids
         # A truncated sequence keeps its first `max_length - 1` tokens and the end token.
         removed = [ids[max_length - 1 : -1] for ids in token_ids if len(ids) > max_length]
         if removed:
             parts = ", ".join(repr(text.strip()) for text in self.tokenizer.batch_decode(removed))
-            logger.warning(
+            problems.append(
                 "The following part of the prompt was truncated because the text encoder can only handle sequences of"
                 f" up to {max_length} tokens: {parts}."
             )
+        return problems
 
     def check_inputs(
         self,
@@ -785,7 +789,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 raise ValueError(f"`{name}` must be a finite number, got {value}.")
         if self.text_encoder is None and not (prompt is None and negative_prompt is None):
             name = "negative_prompt" if prompt is None else "prompt"
-            raise ValueError(f"`{name}` requires a pipeline with a text encoder. Pass `class_labels` instead.")
+            hint = "Omit it." if self.num_classes is None else "Pass `class_labels` instead."
+            raise ValueError(f"`{name}` requires a pipeline with a text encoder. {hint}")
         for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
             texts = value if isinstance(value, list) and value else [value]
             if value is not None and not all(isinstance(text, str) for text in texts):
@@ -859,7 +864,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if self.classifier is None:
             raise ValueError(
                 "`classifier_guidance_scale` must be 0.0 for a pipeline without a classifier, got"
-                f" {classifier_guidance_scale}. Train a classifier with `training/train_guidance_classifier.py`."
+                f" {classifier_guidance_scale}. Omit it, or add a classifier with"
+                " `training/train_guidance_classifier.py`."
             )
         if class_labels is None:
             raise ValueError(

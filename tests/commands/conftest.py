@@ -17,6 +17,25 @@ def pipeline(tmp_path_factory) -> str:
 
 
 @pytest.fixture
+def no_slow_steps(monkeypatch) -> None:
+    """Fails the test if images are decoded or generated, or if a large network is loaded or exported."""
+
+    def fail(*args, **kwargs):
+        raise AssertionError
+
+    for name in (
+        "data.load_images",
+        "evaluation.InceptionFeatures",
+        "evaluation.fashion_mnist.load_images",
+        "evaluation.image_reference.load_images",
+        "evaluation.samples.load_images",
+        "export.onnx_file.convert_to_onnx",
+        "pipelines.FashionMNISTPipeline._denoise",
+    ):
+        monkeypatch.setattr(f"fmnist_diffusion.{name}", fail)
+
+
+@pytest.fixture
 def get_error(capsys, monkeypatch, tmp_path) -> Callable[..., str]:
     """Runs a command in an empty folder and returns its error message, which must be one line and the only output."""
     monkeypatch.chdir(tmp_path)

@@ -13,6 +13,7 @@ from fmnist_diffusion.commands import main
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.sampling import SamplingConfig
 from saved_pipelines import save_pipeline
+from tiny_pipelines import get_pipeline, make_classifier
 
 
 RESULT = {
@@ -53,23 +54,6 @@ def calls(monkeypatch, tmp_path) -> list[tuple]:
 
 
 @pytest.fixture
-def no_images(monkeypatch) -> None:
-    """Fails the test if images are decoded or generated."""
-
-    def fail(*args, **kwargs):
-        raise AssertionError
-
-    for name in (
-        "fashion_mnist.load_images",
-        "image_reference.load_images",
-        "samples.load_images",
-        "runner.generate_samples",
-    ):
-        monkeypatch.setattr(f"fmnist_diffusion.evaluation.{name}", fail)
-    monkeypatch.setattr(evaluation, "InceptionFeatures", FakeInception)
-
-
-@pytest.fixture
 def images(tmp_path) -> Path:
     """An .npz file with 300 images."""
     path = tmp_path / "noise.npz"
@@ -88,6 +72,7 @@ def test_default_options_reach_the_evaluation(calls, pipeline):
     assert kwargs == {
         "name": f"{Path(pipeline).parent.name}/pipeline",
         "cas": False,
+        "classifier_guidance_scale": 0.0,
         "processes": evaluation.Processes(),
         "sampling": SamplingConfig(),
         "conditional": True,
@@ -97,7 +82,8 @@ def test_default_options_reach_the_evaluation(calls, pipeline):
     }
 
 
-def test_options_reach_the_evaluation(calls, pipeline, tmp_path):
+def test_options_reach_the_evaluation(calls, tmp_path):
+    get_pipeline(classifier=make_classifier()).save_pretrained("guided")
     (tmp_path / "inception.pt").touch()
     options = {
         "-n": "300",
@@ -113,7 +99,7 @@ def test_options_reach_the_evaluation(calls, pipeline, tmp_path):
         "-o": "results",
     }
     args = [arg for option in options.items() for arg in option]
-    main(["evaluate", pipeline, *args, "--guidance-interval", "0.2", "1", "--cas"])
+    main(["evaluate", "guided", *args, "--guidance-interval", "0.2", "1", "--cas"])
     ((pipe, folder, kwargs),) = calls
     assert pipe.unet.dtype == torch.bfloat16
     assert folder == Path("results")
@@ -121,10 +107,11 @@ def test_options_reach_the_evaluation(calls, pipeline, tmp_path):
     assert reference.inception.weights == Path("inception.pt")
     assert reference.train_data_dir == "images"
     assert kwargs == {
-        "name": f"{Path(pipeline).parent.name}/pipeline",
+        "name": "guided",
         "cas": True,
+        "classifier_guidance_scale": 0.5,
         "processes": evaluation.Processes(),
-        "sampling": SamplingConfig("ddim", 5, 2.0, (0.2, 1.0), classifier_guidance_scale=0.5),
+        "sampling": SamplingConfig("ddim", 5, 2.0, (0.2, 1.0)),
         "conditional": True,
         "num_samples": 300,
         "seeds": [0, 7],
@@ -235,7 +222,8 @@ def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
         (["base", "--fast", "-n", "1048577"], "--num-samples must be at most 1048576, got 1048577."),
         (
             ["base", "--fast", "--unconditional", "--guidance-scale", "2"],
-            "--guidance-scale must be 1.0 for unconditional sampling, got 2.0.",
+            "--guidance-scale must be 1.0 for unconditional sampling, got 2.0. Omit it, or evaluate conditional"
+            " samples.",
         ),
         (["base", "--fast", "--unconditional", "--cas"], "--cas requires labeled samples: pass a class-conditional"),
         (["base", "--fast", "--dtype", "float16", "--device", "cpu"], "--dtype must be float32 or bfloat16 on a CPU"),
@@ -246,12 +234,13 @@ def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
         (["base", "--fast", "--num-inference-steps", "3", "--scheduler", "pndm"], "--num-inference-steps must be at"),
     ],
 )
-def test_invalid_options_are_errors_before_images_are_loaded(no_images, get_error, args, message):
+def test_invalid_options_are_errors_before_images_are_loaded(no_slow_steps, get_error, args, message):
     assert get_error("evaluate", *args).startswith(message)
 
 
 @pytest.mark.parametrize("label_names", [None, FASHION_MNIST_LABELS])
-def test_cas_is_checked_before_images_are_loaded(no_images, get_error, tmp_path, label_names):
+def test_cas_is_checked_before_images_are_loaded(no_slow_steps, get_error, tmp_path, monkeypatch, label_names):
+    monkeypatch.setattr(evaluation, "InceptionFeatures", FakeInception)
     save_pipeline(tmp_path / "pipeline", num_class_embeds=label_names and len(label_names), label_names=label_names)
     folder = tmp_path / "images" / "other"
     folder.mkdir(parents=True)

@@ -63,7 +63,7 @@ def test_text_conditional_pipeline_generates_captions_of_the_test_images(
     assert 0 <= results["metrics"]["class_agreement"] <= 1
     # The hash of the weights includes the text encoder.
     text_pipe.text_encoder.get_input_embeddings().weight.data += 1
-    assert evaluate(tmp_path / "other", pipe=text_pipe)["unet_sha256"] != results["unet_sha256"]
+    assert evaluate(tmp_path / "other", pipe=text_pipe)["weights_sha256"] != results["weights_sha256"]
 
 
 @pytest.fixture(scope="module")
@@ -255,8 +255,8 @@ def test_damaged_parts_are_generated_again(evaluate, run_folder: Path, tmp_path:
             r"`guidance_scale` must be 1\.0 for unconditional sampling, got 2\.0\.",
         ),
         (
-            {"sampling": SamplingConfig(classifier_guidance_scale=2.0), "conditional": False},
-            r"`classifier_guidance_scale` must be 0\.0 for unconditional sampling, got 2\.0\.",
+            {"classifier_guidance_scale": 2.0},
+            r"`classifier_guidance_scale` must be 0\.0 for a pipeline without a classifier, got 2\.0\.",
         ),
         ({"sampling": SamplingConfig("other")}, r"Could not find a scheduler 'other'"),
     ],

@@ -183,9 +183,9 @@ class TestLabels:
             pipe(2, classifier_guidance_scale=1.0)
 
     def test_generate_guides_each_image(self, unconditional_pipe):
-        config = SamplingConfig(seed=5, classifier_guidance_scale=2.0)
-        (samples,) = generate(unconditional_pipe, config, 3, class_labels=[4, 2])
-        (last,) = generate(unconditional_pipe, config, 1, class_labels=[4, 2], start=2)
+        settings: dict[str, Any] = {"class_labels": [4, 2], "classifier_guidance_scale": 2.0}
+        (samples,) = generate(unconditional_pipe, SamplingConfig(seed=5), 3, **settings)
+        (last,) = generate(unconditional_pipe, SamplingConfig(seed=5), 1, **settings, start=2)
         assert samples.labels.tolist() == [4, 2, 4]
         assert samples.num_function_evaluations == 3 * 2
         assert (samples.images[2].int() - last.images[0].int()).abs().max() <= 1
@@ -234,7 +234,9 @@ def test_classifier_that_does_not_fit_the_model_is_an_error(config, message):
 
 def test_guidance_requires_a_classifier():
     for pipe in (get_pipeline(), get_text_pipeline()):
-        with pytest.raises(ValueError, match=r"for a pipeline without a classifier, got 1\.0\. Train a classifier"):
+        with pytest.raises(
+            ValueError, match=r"for a pipeline without a classifier, got 1\.0\. Omit it, or add a classifier"
+        ):
             pipe(3, classifier_guidance_scale=1.0)
 
 
@@ -311,16 +313,6 @@ class TestSaving:
     def test_pipeline_without_classifier_does_not_list_one(self, tmp_path):
         get_pipeline().save_pretrained(tmp_path)
         assert "classifier" not in json.loads((tmp_path / "model_index.json").read_text())
-
-    @pytest.mark.parametrize("name", ["classifier/config.json", "classifier/diffusion_pytorch_model.safetensors"])
-    @pytest.mark.parametrize("damage", [None, b"{}", b"\0damaged"])
-    def test_damaged_files_are_named(self, pipe, tmp_path, name, damage):
-        pipe.save_pretrained(tmp_path)
-        (tmp_path / name).unlink()
-        if damage is not None:
-            (tmp_path / name).write_bytes(damage)
-        with pytest.raises(OSError, match="classifier/"):
-            load_pipeline(tmp_path)
 
     def test_repository_contains_the_classifier(self, pipe, hub):
         pipe.push_to_hub("someone/guided")

@@ -7,11 +7,15 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
 from damaged_folders import damage_folders
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.commands import main
+from latent_pipelines import make_vae
 from saved_pipelines import save_pipeline
+from text_pipelines import get_text_pipeline
+from tiny_pipelines import make_classifier
 
 
 @pytest.fixture(scope="module")
@@ -25,6 +29,64 @@ def check_error(load: Callable[[Path], object], path: Path, fault: str, name: st
     message = str(error.value)
     assert Path(name).name in message, (fault, message)
     assert message.endswith(".") and "\n" not in message and len(message) < 700, (fault, message)
+
+
+@pytest.fixture(scope="module")
+def complete_pipe() -> FashionMNISTPipeline:
+    """A pipeline with all optional components."""
+    pipe = get_text_pipeline(in_channels=2, out_channels=2)
+    pipe.register_modules(classifier=make_classifier(in_channels=2), vae=make_vae())
+    return pipe
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        "text_encoder/config.json",
+        "text_encoder/model.safetensors",
+        "tokenizer/tokenizer.json",
+        "classifier/config.json",
+        "classifier/diffusion_pytorch_model.safetensors",
+        "vae/config.json",
+        "vae/diffusion_pytorch_model.safetensors",
+    ],
+)
+@pytest.mark.parametrize("damage", [None, b"{}", b"\0damaged", b"[" * 100_000])
+def test_damaged_files_of_optional_components_are_named(complete_pipe, tmp_path: Path, name, damage):
+    complete_pipe.save_pretrained(tmp_path)
+    (tmp_path / name).unlink()
+    if damage is not None:
+        (tmp_path / name).write_bytes(damage)
+    check_error(load_pipeline, tmp_path, str(damage), name.split("/")[0])
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder", "classifier", "vae"])
+def test_damaged_weights_are_named(complete_pipe, tmp_path: Path, component):
+    complete_pipe.save_pretrained(tmp_path)
+    (path,) = (tmp_path / component).glob("*.safetensors")
+    tensors = load_file(path)
+    name = next(name for name, tensor in tensors.items() if tensor.is_floating_point())
+    value = tensors[name]
+    for changed, expected in (
+        ({name: torch.full_like(value, float("nan"))}, "contains NaN or infinite values"),
+        ({name: torch.zeros(3, 3, 3)}, component),
+        ({"other": value.clone()}, component),
+    ):
+        save_file(tensors | changed, path, metadata={"format": "pt"})
+        with pytest.raises(OSError, match=expected):
+            load_pipeline(tmp_path)
+    del tensors[name]
+    save_file(tensors, path, metadata={"format": "pt"})
+    check_error(load_pipeline, tmp_path, "missing tensor", component)
+
+
+@pytest.mark.parametrize("component", ["unet", "text_encoder", "classifier", "vae"])
+def test_missing_shards_are_named(complete_pipe, tmp_path: Path, component):
+    complete_pipe.save_pretrained(tmp_path, max_shard_size="2KB")
+    paths = sorted((tmp_path / component).glob("*.safetensors"))
+    assert len(paths) > 1
+    paths[1].unlink()
+    check_error(load_pipeline, tmp_path, "missing shard", paths[1].name)
 
 
 def test_damaged_files_are_named(folder: Path, tmp_path: Path):

@@ -7,7 +7,6 @@ from typing import Any
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
-from safetensors.torch import load_file, save_file
 from torch.testing import assert_close
 
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
@@ -18,9 +17,6 @@ from fmnist_diffusion.sampling import SamplingConfig, copy_pipeline, generate, m
 from fmnist_diffusion.schedulers import SCHEDULERS
 from latent_pipelines import get_latent_pipeline, make_vae
 from tiny_pipelines import get_pipeline, make_unet, sample
-
-
-VAE_WEIGHTS = "vae/diffusion_pytorch_model.safetensors"
 
 
 @pytest.fixture
@@ -153,29 +149,18 @@ class TestSaving:
         assert sample(pipe).isfinite().all()
 
     @pytest.mark.parametrize(
-        ("damage", "message"),
+        ("options", "message"),
         [
-            (lambda folder: (folder / VAE_WEIGHTS).unlink(), "Could not find"),
-            (lambda folder: (folder / VAE_WEIGHTS).write_bytes(b"{"), "is not a valid safetensors file"),
-            (
-                lambda folder: change_config(folder, scaling_factor=None),
-                "`scaling_factor` in .* must be a positive number, got 'None'",
-            ),
-            (
-                lambda folder: change_config(folder, scaling_factor=-1.0),
-                "`scaling_factor` in .* must be a positive number, got '-1.0'",
-            ),
-            (
-                lambda folder: change_config(folder, shift_factor="1"),
-                "`shift_factor` in .* must be a finite number, got '1'",
-            ),
-            (lambda folder: change_config(folder, latent_channels=4), "requires"),
-            (lambda folder: change_weights(folder), "contains NaN or infinite values"),
+            ({"scaling_factor": None}, "`scaling_factor` in .* must be a positive number, got 'None'"),
+            ({"scaling_factor": -1.0}, "`scaling_factor` in .* must be a positive number, got '-1.0'"),
+            ({"shift_factor": "1"}, "`shift_factor` in .* must be a finite number, got '1'"),
+            ({"latent_channels": 4}, "requires"),
         ],
     )
-    def test_damaged_autoencoder_is_an_error(self, pipe, tmp_path: Path, damage, message):
+    def test_invalid_config_of_the_autoencoder_is_an_error(self, pipe, tmp_path: Path, options, message):
         pipe.save_pretrained(tmp_path)
-        damage(tmp_path)
+        path = tmp_path / "vae" / "config.json"
+        path.write_text(json.dumps(json.loads(path.read_text()) | options))
         with pytest.raises(OSError, match=message):
             load_pipeline(tmp_path)
 
@@ -183,17 +168,6 @@ class TestSaving:
         pipe.save_pretrained(tmp_path)
         with pytest.raises(OSError, match="`latent_channels` must be 1, got 2"):
             load_pipeline(tmp_path, unet=make_unet())
-
-
-def change_config(folder: Path, **options: Any) -> None:
-    path = folder / "vae" / "config.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | options))
-
-
-def change_weights(folder: Path) -> None:
-    tensors = load_file(folder / VAE_WEIGHTS)
-    tensors["quant_conv.bias"].fill_(float("nan"))
-    save_file(tensors, folder / VAE_WEIGHTS)
 
 
 def test_export_to_onnx_is_not_supported(pipe, tmp_path):

@@ -174,18 +174,6 @@ class TestSaving:
         again = FashionMNISTPipeline.from_pipe(pipe)
         assert again.text_encoder is pipe.text_encoder
 
-    @pytest.mark.parametrize(
-        "name", ["text_encoder/config.json", "text_encoder/model.safetensors", "tokenizer/tokenizer.json"]
-    )
-    @pytest.mark.parametrize("damage", [None, b"{}", b"\0damaged"])
-    def test_damaged_files_are_named(self, pipe, tmp_path, name, damage):
-        pipe.save_pretrained(tmp_path)
-        (tmp_path / name).unlink()
-        if damage is not None:
-            (tmp_path / name).write_bytes(damage)
-        with pytest.raises(OSError, match=name.split("/")[0]):
-            load_pipeline(tmp_path)
-
     def test_pipeline_without_text_encoder_does_not_list_one(self, tmp_path):
         get_pipeline().save_pretrained(tmp_path)
         index = json.loads((tmp_path / "model_index.json").read_text())
@@ -203,18 +191,15 @@ class TestSaving:
         assert run_python(code, package=True, home=tmp_path) == ["False"]
 
 
-@pytest.mark.parametrize("damage", ["no text encoder", "class labels", "NaN"])
+@pytest.mark.parametrize("damage", ["no text encoder", "class labels"])
 def test_text_encoder_that_does_not_fit_the_model_is_an_error(pipe, tmp_path, damage):
-    if damage == "NaN":
-        torch.nn.init.constant_(pipe.text_encoder.final_layer_norm.bias, float("nan"))
     pipe.save_pretrained(tmp_path)
-    expected = "contains NaN or infinite values"
     if damage == "no text encoder":
         index = json.loads((tmp_path / "model_index.json").read_text())
         del index["text_encoder"]
         (tmp_path / "model_index.json").write_text(json.dumps(index))
         expected = "`hidden_size` must be 16, got None"
-    elif damage == "class labels":
+    else:
         get_pipeline().unet.save_pretrained(tmp_path / "unet")
         expected = "`hidden_size` must be None, got 16"
     with pytest.raises(OSError, match=expected):

@@ -88,7 +88,6 @@ class TestGenerate:
             "num_inference_steps": 4,
             "guidance_scale": 2,
             "guidance_interval": [0.0, 1.0],
-            "classifier_guidance_scale": 0.0,
             "seed": 11,
             "labels": ["Bag", "Coat"],
             "num_images": 3,
@@ -278,6 +277,37 @@ class TestTextConditionalModel:
         assert updates[0][2] == updates[1][2]
         expected, _ = copies(text_handlers.on_generate("text", [], 2, 3, "default", 1, 5, self.first))
         assert updates[0][0] == expected[0]
+
+    @pytest.mark.parametrize(
+        ("name", "inputs", "prompts"),
+        [
+            ("on_generate", ("text", [], 1, 2, "default", 1, 5), 1),
+            ("generate", ([], 1, 2, "default", 1, 5), 1),
+            ("on_interpolate", (None, None, 3, 9, 3, 2, "default"), 2),
+            ("interpolate", (None, None, 3, 9, 3, 2, "default"), 2),
+            ("on_image_to_image", (f"seed {handlers.FIRST_SEED}", ALL_CLASSES, 0.7, 2, "default", 2, 0), 1),
+            ("image_to_image", (f"seed {handlers.FIRST_SEED}", ALL_CLASSES, 0.7, 2, "default", 2, 0, None, ""), 1),
+        ],
+    )
+    def test_unknown_words_and_truncated_prompts_are_shown(self, text_handlers, monkeypatch, name, inputs, prompts):
+        warnings = []
+        monkeypatch.setattr(gr, "Warning", warnings.append)
+        rest = [None, ""] if name == "on_image_to_image" else []
+        handler = getattr(text_handlers, name)
+        next(handler(*inputs, *[self.first] * prompts, *rest))
+        assert warnings == []
+        next(handler(*inputs, *[self.first] * (prompts - 1), "a <b>spaceship</b>" + " dark bag" * 20, *rest))
+        unknown, truncated = warnings
+        assert unknown.startswith("The tokenizer does not know these words of the prompt: ") and "spaceship" in unknown
+        assert "was truncated because the text encoder can only handle sequences of up to 24 tokens" in truncated
+
+    def test_comparison_shows_each_warning_once_and_escapes_html(self, text_handlers, monkeypatch):
+        warnings = []
+        monkeypatch.setattr(gr, "Warning", warnings.append)
+        sides = ["text", 2, "default", 1] * 2
+        next(text_handlers.on_compare([], "dark bag " * 15 + "<i>", 1, 5, *sides))
+        (warning,) = warnings
+        assert "&lt;i&gt;" in warning.replace(" ", "") and "<" not in warning
 
     def test_long_last_prompt_is_shown_as_an_error(self, text_handlers):
         with pytest.raises(gr.Error, match="The prompt must be a string of at most 200 characters"):

@@ -1,5 +1,6 @@
 """Training with the latents of an autoencoder."""
 
+import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -8,6 +9,7 @@ import pytest
 import torch
 from diffusers import AutoencoderKL
 from run_files import assert_equal_weights, load_weights
+from safetensors.torch import load_file, save_file
 
 from autoencoder import encode_dataset, load_vae
 from fmnist_diffusion import load_pipeline
@@ -30,9 +32,14 @@ def vae_folder(tmp_path: Path) -> Path:
 
 @torch.no_grad()
 def test_batches_contain_the_latents_of_the_images(
-    make_trainer: Callable[..., Trainer], vae_folder: Path, fashion_mnist_folder: Path
+    make_trainer: Callable[..., Trainer],
+    vae_folder: Path,
+    fashion_mnist_folder: Path,
+    caplog: pytest.LogCaptureFixture,
 ):
+    caplog.set_level("INFO", logger="training")
     trainer = make_trainer(f"--vae={vae_folder}")
+    assert re.search(r"U-Net with 0\.\d\d M parameters, autoencoder with 0\.\d\d M, from scratch", caplog.text)
     vae = load_vae(str(vae_folder))
     images = load_images(train_data_dir=str(fashion_mnist_folder), max_samples=96)
     expected = encode_images(vae, to_model_input(images.images))
@@ -112,6 +119,25 @@ def test_invalid_settings_are_errors(
     assert message in fail_to_launch(f"--vae={vae_folder}", *options)
 
 
-def test_damaged_autoencoder_is_an_error(fail_to_launch: Callable[..., str], vae_folder: Path):
-    (vae_folder / "diffusion_pytorch_model.safetensors").write_bytes(b"{}")
-    assert f"Could not load the autoencoder in {vae_folder}" in fail_to_launch(f"--vae={vae_folder}")
+@pytest.mark.parametrize(
+    ("damage", "message"),
+    [
+        (lambda path: path.write_bytes(b"{}"), "is not a valid safetensors file"),
+        (Path.unlink, "Could not find"),
+        (lambda path: change_bias(path, float("nan")), "contains NaN or infinite values"),
+        (lambda path: change_bias(path, None), "does not contain quant_conv.bias"),
+    ],
+    ids=["damaged", "missing", "NaN", "missing tensor"],
+)
+def test_damaged_autoencoder_is_an_error(
+    fail_to_launch: Callable[..., str], vae_folder: Path, damage: Callable[[Path], Any], message: str
+):
+    damage(vae_folder / "diffusion_pytorch_model.safetensors")
+    line = fail_to_launch(f"--vae={vae_folder}")
+    assert f"{vae_folder}/diffusion_pytorch_model.safetensors" in line and message in line
+
+
+def change_bias(path: Path, value: float | None) -> None:
+    tensors = load_file(path)
+    bias = tensors.pop("quant_conv.bias")
+    save_file(tensors if value is None else tensors | {"quant_conv.bias": bias.fill_(value)}, path)

@@ -27,7 +27,7 @@ def pipeline(tmp_path: Path) -> str:
 def write_evaluation(pipeline: str, folder: Path, **changes: object) -> str:
     """Writes the part of `metrics.json` that the script reads."""
     folder.mkdir()
-    metrics = {"conditional": False, "dtype": "float32", "unet_sha256": weights_hash(load_pipeline(pipeline))}
+    metrics = {"conditional": False, "dtype": "float32", "weights_sha256": weights_hash(load_pipeline(pipeline))}
     (folder / "metrics.json").write_text(json.dumps(metrics | {"metrics": {"class_shares": SHARES}} | changes))
     return str(folder)
 
@@ -56,12 +56,12 @@ def test_train_config_lists_all_steps(pipeline: str, tmp_path: Path):
     assert settings["balanced"][0] == {
         "class_shares": SHARES,
         "strength": 0.2,
-        "unet_sha256": weights_hash(load_pipeline(pipeline)),
+        "weights_sha256": weights_hash(load_pipeline(pipeline)),
     }
 
 
 def test_evaluation_may_use_half_precision(pipeline: str, tmp_path: Path):
-    half = {"dtype": "bfloat16", "unet_sha256": weights_hash(load_pipeline(pipeline, dtype=torch.bfloat16))}
+    half = {"dtype": "bfloat16", "weights_sha256": weights_hash(load_pipeline(pipeline, dtype=torch.bfloat16))}
     evaluation = write_evaluation(pipeline, tmp_path / "evaluation", **half)
     main([pipeline, evaluation, f"--output_dir={tmp_path / 'new'}"])
     assert load_pipeline(tmp_path / "new").unet.dtype == torch.float32
@@ -71,7 +71,7 @@ def test_evaluation_may_use_half_precision(pipeline: str, tmp_path: Path):
     ("changes", "message"),
     [
         ({"conditional": True}, "must be an evaluation of unconditional samples"),
-        ({"unet_sha256": "0" * 64}, "must be an evaluation of unconditional samples"),
+        ({"weights_sha256": "0" * 64}, "must be an evaluation of unconditional samples"),
         ({"metrics": {"class_shares": [0.5, 0.5]}}, r"must have the 2 classes of the evaluation, got 10\."),
         ({"metrics": {"class_shares": [0.0, 0.2, *[0.1] * 8]}}, "Evaluate more samples"),
     ],

@@ -61,10 +61,6 @@ def test_ranges_are_described_in_words():
         ({"output_dir": ""}, "`--output_dir` must be a non-empty string without control characters, got ''."),
         ({"data.split": "a\x00"}, r"got 'a\x00'."),
         ({"hub_model_id": "\udcff"}, "`--hub_model_id` must be a non-empty string"),
-        (
-            {"samples.classifier_guidance_scale": 1.0},
-            "`--samples.classifier_guidance_scale` must be 0 during training, because a run has no classifier.",
-        ),
         ({"samples.guidance_interval": (0.5, 0.2)}, "`--samples.guidance_interval` must not end before it starts"),
         ({"samples.scheduler": "dddim"}, "`--samples.scheduler` is not supported: Could not find a scheduler 'dddim'"),
         (

@@ -9,6 +9,7 @@ from combine import combine, main
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.evaluation import weights_hash
 from fmnist_diffusion.hub.metadata import weights_dtypes
+from latent_pipelines import get_latent_pipeline
 
 
 @pytest.fixture
@@ -36,13 +37,13 @@ def test_every_weight_is_the_linear_combination(folders: list[str], tmp_path: Pa
     assert merged(output_type="pt", num_inference_steps=2).images.isfinite().all()
     assert isinstance(merged.scheduler, DDPMScheduler)
     assert merged.config["num_inference_steps"] == 14
-    combined = {"weights": [1.25, -0.25], "unet_sha256": [weights_hash(after), weights_hash(before)]}
+    combined = {"weights": [1.25, -0.25], "weights_sha256": [weights_hash(after), weights_hash(before)]}
     settings = json.loads((tmp_path / "merged" / "train_config.json").read_text())
     assert settings == {"progress": {"global_step": 7}, "combined": combined}
 
     main([str(tmp_path / "merged"), folders[0], "--weights", "0.5", "0.5", f"--output_dir={tmp_path / 'again'}"])
     settings = json.loads((tmp_path / "again" / "train_config.json").read_text())
-    assert settings["combined"]["unet_sha256"] == [weights_hash(merged), weights_hash(before)]
+    assert settings["combined"]["weights_sha256"] == [weights_hash(merged), weights_hash(before)]
     assert settings["combined"]["first"] == combined
 
 
@@ -86,6 +87,14 @@ def test_different_models_cannot_be_combined(folders: list[str]):
     for other in others:
         with pytest.raises(ValueError, match="Pipeline 2 differs from the first one in its architecture"):
             combine([pipe, other], [0.5, 0.5])
+
+
+def test_pipelines_with_different_autoencoders_cannot_be_combined():
+    pipe, other = get_latent_pipeline(), get_latent_pipeline()
+    combine([pipe, other], [0.5, 0.5])
+    torch.nn.init.zeros_(other.vae.quant_conv.bias)
+    with pytest.raises(ValueError, match="Pipeline 2 differs from the first one in its architecture, autoencoder"):
+        combine([pipe, other], [0.5, 0.5])
 
 
 def test_negative_variance_raises(folders: list[str]):

@@ -64,7 +64,6 @@ def test_largest_values_are_accepted():
     # The largest values of these settings contradict each other or are not allowed in train.py.
     exceptions = ("scheduler.num_train_timesteps", "scheduler.beta_start", "scheduler.beta_end", "train_batch_size")
     exceptions += ("distillation.num_segments", "scheduler.shift")
-    exceptions += ("samples.classifier_guidance_scale", "eval.classifier_guidance_scale")
     args = [
         make_argument(name, bounds.maximum - 1e-6 if bounds.below else bounds.maximum)
         for name, bounds in RANGES.items()
@@ -86,6 +85,12 @@ def test_types_other_than_numbers_are_rejected(names: list[str], fail_to_parse: 
         (["--num_epoch=3"], "Could not find the setting `--num_epoch`. Did you mean `--num_epochs`?"),
         (["--learning_rate=3"], "Did you mean `--optimizer.learning_rate`?"),
         (["--optimizer.learning_rat=3"], "Did you mean `--optimizer.learning_rate`?"),
+        # A run has no classifier.
+        (
+            ["--samples.classifier_guidance_scale=1"],
+            "Could not find the setting `--samples.classifier_guidance_scale`.",
+        ),
+        (["--eval.classifier_guidance_scale=1"], "Could not find the setting `--eval.classifier_guidance_scale`."),
         (["--zzz=3"], "Could not find the setting `--zzz`. Pass --help to list all settings."),
         (["run"], "Could not find the option 'run'."),
         (
@@ -247,7 +252,8 @@ def test_resumed_run_keeps_its_settings(tmp_path: Path, fail_to_parse: Callable[
         ("seed: 0", "seed: abc", "`--seed` must be an integer, got abc."),
         ("seed: 0", "seed: null", "`--seed` must be an integer, got null."),
         ("seed: 0", "seed: -1", "`--seed` must be between 0 and 4,294,967,295, got -1."),
-        ("optimizer:", "optimizers:", "`optimizer` is incomplete in"),
+        ("optimizer:", "optimizers:", "Could not find the setting `--optimizers`."),
+        (text[text.index("optimizer:") : text.index("ema:")], "optimizer: 3\n", "`--optimizer` must be a mapping of"),
         ("norm_type: group", "norm_type: [1]", "`--model.norm_type` must be one of"),
         ("seed: 0", "zzz: 1\nseed: 0", "Could not find the setting `--zzz`."),
         (text, "", "it must contain a mapping"),

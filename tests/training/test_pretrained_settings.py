@@ -11,6 +11,7 @@ from fmnist_diffusion.sampling import make_pipeline
 from model import get_betas, make_noise_scheduler
 from parsing import parse_config
 from pretrained import find_defaults, load_pretrained
+from yaml_files import dump_yaml, load_yaml
 
 
 def save_pretrained(folder: Path, scheduler: SchedulerConfig, train_config: dict | None = None) -> str:
@@ -78,6 +79,21 @@ def test_resumed_run_has_the_settings_of_the_run(tmp_path: Path):
         assert config.output_dir == str(output_dir)
         assert config.num_epochs == 9
         assert (config.seed, config.model, config.objective) == (5, {"act_fn": "silu"}, saved.objective)
+
+
+def test_settings_that_an_older_run_does_not_have_are_defaults(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    TrainingConfig(seed=5, model={"act_fn": "silu"}).save(path)
+    settings = load_yaml(path.read_text())
+    del settings["vae"], settings["distillation"], settings["ema"]["power"], settings["data"]["caption_column"]
+    path.write_text(dump_yaml(settings))
+    args = ["--resume=latest", f"--output_dir={tmp_path}"]
+    config = parse_config([f"--config={path}", *args])
+    expected = TrainingConfig(str(tmp_path), resume="latest", seed=5, model={"act_fn": "silu"})
+    assert config == parse_config(args) == expected
+    config.check_resumable(path)
+    with pytest.raises(ValueError, match=r"`--vae` must be the same as in the run to resume \(None\), got other"):
+        parse_config([*args, "--vae=other"]).check_resumable(path)
 
 
 def test_run_without_saved_settings_has_the_usual_defaults(tmp_path: Path):

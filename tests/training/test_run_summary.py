@@ -4,7 +4,7 @@ import pytest
 
 from config import DataConfig
 from fmnist_diffusion.data import DataSummary
-from summary import describe_images
+from summary import describe_images, describe_parameters
 
 
 def make_summary(**changes: Any) -> DataSummary:
@@ -18,6 +18,20 @@ def make_summary(**changes: Any) -> DataSummary:
         "skipped": (),
     }
     return DataSummary(**(values | changes))
+
+
+@pytest.mark.parametrize(
+    ("parameters", "text"),
+    [
+        ({"unet": 3_850_000}, "U-Net with 3.85 M parameters"),
+        (
+            {"unet": 3_850_000, "text_encoder": 410_000, "vae": 60_000},
+            "U-Net with 3.85 M parameters, text encoder with at most 0.41 M, autoencoder with 0.06 M",
+        ),
+    ],
+)
+def test_parameters_of_all_components_are_described(parameters: dict[str, int], text: str):
+    assert describe_parameters(parameters) == text
 
 
 def test_images_are_described():

@@ -1,6 +1,8 @@
 """Training of an autoencoder."""
 
+import errno
 import json
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -88,6 +90,11 @@ def test_resumed_run_has_identical_weights(
         launch()
     assert error.value.code == 130
     assert "Interrupted. Pass --resume=true to resume." in capsys.readouterr().err
+    # A run of an earlier version does not have all settings.
+    path = tmp_path / "run" / "checkpoint" / "trainer.json"
+    state = json.loads(path.read_text())
+    del state["config"]["kl_weight"], state["config"]["data"]["caption_column"]
+    path.write_text(json.dumps(state))
     # A process that is killed while it replaces the checkpoint leaves the previous one under a different name.
     checkpoint = tmp_path / "run" / "checkpoint"
     checkpoint.rename(checkpoint.with_name(f"{PREVIOUS}checkpoint"))
@@ -105,6 +112,21 @@ def test_resumed_run_has_identical_weights(
         with pytest.raises(SystemExit) as error:
             launch(*options)
         assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_full_disk_exits_with_one_line(
+    tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(*args: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("train_autoencoder.write_tensors", fail)
+    with pytest.raises(SystemExit) as error:
+        launch()
+    assert error.value.code == 1
+    assert capsys.readouterr().err == (
+        f"train_autoencoder.py: error: Could not write {tmp_path / 'run' / 'checkpoint'}: No space left on device.\n"
+    )
 
 
 @pytest.mark.parametrize(

@@ -1,4 +1,6 @@
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
@@ -100,6 +102,30 @@ def test_unsuitable_pipelines_exit_with_one_line(config, message: str, run, tmp_
         run(tmp_path / "source")
     line = capsys.readouterr().err.splitlines()[-1]
     assert line.startswith("train_guidance_classifier.py: error: ") and message in line
+
+
+def test_folder_that_cannot_be_written_is_an_error_before_training(run, tmp_path: Path, capsys):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit, match="2"):
+        run(save_pipeline(tmp_path / "source"), f"--output_dir={tmp_path / 'file' / 'run'}")
+    output = capsys.readouterr()
+    assert output.err == (
+        f"train_guidance_classifier.py: error: Could not write {tmp_path}/file/run: Not a directory.\n"
+    )
+    assert output.out == ""
+
+
+def test_full_disk_exits_with_one_line(run, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("train_guidance_classifier.save_with_train_config", fail)
+    with pytest.raises(SystemExit, match="2"):
+        run(save_pipeline(tmp_path / "source"), "--train_batch_size=64")
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"train_guidance_classifier.py: error: Could not write {tmp_path / 'guided'}: No space left on device."
+    )
+    assert list((tmp_path / "guided").iterdir()) == []
 
 
 def test_images_without_labels_exit_with_one_line(run, tmp_path: Path, capsys):

@@ -50,6 +50,17 @@ def train_batch_slowly(*args):
 Trainer._train_batch = train_batch_slowly
 main(sys.argv[1:])
 """
+# Every write of a checkpoint fails.
+FULL_DISK = """
+import errno, os, sys
+import train_autoencoder
+
+def fail(*args):
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+train_autoencoder.write_tensors = fail
+train_autoencoder.main(sys.argv[1:])
+"""
 # GroupNorm, unlike BatchNorm, does not depend on the other images of a process. The derivative of ReLU jumps at zero,
 # where rounding errors would change the gradients.
 OPTIONS = [
@@ -230,3 +241,32 @@ def test_failed_write_stops_all_processes_with_one_line(tmp_path: Path, tiny_arg
     assert result.returncode != 0
     lines = [line for line in result.stderr.splitlines() if line.startswith("train.py: error: Could not write")]
     assert len(lines) == 1
+
+
+@pytest.mark.slow
+def test_full_disk_stops_all_processes_of_an_autoencoder_with_one_line(tmp_path: Path, fashion_mnist_folder: Path):
+    script = tmp_path / "full_disk.py"
+    script.write_text(FULL_DISK)
+    options = {
+        "--data.train_data_dir": fashion_mnist_folder,
+        "--data.max_train_samples": 96,
+        "--num_validation_images": 32,
+        "--num_epochs": 2,
+        "--train_batch_size": 16,
+        "--block_out_channels": [8, 8],
+        # The processes save at the same step.
+        "--save_minutes": 1e-9,
+        "--output_dir": tmp_path / "run",
+    }
+    args = [f"{name}={value}" for name, value in options.items()]
+    result = subprocess.run(
+        [*LAUNCH, "--main_process_port=0", str(script), *args],
+        env=ENVIRONMENT,
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert result.returncode != 0
+    assert result.stderr.count("train_autoencoder.py: error: ") == 1, result.stderr
+    assert f"Could not write {tmp_path / 'run' / 'checkpoint'}: No space left on device." in result.stderr
+    assert f'File "{TRAINING}' not in result.stderr and f'File "{script}' not in result.stderr, result.stderr
