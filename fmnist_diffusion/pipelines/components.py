@@ -1,6 +1,7 @@
 """Loads the components of a pipeline without remote code, and checks all files before anything large is allocated."""
 
 import inspect
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -27,12 +28,24 @@ from .files import (
 from .pipeline_fmnist import check_settings
 
 
+logger = logging.getLogger(__name__)
+
 MODEL_CLASSES: dict[str, Any] = {
     "unet": FashionMNISTUNet2DModel,
     "classifier": FashionMNISTGuidanceClassifier,
     "vae": diffusers.AutoencoderKL,
 }
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+MODEL_OPTIONS = (
+    "disable_mmap",
+    "dtype",
+    "low_cpu_mem_usage",
+    "max_memory",
+    "offload_folder",
+    "offload_state_dict",
+    "torch_dtype",
+    "use_safetensors",
+)
 # diffusers only checks these options of a scheduler when it generates images.
 CHOICES = {
     "final_sigmas_type": ("zero", "sigma_min"),
@@ -73,12 +86,24 @@ def load_components(
 
     Raises:
         `OSError`: If a file does not exist, cannot be downloaded, or is damaged.
-        `ValueError`: If `use_safetensors` is `False`.
+        `ValueError`: If `use_safetensors` is `False`, or if `scheduler` is not a scheduler.
     """
     unet, scheduler = kwargs.pop("unet", None), kwargs.pop("scheduler", None)
     optional_names = ("text_encoder", "tokenizer", "classifier", "vae")
     components = {name: kwargs.pop(name) for name in optional_names if name in kwargs}
     hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+    options = {name: kwargs.pop(name) for name in ("num_inference_steps", "timestep_power") if name in kwargs}
+    if scheduler is not None and not isinstance(scheduler, diffusers.SchedulerMixin):
+        raise ValueError(
+            f"`scheduler` must be a scheduler object, got {scheduler!r}. Create one with `from_config`, or load the"
+            " pipeline with `load_pipeline`, which also accepts a name or a class."
+        )
+    unknown = [name for name in kwargs if name not in (*MODEL_OPTIONS, "trust_remote_code")]
+    if unknown:
+        logger.warning(
+            "Keyword arguments %s are not expected by FashionMNISTPipeline and will be ignored.", ", ".join(unknown)
+        )
+    kwargs = {name: value for name, value in kwargs.items() if name in MODEL_OPTIONS}
     folder = Path(path)
     if not folder.is_dir():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
@@ -96,7 +121,7 @@ def load_components(
     }
     with _named_errors(folder / INDEX_NAME):
         check_settings(**settings)
-    settings |= {name: kwargs.pop(name) for name in list(settings) if name in kwargs}
+    settings |= options
     if scheduler is None:
         scheduler = load_scheduler(folder, index)
     if has_component(index, "text_encoder"):
@@ -189,10 +214,14 @@ def load_model(
         `OSError`: If a file is damaged or does not exist.
         `ValueError`: If `use_safetensors` is `False`.
     """
-    _read_class_name(folder / INDEX_NAME, index, component)
-    for name in ("trust_remote_code", "output_loading_info"):
-        kwargs.pop(name, None)
-    if not kwargs.pop("use_safetensors", True):
+    model_class = MODEL_CLASSES[component]
+    class_name = _read_class_name(folder / INDEX_NAME, index, component)
+    if class_name != model_class.__name__:
+        raise OSError(
+            f"`{component}` in {folder / INDEX_NAME} must be a {model_class.__name__}, got {class_name!r}. Load"
+            " pipelines with other models with `DiffusionPipeline.from_pretrained`."
+        )
+    if kwargs.pop("use_safetensors", None) is False:
         raise ValueError("`use_safetensors` must be True, because other formats can run code when they are loaded.")
     for name in ("dtype", "torch_dtype"):
         if isinstance(kwargs.get(name), dict):
@@ -203,7 +232,6 @@ def load_model(
     config = read_json_object(path)
     if "quantization_config" in config:
         raise OSError(f"`quantization_config` in {path} is not supported. Remove it.")
-    model_class = MODEL_CLASSES[component]
     # The meta device allocates no memory, so the files can be checked before a large model is created.
     with _named_errors(path), torch.device("meta"):
         meta_model: Any = model_class.from_config(config)

@@ -8,6 +8,7 @@ from typing import Any
 
 import torch
 from diffusers.utils import SAFE_WEIGHTS_INDEX_NAME, SAFETENSORS_WEIGHTS_NAME
+from diffusers.utils.hub_utils import _add_variant
 from safetensors import SafetensorError, safe_open
 
 
@@ -24,12 +25,11 @@ MAX_INTEGER = 1_000_000
 
 
 def get_weights_name(variant: str | None, component: str = "unet") -> str:
-    stem, suffix = SAFETENSORS_WEIGHTS_NAME.split(".")
-    return f"{component}/{stem}.{variant}.{suffix}" if variant else f"{component}/{SAFETENSORS_WEIGHTS_NAME}"
+    return f"{component}/{_add_variant(SAFETENSORS_WEIGHTS_NAME, variant)}"
 
 
 def get_text_weights_name(variant: str | None) -> str:
-    return f"text_encoder/model.{variant}.safetensors" if variant else "text_encoder/model.safetensors"
+    return f"text_encoder/{_add_variant('model.safetensors', variant)}"
 
 
 def has_component(index: Mapping[str, Any], name: str) -> bool:
@@ -39,17 +39,27 @@ def has_component(index: Mapping[str, Any], name: str) -> bool:
 
 def get_weights_index_name(variant: str | None, component: str = "unet") -> str:
     """Returns the name of the file that lists the shards of the weights."""
-    stem = SAFE_WEIGHTS_INDEX_NAME.removesuffix(".index.json")
-    return f"{component}/{stem}.{variant}.index.json" if variant else f"{component}/{SAFE_WEIGHTS_INDEX_NAME}"
+    return f"{component}/{_add_variant(SAFE_WEIGHTS_INDEX_NAME, variant)}"
 
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """
-    Reads a JSON object.
+    Reads the options of a pipeline or one of its components from a JSON file.
 
     Raises:
         `OSError`: If the file does not exist, is not a JSON object, or contains a number that is too large.
     """
+    content = _parse_json_object(path)
+    for name, value in content.items():
+        for number in _list_numbers(value):
+            if isinstance(number, int) and abs(number) > MAX_INTEGER:
+                raise OSError(f"`{name}` in {path} must be at most {MAX_INTEGER}.")
+            if math.isnan(number):
+                raise OSError(f"`{name}` in {path} must not be NaN.")
+    return content
+
+
+def _parse_json_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise OSError(f"Could not find {path}. Download or save the pipeline again.")
     if path.stat().st_size > MAX_JSON_BYTES:
@@ -62,12 +72,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise OSError(
             f"{path} must contain a JSON object, got {type(content).__name__}. Download or save the pipeline again."
         )
-    for name, value in content.items():
-        for number in _list_numbers(value):
-            if isinstance(number, int) and abs(number) > MAX_INTEGER:
-                raise OSError(f"`{name}` in {path} must be at most {MAX_INTEGER}.")
-            if math.isnan(number):
-                raise OSError(f"`{name}` in {path} must not be NaN.")
     return content
 
 
@@ -91,7 +95,8 @@ def get_shard_names(index_path: Path) -> list[str]:
     Raises:
         `OSError`: If the file is damaged.
     """
-    index = read_json_object(index_path)
+    # The metadata contains the size of the weights, which may be larger than `MAX_INTEGER`.
+    index = _parse_json_object(index_path)
     shards = index.get("weight_map")
     if not isinstance(shards, dict) or not isinstance(index.get("metadata"), dict) or not shards:
         raise OSError(f"{index_path} must contain `metadata` and a `weight_map`. Download or save the pipeline again.")

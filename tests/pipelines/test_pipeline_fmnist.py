@@ -18,6 +18,7 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch.testing import assert_close
 
 from fmnist_diffusion import FashionMNISTPipeline, data, schedulers
@@ -250,6 +251,22 @@ class TestCallback:
     def test_callback_may_return_none(self):
         pipe = get_pipeline()
         assert torch.equal(sample(pipe, callback_on_step_end=lambda *args: None), sample(pipe))
+
+    def test_pipeline_callback_receives_its_tensors(self):
+        calls = []
+
+        class Callback(PipelineCallback):
+            tensor_inputs = ["latents", "pred_original_sample"]
+
+            def callback_fn(self, pipeline, step_index, timesteps, callback_kwargs):
+                calls.append((step_index, list(callback_kwargs)))
+                return callback_kwargs
+
+        pipe = get_pipeline()
+        for callback in (Callback(), MultiPipelineCallbacks([Callback()])):
+            assert torch.equal(sample(pipe, callback_on_step_end=callback), sample(pipe))
+            pipe.interpolate(1, callback_on_step_end=callback)
+        assert calls == 4 * [(0, Callback.tensor_inputs), (1, Callback.tensor_inputs)]
 
     @pytest.mark.parametrize("scheduler_class", [DDIMScheduler, EulerDiscreteScheduler])
     def test_model_input_is_what_the_model_receives(self, scheduler_class):
