@@ -462,14 +462,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
             classifier=classifier,
             vae=vae,
         )
-        self.register_to_config(num_inference_steps=num_inference_steps, timestep_power=timestep_power)
+        # JSON does not support integers of NumPy.
+        self.register_to_config(num_inference_steps=int(num_inference_steps), timestep_power=timestep_power)
         self._original_scheduler, self._timestep_power = scheduler, timestep_power
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, vae_latent_channels=0)
-        for model in (unet, classifier):
-            if model is not None and not hasattr(model, "hf_device_map"):
-                # channels_last is faster on a CPU. It slightly changes the rounding, so all devices and ways of
-                # loading use it.
-                model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)

@@ -232,6 +232,24 @@ class TestRandomness:
         assert not pipe.unet.training
 
 
+    def test_pipeline_does_not_change_the_training_of_a_model(self):
+        """If the memory format of the weights changed, fused optimizers would mix up their state."""
+
+        def train(with_samples: bool) -> list[torch.Tensor]:
+            unet = make_unet()
+            optimizer = torch.optim.AdamW(unet.parameters(), lr=0.01, fused=True)
+            for step in range(4):
+                unet(torch.ones(1, 1, 8, 8), 100 * step, torch.tensor([step])).sample.square().mean().backward()
+                optimizer.step()
+                if with_samples:
+                    pipe = FashionMNISTPipeline(unet, DDIMScheduler(), num_inference_steps=2)
+                    pipe.set_progress_bar_config(disable=True)
+                    sample(pipe)
+            return list(unet.parameters())
+
+        assert_close(train(with_samples=True), train(with_samples=False), atol=0, rtol=0)
+
+
 class TestCallback:
     def test_callback_receives_step_timestep_and_tensors(self):
         pipe = get_pipeline()
