@@ -231,7 +231,6 @@ class TestRandomness:
         assert_close(sample(pipe, num_images_per_prompt=2), images)
         assert not pipe.unet.training
 
-
     def test_pipeline_does_not_change_the_training_of_a_model(self):
         """If the memory format of the weights changed, fused optimizers would mix up their state."""
 
