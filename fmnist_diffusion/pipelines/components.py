@@ -218,8 +218,8 @@ def load_model(
     class_name = _read_class_name(folder / INDEX_NAME, index, component)
     if class_name != model_class.__name__:
         raise OSError(
-            f"`{component}` in {folder / INDEX_NAME} must be a {model_class.__name__}, got {class_name!r}. Load"
-            " pipelines with other models with `DiffusionPipeline.from_pretrained`."
+            f"`{component}` in {folder / INDEX_NAME} must be {model_class.__name__}, got {class_name!r}. Use"
+            " `DiffusionPipeline.from_pretrained` for other models."
         )
     if kwargs.pop("use_safetensors", None) is False:
         raise ValueError("`use_safetensors` must be True, because other formats can run code when they are loaded.")

@@ -226,7 +226,7 @@ class TestFromPretrained:
 
         unet = OtherModel(**make_unet().config)
         FashionMNISTPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path)
-        with pytest.raises(OSError, match=r"`unet` in .* must be a FashionMNISTUNet2DModel, got 'OtherModel'\."):
+        with pytest.raises(OSError, match=r"`unet` in .* must be FashionMNISTUNet2DModel, got 'OtherModel'\."):
             load(tmp_path)
         assert load(tmp_path, unet=unet).unet is unet
 
