@@ -67,7 +67,6 @@ class TestImages:
     @pytest.mark.parametrize("name", ["base", "spec"])
     def test_plain_denoising_loop_generates_the_same_images(self, name):
         unet = FashionMNISTUNet2DModel.from_pretrained(PRETRAINED_DIR / name, subfolder="unet").eval()
-        unet.to(memory_format=torch.channels_last)
         config = json.loads((PRETRAINED_DIR / name / "scheduler" / "scheduler_config.json").read_text())
         scheduler = DPMSolverMultistepScheduler(
             beta_schedule=config["beta_schedule"],

@@ -1,6 +1,7 @@
 """Loads the components of a pipeline without remote code, and checks all files before anything large is allocated."""
 
 import inspect
+import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -26,6 +27,8 @@ from .files import (
 from .pipeline_fmnist import check_settings
 
 
+logger = logging.getLogger(__name__)
+
 MODEL_CLASSES: dict[str, Any] = {
     "unet": FashionMNISTUNet2DModel,
     "classifier": FashionMNISTGuidanceClassifier,
@@ -33,6 +36,16 @@ MODEL_CLASSES: dict[str, Any] = {
 }
 OPTIONAL_COMPONENTS = ("text_encoder", "tokenizer", "classifier", "vae")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
+MODEL_OPTIONS = (
+    "disable_mmap",
+    "dtype",
+    "low_cpu_mem_usage",
+    "max_memory",
+    "offload_folder",
+    "offload_state_dict",
+    "torch_dtype",
+    "use_safetensors",
+)
 # diffusers only checks these options of a scheduler when it generates images.
 CHOICES = {
     "final_sigmas_type": ("zero", "sigma_min"),
@@ -73,11 +86,24 @@ def load_components(
 
     Raises:
         `OSError`: If a file does not exist, cannot be downloaded, or is damaged.
-        `ValueError`: If `use_safetensors` is `False`.
+        `ValueError`: If `use_safetensors` is `False`, or if `scheduler` is not a scheduler.
     """
     passed = {name: kwargs.pop(name) for name in ("unet", "scheduler", *OPTIONAL_COMPONENTS) if name in kwargs}
     components = {name: item for name, item in passed.items() if item is not None or name in OPTIONAL_COMPONENTS}
     hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
+    options = {name: kwargs.pop(name) for name in ("num_inference_steps", "timestep_power") if name in kwargs}
+    scheduler = components.get("scheduler")
+    if scheduler is not None and not isinstance(scheduler, diffusers.SchedulerMixin):
+        raise ValueError(
+            f"`scheduler` must be a scheduler object, got {scheduler!r}. Create one with `from_config`, or load the"
+            " pipeline with `load_pipeline`, which also accepts a name or a class."
+        )
+    unknown = [name for name in kwargs if name not in (*MODEL_OPTIONS, "trust_remote_code")]
+    if unknown:
+        logger.warning(
+            "Keyword arguments %s are not expected by FashionMNISTPipeline and will be ignored.", ", ".join(unknown)
+        )
+    kwargs = {name: value for name, value in kwargs.items() if name in MODEL_OPTIONS}
     folder = Path(path)
     if not folder.is_dir():
         if path.count("/") != 1 or path.startswith((".", "/", "~")):
@@ -93,23 +119,33 @@ def load_components(
     }
     with _named_errors(folder / INDEX_NAME):
         check_settings(**settings)
-    settings |= {name: kwargs.pop(name) for name in list(settings) if name in kwargs}
+    settings |= options
     for name in ("scheduler", *OPTIONAL_COMPONENTS, "unet"):
-        if name in components or (name in OPTIONAL_COMPONENTS and not has_component(index, name)):
-            continue
-        class_name = _read_class_name(folder / INDEX_NAME, index, name)
-        if name == "scheduler":
-            components[name] = load_scheduler(folder, class_name)
-        elif name == "text_encoder":
-            components[name] = load_text_encoder(folder, variant, device_map, **kwargs)
-        elif name == "tokenizer":
-            components[name] = load_tokenizer(folder)
-        else:
-            components[name] = load_model(folder, name, MODEL_CLASSES[name], variant, device_map, **kwargs)
+        if name not in components and (name not in OPTIONAL_COMPONENTS or has_component(index, name)):
+            components[name] = _load_component(folder, index, name, variant, device_map, **kwargs)
     unet, scheduler = components.pop("unet"), components.pop("scheduler")
     check_text_encoder(folder, unet, components.get("text_encoder"))
     check_vae(folder, unet, components.get("vae"))
     return unet, scheduler, settings | components
+
+
+def _load_component(
+    folder: Path, index: Mapping[str, Any], name: str, variant: str | None, device_map: Any, **kwargs: Any
+) -> Any:
+    class_name = _read_class_name(folder / INDEX_NAME, index, name)
+    if name == "scheduler":
+        return load_scheduler(folder, class_name)
+    if name == "text_encoder":
+        return load_text_encoder(folder, variant, device_map, **kwargs)
+    if name == "tokenizer":
+        return load_tokenizer(folder)
+    model_class = MODEL_CLASSES[name]
+    if class_name != model_class.__name__:
+        raise OSError(
+            f"`{name}` in {folder / INDEX_NAME} must be {model_class.__name__}, got {class_name!r}. Use"
+            " `DiffusionPipeline.from_pretrained` for other models."
+        )
+    return load_model(folder, name, model_class, variant, device_map, **kwargs)
 
 
 def _read_class_name(path: Path, index: Mapping[str, Any], component: str) -> str:
@@ -190,9 +226,7 @@ def load_model(
         `OSError`: If a file is damaged or does not exist.
         `ValueError`: If `use_safetensors` is `False`.
     """
-    for name in ("trust_remote_code", "output_loading_info"):
-        kwargs.pop(name, None)
-    if not kwargs.pop("use_safetensors", True):
+    if kwargs.pop("use_safetensors", None) is False:
         raise ValueError("`use_safetensors` must be True, because other formats can run code when they are loaded.")
     for name in ("dtype", "torch_dtype"):
         if isinstance(kwargs.get(name), dict):

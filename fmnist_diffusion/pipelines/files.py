@@ -52,11 +52,22 @@ def has_component(index: Mapping[str, Any], name: str) -> bool:
 
 def read_json_object(path: Path) -> dict[str, Any]:
     """
-    Reads a JSON object.
+    Reads the options of a pipeline or one of its components from a JSON file.
 
     Raises:
         `OSError`: If the file does not exist, is not a JSON object, or contains a number that is too large.
     """
+    content = _parse_json_object(path)
+    for name, value in content.items():
+        for number in _list_numbers(value):
+            if isinstance(number, int) and abs(number) > MAX_INTEGER:
+                raise OSError(f"`{name}` in {path} must be at most {MAX_INTEGER}.")
+            if math.isnan(number):
+                raise OSError(f"`{name}` in {path} must not be NaN.")
+    return content
+
+
+def _parse_json_object(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise OSError(f"Could not find {path}. Download or save the pipeline again.")
     if path.stat().st_size > MAX_JSON_BYTES:
@@ -69,12 +80,6 @@ def read_json_object(path: Path) -> dict[str, Any]:
         raise OSError(
             f"{path} must contain a JSON object, got {type(content).__name__}. Download or save the pipeline again."
         )
-    for name, value in content.items():
-        for number in _list_numbers(value):
-            if isinstance(number, int) and abs(number) > MAX_INTEGER:
-                raise OSError(f"`{name}` in {path} must be at most {MAX_INTEGER}.")
-            if math.isnan(number):
-                raise OSError(f"`{name}` in {path} must not be NaN.")
     return content
 
 
@@ -98,7 +103,8 @@ def get_shard_names(index_path: Path) -> list[str]:
     Raises:
         `OSError`: If the file is damaged.
     """
-    index = read_json_object(index_path)
+    # The metadata contains the size of the weights, which may be larger than `MAX_INTEGER`.
+    index = _parse_json_object(index_path)
     shards = index.get("weight_map")
     if not isinstance(shards, dict) or not isinstance(index.get("metadata"), dict) or not shards:
         raise OSError(f"{index_path} must contain `metadata` and a `weight_map`. Download or save the pipeline again.")

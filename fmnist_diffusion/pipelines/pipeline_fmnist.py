@@ -39,6 +39,7 @@ from diffusers import (
     SchedulerMixin,
     UniPCMultistepScheduler,
 )
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from diffusers.image_processor import PipelineImageInput, VaeImageProcessor
 from diffusers.utils import logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
@@ -461,20 +462,19 @@ class FashionMNISTPipeline(DiffusionPipeline):
             classifier=classifier,
             vae=vae,
         )
-        self.register_to_config(num_inference_steps=num_inference_steps, timestep_power=timestep_power)
+        # JSON does not support integers of NumPy.
+        self.register_to_config(num_inference_steps=int(num_inference_steps), timestep_power=timestep_power)
         self._original_scheduler, self._timestep_power = scheduler, timestep_power
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, vae_latent_channels=0)
-        for model in (unet, classifier):
-            if model is not None and not hasattr(model, "hf_device_map"):
-                # channels_last is faster on a CPU. It slightly changes the rounding, so all devices and ways of
-                # loading use it.
-                model.to(memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "scheduler" and hasattr(self, "_original_scheduler"):
             original = value is self._original_scheduler
             self.register_to_config(timestep_power=self._timestep_power if original else None)
+        elif name in self._optional_components and value is not None and self.config[name] == (None, None):
+            # diffusers only saves a component that replaces another one.
+            self.register_modules(**{name: value})
 
     @classmethod
     def from_pretrained(cls, pretrained_model_name_or_path: Any, **kwargs: Any) -> Self:
@@ -487,7 +487,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 The arguments of [`DiffusionPipeline.from_pretrained`], such as `dtype`, `variant`, `revision`,
                 `token`, `cache_dir`, `local_files_only`, `force_download` and `device_map`; and `unet`, `scheduler`,
                 `text_encoder`, `tokenizer`, `classifier`, `vae`, `num_inference_steps` and `timestep_power`, which
-                override the stored values.
+                override the stored values. Other arguments are ignored with a warning.
 
         Returns:
             [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
@@ -1353,7 +1353,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             callback_on_step_end (`Callable`, *optional*):
                 Called after each step as `callback(pipe, step, timestep, tensors)`. If it returns a `dict` with
                 `latents`, sampling continues with them. It may set `pipe._guidance_scale` or
-                `pipe._classifier_guidance_scale`, or set `pipe._interrupt = True` to stop sampling.
+                `pipe._classifier_guidance_scale`, or set `pipe._interrupt = True` to stop sampling. A
+                [`PipelineCallback`] or [`MultiPipelineCallbacks`] receives its `tensor_inputs`.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
                 The tensors that the callback receives: `"latents"`, the state of the scheduler after the step;
                 `"model_input"`, the noisy images that the model received in this step; and
@@ -1380,6 +1381,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 generated image has NaN or infinite pixels.
         """
         # 1. Check inputs
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         num_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         if strength is None:
             strength = 0.8 if mask_image is None else 1.0
@@ -1577,6 +1580,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             ```
         """
         # 1. Check inputs
+        if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
+            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         num_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         if not isinstance(num_images, Integral) or num_images < 2:
             raise ValueError(f"`num_images` must be an integer of at least 2, got {num_images!r}.")
@@ -1587,7 +1592,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         )
         self._guidance_scale = 1.0
         device = self._execution_device
-        weights = torch.linspace(0, 1, num_images, device=device).view(-1, 1, 1, 1)  # (B, 1, 1, 1)
+        weights = torch.linspace(0, 1, num_images, dtype=torch.float32, device=device)
+        weights = weights.view(-1, 1, 1, 1)  # (B, 1, 1, 1)
 
         # 2. Class labels or prompts
         labels = []

@@ -77,6 +77,16 @@ class TestInterpolate:
         assert_close(images[-1:], sample(pipe, 2, seed=5), atol=1e-4, rtol=0)
         assert (images[0] - images[1]).abs().max() > 1e-4
 
+    def test_images_do_not_depend_on_the_default_dtype(self):
+        pipe = get_default_pipeline()
+        expected = interpolate(pipe, [1, 2], num_images=3)
+        torch.set_default_dtype(torch.float64)
+        try:
+            images = interpolate(pipe, [1, 2], num_images=3)
+        finally:
+            torch.set_default_dtype(torch.float32)
+        assert_close(images, expected, atol=1e-5, rtol=0)
+
     def test_unconditional_model_can_interpolate(self):
         assert len(get_default_pipeline(num_class_embeds=None).interpolate(num_images=3).images) == 3
 

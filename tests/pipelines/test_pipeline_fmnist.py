@@ -18,6 +18,7 @@ from diffusers import (
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
 from torch.testing import assert_close
 
 from fmnist_diffusion import FashionMNISTPipeline, data, schedulers
@@ -230,6 +231,23 @@ class TestRandomness:
         assert_close(sample(pipe, num_images_per_prompt=2), images)
         assert not pipe.unet.training
 
+    def test_pipeline_does_not_change_the_training_of_a_model(self):
+        """If the memory format of the weights changed, fused optimizers would mix up their state."""
+
+        def train(with_samples: bool) -> list[torch.Tensor]:
+            unet = make_unet()
+            optimizer = torch.optim.AdamW(unet.parameters(), lr=0.01, fused=True)
+            for step in range(4):
+                unet(torch.ones(1, 1, 8, 8), 100 * step, torch.tensor([step])).sample.square().mean().backward()
+                optimizer.step()
+                if with_samples:
+                    pipe = FashionMNISTPipeline(unet, DDIMScheduler(), num_inference_steps=2)
+                    pipe.set_progress_bar_config(disable=True)
+                    sample(pipe)
+            return list(unet.parameters())
+
+        assert_close(train(with_samples=True), train(with_samples=False), atol=0, rtol=0)
+
 
 class TestCallback:
     def test_callback_receives_step_timestep_and_tensors(self):
@@ -250,6 +268,22 @@ class TestCallback:
     def test_callback_may_return_none(self):
         pipe = get_pipeline()
         assert torch.equal(sample(pipe, callback_on_step_end=lambda *args: None), sample(pipe))
+
+    def test_pipeline_callback_receives_its_tensors(self):
+        calls = []
+
+        class Callback(PipelineCallback):
+            tensor_inputs = ["latents", "pred_original_sample"]
+
+            def callback_fn(self, pipeline, step_index, timesteps, callback_kwargs):
+                calls.append((step_index, list(callback_kwargs)))
+                return callback_kwargs
+
+        pipe = get_pipeline()
+        for callback in (Callback(), MultiPipelineCallbacks([Callback()])):
+            assert torch.equal(sample(pipe, callback_on_step_end=callback), sample(pipe))
+            pipe.interpolate(1, callback_on_step_end=callback)
+        assert calls == 4 * [(0, Callback.tensor_inputs), (1, Callback.tensor_inputs)]
 
     @pytest.mark.parametrize("scheduler_class", [DDIMScheduler, EulerDiscreteScheduler])
     def test_model_input_is_what_the_model_receives(self, scheduler_class):

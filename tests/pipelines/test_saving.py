@@ -22,7 +22,7 @@ from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
 from fmnist_diffusion.sampling import make_pipeline
 from subprocesses import run_python
-from tiny_pipelines import make_unet, sample
+from tiny_pipelines import make_classifier, make_unet, sample
 
 
 pytestmark = pytest.mark.usefixtures("dynamic_modules")
@@ -151,11 +151,26 @@ class TestRoundTrip:
             assert pipe.unet.dtype == torch.float16
             assert torch.equal(sample(pipe), sample(half))
 
-    def test_sharded_weights_are_loaded(self, tmp_path, expected):
-        make_default_pipeline().save_pretrained(tmp_path, max_shard_size="20KB")
+    @pytest.mark.parametrize("variant", [None, "ema"])
+    def test_sharded_weights_are_loaded(self, tmp_path, variant):
+        pipe = make_default_pipeline(block_out_channels=(64, 128))
+        expected = sample(pipe, "Bag")
+        pipe.save_pretrained(tmp_path, variant=variant, max_shard_size="1MB")
         assert len(list((tmp_path / "unet").glob("*.safetensors"))) > 1
         for loader in (load, load_dynamically):
-            assert torch.equal(sample(loader(tmp_path), "Bag"), expected)
+            assert torch.equal(sample(loader(tmp_path, variant=variant), "Bag"), expected)
+
+    def test_component_that_is_assigned_later_is_saved(self, tmp_path):
+        pipe, classifier = make_default_pipeline(), make_classifier()
+        pipe.classifier = classifier
+        pipe.classifier = None
+        pipe.save_pretrained(tmp_path / "without")
+        assert load(tmp_path / "without").classifier is None
+        pipe.classifier = classifier
+        pipe.save_pretrained(tmp_path / "with")
+        for loader in (load, load_dynamically):
+            weights = loader(tmp_path / "with").classifier.state_dict()
+            assert_close(weights, dict(classifier.state_dict()), atol=0, rtol=0)
 
     def test_model_in_training_mode_is_loaded_in_evaluation_mode(self, tmp_path, expected):
         pipe = make_default_pipeline()
@@ -189,6 +204,31 @@ class TestFromPretrained:
     def test_passed_model_is_used(self, folder):
         unet = make_unet()
         assert load(folder, unet=unet).unet is unet
+
+    @pytest.mark.parametrize("scheduler", [DDIMScheduler, "ddim"], ids=str)
+    def test_scheduler_without_a_config_is_an_error(self, folder, scheduler):
+        with pytest.raises(ValueError, match=r"`scheduler` must be a scheduler object, got .*ddim"):
+            load(folder, scheduler=scheduler)
+
+    def test_unexpected_arguments_are_ignored_with_a_warning(self, folder, expected, caplog):
+        pipe = load(folder, sample_size=16, safety_checker=None, trust_remote_code=True)
+        assert torch.equal(sample(pipe, "Bag"), expected)
+        (message,) = [record.message for record in caplog.records]
+        assert message.startswith("Keyword arguments sample_size, safety_checker are not expected by")
+
+    @pytest.mark.parametrize("use_safetensors", [None, True])
+    def test_safetensors_are_loaded_by_default(self, folder, expected, use_safetensors):
+        assert torch.equal(sample(load(folder, use_safetensors=use_safetensors), "Bag"), expected)
+
+    def test_other_model_classes_are_an_error(self, tmp_path):
+        class OtherModel(FashionMNISTUNet2DModel):
+            pass
+
+        unet = OtherModel(**make_unet().config)
+        FashionMNISTPipeline(unet, DDIMScheduler()).save_pretrained(tmp_path)
+        with pytest.raises(OSError, match=r"`unet` in .* must be FashionMNISTUNet2DModel, got 'OtherModel'\."):
+            load(tmp_path)
+        assert load(tmp_path, unet=unet).unet is unet
 
     @pytest.mark.filterwarnings("ignore:`torch_dtype` is deprecated:FutureWarning")
     @pytest.mark.parametrize("loader", [load, load_dynamically])

@@ -2,6 +2,7 @@
 
 import inspect
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -108,7 +109,9 @@ class TestPowerLaw:
         loaded = FashionMNISTPipeline.from_pretrained(tmp_path)
         assert (loaded.config.num_inference_steps, loaded.config.timestep_power) == (4, 2.0)
         assert compute_timesteps(loaded) == POWER_2
-        changed = FashionMNISTPipeline.from_pretrained(tmp_path, num_inference_steps=3, timestep_power=None)
+        options = {"num_inference_steps": np.int64(3), "timestep_power": None}
+        FashionMNISTPipeline.from_pretrained(tmp_path, **options).save_pretrained(tmp_path / "changed")
+        changed = FashionMNISTPipeline.from_pretrained(tmp_path / "changed")
         assert (changed.config.num_inference_steps, changed.config.timestep_power) == (3, None)
         assert compute_timesteps(changed) == [999, 749, 500, 250]
 
