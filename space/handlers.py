@@ -269,10 +269,15 @@ class Handlers:
             for shown in show_live(self.start_interpolate(*inputs), FRAME_COLUMNS):
                 yield "", *shown, disable_download(), disable_download()
 
-    def show_prompt(self, checkpoint: Any) -> Update:
-        """Shows the prompt if the checkpoint is text-conditional."""
+    def show_conditions(self, *checkpoints: Any) -> tuple[Update, Update]:
+        """Shows the classes and the prompt if at least one of the checkpoints uses them."""
         with show_errors():
-            return gr.update(visible=self.get_checkpoint(checkpoint).has_prompts)
+            engines = [self.get_checkpoint(checkpoint) for checkpoint in checkpoints]
+            has_classes = any(engine.label_names == self.engine.label_names for engine in engines)
+            return (
+                gr.update(visible=bool(self.label_names) and has_classes),
+                gr.update(visible=any(engine.has_prompts for engine in engines)),
+            )
 
     def preview(self, upload: dict[str, Any] | None, example: Any) -> str:
         with show_errors():

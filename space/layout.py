@@ -87,12 +87,16 @@ def checkpoint_controls(
     """Returns the choice of a checkpoint, which sets the number of steps, and the other sampling controls."""
     checkpoint = gr.Dropdown(list(handlers.engines), value=name, label=label)
     num_steps = {name: engine.num_inference_steps for name, engine in handlers.engines.items()}
-    engines = handlers.engines.values()
-    is_conditional = bool(handlers.label_names) or any(engine.has_prompts for engine in engines)
-    controls = sampling_controls(num_steps[name], engines, is_conditional, info=info)
+    controls = sampling_controls(num_steps[name], handlers.engines.values(), is_conditional=True, info=info)
     script = markup.look_up(num_steps)
     checkpoint.input(None, checkpoint, controls[0], js=script, queue=False, api_visibility="private")
     return [checkpoint, *controls]
+
+
+def update_conditions(handlers: Handlers, checkpoints: Components, outputs: Components) -> None:
+    """Shows the `outputs`, the classes and the prompts, only while a selected checkpoint uses them."""
+    options: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
+    gr.on([item.input for item in checkpoints], handlers.show_conditions, checkpoints, outputs, **options)
 
 
 def seed_control(value: int = 0, label: str = "Seed") -> gr.Number:
@@ -220,8 +224,7 @@ def generate_tab(handlers: Handlers, result: gr.Image) -> None:
             bar = gr.HTML(markup.progress_bar(handlers.first_step), elem_id="generate-bar")
             strip = gr.HTML(elem_id="generate-strip")
             downloads = download_buttons("PNG", "GIF")
-    options: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
-    checkpoint.input(handlers.show_prompt, checkpoint, column, **options)
+    update_conditions(handlers, [checkpoint], [labels, column])
     inputs = [labels, count, *controls, seed, prompt]
     run = [checkpoint, *inputs], [images, bar, strip, *downloads], [bar]
     event = connect(start.click, stop, handlers.on_generate, *run)
@@ -328,8 +331,9 @@ def compare_tab(handlers: Handlers) -> None:
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
             labels = class_choice(handlers)
-            has_prompts = any(engine.has_prompts for engine in handlers.engines.values())
-            with gr.Column(visible=has_prompts, elem_classes="prompts"):
+            names = list(handlers.engines)[:2]
+            has_prompts = any(handlers.engines[name].has_prompts for name in names)
+            with gr.Column(visible=has_prompts, elem_classes="prompts") as column:
                 prompt = prompt_field()
                 example_buttons(PROMPTS, [prompt])
             start, stop = run_buttons("Compare")
@@ -337,8 +341,7 @@ def compare_tab(handlers: Handlers) -> None:
             count = gr.Slider(1, MAX_IMAGES, 10, step=1, label="Number of images")
             seed = seed_control(handlers.first_request.seed)
             sides, outputs = [], []
-            names = list(handlers.engines)
-            for side, name in zip("AB", (names * 2)[:2], strict=True):
+            for side, name in zip("AB", names, strict=True):
                 with gr.Group():
                     sides += checkpoint_controls(handlers, name, f"Checkpoint {side}")
         with gr.Column(elem_classes="results"):
@@ -349,6 +352,7 @@ def compare_tab(handlers: Handlers) -> None:
                     gr.HTML(text, elem_id=f"compare-images-{side}"),
                     gr.HTML(elem_id=f"compare-bar-{side}"),
                 ]
+    update_conditions(handlers, [sides[0], sides[len(sides) // 2]], [labels, column])
     inputs = [labels, prompt, count, seed, *sides]
     connect(start.click, stop, handlers.on_compare, inputs, outputs, outputs[1::2])
 

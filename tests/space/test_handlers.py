@@ -117,10 +117,17 @@ class TestGenerate:
         with pytest.raises(gr.Error, match=r"The seed must be a whole number from 0 to 4294967295, got 3\.7"):
             next(tiny_handlers.on_generate("tiny", [], 3, 4, "ddim", 2, 3.7))
 
-    def test_prompt_is_shown_for_text_conditional_checkpoints(self, tiny_handlers, text_handlers):
-        assert not tiny_handlers.show_prompt("tiny")["visible"]
-        assert not text_handlers.show_prompt("base")["visible"]
-        assert text_handlers.show_prompt("text")["visible"]
+    def test_only_the_conditions_of_the_selected_checkpoints_are_visible(self, base_handlers):
+        def get_visible(*checkpoints: str) -> list[bool]:
+            return [update["visible"] for update in base_handlers.show_conditions(*checkpoints)]
+
+        assert get_visible("base") == get_visible("fast", "spec") == [True, False]
+        assert get_visible("spec") == [False, False]
+        assert get_visible("text") == [False, True]
+        assert get_visible("spec", "text") == [False, True]
+        assert get_visible("base", "text") == [True, True]
+
+    def test_images_depend_on_the_prompt(self, text_handlers):
         grids = [last_grid(text_handlers.generate([], 2, 2, "default", 1, 0, prompt)) for prompt in CAPTIONS[:2]]
         assert grids[0].tobytes() != grids[1].tobytes()
 
