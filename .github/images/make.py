@@ -1,4 +1,4 @@
-"""Generates the images of the README with the bundled checkpoints base and, for the screenshot, fast:
+"""Generates the images of the README and the training guide with the bundled checkpoints base, text and fast:
 
     python .github/images/make.py
 
@@ -28,6 +28,20 @@ from fmnist_diffusion.sampling import Samples, SamplingConfig, generate, make_ge
 
 
 FOLDER = Path(__file__).parent
+PROMPTS = (
+    "a dark pullover",
+    "a bright pullover",
+    "narrow trousers",
+    "wide trousers",
+    "a sleeveless dress",
+    "a dress with sleeves",
+    "a low-top sneaker",
+    "a high-top sneaker",
+    "a flat sandal",
+    "a sandal with a high heel",
+    "a bag with a handle",
+    "a bag without a handle",
+)
 
 
 def save_comparison() -> None:
@@ -56,6 +70,20 @@ def save_animation() -> None:
     frames = load_pipeline("base").trajectory(range(10), generator=make_generators(25, 10))
     grids = [upscale(image_grid(images, 10, border=1), 3) for images in frames]
     save_gif(grids, FOLDER / "denoising.gif", duration=100, hold=2000)
+
+
+def save_prompts() -> None:
+    """Saves six images of each prompt with the same seeds; they are not cherry-picked."""
+    pipe = load_pipeline("text")
+    figure = Figure(figsize=(8.4, 5.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    for axis, prompt in zip(figure.subplots(6, 2).flat, PROMPTS, strict=True):
+        generator = make_generators(0, 6)
+        images = pipe(prompt=prompt, num_images_per_prompt=6, guidance_scale=3, generator=generator).images
+        axis.imshow(image_grid(images, 6), cmap="gray", vmin=0, vmax=255)
+        axis.set_title(prompt, fontsize=10)
+        axis.axis("off")
+    figure.savefig(FOLDER / "prompts.png", dpi=90, bbox_inches="tight")
 
 
 @contextmanager
@@ -106,5 +134,6 @@ def save_browser_screenshot() -> None:
 if __name__ == "__main__":
     save_comparison()
     save_animation()
+    save_prompts()
     save_screenshot()
     save_browser_screenshot()

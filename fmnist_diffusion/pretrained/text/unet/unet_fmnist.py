@@ -1,0 +1,1 @@
+../../../models/unet_fmnist.py
