@@ -6,14 +6,10 @@
 The U-Nets of diffusers and smalldiffusion have random weights and about as many parameters as `base`. smalldiffusion
 depends on torchvision, which its models do not use and whose PyPI wheels require CUDA. Each row runs in its own
 process, in float32. The first call is reported separately; later times are medians of `--turns` calls. The rows are
-interleaved, so other processes slow them all down equally. Then the benchmark measures new processes of the command
-line, and of Python with only the imports that it needs.
+interleaved, so other processes slow them all down equally.
 """
 
 import argparse
-import subprocess
-import sys
-import tempfile
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -33,13 +29,9 @@ REFERENCE = "diffusers UNet2DModel, DDIM", 20
 Generate = Callable[[int], object]
 
 
-def make_checkpoint(
-    name: str, num_inference_steps: int, compile_unet: bool = False
-) -> tuple[torch.nn.Module, Generate]:
+def make_checkpoint(name: str, num_inference_steps: int) -> tuple[torch.nn.Module, Generate]:
     pipe = load_pipeline(name)
     pipe.set_progress_bar_config(disable=True)
-    if compile_unet:
-        pipe.unet.compile()
 
     def generate(num_images: int) -> object:
         if pipe.label_names is None:
@@ -80,20 +72,11 @@ ROWS: dict[tuple[str, int], Callable[[int], tuple[torch.nn.Module, Generate]]] =
     ("`fast`", 2): lambda steps: make_checkpoint("fast", steps),
     ("`fast`", 4): lambda steps: make_checkpoint("fast", steps),
     ("`base`", 20): lambda steps: make_checkpoint("base", steps),
-    ("`base`, compiled", 20): lambda steps: make_checkpoint("base", steps, compile_unet=True),
     ("`spec`", 20): lambda steps: make_checkpoint("spec", steps),
     REFERENCE: make_unet2d,
     ("diffusers UNet2DModel, DDIM", 50): make_unet2d,
     ("smalldiffusion Unet", 20): make_smalldiffusion,
 }
-
-PROCESSES = {
-    "import torch": ["-c", "import torch"],
-    "from diffusers import DiffusionPipeline": ["-c", "from diffusers import DiffusionPipeline"],
-    "fmnist-diffusion sample fast --num-images 1": [
-        "-m", "fmnist_diffusion.commands", "sample", "fast", "--num-images", "1", "--output-dir",
-    ],
-}  # fmt: skip
 
 generate: Generate
 num_parameters: int
@@ -116,14 +99,6 @@ def measure(num_images: int) -> float:
 
 def count_parameters() -> int:
     return num_parameters
-
-
-def measure_process(args: list[str]) -> float:
-    """Returns the time in seconds that a new Python process takes."""
-    with tempfile.TemporaryDirectory() as folder:
-        start_time = time.perf_counter()
-        subprocess.run([sys.executable, *args, folder], check=True, capture_output=True)
-        return time.perf_counter() - start_time
 
 
 def format_time(seconds: float) -> str:
@@ -156,11 +131,6 @@ def main(args: list[str] | None = None) -> None:
         for first, rest in zip(times[row][0], later[row], strict=True):
             columns += [format_time(first), format_time(rest)]
         print(f"| {row[0]} | {' | '.join(columns)} | {later[REFERENCE][1] / later[row][1]:.1f} |")
-
-    process_times = [[measure_process(args) for args in PROCESSES.values()] for _ in range(turns)]
-    print("\n| new process | time |\n|---|---|")
-    for name, seconds in zip(PROCESSES, zip(*process_times, strict=True), strict=True):
-        print(f"| `{name}` | {format_time(median(seconds))} |")
 
 
 if __name__ == "__main__":
