@@ -325,7 +325,7 @@ def generate(
 
     Args:
         pipe ([`FashionMNISTPipeline`]): The pipeline; it is not changed.
-        config ([`SamplingConfig`]): The settings. Unconditional sampling ignores `guidance_scale`.
+        config ([`SamplingConfig`]): The settings. Unconditional sampling ignores the guidance settings.
         num_images (`int`): Number of images.
         class_labels (`Sequence[int]`, *optional*):
             Class labels that are cycled through: image i has the label `class_labels[i % len(class_labels)]`. Without

@@ -194,7 +194,7 @@ class Engine:
         return [names[i % len(names)] for i in range(request.num_images)] if names else []
 
     def get_prompt_warnings(self, *prompts: str) -> list[str]:
-        """Returns sentences about words that the model does not know, and about truncated prompts."""
+        """Returns warnings about words that the tokenizer does not know, and about truncated prompts."""
         return self.pipe.find_prompt_problems(prompts) if self.has_prompts else []
 
     def get_captions(self, request: GenerationRequest) -> list[str]:

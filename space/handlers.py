@@ -270,7 +270,7 @@ class Handlers:
                 yield "", *shown, disable_download(), disable_download()
 
     def show_conditions(self, *checkpoints: Any) -> tuple[Update, Update]:
-        """Shows the classes and the prompt if at least one of the checkpoints uses them."""
+        """Shows the classes only if a checkpoint uses classes, and the prompt only if a checkpoint uses prompts."""
         with show_errors():
             engines = [self.get_checkpoint(checkpoint) for checkpoint in checkpoints]
             has_classes = any(engine.label_names == self.engine.label_names for engine in engines)

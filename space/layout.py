@@ -255,7 +255,7 @@ def interpolate_tab(handlers: Handlers, result: gr.Image) -> None:
             steps = steps_slider(handlers.engine.num_inference_steps, LIVE_INFO)
             scheduler = scheduler_dropdown([handlers.engine], INTERPOLATION_SCHEDULERS)
         with gr.Column(elem_classes="results"):
-            text = markup.placeholder("Interpolate", "see how the images change from the first to the last")
+            text = markup.placeholder("Interpolate", "see how the first image changes into the last one")
             shown_image = shown_bar = ""
             if first:
                 captions, middle = get_positions(len(first.images)), len(first.images) // 2
@@ -311,7 +311,7 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
             controls = sampling_controls(steps, [handlers.engine], bool(names) or has_prompts, guidance=2)
             seed = seed_control()
         with gr.Column(elem_classes="results"):
-            goal = "match the prompt" if has_prompts else "show other classes"
+            goal = "match the prompt" if has_prompts else "show other classes" if names else "look different"
             text = markup.placeholder("Transform", f"make the image or the painted region {goal}")
             images = gr.HTML(text, elem_id="image-to-image-images")
             bar = gr.HTML(elem_id="image-to-image-bar")

@@ -25,7 +25,7 @@ from fmnist_diffusion.pipelines import pipeline_fmnist
 TIMESTEP_POWERS = {"base": 1.2, "fast": None, "spec": 1.5, "text": 1.2}
 NUM_STEPS = {"base": 20, "fast": 4, "spec": 20, "text": 20}
 TEXT_COMPONENTS = {"text_encoder": ["transformers", "CLIPTextModel"], "tokenizer": ["transformers", "CLIPTokenizer"]}
-# Each class has one prompt.
+# Prompt i requests class i.
 PROMPTS = [
     "a T-shirt with sleeves",
     "wide trousers",
@@ -56,7 +56,7 @@ def sample(pipe, conditions: dict[str, Any], seeds=range(10), **kwargs) -> torch
 
 
 def get_conditions(name: str, count: int = 10) -> dict[str, Any]:
-    """Returns the arguments of the pipeline for an image of each of the first classes."""
+    """Returns the pipeline arguments for one image of each of the first `count` classes."""
     if name == "spec":
         return {}
     return {"prompt": PROMPTS[:count]} if name == "text" else {"class_labels": list(range(count))}

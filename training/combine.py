@@ -43,8 +43,8 @@ def combine(
     for number, other in enumerate(pipelines[1:], start=2):
         if not is_same_model(other, pipelines[0]):
             raise ValueError(
-                f"Pipeline {number} differs from the first one in its architecture, autoencoder, prediction type or"
-                " noise schedule. Pass checkpoints of the same model."
+                f"Pipeline {number} differs from the first one in its architecture, autoencoder, vocabulary,"
+                " prediction type or noise schedule. Pass checkpoints of the same model."
             )
     states = [getattr(pipe, component).state_dict() for pipe in pipelines]
     combined = {}

@@ -329,7 +329,7 @@ def count_steps(config: TrainingConfig, num_epochs: int, batches_per_epoch: int)
 def read_saved_settings(path: Path) -> dict[str, Any]:
     """Reads a `config.yaml` that [`TrainingConfig.save`] wrote.
 
-    Settings that did not exist when the file was written have their defaults.
+    Settings that the file does not contain get their default values.
 
     Raises:
         `ValueError`: If the file is damaged.
@@ -343,7 +343,7 @@ def read_saved_settings(path: Path) -> dict[str, Any]:
 
 
 def add_defaults(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Returns settings, whose sections are dictionaries, with the defaults of missing ones."""
+    """Adds the `defaults` of missing settings, also in sections, which are dictionaries, and returns the result."""
     sections = {
         name: defaults[name] | value
         for name, value in settings.items()

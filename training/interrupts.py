@@ -63,13 +63,13 @@ class Interrupts:
         """Returns whether any process has received a signal. All processes must call this method at the same step."""
         received = self.find_maximum(self.received)
         if received == 0:
-            # A signal that arrives during the exchange takes effect at the next step, when all processes know it.
+            # A signal that arrives during the exchange is handled at the next step, so all processes stop together.
             return False
         self.received = received
         return True
 
     def find_maximum(self, value: int) -> int:
-        """Returns the maximum of the values of all processes, which must call this method at the same step."""
+        """Returns the maximum `value` of all processes. All processes must call this method at the same step."""
         if self.group is None:
             return value
         maximum = torch.tensor(value)

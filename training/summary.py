@@ -126,7 +126,7 @@ def describe_run(
 
 def describe_parameters(parameters: Mapping[str, int]) -> str:
     """Describes the numbers of parameters of the components of a run."""
-    # The size of the vocabulary is not known yet.
+    # The tokenizer has not been trained yet, so only the maximum size of its vocabulary is known.
     names = {"unet": "U-Net with", "text_encoder": "text encoder with at most", "vae": "autoencoder with"}
     unet, *others = (f"{names[name]} {count / 1e6:.2f} M" for name, count in parameters.items())
     return ", ".join([f"{unet} parameters", *others])

@@ -22,7 +22,7 @@ def check_packages(feature: str, packages: Sequence[str], extra: str) -> None:
 
 
 def hide_progress_bars() -> None:
-    """Hides the progress bars of diffusers and transformers, which they show when a pipeline is loaded."""
+    """Hides the progress bars that diffusers and transformers show when they load a pipeline."""
     import diffusers
 
     diffusers.utils.logging.disable_progress_bar()

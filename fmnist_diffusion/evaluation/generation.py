@@ -97,8 +97,8 @@ def generate_samples(
     Generates the samples of one seed and computes their Inception features. All `processes` must call this function.
 
     `conditions` contains the class labels or prompts and the classifier guidance scale as keyword arguments of
-    [`generate`]. Every batch is saved in
-    `folder` and named by the index of its first image. Existing batches are loaded, and damaged ones are replaced.
+    [`generate`]. Every batch is saved in `folder` and named by the index of its first image. Existing batches are
+    loaded, and damaged ones are replaced.
     """
     batches = plan_batches(folder, num_samples, batch_size)
     missing = [(start, count) for start, count, is_saved in batches if not is_saved]

@@ -15,7 +15,7 @@ PACKAGES = ("fmnist-diffusion", "torch", "diffusers", "transformers", "torchmetr
 
 
 def weights_hash(pipe: FashionMNISTPipeline, models: Sequence[str] = MODELS) -> str:
-    """Returns the SHA-256 of the names and float32 values of the weights and buffers of the models of a pipeline.
+    """Returns the SHA-256 hash of a pipeline's weights and buffers (their names and float32 values).
 
     Models that the pipeline does not have are ignored.
     """

@@ -142,8 +142,8 @@ def _load_component(
     model_class = MODEL_CLASSES[name]
     if class_name != model_class.__name__:
         raise OSError(
-            f"`{name}` in {folder / INDEX_NAME} must be {model_class.__name__}, got {class_name!r}. Use"
-            " `DiffusionPipeline.from_pretrained` for other models."
+            f"`{name}` in {folder / INDEX_NAME} must be {model_class.__name__}, got {class_name!r}. Pass the model as"
+            f" `{name}`, or use `DiffusionPipeline.from_pretrained`."
         )
     return load_model(folder, name, model_class, variant, device_map, **kwargs)
 
@@ -161,7 +161,10 @@ def load_scheduler(folder: Path, class_name: str) -> Any:
     scheduler_class: Any = getattr(diffusers, class_name, None)
     bases = (diffusers.SchedulerMixin, diffusers.ConfigMixin)
     if not (isinstance(scheduler_class, type) and all(issubclass(scheduler_class, base) for base in bases)):
-        raise OSError(f"`scheduler` in {folder / INDEX_NAME} must be a diffusers scheduler, got {class_name!r}.")
+        raise OSError(
+            f"`scheduler` in {folder / INDEX_NAME} must be a diffusers scheduler, got {class_name!r}. Pass a"
+            " `scheduler`, or save the pipeline again."
+        )
     config = read_json_object(path)
     for name, parameter in inspect.signature(scheduler_class).parameters.items():
         if name in config:

@@ -143,7 +143,7 @@ class _Files:
             self._download_file(name, commit, force_download)
 
     def _list_files(self, index: Path) -> tuple[list[str], list[str]]:
-        """Returns the files that a pipeline with this `model_index.json` requires, without weights, and its models."""
+        """Returns the files that this `model_index.json` requires, except weights, and the names of its models."""
         content = read_json_object(index)
         files = {"scheduler": [SCHEDULER_CONFIG], "tokenizer": list(TOKENIZER_FILES)}
         files |= {model: [f"{model}/config.json"] for model in MODELS}

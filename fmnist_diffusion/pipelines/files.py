@@ -21,7 +21,7 @@ MAX_INTEGER = 1_000_000
 
 
 def get_weights_name(component: str, variant: str | None) -> str:
-    """Returns the name of the file with the weights of a model, unless they are sharded."""
+    """Returns the name of the weights file of a model whose weights are not sharded."""
     # transformers and diffusers use different names.
     stem = "model" if component == "text_encoder" else "diffusion_pytorch_model"
     return f"{component}/{stem}.{variant}.safetensors" if variant else f"{component}/{stem}.safetensors"

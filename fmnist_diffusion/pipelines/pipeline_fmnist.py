@@ -462,7 +462,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             classifier=classifier,
             vae=vae,
         )
-        # JSON does not support integers of NumPy.
+        # NumPy integers cannot be saved as JSON.
         self.register_to_config(num_inference_steps=int(num_inference_steps), timestep_power=timestep_power)
         self._original_scheduler, self._timestep_power = scheduler, timestep_power
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, vae_latent_channels=0)
@@ -473,7 +473,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             original = value is self._original_scheduler
             self.register_to_config(timestep_power=self._timestep_power if original else None)
         elif name in self._optional_components and value is not None and self.config[name] == (None, None):
-            # diffusers only saves a component that replaces another one.
+            # If the previous component is None, diffusers does not update the config and would not save the new one.
             self.register_modules(**{name: value})
 
     @classmethod
@@ -731,15 +731,18 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     def find_prompt_problems(self, prompts: Sequence[str]) -> list[str]:
         """
-        Returns a sentence about the words that the tokenizer does not know, and one about the truncated parts of
-        prompts. The images may not show these words and parts. The list is empty if there are none.
+        Returns warnings about parts of the prompts that the images may not show: one for words that the tokenizer does
+        not know, and one for truncated text. Without such parts, the list is empty.
         """
         problems = []
         words = dict.fromkeys(word for prompt in prompts for word in re.findall(r"[^\W\d_]+", prompt))
         # The tokenizer has one token for each word of its training captions.
         unknown = [word for word in words if len(self.tokenizer.tokenize(word)) > 1]
         if unknown:
-            problems.append(f"The tokenizer does not know these words of the prompt: {', '.join(unknown)}.")
+            problems.append(
+                f"The tokenizer does not know these words of the prompt: {', '.join(unknown)}. If the images do not"
+                " show them, use other words."
+            )
         max_length = self.tokenizer.model_max_length
         token_ids = self.tokenizer(list(dict.fromkeys(prompts)), verbose=False).input_ids
         # A truncated sequence keeps its first `max_length - 1` tokens and the end token.
@@ -748,7 +751,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             parts = ", ".join(repr(text.strip()) for text in self.tokenizer.batch_decode(removed))
             problems.append(
                 "The following part of the prompt was truncated because the text encoder can only handle sequences of"
-                f" up to {max_length} tokens: {parts}."
+                f" up to {max_length} tokens: {parts}. Use a shorter prompt."
             )
         return problems
 
@@ -864,8 +867,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if self.classifier is None:
             raise ValueError(
                 "`classifier_guidance_scale` must be 0.0 for a pipeline without a classifier, got"
-                f" {classifier_guidance_scale}. Omit it, or add a classifier with"
-                " `training/train_guidance_classifier.py`."
+                f" {classifier_guidance_scale}. Omit it, or pass a pipeline with a classifier"
+                " (`training/train_guidance_classifier.py`)."
             )
         if class_labels is None:
             raise ValueError(
@@ -1353,8 +1356,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
             callback_on_step_end (`Callable`, *optional*):
                 Called after each step as `callback(pipe, step, timestep, tensors)`. If it returns a `dict` with
                 `latents`, sampling continues with them. It may set `pipe._guidance_scale` or
-                `pipe._classifier_guidance_scale`, or set `pipe._interrupt = True` to stop sampling. A
-                [`PipelineCallback`] or [`MultiPipelineCallbacks`] receives its `tensor_inputs`.
+                `pipe._classifier_guidance_scale`, or set `pipe._interrupt = True` to stop sampling. The
+                `tensor_inputs` of a [`PipelineCallback`] or [`MultiPipelineCallbacks`] replace
+                `callback_on_step_end_tensor_inputs`.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
                 The tensors that the callback receives: `"latents"`, the state of the scheduler after the step;
                 `"model_input"`, the noisy images that the model received in this step; and

@@ -76,6 +76,7 @@ class TestPrompt:
         assert images.isfinite().all()
         assert [record.message for record in diffusers_log.records] == [
             "The tokenizer does not know these words of the prompt: spaceship, Ünïcödé."
+            " If the images do not show them, use other words."
         ]
 
     def test_ignored_part_of_a_long_prompt_is_logged_once(self, pipe, diffusers_log, caplog):
@@ -92,7 +93,7 @@ class TestPrompt:
         assert_close(images[:1], expected, atol=1e-5, rtol=0)
         assert [record.getMessage() for record in diffusers_log.records] == [
             "The following part of the prompt was truncated because the text encoder can only handle sequences of up"
-            f" to 24 tokens: '{ignored}', 'a photo'."
+            f" to 24 tokens: '{ignored}', 'a photo'. Use a shorter prompt."
         ]
 
     @pytest.mark.parametrize(

@@ -206,7 +206,7 @@ class TestFromPretrained:
         assert load(folder, unet=unet).unet is unet
 
     @pytest.mark.parametrize("scheduler", [DDIMScheduler, "ddim"], ids=str)
-    def test_scheduler_without_a_config_is_an_error(self, folder, scheduler):
+    def test_scheduler_that_is_not_an_object_is_an_error(self, folder, scheduler):
         with pytest.raises(ValueError, match=r"`scheduler` must be a scheduler object, got .*ddim"):
             load(folder, scheduler=scheduler)
 

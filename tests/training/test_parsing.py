@@ -85,7 +85,7 @@ def test_types_other_than_numbers_are_rejected(names: list[str], fail_to_parse: 
         (["--num_epoch=3"], "Could not find the setting `--num_epoch`. Did you mean `--num_epochs`?"),
         (["--learning_rate=3"], "Did you mean `--optimizer.learning_rate`?"),
         (["--optimizer.learning_rat=3"], "Did you mean `--optimizer.learning_rate`?"),
-        # A run has no classifier.
+        # The trainer does not support classifier guidance, so it has no such settings.
         (
             ["--samples.classifier_guidance_scale=1"],
             "Could not find the setting `--samples.classifier_guidance_scale`.",

@@ -81,7 +81,7 @@ def test_resumed_run_has_the_settings_of_the_run(tmp_path: Path):
         assert (config.seed, config.model, config.objective) == (5, {"act_fn": "silu"}, saved.objective)
 
 
-def test_settings_that_an_older_run_does_not_have_are_defaults(tmp_path: Path):
+def test_settings_missing_from_an_older_run_have_their_defaults(tmp_path: Path):
     path = tmp_path / "config.yaml"
     TrainingConfig(seed=5, model={"act_fn": "silu"}).save(path)
     settings = load_yaml(path.read_text())

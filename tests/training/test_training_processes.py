@@ -254,7 +254,7 @@ def test_full_disk_stops_all_processes_of_an_autoencoder_with_one_line(tmp_path:
         "--num_epochs": 2,
         "--train_batch_size": 16,
         "--block_out_channels": [8, 8],
-        # The processes save at the same step.
+        # The processes save a checkpoint after every step.
         "--save_minutes": 1e-9,
         "--output_dir": tmp_path / "run",
     }
