@@ -273,7 +273,9 @@ class TestCallback:
         calls = []
 
         class Callback(PipelineCallback):
-            tensor_inputs = ["latents", "pred_original_sample"]
+            @property
+            def tensor_inputs(self) -> list[str]:
+                return ["latents", "pred_original_sample"]
 
             def callback_fn(self, pipeline, step_index, timesteps, callback_kwargs):
                 calls.append((step_index, list(callback_kwargs)))
@@ -283,7 +285,7 @@ class TestCallback:
         for callback in (Callback(), MultiPipelineCallbacks([Callback()])):
             assert torch.equal(sample(pipe, callback_on_step_end=callback), sample(pipe))
             pipe.interpolate(1, callback_on_step_end=callback)
-        assert calls == 4 * [(0, Callback.tensor_inputs), (1, Callback.tensor_inputs)]
+        assert calls == 4 * [(step, ["latents", "pred_original_sample"]) for step in range(2)]
 
     @pytest.mark.parametrize("scheduler_class", [DDIMScheduler, EulerDiscreteScheduler])
     def test_model_input_is_what_the_model_receives(self, scheduler_class):
