@@ -13,8 +13,8 @@ from tiny_pipelines import get_pipeline, make_classifier
 LABELS, PROMPT, GUIDANCE = ["--class-labels", "bag"], ["--prompt", "a dark bag"], ["--guidance-scale", "2"]
 CLASSIFIER_GUIDANCE = ["--classifier-guidance-scale", "1"]
 NO_CLASSIFIER = (
-    "--classifier-guidance-scale must be 0.0 for a pipeline without a classifier, got 1.0. Omit it, or add a"
-    " classifier with `training/train_guidance_classifier.py`."
+    "--classifier-guidance-scale must be 0.0 for a pipeline without a classifier, got 1.0. Omit it, or pass a"
+    " pipeline with a classifier (`training/train_guidance_classifier.py`)."
 )
 UNCONDITIONAL = (
     "--guidance-scale must be 1.0 for unconditional sampling, got 2.0. Omit it, or evaluate conditional samples."
