@@ -142,7 +142,7 @@ def plot_metrics(axis: Axes, results: dict[str, Any]) -> None:
         y = 0.97 - i * 0.055
         font = {"transform": axis.transAxes, "fontsize": 9, "fontweight": "bold" if i == 0 else "normal"}
         axis.text(0.0, y, title, **font)
-        axis.text(0.82, y, value, ha="right", **font)
+        axis.text(0.86, y, value, ha="right", **font)
         axis.text(1.0, y, real, ha="right", color=TEXT_COLOR, **font)
 
 
@@ -172,7 +172,7 @@ def metric_rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
         if nearest is not None:
             share = get_mean(nearest[f"nearer_than_99_percent_of_{real_name}"])
             yield (
-                f"Nearer than 99% of the {real_name} images ({title})",
+                f"Nearer than 99% of {real_name} images ({title})",
                 f"{share * 100:.1f}%",
                 "1.0%",
             )

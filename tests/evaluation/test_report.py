@@ -39,7 +39,7 @@ def test_metric_rows_contain_scaled_means_and_test_values():
     assert rows["Images"] == ("1,234", "10,000")
     assert rows["FID (training images)"][0] == "2.500"
     assert rows["KID x 1000"][0] == "1.500"
-    assert rows["Nearer than 99% of the test images (pixels)"] == ("2.0%", "1.0%")
+    assert rows["Nearer than 99% of test images (pixels)"] == ("2.0%", "1.0%")
     assert "Precision" not in rows
 
 
