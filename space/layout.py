@@ -87,7 +87,9 @@ def checkpoint_controls(
     """Returns the choice of a checkpoint, which sets the number of steps, and the other sampling controls."""
     checkpoint = gr.Dropdown(list(handlers.engines), value=name, label=label)
     num_steps = {name: engine.num_inference_steps for name, engine in handlers.engines.items()}
-    controls = sampling_controls(num_steps[name], handlers.engines.values(), is_conditional=True, info=info)
+    engines = handlers.engines.values()
+    is_conditional = bool(handlers.label_names) or any(engine.has_prompts for engine in engines)
+    controls = sampling_controls(num_steps[name], engines, is_conditional, info=info)
     script = markup.look_up(num_steps)
     checkpoint.input(None, checkpoint, controls[0], js=script, queue=False, api_visibility="private")
     return [checkpoint, *controls]
@@ -331,7 +333,8 @@ def compare_tab(handlers: Handlers) -> None:
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
             labels = class_choice(handlers)
-            names = list(handlers.engines)[:2]
+            # A published demo contains only one checkpoint.
+            names = (list(handlers.engines) * 2)[:2]
             has_prompts = any(handlers.engines[name].has_prompts for name in names)
             with gr.Column(visible=has_prompts, elem_classes="prompts") as column:
                 prompt = prompt_field()

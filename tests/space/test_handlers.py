@@ -341,6 +341,15 @@ class TestTextConditionalModel:
         assert hidden == dict.fromkeys(counts, 0)
 
 
+def test_published_page_compares_its_only_checkpoint(model_folder, monkeypatch):
+    """The source in a Space has no bundled checkpoints."""
+    monkeypatch.setattr(handlers, "bundled_pipelines", tuple)
+    page = layout.build(Handlers(model_folder))
+    labels = "Checkpoint A", "Checkpoint B"
+    sides = [item for item in page.blocks.values() if getattr(item, "label", None) in labels]
+    assert [item.value for item in sides] == ["tiny", "tiny"]
+
+
 def test_flow_matching_page_offers_schedulers_that_work(flow_folder):
     page = layout.build(Handlers(flow_folder))
     schedulers = {fn.api_name: [item for item in fn.inputs if item.label == "Scheduler"] for fn in page.fns.values()}
