@@ -58,6 +58,8 @@ INTERPOLATION_PROMPTS = [
 ]
 
 Components = list[Any]
+# These options are for events that only change what the page shows.
+QUIET_EVENT: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
 def steps_slider(value: int, info: str | None = None) -> gr.Slider:
@@ -97,8 +99,7 @@ def checkpoint_controls(
 
 def update_conditions(handlers: Handlers, checkpoints: Components, outputs: Components) -> None:
     """Shows the `outputs`, the classes and the prompts, only while a selected checkpoint uses them."""
-    options: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
-    gr.on([item.input for item in checkpoints], handlers.show_conditions, checkpoints, outputs, **options)
+    gr.on([item.input for item in checkpoints], handlers.show_conditions, checkpoints, outputs, **QUIET_EVENT)
 
 
 def seed_control(value: int = 0, label: str = "Seed") -> gr.Number:
@@ -318,9 +319,8 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
             images = gr.HTML(text, elem_id="image-to-image-images")
             bar = gr.HTML(elem_id="image-to-image-bar")
             downloads = download_buttons("PNG")
-    options: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
-    upload.change(handlers.preview, [upload, example], preview, **options)
-    example.input(handlers.choose_example, example, [preview, upload], **options)
+    upload.change(handlers.preview, [upload, example], preview, **QUIET_EVENT)
+    example.input(handlers.choose_example, example, [preview, upload], **QUIET_EVENT)
     clear.click(None, js=markup.CLEAR_MASK, queue=False, api_visibility="private")
     settings, outputs = [example, label, strength, *controls, seed], [images, bar, *downloads]
     # `markup.READ_MASK` replaces the last input.

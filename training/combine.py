@@ -68,12 +68,10 @@ def is_same_model(first: FashionMNISTPipeline, second: FashionMNISTPipeline) -> 
         vae = pipe.vae and {name: value for name, value in pipe.vae.config.items() if not name.startswith("_")}
         noise_scheduler = get_noise_scheduler(pipe)
         num_train_timesteps = noise_scheduler.config["num_train_timesteps"]
-        return (
-            *(architecture, vocab, shapes, vae),
-            # The latents of different autoencoders have different meanings.
-            weights_hash(pipe, ["vae"]),
-            *(pipe.prediction_type, num_train_timesteps, get_betas(noise_scheduler)),
-        )
+        # The latents of different autoencoders have different meanings.
+        vae_hash = weights_hash(pipe, ["vae"])
+        noise_schedule = pipe.prediction_type, num_train_timesteps, get_betas(noise_scheduler)
+        return architecture, vocab, shapes, vae, vae_hash, noise_schedule
 
     return describe(first) == describe(second)
 

@@ -8,9 +8,9 @@ from importlib.metadata import distributions
 import torch
 
 from fmnist_diffusion import FashionMNISTPipeline
+from fmnist_diffusion.pipelines.files import MODELS
 
 
-MODELS = ("unet", "text_encoder", "classifier", "vae")
 PACKAGES = ("fmnist-diffusion", "torch", "diffusers", "transformers", "torchmetrics", "openvino", "numpy")
 
 
