@@ -39,9 +39,10 @@ VALUES = st.recursive(
 )
 # init_from and resume would read other files.
 KEYS = sorted(name for name in TYPES if name not in ("init_from", "resume", "config"))
-# Valid values of these settings may contradict each other.
+# Valid values of these settings may contradict each other or the script.
 RELATED = (
     "data.resolution",
+    "distillation.num_segments",
     "samples.num_images",
     "train_batch_size",
     *(name for name in TYPES if name.startswith("scheduler.") or name.endswith(("num_inference_steps", "interval"))),
