@@ -10,7 +10,7 @@ from tqdm.auto import tqdm
 from checkpoint import Progress
 from components import Components, get_memory_format
 from config import ResolvedConfig
-from export import export_run
+from export import make_train_config, save_with_train_config
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.data import to_pil
 from fmnist_diffusion.sampling import Samples, generate
@@ -107,7 +107,7 @@ class RunOutputs:
         log_image(self.accelerator, self.config.report_to, "samples", grid, progress.global_step)
 
     def _export(self, pipe: FashionMNISTPipeline, folder: Path, progress: Progress, epoch: int) -> None:
-        export_run(pipe, folder, self.config, progress, self.grids.get_path(epoch))
+        save_with_train_config(pipe, folder, make_train_config(self.config, progress), self.grids.get_path(epoch))
 
     def _evaluate(self, validator: "Validator", pipe: FashionMNISTPipeline, progress: Progress, epoch: int) -> None:
         try:
