@@ -59,8 +59,10 @@ def replace_folder(folder: Path) -> Iterator[Path]:
     Raises:
         `WriteError`: If a file cannot be written. In this case, `folder` is unchanged.
     """
-    temporary, previous = get_temporary_path(folder), folder.with_name(f"{PREVIOUS}{folder.name}")
     with describe_write_errors(folder):
+        # Neither "." nor a symbolic link can be renamed in place of the folder that it refers to.
+        folder = folder.resolve()
+        temporary, previous = get_temporary_path(folder), folder.with_name(f"{PREVIOUS}{folder.name}")
         # A killed process with the same id may have left this folder.
         shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)

@@ -145,10 +145,6 @@ class TimestepSampler:
     def state_dict(self) -> dict[str, torch.Tensor]:
         return {"losses": self.losses, "counts": self.counts}
 
-    def load_state_dict(self, state_dict: dict[str, torch.Tensor]) -> None:
-        self.losses.copy_(state_dict["losses"])
-        self.counts.copy_(state_dict["counts"])
-
 
 def drop_labels(
     class_labels: torch.Tensor,

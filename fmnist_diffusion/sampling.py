@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .schedulers import NEAR_ZERO_SNR, NOISE_SCHEDULE_OPTIONS, make_scheduler
+from .schedulers import NOISE_SCHEDULE_OPTIONS, make_scheduler
 
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def make_pipeline(
     """
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-    from .pipelines import FashionMNISTPipeline
+    from .pipelines.pipeline_fmnist import NEAR_ZERO_SNR, FashionMNISTPipeline
 
     num_inference_steps = min(num_inference_steps, noise_scheduler.config["num_train_timesteps"])
     components: dict[str, Any] = {"text_encoder": text_encoder, "tokenizer": tokenizer, "vae": vae}

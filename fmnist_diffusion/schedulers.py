@@ -41,10 +41,6 @@ NOISE_SCHEDULE_OPTIONS = (
     "timestep_spacing",
 )
 
-# A schedule has a near-zero terminal SNR if its last `alphas_cumprod` is below this threshold. The last value is 4e-5
-# for linear schedules and 2e-9 for cosine schedules.
-NEAR_ZERO_SNR = 1e-6
-
 
 def compute_angles(alphas_cumprod: torch.Tensor) -> torch.Tensor:
     r"""

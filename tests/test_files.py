@@ -51,6 +51,19 @@ def test_folder_is_replaced_as_a_whole(tmp_path: Path):
     assert list_names(tmp_path) == ["pipeline"]
 
 
+def test_current_folder_and_symbolic_link_can_be_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    folder, link = tmp_path / "folder", tmp_path / "link"
+    folder.mkdir()
+    link.symlink_to(folder)
+    monkeypatch.chdir(folder)
+    for number, path in enumerate((Path(), link)):
+        with replace_folder(path) as temporary:
+            (temporary / f"{number}").touch()
+        assert list_names(folder) == [f"{number}"]
+    assert link.is_symlink()
+    assert list_names(tmp_path) == ["folder", "link"]
+
+
 @pytest.mark.parametrize("error", [KeyboardInterrupt, ValueError, OSError(errno.EACCES, "Permission denied")])
 def test_failed_write_changes_nothing(tmp_path: Path, error: type[BaseException] | BaseException):
     file, folder = tmp_path / "file", tmp_path / "folder"

@@ -11,7 +11,7 @@ from batches import ImageDataset
 from config import DataConfig
 from fmnist_diffusion.data import ImageTensors, get_height_width, to_model_input
 from fmnist_diffusion.pipelines import encode_images, get_vae_scale_factor
-from fmnist_diffusion.pipelines.components import load_model
+from fmnist_diffusion.pipelines.components import check_scaling, load_model
 from pretrained import load_pretrained
 
 
@@ -35,6 +35,7 @@ def load_vae(vae: str | None) -> AutoencoderKL | None:
         return model
     folder = Path(vae).resolve()
     model = load_model(folder.parent, folder.name, AutoencoderKL)
+    check_scaling(folder, model)
     return model.eval().requires_grad_(False)
 
 

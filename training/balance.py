@@ -18,8 +18,7 @@ import torch
 from export import add_output_arguments, check_new_folder, save_with_train_config
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.evaluation import weights_hash
-from fmnist_diffusion.hub.metadata import read_train_config
-from fmnist_diffusion.loading import get_pipeline_folder
+from pretrained import find_train_config
 
 
 def balance(unet: FashionMNISTUNet2DModel, class_shares: Sequence[float], strength: float) -> None:
@@ -71,7 +70,7 @@ def main(args: list[str] | None = None) -> None:
         pipe = load_pipeline(options.pipeline)
         shares = evaluation["metrics"]["class_shares"]
         balance(pipe.unet, shares, options.strength)
-        train_config = read_train_config(get_pipeline_folder(options.pipeline) / "train_config.json") or {}
+        train_config = find_train_config(options.pipeline) or {}
         step = {"class_shares": shares, "strength": options.strength, "weights_sha256": evaluation["weights_sha256"]}
         train_config["balanced"] = [*train_config.get("balanced", []), step]
         pipe.unet.to(getattr(torch, options.dtype))

@@ -163,8 +163,7 @@ def save_checkpoint(
 def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint: Path) -> Progress:
     """Restores the tensors that `save_checkpoint` wrote, and returns the position of the run.
 
-    The checkpoint does not change the settings of the optimizer and the EMA. This function sets `initial_lr`, from
-    which the learning rate scheduler computes its values.
+    The checkpoint does not change the settings of the optimizer and the EMA.
 
     Raises:
         `ValueError`: If the checkpoint does not fit the model or the data of this run.
@@ -174,8 +173,6 @@ def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint
         copy_tensors(load_file(path), unet.state_dict())
     with describe_load_errors(checkpoint / "optimizer.safetensors") as path:
         set_optimizer_tensors(components.optimizer, unet, load_file(path))
-    for group in components.optimizer.param_groups:
-        group["initial_lr"] = group["lr"]
     with describe_load_errors(checkpoint / "timestep_sampler.safetensors") as path:
         copy_tensors(load_file(path), components.loss.timestep_sampler.state_dict())
     with describe_load_errors(checkpoint / "trainer.json") as path:

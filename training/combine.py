@@ -12,6 +12,7 @@ from typing import Any
 
 import torch
 
+from autoencoder import hash_vae
 from export import add_output_arguments, check_new_folder, save_with_train_config
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.evaluation import weights_hash
@@ -66,10 +67,10 @@ def is_same_model(first: FashionMNISTPipeline, second: FashionMNISTPipeline) -> 
         vocab = pipe.tokenizer and pipe.tokenizer.get_vocab()
         shapes = pipe.text_encoder and {key: value.shape for key, value in pipe.text_encoder.state_dict().items()}
         vae = pipe.vae and {name: value for name, value in pipe.vae.config.items() if not name.startswith("_")}
+        # The latents of different autoencoders have different meanings.
+        vae_hash = pipe.vae and hash_vae(pipe.vae)
         noise_scheduler = get_noise_scheduler(pipe)
         num_train_timesteps = noise_scheduler.config["num_train_timesteps"]
-        # The latents of different autoencoders have different meanings.
-        vae_hash = weights_hash(pipe, ["vae"])
         noise_schedule = pipe.prediction_type, num_train_timesteps, get_betas(noise_scheduler)
         return architecture, vocab, shapes, vae, vae_hash, noise_schedule
 

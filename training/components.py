@@ -93,8 +93,7 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
         `ValueError`, `OSError`: If the configuration, the data or the pipeline to fine-tune cannot be used.
     """
     device = accelerator.device
-    assert config.data.resolution is not None and config.data.channels is not None
-    images, label_names = load_training_images(config.data, config.data.resolution, config.data.channels)
+    images, label_names = load_training_images(config.data)
     distills = config.distillation.num_segments is not None
     captions = None
     if config.text_encoder.enabled:
@@ -130,7 +129,7 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
         make_token_ids=make_token_ids,
     )
     teacher = copy_model(unet, None) if distills else None
-    prepare_model(config, unet, device)
+    prepare_model(config, unet)
     optimizer = make_optimizer(config.optimizer, unet)
     unet, optimizer = accelerator.prepare(unet, optimizer)
     ema = make_ema(config.ema, unet)
@@ -160,7 +159,7 @@ def make_loss(
     assert isinstance(noise_scheduler, DDPMScheduler)
     target_unet = copy_model(unet, None).train()
     for model in (teacher.to(device), target_unet):  # pyright: ignore[reportArgumentType]
-        prepare_model(config, model, device)
+        prepare_model(config, model)
     for parameter, ema_parameter in zip(target_unet.parameters(), ema.shadow_params, strict=True):
         # The parameters share the memory of the EMA weights, so they do not have to be copied in every step.
         parameter.data = ema_parameter
@@ -177,20 +176,10 @@ def make_loss(
     )
 
 
-def load_training_images(
-    config: DataConfig, resolution: int | tuple[int, int] | None, channels: int | None
-) -> tuple[ImageTensors | ImageDataset, tuple[str, ...] | None]:
+def load_training_images(config: DataConfig) -> tuple[ImageTensors | ImageDataset, tuple[str, ...] | None]:
     """Returns the images and the class names. With `config.streaming`, a dataset decodes the images on access, and
-    `resolution` and `channels` must not be `None`."""
-    source = {
-        "dataset_name": config.dataset_name,
-        "split": config.split,
-        "dataset_config_name": config.dataset_config_name,
-        "train_data_dir": config.train_data_dir,
-        "image_column": config.image_column,
-        "label_column": config.label_column,
-        "caption_column": config.caption_column,
-    }
+    `config.resolution` and `config.channels` must not be `None`."""
+    source, resolution, channels = config.get_source(), config.resolution, config.channels
     if not config.streaming:
         images = load_images(**source, resolution=resolution, channels=channels, max_samples=config.max_train_samples)
         return images, images.label_names
@@ -202,9 +191,7 @@ def load_training_images(
     return stream_images(dataset, resolution=resolution, channels=channels), label_names
 
 
-def prepare_model(
-    config: ResolvedConfig, unet: FashionMNISTUNet2DModel | TextConditionalUNet, device: torch.device
-) -> None:
+def prepare_model(config: ResolvedConfig, unet: FashionMNISTUNet2DModel | TextConditionalUNet) -> None:
     """Applies the memory format, gradient checkpointing and compilation to `unet`."""
     unet.to(memory_format=get_memory_format(config))  # pyright: ignore[reportCallIssue]
     if config.gradient_checkpointing:
@@ -235,6 +222,8 @@ def make_lr_scheduler(
 
     Do not pass it to `Accelerator.prepare`, which would advance it once per process in each optimizer step.
     """
+    for group in optimizer.param_groups:
+        group["initial_lr"] = config.learning_rate
     return get_scheduler(
         config.lr_scheduler,
         optimizer,

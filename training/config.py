@@ -50,6 +50,18 @@ class DataConfig:
     dataloader_num_workers: int = 2
     max_train_samples: int | None = None
 
+    def get_source(self) -> dict[str, Any]:
+        """Returns the arguments of [`load_split`]."""
+        return {
+            "dataset_name": self.dataset_name,
+            "split": self.split,
+            "dataset_config_name": self.dataset_config_name,
+            "train_data_dir": self.train_data_dir,
+            "image_column": self.image_column,
+            "label_column": self.label_column,
+            "caption_column": self.caption_column,
+        }
+
 
 @dataclass
 class SchedulerConfig:

@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 
 from config import ObjectiveConfig
 from consistency import ddim_step, get_angles, predict_images, pseudo_huber_loss, rotate, sample_segments
-from fmnist_diffusion.schedulers import NEAR_ZERO_SNR
+from fmnist_diffusion.pipelines.pipeline_fmnist import NEAR_ZERO_SNR
 from losses import DiffusionLoss, NoisyBatch
 
 

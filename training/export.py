@@ -27,36 +27,31 @@ PRIVATE_SETTINGS = (
 )
 
 
-def export_run(
-    pipe: FashionMNISTPipeline, folder: Path, config: TrainingConfig, progress: Progress, sample_grid: Path
+def save_with_train_config(
+    pipe: FashionMNISTPipeline, folder: Path, train_config: dict[str, Any], sample_grid: Path | None = None
 ) -> None:
-    """Writes `pipe` to `folder`, with the settings of the run and, if it exists, the sample grid of these weights.
+    """Writes a pipeline with the settings of its training and, if it exists, the sample grid of its weights.
 
     Raises:
-        `WriteError`: If the pipeline cannot be written. In this case, the previous export is unchanged.
+        `WriteError`: If the pipeline cannot be written. In this case, `folder` is unchanged.
     """
     # Metrics and samples from an earlier export do not belong to these weights, so the whole folder is replaced.
     with replace_folder(folder) as temporary:
-        save_with_train_config(pipe, temporary, make_train_config(config, progress))
-        if sample_grid.exists():
-            exported_grid = temporary / "images" / "samples.png"
-            exported_grid.parent.mkdir(exist_ok=True)
-            shutil.copyfile(sample_grid, exported_grid)
+        try:
+            pipe.save_pretrained(temporary)
+        except SafetensorError as error:
+            # This is how safetensors reports a full disk.
+            raise OSError(str(error)) from error
+        (temporary / "train_config.json").write_text(json.dumps(train_config, indent=2) + "\n")
+        if sample_grid is not None and sample_grid.exists():
+            (temporary / "images").mkdir()
+            shutil.copyfile(sample_grid, temporary / "images" / "samples.png")
 
 
 def check_new_folder(folder: Path) -> None:
     """Raises `ValueError` if `folder` contains files."""
     if folder.exists() and any(folder.iterdir()):
         raise ValueError(f"`--output_dir` must be new or empty, but {folder} contains files. Pass a different folder.")
-
-
-def save_with_train_config(pipe: FashionMNISTPipeline, folder: Path, train_config: dict[str, Any]) -> None:
-    try:
-        pipe.save_pretrained(folder)
-    except SafetensorError as error:
-        # This is how safetensors reports a full disk.
-        raise OSError(str(error)) from error
-    (folder / "train_config.json").write_text(json.dumps(train_config, indent=2) + "\n")
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:

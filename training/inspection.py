@@ -204,26 +204,18 @@ def check_pretrained_settings(config: TrainingConfig, pretrained: PretrainedPipe
 
 
 def inspect_data(config: TrainingConfig, pretrained: PretrainedPipeline | None) -> DataSummary:
-    data = config.data
-    source: dict[str, Any] = {
-        "dataset_name": data.dataset_name,
-        "split": data.split,
-        "dataset_config_name": data.dataset_config_name,
-        "train_data_dir": data.train_data_dir,
-        "image_column": data.image_column,
-        "caption_column": data.caption_column,
-        "max_samples": data.max_train_samples,
-    }
+    source: dict[str, Any] = config.data.get_source() | {"max_samples": config.data.max_train_samples}
     try:
-        return inspect_images(**source, label_column=data.label_column)
+        return inspect_images(**source)
     except DataError:
         unconditional = (
             config.text_encoder.enabled or config.model.get("num_class_embeds", 1 if pretrained else None) is None
         )
-        if not unconditional or data.label_column is not None:
+        if not unconditional or config.data.label_column is not None:
             raise
     # An unconditional model does not need the labels, which may be the reason for the error.
-    return inspect_images(**source, label_column="none")
+    source["label_column"] = "none"
+    return inspect_images(**source)
 
 
 def resolve_data(config: DataConfig, summary: DataSummary, problems: Problems) -> DataConfig:

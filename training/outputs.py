@@ -10,14 +10,14 @@ from tqdm.auto import tqdm
 from checkpoint import Progress
 from components import Components, get_memory_format
 from config import ResolvedConfig
-from export import export_run
+from export import make_train_config, save_with_train_config
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.data import to_pil
 from fmnist_diffusion.sampling import Samples, generate
 from model import make_run_pipeline
 from publishing import make_background_push
 from records import SampleGrids
-from tracking import log_image
+from tracking import log_samples
 
 
 if TYPE_CHECKING:
@@ -104,10 +104,10 @@ class RunOutputs:
         # The grid has one column per class, because progress.png only shows the first row, which should contain every
         # class.
         grid = self.grids.save(to_pil(samples.images), num_classes or GRID_COLUMNS, epoch)
-        log_image(self.accelerator, self.config.report_to, "samples", grid, progress.global_step)
+        log_samples(self.accelerator, self.config.report_to, grid, progress.global_step)
 
     def _export(self, pipe: FashionMNISTPipeline, folder: Path, progress: Progress, epoch: int) -> None:
-        export_run(pipe, folder, self.config, progress, self.grids.get_path(epoch))
+        save_with_train_config(pipe, folder, make_train_config(self.config, progress), self.grids.get_path(epoch))
 
     def _evaluate(self, validator: "Validator", pipe: FashionMNISTPipeline, progress: Progress, epoch: int) -> None:
         try:

@@ -31,13 +31,13 @@ def start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
     accelerator.init_trackers("fmnist-diffusion", hparams, {"wandb": {"dir": config.output_dir}})
 
 
-def log_image(accelerator: Accelerator, report_to: str, name: str, image: Image.Image, step: int) -> None:
+def log_samples(accelerator: Accelerator, report_to: str, image: Image.Image, step: int) -> None:
     image = image.convert("RGB")
     if report_to == "trackio":
         import trackio  # pyright: ignore[reportMissingImports]
 
-        accelerator.log({name: trackio.Image(image)}, step=step)
+        accelerator.log({"samples": trackio.Image(image)}, step=step)
     elif report_to != "none":
         layout = {"dataformats": "NHWC"} if report_to == "tensorboard" else {}
         tracker: Any = accelerator.get_tracker(report_to)
-        tracker.log_images({name: np.asarray(image)[None]}, step=step, **layout)
+        tracker.log_images({"samples": np.asarray(image)[None]}, step=step, **layout)

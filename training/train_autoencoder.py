@@ -200,7 +200,7 @@ class AutoencoderTrainer:
         call_on_main_process(self.accelerator, self._prepare_folder)
         set_seed(config.seed)
         data = config.data
-        images, _ = load_training_images(data, data.resolution, data.channels)
+        images, _ = load_training_images(data)
         assert isinstance(images, ImageTensors)
         train_images, self.validation_images = split_images(images, config.num_validation_images, config.seed)
         self.batches = Batches(
@@ -367,8 +367,6 @@ class AutoencoderTrainer:
             copy_tensors(load_file(path), self.vae.state_dict())
         with describe_load_errors(self.checkpoint / "optimizer.safetensors") as path:
             set_optimizer_tensors(self.optimizer, self.vae, load_file(path))
-        for group in self.optimizer.param_groups:
-            group["initial_lr"] = group["lr"]
         vars(self.progress).update(vars(progress))
 
 

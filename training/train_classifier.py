@@ -17,6 +17,7 @@ from transformers import HfArgumentParser, ViTImageProcessorPil
 from fmnist_diffusion.data import DEFAULT_DATASET, DataError, load_images
 from fmnist_diffusion.evaluation import ClassifierTrainingConfig, measure_accuracy, train_classifier
 from fmnist_diffusion.evaluation.classifier import IMAGE_SIZE
+from fmnist_diffusion.files import replace_folder
 
 
 @dataclass
@@ -48,11 +49,6 @@ def main(args: list[str] | None = None) -> None:
     model = train_classifier(train, config, data.device)
     accuracy = measure_accuracy(model, test)
     folder = Path(data.output_dir) / "classifier"
-    model.save_pretrained(folder)
-    # The image-classification pipeline of transformers requires this file; the evaluation does not.
-    ViTImageProcessorPil(
-        size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, resample=2, image_mean=[0.5], image_std=[0.5]
-    ).save_pretrained(folder)
     metrics = {
         "test_accuracy": accuracy,
         "num_test_images": len(test),
@@ -61,7 +57,13 @@ def main(args: list[str] | None = None) -> None:
         "training": asdict(config),
         "versions": {"torch": torch.__version__, "transformers": transformers.__version__},
     }
-    (folder / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
+    with replace_folder(folder) as temporary:
+        model.save_pretrained(temporary)
+        # The image-classification pipeline of transformers requires this file; the evaluation does not.
+        ViTImageProcessorPil(
+            size={"height": IMAGE_SIZE, "width": IMAGE_SIZE}, resample=2, image_mean=[0.5], image_std=[0.5]
+        ).save_pretrained(temporary)
+        (temporary / "metrics.json").write_text(json.dumps(metrics, indent=2) + "\n")
     print(f"Saved the classifier to {folder}. Its test accuracy is {accuracy:.4f}.")
 
 

@@ -21,7 +21,7 @@ from config import ObjectiveConfig
 from export import check_new_folder, get_public_name, save_with_train_config
 from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.data import DEFAULT_DATASET, ImageTensors, load_images
-from fmnist_diffusion.files import describe_write_errors, replace_folder
+from fmnist_diffusion.files import describe_write_errors
 from losses import DiffusionLoss
 from model import get_noise_scheduler
 from pretrained import find_train_config
@@ -181,8 +181,7 @@ def main(args: list[str] | None = None) -> None:
     train_config = find_train_config(config.init_from) or {}
     pipe.register_modules(classifier=classifier.cpu())
     try:
-        with replace_folder(folder) as temporary:
-            save_with_train_config(pipe, temporary, train_config | {"guidance_classifier": settings})
+        save_with_train_config(pipe, folder, train_config | {"guidance_classifier": settings})
     except OSError as error:
         parser.exit(2, f"train_guidance_classifier.py: error: {error}\n")
     print(f"Saved the pipeline to {folder}.")

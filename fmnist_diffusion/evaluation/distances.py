@@ -80,16 +80,16 @@ def frechet_distance(features: torch.Tensor, real: Moments) -> float:
     return float(metric.compute())
 
 
-def kernel_distance(features: torch.Tensor, real: torch.Tensor, seed: int = 0) -> tuple[float, float]:
+def kernel_distance(features: torch.Tensor, real: torch.Tensor) -> tuple[float, float]:
     """
     Computes the kernel distance (KID, arXiv 1801.01401) of 100 pairs of random subsets.
 
     The subsets have 1,000 images, or half of the smaller set if it has fewer than 2,000, so that the subsets differ.
+    They are always the same, and the global random state is not changed.
 
     Args:
         features, real (`torch.Tensor`):
             Features of the samples and of the real images, `(num_images, num_features)`.
-        seed (`int`, defaults to 0): Seed of the random subsets. The global random state is not changed.
 
     Returns:
         `tuple[float, float]`: Mean and standard deviation over the pairs of subsets. The mean is an unbiased estimate
@@ -113,7 +113,7 @@ def kernel_distance(features: torch.Tensor, real: torch.Tensor, seed: int = 0) -
     metric.update(real.double(), real=True)
     metric.update(features.double(), real=False)
     with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(seed)
+        torch.manual_seed(0)
         mean, std = metric.compute()
     return float(mean), float(std)
 
@@ -160,33 +160,32 @@ def to_float(vectors: torch.Tensor) -> torch.Tensor:
     return vectors.float() / 255 if vectors.dtype == torch.uint8 else vectors.float()
 
 
-def manifold_metrics(features: torch.Tensor, real: torch.Tensor, nearest_k: int = NEAREST_K) -> dict[str, float]:
+def manifold_metrics(features: torch.Tensor, real: torch.Tensor) -> dict[str, float]:
     r"""
     Computes precision and recall (arXiv 1904.06991), density and coverage (arXiv 2002.09797).
 
-    The results equal those of the package `prdc`. This function requires less memory, because it only computes 500
-    rows of the distance matrices at a time.
+    The radius around each point is the distance to its fifth nearest neighbor. The results equal those of the package
+    `prdc`. This function requires less memory, because it only computes 500 rows of the distance matrices at a time.
 
     Args:
         features, real (`torch.Tensor`):
             Features of the samples and of the real images, `(num_images, num_features)`. Published values use equal
             numbers of samples and real images.
-        nearest_k (`int`, defaults to 5): The radius around each point is the distance to its k-th nearest neighbor.
 
     Returns:
         `dict[str, float]`: `precision`, `recall` and `coverage` in [0, 1], and `density`, which is 1 on average for
             real images.
 
     Raises:
-        `ValueError`: If there are not more than `nearest_k` images.
+        `ValueError`: If there are fewer than 6 images.
     """
     num_images = min(len(features), len(real))
-    if num_images <= nearest_k:
-        raise ValueError(f"Precision and recall require at least {nearest_k + 1} images, got {num_images}.")
+    if num_images <= NEAREST_K:
+        raise ValueError(f"Precision and recall require at least {NEAREST_K + 1} images, got {num_images}.")
     features, real = features.float(), real.float()
     # The nearest neighbor of each point is the point itself, which does not count.
-    real_radii = nearest_neighbors(real, real, nearest_k + 1)[0][:, -1]
-    fake_radii = nearest_neighbors(features, features, nearest_k + 1)[0][:, -1]
+    real_radii = nearest_neighbors(real, real, NEAREST_K + 1)[0][:, -1]
+    fake_radii = nearest_neighbors(features, features, NEAREST_K + 1)[0][:, -1]
     num_balls = torch.zeros(len(features))
     recalled = covered = 0
     for rows, radii in zip(real.split(BLOCK_ROWS), real_radii.split(BLOCK_ROWS), strict=True):
@@ -197,7 +196,7 @@ def manifold_metrics(features: torch.Tensor, real: torch.Tensor, nearest_k: int 
     return {
         "precision": float((num_balls > 0).float().mean()),
         "recall": recalled / len(real),
-        "density": float(num_balls.mean()) / nearest_k,
+        "density": float(num_balls.mean()) / NEAREST_K,
         "coverage": covered / len(real),
     }
 

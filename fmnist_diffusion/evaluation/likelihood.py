@@ -32,8 +32,9 @@ from tqdm.auto import tqdm
 
 from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.data import ImageTensors, to_model_input
+from fmnist_diffusion.pipelines.pipeline_fmnist import NEAR_ZERO_SNR
 from fmnist_diffusion.sampling import get_max_batch_size, make_generators
-from fmnist_diffusion.schedulers import NEAR_ZERO_SNR, NOISE_SCHEDULE_OPTIONS, compute_angles
+from fmnist_diffusion.schedulers import NOISE_SCHEDULE_OPTIONS, compute_angles
 
 from .provenance import get_device_name, get_versions, images_hash, weights_hash
 from .run_folder import prepare_folder, write_json

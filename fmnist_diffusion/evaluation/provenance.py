@@ -2,7 +2,6 @@
 
 import hashlib
 import platform
-from collections.abc import Sequence
 from importlib.metadata import distributions
 
 import torch
@@ -14,13 +13,10 @@ from fmnist_diffusion.pipelines.files import MODELS
 PACKAGES = ("fmnist-diffusion", "torch", "diffusers", "transformers", "torchmetrics", "openvino", "numpy")
 
 
-def weights_hash(pipe: FashionMNISTPipeline, models: Sequence[str] = MODELS) -> str:
-    """Returns the SHA-256 hash of a pipeline's weights and buffers (their names and float32 values).
-
-    Models that the pipeline does not have are ignored.
-    """
+def weights_hash(pipe: FashionMNISTPipeline) -> str:
+    """Returns the SHA-256 hash of a pipeline's weights and buffers (their names and float32 values)."""
     digest = hashlib.sha256()
-    for model in (getattr(pipe, name) for name in models):
+    for model in (getattr(pipe, name) for name in MODELS):
         for name, tensor in sorted(model.state_dict().items()) if model is not None else ():
             digest.update(name.encode())
             digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())

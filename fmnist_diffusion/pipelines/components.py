@@ -24,7 +24,7 @@ from .files import (
     list_weights,
     read_json_object,
 )
-from .pipeline_fmnist import check_settings
+from .pipeline_fmnist import FashionMNISTPipeline, check_settings
 
 
 logger = logging.getLogger(__name__)
@@ -34,7 +34,6 @@ MODEL_CLASSES: dict[str, Any] = {
     "classifier": FashionMNISTGuidanceClassifier,
     "vae": diffusers.AutoencoderKL,
 }
-OPTIONAL_COMPONENTS = ("text_encoder", "tokenizer", "classifier", "vae")
 HUB_OPTIONS = ("cache_dir", "force_download", "local_files_only", "revision", "token")
 MODEL_OPTIONS = (
     "disable_mmap",
@@ -88,8 +87,9 @@ def load_components(
         `OSError`: If a file does not exist, cannot be downloaded, or is damaged.
         `ValueError`: If `use_safetensors` is `False`, or if `scheduler` is not a scheduler.
     """
-    passed = {name: kwargs.pop(name) for name in ("unet", "scheduler", *OPTIONAL_COMPONENTS) if name in kwargs}
-    components = {name: item for name, item in passed.items() if item is not None or name in OPTIONAL_COMPONENTS}
+    optional = FashionMNISTPipeline._optional_components
+    passed = {name: kwargs.pop(name) for name in ("unet", "scheduler", *optional) if name in kwargs}
+    components = {name: item for name, item in passed.items() if item is not None or name in optional}
     hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
     options = {name: kwargs.pop(name) for name in ("num_inference_steps", "timestep_power") if name in kwargs}
     scheduler = components.get("scheduler")
@@ -120,8 +120,8 @@ def load_components(
     with _named_errors(folder / INDEX_NAME):
         check_settings(**settings)
     settings |= options
-    for name in ("scheduler", *OPTIONAL_COMPONENTS, "unet"):
-        if name not in components and (name not in OPTIONAL_COMPONENTS or has_component(index, name)):
+    for name in ("scheduler", *optional, "unet"):
+        if name not in components and (name not in optional or has_component(index, name)):
             components[name] = _load_component(folder, index, name, variant, device_map, **kwargs)
     unet, scheduler = components.pop("unet"), components.pop("scheduler")
     check_text_encoder(folder, unet, components.get("text_encoder"))
@@ -133,6 +133,11 @@ def _load_component(
     folder: Path, index: Mapping[str, Any], name: str, variant: str | None, device_map: Any, **kwargs: Any
 ) -> Any:
     class_name = _read_class_name(folder / INDEX_NAME, index, name)
+    for option in ("dtype", "torch_dtype"):
+        if isinstance(kwargs.get(option), dict):
+            kwargs[option] = kwargs[option].get(name, kwargs[option].get("default", torch.float32))
+    if isinstance(device_map, dict):
+        device_map = {"": device_map[name]} if name in device_map else None
     if name == "scheduler":
         return load_scheduler(folder, class_name)
     if name == "text_encoder":
@@ -223,7 +228,8 @@ def load_model(
         folder (`Path`): Folder of the pipeline.
         component (`str`): Name of the folder with the model, such as `"unet"`.
         model_class (`type`): Class of the model.
-        variant, device_map, kwargs: See [`FashionMNISTPipeline.from_pretrained`].
+        variant, device_map, kwargs: See [`FashionMNISTPipeline.from_pretrained`]. They apply to this model, so they
+            are not dictionaries of components.
 
     Raises:
         `OSError`: If a file is damaged or does not exist.
@@ -231,11 +237,6 @@ def load_model(
     """
     if kwargs.pop("use_safetensors", None) is False:
         raise ValueError("`use_safetensors` must be True, because other formats can run code when they are loaded.")
-    for name in ("dtype", "torch_dtype"):
-        if isinstance(kwargs.get(name), dict):
-            kwargs[name] = kwargs[name].get(component, kwargs[name].get("default", torch.float32))
-    if isinstance(device_map, dict):
-        device_map = {"": device_map[component]} if component in device_map else None
     path = folder / component / "config.json"
     config = read_json_object(path)
     if "quantization_config" in config:
@@ -266,16 +267,11 @@ def load_text_encoder(folder: Path, variant: str | None, device_map: Any, **kwar
     weights = list_weights(folder, "text_encoder", variant)
     for path in weights:
         check_weights_file(path)
-    dtype = kwargs.get("dtype", kwargs.get("torch_dtype"))
-    if isinstance(dtype, dict):
-        dtype = dtype.get("text_encoder", dtype.get("default"))
-    if isinstance(device_map, dict):
-        device_map = {"": device_map["text_encoder"]} if "text_encoder" in device_map else None
     with _named_errors(encoder_folder):
         loaded: Any = CLIPTextModel.from_pretrained(
             encoder_folder,
             variant=variant,
-            dtype=dtype or torch.float32,
+            dtype=kwargs.get("dtype", kwargs.get("torch_dtype")) or torch.float32,
             device_map=device_map,
             use_safetensors=True,
             output_loading_info=True,
@@ -325,18 +321,23 @@ def check_vae(folder: Path, unet: Any, vae: Any) -> None:
     """Raises `OSError` if the latents of the autoencoder do not match the model or cannot be scaled."""
     if vae is None:
         return
+    check_scaling(folder / "vae", vae)
     channels, expected = vae.config.latent_channels, unet.config.in_channels
     if channels != expected:
         raise OSError(
             f"The autoencoder in {folder} does not match the model: `latent_channels` must be {expected}, got"
             f" {channels}. Save or download the pipeline again."
         )
-    path = folder / "vae" / "config.json"
+
+
+def check_scaling(folder: Path, vae: Any) -> None:
+    """Raises `OSError` if the latents of the autoencoder in `folder` cannot be scaled."""
     for name, value, minimum, kind in (
         ("scaling_factor", vae.config.scaling_factor, 0, "positive"),
         ("shift_factor", vae.config.shift_factor or 0, -math.inf, "finite"),
     ):
         if not isinstance(value, int | float) or not math.isfinite(value) or value <= minimum:
+            path = folder / "config.json"
             raise OSError(f"`{name}` in {path} must be a {kind} number, got {str(value)[:100]!r}.")
 
 

@@ -374,15 +374,6 @@ def encode_images(vae: AutoencoderKL | None, images: torch.Tensor) -> torch.Tens
     return (output.latent_dist.mode().float() - (vae.config["shift_factor"] or 0.0)) * vae.config["scaling_factor"]
 
 
-def decode_latents(vae: AutoencoderKL | None, latents: torch.Tensor) -> torch.Tensor:
-    """Decodes the latents of [`encode_images`] to float32 images in about [-1, 1]."""
-    if vae is None:
-        return latents
-    latents = latents / vae.config["scaling_factor"] + (vae.config["shift_factor"] or 0.0)
-    output: Any = vae.decode(latents.to(vae.dtype))  # pyright: ignore[reportArgumentType]
-    return output.sample.float()
-
-
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     # In training mode, BatchNorm would mix the images of a batch and sampling would change its running statistics.
@@ -1234,7 +1225,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """
-        Decodes latents, such as the output with `output_type="latent"`.
+        Decodes the latents of [`encode_images`], such as the output with `output_type="latent"`.
 
         Args:
             latents (`torch.Tensor` of shape `(batch, channels, height, width)`): The latents.
@@ -1243,7 +1234,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
             `torch.Tensor` of shape `(batch, *image_shape)`: float32 images in about [-1, 1]; without an autoencoder,
             the latents themselves.
         """
-        return decode_latents(self.vae, latents)
+        if self.vae is None:
+            return latents
+        latents = latents / self.vae.config["scaling_factor"] + (self.vae.config["shift_factor"] or 0.0)
+        return self.vae.decode(latents.to(self.vae.dtype)).sample.float()
 
     def _postprocess(
         self,

@@ -137,6 +137,17 @@ def test_damaged_autoencoder_is_an_error(
     assert f"{vae_folder}/diffusion_pytorch_model.safetensors" in line and message in line
 
 
+@pytest.mark.parametrize("scaling_factor", [0.0, None])
+def test_autoencoder_whose_latents_cannot_be_scaled_is_an_error(
+    fail_to_launch: Callable[..., str], vae_folder: Path, scaling_factor: float | None
+):
+    vae = make_vae(channels=1)
+    vae.register_to_config(scaling_factor=scaling_factor)
+    vae.save_config(vae_folder)
+    message = f"`scaling_factor` in {vae_folder}/config.json must be a positive number, got '{scaling_factor}'"
+    assert message in fail_to_launch(f"--vae={vae_folder}")
+
+
 def change_bias(path: Path, value: float | None) -> None:
     tensors = load_file(path)
     bias = tensors.pop("quant_conv.bias")

@@ -8,7 +8,7 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
-from fmnist_diffusion import load_pipeline
+from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from latent_pipelines import get_latent_pipeline
 from saved_pipelines import save_pipeline
 from text_pipelines import get_text_pipeline
@@ -119,9 +119,10 @@ def test_full_disk_exits_with_one_line(run, tmp_path: Path, capsys, monkeypatch:
     def fail(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("train_guidance_classifier.save_with_train_config", fail)
+    source = save_pipeline(tmp_path / "source")
+    monkeypatch.setattr(FashionMNISTPipeline, "save_pretrained", fail)
     with pytest.raises(SystemExit, match="2"):
-        run(save_pipeline(tmp_path / "source"), "--train_batch_size=64")
+        run(source, "--train_batch_size=64")
     assert capsys.readouterr().err.splitlines()[-1] == (
         f"train_guidance_classifier.py: error: Could not write {tmp_path / 'guided'}: No space left on device."
     )
