@@ -185,11 +185,13 @@ class TestHub:
         expected = sample(pipe, prompt=CAPTIONS[0])
         pipe.push_to_hub("someone/text")
         loaded = load("someone/text")
-        assert torch.equal(sample(loaded, prompt=CAPTIONS[0]), expected)
-        assert not torch.equal(sample(loaded, prompt=CAPTIONS[1]), expected)
+        # Rounding errors depend on the alignment of the loaded weights in memory.
+        assert_close(sample(loaded, prompt=CAPTIONS[0]), expected, rtol=0, atol=1e-5)
+        assert (sample(loaded, prompt=CAPTIONS[1]) - expected).abs().max() > 0.01
         # Both models are downloaded once, and the second call uses the cache.
         assert self.count_downloads(hub) == 2
-        assert torch.equal(sample(load("someone/text", local_files_only=True), prompt=CAPTIONS[0]), expected)
+        cached = load("someone/text", local_files_only=True)
+        assert_close(sample(cached, prompt=CAPTIONS[0]), expected, rtol=0, atol=1e-5)
         assert self.count_downloads(hub) == 2
         assert not diffusers_log.records
 

@@ -163,19 +163,19 @@ def test_results_do_not_depend_on_batches_or_interruptions(num_classes: int | No
     result = measure(pipe, tmp_path / "parts", batch_size=3, **options)
     # The interrupted batch is the only one that is measured again.
     assert sizes == [2, 2, 1, 1]
-    assert result["bits_per_dim"] == pytest.approx(expected["bits_per_dim"], abs=1e-4)
-    assert result["standard_error"] == pytest.approx(expected["standard_error"], abs=1e-4)
+    assert result["bits_per_dim"] == pytest.approx(expected["bits_per_dim"], abs=1e-3)
+    assert result["standard_error"] == pytest.approx(expected["standard_error"], abs=1e-3)
 
 
 def test_images_can_be_added_to_a_run(tmp_path: Path, monkeypatch):
     pipe = make_likelihood_pipeline()
     expected, first = measure(pipe, tmp_path / "whole"), measure(pipe, tmp_path / "parts", num_images=3)
     assert first["bits_per_dim"] != expected["bits_per_dim"]
-    assert measure(pipe, tmp_path / "parts")["bits_per_dim"] == pytest.approx(expected["bits_per_dim"], abs=1e-4)
+    assert measure(pipe, tmp_path / "parts")["bits_per_dim"] == pytest.approx(expected["bits_per_dim"], abs=1e-3)
     # Existing results are reused.
     monkeypatch.setattr(likelihood, "log_likelihood", None)
     assert measure(pipe, tmp_path / "whole", num_images=3)["bits_per_dim"] == pytest.approx(
-        first["bits_per_dim"], abs=1e-4
+        first["bits_per_dim"], abs=1e-3
     )
 
 

@@ -280,7 +280,8 @@ class TestSaving:
             again: Any = load(tmp_path / str(i))
             again.set_progress_bar_config(disable=True)
             assert not again.classifier.training
-            assert torch.equal(sample(again, 3, classifier_guidance_scale=2.0), expected)
+            # Rounding errors depend on the alignment of the loaded weights in memory.
+            assert_close(sample(again, 3, classifier_guidance_scale=2.0), expected, rtol=0, atol=1e-5)
             again.save_pretrained(tmp_path / str(i + 1))
         folders = [tmp_path / str(i) for i in range(3)]
         files = [{path.relative_to(folder): path.read_bytes() for path in folder.rglob("*.*")} for folder in folders]
@@ -321,7 +322,7 @@ class TestSaving:
         for options in ({}, {"local_files_only": True}):
             again = load_pipeline("someone/guided", **options)
             again.set_progress_bar_config(disable=True)
-            assert torch.equal(sample(again, 3, classifier_guidance_scale=2.0), expected)
+            assert_close(sample(again, 3, classifier_guidance_scale=2.0), expected, rtol=0, atol=1e-5)
 
 
 def test_hash_of_the_weights_depends_on_the_classifier(pipe):
