@@ -7,6 +7,7 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from huggingface_hub import constants
+from torch.testing import assert_close
 
 from fake_hub import Fault, Repository
 from fmnist_diffusion import load_pipeline
@@ -251,7 +252,8 @@ def test_latent_diffusion_pipeline_is_pushed_and_downloaded(hub, tmp_path):
     push_pipeline(tmp_path / "latent", REPO_ID)
     again = load_pipeline(REPO_ID)
     again.set_progress_bar_config(disable=True)
-    assert torch.equal(sample(again, ["Bag"]), sample(pipe, ["Bag"]))
+    # Rounding errors depend on the alignment of the loaded weights in memory.
+    assert_close(sample(again, ["Bag"]), sample(pipe, ["Bag"]), rtol=0, atol=1e-5)
     files = hub.repositories[REPO_ID].files
     assert "generates RGB images of 16x16 pixels" in files["README.md"].decode()
     assert "The component `vae` is a `AutoencoderKL`" in files["README.md"].decode()

@@ -210,7 +210,8 @@ class TestPipeline:
         ):
             loaded.set_progress_bar_config(disable=True)
             assert loaded.config.timestep_power == 1.0
-            assert torch.equal(sample(loaded, "Bag"), expected)
+            # Rounding errors depend on the alignment of the loaded weights in memory.
+            assert_close(sample(loaded, "Bag"), expected, rtol=0, atol=1e-5)
         assert [record.message for record in diffusers_log.records] == []
 
     @torch.no_grad()

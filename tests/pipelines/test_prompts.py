@@ -159,7 +159,8 @@ class TestSaving:
             again: Any = load(tmp_path / str(i))
             again.set_progress_bar_config(disable=True)
             assert not again.text_encoder.training
-            assert torch.equal(sample(again, prompt=FIRST), expected)
+            # Rounding errors depend on the alignment of the loaded weights in memory.
+            assert_close(sample(again, prompt=FIRST), expected, rtol=0, atol=1e-5)
             again.save_pretrained(tmp_path / str(i + 1))
         files = [
             {path.relative_to(tmp_path / str(i)) for path in (tmp_path / str(i)).rglob("*") if path.is_file()}
