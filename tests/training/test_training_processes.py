@@ -1,6 +1,8 @@
 """Launches with several processes and nodes: kills, signals, resuming and failed writes."""
 
+import contextlib
 import os
+import random
 import signal
 import socket
 import subprocess
@@ -77,6 +79,15 @@ OPTIONS = [
 ]
 
 
+def find_free_port(host: str) -> int:
+    """Returns a port below the range from which the system assigns ports, so that no other process gets it."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with contextlib.suppress(OSError), socket.socket() as server:
+            server.bind((host, port))
+            return port
+    raise OSError(f"Could not find a free port of {host}.")
+
+
 class Launches:
     """Launches one run again and again, either on one node with two processes or on two nodes with one process each.
 
@@ -95,9 +106,8 @@ class Launches:
         self.slow_train.write_text(SLOW_TRAIN)
 
     def start(self, script: str, *args: str) -> list[subprocess.Popen]:
-        with socket.socket() as free:
-            free.bind(("127.0.0.2", 0))
-            port = free.getsockname()[1]
+        # With one node, the launcher itself chooses a free port.
+        port = find_free_port("127.0.0.2") if self.num_nodes > 1 else 0
         nodes = []
         for rank, log in enumerate(self.logs):
             options = [f"--num_machines={self.num_nodes}", f"--machine_rank={rank}", f"--main_process_port={port}"]
