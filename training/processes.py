@@ -1,7 +1,9 @@
 """Coordination of the processes of a run."""
 
+import gc
 from collections.abc import Callable
 
+import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
@@ -22,3 +24,25 @@ def call_on_main_process(accelerator: Accelerator, function: Callable[[], None])
     [error] = broadcast_object_list([error])
     if error is not None:
         raise error
+
+
+def destroy_process_groups_after(function: Callable[[], None]) -> None:
+    """Calls `function`, frees its objects, and then destroys the process groups that it created.
+
+    The order prevents a deadlock of gloo. If the reducer of `DistributedDataParallel` holds the last reference to a
+    group, it holds the GIL while it waits for gloo's threads, which need the GIL to release their tensors
+    (https://github.com/pytorch/pytorch/issues/56297).
+
+    Raises:
+        `SystemExit`: If `function` raises it.
+    """
+    code = None
+    try:
+        function()
+    except SystemExit as error:
+        code = error.code
+    if torch.distributed.is_initialized():
+        gc.collect()
+        torch.distributed.destroy_process_group()
+    if code is not None:
+        raise SystemExit(code)

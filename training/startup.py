@@ -3,6 +3,7 @@
 import os
 import signal
 import sys
+from functools import partial
 from typing import Literal, NoReturn
 
 
@@ -25,11 +26,12 @@ def start(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
         os._exit(INTERRUPTED)
 
     previous = signal.signal(signal.SIGINT, exit_now)
+    from processes import destroy_process_groups_after
     from run import run
 
     signal.signal(signal.SIGINT, previous)
     try:
-        run(args, program)
+        destroy_process_groups_after(partial(run, args, program))
     except KeyboardInterrupt as error:
         print(message, file=sys.stderr)
         raise SystemExit(INTERRUPTED) from error

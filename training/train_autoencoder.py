@@ -40,7 +40,7 @@ from fmnist_diffusion.images import image_grid, upscale
 from fmnist_diffusion.pipelines import get_vae_scale_factor
 from interrupts import Interrupts, Terminated
 from lock import LOCK, lock_folder
-from processes import call_on_main_process
+from processes import call_on_main_process, destroy_process_groups_after
 from run import print_and_exit
 from states import copy_tensors, get_optimizer_tensors, set_optimizer_tensors, write_tensors
 
@@ -263,7 +263,6 @@ class AutoencoderTrainer:
                         self.interrupts.stop()
                 progress.epoch, progress.batch = progress.epoch + 1, 0
             self._save(losses)
-        self.accelerator.end_training()
 
     def _train_batch(self, images: torch.Tensor, generator: torch.Generator) -> torch.Tensor:
         factor = get_vae_scale_factor(self.vae)
@@ -377,6 +376,10 @@ def parse_config(args: list[str]) -> AutoencoderConfig:
 
 
 def main(args: list[str]) -> None:
+    destroy_process_groups_after(partial(run, args))
+
+
+def run(args: list[str]) -> None:
     stop = partial(print_and_exit, "train_autoencoder.py")
     try:
         trainer = AutoencoderTrainer(parse_config(args))

@@ -136,7 +136,8 @@ class Trainer:
         self.accelerator.print(describe_run_length(images_seen, config))
         if self.outputs is not None:
             self.outputs.finish()
-        self.accelerator.end_training()
+        for tracker in self.accelerator.trackers:
+            tracker.finish()
 
     def _train_batch(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> None:
         config, components, progress = self.config, self.components, self.progress

@@ -52,6 +52,29 @@ def train_batch_slowly(*args):
 Trainer._train_batch = train_batch_slowly
 main(sys.argv[1:])
 """
+# Each process prints how many models exist when the process groups are destroyed.
+COUNT_MODELS = """
+import gc, os, sys
+import torch
+from torch.nn.parallel import DistributedDataParallel
+from train import main
+from trainer import Trainer
+
+destroy = torch.distributed.destroy_process_group
+def count_models():
+    print(sum(type(value) is DistributedDataParallel for value in gc.get_objects()), "models", flush=True)
+    destroy()
+
+def fail(*args):
+    raise FloatingPointError("The loss is NaN.")
+
+torch.distributed.destroy_process_group = count_models
+if os.environ["END"] == "failure":
+    Trainer._end_epoch = fail
+# The threads of gloo only get the GIL when the main thread releases it.
+sys.setswitchinterval(60)
+main(sys.argv[1:])
+"""
 # Every write of a checkpoint fails.
 FULL_DISK = """
 import errno, os, sys
@@ -120,8 +143,15 @@ class Launches:
 
     def finish(self, *args: str) -> None:
         """Runs the trainer to the end of the run."""
-        for node in self.start(TRAIN, *args):
-            assert node.wait(timeout=240) == 0, self.read_logs()
+        nodes = self.start(TRAIN, *args)
+        try:
+            codes = [node.wait(timeout=240) for node in nodes]
+        except subprocess.TimeoutExpired:
+            pytest.fail(f"The launch did not end.\n{self.read_logs()}")
+        finally:
+            for node in nodes:
+                node.kill()
+        assert codes == [0] * self.num_nodes, self.read_logs()
 
     def stop(self, number: signal.Signals, target: str, *args: str) -> None:
         """Starts the trainer and sends a signal after some steps.
@@ -236,6 +266,24 @@ def test_two_processes_train_a_text_encoder_like_one_process(
     assert_close(two, one)
     losses = [[float(row["loss"]) for row in read_losses(run)] for run in (launches.run, tmp_path / "expected")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("end", ["success", "failure"])
+def test_process_groups_are_destroyed_after_the_models(tmp_path: Path, tiny_args: list[str], end: str):
+    script = tmp_path / "count_models.py"
+    script.write_text(COUNT_MODELS)
+    result = subprocess.run(
+        [*LAUNCH, "--main_process_port=0", str(script), *tiny_args],
+        env={**ENVIRONMENT, "END": end},
+        capture_output=True,
+        text=True,
+        timeout=240,
+    )
+    assert (result.returncode == 0) == (end == "success"), result.stderr
+    assert result.stdout.splitlines().count("0 models") == 2, result.stdout
+    if end == "failure":
+        assert "exitcode  : 1 " in result.stderr, result.stderr
 
 
 @pytest.mark.slow
