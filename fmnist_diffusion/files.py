@@ -1,4 +1,6 @@
-"""Writes files and folders so that an interruption or a full disk leaves no incomplete ones."""
+"""Finds folders of the project, and writes files and folders so that an interruption or a full disk leaves no
+incomplete ones.
+"""
 
 import hashlib
 import os
@@ -9,6 +11,13 @@ from pathlib import Path
 
 
 INCOMPLETE, DELETED, PREVIOUS = ".incomplete-", ".deleted-", ".previous-"
+
+
+def find_source_folder(name: str) -> Path:
+    """Returns the folder `space` or `training`, which is in the package in a wheel and next to it in a checkout."""
+    package = Path(__file__).parent
+    inside = package / name
+    return inside if inside.is_dir() else package.parent / name
 
 
 class WriteError(OSError):

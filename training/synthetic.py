@@ -19,6 +19,7 @@ import torch
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, save_tensors
 from fmnist_diffusion.evaluation import load_batches
+from fmnist_diffusion.files import write_atomically
 from fmnist_diffusion.hub.metadata import format_count
 from fmnist_diffusion.sampling import Samples
 
@@ -69,8 +70,11 @@ def main(args: list[str] | None = None) -> None:
     try:
         if options.output.exists():
             raise ValueError(f"`--output` must be a new file, but {options.output} exists.")
+        if options.output.suffix != ".safetensors":
+            raise ValueError(f"`--output` must end with .safetensors, got {options.output}.")
         tensors = load_synthetic_images(options.folders, options.label_noise)
-        save_tensors(tensors, options.output)
+        with write_atomically(options.output) as temporary:
+            save_tensors(tensors, temporary)
     except (OSError, ValueError) as error:
         parser.exit(2, f"synthetic.py: error: {error}\n")
     print(f"Saved {format_count(len(tensors), 'image')} to {options.output}.")

@@ -2,7 +2,8 @@
 
 import importlib.util
 import re
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from typing import Any
 
 import typer
@@ -30,6 +31,16 @@ def hide_progress_bars() -> None:
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
+
+
+@contextmanager
+def report_resumable_interruption() -> Iterator[None]:
+    """Turns Ctrl-C within the block into a message and exit code 130. The same command must be able to continue."""
+    try:
+        yield
+    except KeyboardInterrupt:
+        typer.echo(f"{PROGRAM}: interrupted; run the same command again to continue", err=True)
+        raise typer.Exit(130) from None
 
 
 class CommandError(typer.TyperException):

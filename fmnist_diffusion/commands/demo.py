@@ -8,6 +8,8 @@ from typing import Annotated
 
 import typer
 
+from fmnist_diffusion.files import find_source_folder
+
 from .command import check_packages
 from .options import PIPELINE_HELP
 
@@ -21,10 +23,8 @@ def demo(
     ] = None,
 ) -> None:
     """Run the demo on this machine, at http://127.0.0.1:7860 or the next free port."""
-    from fmnist_diffusion.hub.space import space_dir
-
     check_packages("The demo", ["gradio"], "space")
-    command = [sys.executable, str(space_dir() / "app.py"), *([] if pipeline is None else [pipeline])]
+    command = [sys.executable, str(find_source_folder("space") / "app.py"), *([] if pipeline is None else [pipeline])]
     process = subprocess.Popen(command)
     signal.signal(signal.SIGTERM, lambda number, frame: process.terminate())
     try:

@@ -9,7 +9,7 @@ import typer
 
 from fmnist_diffusion.sampling import SamplingConfig
 
-from .command import PROGRAM, hide_progress_bars
+from .command import PROGRAM, hide_progress_bars, report_resumable_interruption
 from .options import (
     BatchSize,
     ClassifierGuidanceScale,
@@ -166,7 +166,7 @@ def evaluate(
             return evaluation.ImageReference(reference_source, inception, shape)
         return evaluation.FashionMNISTReference(inception, network_device, train_data_dir)
 
-    try:
+    with report_resumable_interruption():
         if images:
             samples = evaluation.load_samples(
                 Path(source),
@@ -198,14 +198,10 @@ def evaluate(
                 classifier_guidance_scale=classifier_guidance_scale,
                 processes=processes,
             )
-    except KeyboardInterrupt:
-        typer.echo(f"{PROGRAM}: interrupted; run the same command again to continue", err=True)
-        raise typer.Exit(130) from None
     if processes.is_main:
         for line in format_results(result):
             typer.echo(line)
         typer.echo(f"Saved metrics.json and report.png to {folder}.")
-    evaluation.disconnect_processes()
 
 
 def import_evaluation() -> ModuleType:

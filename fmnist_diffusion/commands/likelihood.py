@@ -5,7 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .command import PROGRAM
+from .command import report_resumable_interruption
 from .evaluate import get_names, import_evaluation
 from .options import (
     PIPELINE_HELP,
@@ -55,7 +55,7 @@ def likelihood(
     evaluation.check_likelihood(pipe)
     channels, height, width = pipe.image_shape
     images = load_images(split="test", train_data_dir=train_data_dir, resolution=(height, width), channels=channels)
-    try:
+    with report_resumable_interruption():
         result = evaluation.measure_likelihood(
             pipe,
             images,
@@ -67,9 +67,6 @@ def likelihood(
             seed=seed,
             batch_size=batch_size,
         )
-    except KeyboardInterrupt:
-        typer.echo(f"{PROGRAM}: interrupted; run the same command again to continue", err=True)
-        raise typer.Exit(130) from None
     typer.echo(f"Bits per dimension  {result['bits_per_dim']:.3f}")
     typer.echo(f"Standard error      {result['standard_error']:.3f}")
     typer.echo(f"Images              {result['num_images']:,}")

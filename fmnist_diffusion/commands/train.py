@@ -9,6 +9,8 @@ from typing import Annotated
 
 import typer
 
+from fmnist_diffusion.files import find_source_folder
+
 from .command import check_packages
 
 
@@ -44,7 +46,7 @@ def train(
     --optimizer.learning_rate=1e-4; training/README.md describes them.
     """
     check_packages("The trainer", REQUIRED_PACKAGES, "train")
-    folder = find_training_folder()
+    folder = find_source_folder("training")
     settings = [
         f"--config={folder / 'configs' / 'finetune.yaml'}",
         f"--{get_data_setting(data)}={data}",
@@ -53,13 +55,6 @@ def train(
         *context.args,
     ]
     raise typer.Exit(run([*get_launcher(), str(folder / "train.py"), *settings]))
-
-
-def find_training_folder() -> Path:
-    """Returns the folder of the trainer, which is inside the package in a wheel and next to it in a checkout."""
-    package = Path(__file__).parents[1]
-    inside = package / "training"
-    return inside if inside.is_dir() else package.parent / "training"
 
 
 def get_data_setting(data: str) -> str:

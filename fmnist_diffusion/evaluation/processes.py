@@ -1,5 +1,6 @@
 """Splits an evaluation across the processes of `accelerate launch`."""
 
+import atexit
 import os
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -50,10 +51,6 @@ def connect_processes() -> Processes:
 
     # Without a GPU, Accelerate only recognizes the processes as one group if cpu=True.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=TIMEOUT)
+    # A thread of gloo that still releases a tensor when the interpreter is finalized would abort the process.
+    atexit.register(torch.distributed.destroy_process_group)
     return Processes(state.process_index, state.num_processes)
-
-
-def disconnect_processes() -> None:
-    """Ends the connection of [`connect_processes`]."""
-    if torch.distributed.is_initialized():
-        torch.distributed.destroy_process_group()

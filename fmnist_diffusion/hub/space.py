@@ -6,6 +6,8 @@ from tempfile import TemporaryDirectory
 
 from huggingface_hub import HfApi, SpaceCard
 
+from fmnist_diffusion.files import find_source_folder
+
 from .client import HubError, call_hub, connect, get_folder_size, get_full_repo_id
 from .repository import create_repository
 
@@ -87,12 +89,6 @@ def upload_space(api: HfApi, repo_id: str, folder: Path, commit_message: str, de
     return f"{api.endpoint}/spaces/{repo_id}"
 
 
-def space_dir() -> Path:
-    """Returns the folder of the demo, which is inside the package in a wheel and next to it in a checkout."""
-    inside = PACKAGE_DIR / "space"
-    return inside if inside.is_dir() else PACKAGE_DIR.parent / "space"
-
-
 def make_space(model_id: str, target: Path) -> None:
     """
     Writes the complete content of a Space: the demo, and the modules of this package that it uses.
@@ -101,7 +97,8 @@ def make_space(model_id: str, target: Path) -> None:
         model_id (`str`): Repository id of the model for the card of the Space.
         target (`Path`): Output folder.
     """
-    shutil.copytree(space_dir(), target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "browser"))
+    demo = find_source_folder("space")
+    shutil.copytree(demo, target, dirs_exist_ok=True, ignore=shutil.ignore_patterns("__pycache__", "browser"))
     for source in sorted(PACKAGE_DIR.rglob("*.py")):
         path = source.relative_to(PACKAGE_DIR)
         if not any(path.is_relative_to(unused) for unused in UNUSED_PATHS):

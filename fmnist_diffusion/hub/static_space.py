@@ -14,13 +14,14 @@ from typing import Any
 import torch
 
 from fmnist_diffusion.export import METADATA_KEY, export_onnx
+from fmnist_diffusion.files import find_source_folder
 from fmnist_diffusion.loading import get_short_name, load_pipeline
 
 from .card import get_license
 from .client import connect, get_full_repo_id
 from .metadata import read_train_config
 from .repository import create_repository
-from .space import space_dir, upload_space
+from .space import upload_space
 
 
 RUNTIME_PACKAGE = "onnxruntime-web@1.30.0"
@@ -82,7 +83,7 @@ def make_static_space(checkpoints: Sequence[Path], target: Path) -> None:
         `OSError`: If a pipeline cannot be read, or if npm is not installed or cannot download ONNX Runtime Web.
         `ValueError`: If a scheduler cannot be exported, or if the SHA-512 hash of ONNX Runtime Web is wrong.
     """
-    shutil.copytree(space_dir() / "browser", target, dirs_exist_ok=True)
+    shutil.copytree(find_source_folder("space") / "browser", target, dirs_exist_ok=True)
     download_runtime(target / "onnxruntime-web")
     models = [export_model(folder, target) for folder in checkpoints]
     (target / "models.json").write_text(json.dumps(models))

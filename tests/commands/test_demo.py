@@ -18,7 +18,7 @@ def app(tmp_path, monkeypatch):
 
     def write_app(source: str) -> Path:
         (tmp_path / "app.py").write_text(source)
-        monkeypatch.setattr("fmnist_diffusion.hub.space.space_dir", lambda: tmp_path)
+        monkeypatch.setattr(demo, "find_source_folder", lambda name: tmp_path)
         monkeypatch.setattr(demo.signal, "signal", lambda *args: None)
         return tmp_path
 
@@ -64,8 +64,8 @@ open({str(started)!r}, "w").close()
 time.sleep(60)
 """)
     code = (
-        "from pathlib import Path; from fmnist_diffusion.commands import demo, main; from fmnist_diffusion.hub import"
-        f" space; demo.SHUTDOWN_TIMEOUT = 0.1; space.space_dir = lambda: Path({str(tmp_path)!r}); main(['demo'])"
+        "from pathlib import Path; from fmnist_diffusion.commands import demo, main; demo.SHUTDOWN_TIMEOUT = 0.1;"
+        f" demo.find_source_folder = lambda name: Path({str(tmp_path)!r}); main(['demo'])"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],

@@ -10,6 +10,7 @@ import torch
 
 import fmnist_diffusion
 from fmnist_diffusion.commands import main, train
+from fmnist_diffusion.files import find_source_folder
 
 
 CONFIG = "configs/finetune.yaml"
@@ -21,7 +22,7 @@ def script(tmp_path, monkeypatch):
 
     def write_script(source: str) -> Path:
         (tmp_path / "train.py").write_text(source)
-        monkeypatch.setattr(train, "find_training_folder", lambda: tmp_path)
+        monkeypatch.setattr(train, "find_source_folder", lambda name: tmp_path)
         monkeypatch.setattr(train.signal, "signal", lambda *args: None)
         return tmp_path
 
@@ -117,7 +118,7 @@ sys.exit(128 + signals[0])
 """)
     code = (
         "from pathlib import Path; from fmnist_diffusion.commands import main, train;"
-        f" train.find_training_folder = lambda: Path({str(tmp_path)!r}); main(['train', {str(tmp_path)!r}])"
+        f" train.find_source_folder = lambda name: Path({str(tmp_path)!r}); main(['train', {str(tmp_path)!r}])"
     )
     process = subprocess.Popen(
         [sys.executable, "-c", code],
@@ -139,6 +140,6 @@ sys.exit(128 + signals[0])
 
 
 def test_training_folder_contains_the_trainer():
-    folder = train.find_training_folder()
+    folder = find_source_folder("training")
     assert (folder / "train.py").is_file()
     assert (folder / CONFIG).is_file()

@@ -5,8 +5,9 @@ import pytest
 import yaml
 
 from fake_hub import Fault, Repository
+from fmnist_diffusion.files import find_source_folder
 from fmnist_diffusion.hub.client import HubError
-from fmnist_diffusion.hub.space import PACKAGE_DIR, make_space, push_space, space_dir
+from fmnist_diffusion.hub.space import PACKAGE_DIR, make_space, push_space
 
 
 REPO_ID = "someone/tiny"
@@ -26,7 +27,7 @@ def test_space_contains_the_demo_and_the_source_that_it_uses(tmp_path):
     assert card["models"] == [REPO_ID]
     for path in ("__init__.py", "hub/metadata.py", "loading.py", "models/unet_fmnist.py", "sampling.py"):
         assert (tmp_path / "fmnist_diffusion" / path).read_bytes() == (PACKAGE_DIR / path).read_bytes()
-    for path in space_dir().glob("*.py"):
+    for path in find_source_folder("space").glob("*.py"):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
     folders = {path.name for path in (tmp_path / "fmnist_diffusion").iterdir() if path.is_dir()}
     assert folders == {"data", "hub", "models", "pipelines"}

@@ -12,9 +12,9 @@ import pytest
 import yaml
 
 from fmnist_diffusion.export import METADATA_KEY
+from fmnist_diffusion.files import find_source_folder
 from fmnist_diffusion.hub import static_space
 from fmnist_diffusion.hub.client import HubError
-from fmnist_diffusion.hub.space import space_dir
 from fmnist_diffusion.hub.static_space import RUNTIME_FILES, download_runtime, make_static_space, push_static_space
 from saved_pipelines import save_pipeline
 
@@ -47,7 +47,7 @@ def test_runtime_only_contains_the_used_files(npm, tmp_path):
 
 
 def test_page_imports_the_downloaded_files():
-    code = (space_dir() / "browser" / "main.js").read_text()
+    code = (find_source_folder("space") / "browser" / "main.js").read_text()
     assert all(f'"{name}"' in code for name in RUNTIME_FILES)
 
 

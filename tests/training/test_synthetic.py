@@ -93,6 +93,13 @@ def test_invalid_label_noise_exits_with_one_line(
     assert not path.exists()
 
 
+def test_path_with_another_suffix_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    path = tmp_path / "synthetic.pt"
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path), f"--output={path}"])
+    assert capsys.readouterr().err == f"synthetic.py: error: `--output` must end with .safetensors, got {path}.\n"
+
+
 def test_folder_without_samples_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="2"):
         main([str(tmp_path), f"--output={tmp_path / 'synthetic.safetensors'}"])
