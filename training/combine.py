@@ -16,7 +16,7 @@ from autoencoder import hash_vae
 from export import add_output_arguments, check_new_folder, save_with_train_config
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.evaluation import weights_hash
-from model import get_betas, get_noise_scheduler
+from noise_schedule import get_betas, get_noise_scheduler
 from pretrained import find_train_config
 
 

@@ -24,7 +24,8 @@ from distillation import ConsistencyLoss
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import ImageTensors, load_images, load_split, stream_images
 from losses import DiffusionLoss
-from model import NoiseScheduler, make_model
+from model import make_model
+from noise_schedule import NoiseScheduler
 from pretrained import load_pretrained
 from text_model import TextConditionalUNet, add_text_encoder, get_null_label
 from tracking import get_log_with

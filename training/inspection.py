@@ -35,7 +35,8 @@ from machine import (
     get_num_processes,
 )
 from milestones import get_num_images_needed
-from model import get_betas, get_sample_shape, make_model_config, make_noise_scheduler, make_run_pipeline
+from model import get_sample_shape, make_model_config, make_run_pipeline
+from noise_schedule import get_betas, make_noise_scheduler
 from parsing import flatten_settings, is_first_process
 from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrained
 from publishing import check_token

@@ -9,7 +9,7 @@ from diffusers.training_utils import compute_loss_weighting_for_sd3, compute_snr
 
 from config import ObjectiveConfig
 from fmnist_diffusion.objectives import TimestepSampler, drop_labels, min_snr_weights, per_image_loss
-from model import NoiseScheduler
+from noise_schedule import NoiseScheduler
 
 
 @dataclass

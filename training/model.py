@@ -1,21 +1,17 @@
-"""Creates the model and the noise schedule of a run, from scratch or from a pipeline to fine-tune."""
+"""Creates the model of a run, from scratch or from a pipeline to fine-tune, and its pipeline."""
 
-from dataclasses import asdict
 from typing import Any
 
-from diffusers import AutoencoderKL, DDPMScheduler, FlowMatchEulerDiscreteScheduler
+from diffusers import AutoencoderKL, DDPMScheduler
 
 from adaptation import load_adapted_weights
-from config import DataConfig, ResolvedConfig, SchedulerConfig, TextEncoderConfig, TrainingConfig
+from config import DataConfig, ResolvedConfig, TextEncoderConfig, TrainingConfig
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.data import get_height_width
 from fmnist_diffusion.pipelines import get_vae_scale_factor
 from fmnist_diffusion.sampling import make_consistency_pipeline, make_pipeline
-from fmnist_diffusion.schedulers import make_scheduler
+from noise_schedule import NoiseScheduler, make_noise_scheduler
 from text_model import TextConditionalUNet
-
-
-NoiseScheduler = DDPMScheduler | FlowMatchEulerDiscreteScheduler
 
 
 def make_model(
@@ -78,31 +74,6 @@ def get_sample_shape(data: DataConfig, vae: AutoencoderKL | None) -> tuple[int, 
         return data.channels, height, width
     factor = get_vae_scale_factor(vae)
     return vae.config["latent_channels"], height // factor, width // factor
-
-
-def make_noise_scheduler(config: SchedulerConfig) -> NoiseScheduler:
-    if config.prediction_type == "flow_prediction":
-        return FlowMatchEulerDiscreteScheduler(num_train_timesteps=config.num_train_timesteps, shift=config.shift)
-    settings: dict[str, Any] = asdict(config)
-    del settings["shift"]
-    scheduler = DDPMScheduler(**settings)
-    if config.beta_schedule == "sigmoid":
-        # Only DDPMScheduler supports this schedule by name. Other schedulers can use its betas.
-        scheduler = DDPMScheduler(**settings, trained_betas=scheduler.betas.tolist())
-    return scheduler
-
-
-def get_noise_scheduler(pipe: FashionMNISTPipeline) -> NoiseScheduler:
-    """Returns the noise schedule and the prediction type of the model of a pipeline."""
-    if pipe.prediction_type == "flow_prediction":
-        return make_scheduler(FlowMatchEulerDiscreteScheduler, pipe.scheduler.config)
-    noise_scheduler: Any = DDPMScheduler.from_config(pipe.scheduler.config)
-    return noise_scheduler
-
-
-def get_betas(noise_scheduler: NoiseScheduler) -> list[float]:
-    """Returns the variances of the noising steps. The list is empty for flow matching."""
-    return noise_scheduler.betas.tolist() if isinstance(noise_scheduler, DDPMScheduler) else []
 
 
 def make_run_pipeline(

@@ -13,7 +13,7 @@ from config import ObjectiveConfig, SchedulerConfig, TextEncoderConfig, read_sav
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.hub.metadata import read_train_config
 from fmnist_diffusion.loading import get_pipeline_folder
-from model import get_betas, get_noise_scheduler
+from noise_schedule import get_betas, get_noise_scheduler
 
 
 @dataclass(frozen=True)

@@ -10,13 +10,12 @@ from torch import nn
 from captions import Captions, encode_captions
 from config import TextEncoderConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel
+from pretrained import PretrainedPipeline
 
 
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DOutput
     from transformers import CLIPTextModel, CLIPTokenizer
-
-    from pretrained import PretrainedPipeline
 
 
 # The vocabulary and each caption have at most this many tokens.

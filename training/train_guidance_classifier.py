@@ -23,7 +23,7 @@ from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipelin
 from fmnist_diffusion.data import DEFAULT_DATASET, ImageTensors, load_images
 from fmnist_diffusion.files import describe_write_errors
 from losses import DiffusionLoss
-from model import get_noise_scheduler
+from noise_schedule import get_noise_scheduler
 from pretrained import find_train_config
 
 

@@ -24,7 +24,8 @@ sys.path.append(str(ROOT / "training"))
 
 from autoencoder import load_vae  # noqa: E402
 from components import make_optimizer  # noqa: E402
-from model import get_sample_shape, make_model_config, make_noise_scheduler, make_run_pipeline  # noqa: E402
+from model import get_sample_shape, make_model_config, make_run_pipeline  # noqa: E402
+from noise_schedule import make_noise_scheduler  # noqa: E402
 from parsing import parse_config  # noqa: E402
 
 

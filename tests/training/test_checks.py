@@ -7,7 +7,7 @@ import pytest
 from checks import MAX_PARAMETERS, MODEL_TYPES, RANGES, Range, check_model_size, find_problems, format_value
 from config import SchedulerConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel
-from model import make_noise_scheduler
+from noise_schedule import make_noise_scheduler
 from settings import DATA_OPTIONS, TYPES
 
 

@@ -7,7 +7,7 @@ from config import ObjectiveConfig
 from fmnist_diffusion.data import ImageTensors
 from fmnist_diffusion.objectives import TimestepSampler
 from losses import DiffusionLoss, NoisyBatch
-from model import NoiseScheduler
+from noise_schedule import NoiseScheduler
 
 
 CPU = torch.device("cpu")

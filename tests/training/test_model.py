@@ -9,7 +9,8 @@ from diffusers import DPMSolverMultistepScheduler
 from config import DataConfig, ResolvedConfig, SchedulerConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
-from model import make_model, make_noise_scheduler
+from model import make_model
+from noise_schedule import make_noise_scheduler
 
 
 TINY = {"block_out_channels": [8, 16], "attention_head_dim": 8}

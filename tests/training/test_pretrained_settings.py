@@ -8,7 +8,7 @@ import pytest
 from config import ObjectiveConfig, SchedulerConfig, TrainingConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.sampling import make_pipeline
-from model import get_betas, make_noise_scheduler
+from noise_schedule import get_betas, make_noise_scheduler
 from parsing import parse_config
 from pretrained import find_defaults, load_pretrained
 from yaml_files import dump_yaml, load_yaml
