@@ -28,6 +28,15 @@ def get_pipeline_folder(name_or_path: str | os.PathLike) -> Path:
     return Path(name_or_path)
 
 
+def check_pipeline_folder(folder: Path) -> None:
+    """Raises `OSError` if `folder` contains no pipeline."""
+    if not (folder / FashionMNISTPipeline.config_name).is_file():
+        raise OSError(
+            f"Could not find a pipeline in the folder {folder}: it contains no {FashionMNISTPipeline.config_name}."
+            " Pass a folder that `save_pretrained` or the trainer wrote."
+        )
+
+
 def load_pipeline(
     pretrained_model_name_or_path: str | os.PathLike,
     *,
@@ -71,11 +80,7 @@ def load_pipeline(
     """
     path, folder = os.fspath(pretrained_model_name_or_path), get_pipeline_folder(pretrained_model_name_or_path)
     if folder.is_dir():
-        if not (folder / FashionMNISTPipeline.config_name).is_file():
-            raise OSError(
-                f"Could not find a pipeline in the folder {path}: it contains no {FashionMNISTPipeline.config_name}."
-                " Pass a folder that `save_pretrained` or the trainer wrote."
-            )
+        check_pipeline_folder(folder)
         path = str(folder)
     elif path.count("/") != 1 or path.startswith((".", "/", "~")):
         raise OSError(
@@ -83,11 +88,15 @@ def load_pipeline(
             f" ({', '.join(bundled_pipelines())}), a local folder with {FashionMNISTPipeline.config_name}, or a Hub"
             " repository id (`owner/name`)."
         )
+    if isinstance(dtype, str) and dtype != "auto":
+        raise ValueError(f'`dtype` must be a `torch.dtype`, a dictionary of them, or "auto", got {dtype!r}.')
     if dtype is not None and dtype != "auto":
         kwargs["dtype"] = dtype
     pipe = FashionMNISTPipeline.from_pretrained(path, **kwargs)
     if dtype == "auto":
-        pipe.to(select_dtype(pipe))
+        fastest = select_dtype(pipe)
+        if fastest != pipe.dtype:
+            pipe.to(fastest)
     if scheduler is not None:
         pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
     return pipe

@@ -66,7 +66,7 @@ def get_scheduler_class(scheduler: str | type[SchedulerMixin]) -> tuple[type[Any
 
     Args:
         scheduler (`str` or a subclass of [`SchedulerMixin`]):
-            A name in `SCHEDULERS`, the name of a diffusers scheduler class, or the class itself.
+            A name in `SCHEDULERS` in any case, the name of a diffusers scheduler class, or the class itself.
 
     Returns:
         `tuple[type, dict]`: The class and the options.
@@ -79,14 +79,14 @@ def get_scheduler_class(scheduler: str | type[SchedulerMixin]) -> tuple[type[Any
     if isinstance(scheduler, type):
         scheduler_class, options = scheduler, {}
     elif isinstance(scheduler, str):
-        name, options = SCHEDULERS.get(scheduler, (scheduler, {}))
+        name, options = SCHEDULERS.get(scheduler.lower(), (scheduler, {}))
         scheduler_class = getattr(diffusers, name, None)
     else:
         raise ValueError(f"`scheduler` must be a name or a class, got an instance of {type(scheduler).__name__}.")
     if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
         raise ValueError(
-            f"Could not find a scheduler {scheduler!r}: pass one of {', '.join(SCHEDULERS)}, or a diffusers scheduler"
-            " class."
+            f"Could not find the scheduler {scheduler!r}: pass one of {', '.join(SCHEDULERS)}, or a diffusers"
+            " scheduler class."
         )
     return scheduler_class, dict(options)
 

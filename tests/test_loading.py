@@ -42,7 +42,7 @@ class TestLocalFolder:
             assert type(pipe.scheduler) is DPMSolverMultistepScheduler
             assert not pipe.unet.training
 
-    @pytest.mark.parametrize("scheduler", ["ddim", "DDIMScheduler", DDIMScheduler])
+    @pytest.mark.parametrize("scheduler", ["ddim", "DDIM", "DDIMScheduler", DDIMScheduler])
     def test_scheduler_argument_replaces_the_stored_scheduler(self, folder, scheduler):
         stored = load_pipeline(folder)
         pipe = load_pipeline(folder, scheduler=scheduler)
@@ -51,8 +51,12 @@ class TestLocalFolder:
         assert (stored.config.timestep_power, pipe.config.timestep_power) == (1.5, None)
 
     def test_unknown_scheduler_is_an_error(self, folder):
-        with pytest.raises(ValueError, match=r"Could not find a scheduler 'DDIM': pass one of ddpm, ddim"):
-            load_pipeline(folder, scheduler="DDIM")
+        with pytest.raises(ValueError, match=r"Could not find the scheduler 'DDIN': pass one of ddpm, ddim"):
+            load_pipeline(folder, scheduler="DDIN")
+
+    def test_name_of_a_dtype_is_an_error(self, folder):
+        with pytest.raises(ValueError, match=r"`dtype` must be .* or \"auto\", got 'float16'"):
+            load_pipeline(folder, dtype="float16")
 
     def test_arguments_are_passed_to_from_pretrained(self, folder):
         pipe = load_pipeline(folder, dtype=torch.float16, num_inference_steps=4, timestep_power=2.0)

@@ -128,9 +128,9 @@ class TestScheduler:
     def test_schedulers_are_found_by_name_and_class(self, scheduler, name, options):
         assert get_scheduler_class(scheduler) == (getattr(diffusers, name), options)
 
-    @pytest.mark.parametrize("scheduler", ["DDIM", "nothing", "UNet2DModel", "torch", "", int])
+    @pytest.mark.parametrize("scheduler", ["DDIN", "nothing", "UNet2DModel", "torch", "", int])
     def test_unknown_scheduler_is_an_error(self, scheduler):
-        with pytest.raises(ValueError, match=r"Could not find a scheduler .*: pass one of ddpm, ddim, .*heun, or a"):
+        with pytest.raises(ValueError, match=r"Could not find the scheduler .*: pass one of ddpm, ddim, .*heun, or a"):
             get_scheduler_class(scheduler)
 
     def test_scheduler_instance_is_an_error(self):
@@ -242,7 +242,7 @@ class TestCopyPipeline:
         assert type(copy.scheduler) is DDIMScheduler
         assert copy.config.timestep_power is None
         assert copy.config.num_inference_steps == 3
-        with pytest.raises(ValueError, match="Could not find a scheduler 'nothing'"):
+        with pytest.raises(ValueError, match="Could not find the scheduler 'nothing'"):
             copy_pipeline(pipe, "nothing")
 
     def test_copy_keeps_the_progress_bar_setting(self, capfd):
@@ -312,7 +312,7 @@ class TestGenerate:
     @pytest.mark.parametrize(
         ("config", "labels", "message"),
         [
-            (SamplingConfig(scheduler="nothing"), None, "Could not find a scheduler 'nothing'"),
+            (SamplingConfig(scheduler="nothing"), None, "Could not find the scheduler 'nothing'"),
             (SamplingConfig(), [10], "`class_labels` must be an index from 0 to 9"),
             (SamplingConfig(), [], "`class_labels` must contain at least one label"),
             (SamplingConfig(num_inference_steps=1001), None, "`num_inference_steps` must be between 1 and 1000"),

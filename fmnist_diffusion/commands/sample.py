@@ -118,8 +118,8 @@ def sample(
         raise ValueError(f"`strength` requires an `image`, got {strength}. Pass an image, or omit `strength`.")
     labels = None if class_labels is None else ",".join(class_labels).split(",")
     inputs = {
-        "image": read_input(image),
-        "mask_image": read_input(mask_image),
+        "image": read_input(image, "image"),
+        "mask_image": read_input(mask_image, "mask_image"),
         "strength": strength,
         "num_resampling_steps": num_resampling_steps,
         "classifier_guidance_scale": classifier_guidance_scale,
@@ -173,10 +173,14 @@ def save_images(
     save_image(images.image_grid(saved, columns), folder / "grid.png")
 
 
-def read_input(path: Path | None) -> "Image | None":
+def read_input(path: Path | None, option: str) -> "Image | None":
     from fmnist_diffusion.data import read_image
+    from fmnist_diffusion.data.errors import ImageError
 
-    return None if path is None else read_image(path)
+    try:
+        return None if path is None else read_image(path)
+    except ImageError as error:
+        raise ValueError(f"Could not read {path} ({error.reason}). Pass a different file as `{option}`.") from error
 
 
 def check_grid_size(pipe: "FashionMNISTPipeline", num_images: int, upscale: int) -> None:

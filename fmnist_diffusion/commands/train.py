@@ -15,6 +15,7 @@ from .command import check_packages
 
 
 EXAMPLE = "Example: fmnist-diffusion train path/to/images --from base --output-dir output/mine --num_epochs=20"
+FILE_SUFFIXES = (".parquet", ".safetensors")
 # These are the packages of the extra `train` that the trainer imports.
 REQUIRED_PACKAGES = ("datasets", "jsonargparse", "matplotlib", "tqdm", "yaml")
 
@@ -58,10 +59,12 @@ def train(
 
 
 def get_data_setting(data: str) -> str:
-    """Returns the setting of the trainer for `data`; raises `ValueError` if a path does not exist."""
+    """Returns the setting of the trainer for `data`; raises `ValueError` if a path cannot be used."""
     if Path(data).exists():
+        if Path(data).is_file() and not data.endswith(FILE_SUFFIXES):
+            raise ValueError(f"DATA must be a folder, a .parquet file or a .safetensors file, got {data}.")
         return "data.train_data_dir"
-    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", data) or data.endswith((".parquet", ".safetensors")):
+    if not re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", data) or data.endswith(FILE_SUFFIXES):
         raise ValueError(
             f"Could not find {data}. Pass an existing folder or file, or the id of a dataset on the Hub (owner/name)."
         )

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fmnist_diffusion.loading import load_pipeline
+from fmnist_diffusion.loading import check_pipeline_folder, load_pipeline
 
 from .card import make_model_card
 from .client import DELAYS, call_hub, connect, get_folder_size, get_full_repo_id
@@ -71,6 +71,7 @@ def push_pipeline(
     """
     if create_pr and (tag or revision):
         raise ValueError("`create_pr` cannot be combined with `revision` or `tag`. Omit one of them.")
+    check_pipeline_folder(Path(folder))
     api = connect(token)
     repo_id = get_full_repo_id(api, repo_id)
     with TemporaryDirectory() as staging:

@@ -15,7 +15,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral
+from numbers import Integral, Real
 from pathlib import Path
 from typing import Any, Self
 
@@ -32,6 +32,7 @@ from diffusers import (
     FlowMatchHeunDiscreteScheduler,
     HeunDiscreteScheduler,
     ImagePipelineOutput,
+    KDPM2AncestralDiscreteScheduler,
     LCMScheduler,
     LMSDiscreteScheduler,
     ModelMixin,
@@ -779,8 +780,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             ("guidance_scale", guidance_scale),
             ("classifier_guidance_scale", classifier_guidance_scale),
         ):
-            if not math.isfinite(value):
-                raise ValueError(f"`{name}` must be a finite number, got {value}.")
+            if not isinstance(value, Real) or not math.isfinite(value):
+                raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
         if self.text_encoder is None and not (prompt is None and negative_prompt is None):
             name = "negative_prompt" if prompt is None else "prompt"
             hint = "Omit it." if self.num_classes is None else "Pass `class_labels` instead."
@@ -1003,9 +1004,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"{name} must not clip the latents of this model to [-1, 1]. Create it with `clip_sample=False` and"
                 " `thresholding=False`."
             )
-        if isinstance(scheduler, HeunDiscreteScheduler) and scheduler.alphas_cumprod[-1] < NEAR_ZERO_SNR:
+        if (
+            isinstance(scheduler, (HeunDiscreteScheduler, KDPM2AncestralDiscreteScheduler))
+            and scheduler.alphas_cumprod[-1] < NEAR_ZERO_SNR
+        ):
             raise ValueError(
-                "HeunDiscreteScheduler cannot start from the noise level of this model's schedule, which is almost"
+                f"{name} cannot start from the noise level of this model's schedule, which is almost"
                 " infinite. Use a different scheduler, such as UniPCMultistepScheduler."
             )
 
@@ -1061,6 +1065,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             )
         if latents is None:
             return randn_tensor(shape, generator=generator, device=device, dtype=torch.float32)
+        if not isinstance(latents, torch.Tensor):
+            raise ValueError(f"`latents` must be a tensor of shape {shape}, got {type(latents).__name__}.")
         if latents.shape != shape:
             raise ValueError(f"`latents` must have shape {shape}, got {tuple(latents.shape)}.")
         return latents.to(device, torch.float32)

@@ -228,7 +228,7 @@ def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
         (["base", "--fast", "--unconditional", "--cas"], "--cas requires labeled samples: pass a class-conditional"),
         (["base", "--fast", "--dtype", "float16", "--device", "cpu"], "--dtype must be float32 or bfloat16 on a CPU"),
         (["base", "--fast", "--device", "nothing"], "--device must be auto or an available torch device"),
-        (["base", "--fast", "--scheduler", "nothing"], "Could not find a scheduler 'nothing'"),
+        (["base", "--fast", "--scheduler", "nothing"], "Could not find the scheduler 'nothing'"),
         (["base", "--fast", "--scheduler", "RePaintScheduler"], "RePaintScheduler"),
         (["base", "--fast", "--num-inference-steps", "1001"], "--num-inference-steps must be between 1 and 1000"),
         (["base", "--fast", "--num-inference-steps", "3", "--scheduler", "pndm"], "--num-inference-steps must be at"),

@@ -54,3 +54,8 @@ def test_missing_packages(pipeline, monkeypatch, get_error):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
     message = get_error("export", pipeline, "-o", "onnx")
     assert message == "The export requires onnxscript. Install it with `pip install 'fmnist-diffusion[onnx]'`."
+
+
+def test_unknown_format(pipeline, get_error):
+    message = get_error("export", pipeline, "-o", "onnx", "--format", "tflite")
+    assert message == "Invalid value for '--format': 'tflite' is not one of 'onnx'."

@@ -56,6 +56,13 @@ def test_invalid_options_make_no_requests(hub, get_error, args, message):
     assert hub.requests == []
 
 
+def test_folder_without_a_pipeline_is_reported_before_a_missing_token(hub, get_error, monkeypatch, tmp_path):
+    monkeypatch.delenv("HF_TOKEN")
+    message = get_error("push", tmp_path, "--repo-id", "me/tiny")
+    assert message.startswith(f"Could not find a pipeline in the folder {tmp_path}: it contains no model_index.json.")
+    assert hub.requests == []
+
+
 @pytest.mark.parametrize(
     "args", [["push", "base", "--repo-id", "me/tiny"], ["push-space", "--repo-id", "me/tiny", "--model", "me/x"]]
 )

@@ -182,7 +182,10 @@ def test_image_to_image_follows_the_strength(sample, tmp_path):
         (["--strength", "0.5"], "--strength requires an --image, got 0.5."),
         (["--num-resampling-steps", "2"], "--num-resampling-steps must be 1 without a --mask-image, got 2."),
         (["--image", "image.png", "--strength", "2"], "--strength must be in (0, 1], got 2.0."),
-        (["--image", "missing.png"], "Could not read missing.png (No such file or directory)."),
+        (
+            ["--image", "missing.png"],
+            "Could not read missing.png (No such file or directory). Pass a different file as --image.",
+        ),
         (["--image", "text.png"], "Could not read text.png (unknown image format)."),
         (
             ["--image", "image.png", "--mask-image", "large.png"],
@@ -244,7 +247,7 @@ class TestOutputDir:
         (["-o", "/proc/1/new"], "--output-dir must be a writable folder, got /proc/1/new"),
         (["-o", "a\0b"], "Invalid value for '--output-dir' / '-o'"),
         (["--seed", "-1"], "--seed must be"),
-        (["--scheduler", "magic"], "Could not find a scheduler 'magic'"),
+        (["--scheduler", "magic"], "Could not find the scheduler 'magic'"),
         (["--num-inference-steps", "2000"], "--num-inference-steps must be"),
         (["--class-labels", "hat"], "--class-labels must be"),
         (["--class-labels", "1,,2"], "--class-labels must be"),

@@ -63,6 +63,12 @@ def test_hub_dataset_is_passed_to_the_trainer(script, capfd):
     assert capfd.readouterr().out == "--data.dataset_name=uoft-cs/cifar10\n"
 
 
+def test_file_of_another_type_is_an_error(get_error, tmp_path):
+    path = tmp_path / "images.csv"
+    path.touch()
+    assert get_error("train", path) == f"DATA must be a folder, a .parquet file or a .safetensors file, got {path}."
+
+
 @pytest.mark.parametrize(
     "path", ["images", "./images", "/nowhere/images", "a/b/c", "images.parquet", "a/b.safetensors"]
 )

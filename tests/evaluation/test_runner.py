@@ -258,7 +258,7 @@ def test_damaged_parts_are_generated_again(evaluate, run_folder: Path, tmp_path:
             {"classifier_guidance_scale": 2.0},
             r"`classifier_guidance_scale` must be 0\.0 for a pipeline without a classifier, got 2\.0\.",
         ),
-        ({"sampling": SamplingConfig("other")}, r"Could not find a scheduler 'other'"),
+        ({"sampling": SamplingConfig("other")}, r"Could not find the scheduler 'other'"),
     ],
 )
 def test_invalid_arguments_are_rejected(kwargs: dict[str, Any], message: str, evaluate, tmp_path: Path):

@@ -15,6 +15,7 @@ from diffusers import (
     EulerDiscreteScheduler,
     HeunDiscreteScheduler,
     ImagePipelineOutput,
+    KDPM2AncestralDiscreteScheduler,
     PNDMScheduler,
     UniPCMultistepScheduler,
 )
@@ -348,9 +349,12 @@ class TestSteps:
         with pytest.raises(ValueError, match="NaN or infinite pixels"):
             sample(pipe, num_inference_steps=4)
 
-    def test_second_order_scheduler_near_zero_snr_is_an_error(self):
-        pipe = get_pipeline(HeunDiscreteScheduler(beta_schedule="squaredcos_cap_v2"))
-        with pytest.raises(ValueError, match="HeunDiscreteScheduler cannot start from the noise level"):
+    # diffusers passes torch tensors to NumPy functions.
+    @pytest.mark.filterwarnings("ignore:__array_wrap__:DeprecationWarning")
+    @pytest.mark.parametrize("scheduler_class", [HeunDiscreteScheduler, KDPM2AncestralDiscreteScheduler])
+    def test_second_order_scheduler_near_zero_snr_is_an_error(self, scheduler_class):
+        pipe = get_pipeline(scheduler_class(beta_schedule="squaredcos_cap_v2"))
+        with pytest.raises(ValueError, match=f"{scheduler_class.__name__} cannot start from the noise level"):
             sample(pipe)
 
     @pytest.mark.parametrize("steps", [340, 501, 1000])
@@ -399,6 +403,9 @@ INTERVAL = "`guidance_interval` must be .start, stop. with 0 <= start <= stop <=
         ({"guidance_interval": (0.5,)}, INTERVAL),
         ({"guidance_scale": 2.0}, "`guidance_scale` must be 1.0 for unconditional sampling, got 2.0"),
         ({"guidance_scale": float("nan")}, "`guidance_scale` must be a finite number, got nan"),
+        ({"guidance_scale": "3"}, "`guidance_scale` must be a finite number, got '3'"),
+        ({"guidance_scale": None}, "`guidance_scale` must be a finite number, got None"),
+        ({"latents": np.zeros((1, 1, 8, 8))}, r"`latents` must be a tensor of shape \(1, 1, 8, 8\), got ndarray"),
         ({"latents": torch.zeros(1, 1, 8, 9)}, r"`latents` must have shape \(1, 1, 8, 8\), got \(1, 1, 8, 9\)"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "must be in latents, model_input, .*, got noise"),
     ],

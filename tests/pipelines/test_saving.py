@@ -160,6 +160,14 @@ class TestRoundTrip:
         for loader in (load, load_dynamically):
             assert torch.equal(sample(loader(tmp_path, variant=variant), "Bag"), expected)
 
+    def test_fused_projections_are_saved_and_loaded(self, tmp_path):
+        pipe = make_default_pipeline()
+        expected = sample(pipe, "Bag")
+        pipe.unet.fuse_qkv_projections()
+        pipe.save_pretrained(tmp_path)
+        for loader in (load, load_dynamically):
+            assert torch.equal(sample(loader(tmp_path), "Bag"), expected)
+
     def test_component_that_is_assigned_later_is_saved(self, tmp_path):
         pipe, classifier = make_default_pipeline(), make_classifier()
         pipe.classifier = classifier

@@ -212,7 +212,7 @@ class TestGenerate:
     def test_unsupported_scheduler_is_explained(self, base):
         with pytest.raises(RequestError, match="HeunDiscreteScheduler cannot start"):
             last(base.generate(request(scheduler="heun")))
-        with pytest.raises(RequestError, match="Could not find a scheduler 'magic'"):
+        with pytest.raises(RequestError, match="Could not find the scheduler 'magic'"):
             last(base.generate(request(scheduler="magic")))
 
     def test_unsupported_model_is_explained(self, tmp_path):

@@ -62,7 +62,10 @@ def test_ranges_are_described_in_words():
         ({"data.split": "a\x00"}, r"got 'a\x00'."),
         ({"hub_model_id": "\udcff"}, "`--hub_model_id` must be a non-empty string"),
         ({"samples.guidance_interval": (0.5, 0.2)}, "`--samples.guidance_interval` must not end before it starts"),
-        ({"samples.scheduler": "dddim"}, "`--samples.scheduler` is not supported: Could not find a scheduler 'dddim'"),
+        (
+            {"samples.scheduler": "dddim"},
+            "`--samples.scheduler` is not supported: Could not find the scheduler 'dddim'",
+        ),
         (
             {"samples.num_inference_steps": 20, "scheduler.num_train_timesteps": 10},
             "`--samples.num_inference_steps` must be at most `--scheduler.num_train_timesteps` (10), got 20.",
