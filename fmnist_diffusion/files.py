@@ -1,6 +1,4 @@
-"""Finds folders of the project, and writes files and folders so that an interruption or a full disk leaves no
-incomplete ones.
-"""
+"""Finds source folders, and writes files and folders atomically."""
 
 import hashlib
 import os
@@ -14,7 +12,7 @@ INCOMPLETE, DELETED, PREVIOUS = ".incomplete-", ".deleted-", ".previous-"
 
 
 def find_source_folder(name: str) -> Path:
-    """Returns the folder `space` or `training`, which is in the package in a wheel and next to it in a checkout."""
+    """Returns the folder `space` or `training`. It is inside the package in a wheel, and next to it in a checkout."""
     package = Path(__file__).parent
     inside = package / name
     return inside if inside.is_dir() else package.parent / name

@@ -89,7 +89,10 @@ def load_pipeline(
             " repository id (`owner/name`)."
         )
     if isinstance(dtype, str) and dtype != "auto":
-        raise ValueError(f'`dtype` must be a `torch.dtype`, a dictionary of them, or "auto", got {dtype!r}.')
+        raise ValueError(
+            f'`dtype` must be a `torch.dtype`, a dictionary of dtypes, or "auto", got {dtype!r}. Pass a dtype such as'
+            " `torch.float16`."
+        )
     if dtype is not None and dtype != "auto":
         kwargs["dtype"] = dtype
     pipe = FashionMNISTPipeline.from_pretrained(path, **kwargs)

@@ -66,7 +66,8 @@ def get_scheduler_class(scheduler: str | type[SchedulerMixin]) -> tuple[type[Any
 
     Args:
         scheduler (`str` or a subclass of [`SchedulerMixin`]):
-            A name in `SCHEDULERS` in any case, the name of a diffusers scheduler class, or the class itself.
+            A short name from `SCHEDULERS` (case-insensitive), the name of a diffusers scheduler class, or the class
+            itself.
 
     Returns:
         `tuple[type, dict]`: The class and the options.

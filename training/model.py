@@ -1,4 +1,4 @@
-"""Creates the model of a run, from scratch or from a pipeline to fine-tune, and its pipeline."""
+"""Creates the model and the pipeline of a run. The model is created from scratch or from a pipeline to fine-tune."""
 
 from typing import Any
 

@@ -26,7 +26,7 @@ def make_noise_scheduler(config: SchedulerConfig) -> NoiseScheduler:
 
 
 def get_noise_scheduler(pipe: FashionMNISTPipeline) -> NoiseScheduler:
-    """Returns the noise schedule and the prediction type of the model of a pipeline."""
+    """Returns a scheduler with the noise schedule and the prediction type of the pipeline's model."""
     if pipe.prediction_type == "flow_prediction":
         return make_scheduler(FlowMatchEulerDiscreteScheduler, pipe.scheduler.config)
     noise_scheduler: Any = DDPMScheduler.from_config(pipe.scheduler.config)

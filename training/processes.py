@@ -29,9 +29,9 @@ def call_on_main_process(accelerator: Accelerator, function: Callable[[], None])
 def destroy_process_groups_after(function: Callable[[], None]) -> None:
     """Calls `function`, frees its objects, and then destroys the process groups that it created.
 
-    The order prevents a deadlock of gloo. If the reducer of `DistributedDataParallel` holds the last reference to a
-    group, it holds the GIL while it waits for gloo's threads, which need the GIL to release their tensors
-    (https://github.com/pytorch/pytorch/issues/56297).
+    This order prevents a deadlock in gloo. If the reducer of `DistributedDataParallel` releases the last reference to
+    a process group, it waits for gloo's threads while it holds the GIL. These threads need the GIL to release their
+    tensors (https://github.com/pytorch/pytorch/issues/56297).
 
     Raises:
         `SystemExit`: If `function` raises it.

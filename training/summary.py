@@ -48,7 +48,7 @@ def describe_images(config: DataConfig, summary: DataSummary) -> list[str]:
             f"{format_count(summary.num_images, f'{colors} image')} from"
             f" {config.train_data_dir or config.dataset_name}",
         ),
-        format_line("sizes", f"{join_names(sizes)} (height x width in pixels)"),
+        format_line("sizes", f"{join_names(sizes)}, height x width in pixels"),
     ]
     if summary.transparency:
         text = f"{format_count(summary.transparency, 'image')} with transparent pixels, which become white"

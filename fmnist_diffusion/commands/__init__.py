@@ -68,7 +68,7 @@ def main(args: Sequence[str] | None = None) -> None:
     try:
         exit_code = app(args, prog_name=PROGRAM, standalone_mode=False)
     except typer.TyperException as error:
-        # Some messages contain the type of an exception of pydantic and lack the full stop.
+        # Messages of typer can contain the prefix "Value error, " of pydantic, and some lack a full stop.
         message = error.format_message().replace(": Value error, ", ": ")
         fail(message if message.endswith((".", "?")) else f"{message}.", error.exit_code)
     except OSError as error:

@@ -35,7 +35,10 @@ def hide_progress_bars() -> None:
 
 @contextmanager
 def report_resumable_interruption() -> Iterator[None]:
-    """Turns Ctrl-C within the block into a message and exit code 130. The same command must be able to continue."""
+    """On Ctrl-C in the block, prints how to continue and exits with code 130.
+
+    Only use this in commands that continue when they are run again.
+    """
     try:
         yield
     except KeyboardInterrupt:

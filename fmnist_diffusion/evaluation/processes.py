@@ -51,6 +51,6 @@ def connect_processes() -> Processes:
 
     # Without a GPU, Accelerate only recognizes the processes as one group if cpu=True.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=TIMEOUT)
-    # A thread of gloo that still releases a tensor when the interpreter is finalized would abort the process.
+    # Without this, a gloo thread that releases a tensor during interpreter finalization can abort the process.
     atexit.register(torch.distributed.destroy_process_group)
     return Processes(state.process_index, state.num_processes)

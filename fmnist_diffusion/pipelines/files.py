@@ -138,7 +138,8 @@ def check_weights(folder: Path, component: str, variant: str | None, model: torc
     expected = model.state_dict()
     for path in paths:
         for name, (shape, is_floating_point) in _read_header(path).items():
-            # After `fuse_qkv_projections`, the weights contain these projections a second time.
+            # `fuse_qkv_projections` adds fused copies of the attention projections, which the loaded model does not
+            # need.
             if ".to_qkv." in name:
                 continue
             tensor = expected.pop(name, None)

@@ -37,7 +37,7 @@ def test_parameters_of_all_components_are_described(parameters: dict[str, int], 
 def test_images_are_described():
     assert describe_images(DataConfig(train_data_dir="photos"), make_summary()) == [
         "images       12 RGB images from photos",
-        "sizes        64x48 (8), 20x30 (4) (height x width in pixels)",
+        "sizes        64x48 (8), 20x30 (4), height x width in pixels",
         "classes      2: cat (9), dog (3)",
     ]
 

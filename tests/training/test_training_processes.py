@@ -71,7 +71,7 @@ def fail(*args):
 torch.distributed.destroy_process_group = count_models
 if os.environ["END"] == "failure":
     Trainer._end_epoch = fail
-# The threads of gloo only get the GIL when the main thread releases it.
+# With a long switch interval, gloo's threads only get the GIL when the main thread releases it.
 sys.setswitchinterval(60)
 main(sys.argv[1:])
 """
