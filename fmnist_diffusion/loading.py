@@ -88,11 +88,6 @@ def load_pipeline(
             f" ({', '.join(bundled_pipelines())}), a local folder with {FashionMNISTPipeline.config_name}, or a Hub"
             " repository id (`owner/name`)."
         )
-    if isinstance(dtype, str) and dtype != "auto":
-        raise ValueError(
-            f'`dtype` must be a `torch.dtype`, a dictionary of dtypes, or "auto", got {dtype!r}. Pass a dtype such as'
-            " `torch.float16`."
-        )
     if dtype is not None and dtype != "auto":
         kwargs["dtype"] = dtype
     pipe = FashionMNISTPipeline.from_pretrained(path, **kwargs)

@@ -54,9 +54,10 @@ class TestLocalFolder:
         with pytest.raises(ValueError, match=r"Could not find the scheduler 'DDIN': pass one of ddpm, ddim"):
             load_pipeline(folder, scheduler="DDIN")
 
-    def test_name_of_a_dtype_is_an_error(self, folder):
-        with pytest.raises(ValueError, match=r"`dtype` must be .* or \"auto\", got 'float16'"):
-            load_pipeline(folder, dtype="float16")
+    @pytest.mark.parametrize("kwargs", [{"dtype": "float16"}, {"torch_dtype": "half"}, {"dtype": {"unet": "float16"}}])
+    def test_name_of_a_dtype_is_an_error(self, folder, kwargs):
+        with pytest.raises(ValueError, match=r"dtype` must be a `torch.dtype` or a dictionary of dtypes, got '"):
+            load_pipeline(folder, **kwargs)
 
     def test_arguments_are_passed_to_from_pretrained(self, folder):
         pipe = load_pipeline(folder, dtype=torch.float16, num_inference_steps=4, timestep_power=2.0)

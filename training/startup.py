@@ -3,7 +3,6 @@
 import os
 import signal
 import sys
-from functools import partial
 from typing import Literal, NoReturn
 
 
@@ -30,8 +29,12 @@ def start(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
     from run import run
 
     signal.signal(signal.SIGINT, previous)
-    try:
-        destroy_process_groups_after(partial(run, args, program))
-    except KeyboardInterrupt as error:
-        print(message, file=sys.stderr)
-        raise SystemExit(INTERRUPTED) from error
+
+    def run_program() -> None:
+        try:
+            run(args, program)
+        except KeyboardInterrupt as error:
+            print(message, file=sys.stderr)
+            raise SystemExit(INTERRUPTED) from error
+
+    destroy_process_groups_after(run_program)

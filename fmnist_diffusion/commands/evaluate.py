@@ -202,6 +202,7 @@ def evaluate(
         for line in format_results(result):
             typer.echo(line)
         typer.echo(f"Saved metrics.json and report.png to {folder}.")
+    evaluation.disconnect_processes()
 
 
 def import_evaluation() -> ModuleType:

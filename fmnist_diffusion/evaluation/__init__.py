@@ -9,7 +9,7 @@ from .generation import load_batches
 from .image_reference import ImageReference, ImageSource
 from .inception import InceptionFeatures, download_inception, find_inception
 from .likelihood import check_likelihood, measure_likelihood
-from .processes import Processes, connect_processes
+from .processes import Processes, connect_processes, disconnect_processes
 from .provenance import weights_hash
 from .reference import Reference
 from .report import metric_rows
@@ -31,6 +31,7 @@ __all__ = [
     "check_likelihood",
     "check_options",
     "connect_processes",
+    "disconnect_processes",
     "download_inception",
     "evaluate_pipeline",
     "evaluate_samples",

@@ -51,6 +51,14 @@ def connect_processes() -> Processes:
 
     # Without a GPU, Accelerate only recognizes the processes as one group if cpu=True.
     state = PartialState(cpu=not torch.accelerator.is_available(), timeout=TIMEOUT)
-    # Without this, a gloo thread that releases a tensor during interpreter finalization can abort the process.
-    atexit.register(torch.distributed.destroy_process_group)
+    if torch.distributed.is_initialized() and torch.distributed.get_backend() == "gloo":
+        # Without this, a gloo thread that releases a tensor during interpreter finalization can abort the process.
+        # NCCL is different: after an error, it would wait for the other processes.
+        atexit.register(disconnect_processes)
     return Processes(state.process_index, state.num_processes)
+
+
+def disconnect_processes() -> None:
+    """Ends the connection of [`connect_processes`]."""
+    if torch.distributed.is_initialized():
+        torch.distributed.destroy_process_group()

@@ -136,6 +136,11 @@ def _load_component(
     for option in ("dtype", "torch_dtype"):
         if isinstance(kwargs.get(option), dict):
             kwargs[option] = kwargs[option].get(name, kwargs[option].get("default", torch.float32))
+        if not isinstance(kwargs.get(option), (torch.dtype, type(None))):
+            raise ValueError(
+                f"`{option}` must be a `torch.dtype` or a dictionary of dtypes, got {kwargs[option]!r}. Pass a dtype"
+                " such as `torch.float16`."
+            )
     if isinstance(device_map, dict):
         device_map = {"": device_map[name]} if name in device_map else None
     if name == "scheduler":

@@ -138,8 +138,7 @@ def check_weights(folder: Path, component: str, variant: str | None, model: torc
     expected = model.state_dict()
     for path in paths:
         for name, (shape, is_floating_point) in _read_header(path).items():
-            # `fuse_qkv_projections` adds fused copies of the attention projections, which the loaded model does not
-            # need.
+            # `fuse_qkv_projections` adds fused copies of the attention projections, which the new model does not need.
             if ".to_qkv." in name:
                 continue
             tensor = expected.pop(name, None)

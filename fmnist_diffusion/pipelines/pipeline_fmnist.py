@@ -15,7 +15,7 @@ import shutil
 import struct
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
-from numbers import Integral, Real
+from numbers import Integral
 from pathlib import Path
 from typing import Any, Self
 
@@ -124,6 +124,13 @@ EXAMPLE_DOC_STRING = """
 
 def is_positive_integer(value: Any) -> bool:
     return isinstance(value, Integral) and not isinstance(value, bool) and int(value) > 0
+
+
+def is_finite_number(value: Any) -> bool:
+    try:
+        return math.isfinite(value)
+    except TypeError:
+        return False
 
 
 def check_settings(num_inference_steps: Any, timestep_power: Any) -> None:
@@ -780,7 +787,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             ("guidance_scale", guidance_scale),
             ("classifier_guidance_scale", classifier_guidance_scale),
         ):
-            if not isinstance(value, Real) or not math.isfinite(value):
+            if not is_finite_number(value):
                 raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
         if self.text_encoder is None and not (prompt is None and negative_prompt is None):
             name = "negative_prompt" if prompt is None else "prompt"

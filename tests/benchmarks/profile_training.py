@@ -83,7 +83,6 @@ def main() -> None:
         trainer = Trainer(config)
         with trainer.interrupts, trainer.loss_logger.show_progress(0, trainer.total_steps):
             seconds, flop, shares = measure_steps(trainer)
-        trainer.accelerator.end_training()
     dtype = torch.bfloat16 if config.mixed_precision == "bf16" else torch.float32
     peak = measure_matmul(trainer.accelerator.device.type, dtype)
     print(f"{config.images_per_step / seconds:.1f} images/s")
