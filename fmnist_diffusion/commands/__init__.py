@@ -69,14 +69,14 @@ def main(args: Sequence[str] | None = None) -> None:
         exit_code = app(args, prog_name=PROGRAM, standalone_mode=False)
     except typer.TyperException as error:
         # Messages of typer can contain the prefix "Value error, " of pydantic, and some lack a full stop.
-        message = " ".join(error.format_message().split()).replace(": Value error, ", ": ")
+        message = error.format_message().rstrip().replace(": Value error, ", ": ")
         fail(message if message.endswith((".", "?")) else f"{message}.", error.exit_code)
     except OSError as error:
-        fail(" ".join(str(error).split()), 2)
+        fail(str(error), 2)
     if exit_code:
         sys.exit(exit_code)
 
 
 def fail(message: str, exit_code: int) -> NoReturn:
-    typer.echo(f"{PROGRAM}: error: {message}", err=True)
+    typer.echo(f"{PROGRAM}: error: {' '.join(message.split())}", err=True)
     sys.exit(exit_code)
