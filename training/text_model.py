@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from captions import Captions, encode_captions
+from captions import MAX_LENGTH, MAX_VOCAB_SIZE, Captions, encode_captions
 from config import TextEncoderConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from pretrained import PretrainedPipeline
@@ -16,10 +16,6 @@ from pretrained import PretrainedPipeline
 if TYPE_CHECKING:
     from diffusers.models.unets.unet_2d import UNet2DOutput
     from transformers import CLIPTextModel, CLIPTokenizer
-
-
-# The vocabulary and each caption have at most this many tokens.
-MAX_VOCAB_SIZE, MAX_LENGTH = 8192, 24
 
 
 class TextConditionalUNet(nn.Module):

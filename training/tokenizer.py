@@ -8,7 +8,7 @@ from tokenizers.pre_tokenizers import ByteLevel
 from tokenizers.trainers import BpeTrainer
 from transformers import CLIPTokenizer
 
-from text_model import MAX_LENGTH, MAX_VOCAB_SIZE
+from captions import MAX_LENGTH, MAX_VOCAB_SIZE
 
 
 END_OF_WORD = "</w>"

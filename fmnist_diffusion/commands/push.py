@@ -41,8 +41,8 @@ def push(
 
     If nothing has changed, no commit is made. After a failure, run the same command again to complete the upload.
     """
-    from fmnist_diffusion.hub.client import HubError
     from fmnist_diffusion.hub.push import push_pipeline
+    from fmnist_diffusion.hub_client import HubError
 
     hide_progress_bars()
     try:

@@ -39,7 +39,7 @@ def push_space(
     """
     from fmnist_diffusion.export import ExportError
     from fmnist_diffusion.hub import space, static_space
-    from fmnist_diffusion.hub.client import HubError
+    from fmnist_diffusion.hub_client import HubError
 
     models = model or []
     try:

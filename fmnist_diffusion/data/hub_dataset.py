@@ -29,7 +29,7 @@ def load_hub_dataset(name: str, config_name: str | None, split: str) -> dict[str
     datasets = import_datasets()
     from datasets.exceptions import DatasetsError
 
-    from ..hub.client import NETWORK_ERRORS
+    from ..hub_client import NETWORK_ERRORS
 
     try:
         with _offline_if_unreachable():
@@ -61,7 +61,7 @@ def _offline_if_unreachable() -> Iterator[None]:
     # `datasets` retries an unreachable Hub for more than 20 seconds. In offline mode, it uses the cache immediately.
     from datasets import config
 
-    from ..hub.client import is_hub_reachable
+    from ..hub_client import is_hub_reachable
 
     offline = config.HF_HUB_OFFLINE
     config.HF_HUB_OFFLINE = offline or not is_hub_reachable()

@@ -4,7 +4,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from .client import HubError, call_hub
+from ..hub_client import HubError, call_hub
 
 
 def create_repository(api: HfApi, repo_id: str, private: bool, **options: Any) -> None:

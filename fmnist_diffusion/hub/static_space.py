@@ -17,8 +17,8 @@ from fmnist_diffusion.export import METADATA_KEY, export_onnx
 from fmnist_diffusion.files import find_source_folder
 from fmnist_diffusion.loading import get_short_name, load_pipeline
 
+from ..hub_client import connect, get_full_repo_id
 from .card import get_license
-from .client import connect, get_full_repo_id
 from .metadata import read_train_config
 from .repository import create_repository
 from .space import upload_space

@@ -12,7 +12,7 @@ from typing import Any
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, FileMetadataError, HfHubHTTPError
 
-from ..hub.client import HubError, call_hub
+from ..hub_client import HubError, call_hub
 from .files import (
     INDEX_NAME,
     MAX_WEIGHTS_BYTES,

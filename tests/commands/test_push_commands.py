@@ -71,7 +71,7 @@ def test_missing_token_is_reported_before_a_pipeline_is_loaded(hub, get_error, m
         raise AssertionError
 
     monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr("fmnist_diffusion.hub.client.get_token", lambda: None)
+    monkeypatch.setattr("fmnist_diffusion.hub_client.get_token", lambda: None)
     monkeypatch.setattr("fmnist_diffusion.hub.push.load_pipeline", fail)
     monkeypatch.setattr("fmnist_diffusion.hub.space.make_space", fail)
     message = get_error(*args, exit_code=1)

@@ -8,6 +8,7 @@ import torch
 from huggingface_hub.utils import httpx
 from image_files import write_parquet
 
+from fmnist_diffusion import hub_client
 from fmnist_diffusion.data import (
     DEFAULT_DATASET,
     FASHION_MNIST_LABELS,
@@ -16,12 +17,11 @@ from fmnist_diffusion.data import (
     load_images,
     load_split,
 )
-from fmnist_diffusion.hub import client
 
 
 @pytest.fixture
 def unreachable_hub(monkeypatch, tmp_path):
-    monkeypatch.setattr(client, "is_hub_reachable", lambda: False)
+    monkeypatch.setattr(hub_client, "is_hub_reachable", lambda: False)
     monkeypatch.setattr(hub_dataset, "DEBIAN_FOLDER", tmp_path / "not-installed")
 
 
@@ -29,7 +29,7 @@ def raise_on_load(monkeypatch, error):
     def load_dataset(*args, **kwargs):
         raise error
 
-    monkeypatch.setattr(client, "is_hub_reachable", lambda: True)
+    monkeypatch.setattr(hub_client, "is_hub_reachable", lambda: True)
     monkeypatch.setattr(datasets, "load_dataset", load_dataset)
 
 

@@ -7,11 +7,10 @@ from pathlib import Path
 import pytest
 
 from fake_hub import FakeHub, Fault, Repository
-from fmnist_diffusion import load_pipeline
-from fmnist_diffusion.hub import client
-from fmnist_diffusion.hub.client import HubError, is_hub_reachable, run_with_time_limit
+from fmnist_diffusion import hub_client, load_pipeline
 from fmnist_diffusion.hub.push import push_pipeline
 from fmnist_diffusion.hub.space import push_space
+from fmnist_diffusion.hub_client import HubError, is_hub_reachable, run_with_time_limit
 from saved_pipelines import save_pipeline
 from text_pipelines import get_text_pipeline
 
@@ -48,7 +47,7 @@ HANG_LIMIT = 30  # seconds
 
 @pytest.fixture(autouse=True)
 def short_time_limits(monkeypatch):
-    monkeypatch.setattr(client, "TIME_LIMIT", 1.0)
+    monkeypatch.setattr(hub_client, "TIME_LIMIT", 1.0)
 
 
 def push(folder: Path) -> str:
@@ -240,6 +239,6 @@ def test_abandoned_threads_do_not_keep_the_process_alive():
 
 @pytest.mark.parametrize("kind", ["hang", "reset", "drip", "garbage"])
 def test_faulty_hub_is_unreachable(hub, monkeypatch, kind):
-    monkeypatch.setattr(client, "REACHABLE_TIMEOUT", 0.5)
+    monkeypatch.setattr(hub_client, "REACHABLE_TIMEOUT", 0.5)
     hub.faults = [Fault("HEAD", "", kind=kind, times=999)]
     assert not is_hub_reachable()

@@ -6,8 +6,8 @@ import yaml
 
 from fake_hub import Fault, Repository
 from fmnist_diffusion.files import find_source_folder
-from fmnist_diffusion.hub.client import HubError
 from fmnist_diffusion.hub.space import PACKAGE_DIR, make_space, push_space
+from fmnist_diffusion.hub_client import HubError
 
 
 REPO_ID = "someone/tiny"

@@ -14,8 +14,8 @@ import yaml
 from fmnist_diffusion.export import METADATA_KEY
 from fmnist_diffusion.files import find_source_folder
 from fmnist_diffusion.hub import static_space
-from fmnist_diffusion.hub.client import HubError
 from fmnist_diffusion.hub.static_space import RUNTIME_FILES, download_runtime, make_static_space, push_static_space
+from fmnist_diffusion.hub_client import HubError
 from saved_pipelines import save_pipeline
 
 
@@ -103,7 +103,7 @@ def test_push_uploads_the_page_once(hub, npm, folder):
 
 def test_missing_token_is_reported_before_the_page_is_built(hub, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
-    monkeypatch.setattr("fmnist_diffusion.hub.client.get_token", lambda: None)
+    monkeypatch.setattr("fmnist_diffusion.hub_client.get_token", lambda: None)
     monkeypatch.setattr(static_space, "make_static_space", None)
     with pytest.raises(HubError, match="not logged in"):
         push_static_space("demo", [])

@@ -62,7 +62,7 @@ def test_unreachable_hub_does_not_end_the_run(
     status: int | None,
     kind: str,
 ):
-    monkeypatch.setattr("fmnist_diffusion.hub.client.TIME_LIMIT", 2.0)
+    monkeypatch.setattr("fmnist_diffusion.hub_client.TIME_LIMIT", 2.0)
     hub.faults = [Fault("POST", "", status, kind=kind, times=99)]
     launch(*PUSH)
     folder = tmp_path / "run" / "pipeline"
@@ -127,7 +127,7 @@ def test_hanging_push_does_not_keep_the_run_alive(monkeypatch: pytest.MonkeyPatc
 
 @pytest.mark.parametrize("kind", ["hang", "reset", "drip", "html"])
 def test_faulty_hub_is_reported_in_one_line(hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, kind: str):
-    monkeypatch.setattr("fmnist_diffusion.hub.client.TIME_LIMIT", 1.0)
+    monkeypatch.setattr("fmnist_diffusion.hub_client.TIME_LIMIT", 1.0)
     hub.faults = [Fault("POST", "/create", kind=kind, times=99)]
     reports: list[str] = []
     background_push = BackgroundPush(REPO_ID, False, None, reports.append)

@@ -7,8 +7,8 @@ from huggingface_hub import HfApi, constants
 from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, httpx
 
-from fmnist_diffusion.hub import client
-from fmnist_diffusion.hub.client import HubError, call_hub, connect, get_full_repo_id, is_hub_reachable
+from fmnist_diffusion import hub_client
+from fmnist_diffusion.hub_client import HubError, call_hub, connect, get_full_repo_id, is_hub_reachable
 
 
 def get_http_error(status):
@@ -41,7 +41,7 @@ class Action:
 def delays(monkeypatch):
     """Records the delays instead of waiting."""
     delays = []
-    monkeypatch.setattr(client.time, "sleep", delays.append)
+    monkeypatch.setattr(hub_client.time, "sleep", delays.append)
     return delays
 
 
@@ -49,7 +49,7 @@ class TestCallHub:
     @pytest.mark.parametrize(
         "error",
         [
-            *(get_http_error(status) for status in client.TEMPORARY_STATUS_CODES),
+            *(get_http_error(status) for status in hub_client.TEMPORARY_STATUS_CODES),
             httpx.ConnectError("refused"),
             ConnectionError("reset"),
             json.JSONDecodeError("Expecting value", "<html>", 0),
@@ -62,7 +62,7 @@ class TestCallHub:
         action = Action(error, error)
         assert call_hub(action, "me/model") == "done"
         assert action.num_calls == 3
-        assert delays == list(client.DELAYS)
+        assert delays == list(hub_client.DELAYS)
 
     @pytest.mark.parametrize("error", [get_http_error(400), get_http_error(404), OfflineModeIsEnabled()], ids=repr)
     def test_permanent_errors_are_not_retried(self, error, delays):
@@ -100,7 +100,7 @@ class TestCallHub:
         assert action.num_calls == 1
 
     def test_time_limit_includes_the_transfer(self, monkeypatch):
-        monkeypatch.setattr(client, "TIME_LIMIT", 0.01)
+        monkeypatch.setattr(hub_client, "TIME_LIMIT", 0.01)
         end = threading.Event()
         with pytest.raises(HubError, match="the request for me/model was not complete after 0 seconds"):
             call_hub(end.wait, "me/model")
@@ -143,11 +143,11 @@ class TestConnect:
         assert connect("hf_explicit").token == "hf_explicit"
 
     def test_stored_token_is_the_default(self, monkeypatch):
-        monkeypatch.setattr(client, "get_token", lambda: "hf_stored")
+        monkeypatch.setattr(hub_client, "get_token", lambda: "hf_stored")
         assert connect().token == "hf_stored"
 
     def test_missing_token_is_an_error(self, monkeypatch):
-        monkeypatch.setattr(client, "get_token", lambda: None)
+        monkeypatch.setattr(hub_client, "get_token", lambda: None)
         with pytest.raises(HubError, match=r"^You are not logged in to the Hub\. Please run `hf auth login`"):
             connect()
 
@@ -186,7 +186,7 @@ class TestIsHubReachable:
 
     def test_request_that_hangs_means_unreachable(self, monkeypatch):
         end = threading.Event()
-        monkeypatch.setattr(client, "REACHABLE_TIMEOUT", 0.01)
+        monkeypatch.setattr(hub_client, "REACHABLE_TIMEOUT", 0.01)
         monkeypatch.setattr(get_session(), "head", lambda *args, **kwargs: end.wait())
         try:
             assert not is_hub_reachable()
