@@ -14,13 +14,15 @@ from contextlib import contextmanager
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+import torch
+from matplotlib.axes import Axes
 from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 from playwright.sync_api import Page, sync_playwright
 
 from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, load_images
-from fmnist_diffusion.evaluation.report import class_grid
+from fmnist_diffusion.evaluation.report import class_grid, show_image
 from fmnist_diffusion.hub.static_space import make_static_space
 from fmnist_diffusion.images import image_grid, save_gif, upscale
 from fmnist_diffusion.loading import get_pipeline_folder
@@ -44,25 +46,41 @@ PROMPTS = (
 )
 
 
-def save_comparison() -> None:
-    """Saves the first eight test images and samples of each class; they are not cherry-picked."""
-    pipe = load_pipeline("base")
+def sample_classes(name: str, num_inference_steps: int) -> Samples:
+    """Generates eight samples of each class; they are not cherry-picked."""
+    pipe = load_pipeline(name)
     pipe.set_progress_bar_config(disable=True)
-    samples = Samples.concatenate(list(generate(pipe, SamplingConfig(), 80, class_labels=range(10))))
-    real = load_images(split="test")
+    config = SamplingConfig(num_inference_steps=num_inference_steps)
+    return Samples.concatenate(list(generate(pipe, config, 80, class_labels=range(10))))
+
+
+def draw_classes(axis: Axes, title: str, images: torch.Tensor, labels: torch.Tensor) -> None:
+    """Draws the first eight images of each class in a column."""
+    show_image(axis, class_grid(images, labels))
+    axis.set_xticks([28 * (i + 0.5) - 0.5 for i in range(10)], FASHION_MNIST_LABELS, rotation=35, ha="right")
+    axis.set_title(title)
+
+
+def save_comparison() -> None:
+    """Saves test images and samples of each class."""
+    samples, real = sample_classes("base", 20), load_images(split="test")
     figure = Figure(figsize=(11, 4.8), layout="constrained")
     FigureCanvasAgg(figure)
-    for axis, title, images, labels in zip(
-        figure.subplots(1, 2),
-        ("test images", "samples of base, 20 NFE"),
-        (real.images, samples.images),
-        (real.labels, samples.labels),
-        strict=True,
-    ):
-        axis.imshow(class_grid(images[:, 0], labels).numpy(), cmap="gray", vmin=0, vmax=255)
-        axis.set_xticks([28 * (i + 0.5) - 0.5 for i in range(10)], FASHION_MNIST_LABELS, rotation=35, ha="right")
-        axis.set(yticks=[], title=title)
+    left, right = figure.subplots(1, 2)
+    draw_classes(left, "test images", real.images, real.labels)
+    draw_classes(right, "samples of base, 20 NFE", samples.images, samples.labels)
     figure.savefig(FOLDER / "real-and-generated.png", dpi=90, bbox_inches="tight")
+
+
+def save_few_steps() -> None:
+    """Saves samples of `fast` with one, two and four steps beside samples of `base`."""
+    figure = Figure(figsize=(11, 9.6), layout="constrained")
+    FigureCanvasAgg(figure)
+    models = (("fast", 1), ("fast", 2), ("fast", 4), ("base", 20))
+    for axis, (name, num_steps) in zip(figure.subplots(2, 2, sharex=True).flat, models, strict=True):
+        samples = sample_classes(name, num_steps)
+        draw_classes(axis, f"{name}, {num_steps} NFE", samples.images, samples.labels)
+    figure.savefig(FOLDER / "few-steps.png", dpi=90, bbox_inches="tight")
 
 
 def save_animation() -> None:
@@ -133,6 +151,7 @@ def save_browser_screenshot() -> None:
 
 if __name__ == "__main__":
     save_comparison()
+    save_few_steps()
     save_animation()
     save_prompts()
     save_screenshot()
