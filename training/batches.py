@@ -23,8 +23,8 @@ class Batches:
     """Shuffled batches of training images. Each process gets its own part of every batch.
 
     The order of the images and all random numbers only depend on `seed`, the epoch and the position of the batch, so
-    a resumed run continues with the remaining images, and any number of processes trains on the same batches. The
-    incomplete last batch of an epoch is dropped.
+    a resumed run continues with the remaining images, and any number of processes trains on the same batches. Each
+    epoch has the number of batches that [`count_batches`] returns.
 
     Args:
         images: Images in memory (uint8 pixels or float32 latents), which are moved to `device`, or a dataset that
@@ -48,9 +48,11 @@ class Batches:
         process_index: int = 0,
         num_processes: int = 1,
         num_workers: int = 0,
+        gradient_accumulation_steps: int = 1,
         make_token_ids: Callable[[int], torch.Tensor] | None = None,
     ):
         self.num_images = len(images)
+        self.num_batches = count_batches(self.num_images, batch_size, gradient_accumulation_steps)
         check_batch_size(batch_size, self.num_images, num_processes)
         if isinstance(images, ImageTensors):
             labels = None if images.labels is None else images.labels.to(device)
@@ -61,7 +63,7 @@ class Batches:
 
     def __len__(self) -> int:
         """Number of batches in an epoch."""
-        return self.num_images // self.batch_size
+        return self.num_batches
 
     def epoch(self, epoch: int, start: int = 0) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Generator]]:
         """Yields the batches of `epoch`, starting with batch `start`: augmented images in [-1, 1] or latents, float32
@@ -111,6 +113,11 @@ class Batches:
 def make_seed(*numbers: int) -> int:
     """Combines non-negative `numbers` into a 32-bit seed, because torch's CPU generator only uses 32 bits."""
     return int(np.random.SeedSequence(numbers).generate_state(1)[0])
+
+
+def count_batches(num_images: int, batch_size: int, gradient_accumulation_steps: int = 1) -> int:
+    """Returns the number of batches in an epoch, without the last optimizer step if it is incomplete."""
+    return num_images // (batch_size * gradient_accumulation_steps) * gradient_accumulation_steps
 
 
 def check_batch_size(batch_size: int, num_images: int, num_processes: int) -> None:

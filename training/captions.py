@@ -41,7 +41,7 @@ class Captions:
     """
 
     def __init__(self, images: ImageTensors):
-        self.images, self.labels = images, images.labels
+        self.captions, self.labels, self.label_names = images.captions, images.labels, images.label_names
         if images.captions is not None:
             return
         if not can_be_captioned(images.label_names, tuple(images.images.shape[1:])):
@@ -51,8 +51,8 @@ class Captions:
 
     def make(self, seed: int) -> list[str]:
         """Returns one caption for each image."""
-        if self.images.captions is not None:
-            return list(self.images.captions)
+        if self.captions is not None:
+            return list(self.captions)
         assert self.labels is not None
         return make_captions(self.labels, self.directions, torch.Generator().manual_seed(seed))
 
@@ -60,7 +60,7 @@ class Captions:
         """Returns a caption for each image, and the labels of Fashion-MNIST, as keyword arguments of [`generate`]."""
         # The evaluation compares the labels with predictions for the classes of Fashion-MNIST.
         labels = {}
-        if self.labels is not None and self.images.label_names == FASHION_MNIST_LABELS:
+        if self.labels is not None and self.label_names == FASHION_MNIST_LABELS:
             labels = {"class_labels": self.labels.tolist()}
         return {"prompts": self.make(0)} | labels
 

@@ -131,24 +131,24 @@ def save_checkpoint(
     Raises:
         `WriteError`: If the checkpoint cannot be written.
     """
-    unet = accelerator.unwrap_model(components.unet)
-    tensors = {
-        "model": unet.state_dict(),
-        "optimizer": get_optimizer_tensors(components.optimizer, unet),
-        "timestep_sampler": components.loss.timestep_sampler.state_dict(),
-    }
-    if components.ema is not None:
-        tensors["ema"] = get_ema_tensors(components.ema, unet)
-    scaler = accelerator.scaler
-    state = {
-        "progress": asdict(progress),
-        "batches_per_epoch": len(components.batches),
-        "ema_step": None if components.ema is None else components.ema.optimization_step,
-        "grad_scaler": scaler.state_dict() if scaler is not None else None,
-        "vae_sha256": None if components.vae is None else hash_vae(components.vae),
-    }
 
     def write() -> None:
+        unet = accelerator.unwrap_model(components.unet)
+        tensors = {
+            "model": unet.state_dict(),
+            "optimizer": get_optimizer_tensors(components.optimizer, unet),
+            "timestep_sampler": components.loss.timestep_sampler.state_dict(),
+        }
+        if components.ema is not None:
+            tensors["ema"] = get_ema_tensors(components.ema, unet)
+        scaler = accelerator.scaler
+        state = {
+            "progress": asdict(progress),
+            "batches_per_epoch": len(components.batches),
+            "ema_step": None if components.ema is None else components.ema.optimization_step,
+            "grad_scaler": scaler.state_dict() if scaler is not None else None,
+            "vae_sha256": None if components.vae is None else hash_vae(components.vae),
+        }
         with replace_folder(folder / f"checkpoint-{progress.global_step}") as temporary:
             for name, values in tensors.items():
                 write_tensors(temporary / f"{name}.safetensors", values)

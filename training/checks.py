@@ -10,11 +10,11 @@ from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Literal
 
-import numpy as np
+from diffusers import DDPMScheduler
 
 from config import ObjectiveConfig, SchedulerConfig
 from fmnist_diffusion.sampling import MAX_SEED
-from fmnist_diffusion.schedulers import SCHEDULERS, make_scheduler
+from fmnist_diffusion.schedulers import make_scheduler
 
 
 # The Fréchet distance needs more samples than the classifier has features (256).
@@ -261,9 +261,7 @@ def find_schedule_problems(values: Mapping[str, Any]) -> Iterator[str]:
     start, end = schedule.get("beta_start", 0), schedule.get("beta_end", 1)
     if start > end:
         yield f"`--scheduler.beta_start` must be at most `--scheduler.beta_end` ({end}), got {start}."
-    elif len(schedule) == len(SCHEDULE_NAMES) and compute_log_alphas_cumprod(**schedule) < math.log(
-        MIN_ALPHAS_CUMPROD
-    ):
+    elif len(schedule) == len(SCHEDULE_NAMES) and DDPMScheduler(**schedule).alphas_cumprod[-1] < MIN_ALPHAS_CUMPROD:
         yield (
             "`--scheduler.beta_end` is too large for"
             f" `--scheduler.num_train_timesteps={schedule['num_train_timesteps']}`, got {end}. Images would be pure"
@@ -329,22 +327,6 @@ def find_latent_problems(values: Mapping[str, Any], program: str) -> Iterator[st
         yield "`--init_from` must be a pipeline without an autoencoder: distill.py does not support latent diffusion."
 
 
-def compute_log_alphas_cumprod(
-    num_train_timesteps: int, beta_start: float, beta_end: float, beta_schedule: str
-) -> float:
-    """Returns the logarithm of the last `alphas_cumprod` of a schedule of diffusers."""
-    if beta_schedule == "linear":
-        betas = np.linspace(beta_start, beta_end, num_train_timesteps)
-    elif beta_schedule == "scaled_linear":
-        betas = np.linspace(beta_start**0.5, beta_end**0.5, num_train_timesteps) ** 2
-    elif beta_schedule == "sigmoid":
-        betas = beta_start + (beta_end - beta_start) / (1 + np.exp(-np.linspace(-6, 6, num_train_timesteps)))
-    else:
-        # The cosine schedule does not depend on the betas and always ends above 1e-10.
-        betas = np.zeros(1)
-    return float(np.log1p(-betas).sum())
-
-
 def find_sampling_problems(section: str, values: Mapping[str, Any]) -> Iterator[str]:
     steps, limit = values.get(f"{section}.num_inference_steps"), values.get("scheduler.num_train_timesteps")
     if steps is not None and limit is not None and steps > limit:
@@ -356,8 +338,7 @@ def find_sampling_problems(section: str, values: Mapping[str, Any]) -> Iterator[
     if interval[0] > interval[1]:
         yield f"`--{section}.guidance_interval` must not end before it starts, got {format_value(interval)}."
     scheduler = values.get(f"{section}.scheduler")
-    # The names in this table do not require the slow import of diffusers.
-    if scheduler is not None and scheduler not in SCHEDULERS:
+    if scheduler is not None:
         try:
             make_scheduler(scheduler, {"prediction_type": values.get("scheduler.prediction_type", "epsilon")})
         except ValueError as error:

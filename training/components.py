@@ -127,6 +127,7 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
         process_index=accelerator.process_index,
         num_processes=accelerator.num_processes,
         num_workers=config.data.dataloader_num_workers,
+        gradient_accumulation_steps=config.gradient_accumulation_steps,
         make_token_ids=make_token_ids,
     )
     teacher = copy_model(unet, None) if distills else None

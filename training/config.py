@@ -324,7 +324,9 @@ class TrainingConfig:
             settings["ema.enabled"] = settings["ema"]["enabled"]
         steps = ("train_batch_size", "gradient_accumulation_steps")
         sections = ("model", "data", "scheduler", "distillation", "text_encoder", "ema.enabled")
-        for name in ("seed", "vae", *steps, *sections):
+        # The teacher and the tokenizer are not part of a checkpoint.
+        needs_pretrained = self.distillation.num_segments is not None or self.text_encoder.enabled
+        for name in ("seed", "vae", *(("init_from",) if needs_pretrained else ()), *steps, *sections):
             if current[name] != saved[name]:
                 raise ValueError(
                     f"`--{name}` must be the same as in the run to resume ({saved[name]}), got {current[name]}. Pass"
@@ -334,7 +336,7 @@ class TrainingConfig:
 
 def count_steps(config: TrainingConfig, num_epochs: int, batches_per_epoch: int) -> int:
     """Returns the number of optimizer steps in `num_epochs`, or `config.max_train_steps` if that is smaller."""
-    steps = num_epochs * batches_per_epoch // config.gradient_accumulation_steps
+    steps = num_epochs * (batches_per_epoch // config.gradient_accumulation_steps)
     return min(steps, config.max_train_steps or steps)
 
 

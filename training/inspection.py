@@ -12,7 +12,7 @@ import torch
 from diffusers import AutoencoderKL
 
 from autoencoder import check_image_shape, load_vae
-from batches import check_batch_size
+from batches import check_batch_size, count_batches
 from captions import MISSING_CAPTIONS, can_be_captioned
 from checkpoint import find_resumed_checkpoint
 from checks import check_model_size, format_problems, format_value
@@ -25,6 +25,7 @@ from config import (
 )
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import DataError, DataSummary, get_height_width, inspect_images
+from fmnist_diffusion.hub.metadata import flatten
 from fmnist_diffusion.sampling import copy_pipeline
 from machine import (
     can_compile,
@@ -37,7 +38,7 @@ from machine import (
 from milestones import get_num_images_needed
 from model import get_sample_shape, make_model_config, make_run_pipeline
 from noise_schedule import get_betas, make_noise_scheduler
-from parsing import flatten_settings, is_first_process
+from parsing import is_first_process
 from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrained
 from publishing import check_token
 from settings import DATA_OPTIONS
@@ -119,7 +120,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
             summary = inspect_data(config, pretrained)
     if summary is None:
         problems.raise_errors()
-        raise AssertionError
+    assert summary is not None
     data = resolve_data(config.data, summary, problems)
     model = resolve_model(config, pretrained, summary, problems)
     # The labels of a text-conditional model are optional; the captions of Fashion-MNIST are generated from them.
@@ -188,8 +189,7 @@ def check_environment(config: TrainingConfig, problems: Problems) -> None:
 
 def check_pretrained_settings(config: TrainingConfig, pretrained: PretrainedPipeline, problems: Problems) -> None:
     """Checks the settings of the model, the text encoder and the noise schedule that fine-tuning cannot change."""
-    settings = flatten_settings(config.to_dict() | {"model": {}})
-    settings |= {f"model.{name}": value for name, value in config.model.items()}
+    settings = dict(flatten(config.to_dict()))
     expected = pretrained.get_fixed_settings() | {"vae": None if pretrained.vae is None else config.init_from}
     contradictions = [name for name, value in settings.items() if value != expected.get(name, value)]
     problems.errors += [
@@ -350,13 +350,13 @@ def resolve_length(
     if batch_size == "auto":
         _, height, width = get_sample_shape(data, vae)
         batch_size = choose_batch_size(summary.num_images, (height, width), device_type, num_processes)
-    num_batches = summary.num_images // batch_size
+    num_batches = count_batches(summary.num_images, batch_size, config.gradient_accumulation_steps)
     with problems.collect():
         check_batch_size(batch_size, summary.num_images, num_processes)
-        if config.gradient_accumulation_steps > num_batches:
+        if num_batches == 0:
             raise ValueError(
-                f"`--gradient_accumulation_steps` must be at most the number of batches in an epoch ({num_batches}),"
-                f" got {config.gradient_accumulation_steps}."
+                "`--gradient_accumulation_steps` must be at most the number of batches in an epoch"
+                f" ({summary.num_images // batch_size}), got {config.gradient_accumulation_steps}."
             )
     num_epochs = config.num_epochs
     if num_epochs == "auto":

@@ -33,10 +33,7 @@ def make_model(
     """
     shape = get_sample_shape(config.data, vae)
     model_config = make_model_config(config.model, shape, label_names, config.text_encoder)
-    try:
-        unet = FashionMNISTUNet2DModel(**model_config)
-    except (TypeError, ValueError) as error:
-        raise ValueError(f"model: {error}") from error
+    unet = FashionMNISTUNet2DModel(**model_config)
     if pretrained is not None:
         load_adapted_weights(unet, pretrained)
     return unet, make_noise_scheduler(config.scheduler)

@@ -16,7 +16,8 @@ from fmnist_diffusion.data import to_pil
 from fmnist_diffusion.sampling import Samples, generate
 from model import make_run_pipeline
 from publishing import make_background_push
-from records import SampleGrids
+from records import EvalRecord, SampleGrids
+from text_model import TextConditionalUNet
 from tracking import log_samples
 
 
@@ -70,10 +71,13 @@ class RunOutputs:
         self.config, self.accelerator, self.components = config, accelerator, components
         self.folder = Path(config.output_dir)
         self.grids = SampleGrids(self.folder)
-        self.validator = make_validator(config, accelerator, global_step)
+        self.eval_record = EvalRecord(self.folder / "eval.csv", config.eval, global_step)
+        self.validator = make_validator(config, accelerator)
         self.background_push = make_background_push(config, tqdm.write)
 
-    def write(self, unet: FashionMNISTUNet2DModel, progress: Progress, epoch: int, due: DueOutputs) -> None:
+    def write(
+        self, unet: FashionMNISTUNet2DModel | TextConditionalUNet, progress: Progress, epoch: int, due: DueOutputs
+    ) -> None:
         """Writes the outputs that are `due` for the weights of `unet`."""
         unet.to(memory_format=get_memory_format(self.config))  # pyright: ignore[reportCallIssue]
         pipe = make_run_pipeline(self.config, unet, self.components.noise_scheduler, self.components.vae)
@@ -83,7 +87,7 @@ class RunOutputs:
         if due.pipeline or due.push:
             self._export(pipe, self.folder / "pipeline", progress, epoch)
         if self.background_push is not None and due.push:
-            self.background_push.push(self.folder / "pipeline")
+            self.background_push.push()
         if self.validator is not None and due.evaluation:
             self._evaluate(self.validator, pipe, progress, epoch)
 
@@ -117,17 +121,16 @@ class RunOutputs:
             return
         self.accelerator.log({f"eval/{name}": value for name, value in metrics.items()}, progress.global_step)
         tqdm.write(f"Epoch {epoch}: " + ", ".join(f"{name} {value:.4g}" for name, value in metrics.items()))
-        best = validator.record.add(progress.global_step, epoch, metrics)
+        best = self.eval_record.add(progress.global_step, epoch, metrics)
         if best or not (self.folder / "best").exists():
             self._export(pipe, self.folder / "best", progress, epoch)
 
 
-def make_validator(config: ResolvedConfig, accelerator: Accelerator, global_step: int) -> "Validator | None":
+def make_validator(config: ResolvedConfig, accelerator: Accelerator) -> "Validator | None":
     """Returns `None` if evaluation is disabled; raises `ValueError` if the Inception network cannot be used."""
     if config.eval.every_n_epochs is None:
         return None
     # Only this option requires the packages of the evaluation.
-    from validation import EvalRecord, Validator
+    from validation import Validator
 
-    record = EvalRecord(Path(config.output_dir) / "eval.csv", config.eval, global_step)
-    return Validator(config.eval, accelerator.device, record)
+    return Validator(config.eval, accelerator.device)

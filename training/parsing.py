@@ -2,7 +2,6 @@
 
 import os
 import re
-from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, Literal, NoReturn
 
@@ -10,6 +9,8 @@ from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
 
 from checks import find_problems, format_problems
 from config import TrainingConfig
+from fmnist_diffusion.hub.metadata import flatten
+from pretrained import find_defaults
 from settings import TYPES, describe_unknown_name, describe_wrong_type, find_wrong_settings
 from yaml_files import dump_yaml, load_yaml, read_yaml
 
@@ -127,9 +128,6 @@ def parse_settings(parser: Parser, args: list[str]) -> Namespace:
     check_settings(settings, None if changes_defaults else parser.prog)
     if not changes_defaults:
         return settings
-    # This module requires the slow import of diffusers.
-    from pretrained import find_defaults
-
     try:
         defaults = find_defaults(settings.init_from, settings.resume, settings.output_dir)
     except (ValueError, OSError) as error:
@@ -139,7 +137,9 @@ def parse_settings(parser: Parser, args: list[str]) -> Namespace:
         raise SettingsError(problems)
     # jsonargparse does not convert the types of defaults.
     typed_defaults = parser.parse_object(defaults, defaults=False).as_dict()
-    parser.set_defaults(flatten_settings(typed_defaults))
+    # `model` is a single setting, whose value is a dictionary.
+    model = {"model": typed_defaults.pop("model")} if "model" in typed_defaults else {}
+    parser.set_defaults(dict(flatten(typed_defaults)) | model)
     settings = parser.parse_args(args)
     check_settings(settings, parser.prog)
     return settings
@@ -165,20 +165,7 @@ def check_settings(settings: Namespace, program: str | None) -> None:
     """Raises [`SettingsError`] if values are invalid or, with a `program`, contradict it or other values."""
     nested = {name: value for name, value in settings.as_dict().items() if name != "config"}
     wrong = find_wrong_settings(nested)
-    values = flatten_settings(nested)
-    values |= {f"model.{name}": value for name, value in values.pop("model").items()}
-    valid = {name: value for name, value in values.items() if name not in wrong}
+    valid = {name: value for name, value in flatten(nested) if name not in wrong}
     problems = [*wrong.values(), *find_problems(valid, program)]
     if problems:
         raise SettingsError(problems)
-
-
-def flatten_settings(settings: Mapping[str, Any]) -> dict[str, Any]:
-    """Returns settings with dotted names, such as optimizer.learning_rate. The arguments of the model stay nested."""
-    values = {}
-    for name, value in settings.items():
-        if name != "model" and isinstance(value, dict):
-            values |= {f"{name}.{key}": item for key, item in value.items()}
-        else:
-            values[name] = value
-    return values

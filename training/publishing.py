@@ -16,41 +16,40 @@ FINISH_TIMEOUT = 1200  # seconds
 
 
 class BackgroundPush:
-    """Pushes pipelines in a background thread. Training does not wait for it, and errors do not stop the training.
+    """Pushes a pipeline in a background thread. Training does not wait for it, and errors do not stop the training.
 
     Args:
+        folder: Folder of the pipeline.
         repo_id: Repository on the Hub, which is created if it does not exist.
         private: Whether to create it as a private repository.
         license: License of the weights, as for [`push_pipeline`].
         report: Called with one line of text about each push.
     """
 
-    def __init__(self, repo_id: str, private: bool, license: str | None, report: Callable[[str], None]):
-        self.repo_id, self.private, self.license, self.report = repo_id, private, license, report
+    def __init__(self, folder: Path, repo_id: str, private: bool, license: str | None, report: Callable[[str], None]):
+        self.folder, self.repo_id, self.private, self.license, self.report = folder, repo_id, private, license, report
         self.lock = threading.Lock()
-        # `waiting` is the copy to push next and the folder that it was copied from. `thread` is the pushing thread.
-        self.waiting: tuple[TemporaryDirectory, Path] | None = None
+        # `waiting` is the copy of the folder to push next. `thread` is the pushing thread.
+        self.waiting: TemporaryDirectory | None = None
         self.thread: threading.Thread | None = None
-        self.folder: Path | None = None
 
-    def push(self, folder: Path) -> None:
-        """Pushes the current content of `folder` and cancels an earlier push that has not started."""
+    def push(self) -> None:
+        """Pushes the current content of the folder and cancels an earlier push that has not started."""
         copy = TemporaryDirectory(ignore_cleanup_errors=True)
         try:
-            shutil.copytree(folder, copy.name, dirs_exist_ok=True)
+            shutil.copytree(self.folder, copy.name, dirs_exist_ok=True)
         except OSError as error:
-            self._report_failure(folder, str(error))
+            self._report_failure(str(error))
             copy.cleanup()
             return
         with self.lock:
-            self.folder = folder
-            canceled, self.waiting = self.waiting, (copy, folder)
+            canceled, self.waiting = self.waiting, copy
             if self.thread is None:
                 # A daemon thread does not keep the process alive.
                 self.thread = threading.Thread(target=self._push_waiting, daemon=True)
                 self.thread.start()
         if canceled is not None:
-            canceled[0].cleanup()
+            canceled.cleanup()
 
     def _push_waiting(self) -> None:
         while True:
@@ -58,17 +57,17 @@ class BackgroundPush:
                 if self.waiting is None:
                     self.thread = None
                     return
-                (copy, folder), self.waiting = self.waiting, None
+                copy, self.waiting = self.waiting, None
             try:
                 url = push_pipeline(copy.name, self.repo_id, private=self.private, license=self.license)
                 self.report(f"Pushed the pipeline to {url}.")
             # Errors in this thread must not stop the training.
             except Exception as error:
-                self._report_failure(folder, str(error) or type(error).__name__)
+                self._report_failure(str(error) or type(error).__name__)
             copy.cleanup()
 
-    def _report_failure(self, folder: Path, reason: str) -> None:
-        command = f"fmnist-diffusion push {folder} --repo-id {self.repo_id}"
+    def _report_failure(self, reason: str) -> None:
+        command = f"fmnist-diffusion push {self.folder} --repo-id {self.repo_id}"
         command += " --private" if self.private else ""
         command += f" --license {self.license}" if self.license else ""
         self.report(f"Could not push the pipeline ({reason.rstrip('.')}). Run `{command}` to try again.")
@@ -76,11 +75,11 @@ class BackgroundPush:
     def finish(self) -> None:
         """Waits for the newest push, at most 20 minutes. A push fails after 30 seconds if the Hub does not respond."""
         with self.lock:
-            thread, folder = self.thread, self.folder
-        if thread is not None and folder is not None:
+            thread = self.thread
+        if thread is not None:
             thread.join(FINISH_TIMEOUT)
             if thread.is_alive():
-                self._report_failure(folder, f"it was not complete after {FINISH_TIMEOUT // 60:.0f} minutes")
+                self._report_failure(f"it was not complete after {FINISH_TIMEOUT // 60} minutes")
 
 
 def check_token(config: TrainingConfig) -> None:
@@ -95,5 +94,6 @@ def make_background_push(config: TrainingConfig, report: Callable[[str], None]) 
     """Returns `None` if `push_to_hub` is disabled."""
     if not config.push_to_hub:
         return None
-    repo_id = config.hub_model_id or Path(config.output_dir).resolve().name
-    return BackgroundPush(repo_id, config.hub_private_repo, config.hub_license, report)
+    folder = Path(config.output_dir)
+    repo_id = config.hub_model_id or folder.resolve().name
+    return BackgroundPush(folder / "pipeline", repo_id, config.hub_private_repo, config.hub_license, report)

@@ -1,4 +1,5 @@
-"""Records of a run: losses (`loss.csv`, `loss.png`) and sample grids (`samples/`, `progress.png`)."""
+"""Records of a run: losses (`loss.csv`, `loss.png`), evaluation results (`eval.csv`) and sample grids (`samples/`,
+`progress.png`)."""
 
 import csv
 import logging
@@ -6,6 +7,7 @@ import math
 import time
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +18,7 @@ from accelerate import Accelerator
 from PIL import Image
 from tqdm.auto import tqdm
 
+from config import EvalConfig
 from fmnist_diffusion.files import describe_write_errors, sync, write_atomically
 from fmnist_diffusion.images import image_grid, upscale
 
@@ -206,6 +209,44 @@ class LossLogger:
         for step, _, loss, _ in rows:
             if not math.isfinite(loss):
                 raise FloatingPointError(f"The loss is {loss} at step {step}.")
+
+
+class EvalRecord:
+    """`eval.csv` with one row per evaluation.
+
+    Args:
+        path: File to write.
+        config: Number of samples and sampling settings, which are saved as columns.
+        global_step: Number of finished optimizer steps; rows of later steps are removed.
+    """
+
+    def __init__(self, path: Path, config: EvalConfig, global_step: int):
+        self.path = path
+        settings = asdict(config)
+        del settings["every_n_epochs"]
+        self.settings = {name: str(value) for name, value in settings.items()}
+        self.rows: list[dict[str, Any]] = []
+        if path.exists():
+            self.rows = [row for row in read_rows(path, ("step", "epoch")) if int(row["step"]) <= global_step]
+
+    def add(self, step: int, epoch: int, metrics: dict[str, float]) -> bool:
+        """Adds a row, or replaces the one of the same step.
+
+        Returns:
+            `bool`: Whether this row is the best one with the same settings. The best row has the lowest FID or, if FID
+            is not available, the lowest FD-classifier.
+        """
+        name = "fid_train" if "fid_train" in metrics else "classifier_frechet_distance_train"
+        self.rows = [row for row in self.rows if int(row["step"]) != step]
+        comparable = [row for row in self.rows if self.settings.items() <= row.items()]
+        best = all(metrics[name] < float(row.get(name) or "inf") for row in comparable)
+        self.rows.append({"step": step, "epoch": epoch, **self.settings, **metrics})
+        with write_atomically(self.path) as temporary, temporary.open("w", newline="") as file:
+            # Rows can have different metrics, because the Inception network may be added when a run is resumed.
+            writer = csv.DictWriter(file, list(dict.fromkeys(name for row in self.rows for name in row)))
+            writer.writeheader()
+            writer.writerows(self.rows)
+        return best
 
 
 class SampleGrids:

@@ -5,6 +5,7 @@ from collections.abc import Iterable, Mapping, Sequence
 
 from diffusers import AutoencoderKL
 
+from batches import count_batches
 from config import DataConfig, ResolvedConfig
 from fmnist_diffusion.data import DataSummary, get_height_width
 from fmnist_diffusion.hub.metadata import format_count
@@ -91,7 +92,7 @@ def describe_run(
     if num_layers is not None:
         classes = f"text encoder with {format_count(num_layers, 'layer')}"
     source = "from scratch" if config.init_from is None else f"initialized from {config.init_from}"
-    num_batches = summary.num_images // config.train_batch_size
+    num_batches = count_batches(summary.num_images, config.train_batch_size, config.gradient_accumulation_steps)
     steps = config.get_total_steps(num_batches)
     images = steps * config.images_per_step
     scheduler, objective = config.scheduler, config.objective

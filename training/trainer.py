@@ -1,5 +1,6 @@
 """The training loop."""
 
+from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -66,11 +67,11 @@ class Trainer:
 
         # 2. state
         self.progress = Progress()
-        self.saved_step = None
+        self.saved_progress = None
         if checkpoint is not None:
             self.progress = load_checkpoint(self.accelerator, self.components, checkpoint)
             if checkpoint.parent.resolve() == self.checkpoints.resolve():
-                self.saved_step = global_step
+                self.saved_progress = replace(self.progress)
         self.lr_scheduler = make_lr_scheduler(
             config.optimizer, self.components.optimizer, self.total_steps, global_step
         )
@@ -127,6 +128,7 @@ class Trainer:
                     if progress.global_step == self.total_steps:
                         break
                 self._end_epoch()
+            # This checkpoint is after the outputs of the last epoch, so a longer run does not write them again.
             self._save_checkpoint()
         if self.accelerator.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated() / 2**20
@@ -183,15 +185,15 @@ class Trainer:
             raise FloatingPointError(f"The EMA weights are NaN or infinite at step {step}.")
 
     def _save_checkpoint(self) -> None:
-        """Writes a checkpoint unless there already is one for this step."""
+        """Writes a checkpoint unless there already is one of this state."""
         self._report_losses()
-        if self.saved_step != self.progress.global_step:
+        if self.saved_progress != self.progress:
             # The losses must be on disk before the checkpoint, so that a run that resumes from it has all of them.
             if self.loss_logger.record is not None:
                 self.loss_logger.record.sync()
             limit = self.config.checkpoints_total_limit
             save_checkpoint(self.accelerator, self.components, self.progress, self.checkpoints, limit)
-            self.saved_step = self.progress.global_step
+            self.saved_progress = replace(self.progress)
         self.loss_logger.restart_clock()
 
     def _end_epoch(self) -> None:
@@ -209,12 +211,9 @@ class Trainer:
             if due:
                 self.loss_logger.record.plot(self.folder / "loss.png", self.config.images_per_step)
         if due:
-            try:
-                self._write_outputs(epoch, due)
-            except KeyboardInterrupt:
-                # The outputs do not change the state of the training. The resumed run writes them again.
-                self._save_checkpoint()
-                raise
+            # Writing the outputs can fail or be interrupted. The resumed run writes them again.
+            self._save_checkpoint()
+            self._write_outputs(epoch, due)
         if progress.batch == len(self.components.batches):
             progress.epoch, progress.batch = epoch, 0
         self.loss_logger.restart_clock()

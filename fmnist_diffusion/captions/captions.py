@@ -73,13 +73,17 @@ def make_captions(labels: torch.Tensor, directions: Sequence[dict[str, int]], ge
     Generates a random caption for each image. The captions contain no phrase that [`is_held_out`].
 
     Args:
-        labels (`torch.Tensor`): int64 class indices `(num_images,)`.
+        labels (`torch.Tensor`):
+            int64 class indices `(num_images,)`. The caption of the null label, which is 10, is empty.
         directions (`Sequence[dict[str, int]]`): Attributes of the images, from [`find_directions`].
         generator (`torch.Generator`): Generator on the CPU.
     """
     rng = _make_rng(generator)
     captions = []
     for label, attributes in zip(labels.tolist(), directions, strict=True):
+        if label == len(FASHION_MNIST_LABELS):
+            captions.append("")
+            continue
         phrase, _ = _make_phrase(label, attributes, rng)
         while is_held_out(phrase):
             phrase, _ = _make_phrase(label, attributes, rng)

@@ -48,6 +48,11 @@ def test_captions_describe_the_class_and_only_attributes_of_the_image(images, di
                     assert attributes.get(key) == direction, caption
 
 
+def test_caption_of_the_null_label_is_empty():
+    captions = make_captions(torch.tensor([10, 8, 10]), [{}, {}, {}], make_generator())
+    assert [bool(caption) for caption in captions] == [False, True, False]
+
+
 def test_every_word_is_used(images, directions):
     captions = set()
     for seed in range(100):

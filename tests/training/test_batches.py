@@ -44,6 +44,12 @@ def test_an_epoch_contains_every_image_in_a_new_order(images: ImageTensors | Num
     assert orders[0] != orders[1]
 
 
+@pytest.mark.parametrize(("num_images", "accumulation", "expected"), [(20, 1, 4), (24, 1, 4), (20, 3, 3), (30, 3, 6)])
+def test_an_epoch_has_no_incomplete_steps(num_images: int, accumulation: int, expected: int):
+    batches = Batches(make_numbered_images(num_images), 5, 0, CPU, gradient_accumulation_steps=accumulation)
+    assert len(batches) == len(list(batches.epoch(0))) == expected
+
+
 def test_memory_and_streaming_use_the_same_order():
     first, second = (Batches(images, 5, 3, CPU).epoch(1) for images in (make_numbered_images(20), NumberedDataset()))
     for (_, labels, _), (_, streamed, _) in zip(first, second, strict=True):

@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from config import ResolvedConfig, TrainingConfig
+from config import DistillationConfig, ResolvedConfig, TextEncoderConfig, TrainingConfig
 from parsing import parse_config
 
 
@@ -81,7 +81,28 @@ def test_help_describes_every_field(capsys: pytest.CaptureFixture[str]):
 
 @pytest.mark.parametrize(
     ("args", "batches", "steps"),
-    [([], 6, 300), (["--max_train_steps=7"], 6, 7), (["--gradient_accumulation_steps=4", "--num_epochs=3"], 6, 4)],
+    [([], 6, 300), (["--max_train_steps=7"], 6, 7), (["--gradient_accumulation_steps=3", "--num_epochs=3"], 6, 6)],
 )
 def test_total_steps_depend_on_epochs_accumulation_and_limit(args: list[str], batches: int, steps: int):
     assert ResolvedConfig(**vars(parse_config(args))).get_total_steps(batches) == steps
+
+
+@pytest.mark.parametrize(
+    ("section", "is_compared"),
+    [
+        ({}, False),
+        ({"distillation": DistillationConfig(num_segments=4)}, True),
+        ({"text_encoder": TextEncoderConfig(num_hidden_layers=1)}, True),
+    ],
+)
+def test_resumed_run_keeps_the_pretrained_pipeline_that_it_needs(tmp_path: Path, section: dict, is_compared: bool):
+    path = tmp_path / "config.yaml"
+    config = ResolvedConfig(init_from="base", **section)
+    config.save(path)
+    config.check_resumable(path)
+    other = dataclasses.replace(config, init_from="other")
+    if not is_compared:
+        other.check_resumable(path)
+        return
+    with pytest.raises(ValueError, match=r"`--init_from` must be the same .* \(base\), got other"):
+        other.check_resumable(path)

@@ -205,9 +205,9 @@ def test_all_settings_that_contradict_the_checkpoint_are_listed(resolve: Callabl
         resolve("--scheduler.shift=3", "--scheduler.beta_start=0.001", "--model.layers_per_block=2")
     assert str(error.value).splitlines() == [
         "Found 3 problems:",
+        "  - `--model.layers_per_block` must be 1 to fine-tune base, got 2.",
         "  - `--scheduler.beta_start` must be 0.0001 to fine-tune base, got 0.001.",
         "  - `--scheduler.shift` must be 1.0 to fine-tune base, got 3.0.",
-        "  - `--model.layers_per_block` must be 1 to fine-tune base, got 2.",
     ]
 
 

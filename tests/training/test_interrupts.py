@@ -87,7 +87,14 @@ def test_signal_during_an_exchange_stops_all_processes_at_the_next_step(monkeypa
         interrupts.stop()
 
 
-@pytest.mark.parametrize("options", [["--num_epochs=2"], ["--num_epochs=3", "--max_train_steps=15"]])
+@pytest.mark.parametrize(
+    "options",
+    [
+        ["--num_epochs=2"],
+        ["--num_epochs=3", "--max_train_steps=15"],
+        ["--num_epochs=3", "--gradient_accumulation_steps=4"],
+    ],
+)
 def test_signal_during_the_outputs_writes_a_checkpoint_and_resume_repeats_them(
     tmp_path: Path, make_trainer: Callable, launch: Callable[..., None], options: list[str]
 ):

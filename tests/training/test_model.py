@@ -2,7 +2,6 @@
 
 from dataclasses import replace
 
-import pytest
 import torch
 from diffusers import DPMSolverMultistepScheduler
 
@@ -30,18 +29,6 @@ def test_unconditional_model_ignores_class_names():
     unet, _ = make_model(CONFIG, FASHION_MNIST_LABELS, None, None)
     assert unet.config["num_class_embeds"] is None
     assert unet.config["label_names"] is None
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"norm_typ": "group"}, "model: .*unexpected argument 'norm_typ'"),
-        ({"down_block_types": ["DownBlock2D"]}, "model: `down_block_types` is not supported"),
-    ],
-)
-def test_invalid_model_options_raise(options: dict, message: str):
-    with pytest.raises(ValueError, match=message):
-        make_model(replace(CONFIG, model=options), None, None, None)
 
 
 def test_sigmoid_schedule_works_with_other_schedulers():

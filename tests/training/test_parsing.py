@@ -164,10 +164,10 @@ def test_all_invalid_values_are_reported_together(tmp_path: Path, fail_to_parse:
     assert fail_to_parse(f"--config={path}", "--ema.power=-1", "--scheduler.beta_start=0.5") == (
         "Found 6 problems:\n"
         "  - `--seed` must be between 0 and 4,294,967,295, got -1.\n"
+        "  - `--model.dropout` must be at least 0 and less than 1, got 2.\n"
         "  - `--optimizer.learning_rate` must be greater than 0 and at most 1, got inf.\n"
         "  - `--ema.power` must be greater than 0 and at most 10, got -1.0.\n"
         "  - `--samples.num_images` must be between 1 and 1,000, got 0.\n"
-        "  - `--model.dropout` must be at least 0 and less than 1, got 2.\n"
         "  - `--scheduler.beta_start` must be at most `--scheduler.beta_end` (0.02), got 0.5."
     )
     path.write_text("zzz: 1\ndata: null\nmodel: {norm_type: 1, yyy: 2}\n")

@@ -85,12 +85,12 @@ def test_only_the_newest_push_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: P
         return ""
 
     monkeypatch.setattr("publishing.push_pipeline", push_pipeline)
-    background_push = BackgroundPush(REPO_ID, False, None, print)
     folder = tmp_path / "pipeline"
+    background_push = BackgroundPush(folder, REPO_ID, False, None, print)
     folder.mkdir()
     for state in ("first", "second", "third"):
         (folder / "state").write_text(state)
-        background_push.push(folder)
+        background_push.push()
         started.wait(timeout=60)
     proceed.set()
     background_push.finish()
@@ -104,9 +104,11 @@ def test_all_errors_of_the_thread_are_reported(monkeypatch: pytest.MonkeyPatch, 
 
     monkeypatch.setattr("publishing.push_pipeline", push_pipeline)
     reports: list[str] = []
-    background_push = BackgroundPush(REPO_ID, True, "cc0-1.0", reports.append)
-    background_push.push(tmp_path / "missing")
-    background_push.push(tmp_path)
+    folder = tmp_path / "pipeline"
+    background_push = BackgroundPush(folder, REPO_ID, True, "cc0-1.0", reports.append)
+    background_push.push()
+    folder.mkdir()
+    background_push.push()
     background_push.finish()
     assert len(reports) == 2
     assert all(f"--repo-id {REPO_ID} --private --license cc0-1.0" in report for report in reports)
@@ -117,8 +119,8 @@ def test_hanging_push_does_not_keep_the_run_alive(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("publishing.push_pipeline", lambda *args, **kwargs: end.wait())
     monkeypatch.setattr("publishing.FINISH_TIMEOUT", 0.1)
     reports: list[str] = []
-    background_push = BackgroundPush(REPO_ID, False, None, reports.append)
-    background_push.push(tmp_path)
+    background_push = BackgroundPush(tmp_path, REPO_ID, False, None, reports.append)
+    background_push.push()
     background_push.finish()
     assert [report.partition(" (")[0] for report in reports] == ["Could not push the pipeline"]
     assert background_push.thread is not None and background_push.thread.daemon
@@ -130,14 +132,14 @@ def test_faulty_hub_is_reported_in_one_line(hub: FakeHub, monkeypatch: pytest.Mo
     monkeypatch.setattr("fmnist_diffusion.hub_client.TIME_LIMIT", 1.0)
     hub.faults = [Fault("POST", "/create", kind=kind, times=99)]
     reports: list[str] = []
-    background_push = BackgroundPush(REPO_ID, False, None, reports.append)
     folder = save_pipeline(tmp_path / "pipeline")
-    background_push.push(folder)
+    background_push = BackgroundPush(folder, REPO_ID, False, None, reports.append)
+    background_push.push()
     background_push.finish()
     (report,) = reports
     assert "Hub" in report and "\n" not in report
     assert report.endswith(f"Run `fmnist-diffusion push {folder} --repo-id {REPO_ID}` to try again.")
     hub.faults = []
-    background_push.push(folder)
+    background_push.push()
     background_push.finish()
     assert reports[1] == f"Pushed the pipeline to {hub.endpoint}/{REPO_ID}."

@@ -7,9 +7,11 @@ from accelerate import Accelerator
 from PIL import Image
 from run_files import read_csv
 
-from records import LossLogger, LossRecord, SampleGrids
+from config import EvalConfig
+from records import EvalRecord, LossLogger, LossRecord, SampleGrids
 
 
+DISTANCE = "classifier_frechet_distance_train"
 ROWS = [(step, 1 + (step > 3), 1 / step, 1e-4) for step in range(1, 7)]
 
 
@@ -121,3 +123,32 @@ def test_progress_image_shows_the_first_row_of_each_epoch(tmp_path: Path):
             assert np.asarray(progress).std() > 0
             sizes.append(progress.height)
     assert sizes[1] == 2 * sizes[0]
+
+
+def test_lowest_distance_is_the_best(tmp_path: Path):
+    record = EvalRecord(tmp_path / "eval.csv", EvalConfig(), 0)
+    results = [record.add(step, step, {DISTANCE: value}) for step, value in enumerate([3.0, 2.0, 2.5, 1.0])]
+    assert results == [True, True, False, True]
+
+
+def test_evaluations_with_other_settings_are_not_compared(tmp_path: Path):
+    path = tmp_path / "eval.csv"
+    assert EvalRecord(path, EvalConfig(num_samples=1000), 0).add(1, 1, {DISTANCE: 1.0})
+    record = EvalRecord(path, EvalConfig(num_samples=500), 1)
+    assert record.add(2, 2, {DISTANCE: 3.0, "fid_train": 5.0})
+    assert not record.add(3, 3, {DISTANCE: 3.5, "fid_train": 6.0})
+    assert [(row["num_samples"], row[DISTANCE]) for row in read_csv(path)] == [
+        ("1000", "1.0"),
+        ("500", "3.0"),
+        ("500", "3.5"),
+    ]
+    assert EvalRecord(path, EvalConfig(num_samples=500, guidance_scale=1.5), 3).add(4, 4, {DISTANCE: 9.0})
+    assert EvalRecord(path, EvalConfig(num_samples=500, scheduler="ddim"), 4).add(5, 5, {DISTANCE: 9.0})
+
+
+def test_step_has_one_row_when_it_is_evaluated_again(tmp_path: Path):
+    path = tmp_path / "eval.csv"
+    record = EvalRecord(path, EvalConfig(), 0)
+    assert [record.add(step, step, {DISTANCE: value}) for step, value in ((1, 2.0), (2, 1.0))] == [True, True]
+    assert EvalRecord(path, EvalConfig(), 2).add(2, 2, {DISTANCE: 1.0})
+    assert [row["step"] for row in read_csv(path)] == ["1", "2"]

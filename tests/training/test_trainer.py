@@ -273,11 +273,12 @@ def test_infinite_weights_are_not_saved(tmp_path: Path, make_trainer: Callable):
 def test_run_that_crashed_after_its_last_step_is_finished_by_resume(
     tmp_path: Path, make_trainer: Callable, launch: Callable[..., None]
 ):
-    trainer = make_trainer("--checkpointing_steps=4")
+    trainer = make_trainer()
     trainer._write_outputs = lambda *args: 1 / 0
     with pytest.raises(ZeroDivisionError):
         trainer.train()
-    launch("--checkpointing_steps=4", "--resume=latest")
+    assert [path.name for path in list_checkpoints(tmp_path / "run" / "checkpoints")] == ["checkpoint-12"]
+    launch("--resume=latest")
     load_pipeline(tmp_path / "run" / "pipeline")
     assert (tmp_path / "run" / "progress.png").is_file()
 

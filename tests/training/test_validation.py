@@ -13,7 +13,7 @@ from config import EvalConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.evaluation import FastMetrics
 from fmnist_diffusion.sampling import Samples, SamplingConfig, generate, make_pipeline
-from validation import EvalRecord, Validator
+from validation import Validator
 
 
 EVAL = ["--eval.every_n_epochs=1", "--eval.num_samples=257", "--eval.num_inference_steps=2"]
@@ -80,35 +80,6 @@ def test_resumed_run_keeps_its_table(tmp_path: Path, launch: Callable[..., None]
     assert len(rows) == 2
 
 
-def test_lowest_distance_is_the_best(tmp_path: Path):
-    record = EvalRecord(tmp_path / "eval.csv", EvalConfig(), 0)
-    results = [record.add(step, step, {DISTANCE: value}) for step, value in enumerate([3.0, 2.0, 2.5, 1.0])]
-    assert results == [True, True, False, True]
-
-
-def test_evaluations_with_other_settings_are_not_compared(tmp_path: Path):
-    path = tmp_path / "eval.csv"
-    assert EvalRecord(path, EvalConfig(num_samples=1000), 0).add(1, 1, {DISTANCE: 1.0})
-    record = EvalRecord(path, EvalConfig(num_samples=500), 1)
-    assert record.add(2, 2, {DISTANCE: 3.0, "fid_train": 5.0})
-    assert not record.add(3, 3, {DISTANCE: 3.5, "fid_train": 6.0})
-    assert [(row["num_samples"], row[DISTANCE]) for row in read_csv(path)] == [
-        ("1000", "1.0"),
-        ("500", "3.0"),
-        ("500", "3.5"),
-    ]
-    assert EvalRecord(path, EvalConfig(num_samples=500, guidance_scale=1.5), 3).add(4, 4, {DISTANCE: 9.0})
-    assert EvalRecord(path, EvalConfig(num_samples=500, scheduler="ddim"), 4).add(5, 5, {DISTANCE: 9.0})
-
-
-def test_step_has_one_row_when_it_is_evaluated_again(tmp_path: Path):
-    path = tmp_path / "eval.csv"
-    record = EvalRecord(path, EvalConfig(), 0)
-    assert [record.add(step, step, {DISTANCE: value}) for step, value in ((1, 2.0), (2, 1.0))] == [True, True]
-    assert EvalRecord(path, EvalConfig(), 2).add(2, 2, {DISTANCE: 1.0})
-    assert [row["step"] for row in read_csv(path)] == ["1", "2"]
-
-
 def test_failed_evaluation_does_not_end_the_run(
     tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -123,9 +94,9 @@ def test_failed_evaluation_does_not_end_the_run(
     assert not (tmp_path / "run" / "best").exists()
 
 
-def test_same_weights_have_the_same_metrics(tmp_path: Path):
+def test_same_weights_have_the_same_metrics():
     config = EvalConfig(num_samples=257, num_inference_steps=2)
-    validator = Validator(config, "cpu", EvalRecord(tmp_path / "eval.csv", config, 0))
+    validator = Validator(config, "cpu")
     unet = FashionMNISTUNet2DModel(block_out_channels=(8, 16), attention_head_dim=8)
     pipe = make_pipeline(unet, DDPMScheduler())
     first, second = (validator.evaluate(pipe, {}, nullcontext()) for _ in range(2))
