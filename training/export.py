@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from checkpoint import Progress
 from config import TrainingConfig
 from fmnist_diffusion import FashionMNISTPipeline
@@ -37,11 +35,7 @@ def save_with_train_config(
     """
     # Metrics and samples from an earlier export do not belong to these weights, so the whole folder is replaced.
     with replace_folder(folder) as temporary:
-        try:
-            pipe.save_pretrained(temporary)
-        except SafetensorError as error:
-            # This is how safetensors reports a full disk.
-            raise OSError(str(error)) from error
+        pipe.save_pretrained(temporary)
         (temporary / "train_config.json").write_text(json.dumps(train_config, indent=2) + "\n")
         if sample_grid is not None and sample_grid.exists():
             (temporary / "images").mkdir()
