@@ -42,12 +42,6 @@ def save_with_train_config(
             shutil.copyfile(sample_grid, temporary / "images" / "samples.png")
 
 
-def check_new_folder(folder: Path) -> None:
-    """Raises `ValueError` if `folder` contains files."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"`--output_dir` must be new or empty, but {folder} contains files. Pass a different folder.")
-
-
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
     """Adds the arguments of a script that writes a new pipeline."""
     parser.add_argument("--output_dir", type=Path, required=True, help="folder to write the new pipeline to")

@@ -18,10 +18,11 @@ from transformers import HfArgumentParser
 
 from batches import Batches
 from config import ObjectiveConfig
-from export import check_new_folder, get_public_name, save_with_train_config
+from export import get_public_name, save_with_train_config
 from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.data import DEFAULT_DATASET, ImageTensors, load_images
 from fmnist_diffusion.files import describe_write_errors
+from lock import check_new_folder
 from losses import DiffusionLoss
 from noise_schedule import get_noise_scheduler
 from pretrained import find_train_config
