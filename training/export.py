@@ -58,12 +58,16 @@ def make_train_config(config: TrainingConfig, progress: Progress) -> dict[str, A
     train_config: dict[str, Any] = config.to_dict() | {"progress": asdict(progress)}
     for name in PRIVATE_SETTINGS:
         del train_config[name]
-    data: dict[str, Any] = train_config["data"]
-    for settings, names in ((train_config, ("init_from", "vae")), (data, ("dataset_name", "train_data_dir"))):
-        for name in names:
-            if settings[name] is not None:
-                settings[name] = get_public_name(settings[name])
+    hide_local_paths(train_config)
+    hide_local_paths(train_config["data"])
     return train_config
+
+
+def hide_local_paths(settings: dict[str, Any]) -> None:
+    """Replaces the names of pipelines and datasets in `settings`, in place, with their public names."""
+    for name in ("init_from", "vae", "dataset_name", "train_data_dir"):
+        if settings.get(name) is not None:
+            settings[name] = get_public_name(settings[name])
 
 
 def get_public_name(source: str) -> str:
