@@ -7,6 +7,8 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
+from safetensors import SafetensorError
+
 
 INCOMPLETE, DELETED, PREVIOUS = ".incomplete-", ".deleted-", ".previous-"
 
@@ -24,7 +26,7 @@ class WriteError(OSError):
 
 @contextmanager
 def describe_write_errors(path: Path) -> Iterator[None]:
-    """Turns every `OSError` of the block into a [`WriteError`] that names `path` or a file in it."""
+    """Turns each `OSError` and `SafetensorError` into a [`WriteError`] that names `path` or a file in it."""
     try:
         yield
     except WriteError:
@@ -33,6 +35,9 @@ def describe_write_errors(path: Path) -> Iterator[None]:
         # The name of a temporary file or of the source of a copy would not help the user.
         name = str(error.filename) if str(error.filename).startswith(str(path)) else str(path)
         raise WriteError(f"Could not write {name}: {error.strerror or error}.") from error
+    except SafetensorError as error:
+        # This is how `safetensors.torch.save_file` reports a full disk.
+        raise WriteError(f"Could not write {path}: {error}.") from error
 
 
 @contextmanager

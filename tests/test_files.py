@@ -6,6 +6,8 @@ import shutil
 from pathlib import Path
 
 import pytest
+import torch
+from safetensors.torch import save_file
 
 from fmnist_diffusion.files import (
     WriteError,
@@ -103,6 +105,15 @@ def test_missing_parent_folder_is_an_error_that_names_the_target(tmp_path: Path)
         write_atomically(path) as temporary,
     ):
         temporary.write_text("text")
+
+
+def test_errors_of_safetensors_name_the_target(tmp_path: Path):
+    with (
+        pytest.raises(WriteError, match=f"^Could not write {tmp_path}/folder: .*No such file or directory"),
+        replace_folder(tmp_path / "folder") as temporary,
+    ):
+        save_file({"weight": torch.zeros(1)}, temporary / "missing" / "model.safetensors")
+    assert list_names(tmp_path) == []
 
 
 def test_failed_copy_is_an_error_that_names_the_target(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):

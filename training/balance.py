@@ -15,9 +15,10 @@ from typing import Any
 
 import torch
 
-from export import add_output_arguments, check_new_folder, save_with_train_config
+from export import add_output_arguments, save_with_train_config
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.evaluation import weights_hash
+from lock import check_new_folder
 from pretrained import find_train_config
 
 

@@ -22,7 +22,7 @@ from autoencoder import hash_vae
 from components import Components
 from config import TrainingConfig
 from fmnist_diffusion.files import remove_folder, replace_folder
-from lock import LOCK
+from lock import check_new_folder
 from manifest import find_damage, write_manifest
 from processes import call_on_main_process
 from states import Tensors, copy_tensors, get_optimizer_tensors, set_optimizer_tensors, write_tensors
@@ -70,11 +70,8 @@ def find_resumed_checkpoint(config: TrainingConfig) -> Path | None:
         checkpoint = find_checkpoint(config.resume, folder)
         config.check_resumable(checkpoint.parents[1] / "config.yaml")
     in_output_dir = checkpoint is not None and checkpoint.parent.resolve() == folder.resolve()
-    if not in_output_dir and output_dir.exists() and any(path.name != LOCK for path in output_dir.iterdir()):
-        raise ValueError(
-            f"`--output_dir` must be new or empty, but {output_dir} contains files. Pass a different --output_dir, or"
-            " --resume=latest to resume the run in this folder."
-        )
+    if not in_output_dir:
+        check_new_folder(output_dir, resume="latest")
     return checkpoint
 
 

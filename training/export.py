@@ -7,8 +7,6 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from safetensors import SafetensorError
-
 from checkpoint import Progress
 from config import TrainingConfig
 from fmnist_diffusion import FashionMNISTPipeline
@@ -37,21 +35,11 @@ def save_with_train_config(
     """
     # Metrics and samples from an earlier export do not belong to these weights, so the whole folder is replaced.
     with replace_folder(folder) as temporary:
-        try:
-            pipe.save_pretrained(temporary)
-        except SafetensorError as error:
-            # This is how safetensors reports a full disk.
-            raise OSError(str(error)) from error
+        pipe.save_pretrained(temporary)
         (temporary / "train_config.json").write_text(json.dumps(train_config, indent=2) + "\n")
         if sample_grid is not None and sample_grid.exists():
             (temporary / "images").mkdir()
             shutil.copyfile(sample_grid, temporary / "images" / "samples.png")
-
-
-def check_new_folder(folder: Path) -> None:
-    """Raises `ValueError` if `folder` contains files."""
-    if folder.exists() and any(folder.iterdir()):
-        raise ValueError(f"`--output_dir` must be new or empty, but {folder} contains files. Pass a different folder.")
 
 
 def add_output_arguments(parser: argparse.ArgumentParser) -> None:
@@ -70,12 +58,16 @@ def make_train_config(config: TrainingConfig, progress: Progress) -> dict[str, A
     train_config: dict[str, Any] = config.to_dict() | {"progress": asdict(progress)}
     for name in PRIVATE_SETTINGS:
         del train_config[name]
-    data: dict[str, Any] = train_config["data"]
-    for settings, names in ((train_config, ("init_from", "vae")), (data, ("dataset_name", "train_data_dir"))):
-        for name in names:
-            if settings[name] is not None:
-                settings[name] = get_public_name(settings[name])
+    hide_local_paths(train_config)
+    hide_local_paths(train_config["data"])
     return train_config
+
+
+def hide_local_paths(settings: dict[str, Any]) -> None:
+    """Replaces the names of pipelines and datasets in `settings`, in place, with their public names."""
+    for name in ("init_from", "vae", "dataset_name", "train_data_dir"):
+        if settings.get(name) is not None:
+            settings[name] = get_public_name(settings[name])
 
 
 def get_public_name(source: str) -> str:

@@ -1,4 +1,4 @@
-"""Prevents two runs in the same folder."""
+"""Prevents two runs from writing to the same folder."""
 
 import fcntl
 import logging
@@ -31,3 +31,16 @@ def lock_folder(folder: Path) -> None:
     except OSError as error:
         # Some network file systems do not support locks.
         logger.warning("Could not lock %s (%s). Do not start a second run there.", folder, error.strerror)
+
+
+def check_new_folder(folder: Path, resume: str | None = None) -> None:
+    """Raises `ValueError` if `folder` contains files other than a lock.
+
+    Args:
+        resume: The value of `--resume` that resumes the run in `folder`; `None` if the script cannot resume a run.
+    """
+    if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
+        advice = "" if resume is None else f", or --resume={resume} to resume the run in this folder"
+        raise ValueError(
+            f"`--output_dir` must be new or empty, but {folder} contains files. Pass a different --output_dir{advice}."
+        )

@@ -15,26 +15,25 @@ def start(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
     Raises:
         `SystemExit`: If the run fails or is interrupted.
     """
-    message = f"{program}: Interrupted before the training started."
+    message = "Interrupted before the training started."
 
     def exit_now(*_: object) -> NoReturn:
         if os.environ.get("RANK", "0") == "0":
-            print(message, file=sys.stderr, flush=True)
+            print(f"{program}: {message}", file=sys.stderr, flush=True)
         # Raising `KeyboardInterrupt` is not sufficient, because some packages turn it into a different error while
         # they are imported.
         os._exit(INTERRUPTED)
 
     previous = signal.signal(signal.SIGINT, exit_now)
     from processes import destroy_process_groups_after
-    from run import run
+    from run import print_and_exit, run
 
     signal.signal(signal.SIGINT, previous)
 
     def run_program() -> None:
         try:
             run(args, program)
-        except KeyboardInterrupt as error:
-            print(message, file=sys.stderr)
-            raise SystemExit(INTERRUPTED) from error
+        except KeyboardInterrupt:
+            print_and_exit(program, message, INTERRUPTED)
 
     destroy_process_groups_after(run_program)

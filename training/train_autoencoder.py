@@ -39,10 +39,10 @@ from fmnist_diffusion.files import (
 from fmnist_diffusion.images import image_grid, upscale
 from fmnist_diffusion.pipelines import get_vae_scale_factor
 from interrupts import Interrupts, Terminated
-from lock import LOCK, lock_folder
+from lock import check_new_folder, lock_folder
 from processes import call_on_main_process, destroy_process_groups_after
 from run import print_and_exit
-from states import copy_tensors, get_optimizer_tensors, set_optimizer_tensors, write_tensors
+from states import are_finite, copy_tensors, get_optimizer_tensors, set_optimizer_tensors, write_tensors
 
 
 # Each row of images in the grid is followed by a row of their reconstructions.
@@ -106,6 +106,10 @@ class AutoencoderConfig:
             raise ValueError("`--save_minutes` must be positive and `--kl_weight` must not be negative.")
         if self.data.streaming:
             raise ValueError("`--data.streaming` must be false, because all images are kept in memory.")
+
+    @property
+    def checkpoint(self) -> Path:
+        return Path(self.output_dir) / "checkpoint"
 
 
 class Autoencoder(torch.nn.Module):
@@ -192,8 +196,7 @@ class AutoencoderTrainer:
     """
 
     def __init__(self, config: AutoencoderConfig):
-        self.config, self.folder = config, Path(config.output_dir)
-        self.checkpoint = self.folder / "checkpoint"
+        self.config, self.folder, self.checkpoint = config, Path(config.output_dir), config.checkpoint
         self.accelerator = Accelerator(
             cpu=not torch.accelerator.is_available(), mixed_precision=config.mixed_precision
         )
@@ -224,17 +227,14 @@ class AutoencoderTrainer:
         self.interrupts = Interrupts(self.accelerator)
 
     def _prepare_folder(self) -> None:
+        if not self.config.resume:
+            check_new_folder(self.folder, resume="true")
         with describe_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         lock_folder(self.folder)
         remove_temporary_files(self.folder)
         if self.config.resume and not self.checkpoint.is_dir():
             raise ValueError(f"Could not find a checkpoint in {self.folder}. Omit --resume to start a new run.")
-        if not self.config.resume and any(path.name != LOCK for path in self.folder.iterdir()):
-            raise ValueError(
-                f"`--output_dir` must be new or empty, but {self.folder} contains files. Pass a different folder, or"
-                " --resume=true to resume the run in it."
-            )
 
     @property
     def vae(self) -> AutoencoderKL:
@@ -244,7 +244,7 @@ class AutoencoderTrainer:
         """Trains to the end of the run.
 
         Raises:
-            `FloatingPointError`: If the loss is NaN or infinite. In this case, the weights are not saved.
+            `FloatingPointError`: If the loss or the weights are NaN or infinite. Such weights are not saved.
             `KeyboardInterrupt`: After Ctrl-C or, as [`Terminated`], after SIGTERM. A checkpoint is written first.
             `WriteError`: If a file cannot be written.
         """
@@ -284,17 +284,21 @@ class AutoencoderTrainer:
 
     def _save(self, losses: list[torch.Tensor]) -> None:
         """Writes a checkpoint and the outputs in the main process while the other processes wait."""
-        means: Any = self.accelerator.gather(torch.stack(losses).mean()) if losses else torch.zeros(1)
-        loss = float(means.mean())
-        if not math.isfinite(loss):
-            raise FloatingPointError(f"The loss is {loss} at step {self.progress.global_step}.")
+        step, loss = self.progress.global_step, None
+        if losses:
+            means: Any = self.accelerator.gather(torch.stack(losses).mean())
+            loss = float(means.mean())
+            if not math.isfinite(loss):
+                raise FloatingPointError(f"The loss is {loss} at step {step}.")
+        # The last loss was computed before the last optimizer step.
+        if not are_finite(self.vae.state_dict().values()):
+            raise FloatingPointError(f"The weights are NaN or infinite at step {step}.")
         call_on_main_process(self.accelerator, partial(self._write, loss))
 
-    def _write(self, loss: float) -> None:
+    def _write(self, loss: float | None) -> None:
         with replace_folder(self.checkpoint) as temporary:
             write_tensors(temporary / "model.safetensors", self.vae.state_dict())
-            tensors = get_optimizer_tensors(self.optimizer, self.vae)
-            write_tensors(temporary / "optimizer.safetensors", tensors)
+            write_tensors(temporary / "optimizer.safetensors", get_optimizer_tensors(self.optimizer, self.vae))
             scaler = self.accelerator.scaler
             state = {
                 "config": asdict(self.config),
@@ -304,19 +308,15 @@ class AutoencoderTrainer:
             }
             (temporary / "trainer.json").write_text(json.dumps(state) + "\n")
         metrics = self._write_outputs()
-        print(
-            f"Step {self.progress.global_step:,} of {self.total_steps:,}: loss {loss:.5f}, held-out PSNR"
-            f" {metrics['psnr']:.2f} dB",
-            flush=True,
-        )
+        text = f"Step {self.progress.global_step:,} of {self.total_steps:,}: "
+        if loss is not None:
+            text += f"loss {loss:.5f}, "
+        print(f"{text}held-out PSNR {metrics['psnr']:.2f} dB", flush=True)
 
     def _write_outputs(self) -> dict[str, Any]:
         """Writes the autoencoder, its metrics on the held-out images, and some reconstructions."""
-        images, labels, label_names = (
-            self.validation_images.images,
-            self.validation_images.labels,
-            self.validation_images.label_names or (),
-        )
+        validation = self.validation_images
+        images, labels = validation.images, validation.labels
         latents, reconstructions = reconstruct(self.vae, images)
         psnr = compute_psnr(reconstructions, images)
         metrics: dict[str, Any] = {
@@ -328,7 +328,7 @@ class AutoencoderTrainer:
         if labels is not None:
             metrics["psnr_by_class"] = {
                 name: float(psnr[labels == label].mean())
-                for label, name in enumerate(label_names)
+                for label, name in enumerate(validation.label_names or ())
                 if (labels == label).any()
             }
         # These factors give the latents mean 0 and standard deviation 1 (arXiv 2112.10752, appendix G).
@@ -346,15 +346,7 @@ class AutoencoderTrainer:
         """Loads a checkpoint; raises `ValueError` if it does not match the settings or is damaged."""
         with describe_load_errors(self.checkpoint / "trainer.json") as path:
             state = json.loads(path.read_bytes())
-            saved, progress = add_defaults(state["config"], asdict(AutoencoderConfig())), Progress(**state["progress"])
-            check_progress(progress, progress.global_step, state["batches_per_epoch"], len(self.batches))
-            if self.accelerator.scaler is not None and state["grad_scaler"]:
-                self.accelerator.scaler.load_state_dict(state["grad_scaler"])
-        if progress.global_step > self.total_steps:
-            raise ValueError(
-                f"`--num_epochs` must be at least {progress.epoch}, the number of completed epochs, got"
-                f" {self.config.num_epochs}."
-            )
+            saved = add_defaults(state["config"], asdict(AutoencoderConfig()))
         # JSON turns tuples into lists.
         current, saved = json.loads(json.dumps([asdict(self.config), saved]))
         for name in current.keys() - CHANGEABLE_SETTINGS:
@@ -362,6 +354,16 @@ class AutoencoderTrainer:
                 raise ValueError(
                     f"`--{name}` must be the same as in the run to resume ({saved[name]}), got {current[name]}."
                 )
+        with describe_load_errors(path):
+            progress = Progress(**state["progress"])
+            check_progress(progress, progress.global_step, state["batches_per_epoch"], len(self.batches))
+            if self.accelerator.scaler is not None and state["grad_scaler"]:
+                self.accelerator.scaler.load_state_dict(state["grad_scaler"])
+        if progress.global_step > self.total_steps:
+            raise ValueError(
+                f"`--num_epochs` must be at least {progress.epoch + (progress.batch > 0)}, the number of started"
+                f" epochs, got {self.config.num_epochs}."
+            )
         with describe_load_errors(self.checkpoint / "model.safetensors") as path:
             copy_tensors(load_file(path), self.vae.state_dict())
         with describe_load_errors(self.checkpoint / "optimizer.safetensors") as path:
@@ -369,24 +371,24 @@ class AutoencoderTrainer:
         vars(self.progress).update(vars(progress))
 
 
-def parse_config(args: list[str]) -> AutoencoderConfig:
-    parser = ArgumentParser(prog="train_autoencoder.py", description=__doc__)
-    parser.add_class_arguments(AutoencoderConfig, None)
-    return AutoencoderConfig(**vars(parser.instantiate(parser.parse_args(args))))
-
-
 def main(args: list[str]) -> None:
     destroy_process_groups_after(partial(run, args))
 
 
 def run(args: list[str]) -> None:
-    stop = partial(print_and_exit, "train_autoencoder.py")
+    parser = ArgumentParser(prog="train_autoencoder.py", description=__doc__)
+    parser.add_class_arguments(AutoencoderConfig, None)
+    stop = partial(print_and_exit, parser.prog)
     try:
-        trainer = AutoencoderTrainer(parse_config(args))
+        config = AutoencoderConfig(**vars(parser.instantiate(parser.parse_args(args))))
+    except ValueError as error:
+        stop(f"error: {error}", 2)
+    try:
+        trainer = AutoencoderTrainer(config)
         trainer.train()
     except KeyboardInterrupt as interrupt:
-        code = 143 if isinstance(interrupt, Terminated) else 130
-        stop("Interrupted. Pass --resume=true to resume.", code)
+        advice = "Pass --resume=true to resume." if config.checkpoint.is_dir() else "There is no checkpoint yet."
+        stop(f"Interrupted. {advice}", 143 if isinstance(interrupt, Terminated) else 130)
     except (FloatingPointError, WriteError) as error:
         stop(f"error: {error}", 1)
     except (OSError, ValueError) as error:

@@ -17,7 +17,7 @@ from transformers import HfArgumentParser, ViTImageProcessorPil
 from fmnist_diffusion.data import DEFAULT_DATASET, DataError, load_images
 from fmnist_diffusion.evaluation import ClassifierTrainingConfig, measure_accuracy, train_classifier
 from fmnist_diffusion.evaluation.classifier import IMAGE_SIZE
-from fmnist_diffusion.files import replace_folder
+from fmnist_diffusion.files import WriteError, describe_write_errors, replace_folder
 
 
 @dataclass
@@ -39,16 +39,21 @@ def main(args: list[str] | None = None) -> None:
     argument_classes: Any = (DataArguments, ClassifierTrainingConfig)
     parser = HfArgumentParser(argument_classes, description=__doc__)
     data, config = parser.parse_args_into_dataclasses(args)
-    source = {"dataset_name": data.dataset_name, "train_data_dir": data.train_data_dir}
     try:
-        train = load_images(split="train", resolution=28, channels=1, max_samples=data.max_train_samples, **source)
-        test = load_images(split="test", resolution=28, channels=1, **source)
-    except DataError as error:
+        run(data, config)
+    except (DataError, WriteError) as error:
         sys.exit(f"train_classifier.py: error: {error}")
 
+
+def run(data: DataArguments, config: ClassifierTrainingConfig) -> None:
+    folder = Path(data.output_dir) / "classifier"
+    with describe_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
+    source = {"dataset_name": data.dataset_name, "train_data_dir": data.train_data_dir}
+    train = load_images(split="train", resolution=28, channels=1, max_samples=data.max_train_samples, **source)
+    test = load_images(split="test", resolution=28, channels=1, **source)
     model = train_classifier(train, config, data.device)
     accuracy = measure_accuracy(model, test)
-    folder = Path(data.output_dir) / "classifier"
     metrics = {
         "test_accuracy": accuracy,
         "num_test_images": len(test),

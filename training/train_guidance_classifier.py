@@ -6,22 +6,24 @@
 The classifier uses the noise schedule of the pipeline. The other components of the pipeline do not change.
 """
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
 from diffusers.optimization import get_scheduler
+from jsonargparse import ArgumentParser
 from tqdm.auto import tqdm
-from transformers import HfArgumentParser
 
 from batches import Batches
-from config import ObjectiveConfig
-from export import check_new_folder, get_public_name, save_with_train_config
+from components import load_training_images
+from config import DataConfig, ObjectiveConfig
+from export import hide_local_paths, save_with_train_config
 from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipeline, load_pipeline
-from fmnist_diffusion.data import DEFAULT_DATASET, ImageTensors, load_images
+from fmnist_diffusion.data import ImageTensors, to_model_input
 from fmnist_diffusion.files import describe_write_errors
+from lock import check_new_folder
 from losses import DiffusionLoss
 from noise_schedule import get_noise_scheduler
 from pretrained import find_train_config
@@ -31,44 +33,52 @@ from pretrained import find_train_config
 VALIDATION_INTERVAL = 10
 # The accuracy is measured separately in this many ranges of timesteps.
 NUM_RANGES = 10
+EVALUATION_BATCH_SIZE = 128
 WARMUP_STEPS = 100
 MAX_GRADIENT_NORM = 1.0
 
 
-@dataclass
+@dataclass(frozen=True)
 class GuidanceClassifierConfig:
-    """Settings for training a classifier for guidance."""
+    """Settings for training a classifier for guidance.
 
-    init_from: str = field(
-        default="base", metadata={"help": "pipeline: a folder, the name of a bundled checkpoint or a Hub repository"}
-    )
-    output_dir: str = field(
-        default="output/guided", metadata={"help": "new folder for the pipeline with the classifier"}
-    )
-    dataset_name: str = field(default=DEFAULT_DATASET, metadata={"help": "dataset id on the Hub"})
-    train_data_dir: str | None = field(
-        default=None, metadata={"help": "local images to use instead, such as a folder of IDX files"}
-    )
-    max_train_samples: int | None = field(
-        default=None, metadata={"help": "maximum number of images, from the start of the dataset"}
-    )
-    num_train_epochs: int = field(default=5, metadata={"help": "number of passes over the images"})
-    train_batch_size: int = field(default=128, metadata={"help": "number of images per batch"})
-    learning_rate: float = field(default=1e-3, metadata={"help": "peak learning rate of AdamW"})
-    weight_decay: float = field(default=0.05, metadata={"help": "weight decay of AdamW"})
-    seed: int = field(default=42, metadata={"help": "random seed"})
-    device: str = field(
-        default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "torch device, such as cuda"}
-    )
+    Args:
+        init_from: pipeline: a folder, the name of a bundled checkpoint or a Hub repository
+        output_dir: new folder for the pipeline with the classifier
+        seed: random seed of the initial weights, the order of the data, and the noise
+        num_epochs: number of passes over the training images
+        train_batch_size: number of images per batch
+        learning_rate: peak learning rate of AdamW
+        weight_decay: weight decay of AdamW
+        device: torch device, such as cuda
+        data: labeled images; the pipeline determines their resolution and channels
+    """
+
+    init_from: str = "base"
+    output_dir: str = "output/guided"
+    seed: int = 42
+    num_epochs: int = 5
+    train_batch_size: int = 128
+    learning_rate: float = 1e-3
+    weight_decay: float = 0.05
+    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    data: DataConfig = field(default_factory=DataConfig)
+
+    def __post_init__(self):
+        if self.data.resolution is not None or self.data.channels is not None:
+            raise ValueError("`--data.resolution` and `--data.channels` must be null, because the pipeline sets them.")
+        if self.data.streaming:
+            raise ValueError("`--data.streaming` must be false, because all images are kept in memory.")
 
 
 def split(images: ImageTensors) -> tuple[ImageTensors, ImageTensors]:
-    """Returns the images for training and for validation."""
-    assert images.labels is not None
-    is_validation = torch.arange(len(images)) % VALIDATION_INTERVAL == 0
+    """Returns the images for training and for validation. Images with the null label are dropped."""
+    assert images.labels is not None and images.label_names is not None
+    labeled = (images.labels < len(images.label_names)).nonzero().flatten()
+    is_validation = torch.arange(len(labeled)) % VALIDATION_INTERVAL == 0
     return tuple(  # pyright: ignore[reportReturnType]
-        ImageTensors(images.images[mask], images.labels[mask], images.label_names)
-        for mask in (~is_validation, is_validation)
+        ImageTensors(images.images[index], images.labels[index], images.label_names)
+        for index in (labeled[~is_validation], labeled[is_validation])
     )
 
 
@@ -95,12 +105,12 @@ def train(
 ) -> None:
     """Trains with the cross-entropy loss, AdamW and a cosine schedule."""
     optimizer = torch.optim.AdamW(classifier.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
-    num_steps = config.num_train_epochs * len(batches)
+    num_steps = config.num_epochs * len(batches)
     lr_scheduler = get_scheduler(
         "cosine", optimizer, num_warmup_steps=min(WARMUP_STEPS, num_steps // 10), num_training_steps=num_steps
     )
     bar = tqdm(total=num_steps * batches.batch_size, desc="training", unit="image", disable=None)
-    for epoch in range(config.num_train_epochs):
+    for epoch in range(config.num_epochs):
         for images, labels, generator in batches.epoch(epoch):
             batch = loss.add_noise(images.contiguous(memory_format=torch.channels_last), labels, generator)
             assert batch.class_labels is not None
@@ -117,13 +127,17 @@ def train(
 
 @torch.no_grad()
 def measure_accuracy(
-    classifier: FashionMNISTGuidanceClassifier, batches: Batches, loss: DiffusionLoss
+    classifier: FashionMNISTGuidanceClassifier, images: ImageTensors, loss: DiffusionLoss, seed: int
 ) -> list[float | None]:
     """Returns the accuracy in each of `NUM_RANGES` equal ranges of timesteps; `None` for a range without images."""
-    num_train_timesteps = loss.noise_scheduler.config["num_train_timesteps"]
+    assert images.labels is not None
+    device, num_train_timesteps = classifier.device, loss.noise_scheduler.config["num_train_timesteps"]
+    generator = torch.Generator(device).manual_seed(seed)
     counts = torch.zeros(2, NUM_RANGES)
-    for images, labels, generator in batches.epoch(0):
-        batch = loss.add_noise(images, labels, generator)
+    batches = zip(images.images.split(EVALUATION_BATCH_SIZE), images.labels.split(EVALUATION_BATCH_SIZE), strict=True)
+    for pixels, labels in batches:
+        labels = labels.to(device)
+        batch = loss.add_noise(to_model_input(pixels).to(device), labels, generator)
         ranges = (batch.timesteps * NUM_RANGES / num_train_timesteps).long().clamp(max=NUM_RANGES - 1).cpu()
         correct = (classifier(batch.images, batch.timesteps).argmax(1) == labels).cpu()
         counts += torch.stack([torch.bincount(r, minlength=NUM_RANGES) for r in (ranges[correct], ranges)])
@@ -141,49 +155,47 @@ def format_accuracy(accuracy: list[float | None], num_train_timesteps: int) -> s
 
 
 def main(args: list[str] | None = None) -> None:
-    parser = HfArgumentParser(GuidanceClassifierConfig, description=__doc__)  # pyright: ignore[reportArgumentType]
-    (config,) = parser.parse_args_into_dataclasses(args)
-    folder, device = Path(config.output_dir), torch.device(config.device)
+    parser = ArgumentParser(prog="train_guidance_classifier.py", description=__doc__)
+    parser.add_class_arguments(GuidanceClassifierConfig, None)
     try:
+        config = GuidanceClassifierConfig(**vars(parser.instantiate(parser.parse_args(args))))
+        folder, device = Path(config.output_dir), torch.device(config.device)
         check_new_folder(folder)
         with describe_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         pipe: Any = load_pipeline(config.init_from)
         if pipe.text_encoder is not None or pipe.vae is not None:
             raise ValueError("The pipeline must not have a text encoder or an autoencoder. Pass a different pipeline.")
-        images = load_images(
-            config.dataset_name,
-            train_data_dir=config.train_data_dir,
-            max_samples=config.max_train_samples,
-            resolution=pipe.unet.config.sample_size,
-            channels=pipe.unet.config.in_channels,
-        )
+        model = pipe.unet.config
+        data = replace(config.data, resolution=model.sample_size, channels=model.in_channels)
+        images, _ = load_training_images(data)
+        assert isinstance(images, ImageTensors)
         label_names = check_label_names(images, pipe)
         training_images, validation_images = split(images)
-        batches = Batches(training_images, config.train_batch_size, config.seed, device)
+        batches = Batches(
+            training_images, config.train_batch_size, config.seed, device, augmentation=data.augmentation
+        )
     except (OSError, ValueError) as error:
-        parser.exit(2, f"train_guidance_classifier.py: error: {error}\n")
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
 
     torch.manual_seed(config.seed)
     classifier: Any = FashionMNISTGuidanceClassifier(images.images.shape[1], len(label_names), label_names=label_names)
     classifier.to(device=device, memory_format=torch.channels_last)
     loss = make_loss(pipe, len(label_names), device)
     train(classifier, batches, loss, config)
-    batch_size = min(config.train_batch_size, len(validation_images))
-    accuracy = measure_accuracy(classifier.eval(), Batches(validation_images, batch_size, config.seed, device), loss)
+    accuracy = measure_accuracy(classifier.eval(), validation_images, loss, config.seed)
     print(format_accuracy(accuracy, loss.noise_scheduler.config["num_train_timesteps"]))
 
-    settings: dict[str, Any] = asdict(config) | {"accuracy": accuracy}
+    settings: dict[str, Any] = asdict(config) | {"data": asdict(data), "accuracy": accuracy}
     for name in ("init_from", "output_dir", "device"):
         del settings[name]
-    if config.train_data_dir is not None:
-        settings["train_data_dir"] = get_public_name(config.train_data_dir)
+    hide_local_paths(settings["data"])
     train_config = find_train_config(config.init_from) or {}
     pipe.register_modules(classifier=classifier.cpu())
     try:
         save_with_train_config(pipe, folder, train_config | {"guidance_classifier": settings})
     except OSError as error:
-        parser.exit(2, f"train_guidance_classifier.py: error: {error}\n")
+        parser.exit(2, f"{parser.prog}: error: {error}\n")
     print(f"Saved the pipeline to {folder}.")
 
 

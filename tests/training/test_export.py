@@ -8,7 +8,7 @@ from diffusers import DDPMScheduler
 
 from checkpoint import Progress
 from config import TrainingConfig
-from export import check_new_folder, get_public_name, make_train_config, save_with_train_config
+from export import get_public_name, make_train_config, save_with_train_config
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.files import WriteError
 from fmnist_diffusion.sampling import make_pipeline
@@ -61,11 +61,3 @@ def test_failed_export_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
 )
 def test_public_name_contains_no_local_path(source: str, name: str):
     assert get_public_name(source) == name
-
-
-def test_folder_with_files_is_not_new(tmp_path: Path):
-    check_new_folder(tmp_path)
-    check_new_folder(tmp_path / "missing")
-    (tmp_path / "file").touch()
-    with pytest.raises(ValueError, match=r"`--output_dir` must be new or empty, but .* contains files"):
-        check_new_folder(tmp_path)

@@ -15,6 +15,7 @@ from run_files import assert_equal_weights, load_weights, read_losses
 from checkpoint import list_checkpoints
 from interrupts import Interrupts, Terminated
 from outputs import RunOutputs
+from train import main
 from trainer import Trainer
 
 
@@ -131,6 +132,20 @@ def test_signal_during_the_outputs_writes_a_checkpoint_and_resume_repeats_them(
     for path in (tmp_path / "expected" / "pipeline").rglob("*.json"):
         relative = path.relative_to(tmp_path / "expected")
         assert (tmp_path / "run" / relative).read_text() == path.read_text()
+
+
+@pytest.mark.parametrize(("rank", "message"), [(0, "train.py: Interrupted before the training started.\n"), (1, "")])
+def test_only_the_first_process_reports_an_interrupt_before_the_training(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str], rank: int, message: str
+):
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("run.run", interrupt)
+    monkeypatch.setenv("RANK", str(rank))
+    with pytest.raises(SystemExit, match="130"):
+        main([])
+    assert capsys.readouterr().err == message
 
 
 @pytest.mark.slow

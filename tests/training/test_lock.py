@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 
-from lock import lock_folder
+from lock import check_new_folder, lock_folder
 
 
 LOCK_AND_WAIT = """
@@ -50,3 +50,20 @@ def test_second_run_in_the_same_folder_is_rejected(
 def test_same_process_can_lock_a_folder_again(tmp_path: Path):
     lock_folder(tmp_path)
     lock_folder(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("resume", "advice"),
+    [
+        (None, "Pass a different --output_dir."),
+        ("latest", "Pass a different --output_dir, or --resume=latest to resume the run in this folder."),
+    ],
+)
+def test_folder_with_files_is_not_new(tmp_path: Path, resume: str | None, advice: str):
+    check_new_folder(tmp_path / "missing")
+    lock_folder(tmp_path)
+    check_new_folder(tmp_path)
+    (tmp_path / "file").touch()
+    with pytest.raises(ValueError) as error:
+        check_new_folder(tmp_path, resume)
+    assert str(error.value) == f"`--output_dir` must be new or empty, but {tmp_path} contains files. {advice}"

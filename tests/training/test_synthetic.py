@@ -107,6 +107,14 @@ def test_folder_without_samples_is_an_error(tmp_path: Path, capsys: pytest.Captu
     assert not (tmp_path / "synthetic.safetensors").exists()
 
 
+def test_missing_folder_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_evaluation(tmp_path / "samples", [3, 1, 9, 0])
+    path = tmp_path / "missing" / "synthetic.safetensors"
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "samples"), f"--output={path}"])
+    assert capsys.readouterr().err.startswith(f"synthetic.py: error: Could not write {path}: ")
+
+
 def test_existing_file_is_not_overwritten(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     write_evaluation(tmp_path / "samples", [3, 1, 9, 0])
     path = tmp_path / "synthetic.safetensors"

@@ -2,7 +2,9 @@
 
 import errno
 import json
+import math
 import os
+import signal
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -16,6 +18,7 @@ from safetensors.torch import load_file
 
 from fmnist_diffusion.data import ImageTensors, load_images
 from fmnist_diffusion.files import PREVIOUS
+from lock import LOCK
 from train_autoencoder import AutoencoderTrainer, compute_psnr, main, reconstruct, split_images
 
 
@@ -105,13 +108,88 @@ def test_resumed_run_has_identical_weights(
     assert_equal_weights(first, load_vae(tmp_path / "run").state_dict())
 
     for options, message in (
-        ([], "contains files. Pass a different folder, or --resume=true"),
+        ([], "contains files. Pass a different --output_dir, or --resume=true to resume the run in this folder."),
+        # This also changes the number of batches per epoch.
+        (["--resume=true", "--train_batch_size=32"], "`--train_batch_size` must be the same as in the run to resume"),
         (["--resume=true", "--seed=3"], "`--seed` must be the same as in the run to resume (0), got 3."),
         (["--resume=true", f"--output_dir={tmp_path / 'new'}"], "Could not find a checkpoint in"),
     ):
         with pytest.raises(SystemExit) as error:
             launch(*options)
         assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def call_after_step(monkeypatch: pytest.MonkeyPatch, step: int, function: Callable[[AutoencoderTrainer], Any]) -> None:
+    """Calls `function` with the trainer after the optimizer step with the number `step`."""
+    train_batch = AutoencoderTrainer._train_batch
+
+    def train_and_call(self: AutoencoderTrainer, *batch: Any) -> torch.Tensor:
+        loss = train_batch(self, *batch)
+        if self.progress.global_step == step:
+            function(self)
+        return loss
+
+    monkeypatch.setattr(AutoencoderTrainer, "_train_batch", train_and_call)
+
+
+def test_resumed_run_must_include_the_started_epoch(
+    launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    call_after_step(monkeypatch, 6, lambda trainer: setattr(trainer.interrupts, "received", signal.SIGINT))
+    with pytest.raises(SystemExit, match="130"):
+        launch()
+    capsys.readouterr()
+    with pytest.raises(SystemExit, match="2"):
+        launch("--resume=true", "--num_epochs=1")
+    assert capsys.readouterr().err == (
+        "train_autoencoder.py: error: `--num_epochs` must be at least 2, the number of started epochs, got 1.\n"
+    )
+
+
+def test_finished_run_can_be_resumed_and_reports_no_loss(
+    tmp_path: Path, launch: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    launch()
+    psnr = json.loads((tmp_path / "run" / "vae" / "metrics.json").read_text())["psnr"]
+    capsys.readouterr()
+    launch("--resume=true")
+    assert capsys.readouterr().out.startswith(f"Step 8 of 8: held-out PSNR {psnr:.2f} dB\n")
+
+
+def test_weights_that_are_not_finite_are_not_saved(
+    tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def make_gradient_infinite(trainer: AutoencoderTrainer) -> None:
+        next(trainer.vae.parameters()).register_hook(lambda gradient: gradient * math.inf)
+
+    # The loss of the last step is finite, because it is computed before the weights are updated.
+    call_after_step(monkeypatch, 7, make_gradient_infinite)
+    with pytest.raises(SystemExit, match="1"):
+        launch()
+    assert capsys.readouterr().err == ("train_autoencoder.py: error: The weights are NaN or infinite at step 8.\n")
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+
+
+def test_ctrl_c_before_the_first_checkpoint_does_not_suggest_to_resume(
+    launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train_autoencoder.load_training_images", interrupt)
+    with pytest.raises(SystemExit, match="130"):
+        launch()
+    assert capsys.readouterr().err == "train_autoencoder.py: Interrupted. There is no checkpoint yet.\n"
+
+
+def test_folder_of_another_program_is_not_changed(
+    tmp_path: Path, launch: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "run" / ".incomplete-1-pipeline").mkdir(parents=True)
+    with pytest.raises(SystemExit, match="2"):
+        launch()
+    assert "`--output_dir` must be new or empty" in capsys.readouterr().err
+    assert [path.name for path in (tmp_path / "run").iterdir()] == [".incomplete-1-pipeline"]
 
 
 def test_full_disk_exits_with_one_line(

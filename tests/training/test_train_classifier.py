@@ -1,10 +1,13 @@
+import errno
 import json
+import os
 from pathlib import Path
 
 import pytest
 import torch
-from transformers import AutoModelForImageClassification
+from transformers import AutoModelForImageClassification, RegNetForImageClassification
 
+from fmnist_diffusion.evaluation.classifier_training import make_classifier
 from train_classifier import main
 
 
@@ -27,3 +30,25 @@ def test_training_writes_a_classifier(tmp_path: Path, fashion_mnist_folder: Path
     assert 0 <= facts["test_accuracy"] <= 1
     assert (facts["num_train_images"], facts["num_test_images"]) == (64, 128)
     assert facts["training"]["num_train_epochs"] == 1
+
+
+def test_folder_that_cannot_be_written_is_an_error_before_the_images_are_loaded(tmp_path: Path):
+    (tmp_path / "file").touch()
+    with pytest.raises(SystemExit) as error:
+        main(["--train_data_dir=nowhere", f"--output_dir={tmp_path / 'file'}"])
+    assert error.value.code == (
+        f"train_classifier.py: error: Could not write {tmp_path}/file/classifier: Not a directory."
+    )
+
+
+def test_full_disk_exits_with_one_line(tmp_path: Path, fashion_mnist_folder: Path, monkeypatch: pytest.MonkeyPatch):
+    def fail(*args):
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr("train_classifier.train_classifier", lambda images, *_: make_classifier(images.label_names))
+    monkeypatch.setattr(RegNetForImageClassification, "save_pretrained", fail)
+    with pytest.raises(SystemExit) as error:
+        main([f"--train_data_dir={fashion_mnist_folder}", f"--output_dir={tmp_path}"])
+    assert error.value.code == (
+        f"train_classifier.py: error: Could not write {tmp_path / 'classifier'}: No space left on device."
+    )

@@ -1,6 +1,7 @@
 import errno
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -8,7 +9,8 @@ import torch
 from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
-from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
+from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipeline, load_pipeline
+from fmnist_diffusion.data import ImageTensors, load_images, save_tensors
 from latent_pipelines import get_latent_pipeline
 from saved_pipelines import save_pipeline
 from text_pipelines import get_text_pipeline
@@ -19,12 +21,12 @@ from train_guidance_classifier import main
 def run(tmp_path: Path, fashion_mnist_folder: Path):
     def run(pipeline: Path | str, *args: str) -> Path:
         folder = tmp_path / "guided"
-        options = ["--num_train_epochs=1", "--train_batch_size=32", "--max_train_samples=200"]
+        options = ["--num_epochs=1", "--train_batch_size=32", "--data.max_train_samples=200"]
         main(
             [
                 f"--init_from={pipeline}",
                 f"--output_dir={folder}",
-                f"--train_data_dir={fashion_mnist_folder}",
+                f"--data.train_data_dir={fashion_mnist_folder}",
                 *options,
                 *args,
             ]
@@ -55,11 +57,10 @@ def test_pipeline_gets_a_classifier(noise_scheduler, num_class_embeds, run, tmp_
     assert settings["progress"] == {"global_step": 7}
     accuracy = settings["guidance_classifier"].pop("accuracy")
     assert len(accuracy) == 10 and all(value is None or 0 <= value <= 1 for value in accuracy)
+    data = settings["guidance_classifier"].pop("data")
+    assert (data["train_data_dir"], data["max_train_samples"], data["resolution"]) == ("fixtures", 200, 8)
     assert settings["guidance_classifier"] == {
-        "dataset_name": "zalando-datasets/fashion_mnist",
-        "train_data_dir": "fixtures",
-        "max_train_samples": 200,
-        "num_train_epochs": 1,
+        "num_epochs": 1,
         "train_batch_size": 32,
         "learning_rate": 0.001,
         "weight_decay": 0.05,
@@ -70,7 +71,7 @@ def test_pipeline_gets_a_classifier(noise_scheduler, num_class_embeds, run, tmp_
 def test_training_reduces_the_loss_and_only_depends_on_the_seed(run, tmp_path: Path):
     pipeline = save_pipeline(tmp_path / "source", num_class_embeds=10)
     accuracies, states = [], []
-    for number, args in enumerate([[], [], ["--num_train_epochs=6", "--max_train_samples=512"]]):
+    for number, args in enumerate([[], [], ["--num_epochs=6", "--data.max_train_samples=512"]]):
         run(pipeline, f"--output_dir={tmp_path / str(number)}", *args)
         settings = json.loads((tmp_path / str(number) / "train_config.json").read_text())["guidance_classifier"]
         accuracies.append([value for value in settings["accuracy"] if value is not None])
@@ -133,5 +134,53 @@ def test_images_without_labels_exit_with_one_line(run, tmp_path: Path, capsys):
     (tmp_path / "images").mkdir()
     Image.new("L", (8, 8)).save(tmp_path / "images" / "0.png")
     with pytest.raises(SystemExit, match="2"):
-        run(save_pipeline(tmp_path / "source"), f"--train_data_dir={tmp_path / 'images'}")
+        run(save_pipeline(tmp_path / "source"), f"--data.train_data_dir={tmp_path / 'images'}")
     assert "The images must have labels" in capsys.readouterr().err
+
+
+def test_images_with_the_null_label_are_dropped(run, tmp_path: Path, fashion_mnist_folder: Path):
+    images = load_images(train_data_dir=str(fashion_mnist_folder), max_samples=200)
+    assert images.labels is not None
+    is_unconditional = torch.arange(200) % 3 == 0
+    path = tmp_path / "images.safetensors"
+    save_tensors(replace(images, labels=images.labels.masked_fill(is_unconditional, 10)), path)
+    labeled = tmp_path / "labeled.safetensors"
+    kept = ~is_unconditional
+    save_tensors(ImageTensors(images.images[kept], images.labels[kept], images.label_names), labeled)
+    pipeline = save_pipeline(tmp_path / "source", num_class_embeds=10)
+    states = []
+    for data in (path, labeled):
+        run(pipeline, f"--data.train_data_dir={data}", f"--output_dir={tmp_path / data.stem}")
+        states.append(load_pipeline(tmp_path / data.stem).classifier.state_dict())
+    assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
+
+
+def test_accuracy_includes_all_held_out_images(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    forward, sizes = FashionMNISTGuidanceClassifier.forward, []
+
+    def record_size(self, images: torch.Tensor, *args):
+        if not self.training:
+            sizes.append(len(images))
+        return forward(self, images, *args)
+
+    monkeypatch.setattr(FashionMNISTGuidanceClassifier, "forward", record_size)
+    monkeypatch.setattr("train_guidance_classifier.EVALUATION_BATCH_SIZE", 8)
+    run(save_pipeline(tmp_path / "source", num_class_embeds=10), "--train_batch_size=16")
+    assert sizes == [8, 8, 4]
+
+
+@pytest.mark.parametrize(
+    ("option", "message"),
+    [
+        ("--data.streaming=true", "`--data.streaming` must be false, because all images are kept in memory."),
+        (
+            "--data.resolution=32",
+            "`--data.resolution` and `--data.channels` must be null, because the pipeline sets them.",
+        ),
+        ("--train_batch_size=1000", "`--train_batch_size` must be at most the number of images (180), got 1000."),
+    ],
+)
+def test_invalid_settings_exit_with_one_line(option: str, message: str, run, tmp_path: Path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        run(save_pipeline(tmp_path / "source", num_class_embeds=10), option)
+    assert capsys.readouterr().err == f"train_guidance_classifier.py: error: {message}\n"
