@@ -146,11 +146,13 @@ def test_missing_fid_is_explained(calls, pipeline, tmp_path, capsys):
 
 
 def test_images_of_a_file_are_evaluated(calls, images):
-    main(["evaluate", str(images), "--fast", "-n", "260", "--device", "cpu"])
+    main(["evaluate", str(images), "--fast", "-n", "260", "--device", "cpu:0"])
     ((samples, folder, kwargs),) = calls
     assert len(samples) == 260
     assert folder == Path("evaluation/noise")
-    assert isinstance(kwargs.pop("reference"), evaluation.FashionMNISTReference)
+    reference = kwargs.pop("reference")
+    assert isinstance(reference, evaluation.FashionMNISTReference)
+    assert reference.device == torch.device("cpu:0")
     assert kwargs == {"name": "noise", "cas": False, "processes": evaluation.Processes()}
 
 
