@@ -1603,7 +1603,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self.check_inputs(
             class_labels, num_images, num_steps, output_type, callback_on_step_end_tensor_inputs, prompt=prompt
         )
-        self._guidance_scale = 1.0
+        self._guidance_scale, self._classifier_guidance_scale = 1.0, 0.0
         device = self._execution_device
         weights = torch.linspace(0, 1, num_images, dtype=torch.float32, device=device)
         weights = weights.view(-1, 1, 1, 1)  # (B, 1, 1, 1)
