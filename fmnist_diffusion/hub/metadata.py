@@ -23,13 +23,13 @@ class Metric(NamedTuple):
         type (`str`): Metric type in the metadata of the Hub, such as `"fid"`.
         title (`str`): Display name.
         value (`float`): Value for the generated images, averaged over the seeds.
-        test_value (`float`): Value for the real test images, or for two halves of the reference images.
+        real_value (`float`): Value for the real test images, or for two halves of the reference images.
     """
 
     type: str
     title: str
     value: float
-    test_value: float
+    real_value: float
 
 
 # Each entry is a key in metrics.json, the type, the title, and the path of the value for the real test images.
