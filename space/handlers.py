@@ -25,8 +25,8 @@ from engine import (
     join_names,
 )
 from fmnist_diffusion import bundled_pipelines
-from fmnist_diffusion.hub.metadata import measured_metrics
 from fmnist_diffusion.loading import get_short_name
+from fmnist_diffusion.metadata import measured_metrics
 from runs import (
     FRAME_COLUMNS,
     Run,

@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from engine import Step
-from fmnist_diffusion.hub.metadata import format_number, measured_metrics
+from fmnist_diffusion.metadata import format_number, measured_metrics
 
 
 def header(checkpoint: str, title: str) -> str:

@@ -30,6 +30,7 @@ ALLOWED_IMPORTS = {
     "schedulers": {"pipelines"},
     "sampling": {"models", "pipelines", "data", "schedulers"},
     "loading": {"pipelines", "sampling", "schedulers"},
+    "metadata": {"data"},
     "evaluation": {
         "pipelines",
         "sampling",
@@ -49,6 +50,7 @@ ALLOWED_IMPORTS = {
         "objectives",
         "sampling",
         "loading",
+        "metadata",
         "data",
         "images",
         "export",
@@ -59,6 +61,7 @@ ALLOWED_IMPORTS = {
         "sampling",
         "schedulers",
         "loading",
+        "metadata",
         "data",
         "images",
         "hub",

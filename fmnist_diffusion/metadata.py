@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
+
+from .data import DEFAULT_DATASET
 
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -142,6 +145,18 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def get_dataset(settings: dict[str, Any]) -> str | None:
+    """Returns the Hub dataset that the model was trained on, or `None` if it was trained on local files."""
+    name = settings.get("data.dataset_name")
+    on_hub = isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII)
+    return name if on_hub and not settings.get("data.train_data_dir") else None
+
+
+def get_license(train_config: dict[str, Any] | None) -> str | None:
+    """Returns `mit` if the model was trained on Fashion-MNIST from the Hub, which has this license, or `None`."""
+    return "mit" if get_dataset(dict(flatten(train_config or {}))) == DEFAULT_DATASET else None
 
 
 def format_count(number: int, noun: str, plural: str | None = None) -> str:
