@@ -36,6 +36,7 @@ ALLOWED_IMPORTS = {
         "sampling",
         "schedulers",
         "loading",
+        "metadata",
         "data",
         "captions",
         "images",

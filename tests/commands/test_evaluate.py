@@ -24,7 +24,7 @@ RESULT = {
         "class_shares": [0.1, 1 / 3],
     },
     "real": {
-        "inception": {"test": {"frechet_distance": 1.4930330891230597}},
+        "inception": {"test": {"frechet_distance": 1.4930330891230597, "kernel_distance": 0.000123}},
         "classifier": {"test": {"frechet_distance": 0.008549199784049222}},
         "classifier_accuracy": {"test": 0.9406999945640564},
     },
@@ -128,10 +128,10 @@ def test_unconditional_samples_are_evaluated(calls, pipeline):
 def test_printed_metrics_are_rounded(calls, pipeline, capsys):
     main(["evaluate", pipeline, "--fast"])
     assert capsys.readouterr().out.splitlines() == [
-        "                samples    test",
-        "Images              300  10,000",
-        "KID x 1000       -0.014",
-        "Class accuracy    0.097   0.941",
+        "                              samples    test",
+        "Images                            300  10,000",
+        "KID (training images) x 1000   -0.014   0.123",
+        "Class accuracy                  0.097   0.941",
         "",
         "Compared 300 samples with the training images of Fashion-MNIST. The last column shows the metrics of its test"
         " images.",
