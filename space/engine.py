@@ -20,8 +20,8 @@ from PIL import Image
 
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.data import DEFAULT_DATASET, FASHION_MNIST_LABELS, to_pil, to_uint8
-from fmnist_diffusion.hub.metadata import read_metrics, read_train_config
 from fmnist_diffusion.loading import get_pipeline_folder
+from fmnist_diffusion.metadata import read_metrics, read_train_config
 from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, generate_pixels, make_generators
 
 

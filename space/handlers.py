@@ -25,8 +25,8 @@ from engine import (
     join_names,
 )
 from fmnist_diffusion import bundled_pipelines
-from fmnist_diffusion.hub.metadata import measured_metrics
 from fmnist_diffusion.loading import get_short_name
+from fmnist_diffusion.metadata import measured_metrics
 from runs import (
     FRAME_COLUMNS,
     Run,
@@ -384,11 +384,16 @@ class Handlers:
             yield from yield_final_grid(self.start_image_to_image(image, mask, label, strength, *settings))
 
     def quality(self) -> dict[str, Any]:
-        """Returns the metrics of the checkpoint, next to those of the real test images."""
+        """
+        Returns the metrics of the checkpoint.
+
+        Each metric has its value for the generated images and, for comparison, its value for real images: the test
+        images of Fashion-MNIST or, if the checkpoint was compared with other images, two halves of these images.
+        """
         metrics = self.engine.metrics
         if metrics is None:
             return {"model": self.name, "num_samples": None}
         return {"model": self.name, "num_samples": metrics["num_samples"]} | {
-            metric.title: {"generated": metric.value, "test": metric.test_value}
+            metric.title: {"generated": metric.value, "real": metric.real_value}
             for metric in measured_metrics(metrics)
         }

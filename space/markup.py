@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from engine import Step
-from fmnist_diffusion.hub.metadata import format_number, measured_metrics
+from fmnist_diffusion.metadata import format_number, measured_metrics
 
 
 def header(checkpoint: str, title: str) -> str:
@@ -164,7 +164,7 @@ def quality_table(metrics: dict[str, Any] | None) -> str:
         return "<p>This checkpoint has no metrics yet. Compute them with <code>fmnist-diffusion evaluate</code>.</p>"
     body = "".join(
         f"<tr><th scope=row>{html.escape(metric.title)}</th><td>{format_number(metric.value)}</td>"
-        f"<td>{format_number(metric.test_value)}</td></tr>"
+        f"<td>{format_number(metric.real_value)}</td></tr>"
         for metric in rows
     )
     name, real, column = "the training images of Fashion-MNIST", "the 10,000 real test images", "Test images"

@@ -5,7 +5,7 @@ from pathlib import Path
 import pytest
 import torch
 from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler
-from huggingface_hub import create_repo, upload_folder
+from huggingface_hub import create_repo, hf_hub_download, upload_folder
 from torch.testing import assert_close
 
 import fmnist_diffusion
@@ -142,6 +142,19 @@ class TestHub:
         assert load(REPO_ID, revision=repository.refs["v1.0"]).unet.config.num_class_embeds == 10
         with pytest.raises(OSError, match=r"someone/tiny has no such revision on the Hub\."):
             load(REPO_ID, revision="v9")
+
+    def test_commit_during_the_download_is_ignored(self, repository, tmp_path, monkeypatch):
+        other = save_pipeline(tmp_path / "other", num_class_embeds=4)
+
+        def download_and_commit(repo_id, name, **kwargs):
+            path = hf_hub_download(repo_id, name, **kwargs)
+            if name.endswith(".safetensors"):
+                repository.commit_folder(other)
+            return path
+
+        monkeypatch.setattr("fmnist_diffusion.pipelines.download.hf_hub_download", download_and_commit)
+        assert load(REPO_ID).unet.config.num_class_embeds == 10
+        assert load(REPO_ID).unet.config.num_class_embeds == 4
 
     def test_local_files_only_makes_no_requests(self, repository, hub, expected):
         with pytest.raises(OSError, match="Could not find someone/tiny with revision main in the cache, and `local"):

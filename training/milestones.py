@@ -3,7 +3,7 @@
 import math
 
 from config import TrainingConfig
-from fmnist_diffusion.hub.metadata import format_count
+from fmnist_diffusion.metadata import format_count
 
 
 # Measured with `python tests/benchmarks/ablation.py --num-images 40000 -n 2100`: base.yaml with half the channels,

@@ -11,8 +11,8 @@ from huggingface_hub.errors import EntryNotFoundError
 from checks import FLOW_PREDICTION
 from config import ObjectiveConfig, SchedulerConfig, TextEncoderConfig, read_saved_settings
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
-from fmnist_diffusion.hub.metadata import read_train_config
 from fmnist_diffusion.loading import get_pipeline_folder
+from fmnist_diffusion.metadata import read_train_config
 from noise_schedule import get_betas, get_noise_scheduler
 
 

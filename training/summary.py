@@ -8,7 +8,7 @@ from diffusers import AutoencoderKL
 from batches import count_batches
 from config import DataConfig, ResolvedConfig
 from fmnist_diffusion.data import DataSummary, get_height_width
-from fmnist_diffusion.hub.metadata import format_count
+from fmnist_diffusion.metadata import format_count
 from machine import get_device_type, get_num_processes
 from milestones import describe_run_length
 from model import get_sample_shape

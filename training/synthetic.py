@@ -20,7 +20,7 @@ import torch
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, save_tensors
 from fmnist_diffusion.evaluation import load_batches
 from fmnist_diffusion.files import write_atomically
-from fmnist_diffusion.hub.metadata import format_count
+from fmnist_diffusion.metadata import format_count
 from fmnist_diffusion.sampling import Samples
 
 

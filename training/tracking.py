@@ -8,7 +8,7 @@ from accelerate import Accelerator
 from PIL import Image
 
 from config import TrainingConfig
-from fmnist_diffusion.hub.metadata import flatten
+from fmnist_diffusion.metadata import flatten
 
 
 def get_log_with(report_to: str) -> str | None:

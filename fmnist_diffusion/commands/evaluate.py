@@ -174,7 +174,7 @@ def evaluate(
                 shape=evaluation.FashionMNISTReference.shape if reference_source is None else None,
                 label_names=reference_source.summary.label_names if reference_source else FASHION_MNIST_LABELS,
             )
-            real_images = make_reference(tuple(samples.images.shape[1:]), "cpu" if fast else get_device(device))
+            real_images = make_reference(tuple(samples.images.shape[1:]), get_device(device))
             result = evaluation.evaluate_samples(
                 samples, folder, name=name, reference=real_images, cas=cas, processes=processes
             )

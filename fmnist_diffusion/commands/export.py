@@ -52,9 +52,8 @@ def export(
 
     from fmnist_diffusion.export import ExportError, export_onnx
     from fmnist_diffusion.files import describe_write_errors
-    from fmnist_diffusion.hub.card import get_license
-    from fmnist_diffusion.hub.metadata import read_train_config
     from fmnist_diffusion.loading import get_short_name, load_pipeline
+    from fmnist_diffusion.metadata import get_license, read_train_config
 
     folder = get_existing_folder(checkpoint).resolve()
     name = get_short_name(folder)

@@ -13,7 +13,7 @@ def format_section(title: str, values: Mapping[str, Any], format_float: Callable
         values (`Mapping`): Nested values. The result is empty if there are none.
         format_float (`Callable`, defaults to `str`): Function that formats floating-point numbers.
     """
-    from fmnist_diffusion.hub.metadata import flatten
+    from fmnist_diffusion.metadata import flatten
 
     def format_value(value: Any) -> str:
         if isinstance(value, float):

@@ -49,7 +49,7 @@ def describe(pipe: "FashionMNISTPipeline", folder: Path) -> dict[str, Any]:
         pipe ([`FashionMNISTPipeline`]): The pipeline.
         folder (`Path`): The folder of the pipeline.
     """
-    from fmnist_diffusion.hub.metadata import count_parameters, read_metrics, read_train_config, weights_dtypes
+    from fmnist_diffusion.metadata import count_parameters, read_metrics, read_train_config, weights_dtypes
 
     parameters = count_parameters(pipe)
     weights = [path for name in parameters for path in sorted((folder / name).glob("*.safetensors"))]
@@ -103,7 +103,7 @@ def get_changed_options(component: Any) -> dict[str, Any]:
 
 
 def format_facts(facts: dict[str, Any]) -> list[str]:
-    from fmnist_diffusion.hub.metadata import format_count, format_number
+    from fmnist_diffusion.metadata import format_count, format_number
 
     metrics = facts["metrics"]
     steps = format_count(facts["num_inference_steps"], "step")

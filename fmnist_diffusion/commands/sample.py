@@ -114,8 +114,6 @@ def sample(
             f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass `class_labels` or"
             " `prompt` to use guidance."
         )
-    if image is None and strength is not None:
-        raise ValueError(f"`strength` requires an `image`, got {strength}. Pass an image, or omit `strength`.")
     labels = None if class_labels is None else ",".join(class_labels).split(",")
     inputs = {
         "image": read_input(image, "image"),

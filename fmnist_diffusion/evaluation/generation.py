@@ -9,7 +9,7 @@ import torch
 from tqdm.auto import tqdm
 
 from fmnist_diffusion import FashionMNISTPipeline
-from fmnist_diffusion.sampling import Samples, SamplingConfig, generate
+from fmnist_diffusion.sampling import Samples, SamplingConfig, generate, get_max_batch_size
 
 from .inception import InceptionFeatures
 from .processes import Processes
@@ -100,7 +100,7 @@ def generate_samples(
     [`generate`]. Every batch is saved in `folder` and named by the index of its first image. Existing batches are
     loaded, and damaged ones are replaced.
     """
-    batches = plan_batches(folder, num_samples, batch_size)
+    batches = plan_batches(folder, num_samples, min(batch_size, get_max_batch_size(pipe)))
     missing = [(start, count) for start, count, is_saved in batches if not is_saved]
     # With several processes, the bar of the main process counts the batches of all of them.
     with tqdm(

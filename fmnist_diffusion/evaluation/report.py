@@ -1,5 +1,6 @@
 """Creates `report.png`: samples by class, metrics, class balance and the nearest training images."""
 
+import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -11,6 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
+from fmnist_diffusion.metadata import measured_metrics
 
 from .distances import class_shares
 from .sample_metrics import Measurement, Memorization
@@ -19,25 +21,14 @@ from .sample_metrics import Measurement, Memorization
 NUM_CLASSES = len(FASHION_MNIST_LABELS)
 MAX_COLUMNS, IMAGES_PER_CLASS, NUM_PAIRS = 10, 8, 10
 SAMPLE_COLOR, REAL_COLOR, TEXT_COLOR = "#1f6fb4", "#9aa0a6", "#5f6368"
-METRIC_TITLES = {
-    "fid_train": "FID (training images)",
+# These are the metrics that model cards do not contain.
+OTHER_TITLES = {
     "fid_test": "FID (test images)",
-    "fid": "FID",
-    "kid_train": "KID x 1000",
-    "kid": "KID x 1000",
-    "kid_std": "Standard deviation of KID x 1000",
-    "precision": "Precision",
-    "recall": "Recall",
-    "density": "Density",
-    "coverage": "Coverage",
-    "classifier_frechet_distance_train": "FD-classifier",
-    "class_agreement": "Class accuracy",
+    "kid_std": "Standard deviation of KID",
     "class_distance_from_uniform": "Distance from uniform class distribution",
     "evaluations_per_image": "Function evaluations per image",
     "images_per_second": "Images per second",
 }
-# These values are multiplied by 1000.
-SMALL_METRICS = ("kid_train", "kid", "kid_std")
 SPACE_TITLES = {"pixels": "pixels", "classifier": "classifier", "inception": "Inception"}
 
 
@@ -154,17 +145,22 @@ def metric_rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     """
     metrics = results["metrics"]
     if "real" in results:
-        real_name, real_title, num_real_images, real_values = "test", "test", 10_000, get_test_values(results["real"])
+        real_name, real_title, num_real_images = "test", "test", 10_000
     else:
-        real_values = results["floor"]
-        real_name, real_title, num_real_images = "reference", "half", real_values["num_images"]
+        real_name, real_title, num_real_images = "reference", "half", results["floor"]["num_images"]
     yield "", "samples", real_title
     yield "Images", f"{results['num_samples']:,}", f"{num_real_images:,}"
-    for name, title in METRIC_TITLES.items():
-        if name in metrics:
-            scale = 1000 if name in SMALL_METRICS else 1
-            value, real_value = get_mean(metrics[name]), real_values.get(name)
-            yield title, f"{value * scale:.3f}", "" if real_value is None else f"{real_value * scale:.3f}"
+    rows = [(metric.title, metric.value, metric.real_value) for metric in measured_metrics(results)]
+    floor = results.get("floor", {})
+    rows += [
+        (title, get_mean(metrics[name]), floor.get(name, math.nan))
+        for name, title in OTHER_TITLES.items()
+        if name in metrics
+    ]
+    for title, value, real_value in rows:
+        if "KID" in title:
+            title, value, real_value = f"{title} x 1000", value * 1000, real_value * 1000
+        yield title, f"{value:.3f}", "" if math.isnan(real_value) else f"{real_value:.3f}"
     if "cas" in results:
         yield "Classification accuracy score", f"{results['cas']['samples']:.3f}", f"{results['cas']['real']:.3f}"
     for space, title in SPACE_TITLES.items():
@@ -176,18 +172,6 @@ def metric_rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
                 f"{share * 100:.1f}%",
                 "1.0%",
             )
-
-
-def get_test_values(real: dict[str, Any]) -> dict[str, float | None]:
-    """Returns the metrics of the test images of Fashion-MNIST by the names of the metrics of samples."""
-    test = real.get("inception", {}).get("test", {})
-    return {
-        "fid_train": test.get("frechet_distance"),
-        "kid_train": test.get("kernel_distance"),
-        "classifier_frechet_distance_train": real["classifier"]["test"]["frechet_distance"],
-        "class_agreement": real["classifier_accuracy"]["test"],
-        **{name: test.get(name) for name in ("precision", "recall", "density", "coverage")},
-    }
 
 
 def get_mean(value: Any) -> float:

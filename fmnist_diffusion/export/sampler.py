@@ -42,7 +42,7 @@ def describe_sampler(pipe: "FashionMNISTPipeline", num_inference_steps: int) -> 
     pipe = copy_pipeline(pipe)
     scheduler = pipe.scheduler
     timesteps = pipe.set_timesteps(num_inference_steps)
-    clip = get_clip(scheduler.config)
+    clip = get_clip(scheduler)
     parameters = inspect.signature(scheduler.step).parameters
     generator = torch.Generator().manual_seed(0)
     previous_x0 = torch.zeros(PROBE_SHAPE)
@@ -87,13 +87,16 @@ def describe_sampler(pipe: "FashionMNISTPipeline", num_inference_steps: int) -> 
     return {"init_noise_sigma": float(pipe.init_noise_sigma), "clip": clip, "steps": steps}
 
 
-def get_clip(config: Any) -> float | None:
+def get_clip(scheduler: Any) -> float | None:
     """
     Returns the maximum absolute value of the predicted x0, or `None` if the scheduler does not clip it.
 
     Raises:
         `ValueError`: If the maximum depends on the sample.
     """
+    # A config that was created from that of a different scheduler class also contains the options of that class.
+    parameters = inspect.signature(type(scheduler)).parameters
+    config = {name: value for name, value in scheduler.config.items() if name in parameters}
     if config.get("thresholding", False):
         # Dynamic thresholding uses a quantile between 1 and `sample_max_value`.
         if config["sample_max_value"] > 1:

@@ -1,1 +1,1 @@
-"""Hugging Face Hub integration: checkpoint metadata, model cards, and upload of pipelines and Spaces."""
+"""Hugging Face Hub integration: model cards, and upload of pipelines and Spaces."""

@@ -9,9 +9,16 @@ from urllib.parse import quote
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fmnist_diffusion.data import DEFAULT_DATASET
+from fmnist_diffusion.metadata import (
+    count_parameters,
+    flatten,
+    format_count,
+    format_number,
+    get_dataset,
+    get_license,
+    measured_metrics,
+)
 from fmnist_diffusion.pipelines import FashionMNISTPipeline
-
-from .metadata import count_parameters, flatten, format_count, format_number, measured_metrics
 
 
 TEMPLATE = Path(__file__).parents[1] / "templates" / "model_card.md"
@@ -123,18 +130,6 @@ def get_example_arguments(pipe: FashionMNISTPipeline) -> str:
     if pipe.label_names and not pipe.is_conditional:
         arguments.append("classifier_guidance_scale=1.0")
     return ", ".join(arguments)
-
-
-def get_dataset(settings: dict[str, Any]) -> str | None:
-    """Returns the Hub dataset that the model was trained on, or `None` if it was trained on local files."""
-    name = settings.get("data.dataset_name")
-    on_hub = isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII)
-    return name if on_hub and not settings.get("data.train_data_dir") else None
-
-
-def get_license(train_config: dict[str, Any] | None) -> str | None:
-    """Returns `mit` if the model was trained on Fashion-MNIST from the Hub, which has this license, or `None`."""
-    return "mit" if get_dataset(dict(flatten(train_config or {}))) == DEFAULT_DATASET else None
 
 
 def get_reference(metrics: dict[str, Any]) -> tuple[str, str]:

@@ -6,10 +6,10 @@ from pathlib import Path
 from tempfile import TemporaryDirectory
 
 from fmnist_diffusion.loading import check_pipeline_folder, load_pipeline
+from fmnist_diffusion.metadata import read_metrics, read_train_config, stored_dtypes
 
 from ..hub_client import DELAYS, call_hub, connect, get_folder_size, get_full_repo_id
 from .card import make_model_card
-from .metadata import read_metrics, read_train_config, stored_dtypes
 from .repository import create_repository, create_tag
 
 

@@ -15,16 +15,8 @@ from .repository import create_repository
 PACKAGE_DIR = Path(__file__).parents[1]
 # The demo does not use these parts of the package. In a wheel, the package also contains the demo and the trainer.
 UNUSED_PATHS = (
-    *("captions", "commands", "evaluation", "export", "pretrained", "space", "training"),
-    *(
-        "hub/card.py",
-        "hub/push.py",
-        "hub/repository.py",
-        "hub/space.py",
-        "hub/static_space.py",
-        "files.py",
-        "objectives.py",
-    ),
+    *("captions", "commands", "evaluation", "export", "hub", "pretrained", "space", "training"),
+    *("files.py", "objectives.py"),
 )
 
 

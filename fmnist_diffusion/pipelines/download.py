@@ -126,8 +126,10 @@ class _Files:
                 if not isinstance(error.__cause__, EntryNotFoundError):
                     raise
                 self._download_shards(model, commit, force_download)
-        # The branch in the cache must refer to a complete copy, so it is updated last.
-        return self._call(INDEX_NAME, revision).parent
+        # The branch in the cache must refer to a complete copy, so it is updated last. If someone has pushed a new
+        # commit since, only this one file belongs to it.
+        self._request_file(INDEX_NAME, revision)
+        return index.parent
 
     def _download_shards(self, model: str, commit: str, force_download: bool) -> None:
         try:
@@ -175,15 +177,15 @@ class _Files:
         size = self._get_metadata(name, commit).size or 0
         if size > MAX_WEIGHTS_BYTES:
             raise OSError(f"{name} of {self.repo_id} has {size} bytes, more than the limit of {MAX_WEIGHTS_BYTES}.")
-        path = self._call(name, commit, path is not None or force, size)
+        path = self._request_file(name, commit, path is not None or force, size)
         if _is_damaged(path):
-            path = self._call(name, commit, True, size)
+            path = self._request_file(name, commit, True, size)
         if _is_damaged(path):
             path.resolve().unlink()
             raise HubError(f"The Hub sent a damaged file {name} of {self.repo_id}. Try again later.", True)
         return path
 
-    def _call(self, name: str, revision: str, force: bool = False, num_bytes: int = 0) -> Path:
+    def _request_file(self, name: str, revision: str, force: bool = False, num_bytes: int = 0) -> Path:
         def download() -> str:
             try:
                 return hf_hub_download(

@@ -766,7 +766,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         generator: Any = None,
         latents: torch.Tensor | None = None,
         image: PipelineImageInput | None = None,
-        strength: float = 1.0,
+        strength: float | None = None,
         mask_image: PipelineImageInput | None = None,
         num_resampling_steps: int = 1,
         prompt: Any = None,
@@ -829,12 +829,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if image is not None:
             if latents is not None:
                 raise ValueError("Cannot start from both `latents` and `image`. Pass only one of them.")
-            if not 0 < strength <= 1:
+            if strength is not None and not 0 < strength <= 1:
                 raise ValueError(f"`strength` must be in (0, 1], got {strength}.")
             # LMS and PNDM assume that sampling starts at the first timestep, from pure noise.
             if isinstance(self.scheduler, (LMSDiscreteScheduler, PNDMScheduler)):
                 name = type(self.scheduler).__name__
-                if mask_image is None or strength < 1:
+                if mask_image is None or strength not in (None, 1):
                     raise ValueError(
                         f"{name} cannot start from an `image`. Use a different scheduler, such as"
                         " DPMSolverMultistepScheduler."
@@ -846,6 +846,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     )
         elif mask_image is not None:
             raise ValueError("`mask_image` requires an `image`. Pass the image to inpaint.")
+        elif strength is not None:
+            raise ValueError(f"`strength` requires an `image`, got {strength}. Pass an image, or omit `strength`.")
         if num_resampling_steps > 1 and mask_image is None:
             raise ValueError(f"`num_resampling_steps` must be 1 without a `mask_image`, got {num_resampling_steps}.")
         if output_type not in OUTPUT_TYPES:
@@ -1395,8 +1397,6 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         num_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
-        if strength is None:
-            strength = 0.8 if mask_image is None else 1.0
         self.check_inputs(
             class_labels,
             num_images_per_prompt,
@@ -1415,6 +1415,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             negative_prompt,
             classifier_guidance_scale,
         )
+        if strength is None:
+            strength = 0.8 if mask_image is None else 1.0
         self._guidance_scale, self._classifier_guidance_scale = guidance_scale, classifier_guidance_scale
         device = self._execution_device
 
@@ -1601,7 +1603,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self.check_inputs(
             class_labels, num_images, num_steps, output_type, callback_on_step_end_tensor_inputs, prompt=prompt
         )
-        self._guidance_scale = 1.0
+        self._guidance_scale, self._classifier_guidance_scale = 1.0, 0.0
         device = self._execution_device
         weights = torch.linspace(0, 1, num_images, dtype=torch.float32, device=device)
         weights = weights.view(-1, 1, 1, 1)  # (B, 1, 1, 1)

@@ -24,7 +24,7 @@ RESULT = {
         "class_shares": [0.1, 1 / 3],
     },
     "real": {
-        "inception": {"test": {"frechet_distance": 1.4930330891230597}},
+        "inception": {"test": {"frechet_distance": 1.4930330891230597, "kernel_distance": 0.000123}},
         "classifier": {"test": {"frechet_distance": 0.008549199784049222}},
         "classifier_accuracy": {"test": 0.9406999945640564},
     },
@@ -128,10 +128,10 @@ def test_unconditional_samples_are_evaluated(calls, pipeline):
 def test_printed_metrics_are_rounded(calls, pipeline, capsys):
     main(["evaluate", pipeline, "--fast"])
     assert capsys.readouterr().out.splitlines() == [
-        "                samples    test",
-        "Images              300  10,000",
-        "KID x 1000       -0.014",
-        "Class accuracy    0.097   0.941",
+        "                              samples    test",
+        "Images                            300  10,000",
+        "KID (training images) x 1000   -0.014   0.123",
+        "Class accuracy                  0.097   0.941",
         "",
         "Compared 300 samples with the training images of Fashion-MNIST. The last column shows the metrics of its test"
         " images.",
@@ -146,11 +146,13 @@ def test_missing_fid_is_explained(calls, pipeline, tmp_path, capsys):
 
 
 def test_images_of_a_file_are_evaluated(calls, images):
-    main(["evaluate", str(images), "--fast", "-n", "260", "--device", "cpu"])
+    main(["evaluate", str(images), "--fast", "-n", "260", "--device", "cpu:0"])
     ((samples, folder, kwargs),) = calls
     assert len(samples) == 260
     assert folder == Path("evaluation/noise")
-    assert isinstance(kwargs.pop("reference"), evaluation.FashionMNISTReference)
+    reference = kwargs.pop("reference")
+    assert isinstance(reference, evaluation.FashionMNISTReference)
+    assert reference.device == torch.device("cpu:0")
     assert kwargs == {"name": "noise", "cas": False, "processes": evaluation.Processes()}
 
 

@@ -3,9 +3,16 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmnist_diffusion.evaluation import load_batches
-from fmnist_diffusion.evaluation.generation import EvaluationSamples, load_batch, plan_batches, save_batch
-from fmnist_diffusion.sampling import Samples
+from fmnist_diffusion.evaluation import Processes, load_batches
+from fmnist_diffusion.evaluation.generation import (
+    EvaluationSamples,
+    generate_samples,
+    load_batch,
+    plan_batches,
+    save_batch,
+)
+from fmnist_diffusion.sampling import Samples, SamplingConfig
+from tiny_pipelines import get_pipeline
 
 
 IMAGES = torch.randint(0, 256, (4, 3, 8, 8), dtype=torch.uint8)
@@ -48,3 +55,13 @@ def test_batches_fill_the_gaps_between_saved_batches(tmp_path: Path):
     assert plan_batches(tmp_path, 7, 3) == [(0, 3, False), (3, 3, False), (6, 1, False)]
     save_batch(EvaluationSamples(Samples(IMAGES[:2])), tmp_path / "0000004.safetensors")
     assert plan_batches(tmp_path, 9, 3) == [(0, 3, False), (3, 1, False), (4, 2, True), (6, 3, False)]
+
+
+def test_batches_are_limited_by_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    pipe = get_pipeline()
+    monkeypatch.setattr(
+        "fmnist_diffusion.sampling.MAX_BATCH_BYTES", 3 * 80 * 8 * 8 * pipe.unet.config.block_out_channels[0]
+    )
+    run = generate_samples(pipe, SamplingConfig(num_inference_steps=1), 8, {}, 64, tmp_path, None, Processes())
+    assert [path.stem for path in sorted(tmp_path.iterdir())] == ["0000000", "0000003", "0000006"]
+    assert len(run.samples) == 8

@@ -38,9 +38,23 @@ def test_metric_rows_contain_scaled_means_and_test_values():
     rows = {title: (value, test) for title, value, test in metric_rows(RESULTS)}
     assert rows["Images"] == ("1,234", "10,000")
     assert rows["FID (training images)"][0] == "2.500"
-    assert rows["KID x 1000"][0] == "1.500"
+    assert rows["KID (training images) x 1000"][0] == "1.500"
     assert rows["Nearer than 99% of test images (pixels)"] == ("2.0%", "1.0%")
     assert "Precision" not in rows
+
+
+def test_metric_rows_contain_the_floor_of_another_reference():
+    metrics = {"fid": 40.0, "kid": 0.01, "kid_std": 0.002, "precision": 0.5, "images_per_second": 7.0}
+    floor = {"num_images": 300, "kid": 0.001, "kid_std": 0.0005, "precision": 0.8}
+    assert list(metric_rows({"num_samples": 500, "metrics": metrics, "floor": floor})) == [
+        ("", "samples", "half"),
+        ("Images", "500", "300"),
+        ("FID", "40.000", ""),
+        ("KID x 1000", "10.000", "1.000"),
+        ("Precision", "0.500", "0.800"),
+        ("Standard deviation of KID x 1000", "2.000", "0.500"),
+        ("Images per second", "7.000", ""),
+    ]
 
 
 def test_report_is_saved_with_and_without_labels(tmp_path: Path):

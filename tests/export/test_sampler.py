@@ -14,6 +14,7 @@ from diffusers import (
 )
 
 from fmnist_diffusion.export import describe_sampler
+from fmnist_diffusion.schedulers import make_scheduler
 from tiny_pipelines import get_pipeline
 
 
@@ -100,6 +101,20 @@ def test_dynamic_thresholding_is_rejected():
     scheduler = DPMSolverMultistepScheduler(thresholding=True, sample_max_value=2.0)
     with pytest.raises(ValueError, match="Dynamic thresholding cannot be exported"):
         describe_sampler(get_pipeline(scheduler), 5)
+
+
+@pytest.mark.parametrize(
+    ("name", "previous"),
+    [
+        ("dpmsolver++", DDIMScheduler(clip_sample=True, timestep_spacing="linspace")),
+        ("euler", DPMSolverMultistepScheduler(thresholding=True, sample_max_value=2.0)),
+    ],
+)
+def test_clipping_of_a_different_scheduler_is_ignored(name, previous):
+    scheduler = make_scheduler(name, previous.config)
+    sampler, expected = (describe_sampler(get_pipeline(item), 5) for item in (scheduler, type(scheduler)()))
+    assert sampler["clip"] is None
+    assert sampler == expected
 
 
 def test_pipeline_is_unchanged():

@@ -11,8 +11,8 @@ from fake_hub import find_card_errors
 from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.commands import main
 from fmnist_diffusion.hub.card import format_cell, make_model_card
-from fmnist_diffusion.hub.metadata import read_metrics, read_train_config
 from fmnist_diffusion.loading import PRETRAINED_DIR
+from fmnist_diffusion.metadata import read_metrics, read_train_config
 from fmnist_diffusion.sampling import make_pipeline
 from saved_pipelines import save_pipeline
 from text_pipelines import get_text_pipeline

@@ -11,9 +11,9 @@ from torch.testing import assert_close
 
 from fake_hub import Fault, Repository
 from fmnist_diffusion import load_pipeline
-from fmnist_diffusion.hub.metadata import stored_dtypes
 from fmnist_diffusion.hub.push import make_repository, push_pipeline
 from fmnist_diffusion.hub_client import HubError
+from fmnist_diffusion.metadata import stored_dtypes
 from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
 from latent_pipelines import get_latent_pipeline

@@ -25,14 +25,12 @@ def test_space_contains_the_demo_and_the_source_that_it_uses(tmp_path):
     make_space(REPO_ID, tmp_path)
     card = yaml.safe_load((tmp_path / "README.md").read_text().split("---\n")[1])
     assert card["models"] == [REPO_ID]
-    for path in ("__init__.py", "hub/metadata.py", "loading.py", "models/unet_fmnist.py", "sampling.py"):
+    for path in ("__init__.py", "loading.py", "metadata.py", "models/unet_fmnist.py", "sampling.py"):
         assert (tmp_path / "fmnist_diffusion" / path).read_bytes() == (PACKAGE_DIR / path).read_bytes()
     for path in find_source_folder("space").glob("*.py"):
         assert (tmp_path / path.name).read_bytes() == path.read_bytes()
     folders = {path.name for path in (tmp_path / "fmnist_diffusion").iterdir() if path.is_dir()}
-    assert folders == {"data", "hub", "models", "pipelines"}
-    hub_files = {path.name for path in (tmp_path / "fmnist_diffusion" / "hub").iterdir()}
-    assert hub_files == {"__init__.py", "client.py", "metadata.py"}
+    assert folders == {"data", "models", "pipelines"}
     assert not list(tmp_path.rglob("__pycache__"))
     # The browser page is not part of the demo.
     assert not (tmp_path / "browser").exists()

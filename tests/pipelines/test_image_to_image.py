@@ -164,6 +164,7 @@ def test_invalid_images_are_errors(image, message):
             {"strength": 0.2, "timesteps": [900, 500, 20]},
             r"must keep at least one denoising step \(number of steps: 3\)",
         ),
+        ({"strength": 0.5, "image": None}, r"`strength` requires an `image`, got 0\.5"),
         ({"latents": torch.zeros(1, 1, 8, 8)}, "both `latents` and `image`"),
     ],
 )

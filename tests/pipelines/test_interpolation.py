@@ -16,7 +16,7 @@ from torch.testing import assert_close
 from fmnist_diffusion.pipelines.pipeline_fmnist import slerp
 from fmnist_diffusion.sampling import make_pipeline
 from fmnist_diffusion.schedulers import make_scheduler
-from tiny_pipelines import get_pipeline, make_unet, sample
+from tiny_pipelines import get_pipeline, make_classifier, make_unet, sample
 
 
 def get_default_pipeline(num_class_embeds: int | None = 10):
@@ -99,6 +99,16 @@ class TestInterpolate:
             callback_on_step_end_tensor_inputs=["model_input", "pred_original_sample"],
         )
         assert steps == [(step, {"model_input", "pred_original_sample"}) for step in range(3)]
+
+    def test_scales_of_an_earlier_call_are_reset(self):
+        pipe, scales = get_pipeline(classifier=make_classifier()), []
+        pipe(3, guidance_scale=2.0, classifier_guidance_scale=3.0)
+
+        def save_scales(pipe, step, timestep, tensors):
+            scales.append((pipe.guidance_scale, pipe.classifier_guidance_scale))
+
+        pipe.interpolate(num_images=2, callback_on_step_end=save_scales)
+        assert scales == [(1.0, 0.0)] * 2
 
     def test_return_dict_false_returns_a_tuple(self):
         (images,) = get_default_pipeline().interpolate(num_images=2, return_dict=False)

@@ -429,7 +429,7 @@ def test_quality_returns_the_metrics(base_handlers, tiny_handlers):
     assert tiny_handlers.quality() == {"model": "tiny", "num_samples": None}
     quality = base_handlers.quality()
     assert quality["model"] == "base"
-    assert quality["Precision"].keys() == {"generated", "test"}
+    assert quality["Precision"].keys() == {"generated", "real"}
 
 
 def test_name_of_a_folder_has_no_path(tiny_handlers):

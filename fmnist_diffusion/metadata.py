@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -10,6 +11,8 @@ from typing import Any, NamedTuple
 import torch
 from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
+
+from .data import DEFAULT_DATASET
 
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -23,13 +26,13 @@ class Metric(NamedTuple):
         type (`str`): Metric type in the metadata of the Hub, such as `"fid"`.
         title (`str`): Display name.
         value (`float`): Value for the generated images, averaged over the seeds.
-        test_value (`float`): Value for the real test images, or for two halves of the reference images.
+        real_value (`float`): Value for the real test images, or for two halves of the reference images.
     """
 
     type: str
     title: str
     value: float
-    test_value: float
+    real_value: float
 
 
 # Each entry is a key in metrics.json, the type, the title, and the path of the value for the real test images.
@@ -142,6 +145,18 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield from flatten(value, f"{prefix}{name}.")
         else:
             yield f"{prefix}{name}", value
+
+
+def get_dataset(settings: dict[str, Any]) -> str | None:
+    """Returns the Hub dataset that the model was trained on, or `None` if it was trained on local files."""
+    name = settings.get("data.dataset_name")
+    on_hub = isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII)
+    return name if on_hub and not settings.get("data.train_data_dir") else None
+
+
+def get_license(train_config: dict[str, Any] | None) -> str | None:
+    """Returns `mit` if the model was trained on Fashion-MNIST from the Hub, which has this license, or `None`."""
+    return "mit" if get_dataset(dict(flatten(train_config or {}))) == DEFAULT_DATASET else None
 
 
 def format_count(number: int, noun: str, plural: str | None = None) -> str:

@@ -4,7 +4,7 @@ import pytest
 import torch
 from safetensors.torch import save_file
 
-from fmnist_diffusion.hub.metadata import (
+from fmnist_diffusion.metadata import (
     Metric,
     count_parameters,
     flatten,
@@ -27,9 +27,10 @@ def test_parameters_of_every_model_are_counted():
     assert count_parameters(get_pipeline()).keys() == {"unet"}
 
 
-def test_settings_and_metrics_are_read(folder):
-    assert read_train_config(folder / "train_config.json") == TRAIN_CONFIG
-    assert read_metrics(folder / "metrics.json") == METRICS
+@pytest.mark.parametrize(("read", "content"), [(read_train_config, TRAIN_CONFIG), (read_metrics, METRICS)])
+def test_settings_and_metrics_are_read(tmp_path, read, content):
+    (tmp_path / "file.json").write_text(json.dumps(content))
+    assert read(tmp_path / "file.json") == content
 
 
 def test_missing_files_give_none(tmp_path):
