@@ -25,7 +25,7 @@ from config import (
 )
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import DataError, DataSummary, get_height_width, inspect_images
-from fmnist_diffusion.hub.metadata import flatten
+from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.sampling import copy_pipeline
 from machine import (
     can_compile,

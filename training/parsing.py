@@ -9,7 +9,7 @@ from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
 
 from checks import find_problems, format_problems
 from config import TrainingConfig
-from fmnist_diffusion.hub.metadata import flatten
+from fmnist_diffusion.metadata import flatten
 from pretrained import find_defaults
 from settings import TYPES, describe_unknown_name, describe_wrong_type, find_wrong_settings
 from yaml_files import dump_yaml, load_yaml, read_yaml

@@ -1,6 +1,5 @@
 """The training loop."""
 
-from dataclasses import replace
 from pathlib import Path
 
 import torch
@@ -67,11 +66,11 @@ class Trainer:
 
         # 2. state
         self.progress = Progress()
-        self.saved_progress = None
+        self.saved_step = None
         if checkpoint is not None:
             self.progress = load_checkpoint(self.accelerator, self.components, checkpoint)
             if checkpoint.parent.resolve() == self.checkpoints.resolve():
-                self.saved_progress = replace(self.progress)
+                self.saved_step = global_step
         self.lr_scheduler = make_lr_scheduler(
             config.optimizer, self.components.optimizer, self.total_steps, global_step
         )
@@ -128,8 +127,6 @@ class Trainer:
                     if progress.global_step == self.total_steps:
                         break
                 self._end_epoch()
-            # This checkpoint is after the outputs of the last epoch, so a longer run does not write them again.
-            self._save_checkpoint()
         if self.accelerator.device.type == "cuda":
             memory = torch.cuda.max_memory_allocated() / 2**20
             self.accelerator.print(f"Peak GPU memory: {memory:.0f} MiB.")
@@ -185,15 +182,15 @@ class Trainer:
             raise FloatingPointError(f"The EMA weights are NaN or infinite at step {step}.")
 
     def _save_checkpoint(self) -> None:
-        """Writes a checkpoint unless there already is one of this state."""
+        """Writes a checkpoint unless there already is one for this step."""
         self._report_losses()
-        if self.saved_progress != self.progress:
+        if self.saved_step != self.progress.global_step:
             # The losses must be on disk before the checkpoint, so that a run that resumes from it has all of them.
             if self.loss_logger.record is not None:
                 self.loss_logger.record.sync()
             limit = self.config.checkpoints_total_limit
             save_checkpoint(self.accelerator, self.components, self.progress, self.checkpoints, limit)
-            self.saved_progress = replace(self.progress)
+            self.saved_step = self.progress.global_step
         self.loss_logger.restart_clock()
 
     def _end_epoch(self) -> None:

@@ -55,16 +55,28 @@ UNSUPPORTED_ARGUMENTS = {
 
 
 class CheckpointSafeBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalization that updates its running statistics once per batch, even with gradient checkpointing."""
+    """Batch normalization that updates its running statistics once per training step.
+
+    Gradient checkpointing does not update them twice. A forward pass without gradients, such as sampling in training
+    mode, does not update them, unless `momentum` is `None`, as in `torch.optim.swa_utils.update_bn`.
+    """
+
+    has_updated = False
 
     def forward(self, input: torch.Tensor) -> torch.Tensor:
-        # Gradient checkpointing recomputes the forward pass during the backward pass. The first forward pass has
-        # already updated the statistics. A compiled graph updates them only once.
-        if self.training and not torch.compiler.is_compiling() and torch._C._current_graph_task_id() != -1:
-            return F.batch_norm(
-                input, self.running_mean, self.running_var, self.weight, self.bias, True, 0.0, self.eps
-            )
-        return super().forward(input)
+        if not self.training or self.momentum is None:
+            return super().forward(input)
+        updates = torch.is_grad_enabled()
+        # A compiled graph updates the statistics only once.
+        if not torch.compiler.is_compiling():
+            # Gradient checkpointing recomputes the forward pass during the backward pass. The first pass has already
+            # updated the statistics, unless it ran without gradients (reentrant checkpointing).
+            is_recomputed = torch._C._current_graph_task_id() != -1
+            updates = updates and not (is_recomputed and self.has_updated)
+            self.has_updated = updates or (is_recomputed and self.has_updated)
+        if updates:
+            return super().forward(input)
+        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, True, 0.0, self.eps)
 
 
 def is_integer(value: object, minimum: int, maximum: int) -> bool:
@@ -341,7 +353,10 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             Number of channels of each level, for 1 to 8 levels; the last level is the bottleneck. Each level after the
             first halves the height and width (rounded up).
         layers_per_block (`int`, defaults to `1`): Number of residual blocks per level of the encoder and the decoder.
-        norm_type (`str`, defaults to `"batch"`): Normalization of the residual blocks, `"batch"` or `"group"`.
+        norm_type (`str`, defaults to `"batch"`):
+            Normalization of the residual blocks, `"batch"` or `"group"`. With `"batch"`, call `eval()` before sampling
+            with another pipeline than [`FashionMNISTPipeline`]. An `EMAModel` does not save the running statistics of
+            `"batch"`, so use `"group"` with it.
         norm_num_groups (`int`, defaults to `32`):
             Number of groups for `norm_type="group"`. It must divide every entry of `block_out_channels`.
         act_fn (`str`, defaults to `"relu"`): Activation: `"relu"`, `"silu"`, `"swish"`, `"gelu"` or `"mish"`.

@@ -5,7 +5,9 @@ import copy
 import pytest
 import torch
 import torch.nn.functional as F
+from diffusers import DDPMPipeline, DDPMScheduler
 from diffusers.training_utils import EMAModel
+from torch.optim.swa_utils import update_bn
 from torch.utils.checkpoint import checkpoint
 
 from fmnist_diffusion import FashionMNISTUNet2DModel
@@ -102,3 +104,33 @@ def test_channels_last_is_kept_and_gives_the_same_output(config):
     assert_close(predict(model, **inputs), expected)
     assert features[0].is_contiguous(memory_format=torch.channels_last)
     compute_loss(model.train(), inputs).backward()
+
+
+def test_sampling_in_training_mode_does_not_change_the_model():
+    model = make_model({**TINY, "sample_size": 8}).train()
+    before = copy.deepcopy(model.state_dict())
+    assert "down_blocks.0.resnets.0.norm1.running_mean" in before
+    pipe = DDPMPipeline(model, DDPMScheduler(num_train_timesteps=10))
+    pipe.set_progress_bar_config(disable=True)
+    pipe(batch_size=2, num_inference_steps=2)
+    assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
+    compute_loss(model, make_inputs(TINY)).backward()
+    changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}
+    assert changed == {name for name in before if "running_" in name or "num_batches_tracked" in name}
+
+
+def test_update_bn_estimates_the_running_statistics():
+    class Model(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.unet = make_model(TINY)
+
+        def forward(self, sample):
+            return self.unet(sample, 10)
+
+    model, inputs = Model(), torch.randn(2, 1, 12, 16)
+    features = []
+    norm = model.unet.down_blocks[0].resnets[0].norm1
+    norm.register_forward_pre_hook(lambda module, args: features.append(args[0]))
+    update_bn([inputs], model.train())
+    assert_close(norm.running_mean, features[0].mean((0, 2, 3)))
