@@ -42,7 +42,7 @@ ALLOWED_IMPORTS = {
         "images",
         "files",
     },
-    "export": {"pipelines", "models", "sampling", "data", "files"},
+    "export": {"pipelines", "models", "sampling", "files"},
     "hub": {
         "hub_client",
         "files",
