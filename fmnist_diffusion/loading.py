@@ -105,3 +105,8 @@ def get_short_name(folder: Path) -> str:
     folder = folder.resolve()
     # Every training run has folders with these names, so the short name also contains the name of the run.
     return f"{folder.parent.name}/{folder.name}" if folder.name in ("pipeline", "best") else folder.name
+
+
+def make_file_name(short_name: str) -> str:
+    """Returns the result of [`get_short_name`] as the name of a file or folder, such as `mine-pipeline`."""
+    return short_name.replace("/", "-")

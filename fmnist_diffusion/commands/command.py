@@ -11,6 +11,8 @@ from typer.core import TyperCommand
 
 
 PROGRAM = "fmnist-diffusion"
+# These are the packages of the extra `eval` that all evaluations import.
+EVALUATION_PACKAGES = ("datasets", "matplotlib", "torchmetrics", "tqdm", "transformers")
 
 
 def check_packages(feature: str, packages: Sequence[str], extra: str) -> None:

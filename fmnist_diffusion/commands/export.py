@@ -52,12 +52,12 @@ def export(
 
     from fmnist_diffusion.export import ExportError, export_onnx
     from fmnist_diffusion.files import describe_write_errors
-    from fmnist_diffusion.loading import get_short_name, load_pipeline
+    from fmnist_diffusion.loading import get_short_name, load_pipeline, make_file_name
     from fmnist_diffusion.metadata import get_license, read_train_config
 
     folder = get_existing_folder(checkpoint).resolve()
     name = get_short_name(folder)
-    path = output_dir / f"{name.replace('/', '-')}.{format}"
+    path = output_dir / f"{make_file_name(name)}.{format}"
     if path.exists():
         raise ValueError(f"{path} already exists. Remove it, or pass a different `output_dir`.")
     pipe = load_pipeline(folder, dtype=torch.float32)
