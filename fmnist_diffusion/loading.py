@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .hub_client import is_repo_id
 from .pipelines import FashionMNISTPipeline
 from .sampling import select_dtype
 from .schedulers import make_scheduler
@@ -82,7 +83,7 @@ def load_pipeline(
     if folder.is_dir():
         check_pipeline_folder(folder)
         path = str(folder)
-    elif path.count("/") != 1 or path.startswith((".", "/", "~")):
+    elif not is_repo_id(path):
         raise OSError(
             f"Could not find a pipeline at {path!r}: pass the name of a bundled checkpoint"
             f" ({', '.join(bundled_pipelines())}), a local folder with {FashionMNISTPipeline.config_name}, or a Hub"

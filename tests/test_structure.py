@@ -29,8 +29,8 @@ ALLOWED_IMPORTS = {
     "captions": {"data"},
     "schedulers": {"pipelines"},
     "sampling": {"models", "pipelines", "data", "schedulers"},
-    "loading": {"pipelines", "sampling", "schedulers"},
-    "metadata": {"data"},
+    "loading": {"hub_client", "pipelines", "sampling", "schedulers"},
+    "metadata": {"hub_client", "data"},
     "evaluation": {
         "pipelines",
         "sampling",
