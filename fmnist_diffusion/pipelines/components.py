@@ -62,7 +62,6 @@ CONSTRUCTION_ERRORS = (
     AttributeError,
     ImportError,
     LookupError,
-    NotImplementedError,
     RuntimeError,
     SafetensorError,
     TypeError,
