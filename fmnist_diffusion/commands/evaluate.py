@@ -172,6 +172,7 @@ def evaluate(
     def make_reference(shape: tuple[int, int, int], network_device: Any) -> "Reference":
         inception = None if inception_path is None else evaluation.InceptionFeatures(inception_path, network_device)
         if reference_source is not None:
+            assert inception is not None
             return evaluation.ImageReference(reference_source, inception, shape)
         return evaluation.FashionMNISTReference(inception, network_device, train_data_dir)
 
@@ -183,7 +184,8 @@ def evaluate(
                 shape=evaluation.FashionMNISTReference.shape if reference_source is None else None,
                 label_names=reference_source.summary.label_names if reference_source else FASHION_MNIST_LABELS,
             )
-            real_images = make_reference(tuple(samples.images.shape[1:]), get_device(device))
+            _, channels, height, width = samples.images.shape
+            real_images = make_reference((channels, height, width), get_device(device))
             result = evaluation.evaluate_samples(
                 samples, folder, name=name, reference=real_images, cas=cas, processes=processes
             )

@@ -109,10 +109,9 @@ class ImageReference(Reference):
         `ValueError`: If the images cannot be read, or if there are fewer than 50.
     """
 
-    inception: InceptionFeatures  # pyright: ignore[reportIncompatibleVariableOverride]
-
     def __init__(self, source: ImageSource, inception: InceptionFeatures, shape: tuple[int, int, int]):
-        self.source, self.inception, self.device = source, inception, inception.device
+        self.source, self.device = source, inception.device
+        self.inception: InceptionFeatures = inception  # pyright: ignore[reportIncompatibleVariableOverride]
         # If one set is grayscale and the other RGB, missing or additional colors must increase the distance.
         self.shape = (max(shape[0], source.summary.channels), *shape[1:])
         if source.summary.num_images < MIN_IMAGES:
