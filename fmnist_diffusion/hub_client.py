@@ -8,6 +8,7 @@ limits:
 """
 
 import json
+import re
 import threading
 import time
 from collections.abc import Callable, Iterator
@@ -57,6 +58,11 @@ class HubError(OSError):
     def __init__(self, message: str, is_temporary: bool = False):
         super().__init__(message)
         self.is_temporary = is_temporary
+
+
+def is_repo_id(text: str) -> bool:
+    """Returns whether `text` has the form of a repository id, `owner/name`."""
+    return re.fullmatch(r"\w[\w.-]*/\w[\w.-]*", text, re.ASCII) is not None
 
 
 def connect(token: str | None = None) -> HfApi:

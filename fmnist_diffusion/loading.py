@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+from .hub_client import is_repo_id
 from .pipelines import FashionMNISTPipeline
 from .sampling import select_dtype
 from .schedulers import make_scheduler
@@ -82,7 +83,7 @@ def load_pipeline(
     if folder.is_dir():
         check_pipeline_folder(folder)
         path = str(folder)
-    elif path.count("/") != 1 or path.startswith((".", "/", "~")):
+    elif not is_repo_id(path):
         raise OSError(
             f"Could not find a pipeline at {path!r}: pass the name of a bundled checkpoint"
             f" ({', '.join(bundled_pipelines())}), a local folder with {FashionMNISTPipeline.config_name}, or a Hub"
@@ -105,3 +106,8 @@ def get_short_name(folder: Path) -> str:
     folder = folder.resolve()
     # Every training run has folders with these names, so the short name also contains the name of the run.
     return f"{folder.parent.name}/{folder.name}" if folder.name in ("pipeline", "best") else folder.name
+
+
+def make_file_name(short_name: str) -> str:
+    """Returns the result of [`get_short_name`] as the name of a file or folder, such as `mine-pipeline`."""
+    return short_name.replace("/", "-")

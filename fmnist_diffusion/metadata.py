@@ -2,7 +2,6 @@
 
 import json
 import math
-import re
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +12,7 @@ from diffusers import DiffusionPipeline
 from safetensors import SafetensorError, safe_open
 
 from .data import DEFAULT_DATASET
+from .hub_client import is_repo_id
 
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -150,7 +150,7 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
 def get_dataset(settings: dict[str, Any]) -> str | None:
     """Returns the Hub dataset that the model was trained on, or `None` if it was trained on local files."""
     name = settings.get("data.dataset_name")
-    on_hub = isinstance(name, str) and re.fullmatch(r"[\w.-]+/[\w.-]+", name, re.ASCII)
+    on_hub = isinstance(name, str) and is_repo_id(name)
     return name if on_hub and not settings.get("data.train_data_dir") else None
 
 

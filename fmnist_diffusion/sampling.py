@@ -235,14 +235,11 @@ def select_dtype(pipe: FashionMNISTPipeline, batch_size: int = 16) -> torch.dtyp
     """
     import torch
 
-    from .data import get_height_width
-
     device = pipe.device
     dtypes = [torch.float32, torch.bfloat16] + ([] if device.type == "cpu" else [torch.float16])
     # `ModelMixin.to` warns about modules that should stay in float32, which does not matter for measuring speed.
     models = {dtype: torch.nn.Module.to(deepcopy(pipe.unet), dtype) for dtype in dtypes}
-    height, width = get_height_width(pipe.unet.config["sample_size"])
-    images = torch.randn(batch_size, pipe.unet.config["in_channels"], height, width, device=device)
+    images = torch.randn(batch_size, *pipe.latent_shape, device=device)
 
     # The model of a text-conditional pipeline requires an embedding.
     labels = None
@@ -277,10 +274,8 @@ def make_generators(seed: int, count: int, start: int = 0) -> list[torch.Generat
 
 def get_max_batch_size(pipe: FashionMNISTPipeline) -> int:
     """Returns the number of images per batch for which sampling with guidance needs at most about 3 GB of memory."""
-    from .data import get_height_width
-
-    height, width = get_height_width(pipe.unet.config["sample_size"])
-    features = height * width * max(pipe.unet.config["block_out_channels"][0], pipe.unet.config["in_channels"])
+    channels, height, width = pipe.latent_shape
+    features = height * width * max(pipe.unet.config["block_out_channels"][0], channels)
     if pipe.vae is not None:
         _, height, width = pipe.image_shape
         features = max(features, height * width * pipe.vae.config["block_out_channels"][0])

@@ -15,7 +15,6 @@ from typing import Any
 
 import torch
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
 from PIL import Image
 
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
@@ -173,7 +172,7 @@ class Engine:
             if not folder.is_dir():
                 folder = Path(hf_hub_download(self.model_id, name)).parent
             return read(folder / name)
-        except (EntryNotFoundError, OSError, ValueError):
+        except (OSError, ValueError):
             return None
 
     def supports(self, scheduler: str) -> bool:

@@ -8,7 +8,7 @@ from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, httpx
 
 from fmnist_diffusion import hub_client
-from fmnist_diffusion.hub_client import HubError, call_hub, connect, get_full_repo_id, is_hub_reachable
+from fmnist_diffusion.hub_client import HubError, call_hub, connect, get_full_repo_id, is_hub_reachable, is_repo_id
 
 
 def get_http_error(status):
@@ -197,3 +197,21 @@ class TestIsHubReachable:
         monkeypatch.setattr(get_session(), "head", lambda *args: None)
         with pytest.raises(TypeError):
             is_hub_reachable()
+
+
+@pytest.mark.parametrize(
+    ("text", "expected"),
+    [
+        ("owner/name", True),
+        ("me_2/a.b-c", True),
+        ("name", False),
+        ("a/b/c", False),
+        ("./name", False),
+        ("../name", False),
+        ("~/name", False),
+        ("/name", False),
+        ("my models/name", False),
+    ],
+)
+def test_repository_ids_are_recognized(text, expected):
+    assert is_repo_id(text) == expected

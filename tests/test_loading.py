@@ -88,7 +88,9 @@ class TestLocalFolder:
         ):
             load_pipeline(tmp_path)
 
-    @pytest.mark.parametrize("name", ["nothing", "./nothing", "/no/such/folder", "a/b/c", "~/nothing"])
+    @pytest.mark.parametrize(
+        "name", ["nothing", "./nothing", "/no/such/folder", "a/b/c", "~/nothing", "my models/nothing"]
+    )
     def test_missing_folder_is_an_error(self, name):
         with pytest.raises(OSError, match=NOT_FOUND.format(name)):
             load_pipeline(name)

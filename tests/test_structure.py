@@ -29,8 +29,8 @@ ALLOWED_IMPORTS = {
     "captions": {"data"},
     "schedulers": {"pipelines"},
     "sampling": {"models", "pipelines", "data", "schedulers"},
-    "loading": {"pipelines", "sampling", "schedulers"},
-    "metadata": {"data"},
+    "loading": {"hub_client", "pipelines", "sampling", "schedulers"},
+    "metadata": {"hub_client", "data"},
     "evaluation": {
         "pipelines",
         "sampling",
@@ -42,7 +42,7 @@ ALLOWED_IMPORTS = {
         "images",
         "files",
     },
-    "export": {"pipelines", "models", "sampling", "data", "files"},
+    "export": {"pipelines", "models", "sampling", "files"},
     "hub": {
         "hub_client",
         "files",

@@ -22,7 +22,7 @@ from captions import Captions, log_truncated_captions
 from config import DataConfig, OptimizerConfig, ResolvedConfig
 from distillation import ConsistencyLoss
 from fmnist_diffusion import FashionMNISTUNet2DModel
-from fmnist_diffusion.data import ImageTensors, load_images, load_split, stream_images
+from fmnist_diffusion.data import ImageStream, ImageTensors, load_images, load_split
 from losses import DiffusionLoss
 from model import make_model
 from noise_schedule import NoiseScheduler
@@ -190,7 +190,7 @@ def load_training_images(config: DataConfig) -> tuple[ImageTensors | ImageDatase
     label_names = tuple(dataset.features["label"].names) if "label" in dataset.features else None
     if config.max_train_samples is not None:
         dataset = dataset.select(range(min(config.max_train_samples, len(dataset))))
-    return stream_images(dataset, resolution=resolution, channels=channels), label_names
+    return ImageStream(dataset, resolution=resolution, channels=channels), label_names
 
 
 def prepare_model(config: ResolvedConfig, unet: FashionMNISTUNet2DModel | TextConditionalUNet) -> None:

@@ -51,8 +51,8 @@ def describe_images(config: DataConfig, summary: DataSummary) -> list[str]:
         ),
         format_line("sizes", f"{join_names(sizes)}, height x width in pixels"),
     ]
-    if summary.transparency:
-        text = f"{format_count(summary.transparency, 'image')} with transparent pixels, which become white"
+    if summary.num_transparent:
+        text = f"{format_count(summary.num_transparent, 'image')} with transparent pixels, which become white"
         lines.append(format_line("transparency", text))
     if summary.label_names is None or summary.class_counts is None:
         lines.append(format_line("classes", "none"))

@@ -1,6 +1,7 @@
-"""Base class of the commands, which reports errors and interruptions, and a check for missing packages."""
+"""Base class of the commands, which reports errors and interruptions, and helpers that several commands share."""
 
 import importlib.util
+import logging
 import re
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
@@ -11,6 +12,8 @@ from typer.core import TyperCommand
 
 
 PROGRAM = "fmnist-diffusion"
+# These are the packages of the extra `eval` that all evaluations import.
+EVALUATION_PACKAGES = ("datasets", "matplotlib", "torchmetrics", "tqdm", "transformers")
 
 
 def check_packages(feature: str, packages: Sequence[str], extra: str) -> None:
@@ -31,6 +34,14 @@ def hide_progress_bars() -> None:
         import transformers
 
         transformers.utils.logging.disable_progress_bar()
+
+
+def prepare_export(feature: str) -> None:
+    """Raises `ValueError` if a package is missing, and hides messages of diffusers and torch."""
+    check_packages(feature, ("onnx", "onnxruntime", "onnxscript"), "onnx")
+    hide_progress_bars()
+    # If torchvision is not installed, the exporter warns about its operators.
+    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 
 @contextmanager

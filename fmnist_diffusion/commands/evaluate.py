@@ -2,14 +2,19 @@
 
 from collections.abc import Iterator
 from pathlib import Path
-from types import ModuleType
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from fmnist_diffusion.sampling import SamplingConfig
 
-from .command import PROGRAM, hide_progress_bars, report_resumable_interruption
+from .command import (
+    EVALUATION_PACKAGES,
+    PROGRAM,
+    check_packages,
+    hide_progress_bars,
+    report_resumable_interruption,
+)
 from .options import (
     BatchSize,
     ClassifierGuidanceScale,
@@ -136,11 +141,14 @@ def evaluate(
     if reference is not None and (fast or train_data_dir is not None):
         option = "fast" if fast else "train_data_dir"
         raise ValueError(f"`{option}` only applies to Fashion-MNIST. Pass only one of `{option}` and `reference`.")
-    from fmnist_diffusion.data import FASHION_MNIST_LABELS
-
     sampling = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval)
     seed_list = parse_seeds(seeds)
-    evaluation = import_evaluation()
+    check_packages("The evaluation", EVALUATION_PACKAGES, "eval")
+    hide_progress_bars()
+    from fmnist_diffusion import evaluation
+    from fmnist_diffusion.data import FASHION_MNIST_LABELS
+    from fmnist_diffusion.loading import get_short_name, make_file_name
+
     reference_class = evaluation.FashionMNISTReference if reference is None else evaluation.ImageReference
     images = source is not None and contains_images(source)
     options = num_samples, seed_list, cas, classifier_guidance_scale
@@ -155,26 +163,29 @@ def evaluate(
     if source is None:
         return
     processes = evaluation.connect_processes()
-    inception_path = None if fast else find_inception(evaluation, inception_weights)
-    name, default_dir = get_names(Path(source))
-    folder = output_dir or default_dir
+    inception_path = None if fast else find_inception(inception_weights)
+    path = Path(source)
+    name = path.stem if path.is_file() else get_short_name(path)
+    folder = output_dir or Path("evaluation", make_file_name(name))
     reference_source = None if reference is None else evaluation.ImageSource.parse(reference)
 
     def make_reference(shape: tuple[int, int, int], network_device: Any) -> "Reference":
         inception = None if inception_path is None else evaluation.InceptionFeatures(inception_path, network_device)
         if reference_source is not None:
+            assert inception is not None
             return evaluation.ImageReference(reference_source, inception, shape)
         return evaluation.FashionMNISTReference(inception, network_device, train_data_dir)
 
     with report_resumable_interruption():
         if images:
             samples = evaluation.load_samples(
-                Path(source),
+                path,
                 num_samples,
                 shape=evaluation.FashionMNISTReference.shape if reference_source is None else None,
                 label_names=reference_source.summary.label_names if reference_source else FASHION_MNIST_LABELS,
             )
-            real_images = make_reference(tuple(samples.images.shape[1:]), get_device(device))
+            _, channels, height, width = samples.images.shape
+            real_images = make_reference((channels, height, width), get_device(device))
             result = evaluation.evaluate_samples(
                 samples, folder, name=name, reference=real_images, cas=cas, processes=processes
             )
@@ -205,17 +216,6 @@ def evaluate(
     evaluation.disconnect_processes()
 
 
-def import_evaluation() -> ModuleType:
-    try:
-        hide_progress_bars()
-        from fmnist_diffusion import evaluation
-    except ImportError as error:
-        raise ValueError(
-            f"The evaluation requires {error.name}. Install it with `pip install 'fmnist-diffusion[eval]'`."
-        ) from error
-    return evaluation
-
-
 def contains_images(source: str) -> bool:
     """Returns whether `source` is a local file or folder other than a pipeline."""
     from fmnist_diffusion.loading import get_pipeline_folder
@@ -231,7 +231,9 @@ def reject_sampling_options(context: typer.Context) -> None:
             raise ValueError(f"`{name}` only applies to a pipeline, but {context.params['source']} contains images.")
 
 
-def find_inception(evaluation: ModuleType, weights: str | None) -> Path:
+def find_inception(weights: str | None) -> Path:
+    from fmnist_diffusion import evaluation
+
     path = evaluation.find_inception(weights)
     if path is None:
         raise ValueError(
@@ -239,14 +241,6 @@ def find_inception(evaluation: ModuleType, weights: str | None) -> Path:
             " to skip the metrics that require it."
         )
     return path
-
-
-def get_names(source: Path) -> tuple[str, Path]:
-    """Returns the name of `source` for the report and the default output folder."""
-    from fmnist_diffusion.loading import get_short_name
-
-    name = source.stem if source.is_file() else get_short_name(source)
-    return name, Path("evaluation", name.replace("/", "-"))
 
 
 def parse_seeds(seeds: str) -> list[int]:

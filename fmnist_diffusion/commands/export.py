@@ -1,26 +1,15 @@
 """The command `fmnist-diffusion export`."""
 
-import logging
 from pathlib import Path
 from typing import Annotated, Literal
 
 import typer
 
-from .command import check_packages, hide_progress_bars
-from .info import get_existing_folder
+from .command import prepare_export
+from .options import get_existing_folder
 
 
 EXAMPLE = "Example: fmnist-diffusion export base --format onnx -o output/onnx"
-# These are the packages of the extra `onnx`.
-REQUIRED_PACKAGES = ("onnx", "onnxruntime", "onnxscript")
-
-
-def prepare_export(feature: str) -> None:
-    """Raises `ValueError` if a package is missing, and hides messages of diffusers and torch."""
-    check_packages(feature, REQUIRED_PACKAGES, "onnx")
-    hide_progress_bars()
-    # If torchvision is not installed, the exporter warns about its operators.
-    logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 
 
 def export(
@@ -52,12 +41,12 @@ def export(
 
     from fmnist_diffusion.export import ExportError, export_onnx
     from fmnist_diffusion.files import describe_write_errors
-    from fmnist_diffusion.loading import get_short_name, load_pipeline
+    from fmnist_diffusion.loading import get_short_name, load_pipeline, make_file_name
     from fmnist_diffusion.metadata import get_license, read_train_config
 
     folder = get_existing_folder(checkpoint).resolve()
     name = get_short_name(folder)
-    path = output_dir / f"{name.replace('/', '-')}.{format}"
+    path = output_dir / f"{make_file_name(name)}.{format}"
     if path.exists():
         raise ValueError(f"{path} already exists. Remove it, or pass a different `output_dir`.")
     pipe = load_pipeline(folder, dtype=torch.float32)

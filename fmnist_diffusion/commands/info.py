@@ -2,13 +2,14 @@
 
 import inspect
 import json
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
 from .command import hide_progress_bars
-from .formatting import format_section
+from .options import get_existing_folder
 
 
 if TYPE_CHECKING:
@@ -26,19 +27,6 @@ def info(
     folder = get_existing_folder(pipeline)
     facts = describe(load_pipeline(folder.resolve()), folder)
     typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join(format_facts(facts)))
-
-
-def get_existing_folder(name_or_path: str) -> Path:
-    """Returns the folder of a bundled checkpoint or a local folder; raises `ValueError` if it does not exist."""
-    from fmnist_diffusion.loading import bundled_pipelines, get_pipeline_folder
-
-    folder = get_pipeline_folder(name_or_path)
-    if not folder.is_dir():
-        raise ValueError(
-            f"Could not find the folder {folder}: pass the folder of a pipeline, or the name of a bundled checkpoint"
-            f" ({', '.join(bundled_pipelines())})."
-        )
-    return folder
 
 
 def describe(pipe: "FashionMNISTPipeline", folder: Path) -> dict[str, Any]:
@@ -130,3 +118,26 @@ def format_facts(facts: dict[str, Any]) -> list[str]:
         *format_section("training    train_config.json", facts["train_config"] or {}),
         *(format_section("evaluation  metrics.json", metrics["metrics"], format_number) if metrics else []),
     ]
+
+
+def format_section(title: str, values: Mapping[str, Any], format_float: Callable[[float], str] = str) -> list[str]:
+    """
+    Formats nested values as a title and one indented line per value.
+
+    Args:
+        title (`str`): First line.
+        values (`Mapping`): Nested values. The result is empty if there are none.
+        format_float (`Callable`, defaults to `str`): Function that formats floating-point numbers.
+    """
+    from fmnist_diffusion.metadata import flatten
+
+    def format_value(value: Any) -> str:
+        if isinstance(value, float):
+            return format_float(value)
+        if isinstance(value, list):
+            return ", ".join(map(format_value, value))
+        return str(value)
+
+    rows = [(name, format_value(value)) for name, value in flatten(values)]
+    width = max((len(name) for name, _ in rows), default=0)
+    return [title, *(f"    {name:{width}}  {value}" for name, value in rows)] if rows else []

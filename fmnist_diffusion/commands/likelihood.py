@@ -5,8 +5,7 @@ from typing import Annotated
 
 import typer
 
-from .command import report_resumable_interruption
-from .evaluate import get_names, import_evaluation
+from .command import EVALUATION_PACKAGES, check_packages, report_resumable_interruption
 from .options import (
     PIPELINE_HELP,
     BatchSize,
@@ -46,11 +45,13 @@ def likelihood(
     dequantization. Class-conditional models use the labels of the images. Run the same command again to continue an
     interrupted run, or with a larger `--num-images` to add images.
     """
-    evaluation = import_evaluation()
+    check_packages("The evaluation", EVALUATION_PACKAGES, "eval")
+    from fmnist_diffusion import evaluation
     from fmnist_diffusion.data import load_images
+    from fmnist_diffusion.loading import get_short_name, make_file_name
 
-    name, _ = get_names(Path(pipeline))
-    folder = output_dir or Path("likelihood", name.replace("/", "-"))
+    name = get_short_name(Path(pipeline))
+    folder = output_dir or Path("likelihood", make_file_name(name))
     pipe = load_for_sampling(pipeline, device, "float32")
     evaluation.check_likelihood(pipe)
     channels, height, width = pipe.image_shape

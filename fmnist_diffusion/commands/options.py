@@ -1,5 +1,6 @@
-"""Defines options that several commands share, and loads pipelines onto a device."""
+"""Defines options that several commands share, and finds and loads pipelines."""
 
+from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any, Literal
 
 import typer
@@ -83,6 +84,19 @@ def make_output_dir_option(default: str) -> Any:
         help="new folder, or the folder of the run to resume",
         show_default=default,
     )
+
+
+def get_existing_folder(name_or_path: str) -> Path:
+    """Returns the folder of a bundled checkpoint or a local folder; raises `ValueError` if it does not exist."""
+    from fmnist_diffusion.loading import bundled_pipelines, get_pipeline_folder
+
+    folder = get_pipeline_folder(name_or_path)
+    if not folder.is_dir():
+        raise ValueError(
+            f"Could not find the folder {folder}: pass the folder of a pipeline, or the name of a bundled checkpoint"
+            f" ({', '.join(bundled_pipelines())})."
+        )
+    return folder
 
 
 def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNISTPipeline":

@@ -5,8 +5,7 @@ from typing import Annotated
 import typer
 
 from .command import hide_progress_bars
-from .info import get_existing_folder
-from .options import RepoId
+from .options import RepoId, get_existing_folder
 
 
 EXAMPLE = "Example: fmnist-diffusion push output/base/pipeline --repo-id base-fmnist --tag v1.0"

@@ -4,9 +4,8 @@ from typing import Annotated
 
 import typer
 
-from .export import prepare_export
-from .info import get_existing_folder
-from .options import RepoId
+from .command import prepare_export
+from .options import RepoId, get_existing_folder
 
 
 EXAMPLE = "Example: fmnist-diffusion push-space --repo-id fashion-mnist-demo --model me/base-fmnist"

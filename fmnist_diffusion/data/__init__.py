@@ -2,7 +2,7 @@
 
 from .augmentation import augment
 from .conversion import convert_image
-from .decoding import ImageStream, decode, stream_images
+from .decoding import ImageStream, decode
 from .errors import DataError
 from .fashion_mnist import DEBIAN_FOLDER, DEFAULT_DATASET, FASHION_MNIST_LABELS
 from .image_tensors import ImageTensors
@@ -31,7 +31,6 @@ __all__ = [
     "read_header",
     "read_image",
     "save_tensors",
-    "stream_images",
     "to_model_input",
     "to_pil",
     "to_uint8",

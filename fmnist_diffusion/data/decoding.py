@@ -63,30 +63,22 @@ def decode(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], chan
     return ImageTensors(torch.from_numpy(images), labels, tuple(dataset.features["label"].names), captions)
 
 
-def stream_images(dataset: datasets.Dataset, *, resolution: int | tuple[int, int], channels: int) -> ImageStream:
+class ImageStream(Dataset):
     """
-    Returns a view of a dataset that decodes images on access. The images do not have to fit in memory.
+    A view of a dataset that decodes images on access. The images do not have to fit in memory.
+
+    Its items are dictionaries with `images`, a uint8 tensor of shape `(channels, height, width)`; with `labels`, an
+    `int`, if there are labels; and with `captions`, a `str`, if there are captions. Accessing an item raises a
+    [`DataError`] if its image cannot be read.
 
     Args:
         dataset, resolution, channels:
             See [`decode`], which returns the same pixels.
     """
-    height, width = check_shape(resolution, channels)
-    return ImageStream(dataset, height, width, channels)
 
-
-class ImageStream(Dataset):
-    """
-    A dataset that decodes images on access.
-
-    Its items are dictionaries with `images`, a uint8 tensor of shape `(channels, height, width)`; with `labels`, an
-    `int`, if there are labels; and with `captions`, a `str`, if there are captions. Accessing an item raises a
-    [`DataError`] if its image cannot be read.
-    """
-
-    def __init__(self, dataset: datasets.Dataset, height: int, width: int, channels: int):
-        self.dataset = disable_decoding(dataset)
-        self.height, self.width, self.channels = height, width, channels
+    def __init__(self, dataset: datasets.Dataset, *, resolution: int | tuple[int, int], channels: int):
+        self.height, self.width = check_shape(resolution, channels)
+        self.dataset, self.channels = disable_decoding(dataset), channels
 
     def __len__(self) -> int:
         return len(self.dataset)

@@ -38,7 +38,7 @@ class DataSummary:
             Number of images of each size `(height, width)`, in pixels.
         channels (`int`):
             1 if all images are grayscale or have equal color channels, and 3 otherwise.
-        transparency (`int`):
+        num_transparent (`int`):
             Number of images with transparent pixels.
         label_names (`tuple[str, ...]`, *optional*):
             Class names; `None` if there are no labels.
@@ -53,7 +53,7 @@ class DataSummary:
     num_images: int
     sizes: dict[tuple[int, int], int]
     channels: int
-    transparency: int
+    num_transparent: int
     label_names: tuple[str, ...] | None
     class_counts: tuple[int, ...] | None
     skipped: tuple[tuple[str, str], ...]
@@ -87,9 +87,9 @@ def summarize_dataset(dataset: datasets.Dataset, skipped: tuple[tuple[str, str],
         `DataError`: If the header of an image cannot be read.
     """
     if is_uint8_array(dataset.features["image"]):
-        sizes, channels, transparency = {tuple(dataset.features["image"].shape): len(dataset)}, 1, 0
+        sizes, channels, num_transparent = {tuple(dataset.features["image"].shape): len(dataset)}, 1, 0
     else:
-        sizes, channels, transparency = _summarize_images(disable_decoding(dataset))
+        sizes, channels, num_transparent = _summarize_images(disable_decoding(dataset))
     label_names = class_counts = None
     if "label" in dataset.features:
         label_names = tuple(dataset.features["label"].names)
@@ -98,7 +98,7 @@ def summarize_dataset(dataset: datasets.Dataset, skipped: tuple[tuple[str, str],
         len(dataset),
         sizes,
         channels,
-        transparency,
+        num_transparent,
         label_names,
         class_counts,
         skipped,
@@ -129,7 +129,7 @@ def summarize_tensors(tensors: ImageTensors) -> DataSummary:
 
 def _summarize_images(dataset: datasets.Dataset) -> tuple[dict[tuple[int, int], int], int, int]:
     sizes = Counter[tuple[int, int]]()
-    channels, transparency = 1, 0
+    channels, num_transparent = 1, 0
     errors = []
     for index, encoded_image in enumerate(dataset["image"]):
         try:
@@ -139,13 +139,13 @@ def _summarize_images(dataset: datasets.Dataset) -> tuple[dict[tuple[int, int], 
             may_have_color = channels == 1 and mode not in GRAYSCALE_MODES
             if may_be_transparent or may_have_color:
                 is_transparent, is_grayscale = inspect_pixels(read_image(encoded, name), name)
-                transparency += is_transparent
+                num_transparent += is_transparent
                 channels = channels if is_grayscale else 3
         except ImageError as error:
             errors.append(error)
     if errors:
         raise combine_image_errors(errors)
-    return dict(sizes), channels, transparency
+    return dict(sizes), channels, num_transparent
 
 
 def _count_classes(labels: np.ndarray, num_classes: int) -> tuple[int, ...]:

@@ -60,23 +60,17 @@ def save_statistics(extractor: FeatureExtractor, splits: dict[str, ImageTensors]
     return moments
 
 
-def add_noise(images: torch.Tensor, std: float = 25.5, seed: int = 0) -> torch.Tensor:
-    """Adds Gaussian noise to uint8 images. `std` is the standard deviation in pixel values from 0 to 255."""
-    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(seed)) * std
+def add_noise(images: torch.Tensor) -> torch.Tensor:
+    """Adds Gaussian noise with a standard deviation of 10% of the range of pixel values to uint8 images."""
+    noise = torch.randn(images.shape, generator=torch.Generator().manual_seed(0)) * 25.5
     return (images + noise).round().clamp(0, 255).to(torch.uint8)
 
 
-def blur(images: torch.Tensor, radius: float = 1.0) -> torch.Tensor:
-    """
-    Applies Gaussian blur to images.
-
-    Args:
-        images (`torch.Tensor`): uint8 images `(num_images, 1, height, width)`.
-        radius (`float`, defaults to 1.0): Standard deviation of the Gaussian, in pixels.
-    """
+def blur(images: torch.Tensor) -> torch.Tensor:
+    """Applies Gaussian blur with a standard deviation of 1 pixel to uint8 images `(num_images, 1, height, width)`."""
     blurred = torch.empty_like(images)
     for i, image in enumerate(images[:, 0]):
-        pil_image = Image.fromarray(image.numpy()).filter(ImageFilter.GaussianBlur(radius))
+        pil_image = Image.fromarray(image.numpy()).filter(ImageFilter.GaussianBlur(1.0))
         blurred[i, 0] = torch.frombuffer(bytearray(pil_image.tobytes()), dtype=torch.uint8).view(image.shape)
     return blurred
 

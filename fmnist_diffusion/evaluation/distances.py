@@ -7,6 +7,8 @@ import torch
 from torchmetrics.image.fid import FrechetInceptionDistance
 from torchmetrics.image.kid import KernelInceptionDistance
 
+from fmnist_diffusion.data import FASHION_MNIST_LABELS
+
 
 KID_SUBSETS, KID_SUBSET_SIZE = 100, 1000
 NEAREST_K = 5
@@ -201,9 +203,9 @@ def manifold_metrics(features: torch.Tensor, real: torch.Tensor) -> dict[str, fl
     }
 
 
-def class_shares(classes: torch.Tensor, num_classes: int = 10) -> list[float]:
-    """Computes the share of each class, in [0, 1], among `classes`, int64 `(num_images,)`."""
-    return (classes.bincount(minlength=num_classes) / len(classes)).tolist()
+def class_shares(classes: torch.Tensor) -> list[float]:
+    """Computes the share of each class of Fashion-MNIST, in [0, 1], among `classes`, int64 `(num_images,)`."""
+    return (classes.bincount(minlength=len(FASHION_MNIST_LABELS)) / len(classes)).tolist()
 
 
 def distance_from_uniform(shares: list[float]) -> float:

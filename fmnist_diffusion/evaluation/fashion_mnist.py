@@ -21,6 +21,7 @@ from .bundled_statistics import (
     load_test_distances,
 )
 from .classifier import Classifier
+from .distances import KID_SUBSET_SIZE, KID_SUBSETS, NEAREST_K
 from .features import cached_features
 from .generation import EvaluationSamples
 from .inception import InceptionFeatures
@@ -39,9 +40,10 @@ from .samples import describe_shape
 
 PROTOCOL = (
     "28x28 uint8 images with the gray channel repeated three times, resized bilinearly to 299x299 (align_corners"
-    " false), scaled to [-1, 1]; float32 features of the last pooling layer; statistics in float64. KID (100 pairs of"
-    " subsets of 1,000), precision, recall, density and coverage (5 nearest neighbors) against the first 10,000"
-    " training images; precision, recall, density and coverage of at most 10,000 samples"
+    " false), scaled to [-1, 1]; float32 features of the last pooling layer; statistics in float64. KID"
+    f" ({KID_SUBSETS} pairs of subsets of {KID_SUBSET_SIZE:,}), precision, recall, density and coverage ({NEAREST_K}"
+    f" nearest neighbors) against the first {NUM_REFERENCE_IMAGES:,} training images; precision, recall, density and"
+    f" coverage of at most {NUM_REFERENCE_IMAGES:,} samples"
 )
 FAST_PROTOCOL = "28x28 uint8 images; features of this package's classifier; statistics in float64"
 

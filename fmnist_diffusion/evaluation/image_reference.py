@@ -110,8 +110,8 @@ class ImageReference(Reference):
     """
 
     def __init__(self, source: ImageSource, inception: InceptionFeatures, shape: tuple[int, int, int]):
-        self.source, self.network = source, inception
-        self.inception, self.device = inception, inception.device
+        self.source, self.device = source, inception.device
+        self.inception: InceptionFeatures = inception  # pyright: ignore[reportIncompatibleVariableOverride]
         # If one set is grayscale and the other RGB, missing or additional colors must increase the distance.
         self.shape = (max(shape[0], source.summary.channels), *shape[1:])
         if source.summary.num_images < MIN_IMAGES:
@@ -198,7 +198,7 @@ class ImageReference(Reference):
 
     def prepare(self, processes: Processes) -> None:
         images = self.train.images
-        self.features = cached_features(self.network, images, "reference", processes=processes)
+        self.features = cached_features(self.inception, images, "reference", processes=processes)
         if processes.is_main:
             self.distances, self.floor = self.load_statistics()
 
@@ -213,7 +213,7 @@ class ImageReference(Reference):
         protocol = [
             self.shape,
             self.sha256,
-            self.network.sha256,
+            self.inception.sha256,
             KID_SUBSETS,
             KID_SUBSET_SIZE,
             NEAREST_K,
@@ -265,7 +265,7 @@ class ImageReference(Reference):
                 f" {MAX_IMAGES:,} random images of each set. The floor compares two random halves of the reference"
             ),
             "num_threads": torch.get_num_threads(),
-            "sha256": {self.network.name: self.network.sha256},
+            "sha256": {self.inception.name: self.inception.sha256},
         }
 
 

@@ -10,7 +10,6 @@ import torch
 from torch import nn
 
 from fmnist_diffusion import __version__
-from fmnist_diffusion.data import get_height_width
 from fmnist_diffusion.files import write_atomically
 
 from .sampler import describe_sampler
@@ -101,7 +100,7 @@ def make_metadata(
         "name": name,
         "source": f"fmnist-diffusion {__version__}",
         "license": license,
-        "image_shape": [config.in_channels, *get_height_width(config.sample_size)],
+        "image_shape": list(pipe.latent_shape),
         "prediction_type": pipe.prediction_type,
         # The class names may belong to the classifier, which is not exported.
         "label_names": list(pipe.label_names) if pipe.is_conditional and pipe.label_names else None,
@@ -113,13 +112,13 @@ def make_metadata(
 
 def make_inputs(pipe: "FashionMNISTPipeline", batch_size: int) -> tuple[torch.Tensor, ...]:
     """Returns a random sample, timesteps and, for a class-conditional model, class labels."""
-    config = pipe.unet.config
+    num_class_embeds = pipe.unet.config.num_class_embeds
     generator = torch.Generator().manual_seed(batch_size)
-    sample = torch.randn(batch_size, config.in_channels, *get_height_width(config.sample_size), generator=generator)
+    sample = torch.randn(batch_size, *pipe.latent_shape, generator=generator)
     timestep = torch.rand(batch_size, generator=generator) * (pipe.scheduler.config.num_train_timesteps - 1)
-    if config.num_class_embeds is None:
+    if num_class_embeds is None:
         return sample, timestep
-    return sample, timestep, torch.randint(config.num_class_embeds + 1, (batch_size,), generator=generator)
+    return sample, timestep, torch.randint(num_class_embeds + 1, (batch_size,), generator=generator)
 
 
 def convert_to_onnx(model: ModelOutput, inputs: tuple[torch.Tensor, ...]) -> torch.onnx.ONNXProgram:

@@ -15,7 +15,7 @@ import torch
 
 from fmnist_diffusion.export import METADATA_KEY, export_onnx
 from fmnist_diffusion.files import find_source_folder
-from fmnist_diffusion.loading import get_short_name, load_pipeline
+from fmnist_diffusion.loading import get_short_name, load_pipeline, make_file_name
 from fmnist_diffusion.metadata import get_license, read_train_config
 
 from ..hub_client import connect, get_full_repo_id
@@ -95,7 +95,7 @@ def export_model(folder: Path, target: Path) -> dict[str, Any]:
     pipe = load_pipeline(folder, dtype=torch.float32)
     default = min(pipe.config.num_inference_steps, MAX_NUM_INFERENCE_STEPS)
     name = get_short_name(folder)
-    path = target / f"{name.replace('/', '-')}.onnx"
+    path = target / f"{make_file_name(name)}.onnx"
     export_onnx(
         pipe,
         path,

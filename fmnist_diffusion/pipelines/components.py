@@ -12,6 +12,7 @@ import diffusers
 import torch
 from safetensors import SafetensorError
 
+from ..hub_client import is_repo_id
 from ..models import FashionMNISTGuidanceClassifier, FashionMNISTUNet2DModel
 from .download import download_pipeline
 from .files import (
@@ -61,7 +62,6 @@ CONSTRUCTION_ERRORS = (
     AttributeError,
     ImportError,
     LookupError,
-    NotImplementedError,
     RuntimeError,
     SafetensorError,
     TypeError,
@@ -106,7 +106,7 @@ def load_components(
     kwargs = {name: value for name, value in kwargs.items() if name in MODEL_OPTIONS}
     folder = Path(path)
     if not folder.is_dir():
-        if path.count("/") != 1 or path.startswith((".", "/", "~")):
+        if not is_repo_id(path):
             raise OSError(
                 f"Could not find a pipeline at {path!r}: pass a local folder with {INDEX_NAME}, or a Hub repository id"
                 " (`owner/name`)."

@@ -262,10 +262,11 @@ def test_missing_inception_network_is_an_error(get_error, pipeline, monkeypatch)
     )
 
 
-def test_missing_packages_are_an_error(get_error, monkeypatch):
-    monkeypatch.setitem(sys.modules, "transformers", None)
+@pytest.mark.parametrize("name", ["datasets", "transformers"])
+def test_missing_packages_are_an_error(get_error, monkeypatch, name):
+    monkeypatch.setitem(sys.modules, name, None)
     assert get_error("evaluate", "base", "--fast") == (
-        "The evaluation requires transformers. Install it with `pip install 'fmnist-diffusion[eval]'`."
+        f"The evaluation requires {name}. Install it with `pip install 'fmnist-diffusion[eval]'`."
     )
 
 

@@ -8,7 +8,7 @@ import pytest
 import torch
 from image_files import get_error, save_image_folder, write_parquet
 
-from fmnist_diffusion.data import DataError, inspect_images, load_images, load_split, stream_images, to_pil
+from fmnist_diffusion.data import DataError, ImageStream, inspect_images, load_images, load_split, to_pil
 
 
 def test_classes_of_integer_labels_are_the_distinct_values(tmp_path, fashion_mnist):
@@ -183,7 +183,7 @@ def test_row_without_an_image_is_an_error_that_names_it(tmp_path, fashion_mnist,
         with pytest.raises(DataError) as error:
             load(train_data_dir=str(path))
         assert str(error.value) == message
-    stream = stream_images(load_split(train_data_dir=str(path)), resolution=28, channels=1)
+    stream = ImageStream(load_split(train_data_dir=str(path)), resolution=28, channels=1)
     assert torch.equal(stream[2]["images"], fashion_mnist.images[0])
     with pytest.raises(DataError) as error:
         stream[1]

@@ -65,7 +65,7 @@ def test_hidden_colors_do_not_change_the_data(tmp_path, image_format):
         image = create_image("RGBA", hidden).resize((16, 8), PIL.Image.Resampling.NEAREST)
         image.save(folder / f"a.{image_format}", lossless=True)
         summary = inspect_images(train_data_dir=str(folder))
-        assert (summary.channels, summary.transparency) == (1, 1)
+        assert (summary.channels, summary.num_transparent) == (1, 1)
         images = load_images(train_data_dir=str(folder)).images
         assert images.shape == (1, 1, 8, 16)
         assert images[0, 0, 0].tolist() == [100] * 8 + [255] * 8

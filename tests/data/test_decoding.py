@@ -6,7 +6,7 @@ import pytest
 import torch
 from image_files import save_image, save_image_folder
 
-from fmnist_diffusion.data import DataError, decode, load_images, load_split, stream_images
+from fmnist_diffusion.data import DataError, ImageStream, decode, load_images, load_split
 
 
 def test_decoding_respects_a_selection(fashion_mnist_folder, fashion_mnist):
@@ -60,21 +60,21 @@ def test_streaming_returns_the_same_pixels_as_decoding(fashion_mnist_folder, fas
     else:
         dataset = load_split(train_data_dir=str(fashion_mnist_folder)).select(range(20))
     expected = decode(dataset, resolution=32, channels=3)
-    loader = torch.utils.data.DataLoader(stream_images(dataset, resolution=32, channels=3), batch_size=8)
+    loader = torch.utils.data.DataLoader(ImageStream(dataset, resolution=32, channels=3), batch_size=8)
     batches = list(loader)
     assert torch.equal(torch.cat([batch["images"] for batch in batches]), expected.images)
     assert torch.equal(torch.cat([batch["labels"] for batch in batches]), expected.labels)
 
 
 def test_stream_can_be_pickled_for_worker_processes(fashion_mnist_folder):
-    stream = stream_images(load_split(train_data_dir=str(fashion_mnist_folder)), resolution=28, channels=1)
+    stream = ImageStream(load_split(train_data_dir=str(fashion_mnist_folder)), resolution=28, channels=1)
     assert torch.equal(pickle.loads(pickle.dumps(stream))[3]["images"], stream[3]["images"])
 
 
 def test_streaming_an_unreadable_image_is_an_error_that_names_the_file(tmp_path, fashion_mnist):
     save_image(tmp_path / "a.png", fashion_mnist.images[0, 0].numpy())
     (tmp_path / "b.png").write_bytes(b"text")
-    stream = stream_images(load_split(train_data_dir=str(tmp_path)), resolution=28, channels=1)
+    stream = ImageStream(load_split(train_data_dir=str(tmp_path)), resolution=28, channels=1)
     assert set(stream[0]) == {"images"}
     with pytest.raises(DataError, match=r"Could not read the image .*b\.png"):
         stream[1]

@@ -7,7 +7,7 @@ import pyarrow.parquet
 import pytest
 from image_files import get_error
 
-from fmnist_diffusion.data import DataError, load_images, load_split, stream_images
+from fmnist_diffusion.data import DataError, ImageStream, load_images, load_split
 
 
 @pytest.fixture
@@ -150,7 +150,7 @@ def test_unusable_caption_column_is_an_error(folder):
 
 def test_streamed_images_have_captions(folder):
     write_metadata(folder / "metadata.csv", ROWS | {"text": ["a b", "an a", "the c"]})
-    stream = stream_images(load_split(train_data_dir=str(folder)), resolution=8, channels=1)
+    stream = ImageStream(load_split(train_data_dir=str(folder)), resolution=8, channels=1)
     assert [stream[index]["captions"] for index in range(3)] == list(
         load_images(train_data_dir=str(folder), resolution=8).captions
     )

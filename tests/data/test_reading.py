@@ -10,7 +10,7 @@ import torch
 from image_files import get_error
 from PIL import TiffImagePlugin
 
-from fmnist_diffusion.data import DataError, inspect_images, load_images, load_split, read_image, stream_images
+from fmnist_diffusion.data import DataError, ImageStream, inspect_images, load_images, load_split, read_image
 
 
 PIXELS = np.random.default_rng(0).integers(0, 256, (16, 24, 3), dtype=np.uint8)
@@ -157,7 +157,7 @@ def test_image_of_an_unsupported_mode_is_an_error(tmp_path, image_format):
     path = tmp_path / "a.tif"
     PIL.Image.new("LAB" if image_format == "CIELAB" else "I;16", (8, 8)).save(path)
     assert f"Could not read the image {path} (it" in get_error(tmp_path, channels=3)
-    stream = stream_images(load_split(train_data_dir=str(tmp_path)), resolution=8, channels=3)
+    stream = ImageStream(load_split(train_data_dir=str(tmp_path)), resolution=8, channels=3)
     with pytest.raises(DataError, match=r"Could not read the image .*a\.tif \(it"):
         stream[0]
 
@@ -207,6 +207,6 @@ def test_eps_is_not_decoded(tmp_path):
 def test_images_may_be_streamed_in_worker_processes(tmp_path):
     for index in range(4):
         PIL.Image.new("L", (8, 8), index).save(tmp_path / f"{index}.png")
-    stream = stream_images(load_split(train_data_dir=str(tmp_path)), resolution=8, channels=1)
+    stream = ImageStream(load_split(train_data_dir=str(tmp_path)), resolution=8, channels=1)
     loader = torch.utils.data.DataLoader(stream, batch_size=4, num_workers=1)
     assert next(iter(loader))["images"][:, 0, 0, 0].tolist() == [0, 1, 2, 3]

@@ -17,7 +17,7 @@ def test_summary_of_class_folders(tmp_path):
         num_images=3,
         sizes={(24, 32): 2, (24, 40): 1},
         channels=3,
-        transparency=0,
+        num_transparent=0,
         label_names=("a", "b"),
         class_counts=(2, 1),
         skipped=(),

@@ -14,7 +14,7 @@ import pyarrow
 import pyarrow.parquet
 from hypothesis import strategies as st
 
-from fmnist_diffusion.data import inspect_images, load_images, load_split, stream_images
+from fmnist_diffusion.data import ImageStream, inspect_images, load_images, load_split
 
 from .messages import get_result
 
@@ -301,5 +301,5 @@ def check_image_folder(data: ImageFolder, folder: Path) -> None:
             assert [class_names[index] for index in tensors.labels] == [labels[path] for path in paths]
             counts = Counter(labels[path] for path in paths)
             assert summary.class_counts == tuple(counts[name] for name in class_names)
-        stream = stream_images(dataset, resolution=8, channels=1)
+        stream = ImageStream(dataset, resolution=8, channels=1)
         assert all((stream[index]["images"] == tensors.images[index]).all() for index in range(len(stream)))

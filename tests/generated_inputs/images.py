@@ -11,13 +11,13 @@ from hypothesis import strategies as st
 
 from fmnist_diffusion.data import (
     DataError,
+    ImageStream,
     convert_image,
     inspect_images,
     load_images,
     load_split,
     read_header,
     read_image,
-    stream_images,
 )
 
 from .damage import Change, changes, damage_bytes
@@ -248,7 +248,7 @@ def check_file(data: EncodedImage, path: Path, image: PIL.Image.Image | None, me
     shape = {"resolution": (height, width), "channels": data.channels}
     tensors = call_or_get_error(lambda: load_images(**shape, **arguments), DataError, [str(path)])
     assert (tensors is None) == (pixels is None), message
-    stream = stream_images(load_split(**arguments), **shape)
+    stream = ImageStream(load_split(**arguments), **shape)
     streamed = call_or_get_error(lambda: stream[0]["images"].numpy(), DataError, [str(path)])
     if tensors is None or pixels is None:
         assert streamed is None

@@ -173,6 +173,7 @@ def test_models_of_other_datasets_have_no_default_license(make_card, folder, lic
     [
         {"dataset_name": "zalando-datasets/fashion_mnist", "train_data_dir": "images"},
         {"dataset_name": "images"},
+        {"dataset_name": "../images"},
         {"dataset_name": 3},
     ],
 )

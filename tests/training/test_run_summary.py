@@ -12,7 +12,7 @@ def make_summary(**changes: Any) -> DataSummary:
         "num_images": 12,
         "sizes": {(20, 30): 4, (64, 48): 8},
         "channels": 3,
-        "transparency": 0,
+        "num_transparent": 0,
         "label_names": ("cat", "dog"),
         "class_counts": (9, 3),
         "skipped": (),
@@ -47,9 +47,9 @@ def test_images_are_described():
     [
         ({"channels": 1}, "images       12 grayscale images from owner/name"),
         ({"num_images": 1}, "images       1 RGB image from owner/name"),
-        ({"transparency": 1}, "transparency 1 image with transparent pixels, which become white"),
+        ({"num_transparent": 1}, "transparency 1 image with transparent pixels, which become white"),
         ({"label_names": None, "class_counts": None}, "classes      none"),
-        ({"transparency": 5}, "transparency 5 images with transparent pixels, which become white"),
+        ({"num_transparent": 5}, "transparency 5 images with transparent pixels, which become white"),
         (
             {"skipped": (("a.txt", "not an image"), ("b.txt", "not an image"), ("c.png", "empty"))},
             "skipped      3 files: a.txt, b.txt (not an image); c.png (empty)",
