@@ -154,8 +154,10 @@ def make_pipeline(
     scheduler = DPMSolverMultistepScheduler(
         **config, algorithm_type="sde-dpmsolver++", thresholding=thresholding, sample_max_value=1.0
     )
-    if vae is not None:
-        # This solver never clips, but schedulers that are created from its config would clip by default.
+    # This solver does not have the option `clip_sample`, but others that are created from its config would clip by
+    # default. DDIM then combines the clipped x0 with the noise of the unclipped x0, which amplifies the errors of a
+    # model that predicts the noise.
+    if vae is not None or (config["prediction_type"] == "epsilon" and not near_zero_snr):
         scheduler.register_to_config(clip_sample=False)
     timestep_power = 1.2 if config["beta_schedule"] == "squaredcos_cap_v2" else 1.5
     return FashionMNISTPipeline(unet, scheduler, num_inference_steps, timestep_power, **components)
@@ -172,13 +174,13 @@ def make_consistency_pipeline(
     Creates a pipeline for a consistency model, which generates images in one to four steps.
 
     The scheduler is [`LCMScheduler`], which adds new noise after every step except the last one (arXiv 2303.01469,
-    algorithm 1).
+    algorithm 1). The timesteps have power-law spacing with a power of 2.
 
     Args:
         unet ([`FashionMNISTUNet2DModel`]): The consistency model.
         noise_scheduler ([`DDPMScheduler`]): The noise schedule and prediction type that the model was trained with.
         num_inference_steps (`int`, defaults to 4):
-            Default number of denoising steps, limited to the `num_train_timesteps` of `noise_scheduler` and to 50.
+            Default number of denoising steps, limited to the `num_train_timesteps` of `noise_scheduler`.
         text_encoder, tokenizer (*optional*): See [`FashionMNISTPipeline`].
     """
     from diffusers import LCMScheduler
@@ -186,11 +188,11 @@ def make_consistency_pipeline(
     from .pipelines import FashionMNISTPipeline
 
     config = {name: noise_scheduler.config[name] for name in NOISE_SCHEDULE_OPTIONS}
-    # LCMScheduler selects the timesteps of each step count from this number of equally spaced timesteps.
-    original_inference_steps = min(50, config["num_train_timesteps"])
-    scheduler = LCMScheduler(**config, original_inference_steps=original_inference_steps, clip_sample=True)
-    num_inference_steps = min(num_inference_steps, original_inference_steps)
-    return FashionMNISTPipeline(unet, scheduler, num_inference_steps, None, text_encoder, tokenizer)
+    num_train_timesteps = config["num_train_timesteps"]
+    # With this value of `original_inference_steps`, LCMScheduler accepts every timestep without a warning.
+    scheduler = LCMScheduler(**config, original_inference_steps=num_train_timesteps, clip_sample=True)
+    num_inference_steps = min(num_inference_steps, num_train_timesteps)
+    return FashionMNISTPipeline(unet, scheduler, num_inference_steps, 2.0, text_encoder, tokenizer)
 
 
 def copy_pipeline(

@@ -43,8 +43,8 @@ def describe_sampler(pipe: "FashionMNISTPipeline", num_inference_steps: int) -> 
     scheduler = pipe.scheduler
     timesteps = pipe.set_timesteps(num_inference_steps)
     clip = get_clip(scheduler)
-    parameters = inspect.signature(scheduler.step).parameters
     generator = torch.Generator().manual_seed(0)
+    step_kwargs = pipe.prepare_extra_step_kwargs(generator)
     previous_x0 = torch.zeros(PROBE_SHAPE)
     steps = []
     for t in timesteps:
@@ -56,9 +56,8 @@ def describe_sampler(pipe: "FashionMNISTPipeline", num_inference_steps: int) -> 
             x0 = x0.clamp(-clip, clip)
         sample = model_input / input_scale
         # A copy of the generator samples the same noise as the scheduler.
-        kwargs = {"generator": generator} if "generator" in parameters else {}
         noise = torch.randn(PROBE_SHAPE, generator=generator.clone_state())
-        next_sample = scheduler.step(prediction, t, sample, **kwargs).prev_sample
+        next_sample = scheduler.step(prediction, t, sample, **step_kwargs).prev_sample
         inputs = {
             "sample": sample,
             "x0": x0,

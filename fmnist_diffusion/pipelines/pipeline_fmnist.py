@@ -108,6 +108,8 @@ SPACING_OPTIONS = (
 FLOW_MATCH_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
 # These schedulers support flow matching with `use_flow_sigmas`. DEIS and SASolver would not remove all noise.
 FLOW_SOLVERS = (DPMSolverMultistepScheduler, UniPCMultistepScheduler)
+# These schedulers can use the power-law spacing of the option `timestep_power`.
+POWER_LAW_SCHEDULERS = (DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler)
 
 EXAMPLE_DOC_STRING = """
     Examples:
@@ -409,12 +411,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
             The scheduler, with the noise schedule and `prediction_type` that the model was trained with.
         num_inference_steps (`int`, defaults to 20): Default number of denoising steps.
         timestep_power (`float`, *optional*):
-            Power of the timestep spacing, from 1 to 100. With a [`DPMSolverMultistepScheduler`], step `k` from `n` to
-            1 uses the timestep `T * (k / n) ** timestep_power - 1`, where `n` is the number of steps and `T` is
-            `num_train_timesteps`. With a [`FlowMatchEulerDiscreteScheduler`], it uses the sigma
-            `(k / n) ** timestep_power`, to which the scheduler applies its `shift`. Other schedulers, and schedulers
-            with Karras, exponential, beta, Lu or flow sigmas, ignore this option. A scheduler that is assigned to the
-            pipeline later uses its own spacing.
+            Power of the timestep spacing, from 1 to 100. With a [`DPMSolverMultistepScheduler`] or an
+            [`LCMScheduler`], step `k` from `n` to 1 uses the timestep `T * (k / n) ** timestep_power - 1`, where `n`
+            is the number of steps and `T` is `num_train_timesteps`. With a [`FlowMatchEulerDiscreteScheduler`], it
+            uses the sigma `(k / n) ** timestep_power`, to which the scheduler applies its `shift`. Other schedulers,
+            and schedulers with Karras, exponential, beta, Lu or flow sigmas, ignore this option. A scheduler that is
+            assigned to the pipeline later uses its own spacing.
         text_encoder ([`~transformers.CLIPTextModel`], *optional*):
             Text encoder of a text-conditional model. `unet` receives its pooled output as `class_labels`.
         tokenizer ([`~transformers.CLIPTokenizer`], *optional*): Tokenizer of the text encoder.
@@ -514,6 +516,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         pipe: Any = super().from_pipe(pipeline, **{**models, **kwargs})
         return pipe
 
+    @classmethod
+    def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
+        # `auto_map` is only for `diffusers.AutoModel`. diffusers would log a warning about it.
+        config_dict = {name: value for name, value in config_dict.items() if name != "auto_map"}
+        return super().extract_init_dict(config_dict, **kwargs)
+
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
         """Writes `model_index.json` and copies the source files. [`save_pretrained`] calls this method last."""
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
@@ -529,15 +537,22 @@ class FashionMNISTPipeline(DiffusionPipeline):
             model = getattr(self, name)
             # torch.compile wraps the model.
             model = getattr(model, "_orig_mod", model)
+            model_config_path = folder / name / "config.json"
+            if not model_config_path.is_file():
+                raise ValueError(
+                    f"`{name}` is a {type(model).__name__}, which cannot be saved. Assign a model of diffusers or of"
+                    f" this package, such as the result of `pipe.{name}.merge_and_unload()`."
+                )
             if not type(model).__module__.startswith("diffusers."):
                 index[name] = self._copy_source(model, folder / name)
             # Do not publish the local path that from_pretrained stores in the config.
-            model_config_path = folder / name / "config.json"
-            if model_config_path.is_file():
-                model_config = json.loads(model_config_path.read_text(encoding="utf-8"))
-                model_config.pop("_name_or_path", None)
-                config_text = json.dumps(model_config, indent=2, sort_keys=True) + "\n"
-                model_config_path.write_text(config_text, encoding="utf-8")
+            model_config = json.loads(model_config_path.read_text(encoding="utf-8"))
+            model_config.pop("_name_or_path", None)
+            config_text = json.dumps(model_config, indent=2, sort_keys=True) + "\n"
+            model_config_path.write_text(config_text, encoding="utf-8")
+        # This entry allows `AutoModel.from_pretrained(..., subfolder="unet", trust_remote_code=True)`.
+        if index["unet"][0] != "diffusers":
+            index["auto_map"] = {"AutoModel": ".".join(index["unet"])}
         index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
     @staticmethod
@@ -772,6 +787,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         prompt: Any = None,
         negative_prompt: Any = None,
         classifier_guidance_scale: float = 0.0,
+        eta: float | None = None,
     ) -> None:
         for name, value in (
             ("num_images_per_prompt", num_images_per_prompt),
@@ -789,6 +805,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
         ):
             if not is_finite_number(value):
                 raise ValueError(f"`{name}` must be a finite number, got {value!r}.")
+        if eta is not None:
+            if "eta" not in inspect.signature(self.scheduler.step).parameters:
+                raise ValueError(
+                    f"`eta` is not supported by {type(self.scheduler).__name__}. Omit it, or use DDIMScheduler."
+                )
+            if not is_finite_number(eta) or not 0 <= eta <= 1:
+                raise ValueError(f"`eta` must be between 0 and 1, got {eta!r}.")
         if self.text_encoder is None and not (prompt is None and negative_prompt is None):
             name = "negative_prompt" if prompt is None else "prompt"
             hint = "Omit it." if self.num_classes is None else "Pass `class_labels` instead."
@@ -805,10 +828,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     f" {len(negative_prompt)}."
                 )
         if guidance_scale != 1 and class_labels is None and prompt is None:
-            raise ValueError(
-                f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass"
-                f" `{'class_labels' if self.text_encoder is None else 'prompt'}` to use guidance."
-            )
+            argument = "class_labels" if self.text_encoder is None else "prompt"
+            supports_guidance = self.text_encoder is not None or self.is_conditional
+            hint = f"Pass `{argument}` to use guidance." if supports_guidance else "Omit it."
+            raise ValueError(f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. {hint}")
         if classifier_guidance_scale != 0:
             self._check_classifier(class_labels, classifier_guidance_scale)
         if class_labels is not None and self._only_classifier_has_classes:
@@ -977,6 +1000,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self._set_begin_index(0)
         return all_timesteps
 
+    def prepare_extra_step_kwargs(self, generator: Any, eta: float | None = None) -> dict[str, Any]:
+        """Returns the arguments of `scheduler.step` that only some schedulers have."""
+        parameters = inspect.signature(self.scheduler.step).parameters
+        kwargs = {"generator": generator} if "generator" in parameters else {}
+        if eta is not None:
+            kwargs["eta"] = eta
+        return kwargs
+
     def _set_begin_index(self, index: int) -> None:
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(index)
@@ -1036,7 +1067,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def _uses_power_law(self) -> bool:
         return (
             self.config.timestep_power is not None
-            and isinstance(self.scheduler, (DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler))
+            and isinstance(self.scheduler, POWER_LAW_SCHEDULERS)
             and not any(self.scheduler.config.get(option, False) for option in SPACING_OPTIONS)
         )
 
@@ -1300,6 +1331,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
         classifier_guidance_scale: float = 0.0,
+        eta: float | None = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
         Generates `num_images_per_prompt` images for each label or prompt, or in total if there are none.
@@ -1383,6 +1415,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 (arXiv 2105.05233, equation 14) within `guidance_interval`. It requires a pipeline with a classifier
                 and `class_labels`. A class-conditional model also receives the labels; with `guidance_scale=0`, only
                 the classifier receives them. 0 disables classifier guidance.
+            eta (`float`, *optional*):
+                Amount of noise that [`DDIMScheduler`] (arXiv 2010.02502, equation 16) or [`TCDScheduler`] adds in each
+                step, in [0, 1]. Defaults to the scheduler's default. Other schedulers do not support it.
 
         Examples:
 
@@ -1414,6 +1449,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             prompt,
             negative_prompt,
             classifier_guidance_scale,
+            eta,
         )
         if strength is None:
             strength = 0.8 if mask_image is None else 1.0
@@ -1486,8 +1522,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 sample = add_noise(original, noise, remaining[0])
             if mask is not None:
                 sample = replace_known_pixels(sample, remaining[0])
-        accepts_generator = "generator" in inspect.signature(self.scheduler.step).parameters
-        step_kwargs = {"generator": generator} if accepts_generator else {}
+        step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
         # 5. Denoising loop
         start, stop = (scale_num_steps(len(remaining), fraction) for fraction in guidance_interval)
@@ -1632,16 +1667,15 @@ class FashionMNISTPipeline(DiffusionPipeline):
             return slerp(first, last, weights)
 
         sample = sample_noise() * self.init_noise_sigma
-        step_parameters = inspect.signature(self.scheduler.step).parameters
         # A scheduler that samples noise itself changes the state of this generator.
         unused_generator = torch.Generator(device)
         initial_state = unused_generator.get_state()
+        step_kwargs = self.prepare_extra_step_kwargs(unused_generator)
 
         def step(prediction: torch.Tensor, t: torch.Tensor, sample: torch.Tensor, i: int) -> torch.Tensor:
-            if "variance_noise" in step_parameters:
+            if "variance_noise" in inspect.signature(self.scheduler.step).parameters:
                 return self.scheduler.step(prediction, t, sample, variance_noise=sample_noise()).prev_sample
-            kwargs = {"generator": unused_generator} if "generator" in step_parameters else {}
-            output = self.scheduler.step(prediction, t, sample, **kwargs)
+            output = self.scheduler.step(prediction, t, sample, **step_kwargs)
             if torch.equal(unused_generator.get_state(), initial_state):
                 return output.prev_sample
             if isinstance(self.scheduler, LCMScheduler):

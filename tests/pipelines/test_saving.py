@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 from diffusers import (
+    AutoModel,
     DDIMPipeline,
     DDIMScheduler,
     DDPMPipeline,
@@ -67,6 +68,7 @@ def check_layout(folder: Path) -> None:
         "scheduler": ["diffusers", "DPMSolverMultistepScheduler"],
         "num_inference_steps": 3,
         "timestep_power": 1.5,
+        "auto_map": {"AutoModel": "unet_fmnist.FashionMNISTUNet2DModel"},
     }
     for name, module in (("pipeline_fmnist.py", pipeline_fmnist), ("unet/unet_fmnist.py", unet_fmnist)):
         assert (folder / name).read_bytes() == Path(str(module.__file__)).read_bytes()
@@ -98,6 +100,23 @@ class TestRoundTrip:
             pipe.save_pretrained(folder)
         check_layout(folder)
         assert [record.message for record in diffusers_log.records] == []
+
+    def test_auto_model_loads_the_unet(self, folder):
+        unet = AutoModel.from_pretrained(str(folder), subfolder="unet", trust_remote_code=True)
+        expected = load(folder).unet
+        assert type(unet).__name__ == "FashionMNISTUNet2DModel" and not unet.training
+        assert unet.state_dict().keys() == expected.state_dict().keys()
+        assert all(torch.equal(tensor, unet.state_dict()[name]) for name, tensor in expected.state_dict().items())
+
+    def test_model_that_diffusers_cannot_save_is_an_error(self, tmp_path):
+        pipe = make_default_pipeline()
+        unet = pipe.unet
+        pipe.unet = torch.nn.Sequential(unet)
+        with pytest.raises(ValueError, match="`unet` is a Sequential, which cannot be saved"):
+            pipe.save_pretrained(tmp_path / "wrapped")
+        pipe.unet = unet
+        pipe.save_pretrained(tmp_path / "wrapped")
+        load(tmp_path / "wrapped")
 
     @pytest.mark.slow
     def test_round_trips_work_without_the_package(self, folder, tmp_path, expected):

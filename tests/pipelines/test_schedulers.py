@@ -3,7 +3,7 @@
 import diffusers
 import pytest
 import torch
-from diffusers import DDPMScheduler, SchedulerMixin
+from diffusers import DDIMScheduler, DDPMScheduler, SchedulerMixin
 from oracle_unet import distance, make_oracle_pipeline
 from torch.testing import assert_close
 
@@ -185,6 +185,34 @@ def test_guidance_extrapolates_from_the_null_label(name):
     assert distance(images, null + 1.5 * (label - null)) < 0.015
     images = pipe(generator=torch.manual_seed(0), guidance_interval=(0.0, 0.2), **kwargs).images
     assert distance(images, label) < 0.03
+
+
+def test_eta_is_passed_to_the_scheduler():
+    scheduler, unet = DDIMScheduler(), make_unet()
+    pipe = FashionMNISTPipeline(unet, scheduler, num_inference_steps=5)
+    pipe.set_progress_bar_config(disable=True)
+    images = pipe(generator=torch.manual_seed(0), output_type="latent", eta=1.0).images
+    generator = torch.manual_seed(0)
+    expected = torch.randn(1, 1, 8, 8, generator=generator)
+    scheduler.set_timesteps(5)
+    for t in scheduler.timesteps:
+        with torch.no_grad():
+            prediction = unet.eval()(expected, t).sample
+        expected = scheduler.step(prediction, t, expected, eta=1.0, generator=generator).prev_sample
+    assert_close(images, expected)
+
+
+@pytest.mark.parametrize(
+    ("scheduler", "eta", "message"),
+    [
+        (DDIMScheduler(), 1.5, "`eta` must be between 0 and 1, got 1.5."),
+        (DDIMScheduler(), "1", "`eta` must be between 0 and 1, got '1'."),
+        (DDPMScheduler(), 0.0, "`eta` is not supported by DDPMScheduler. Omit it, or use DDIMScheduler."),
+    ],
+)
+def test_invalid_eta_is_an_error(scheduler, eta, message):
+    with pytest.raises(ValueError, match=message):
+        FashionMNISTPipeline(make_unet(), scheduler)(eta=eta)
 
 
 @pytest.mark.parametrize("name", SCHEDULERS)
