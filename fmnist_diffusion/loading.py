@@ -109,5 +109,5 @@ def get_short_name(folder: Path) -> str:
 
 
 def make_file_name(short_name: str) -> str:
-    """Returns the result of [`get_short_name`] as the name of a file or folder, such as `mine-pipeline`."""
+    """Converts a short name, such as `mine/pipeline`, to the name of a file or folder, such as `mine-pipeline`."""
     return short_name.replace("/", "-")

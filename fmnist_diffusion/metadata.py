@@ -155,7 +155,7 @@ def get_dataset(settings: dict[str, Any]) -> str | None:
 
 
 def get_license(train_config: dict[str, Any] | None) -> str | None:
-    """Returns `mit` if the model was trained on Fashion-MNIST from the Hub, which has this license, or `None`."""
+    """Returns `mit` if the model was trained on Fashion-MNIST from the Hub, which has this license, else `None`."""
     return "mit" if get_dataset(dict(flatten(train_config or {}))) == DEFAULT_DATASET else None
 
 

@@ -69,9 +69,9 @@ class TimestepSampler:
     - `"mode"`: Timesteps are `T * (1 - u - s * (cos(pi * u / 2)**2 - 1 + u))`, where `u` is uniformly distributed, and
       have weight 1 (arXiv 2403.03206, equation 20).
     - `"importance"`: Probabilities are proportional to the root mean square of the last ten losses of each timestep,
-      mixed with 0.1% of the uniform distribution as in `LossSecondMomentResampler` of the authors' code. The weights
-      are inversely proportional to the probabilities, which keeps the objective unbiased (arXiv 2102.09672, section
-      3.3). Sampling is uniform until every timestep has ten losses.
+      mixed with 0.1% of the uniform distribution, as in `LossSecondMomentResampler` of openai/improved-diffusion. The
+      weights are inversely proportional to the probabilities, which keeps the objective unbiased (arXiv 2102.09672,
+      section 3.3). Sampling is uniform until every timestep has ten losses.
 
     Args:
         timestep_sampling (`str`): `"uniform"`, `"logit_normal"`, `"mode"` or `"importance"`.

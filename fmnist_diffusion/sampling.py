@@ -154,9 +154,9 @@ def make_pipeline(
     scheduler = DPMSolverMultistepScheduler(
         **config, algorithm_type="sde-dpmsolver++", thresholding=thresholding, sample_max_value=1.0
     )
-    # This solver does not have the option `clip_sample`, but others that are created from its config would clip by
-    # default. DDIM then combines the clipped x0 with the noise of the unclipped x0, which amplifies the errors of a
-    # model that predicts the noise.
+    # This solver does not have the option `clip_sample`, but other schedulers that are created from its config clip x0
+    # by default, which is wrong for latents. With epsilon prediction, DDIM combines the clipped x0 with the unclipped
+    # predicted noise, which amplifies the errors of the model.
     if vae is not None or (config["prediction_type"] == "epsilon" and not near_zero_snr):
         scheduler.register_to_config(clip_sample=False)
     timestep_power = 1.2 if config["beta_schedule"] == "squaredcos_cap_v2" else 1.5
@@ -189,7 +189,7 @@ def make_consistency_pipeline(
 
     config = {name: noise_scheduler.config[name] for name in NOISE_SCHEDULE_OPTIONS}
     num_train_timesteps = config["num_train_timesteps"]
-    # With this value of `original_inference_steps`, LCMScheduler accepts every timestep without a warning.
+    # With this value of `original_inference_steps`, LCMScheduler accepts all custom timesteps without a warning.
     scheduler = LCMScheduler(**config, original_inference_steps=num_train_timesteps, clip_sample=True)
     num_inference_steps = min(num_inference_steps, num_train_timesteps)
     return FashionMNISTPipeline(unet, scheduler, num_inference_steps, 2.0, text_encoder, tokenizer)

@@ -118,7 +118,7 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
             " different scheduler, such as DDIMScheduler."
         )
     if config.get("clip_sample") is False:
-        # The config of a latent diffusion model disables clipping, because latents are not limited to [-1, 1].
+        # The predicted x0 must not be clipped, for example because latents are not limited to [-1, 1].
         options.pop("clip_sample", None)
     options |= get_flow_options(scheduler_class, config)
     # With this entry, `from_config` drops all options that equal the defaults of the previous scheduler class.

@@ -387,8 +387,9 @@ class Handlers:
         """
         Returns the metrics of the checkpoint.
 
-        Each metric has its value for the generated images and, for comparison, its value for real images: the test
-        images of Fashion-MNIST or, if the checkpoint was compared with other images, two halves of these images.
+        Each metric has a value for the generated images and a value for real images. The real images are the test
+        images of Fashion-MNIST. If the checkpoint was evaluated with other reference images, the value compares two
+        halves of these images.
         """
         metrics = self.engine.metrics
         if metrics is None:

@@ -188,8 +188,11 @@ class TestFiles:
             "scheduler": ["diffusers", "LCMScheduler" if name == "fast" else "DPMSolverMultistepScheduler"],
             "num_inference_steps": NUM_STEPS[name],
             "timestep_power": TIMESTEP_POWERS[name],
-            "auto_map": {"AutoModel": "unet_fmnist.FashionMNISTUNet2DModel"},
-            **(TEXT_COMPONENTS if name == "text" else {}),
+            **(
+                TEXT_COMPONENTS
+                if name == "text"
+                else {"auto_map": {"AutoModel": "unet_fmnist.FashionMNISTUNet2DModel"}}
+            ),
         }
 
     @NAMES

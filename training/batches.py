@@ -116,7 +116,7 @@ def make_seed(*numbers: int) -> int:
 
 
 def count_batches(num_images: int, batch_size: int, gradient_accumulation_steps: int = 1) -> int:
-    """Returns the number of batches in an epoch, without the last optimizer step if it is incomplete."""
+    """Returns the number of batches in an epoch, without the batches of an incomplete last optimizer step."""
     return num_images // (batch_size * gradient_accumulation_steps) * gradient_accumulation_steps
 
 

@@ -16,7 +16,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("training")
 
-# The vocabulary and each caption have at most this many tokens.
+# The vocabulary has at most `MAX_VOCAB_SIZE` tokens, and each caption has at most `MAX_LENGTH` tokens.
 MAX_VOCAB_SIZE, MAX_LENGTH = 8192, 24
 
 MISSING_CAPTIONS = (

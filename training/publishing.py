@@ -79,7 +79,7 @@ class BackgroundPush:
         if thread is not None:
             thread.join(FINISH_TIMEOUT)
             if thread.is_alive():
-                self._report_failure(f"it was not complete after {FINISH_TIMEOUT // 60} minutes")
+                self._report_failure(f"the push was not complete after {FINISH_TIMEOUT // 60} minutes")
 
 
 def check_token(config: TrainingConfig) -> None:

@@ -244,7 +244,7 @@ class AutoencoderTrainer:
         """Trains to the end of the run.
 
         Raises:
-            `FloatingPointError`: If the loss or the weights are NaN or infinite. Such weights are not saved.
+            `FloatingPointError`: If the loss or the weights are NaN or infinite. In this case, no weights are saved.
             `KeyboardInterrupt`: After Ctrl-C or, as [`Terminated`], after SIGTERM. A checkpoint is written first.
             `WriteError`: If a file cannot be written.
         """

@@ -43,7 +43,7 @@ class GuidanceClassifierConfig:
     """Settings for training a classifier for guidance.
 
     Args:
-        init_from: pipeline: a folder, the name of a bundled checkpoint or a Hub repository
+        init_from: pipeline to add the classifier to: a folder, the name of a bundled checkpoint or a Hub repository
         output_dir: new folder for the pipeline with the classifier
         seed: random seed of the initial weights, the order of the data, and the noise
         num_epochs: number of passes over the training images
@@ -66,7 +66,7 @@ class GuidanceClassifierConfig:
 
     def __post_init__(self):
         if self.data.resolution is not None or self.data.channels is not None:
-            raise ValueError("`--data.resolution` and `--data.channels` must be null, because the pipeline sets them.")
+            raise ValueError("The pipeline determines `--data.resolution` and `--data.channels`. Omit both options.")
         if self.data.streaming:
             raise ValueError("`--data.streaming` must be false, because all images are kept in memory.")
 

@@ -102,7 +102,7 @@ class Trainer:
 
         Raises:
             `DataError`: If an image of a streamed dataset cannot be decoded.
-            `FloatingPointError`: If the loss or the weights are NaN or infinite. Such weights are not saved.
+            `FloatingPointError`: If the loss or the weights are NaN or infinite. In this case, no weights are saved.
             `KeyboardInterrupt`: After Ctrl-C or, as [`Terminated`], after SIGTERM. A checkpoint is written first.
             `WriteError`: If a file cannot be written.
         """
@@ -208,7 +208,8 @@ class Trainer:
             if due:
                 self.loss_logger.record.plot(self.folder / "loss.png", self.config.images_per_step)
         if due:
-            # Writing the outputs can fail or be interrupted. The resumed run writes them again.
+            # Writing the outputs can fail or be interrupted, so the checkpoint is saved first. A resumed run writes
+            # the outputs again.
             self._save_checkpoint()
             self._write_outputs(epoch, due)
         if progress.batch == len(self.components.batches):

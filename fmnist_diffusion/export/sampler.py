@@ -93,7 +93,7 @@ def get_clip(scheduler: Any) -> float | None:
     Raises:
         `ValueError`: If the maximum depends on the sample.
     """
-    # A config that was created from that of a different scheduler class also contains the options of that class.
+    # The config that `from_config` creates also contains options of the previous scheduler class.
     parameters = inspect.signature(type(scheduler)).parameters
     config = {name: value for name, value in scheduler.config.items() if name in parameters}
     if config.get("thresholding", False):

@@ -55,10 +55,10 @@ UNSUPPORTED_ARGUMENTS = {
 
 
 class CheckpointSafeBatchNorm2d(nn.BatchNorm2d):
-    """Batch normalization that updates its running statistics once per training step.
+    """Batch normalization that updates its running statistics once per training batch.
 
     Gradient checkpointing does not update them twice. A forward pass without gradients, such as sampling in training
-    mode, does not update them, unless `momentum` is `None`, as in `torch.optim.swa_utils.update_bn`.
+    mode, only updates them if `momentum` is `None`. `torch.optim.swa_utils.update_bn` sets this value.
     """
 
     has_updated = False
@@ -66,17 +66,21 @@ class CheckpointSafeBatchNorm2d(nn.BatchNorm2d):
     def forward(self, input: torch.Tensor) -> torch.Tensor:
         if not self.training or self.momentum is None:
             return super().forward(input)
-        updates = torch.is_grad_enabled()
+        is_compiling = torch.compiler.is_compiling()
+        if not torch.is_grad_enabled():
+            if not is_compiling:
+                self.has_updated = False
+            return F.batch_norm(input, None, None, self.weight, self.bias, True, 0.0, self.eps)
         # A compiled graph updates the statistics only once.
-        if not torch.compiler.is_compiling():
+        if not is_compiling:
             # Gradient checkpointing recomputes the forward pass during the backward pass. The first pass has already
             # updated the statistics, unless it ran without gradients (reentrant checkpointing).
-            is_recomputed = torch._C._current_graph_task_id() != -1
-            updates = updates and not (is_recomputed and self.has_updated)
-            self.has_updated = updates or (is_recomputed and self.has_updated)
-        if updates:
-            return super().forward(input)
-        return F.batch_norm(input, self.running_mean, self.running_var, self.weight, self.bias, True, 0.0, self.eps)
+            if torch._C._current_graph_task_id() != -1 and self.has_updated:
+                return F.batch_norm(
+                    input, self.running_mean, self.running_var, self.weight, self.bias, True, 0.0, self.eps
+                )
+            self.has_updated = True
+        return super().forward(input)
 
 
 def is_integer(value: object, minimum: int, maximum: int) -> bool:
@@ -355,8 +359,8 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         layers_per_block (`int`, defaults to `1`): Number of residual blocks per level of the encoder and the decoder.
         norm_type (`str`, defaults to `"batch"`):
             Normalization of the residual blocks, `"batch"` or `"group"`. With `"batch"`, call `eval()` before sampling
-            with another pipeline than [`FashionMNISTPipeline`]. An `EMAModel` does not save the running statistics of
-            `"batch"`, so use `"group"` with it.
+            with a pipeline other than [`FashionMNISTPipeline`], so that the model uses its running statistics. The
+            `EMAModel` of diffusers does not save these statistics, so use `"group"` with it.
         norm_num_groups (`int`, defaults to `32`):
             Number of groups for `norm_type="group"`. It must divide every entry of `block_out_channels`.
         act_fn (`str`, defaults to `"relu"`): Activation: `"relu"`, `"silu"`, `"swish"`, `"gelu"` or `"mish"`.

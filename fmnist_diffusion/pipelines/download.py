@@ -126,8 +126,9 @@ class _Files:
                 if not isinstance(error.__cause__, EntryNotFoundError):
                     raise
                 self._download_shards(model, commit, force_download)
-        # The branch in the cache must refer to a complete copy, so it is updated last. If someone has pushed a new
-        # commit since, only this one file belongs to it.
+        # This request updates the branch in the cache. It is the last one, so that the branch does not refer to an
+        # incomplete copy if the download fails. If someone has pushed a new commit in the meantime, the cache only
+        # contains this file of the new commit, so the folder of `commit` is returned.
         self._request_file(INDEX_NAME, revision)
         return index.parent
 

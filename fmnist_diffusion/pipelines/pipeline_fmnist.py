@@ -414,9 +414,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
             Power of the timestep spacing, from 1 to 100. With a [`DPMSolverMultistepScheduler`] or an
             [`LCMScheduler`], step `k` from `n` to 1 uses the timestep `T * (k / n) ** timestep_power - 1`, where `n`
             is the number of steps and `T` is `num_train_timesteps`. With a [`FlowMatchEulerDiscreteScheduler`], it
-            uses the sigma `(k / n) ** timestep_power`, to which the scheduler applies its `shift`. Other schedulers,
-            and schedulers with Karras, exponential, beta, Lu or flow sigmas, ignore this option. A scheduler that is
-            assigned to the pipeline later uses its own spacing.
+            uses the sigma `(k / n) ** timestep_power`, to which the scheduler applies its `shift`. The following
+            schedulers ignore this option: an [`LCMScheduler`] whose `original_inference_steps` is less than `T`, a
+            scheduler with Karras, exponential, beta, Lu or flow sigmas, a scheduler that is assigned to the pipeline
+            later, and all other schedulers.
         text_encoder ([`~transformers.CLIPTextModel`], *optional*):
             Text encoder of a text-conditional model. `unet` receives its pooled output as `class_labels`.
         tokenizer ([`~transformers.CLIPTokenizer`], *optional*): Tokenizer of the text encoder.
@@ -537,21 +538,23 @@ class FashionMNISTPipeline(DiffusionPipeline):
             model = getattr(self, name)
             # torch.compile wraps the model.
             model = getattr(model, "_orig_mod", model)
-            model_config_path = folder / name / "config.json"
-            if not model_config_path.is_file():
+            if not isinstance(model, ModelMixin):
                 raise ValueError(
                     f"`{name}` is a {type(model).__name__}, which cannot be saved. Assign a model of diffusers or of"
-                    f" this package, such as the result of `pipe.{name}.merge_and_unload()`."
+                    f" this package. For a PeftModel, assign the result of `pipe.{name}.merge_and_unload()`."
                 )
             if not type(model).__module__.startswith("diffusers."):
                 index[name] = self._copy_source(model, folder / name)
             # Do not publish the local path that from_pretrained stores in the config.
-            model_config = json.loads(model_config_path.read_text(encoding="utf-8"))
-            model_config.pop("_name_or_path", None)
-            config_text = json.dumps(model_config, indent=2, sort_keys=True) + "\n"
-            model_config_path.write_text(config_text, encoding="utf-8")
-        # This entry allows `AutoModel.from_pretrained(..., subfolder="unet", trust_remote_code=True)`.
-        if index["unet"][0] != "diffusers":
+            model_config_path = folder / name / "config.json"
+            if model_config_path.is_file():
+                model_config = json.loads(model_config_path.read_text(encoding="utf-8"))
+                model_config.pop("_name_or_path", None)
+                config_text = json.dumps(model_config, indent=2, sort_keys=True) + "\n"
+                model_config_path.write_text(config_text, encoding="utf-8")
+        # This entry allows `AutoModel.from_pretrained(..., subfolder="unet", trust_remote_code=True)`. AutoModel would
+        # use it for all other models as well.
+        if index["unet"][0] != "diffusers" and not index.keys() & {"classifier", "text_encoder", "vae"}:
             index["auto_map"] = {"AutoModel": ".".join(index["unet"])}
         index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
 
@@ -1065,10 +1068,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
             )
 
     def _uses_power_law(self) -> bool:
+        config = self.scheduler.config
+        # LCMScheduler only supports the timesteps of its training schedule.
+        is_restricted = config.get("original_inference_steps", math.inf) < config["num_train_timesteps"]
         return (
             self.config.timestep_power is not None
             and isinstance(self.scheduler, POWER_LAW_SCHEDULERS)
-            and not any(self.scheduler.config.get(option, False) for option in SPACING_OPTIONS)
+            and not is_restricted
+            and not any(config.get(option, False) for option in SPACING_OPTIONS)
         )
 
     def _preprocess_image(self, image: Any, height: int, width: int) -> torch.Tensor:

@@ -55,7 +55,7 @@ class Benchmark:
                 "clip_sample": True,
             }
         scheduler = make_scheduler(name, config)
-        power = self.timestep_power if name == "sde-dpmsolver++" else None
+        power = self.timestep_power if name in ("sde-dpmsolver++", "LCMScheduler") else None
         pipe = FashionMNISTPipeline(self.pipe.unet, scheduler, timestep_power=power)
         pipe.set_progress_bar_config(disable=True)
         return pipe
@@ -107,7 +107,7 @@ def main() -> None:
     parser.add_argument(
         "--schedulers",
         nargs="+",
-        choices=SCHEDULERS,
+        choices=(*SCHEDULERS, "LCMScheduler"),
         default=["ddpm", "ddim", "dpmsolver++", "unipc", "heun", "sde-dpmsolver++"],
         help="schedulers to compare (default: six of them)",
     )
@@ -119,7 +119,9 @@ def main() -> None:
         help="function evaluations per image without guidance (default: 50 20 10 5)",
     )
     parser.add_argument(
-        "--timestep-power", type=float, help="timestep spacing of sde-dpmsolver++ (default: that of the checkpoint)"
+        "--timestep-power",
+        type=float,
+        help="timestep spacing of sde-dpmsolver++ and LCMScheduler (default: that of the checkpoint)",
     )
     parser.add_argument(
         "--guidance-scales", nargs="+", type=float, default=[1.0], help="guidance scales to compare (default: 1)"

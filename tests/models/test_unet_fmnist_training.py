@@ -113,6 +113,7 @@ def test_sampling_in_training_mode_does_not_change_the_model():
     pipe = DDPMPipeline(model, DDPMScheduler(num_train_timesteps=10))
     pipe.set_progress_bar_config(disable=True)
     pipe(batch_size=2, num_inference_steps=2)
+    predict(model, sample=torch.full((1, 1, 8, 8), torch.inf), timestep=5)
     assert all(torch.equal(tensor, before[name]) for name, tensor in model.state_dict().items())
     compute_loss(model, make_inputs(TINY)).backward()
     changed = {name for name, tensor in model.state_dict().items() if not torch.equal(tensor, before[name])}

@@ -108,6 +108,13 @@ class TestRoundTrip:
         assert unet.state_dict().keys() == expected.state_dict().keys()
         assert all(torch.equal(tensor, unet.state_dict()[name]) for name, tensor in expected.state_dict().items())
 
+    def test_auto_model_ignores_the_unet_if_there_are_other_models(self, tmp_path):
+        pipe = make_default_pipeline()
+        pipe.classifier = make_classifier()
+        pipe.save_pretrained(tmp_path)
+        # AutoModel would load the class of the U-Net from every folder.
+        assert "auto_map" not in json.loads((tmp_path / "model_index.json").read_text())
+
     def test_model_that_diffusers_cannot_save_is_an_error(self, tmp_path):
         pipe = make_default_pipeline()
         unet = pipe.unet

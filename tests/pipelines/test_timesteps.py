@@ -86,6 +86,13 @@ class TestPowerLaw:
         expected.set_timesteps(4)
         assert compute_timesteps(pipe) == expected.timesteps.tolist()
 
+    @pytest.mark.parametrize(("original", "timesteps"), [(1000, POWER_2), (50, [999, 759, 499, 259])])
+    def test_lcm_needs_all_timesteps(self, original, timesteps, diffusers_log):
+        scheduler = LCMScheduler(original_inference_steps=original)
+        pipe = FashionMNISTPipeline(make_unet(), scheduler, timestep_power=2.0)
+        assert compute_timesteps(pipe) == timesteps
+        assert [record.message for record in diffusers_log.records] == []
+
     def test_custom_timesteps_take_precedence(self):
         assert compute_timesteps(make_power_pipeline(), timesteps=[900, 400, 20]) == [900, 400, 20]
 

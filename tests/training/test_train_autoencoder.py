@@ -170,7 +170,7 @@ def test_weights_that_are_not_finite_are_not_saved(
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
 
-def test_ctrl_c_before_the_first_checkpoint_does_not_suggest_to_resume(
+def test_ctrl_c_before_the_first_checkpoint_does_not_suggest_resuming(
     launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
     def interrupt(*args: object) -> None:

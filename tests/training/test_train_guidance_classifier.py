@@ -175,7 +175,7 @@ def test_accuracy_includes_all_held_out_images(run, tmp_path: Path, monkeypatch:
         ("--data.streaming=true", "`--data.streaming` must be false, because all images are kept in memory."),
         (
             "--data.resolution=32",
-            "`--data.resolution` and `--data.channels` must be null, because the pipeline sets them.",
+            "The pipeline determines `--data.resolution` and `--data.channels`. Omit both options.",
         ),
         ("--train_batch_size=1000", "`--train_batch_size` must be at most the number of images (180), got 1000."),
     ],
