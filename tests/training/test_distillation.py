@@ -291,8 +291,8 @@ def test_target_model_has_the_ema_weights(
             "`--distillation.num_segments` must be an integer or null, got [32].",
         ),
         (
-            ["--init_from=base", *DISTILLATION, "--samples.num_inference_steps=200"],
-            "samples: ",
+            ["--init_from=base", *DISTILLATION, "--samples.num_inference_steps=1001"],
+            "`--samples.num_inference_steps` must be at most `--scheduler.num_train_timesteps` (1000), got 1001.",
         ),
     ],
 )
