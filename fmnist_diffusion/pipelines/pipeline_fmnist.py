@@ -1069,12 +1069,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     def _uses_power_law(self) -> bool:
         config = self.scheduler.config
-        # LCMScheduler only supports the timesteps of its training schedule.
-        is_restricted = config.get("original_inference_steps", math.inf) < config["num_train_timesteps"]
         return (
             self.config.timestep_power is not None
             and isinstance(self.scheduler, POWER_LAW_SCHEDULERS)
-            and not is_restricted
+            # LCMScheduler only supports the timesteps of its training schedule.
+            and config.get("original_inference_steps", math.inf) >= config["num_train_timesteps"]
             and not any(config.get(option, False) for option in SPACING_OPTIONS)
         )
 
