@@ -133,9 +133,13 @@ def measured_metrics(metrics: Mapping[str, Any]) -> list[Metric]:
                 real_value = real_value[name]
             # Half of the reference may be too small for a metric.
             real_value = real_value.get(path[-1], math.nan) if "floor" in path else real_value[path[-1]]
-            mean = value["mean"] if isinstance(value, dict) else value
-            measured.append(Metric(metric_type, title, mean, real_value))
+            measured.append(Metric(metric_type, title, get_mean(value), real_value))
     return measured
+
+
+def get_mean(value: Any) -> float:
+    """Returns the mean of a metric over the seeds. With only one seed, `value` is a plain number."""
+    return value["mean"] if isinstance(value, dict) else value
 
 
 def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, Any]]:

@@ -59,12 +59,12 @@ def train(
 
 def get_data_setting(data: str) -> str:
     """Returns the setting of the trainer for `data`; raises `ValueError` if a path cannot be used."""
-    from fmnist_diffusion.hub_client import is_repo_id
-
     if Path(data).exists():
         if Path(data).is_file() and not data.endswith(FILE_SUFFIXES):
             raise ValueError(f"DATA must be a folder, a .parquet file or a .safetensors file, got {data}.")
         return "data.train_data_dir"
+    from fmnist_diffusion.hub_client import is_repo_id
+
     if not is_repo_id(data) or data.endswith(FILE_SUFFIXES):
         raise ValueError(
             f"Could not find {data}. Pass an existing folder or file, or the id of a dataset on the Hub (owner/name)."

@@ -12,7 +12,7 @@ from matplotlib.backends.backend_agg import FigureCanvasAgg
 from matplotlib.figure import Figure
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
-from fmnist_diffusion.metadata import measured_metrics
+from fmnist_diffusion.metadata import get_mean, measured_metrics
 
 from .distances import class_shares
 from .sample_metrics import Measurement, Memorization
@@ -172,11 +172,6 @@ def metric_rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
                 f"{share * 100:.1f}%",
                 "1.0%",
             )
-
-
-def get_mean(value: Any) -> float:
-    """Returns the mean of a metric over the seeds. With only one seed, `value` is a plain number."""
-    return value["mean"] if isinstance(value, dict) else value
 
 
 def plot_class_balance(axis: Axes, predicted_classes: torch.Tensor) -> None:

@@ -1673,13 +1673,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
             return slerp(first, last, weights)
 
         sample = sample_noise() * self.init_noise_sigma
+        accepts_noise = "variance_noise" in inspect.signature(self.scheduler.step).parameters
         # A scheduler that samples noise itself changes the state of this generator.
         unused_generator = torch.Generator(device)
         initial_state = unused_generator.get_state()
         step_kwargs = self.prepare_extra_step_kwargs(unused_generator)
 
         def step(prediction: torch.Tensor, t: torch.Tensor, sample: torch.Tensor, i: int) -> torch.Tensor:
-            if "variance_noise" in inspect.signature(self.scheduler.step).parameters:
+            if accepts_noise:
                 return self.scheduler.step(prediction, t, sample, variance_noise=sample_noise()).prev_sample
             output = self.scheduler.step(prediction, t, sample, **step_kwargs)
             if torch.equal(unused_generator.get_state(), initial_state):

@@ -73,11 +73,14 @@ def test_evaluation_does_not_change_the_training(tmp_path: Path, launch: Callabl
 @pytest.mark.slow
 def test_resumed_run_keeps_its_table(tmp_path: Path, launch: Callable[..., None]):
     launch(*EVAL, "--num_epochs=1")
-    [first] = read_csv(tmp_path / "run" / "eval.csv")
+    first = read_csv(tmp_path / "run" / "eval.csv")
     launch(*EVAL, "--resume=latest")
     rows = read_csv(tmp_path / "run" / "eval.csv")
-    # The resumed run repeats the evaluation, because the checkpoint was written before it.
-    assert [(row["step"], row[DISTANCE] == first[DISTANCE]) for row in rows] == [("6", True), ("12", False)]
+    # The resumed run repeats the evaluation, because the checkpoint was written before it. Only the speed can differ.
+    for row in (*first, *rows):
+        del row["images_per_second"]
+    assert rows[:1] == first
+    assert len(rows) == 2
 
 
 def test_failed_evaluation_does_not_end_the_run(
