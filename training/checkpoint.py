@@ -138,6 +138,10 @@ def save_checkpoint(
         }
         if components.ema is not None:
             tensors["ema"] = get_ema_tensors(components.ema, unet)
+        if components.discriminator is not None:
+            discriminator = accelerator.unwrap_model(components.discriminator)
+            tensors["discriminator"] = discriminator.state_dict()
+            tensors["discriminator_optimizer"] = get_optimizer_tensors(components.optimizer, discriminator)
         scaler = accelerator.scaler
         state = {
             "progress": asdict(progress),
@@ -172,6 +176,12 @@ def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint
         set_optimizer_tensors(components.optimizer, unet, load_file(path))
     with describe_load_errors(checkpoint / "timestep_sampler.safetensors") as path:
         copy_tensors(load_file(path), components.loss.timestep_sampler.state_dict())
+    if components.discriminator is not None:
+        discriminator = accelerator.unwrap_model(components.discriminator)
+        with describe_load_errors(checkpoint / "discriminator.safetensors") as path:
+            copy_tensors(load_file(path), discriminator.state_dict())
+        with describe_load_errors(checkpoint / "discriminator_optimizer.safetensors") as path:
+            set_optimizer_tensors(components.optimizer, discriminator, load_file(path))
     with describe_load_errors(checkpoint / "trainer.json") as path:
         state = json.loads(path.read_bytes())
         progress = Progress(**state["progress"])

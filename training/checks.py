@@ -122,6 +122,8 @@ RANGES = {
     "objective.mode_scale": Range(-1, 2 / (math.pi - 2)),
     "objective.label_dropout": FRACTION,
     "distillation.num_segments": Range(1, 100_000),
+    "distillation.adversarial_weight": Range(0, 1000),
+    "distillation.discriminator_learning_rate": Range(0, 1, above=True),
     "text_encoder.num_hidden_layers": Range(1, 64),
     "text_encoder.num_attention_heads": Range(1, 256),
     "text_encoder.intermediate_size": Range(1, 65_536),
@@ -283,6 +285,9 @@ def find_distillation_problems(values: Mapping[str, Any], program: str) -> Itera
     if program == "train.py":
         if num_segments is not None:
             yield f"`--distillation.num_segments` must be null in train.py, got {num_segments}. Run distill.py."
+        weight = values.get("distillation.adversarial_weight", 0)
+        if weight != 0:
+            yield f"`--distillation.adversarial_weight` must be 0 in train.py, got {weight:g}. Run distill.py."
         return
     if num_segments is None:
         if "distillation.num_segments" in values:

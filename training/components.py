@@ -20,6 +20,7 @@ from averaging import copy_model, make_ema
 from batches import Batches, ImageDataset
 from captions import Captions, log_truncated_captions
 from config import DataConfig, OptimizerConfig, ResolvedConfig
+from discriminator import AdversarialLoss, FeatureNetwork, make_discriminator
 from distillation import ConsistencyLoss
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import ImageStream, ImageTensors, load_images, load_split
@@ -45,6 +46,7 @@ class Components:
         ema: EMA of the weights of `unet`; `None` if EMA is disabled.
         noise_scheduler: The noise schedule and the prediction type.
         loss: The loss of a batch.
+        discriminator: The discriminator, as `Accelerator.prepare` returns it; `None` without an adversarial loss.
         captions: Captions of the training images; `None` if the model is not text-conditional.
         vae: Autoencoder that encoded the training images; `None` if the model does not use latent diffusion.
     """
@@ -55,8 +57,13 @@ class Components:
     ema: EMAModel | None
     noise_scheduler: NoiseScheduler
     loss: DiffusionLoss
+    discriminator: Any
     captions: Captions | None
     vae: AutoencoderKL | None
+
+    def get_modules(self) -> list[Any]:
+        """Returns the modules that `optimizer` trains."""
+        return [self.unet] if self.discriminator is None else [self.unet, self.discriminator]
 
     def get_conditions(self) -> dict[str, Any]:
         """Returns the class labels or prompts of samples as keyword arguments of [`generate`]."""
@@ -133,10 +140,17 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     teacher = copy_model(unet, None) if distills else None
     prepare_model(config, unet)
     optimizer = make_optimizer(config.optimizer, unet)
+    discriminator = None
+    if config.distillation.adversarial_weight > 0:
+        discriminator = make_discriminator(unet).to(memory_format=get_memory_format(config))  # pyright: ignore[reportCallIssue]
+        optimizer.add_param_group(
+            {"params": discriminator.parameters(), "lr": config.distillation.discriminator_learning_rate}
+        )
+        discriminator = accelerator.prepare(discriminator)
     unet, optimizer = accelerator.prepare(unet, optimizer)
     ema = make_ema(config.ema, unet)
-    loss = make_loss(config, accelerator, noise_scheduler, unet, ema, teacher)
-    return Components(batches, unet, optimizer, ema, noise_scheduler, loss, captions, vae)
+    loss = make_loss(config, accelerator, noise_scheduler, unet, ema, teacher, discriminator)
+    return Components(batches, unet, optimizer, ema, noise_scheduler, loss, discriminator, captions, vae)
 
 
 def make_loss(
@@ -146,6 +160,7 @@ def make_loss(
     unet: Any,
     ema: EMAModel | None,
     teacher: FashionMNISTUNet2DModel | TextConditionalUNet | None,
+    discriminator: Any,
 ) -> DiffusionLoss:
     """Creates the loss of a run.
 
@@ -160,7 +175,14 @@ def make_loss(
     assert ema is not None and config.distillation.num_segments is not None
     assert isinstance(noise_scheduler, DDPMScheduler)
     target_unet = copy_model(unet, None).train()
-    for model in (teacher.to(device), target_unet):  # pyright: ignore[reportArgumentType]
+    adversarial_loss = None
+    models = [teacher.to(device), target_unet]  # pyright: ignore[reportArgumentType]
+    if discriminator is not None:
+        models.append(copy_model(teacher, None))
+        adversarial_loss = AdversarialLoss(
+            FeatureNetwork(models[-1]), discriminator, config.distillation.adversarial_weight, accelerator.autocast
+        )
+    for model in models:
         prepare_model(config, model)
     for parameter, ema_parameter in zip(target_unet.parameters(), ema.shadow_params, strict=True):
         # The parameters share the memory of the EMA weights, so they do not have to be copied in every step.
@@ -174,6 +196,7 @@ def make_loss(
         target_unet,
         teacher,
         accelerator.autocast,
+        adversarial_loss,
         *processes,
     )
 
@@ -225,7 +248,7 @@ def make_lr_scheduler(
     Do not pass it to `Accelerator.prepare`, which would advance it once per process in each optimizer step.
     """
     for group in optimizer.param_groups:
-        group["initial_lr"] = config.learning_rate
+        group["initial_lr"] = group["lr"]
     return get_scheduler(
         config.lr_scheduler,
         optimizer,

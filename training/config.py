@@ -128,9 +128,13 @@ class DistillationConfig:
     Args:
         num_segments: number of segments that the noise schedule is divided into; required by distill.py, must be null
             in train.py
+        adversarial_weight: weight of the adversarial loss, which makes the samples sharper; 0 disables it
+        discriminator_learning_rate: peak learning rate of the discriminator
     """
 
     num_segments: int | None = None
+    adversarial_weight: float = 0.0
+    discriminator_learning_rate: float = 1e-3
 
 
 @dataclass

@@ -17,7 +17,7 @@ from fmnist_diffusion.schedulers import compute_angles
 # (arXiv 2310.14189, section 3.3).
 HUBER_SCALE = 0.00054
 # This fraction of the sampled segments is replaced by the last segment, where sampling starts.
-LAST_SEGMENT_SHARE = 1 / 8
+LAST_SEGMENT_SHARE = 1 / 4
 
 
 def get_angles(alphas_cumprod: torch.Tensor) -> torch.Tensor:

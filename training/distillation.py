@@ -1,7 +1,8 @@
-"""Loss of consistency distillation."""
+"""Loss of distillation."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -9,8 +10,24 @@ from diffusers import DDPMScheduler
 
 from config import ObjectiveConfig
 from consistency import ddim_step, get_angles, predict_images, pseudo_huber_loss, rotate, sample_segments
+from discriminator import AdversarialLoss, sample_noise_timesteps
 from fmnist_diffusion.pipelines.pipeline_fmnist import NEAR_ZERO_SNR
 from losses import DiffusionLoss, NoisyBatch
+
+
+@dataclass
+class DistillationBatch(NoisyBatch):
+    """A batch with the training images and the noise for the adversarial loss.
+
+    Attributes:
+        real_images: Training images, float32 `(B, C, H, W)`.
+        noise: Noise that is added to training images and predicted images, float32 `(B, C, H, W)`.
+        noise_timesteps: Timesteps of its noise levels, int64 `(B,)`.
+    """
+
+    real_images: torch.Tensor
+    noise: torch.Tensor
+    noise_timesteps: torch.Tensor
 
 
 class ConsistencyLoss(DiffusionLoss):
@@ -19,6 +36,9 @@ class ConsistencyLoss(DiffusionLoss):
     The teacher takes two DDIM steps from the noisy image $x_t$ to $x_r$, where $r < t$ are the timesteps at the ends
     of a segment of the noise schedule. The loss compares the clean image $f(x_t, t)$ that the model predicts with the
     prediction $f(x_r, r)$ of the EMA weights, clamped to [-1, 1].
+
+    With `adversarial_loss`, a discriminator also compares $f(x_t, t)$ with the training image after the same noise has
+    been added to both.
 
     Args:
         objective: The training objective; only `label_dropout` is used.
@@ -29,6 +49,7 @@ class ConsistencyLoss(DiffusionLoss):
         target_unet: Model with the EMA weights.
         teacher: The model to distill.
         autocast: Function that returns the context in which `target_unet` and `teacher` run.
+        adversarial_loss: The adversarial loss, or `None`.
         process_index, num_processes: Index of this process and number of processes that share each batch.
 
     Raises:
@@ -45,6 +66,7 @@ class ConsistencyLoss(DiffusionLoss):
         target_unet: torch.nn.Module,
         teacher: torch.nn.Module,
         autocast: Callable[..., AbstractContextManager],
+        adversarial_loss: AdversarialLoss | None = None,
         process_index: int = 0,
         num_processes: int = 1,
     ):
@@ -57,10 +79,12 @@ class ConsistencyLoss(DiffusionLoss):
                 " schedule. Distill a model whose prediction type is v_prediction or sample."
             )
         self.num_segments, self.target_unet, self.teacher = num_segments, target_unet, teacher
-        self.autocast = autocast
+        self.autocast, self.adversarial_loss = autocast, adversarial_loss
         self.angles = get_angles(alphas_cumprod).to(device)
 
-    def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:
+    def add_noise(
+        self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator
+    ) -> DistillationBatch:
         """Samples segments and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`.
 
         The `target` of the batch contains the clean images that `target_unet` predicts at the earlier timesteps of the
@@ -78,14 +102,23 @@ class ConsistencyLoss(DiffusionLoss):
         target = self._take_teacher_step(target, middle, earlier, class_labels)
         target = self._predict_images(self.target_unet, target, earlier, class_labels)
         weights = torch.ones(len(images), device=images.device)
-        return NoisyBatch(noisy_images, later, class_labels, target, weights)
+        noise_timesteps = sample_noise_timesteps(count, len(self.angles) - 1, generator)
+        noise_timesteps = noise_timesteps.view(self.num_processes, -1)[self.process_index]
+        noise = self.sample_noise(images, generator)
+        return DistillationBatch(noisy_images, later, class_labels, target, weights, images, noise, noise_timesteps)
 
     def __call__(self, prediction: torch.Tensor, batch: NoisyBatch) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns the mean loss of the batch, a scalar, and the loss of each image, `(B,)`."""
         angles = self._get_angles(batch.timesteps)
         images = predict_images(batch.images, prediction.float(), angles, self.prediction_type)
         losses = pseudo_huber_loss(images, batch.target)
-        return losses.mean(), losses
+        loss = losses.mean()
+        if self.adversarial_loss is not None:
+            assert isinstance(batch, DistillationBatch)
+            angles = self._get_angles(batch.noise_timesteps)
+            real, generated = (rotate(x, batch.noise, angles) for x in (batch.real_images, images))
+            loss = loss + self.adversarial_loss(real, generated, batch.noise_timesteps, batch.class_labels)
+        return loss, losses
 
     def _get_angles(self, timesteps: torch.Tensor) -> torch.Tensor:
         return self.angles[timesteps + 1]

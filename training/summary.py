@@ -99,6 +99,8 @@ def describe_run(
     loss = f"{objective.timestep_sampling} timesteps, {objective.loss_type} loss"
     if config.distillation.num_segments is not None:
         loss = f"consistency distillation with {format_count(config.distillation.num_segments, 'segment')}"
+        if config.distillation.adversarial_weight > 0:
+            loss += f", adversarial loss with weight {config.distillation.adversarial_weight:g}"
     schedule = f"{scheduler.beta_schedule} noise schedule"
     if scheduler.prediction_type == "flow_prediction":
         schedule = f"flow matching with shift {scheduler.shift:g}"

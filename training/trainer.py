@@ -145,7 +145,7 @@ class Trainer:
         self._seed_dropout()
         batch = components.loss.add_noise(images, labels, generator)
         self._seed_dropout()
-        with self.accelerator.accumulate(components.unet):
+        with self.accelerator.accumulate(*components.get_modules()):
             prediction = components.unet(batch.images, batch.timesteps, batch.class_labels).sample
             loss, image_losses = components.loss(prediction, batch)
             self.accelerator.backward(loss)

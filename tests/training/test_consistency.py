@@ -119,5 +119,5 @@ def test_segments_divide_the_timesteps(num_segments: int, num_timesteps: int):
         assert end == start
     lengths = [end - start for start, end in pairs]
     assert max(lengths) - min(lengths) <= 1
-    expected = 1 / 8 + 7 / 8 / num_segments
+    expected = 1 / 4 + 3 / 4 / num_segments
     assert (later == num_timesteps - 1).float().mean().item() == pytest.approx(expected, abs=0.01)

@@ -1,5 +1,6 @@
 """The distillation loss, and runs of distill.py with small models."""
 
+import dataclasses
 import json
 import logging
 from collections.abc import Callable
@@ -19,9 +20,8 @@ from test_consistency import MEAN, STD, denoise, solve
 from checkpoint import list_checkpoints
 from config import ObjectiveConfig
 from distill import main
-from distillation import ConsistencyLoss
+from distillation import ConsistencyLoss, DistillationBatch
 from inspection import resolve_config
-from losses import NoisyBatch
 from parsing import parse_config
 from train import main as train
 from trainer import Trainer
@@ -30,6 +30,7 @@ from trainer import Trainer
 CPU = torch.device("cpu")
 ZERO_SNR = {"beta_schedule": "squaredcos_cap_v2", "prediction_type": "v_prediction", "rescale_betas_zero_snr": True}
 DISTILLATION = ["--distillation.num_segments=32", "--ema.enabled=true"]
+ADVERSARIAL = ["--distillation.adversarial_weight=5"]
 
 
 class Output:
@@ -126,7 +127,7 @@ def test_target_is_clamped():
 def test_processes_train_on_the_same_batches_as_one(num_processes: int):
     images, labels = torch.randn(16, 3, 4, 4).clamp(-1, 1), torch.arange(16) % 10
 
-    def make_batch(part: slice, **processes: int) -> NoisyBatch:
+    def make_batch(part: slice, **processes: int) -> DistillationBatch:
         loss = make_loss(num_class_embeds=10, label_dropout=0.5, **processes)
         return loss.add_noise(images[part], labels[part], torch.Generator().manual_seed(0))
 
@@ -137,7 +138,7 @@ def test_processes_train_on_the_same_batches_as_one(num_processes: int):
     ]
     assert whole.class_labels is not None and 0 < (whole.class_labels == 10).sum() < 16
     # Dropped labels depend on the position of the image in the whole batch.
-    for name in ("images", "timesteps", "class_labels", "target", "weights"):
+    for name in (field.name for field in dataclasses.fields(whole)):
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name)), name
 
 
@@ -207,7 +208,12 @@ def test_each_kind_of_checkpoint_can_be_distilled(
         ],
     }[teacher]
     init_from = make_teacher(*options)
-    distill(init_from, *DISTILLATION, *[option for option in options if option.startswith(("--data", "--num"))])
+    distill(
+        init_from,
+        *DISTILLATION,
+        *ADVERSARIAL,
+        *[option for option in options if option.startswith(("--data", "--num"))],
+    )
     losses = [float(row["loss"]) for row in read_losses(tmp_path / "run")]
     assert np.isfinite(losses).all() and min(losses) > 0
     assert not torch.equal(
@@ -230,15 +236,24 @@ def test_each_kind_of_checkpoint_can_be_distilled(
     assert type(pipe.scheduler).__name__ == "LCMScheduler"
 
 
+@pytest.mark.parametrize("loss", ["consistency", "adversarial"])
 def test_resumed_run_equals_an_uninterrupted_run(
     tmp_path: Path,
     tiny_args: list[str],
     make_teacher: Callable[..., str],
     distill: Callable[..., None],
     reset_accelerate: Callable[[], None],
+    loss: str,
 ):
     model = ["--model.num_class_embeds=10", "--model.dropout=0.2"]
-    options = [*model, make_teacher(*model), *DISTILLATION, "--checkpointing_steps=4"]
+    options = [
+        *model,
+        make_teacher(*model),
+        *DISTILLATION,
+        "--checkpointing_steps=4",
+        "--optimizer.lr_scheduler=cosine",
+    ]
+    options += ADVERSARIAL if loss == "adversarial" else []
     distill(*options)
     whole = tmp_path / "whole"
     (tmp_path / "run").rename(whole)
@@ -252,14 +267,24 @@ def test_resumed_run_equals_an_uninterrupted_run(
     assert read_losses(tmp_path / "run") == read_losses(whole)
     assert_equal_weights(load_weights(tmp_path / "run"), load_weights(whole))
     last = list_checkpoints(whole / "checkpoints")[-1].name
-    first, second = (load_file(run / "checkpoints" / last / "ema.safetensors") for run in (tmp_path / "run", whole))
-    assert_equal_weights(first, second)
+    names = [path.name for path in (whole / "checkpoints" / last).glob("*.safetensors")]
+    assert ("discriminator_optimizer.safetensors" in names) == (loss == "adversarial")
+    for name in names:
+        first, second = (load_file(run / "checkpoints" / last / name) for run in (tmp_path / "run", whole))
+        assert_equal_weights(first, second)
 
 
 def test_target_model_has_the_ema_weights(
     tiny_args: list[str], make_teacher: Callable[..., str], reset_accelerate: Callable[[], None]
 ):
-    options = [*tiny_args, make_teacher(), *DISTILLATION, "--samples.num_inference_steps=null", "--max_train_steps=2"]
+    options = [
+        *tiny_args,
+        make_teacher(),
+        *DISTILLATION,
+        *ADVERSARIAL,
+        "--samples.num_inference_steps=null",
+        "--max_train_steps=2",
+    ]
     options += ["--mixed_precision=bf16", "--channels_last=true", "--gradient_accumulation_steps=2"]
     reset_accelerate()
     trainer = Trainer(resolve_config(parse_config(options, "distill.py")))
@@ -313,12 +338,18 @@ def test_invalid_settings_are_reported(
     assert "distill.py: error: " in text and message in text
 
 
-@pytest.mark.parametrize("options", [["--distillation.num_segments=32"], ["--init_from=base", *DISTILLATION]])
-def test_train_refers_to_distill(capsys: pytest.CaptureFixture[str], options: list[str]):
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        (["--distillation.num_segments=32"], "num_segments` must be null in train.py, got 32."),
+        (["--init_from=base", *DISTILLATION], "num_segments` must be null in train.py, got 32."),
+        (ADVERSARIAL, "adversarial_weight` must be 0 in train.py, got 5."),
+    ],
+)
+def test_train_refers_to_distill(capsys: pytest.CaptureFixture[str], options: list[str], message: str):
     with pytest.raises(SystemExit):
         train(options)
-    expected = "train.py: error: `--distillation.num_segments` must be null in train.py, got 32. Run distill.py."
-    assert capsys.readouterr().err.strip() == expected
+    assert capsys.readouterr().err.strip() == f"train.py: error: `--distillation.{message} Run distill.py."
 
 
 def test_help_describes_distillation(capsys: pytest.CaptureFixture[str]):

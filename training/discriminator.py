@@ -1,0 +1,137 @@
+"""A discriminator on the features of a frozen diffusion model, and its adversarial loss."""
+
+from collections.abc import Callable
+from contextlib import AbstractContextManager
+from typing import Any
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+from torch.func import functional_call
+
+from fmnist_diffusion import FashionMNISTUNet2DModel
+from text_model import TextConditionalUNet
+
+
+# Mean and standard deviation of the logit-normal distribution of the noise levels of the compared images. Most of them
+# are low, because noise hides the details in which generated images differ from real ones.
+LOGIT_MEAN, LOGIT_STD = -2.5, 1.5
+
+
+class FeatureNetwork(nn.Module):
+    """A frozen diffusion model that returns the outputs of its blocks.
+
+    Args:
+        unet: The model. Its parameters no longer require gradients.
+    """
+
+    def __init__(self, unet: FashionMNISTUNet2DModel | TextConditionalUNet):
+        super().__init__()
+        self.unet = unet.requires_grad_(False)
+        self.features: list[torch.Tensor] = []
+        backbone = unet.unet if isinstance(unet, TextConditionalUNet) else unet
+        for block in [*backbone.down_blocks, *backbone.up_blocks]:
+            block.register_forward_hook(self._append_features)
+
+    def forward(
+        self, images: torch.Tensor, timesteps: torch.Tensor, class_labels: torch.Tensor | None
+    ) -> list[torch.Tensor]:
+        """Returns the features of noisy images `(B, C, H, W)` from the first block to the last one."""
+        self.features.clear()
+        self.unet(images, timesteps, class_labels)
+        return list(self.features)
+
+    def _append_features(self, block: nn.Module, args: Any, output: torch.Tensor) -> None:
+        self.features.append(output)
+
+
+class Discriminator(nn.Module):
+    """A small convolutional network for the features of each block (arXiv 2403.12015, section 3.2).
+
+    The features depend on the class or the caption, so the discriminator does not need them.
+
+    Args:
+        num_channels: Number of channels of the features of each block.
+        width: Number of channels of the hidden layers.
+    """
+
+    def __init__(self, num_channels: list[int], width: int = 128):
+        super().__init__()
+        self.heads = nn.ModuleList(
+            nn.Sequential(
+                nn.GroupNorm(1, channels, affine=False),
+                nn.Conv2d(channels, width, 3, stride=2, padding=1),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(width, width, 3, padding=1),
+                nn.LeakyReLU(0.2),
+                nn.Conv2d(width, 1, 3, padding=1),
+            )
+            for channels in num_channels
+        )
+
+    def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
+        """Returns logits for the patches of each feature map, `(B, 1, H, W)`. Positive logits mean real images."""
+        return [head(x) for head, x in zip(self.heads, features, strict=True)]
+
+
+def make_discriminator(unet: FashionMNISTUNet2DModel | TextConditionalUNet) -> Discriminator:
+    """Creates a discriminator for the features of `unet`."""
+    channels = list(unet.config["block_out_channels"])
+    return Discriminator([*channels, *channels[-2::-1]])
+
+
+class AdversarialLoss:
+    r"""Non-saturating GAN loss (arXiv 1406.2661, section 3) in the features of a frozen model.
+
+    The loss has gradients for the generated images and for the parameters of the discriminator. Each of the two only
+    receives the gradients of its own objective.
+
+    Args:
+        feature_network: The frozen model.
+        discriminator: The discriminator, as `Accelerator.prepare` returns it.
+        weight: Weight of the objective of the generated images.
+        autocast: Function that returns the context in which the networks run.
+    """
+
+    def __init__(
+        self,
+        feature_network: FeatureNetwork,
+        discriminator: nn.Module,
+        weight: float,
+        autocast: Callable[..., AbstractContextManager],
+    ):
+        self.feature_network, self.discriminator = feature_network, discriminator
+        self.weight, self.autocast = weight, autocast
+
+    def __call__(
+        self,
+        real: torch.Tensor,
+        generated: torch.Tensor,
+        timesteps: torch.Tensor,
+        class_labels: torch.Tensor | None,
+    ) -> torch.Tensor:
+        """Returns the loss, a scalar, for real and generated noisy images `(B, C, H, W)`."""
+        with self.autocast():
+            with torch.no_grad():
+                real_features = self.feature_network(real, timesteps, class_labels)
+            features = self.feature_network(generated, timesteps, class_labels)
+            module = getattr(self.discriminator, "module", self.discriminator)
+            constants = {name: parameter.detach() for name, parameter in module.named_parameters()}
+            loss = self.weight * mean_loss(functional_call(module, constants, (features,)))
+            # `DistributedDataParallel` only supports one forward pass.
+            pairs = zip(real_features, features, strict=True)
+            logits = self.discriminator([torch.cat([first, second.detach()]) for first, second in pairs])
+            size = len(real)
+            real_loss = mean_loss([x[:size] for x in logits])
+            return loss + real_loss + mean_loss([-x[size:] for x in logits])
+
+
+def mean_loss(logits: list[torch.Tensor]) -> torch.Tensor:
+    """Returns the mean of -log sigmoid(x) over each element of `logits`, averaged over the elements."""
+    return torch.stack([F.softplus(-x.float()).mean() for x in logits]).mean()
+
+
+def sample_noise_timesteps(count: int, num_timesteps: int, generator: torch.Generator) -> torch.Tensor:
+    """Samples timesteps for the noise that is added to real and generated images, int64 `(count,)`."""
+    normal = torch.randn(count, generator=generator, device=generator.device)
+    return (torch.sigmoid(LOGIT_MEAN + LOGIT_STD * normal) * num_timesteps).long().clamp(max=num_timesteps - 1)
