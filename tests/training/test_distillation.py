@@ -186,7 +186,7 @@ def distill(tiny_args: list[str], reset_accelerate: Callable[[], None]) -> Calla
     return run
 
 
-@pytest.mark.parametrize("teacher", ["conditional", "unconditional", "rgb", "epsilon"])
+@pytest.mark.parametrize("teacher", ["conditional", "unconditional", "rgb", "epsilon", "text"])
 def test_each_kind_of_checkpoint_can_be_distilled(
     tmp_path: Path,
     make_teacher: Callable[..., str],
@@ -206,6 +206,7 @@ def test_each_kind_of_checkpoint_can_be_distilled(
             "--model.norm_type=group",
             "--model.norm_num_groups=4",
         ],
+        "text": ["--text_encoder.num_hidden_layers=1", "--text_encoder.intermediate_size=16"],
     }[teacher]
     init_from = make_teacher(*options)
     distill(
@@ -225,12 +226,17 @@ def test_each_kind_of_checkpoint_can_be_distilled(
     folder = str(tmp_path / "run" / "pipeline")
     with caplog.at_level(logging.WARNING):
         pipe: Any = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
-        label = {"conditional": "Bag", "rgb": "dog"}.get(teacher)
+        conditions = {
+            "conditional": {"class_labels": "Bag"},
+            "rgb": {"class_labels": "dog"},
+            "text": {"prompt": "a bag"},
+        }
+        condition = conditions.get(teacher, {})
         for steps, timesteps in {1: [999], 2: [999, 249], 4: [999, 562, 249, 62]}.items():
-            images = pipe(label, num_inference_steps=steps, output_type="np").images
+            images = pipe(**condition, num_inference_steps=steps, output_type="np").images
             assert pipe.scheduler.timesteps.tolist() == timesteps
             assert images.shape == ((1, 16, 16, 3) if teacher == "rgb" else (1, 28, 28, 1))
-        pipe(label)
+        pipe(**condition)
         assert pipe.num_function_evaluations == 4
     assert not caplog.records
     assert type(pipe.scheduler).__name__ == "LCMScheduler"
