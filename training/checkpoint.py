@@ -1,4 +1,4 @@
-"""Checkpoints that resume a run exactly: weights, optimizer, EMA and position in the data.
+"""Checkpoints that resume a run exactly: weights, optimizer, EMA, discriminator and position in the data.
 
 The random numbers of a batch only depend on the seed, the epoch and its position, so checkpoints contain no random
 states.

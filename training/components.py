@@ -42,7 +42,7 @@ class Components:
     Attributes:
         batches: Training images.
         unet: The model, as `Accelerator.prepare` returns it.
-        optimizer: The optimizer of `unet`, as `Accelerator.prepare` returns it.
+        optimizer: The optimizer of `unet` and `discriminator`, as `Accelerator.prepare` returns it.
         ema: EMA of the weights of `unet`; `None` if EMA is disabled.
         noise_scheduler: The noise schedule and the prediction type.
         loss: The loss of a batch.

@@ -128,7 +128,8 @@ class DistillationConfig:
     Args:
         num_segments: number of segments that the noise schedule is divided into; required by distill.py, must be null
             in train.py
-        adversarial_weight: weight of the adversarial loss, which makes the samples sharper; 0 disables it
+        adversarial_weight: weight of the generator loss against a discriminator; 0 disables the discriminator; must be
+            0 in train.py
         discriminator_learning_rate: peak learning rate of the discriminator
     """
 
@@ -171,7 +172,7 @@ class OptimizerConfig:
         adam_weight_decay: weight decay (decoupled with adamw)
         lr_scheduler: learning rate schedule: constant_with_warmup, linear, cosine or polynomial
         lr_warmup_steps: number of optimizer steps over which the learning rate increases from zero
-        max_grad_norm: maximum norm for gradient clipping; no clipping if null
+        max_grad_norm: maximum norm for clipping the gradients of the model; no clipping if null
     """
 
     name: Literal["adam", "adamw"] = "adam"

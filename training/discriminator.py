@@ -13,8 +13,9 @@ from fmnist_diffusion import FashionMNISTUNet2DModel
 from text_model import TextConditionalUNet
 
 
-# Mean and standard deviation of the logit-normal distribution of the noise levels of the compared images. Most of them
-# are low, because noise hides the details in which generated images differ from real ones.
+# The timesteps of the discriminator are T * sigmoid(n), where n is normally distributed with this mean and standard
+# deviation. Most of them are low, because strong noise hides the details in which generated images differ from real
+# ones.
 LOGIT_MEAN, LOGIT_STD = -2.5, 1.5
 
 
@@ -46,9 +47,10 @@ class FeatureNetwork(nn.Module):
 
 
 class Discriminator(nn.Module):
-    """A small convolutional network for the features of each block (arXiv 2403.12015, section 3.2).
+    """One small convolutional network per block of a [`FeatureNetwork`], which classifies its features as real or
+    generated (similar to arXiv 2403.12015).
 
-    The features depend on the class or the caption, so the discriminator does not need them.
+    The features already depend on the class or the caption, so the discriminator has no other inputs.
 
     Args:
         num_channels: Number of channels of the features of each block.
@@ -70,7 +72,10 @@ class Discriminator(nn.Module):
         )
 
     def forward(self, features: list[torch.Tensor]) -> list[torch.Tensor]:
-        """Returns logits for the patches of each feature map, `(B, 1, H, W)`. Positive logits mean real images."""
+        """Returns one logit for each patch of each feature map, `(B, 1, ceil(H / 2), ceil(W / 2))`.
+
+        A positive logit classifies the patch as real.
+        """
         return [head(x) for head, x in zip(self.heads, features, strict=True)]
 
 
@@ -81,15 +86,15 @@ def make_discriminator(unet: FashionMNISTUNet2DModel | TextConditionalUNet) -> D
 
 
 class AdversarialLoss:
-    r"""Non-saturating GAN loss (arXiv 1406.2661, section 3) in the features of a frozen model.
+    """Non-saturating GAN loss (arXiv 1406.2661, section 3) of a discriminator on the features of a frozen model.
 
-    The loss has gradients for the generated images and for the parameters of the discriminator. Each of the two only
-    receives the gradients of its own objective.
+    The loss is the generator loss times `weight` plus the discriminator loss. The generator loss only has gradients
+    for the generated images. The discriminator loss only has gradients for the parameters of the discriminator.
 
     Args:
         feature_network: The frozen model.
         discriminator: The discriminator, as `Accelerator.prepare` returns it.
-        weight: Weight of the objective of the generated images.
+        weight: Weight of the generator loss.
         autocast: Function that returns the context in which the networks run.
     """
 
@@ -116,18 +121,20 @@ class AdversarialLoss:
                 real_features = self.feature_network(real, timesteps, class_labels)
             features = self.feature_network(generated, timesteps, class_labels)
             module = getattr(self.discriminator, "module", self.discriminator)
+            # The parameters are detached, so that they do not receive the gradients of the generator loss.
             constants = {name: parameter.detach() for name, parameter in module.named_parameters()}
-            loss = self.weight * mean_loss(functional_call(module, constants, (features,)))
-            # `DistributedDataParallel` only supports one forward pass.
+            generator_loss = compute_logistic_loss(functional_call(module, constants, (features,)))
+            # `DistributedDataParallel` expects one forward pass per backward pass.
             pairs = zip(real_features, features, strict=True)
             logits = self.discriminator([torch.cat([first, second.detach()]) for first, second in pairs])
             size = len(real)
-            real_loss = mean_loss([x[:size] for x in logits])
-            return loss + real_loss + mean_loss([-x[size:] for x in logits])
+            real_loss = compute_logistic_loss([x[:size] for x in logits])
+            generated_loss = compute_logistic_loss([-x[size:] for x in logits])
+            return self.weight * generator_loss + real_loss + generated_loss
 
 
-def mean_loss(logits: list[torch.Tensor]) -> torch.Tensor:
-    """Returns the mean of -log sigmoid(x) over each element of `logits`, averaged over the elements."""
+def compute_logistic_loss(logits: list[torch.Tensor]) -> torch.Tensor:
+    """Returns the mean of -log sigmoid(x) over each tensor in `logits`, averaged over the tensors."""
     return torch.stack([F.softplus(-x.float()).mean() for x in logits]).mean()
 
 

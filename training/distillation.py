@@ -1,4 +1,4 @@
-"""Loss of distillation."""
+"""Distillation loss: consistency distillation with an optional adversarial loss."""
 
 from collections.abc import Callable
 from contextlib import AbstractContextManager
@@ -21,8 +21,8 @@ class DistillationBatch(NoisyBatch):
 
     Attributes:
         real_images: Training images, float32 `(B, C, H, W)`.
-        noise: Noise that is added to training images and predicted images, float32 `(B, C, H, W)`.
-        noise_timesteps: Timesteps of its noise levels, int64 `(B,)`.
+        noise: Noise that is added to the training images and the predicted images, float32 `(B, C, H, W)`.
+        noise_timesteps: Timesteps that determine the level of this noise, int64 `(B,)`.
     """
 
     real_images: torch.Tensor
@@ -31,14 +31,14 @@ class DistillationBatch(NoisyBatch):
 
 
 class ConsistencyLoss(DiffusionLoss):
-    r"""Loss of consistency distillation (arXiv 2303.01469, algorithm 2).
+    r"""Loss of consistency distillation (arXiv 2303.01469, algorithm 2) with an optional adversarial loss.
 
     The teacher takes two DDIM steps from the noisy image $x_t$ to $x_r$, where $r < t$ are the timesteps at the ends
     of a segment of the noise schedule. The loss compares the clean image $f(x_t, t)$ that the model predicts with the
     prediction $f(x_r, r)$ of the EMA weights, clamped to [-1, 1].
 
-    With `adversarial_loss`, a discriminator also compares $f(x_t, t)$ with the training image after the same noise has
-    been added to both.
+    With `adversarial_loss`, a discriminator also learns to distinguish $f(x_t, t)$ from the training image. The same
+    noise is added to both first.
 
     Args:
         objective: The training objective; only `label_dropout` is used.
@@ -87,6 +87,8 @@ class ConsistencyLoss(DiffusionLoss):
     ) -> DistillationBatch:
         """Samples segments and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`.
 
+        Also samples the noise for the adversarial loss.
+
         The `target` of the batch contains the clean images that `target_unet` predicts at the earlier timesteps of the
         segments.
         See [`DiffusionLoss.add_noise`].
@@ -108,7 +110,10 @@ class ConsistencyLoss(DiffusionLoss):
         return DistillationBatch(noisy_images, later, class_labels, target, weights, images, noise, noise_timesteps)
 
     def __call__(self, prediction: torch.Tensor, batch: NoisyBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the mean loss of the batch, a scalar, and the loss of each image, `(B,)`."""
+        """Returns the loss of the batch, a scalar, and the consistency loss of each image, `(B,)`.
+
+        The loss of the batch is the mean consistency loss, plus the adversarial loss if there is one.
+        """
         angles = self._get_angles(batch.timesteps)
         images = predict_images(batch.images, prediction.float(), angles, self.prediction_type)
         losses = pseudo_huber_loss(images, batch.target)

@@ -53,13 +53,13 @@ def test_features_are_the_outputs_of_all_blocks():
     assert [tuple(x.shape[1:]) for x in features] == [(8, 28, 28), (16, 14, 14), (24, 7, 7), (16, 14, 14), (8, 28, 28)]
     # The last convolution turns the features of the last block into the prediction.
     torch.testing.assert_close(unet.conv_out(features[-1]), unet(images, timesteps, labels).sample)
-    # Earlier features do not accumulate.
+    # A second call only returns the features of that call.
     assert len(network(images, timesteps, labels)) == 5
     logits = make_discriminator(unet)(features)
     assert [tuple(x.shape[1:]) for x in logits] == [(1, 14, 14), (1, 7, 7), (1, 4, 4), (1, 7, 7), (1, 14, 14)]
 
 
-def test_loss_of_an_undecided_discriminator():
+def test_loss_of_zero_logits():
     loss = make_loss(Scale(0.0), 3.0)
     value = loss(torch.randn(4, 1, 4, 4), torch.randn(4, 1, 4, 4), torch.zeros(4), None)
     assert value.item() == pytest.approx(5 * math.log(2))
@@ -87,7 +87,7 @@ def test_gradients_reach_the_images_through_the_frozen_model():
     assert all(parameter.grad is None for parameter in unet.parameters())
 
 
-def test_training_separates_two_distributions_and_moves_images_to_the_real_one():
+def test_trained_discriminator_separates_distributions_and_its_gradient_points_to_real_images():
     torch.manual_seed(0)
     discriminator = Discriminator([2], width=8)
     loss = make_loss(discriminator, 1.0)
@@ -113,5 +113,5 @@ def test_training_separates_two_distributions_and_moves_images_to_the_real_one()
 def test_noise_timesteps_are_mostly_low():
     timesteps = sample_noise_timesteps(20_000, 1000, torch.Generator().manual_seed(0))
     assert timesteps.min() >= 0 and timesteps.max() <= 999
-    # The median of a logit-normal distribution is the sigmoid of its mean.
+    # The median of sigmoid(n) is the sigmoid of the mean of n.
     assert float(timesteps.float().median()) == pytest.approx(1000 / (1 + math.exp(2.5)), abs=3)

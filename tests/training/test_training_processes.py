@@ -120,7 +120,7 @@ class Launches:
         folder: Folder for the run and for the logs.
         num_nodes: 1 or 2.
         args: Arguments of the trainer.
-        script: The trainer.
+        script: Path of train.py or distill.py.
     """
 
     def __init__(self, folder: Path, num_nodes: int, args: list[str], script: str = TRAIN):
@@ -238,9 +238,9 @@ def assert_close(actual: dict[str, torch.Tensor], expected: dict[str, torch.Tens
         torch.testing.assert_close(actual[name], value, rtol=0, atol=tolerance)
 
 
-def without_key_biases(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
-    """Removes the biases of the keys. They have no effect on attention, so their gradients only consist of rounding
-    errors, which Adam amplifies."""
+def remove_key_biases(weights: dict[str, torch.Tensor]) -> dict[str, torch.Tensor]:
+    """Removes the biases of the key projections. They have no effect on attention, so their gradients only consist of
+    rounding errors, which Adam amplifies."""
     kept = {name: value for name, value in weights.items() if not name.endswith(("k_proj.bias", "to_k.bias"))}
     assert len(kept) < len(weights)
     return kept
@@ -265,7 +265,7 @@ def test_two_processes_train_a_text_encoder_like_one_process(
     checkpoints = [run / "checkpoints" / "checkpoint-12" for run in (launches.run, tmp_path / "expected")]
     two, one = (load_file(checkpoint / "model.safetensors") for checkpoint in checkpoints)
     assert any(name.startswith("text_encoder.") for name in one)
-    assert_close(without_key_biases(two), without_key_biases(one))
+    assert_close(remove_key_biases(two), remove_key_biases(one))
     losses = [[float(row["loss"]) for row in read_losses(run)] for run in (launches.run, tmp_path / "expected")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
 
@@ -292,8 +292,8 @@ def test_two_processes_distill_like_one_process(tmp_path: Path, tiny_args: list[
     checkpoints = [run / "checkpoints" / "checkpoint-12" for run in (launches.run, tmp_path / "expected")]
     for name in ("model", "ema"):
         weights = [load_file(checkpoint / f"{name}.safetensors") for checkpoint in checkpoints]
-        assert_close(*map(without_key_biases, weights))
-    # The derivative of LeakyReLU jumps at zero.
+        assert_close(*map(remove_key_biases, weights))
+    # The derivative of LeakyReLU jumps at zero, so rounding errors change the gradients of the discriminator.
     assert_close(*(load_file(checkpoint / "discriminator.safetensors") for checkpoint in checkpoints), tolerance=1e-4)
     losses = [[float(row["loss"]) for row in read_losses(run)] for run in (launches.run, tmp_path / "expected")]
     assert losses[0] == pytest.approx(losses[1], rel=1e-5)
