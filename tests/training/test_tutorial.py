@@ -69,7 +69,7 @@ def test_notebook_runs(tmp_path: Path, complete_fashion_mnist_folder: Path, monk
     assert results["ddim_difference"] < 1e-4
     assert not results["kept_pixels_differ"]
     distances, accuracies = results["distances"], results["accuracies"]
-    assert max(distances["test images"], distances["base"]) < distances["fast"] < distances["one minute"]
+    assert max(distances[name] for name in ("test images", "base", "fast")) < 0.2 * distances["one minute"]
     assert accuracies["one minute"] < accuracies["base"]
     # The accuracy of random images is 10%.
     assert accuracies["one minute"] > 0.3
