@@ -63,7 +63,7 @@ def test_values_out_of_range_are_rejected(names: list[str], fail_to_parse: Calla
 def test_largest_values_are_accepted():
     # The largest values of these settings contradict each other or are not allowed in train.py.
     exceptions = ("scheduler.num_train_timesteps", "scheduler.beta_start", "scheduler.beta_end", "train_batch_size")
-    exceptions += ("distillation.num_segments", "scheduler.shift")
+    exceptions += ("distillation.num_segments", "distillation.adversarial_weight", "scheduler.shift")
     args = [
         make_argument(name, bounds.maximum - 1e-6 if bounds.below else bounds.maximum)
         for name, bounds in RANGES.items()
