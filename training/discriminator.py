@@ -6,17 +6,12 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
+from accelerate.utils import extract_model_from_parallel
 from torch import nn
 from torch.func import functional_call
 
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from text_model import TextConditionalUNet
-
-
-# The timesteps of the discriminator are T * sigmoid(n), where n is normally distributed with this mean and standard
-# deviation. Most of them are low, because strong noise hides the details in which generated images differ from real
-# ones.
-LOGIT_MEAN, LOGIT_STD = -2.5, 1.5
 
 
 class FeatureNetwork(nn.Module):
@@ -120,7 +115,7 @@ class AdversarialLoss:
             with torch.no_grad():
                 real_features = self.feature_network(real, timesteps, class_labels)
             features = self.feature_network(generated, timesteps, class_labels)
-            module = getattr(self.discriminator, "module", self.discriminator)
+            module = extract_model_from_parallel(self.discriminator)
             # The parameters are detached, so that they do not receive the gradients of the generator loss.
             constants = {name: parameter.detach() for name, parameter in module.named_parameters()}
             generator_loss = compute_logistic_loss(functional_call(module, constants, (features,)))
@@ -136,9 +131,3 @@ class AdversarialLoss:
 def compute_logistic_loss(logits: list[torch.Tensor]) -> torch.Tensor:
     """Returns the mean of -log sigmoid(x) over each tensor in `logits`, averaged over the tensors."""
     return torch.stack([F.softplus(-x.float()).mean() for x in logits]).mean()
-
-
-def sample_noise_timesteps(count: int, num_timesteps: int, generator: torch.Generator) -> torch.Tensor:
-    """Samples timesteps for the noise that is added to real and generated images, int64 `(count,)`."""
-    normal = torch.randn(count, generator=generator, device=generator.device)
-    return (torch.sigmoid(LOGIT_MEAN + LOGIT_STD * normal) * num_timesteps).long().clamp(max=num_timesteps - 1)

@@ -10,9 +10,15 @@ from diffusers import DDPMScheduler
 
 from config import ObjectiveConfig
 from consistency import ddim_step, get_angles, predict_images, pseudo_huber_loss, rotate, sample_segments
-from discriminator import AdversarialLoss, sample_noise_timesteps
+from discriminator import AdversarialLoss
+from fmnist_diffusion.objectives import TimestepSampler
 from fmnist_diffusion.pipelines.pipeline_fmnist import NEAR_ZERO_SNR
 from losses import DiffusionLoss, NoisyBatch
+
+
+# Mean and standard deviation of the logit-normal timesteps of the noise for the discriminator. Most of them are low,
+# because strong noise hides the details in which generated images differ from real ones.
+LOGIT_MEAN, LOGIT_STD = -2.5, 1.5
 
 
 @dataclass
@@ -81,6 +87,8 @@ class ConsistencyLoss(DiffusionLoss):
         self.num_segments, self.target_unet, self.teacher = num_segments, target_unet, teacher
         self.autocast, self.adversarial_loss = autocast, adversarial_loss
         self.angles = get_angles(alphas_cumprod).to(device)
+        num_timesteps = len(alphas_cumprod)
+        self.noise_timestep_sampler = TimestepSampler("logit_normal", num_timesteps, device, LOGIT_MEAN, LOGIT_STD)
 
     def add_noise(
         self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator
@@ -104,7 +112,7 @@ class ConsistencyLoss(DiffusionLoss):
         target = self._take_teacher_step(target, middle, earlier, class_labels)
         target = self._predict_images(self.target_unet, target, earlier, class_labels)
         weights = torch.ones(len(images), device=images.device)
-        noise_timesteps = sample_noise_timesteps(count, len(self.angles) - 1, generator)
+        noise_timesteps, _ = self.noise_timestep_sampler.sample(count, generator)
         noise_timesteps = noise_timesteps.view(self.num_processes, -1)[self.process_index]
         noise = self.sample_noise(images, generator)
         return DistillationBatch(noisy_images, later, class_labels, target, weights, images, noise, noise_timesteps)

@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import logging
+import math
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -121,6 +122,14 @@ def test_target_is_clamped():
     loss = make_loss(function=lambda images, angles: images + 9)
     batch = loss.add_noise(torch.zeros(64, 1, 4, 4), None, torch.Generator().manual_seed(0))
     assert batch.target.max() == 1 and batch.target.min() >= -1
+
+
+def test_noise_timesteps_of_the_discriminator_are_mostly_low():
+    batch = make_loss().add_noise(torch.zeros(20_000, 1, 1, 1), None, torch.Generator().manual_seed(0))
+    timesteps = batch.noise_timesteps
+    assert timesteps.min() >= 0 and timesteps.max() <= 999
+    # The median of sigmoid(n) is the sigmoid of the mean of n.
+    assert float(timesteps.float().median()) == pytest.approx(1000 / (1 + math.exp(2.5)), abs=3)
 
 
 @pytest.mark.parametrize("num_processes", [2, 4])
