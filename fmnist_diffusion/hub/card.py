@@ -2,6 +2,7 @@
 
 import json
 import re
+from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -31,6 +32,7 @@ def make_model_card(
     metrics: dict[str, Any] | None = None,
     images: list[str] | None = None,
     license: str | None = None,
+    metrics_by_steps: Mapping[int, dict[str, Any]] | None = None,
 ) -> ModelCard:
     """
     Creates the model card of a pipeline.
@@ -42,6 +44,8 @@ def make_model_card(
         metrics (`dict`, *optional*): Content of `metrics.json`, which also defines the evaluation results of the card.
         images (`list[str]`, *optional*): Names of the files in `images/`.
         license (`str`, *optional*): See [`push_pipeline`].
+        metrics_by_steps (`Mapping[int, dict]`, *optional*):
+            Content of `metrics-1-step.json` and similar files, by the number of steps.
     """
     images = images or []
     settings = dict(flatten(train_config or {}))
@@ -117,6 +121,12 @@ def make_model_card(
         protocol=format_cell((metrics or {}).get("protocol")),
         sampler=format_code((metrics or {}).get("scheduler") or ""),
         measured=measured,
+        columns={
+            format_count(steps, "step"): {
+                metric.title: format_number(metric.value) for metric in measured_metrics(content)
+            }
+            for steps, content in sorted((metrics_by_steps or {}).items())
+        },
         format_count=format_count,
         format_number=format_number,
     )

@@ -22,7 +22,7 @@ OWN_FILES = [
     "tokenizer/*",
     "unet/*",
     "vae/*",
-    "metrics.json",
+    "metrics*.json",
     "train_config.json",
 ]
 
@@ -47,7 +47,7 @@ def push_pipeline(
     Args:
         folder (`str` or `os.PathLike`):
             A folder that the trainer or `save_pretrained` wrote. Besides the pipeline, only `train_config.json`,
-            `metrics.json` and `images/*.png` are uploaded.
+            `metrics.json`, `metrics-*.json` (metrics with other numbers of steps) and `images/*.png` are uploaded.
         repo_id (`str`): Repository id, `owner/name`, or `name` for your own namespace.
         private (`bool`, defaults to `False`):
             Whether to create a private repository. Raises an error if it exists and is public.
@@ -112,14 +112,21 @@ def make_repository(folder: Path, repo_id: str, target: Path, license: str | Non
         `OSError`, `ValueError`: See [`push_pipeline`].
     """
     train_config, metrics = read_train_config(folder / "train_config.json"), read_metrics(folder / "metrics.json")
+    other_metrics = {path.name: read_metrics(path) for path in folder.glob("metrics-*.json")}
     pipe = load_pipeline(folder.resolve(), dtype=stored_dtypes(folder))
     pipe.save_pretrained(target)
-    for name, content in (("train_config.json", train_config), ("metrics.json", metrics)):
+    for name, content in {"train_config.json": train_config, "metrics.json": metrics, **other_metrics}.items():
         if content is not None:
             shutil.copyfile(folder / name, target / name)
     images = sorted((folder / "images").glob("*.png"))
     (target / "images").mkdir(exist_ok=True)
     for image in images:
         shutil.copyfile(image, target / "images" / image.name)
-    card = make_model_card(pipe, repo_id, train_config, metrics, [image.name for image in images], license)
+    names = [image.name for image in images]
+    metrics_by_steps = {
+        content["num_inference_steps"]: content
+        for content in other_metrics.values()
+        if content is not None and content.get("num_inference_steps")
+    }
+    card = make_model_card(pipe, repo_id, train_config, metrics, names, license, metrics_by_steps)
     card.save(target / "README.md")

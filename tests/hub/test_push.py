@@ -17,7 +17,7 @@ from fmnist_diffusion.metadata import stored_dtypes
 from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
 from latent_pipelines import get_latent_pipeline
-from saved_pipelines import save_pipeline
+from saved_pipelines import METRICS, save_pipeline
 from text_pipelines import get_text_pipeline
 from tiny_pipelines import sample
 
@@ -67,6 +67,22 @@ class TestMakeRepository:
         assert not (tmp_path / "repository" / "metrics.json").exists()
         assert "not been evaluated" in (tmp_path / "repository" / "README.md").read_text()
 
+    def test_metrics_with_other_numbers_of_steps_are_listed(self, folder, tmp_path):
+        for name, steps, fid in (("metrics-2-steps.json", 2, 7.5), ("metrics-1-step.json", 1, 12.25)):
+            metrics = METRICS["metrics"] | {"fid_train": fid}
+            (folder / name).write_text(json.dumps(METRICS | {"num_inference_steps": steps, "metrics": metrics}))
+        (folder / "metrics-other.json").write_text("[]")
+        make_repository(folder, REPO_ID, tmp_path / "repository")
+        assert (tmp_path / "repository" / "metrics-1-step.json").read_bytes() == (
+            folder / "metrics-1-step.json"
+        ).read_bytes()
+        assert not (tmp_path / "repository" / "metrics-other.json").exists()
+        table = (
+            "\n| metric | 1 step | 2 steps |\n|---|---|---|\n| FID (training images) | 12.25 | 7.5 |\n"
+            "| Precision | 0.75 | 0.75 |\n| Class accuracy | 0.9 | 0.9 |\n\n"
+        )
+        assert table in (tmp_path / "repository" / "README.md").read_text()
+
     def test_license_is_written_to_the_card(self, folder, tmp_path):
         make_repository(folder, REPO_ID, tmp_path / "repository", license="cc0-1.0")
         assert "license: cc0-1.0" in (tmp_path / "repository" / "README.md").read_text()
@@ -105,7 +121,8 @@ class TestPush:
 
     def test_files_of_an_earlier_upload_are_removed(self, hub, folder):
         hub.repositories[REPO_ID] = repository = Repository()
-        stale = {"unet/fmnist_diffusion.models.unet_fmnist.py", "scheduler/old.json", "images/old.png", "metrics.json"}
+        stale = {"unet/fmnist_diffusion.models.unet_fmnist.py", "scheduler/old.json", "images/old.png"}
+        stale |= {"metrics.json", "metrics-1-step.json"}
         repository.commit(dict.fromkeys((*stale, "notes.md"), b"old"))
         (folder / "metrics.json").unlink()
         push_pipeline(folder, REPO_ID)
