@@ -83,6 +83,8 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             for path in [*temporary.rglob("*"), temporary]:
                 sync(path)
             if folder.exists():
+                # An interrupted call may have left this folder.
+                shutil.rmtree(previous, ignore_errors=True)
                 folder.rename(previous)
             temporary.rename(folder)
             sync(folder.parent)

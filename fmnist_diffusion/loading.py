@@ -4,7 +4,10 @@ import os
 from pathlib import Path
 from typing import Any
 
-from .hub_client import is_repo_id
+from huggingface_hub import hf_hub_download
+from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+
+from .hub_client import HubError, call_hub, is_repo_id
 from .pipelines import FashionMNISTPipeline
 from .sampling import select_dtype
 from .schedulers import make_scheduler
@@ -36,6 +39,34 @@ def check_pipeline_folder(folder: Path) -> None:
             f"Could not find a pipeline in the folder {folder}: it contains no {FashionMNISTPipeline.config_name}."
             " Pass a folder that `save_pretrained` or the trainer wrote."
         )
+
+
+def find_pipeline_file(name_or_path: str | os.PathLike, file_name: str) -> Path | None:
+    """
+    Finds a file beside the components of a pipeline, and downloads it if necessary.
+
+    Args:
+        name_or_path (`str` or `os.PathLike`): See [`load_pipeline`].
+        file_name (`str`): Name of the file, such as `"metrics.json"`.
+
+    Returns:
+        `Path`, *optional*: Path of the file; `None` if the pipeline does not contain it.
+
+    Raises:
+        [`HubError`]: If the file must be downloaded, but the Hub cannot be reached.
+    """
+    folder = get_pipeline_folder(name_or_path)
+    if folder.is_dir():
+        return folder / file_name if (folder / file_name).is_file() else None
+    repo_id = os.fspath(name_or_path)
+    try:
+        return Path(call_hub(lambda: hf_hub_download(repo_id, file_name), repo_id, access="read"))
+    except HubError as error:
+        if isinstance(error.__cause__, EntryNotFoundError) and not isinstance(
+            error.__cause__, LocalEntryNotFoundError
+        ):
+            return None
+        raise
 
 
 def load_pipeline(

@@ -199,9 +199,9 @@ def copy_pipeline(
     pipe: FashionMNISTPipeline, scheduler: str | type[SchedulerMixin] | None = None
 ) -> FashionMNISTPipeline:
     """
-    Creates a pipeline that shares the models of `pipe` but has a separate scheduler.
+    Creates a pipeline that shares the models of `pipe` but has a separate scheduler and tokenizer.
 
-    Schedulers are stateful, so pipelines that run concurrently require separate schedulers.
+    Both are stateful, so pipelines that run concurrently require separate ones.
 
     Args:
         pipe ([`FashionMNISTPipeline`]): The pipeline.
@@ -211,14 +211,17 @@ def copy_pipeline(
     Raises:
         `ValueError`: If the scheduler does not exist or does not support the model.
     """
-    config = pipe.scheduler.config
-    if scheduler is None:
-        new_scheduler, timestep_power = type(pipe.scheduler).from_config(config), pipe.config.timestep_power
-    else:
-        new_scheduler, timestep_power = make_scheduler(scheduler, config), None
-    settings = pipe.config.num_inference_steps, timestep_power
-    components = pipe.text_encoder, pipe.tokenizer, pipe.classifier, pipe.vae
-    copy = type(pipe)(pipe.unet, new_scheduler, *settings, *components)
+    # The original scheduler determines which other schedulers support the model.
+    original: Any = pipe._original_scheduler
+    replaced = pipe.scheduler is not original
+    settings = pipe.config.num_inference_steps, None if replaced else pipe.config.timestep_power
+    components = pipe.text_encoder, deepcopy(pipe.tokenizer), pipe.classifier, pipe.vae
+    copy = type(pipe)(pipe.unet, type(original).from_config(original.config), *settings, *components)
+    if scheduler is not None:
+        copy.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
+    elif replaced:
+        copy.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
+        copy.register_to_config(timestep_power=pipe.config.timestep_power)
     copy.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return copy
 

@@ -14,12 +14,11 @@ from types import NoneType
 from typing import Any
 
 import torch
-from huggingface_hub import hf_hub_download
 from PIL import Image
 
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.data import DEFAULT_DATASET, FASHION_MNIST_LABELS, to_pil, to_uint8
-from fmnist_diffusion.loading import get_pipeline_folder
+from fmnist_diffusion.loading import find_pipeline_file
 from fmnist_diffusion.metadata import read_metrics, read_train_config
 from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, generate_pixels, make_generators
 
@@ -166,12 +165,10 @@ class Engine:
         return self.channels == 1 and (self.label_names == FASHION_MNIST_LABELS or source == (DEFAULT_DATASET, None))
 
     def _read_file(self, name: str, read: Callable[[Path], dict[str, Any] | None]) -> dict[str, Any] | None:
-        """Reads a file next to the weights. Returns `None` if the file is missing or invalid."""
-        folder = get_pipeline_folder(self.model_id)
+        """Reads a file beside the components. Returns `None` if it is missing, invalid, or cannot be downloaded."""
         try:
-            if not folder.is_dir():
-                folder = Path(hf_hub_download(self.model_id, name)).parent
-            return read(folder / name)
+            path = find_pipeline_file(self.model_id, name)
+            return None if path is None else read(path)
         except (OSError, ValueError):
             return None
 
@@ -194,7 +191,8 @@ class Engine:
 
     def get_prompt_warnings(self, *prompts: str) -> list[str]:
         """Returns warnings about words that the tokenizer does not know, and about truncated prompts."""
-        return self.pipe.find_prompt_problems(prompts) if self.has_prompts else []
+        # Requests run concurrently, and a tokenizer is stateful.
+        return copy_pipeline(self.pipe).find_prompt_problems(prompts) if self.has_prompts else []
 
     def get_captions(self, request: GenerationRequest) -> list[str]:
         return self.get_labels(request) or [f"seed {request.seed + i}" for i in range(request.num_images)]

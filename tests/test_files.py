@@ -146,6 +146,16 @@ def test_failed_rename_restores_the_folder(tmp_path: Path, monkeypatch: pytest.M
     assert list_names(folder) == ["old"]
 
 
+def test_leftover_of_an_earlier_call_does_not_matter(tmp_path: Path):
+    for name in ("pipeline", ".previous-pipeline"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "old").touch()
+    with replace_folder(tmp_path / "pipeline") as temporary:
+        (temporary / "new").touch()
+    assert list_names(tmp_path) == ["pipeline"]
+    assert list_names(tmp_path / "pipeline") == ["new"]
+
+
 def test_interrupted_deletion_leaves_another_name(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     folder = tmp_path / "checkpoint-4"
     folder.mkdir()

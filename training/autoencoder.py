@@ -29,10 +29,10 @@ def load_vae(vae: str | None) -> AutoencoderKL | None:
     if vae is None:
         return None
     if not (Path(vae) / "config.json").is_file():
-        model = load_pretrained(vae).vae
+        model = load_pretrained(vae).pipe.vae
         if model is None:
             raise ValueError(f"`--vae` must be an autoencoder or a pipeline that contains one, got {vae}.")
-        return model
+        return model.eval().requires_grad_(False)
     folder = Path(vae).resolve()
     model = load_model(folder.parent, folder.name, AutoencoderKL)
     check_scaling(folder, model)

@@ -63,13 +63,14 @@ def main(args: list[str] | None = None) -> None:
     try:
         check_new_folder(options.output_dir)
         evaluation = json.loads((options.evaluation / "metrics.json").read_text())
-        if evaluation.get("conditional", True) or not has_same_weights(evaluation, options.pipeline):
+        # An evaluation with other reference images does not measure the class shares.
+        shares = None if evaluation.get("conditional", True) else evaluation["metrics"].get("class_shares")
+        if shares is None or not has_same_weights(evaluation, options.pipeline):
             raise ValueError(
-                f"{options.evaluation} must be an evaluation of unconditional samples of {options.pipeline}. Run"
-                f" `fmnist-diffusion evaluate {options.pipeline} --unconditional`."
+                f"{options.evaluation} must be an evaluation of unconditional samples of {options.pipeline} against"
+                f" Fashion-MNIST. Run `fmnist-diffusion evaluate {options.pipeline} --unconditional`."
             )
         pipe = load_pipeline(options.pipeline)
-        shares = evaluation["metrics"]["class_shares"]
         balance(pipe.unet, shares, options.strength)
         train_config = find_train_config(options.pipeline) or {}
         step = {"class_shares": shares, "strength": options.strength, "weights_sha256": evaluation["weights_sha256"]}

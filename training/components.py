@@ -112,7 +112,7 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     needs_pretrained = config.resume is None or distills or config.text_encoder.enabled
     pretrained = load_pretrained(config.init_from) if config.init_from and needs_pretrained else None
     vae = load_vae(config.vae)
-    unet, noise_scheduler = make_model(config, label_names, None if pretrained is None else pretrained.unet, vae)
+    unet, noise_scheduler = make_model(config, label_names, None if pretrained is None else pretrained.pipe.unet, vae)
     make_token_ids = None
     if captions is not None:
         unet = add_text_encoder(config.text_encoder, unet, pretrained, captions, config.seed)
@@ -206,13 +206,11 @@ def load_training_images(config: DataConfig) -> tuple[ImageTensors | ImageDatase
     `config.resolution` and `config.channels` must not be `None`."""
     source, resolution, channels = config.get_source(), config.resolution, config.channels
     if not config.streaming:
-        images = load_images(**source, resolution=resolution, channels=channels, max_samples=config.max_train_samples)
+        images = load_images(**source, resolution=resolution, channels=channels)
         return images, images.label_names
     assert resolution is not None and channels is not None
     dataset = load_split(**source)
     label_names = tuple(dataset.features["label"].names) if "label" in dataset.features else None
-    if config.max_train_samples is not None:
-        dataset = dataset.select(range(min(config.max_train_samples, len(dataset))))
     return ImageStream(dataset, resolution=resolution, channels=channels), label_names
 
 

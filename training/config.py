@@ -51,7 +51,7 @@ class DataConfig:
     max_train_samples: int | None = None
 
     def get_source(self) -> dict[str, Any]:
-        """Returns the arguments of [`load_split`]."""
+        """Returns the arguments of [`load_split`], which [`load_images`] and [`inspect_images`] also accept."""
         return {
             "dataset_name": self.dataset_name,
             "split": self.split,
@@ -60,6 +60,7 @@ class DataConfig:
             "image_column": self.image_column,
             "label_column": self.label_column,
             "caption_column": self.caption_column,
+            "max_samples": self.max_train_samples,
         }
 
 

@@ -106,7 +106,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     vae = load_vae(config.vae)
     if pretrained is not None:
         check_pretrained_settings(config, pretrained, problems)
-        if pretrained.has_classifier:
+        if pretrained.pipe.classifier is not None:
             problems.warnings.append(
                 f"The new pipeline does not contain the classifier of {config.init_from}. To train a new one, run"
                 " training/train_guidance_classifier.py."
@@ -190,7 +190,7 @@ def check_environment(config: TrainingConfig, problems: Problems) -> None:
 def check_pretrained_settings(config: TrainingConfig, pretrained: PretrainedPipeline, problems: Problems) -> None:
     """Checks the settings of the model, the text encoder and the noise schedule that fine-tuning cannot change."""
     settings = dict(flatten(config.to_dict()))
-    expected = pretrained.get_fixed_settings() | {"vae": None if pretrained.vae is None else config.init_from}
+    expected = pretrained.get_fixed_settings() | {"vae": None if pretrained.pipe.vae is None else config.init_from}
     contradictions = [name for name, value in settings.items() if value != expected.get(name, value)]
     problems.errors += [
         f"`--{name}` must be {format_value(expected[name])} to fine-tune {config.init_from}, got"
@@ -205,7 +205,7 @@ def check_pretrained_settings(config: TrainingConfig, pretrained: PretrainedPipe
 
 
 def inspect_data(config: TrainingConfig, pretrained: PretrainedPipeline | None) -> DataSummary:
-    source: dict[str, Any] = config.data.get_source() | {"max_samples": config.data.max_train_samples}
+    source: dict[str, Any] = config.data.get_source()
     try:
         return inspect_images(**source)
     except DataError:
@@ -325,7 +325,7 @@ def check_captions(
     if not config.text_encoder.enabled or summary.has_captions or can_be_captioned(summary.label_names, shape):
         return
     # Fine-tuning cannot remove a text encoder.
-    is_pretrained = pretrained is not None and pretrained.text_encoder is not None
+    is_pretrained = pretrained is not None and pretrained.pipe.text_encoder is not None
     setting = "--init_from=base" if is_pretrained else "--text_encoder.num_hidden_layers=null"
     problems.errors.append(f"{MISSING_CAPTIONS} To train without captions, pass {setting}.")
 

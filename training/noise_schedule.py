@@ -27,10 +27,8 @@ def make_noise_scheduler(config: SchedulerConfig) -> NoiseScheduler:
 
 def get_noise_scheduler(pipe: FashionMNISTPipeline) -> NoiseScheduler:
     """Returns a scheduler with the noise schedule and the prediction type of the pipeline's model."""
-    if pipe.prediction_type == "flow_prediction":
-        return make_scheduler(FlowMatchEulerDiscreteScheduler, pipe.scheduler.config)
-    noise_scheduler: Any = DDPMScheduler.from_config(pipe.scheduler.config)
-    return noise_scheduler
+    flow_matching = pipe.prediction_type == "flow_prediction"
+    return make_scheduler(FlowMatchEulerDiscreteScheduler if flow_matching else DDPMScheduler, pipe.scheduler.config)
 
 
 def get_betas(noise_scheduler: NoiseScheduler) -> list[float]:

@@ -1,19 +1,21 @@
 """The pipeline to fine-tune, and the default settings of a run that fine-tunes it or resumes another run."""
 
 import functools
+import logging
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError
-
 from checks import FLOW_PREDICTION
 from config import ObjectiveConfig, SchedulerConfig, TextEncoderConfig, read_saved_settings
-from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
-from fmnist_diffusion.loading import get_pipeline_folder
+from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
+from fmnist_diffusion.hub_client import HubError
+from fmnist_diffusion.loading import find_pipeline_file
 from fmnist_diffusion.metadata import read_train_config
 from noise_schedule import get_betas, get_noise_scheduler
+
+
+logger = logging.getLogger("training")
 
 
 @dataclass(frozen=True)
@@ -21,34 +23,26 @@ class PretrainedPipeline:
     """The pipeline to fine-tune.
 
     Attributes:
-        unet: Its model.
+        pipe: The pipeline itself.
         model: Arguments of its model.
         scheduler: Its noise schedule, with the fields of [`SchedulerConfig`].
         betas: Variances of its noising steps; empty for flow matching.
         objective: Its training objective, with the fields of [`ObjectiveConfig`]; empty if the pipeline was saved
             without `train_config.json`.
-        text_encoder: Its text encoder; `None` if it is not text-conditional.
-        tokenizer: Its tokenizer; `None` if it is not text-conditional.
-        vae: Its autoencoder; `None` if it does not use latent diffusion.
-        has_classifier: Whether it has a classifier for classifier guidance, which fine-tuning does not keep.
     """
 
-    unet: FashionMNISTUNet2DModel
+    pipe: FashionMNISTPipeline
     model: dict[str, Any]
     scheduler: dict[str, Any]
     betas: list[float]
     objective: dict[str, Any]
-    text_encoder: Any
-    tokenizer: Any
-    vae: Any
-    has_classifier: bool
 
     @property
     def text_encoder_config(self) -> dict[str, Any]:
         """Settings of the text encoder, with the fields of [`TextEncoderConfig`]."""
-        if self.text_encoder is None:
+        if self.pipe.text_encoder is None:
             return {"num_hidden_layers": None}
-        return {field.name: getattr(self.text_encoder.config, field.name) for field in fields(TextEncoderConfig)}
+        return {field.name: getattr(self.pipe.text_encoder.config, field.name) for field in fields(TextEncoderConfig)}
 
     def get_fixed_settings(self) -> dict[str, Any]:
         """Returns the settings that fine-tuning cannot change, with dotted names such as `scheduler.beta_end`."""
@@ -58,7 +52,7 @@ class PretrainedPipeline:
             "scheduler.shift"
             if self.scheduler["prediction_type"] == FLOW_PREDICTION
             else "scheduler.timestep_spacing",
-            *(["text_encoder.num_hidden_layers"] if self.text_encoder is None else []),
+            *(["text_encoder.num_hidden_layers"] if self.pipe.text_encoder is None else []),
         }
         sections = {"model": self.model, "scheduler": self.scheduler, "text_encoder": self.text_encoder_config}
         settings = {f"{section}.{name}": value for section in sections for name, value in sections[section].items()}
@@ -81,30 +75,30 @@ def load_pretrained(init_from: str) -> PretrainedPipeline:
     objective_names = {field.name for field in fields(ObjectiveConfig)}
     objective = (find_train_config(init_from) or {}).get("objective", {})
     return PretrainedPipeline(
-        unet=pipe.unet,
+        pipe=pipe,
         model=model,
         # The scheduler of a flow-matching model does not have all fields.
         scheduler=asdict(SchedulerConfig(prediction_type="flow_prediction"))
         | {name: value for name, value in noise_scheduler.config.items() if name in schedule_names},
         betas=get_betas(noise_scheduler),
         objective={name: value for name, value in objective.items() if name in objective_names},
-        text_encoder=pipe.text_encoder,
-        tokenizer=pipe.tokenizer,
-        vae=pipe.vae and pipe.vae.eval().requires_grad_(False),
-        has_classifier=pipe.classifier is not None,
     )
 
 
 def find_train_config(init_from: str) -> dict[str, Any] | None:
-    """Returns the content of `train_config.json`, or `None` if the pipeline has no such file."""
-    folder = get_pipeline_folder(init_from)
-    if folder.is_dir():
-        return read_train_config(folder / "train_config.json")
+    """Returns the content of `train_config.json`, or `None` if there is no such file or it cannot be downloaded.
+
+    Raises:
+        `ValueError`: If the file is not a JSON object.
+    """
     try:
-        return read_train_config(Path(hf_hub_download(init_from, "train_config.json")))
-    # huggingface_hub also raises this error if the Hub is not reachable and the file is not cached.
-    except EntryNotFoundError:
+        path = find_pipeline_file(init_from, "train_config.json")
+    except HubError as error:
+        logger.warning(
+            "Could not download train_config.json of %s, so its settings are not used. %s", init_from, error
+        )
         return None
+    return None if path is None else read_train_config(path)
 
 
 def get_saved_settings_path(resume: str, output_dir: str) -> Path:
@@ -132,6 +126,6 @@ def find_defaults(init_from: str | None, resume: str | None, output_dir: str) ->
             "scheduler": pretrained.scheduler,
             "objective": pretrained.objective,
             "text_encoder": pretrained.text_encoder_config,
-            "vae": None if pretrained.vae is None else init_from,
+            "vae": None if pretrained.pipe.vae is None else init_from,
         }
     return {}

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from safetensors.torch import save
+from safetensors.torch import save_file
 
 
 Tensors = dict[str, torch.Tensor]
@@ -33,23 +33,23 @@ def are_finite(tensors: Iterable[torch.Tensor]) -> bool:
     return bool(torch.stack(finite).all())
 
 
-def get_optimizer_tensors(optimizer: AcceleratedOptimizer, unet: torch.nn.Module) -> Tensors:
-    """Returns the state of `optimizer` for each parameter of `unet`, such as `"conv_in.weight/exp_avg"`."""
+def get_optimizer_tensors(optimizer: AcceleratedOptimizer, model: torch.nn.Module) -> Tensors:
+    """Returns the state of `optimizer` for each parameter of `model`, such as `"input_block.weight/exp_avg"`."""
     return {
         f"{name}/{key}": value
-        for name, parameter in unet.named_parameters()
+        for name, parameter in model.named_parameters()
         for key, value in optimizer.state.get(parameter, {}).items()
     }
 
 
 @torch.no_grad()
-def set_optimizer_tensors(optimizer: AcceleratedOptimizer, unet: torch.nn.Module, tensors: Tensors) -> None:
+def set_optimizer_tensors(optimizer: AcceleratedOptimizer, model: torch.nn.Module, tensors: Tensors) -> None:
     """Replaces the state of `optimizer` with the `tensors` of `get_optimizer_tensors`.
 
     Raises:
         `ValueError`: If a parameter does not exist or has a different shape.
     """
-    parameters = dict(unet.named_parameters())
+    parameters = dict(model.named_parameters())
     for full_name, value in tensors.items():
         name, _, key = full_name.rpartition("/")
         if name not in parameters:
@@ -62,5 +62,4 @@ def set_optimizer_tensors(optimizer: AcceleratedOptimizer, unet: torch.nn.Module
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    # `save_file` does not report a full disk as an OSError.
-    path.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))
+    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)

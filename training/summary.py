@@ -1,13 +1,14 @@
 """Text about the training images and the settings of a run."""
 
 import os
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 from diffusers import AutoencoderKL
 
 from batches import count_batches
 from config import DataConfig, ResolvedConfig
 from fmnist_diffusion.data import DataSummary, get_height_width
+from fmnist_diffusion.data.errors import list_names
 from fmnist_diffusion.metadata import format_count
 from machine import get_device_type, get_num_processes
 from milestones import describe_run_length
@@ -29,13 +30,6 @@ def format_size(size: Sequence[int]) -> str:
     return f"{size[0]}x{size[1]}"
 
 
-def join_names(names: Iterable[str], limit: int = MAX_NAMES) -> str:
-    """Joins the first names and counts the others."""
-    names = list(names)
-    text = ", ".join(names[:limit])
-    return text if len(names) <= limit else f"{text} and {len(names) - limit:,} more"
-
-
 def describe_images(config: DataConfig, summary: DataSummary) -> list[str]:
     """Returns lines about the training images."""
     sizes = [
@@ -49,7 +43,7 @@ def describe_images(config: DataConfig, summary: DataSummary) -> list[str]:
             f"{format_count(summary.num_images, f'{colors} image')} from"
             f" {config.train_data_dir or config.dataset_name}",
         ),
-        format_line("sizes", f"{join_names(sizes)}, height x width in pixels"),
+        format_line("sizes", f"{list_names(sizes, MAX_NAMES)}, height x width in pixels"),
     ]
     if summary.num_transparent:
         text = f"{format_count(summary.num_transparent, 'image')} with transparent pixels, which become white"
@@ -58,7 +52,7 @@ def describe_images(config: DataConfig, summary: DataSummary) -> list[str]:
         lines.append(format_line("classes", "none"))
     else:
         counts = zip(summary.label_names, summary.class_counts, strict=True)
-        names = join_names(f"{name} ({count:,})" for name, count in counts)
+        names = list_names([f"{name} ({count:,})" for name, count in counts], MAX_NAMES)
         lines.append(format_line("classes", f"{len(summary.label_names):,}: {names}"))
     if summary.skipped:
         lines.append(format_line("skipped", describe_skipped(config.train_data_dir, summary.skipped)))
@@ -70,7 +64,7 @@ def describe_skipped(folder: str | None, skipped: Sequence[tuple[str, str]]) -> 
     paths: dict[str, list[str]] = {}
     for path, reason in skipped:
         paths.setdefault(reason, []).append(path if folder is None else os.path.relpath(path, folder))
-    reasons = "; ".join(f"{join_names(group, MAX_PATHS)} ({reason})" for reason, group in paths.items())
+    reasons = "; ".join(f"{list_names(group, MAX_PATHS)} ({reason})" for reason, group in paths.items())
     return f"{format_count(len(skipped), 'file')}: {reasons}"
 
 
@@ -160,7 +154,7 @@ def describe_changes(
     channels, *size = shape
     old_size = list(get_height_width(old["sample_size"]))
     changes = []
-    if config.text_encoder.enabled and pretrained.text_encoder is None:
+    if config.text_encoder.enabled and pretrained.pipe.text_encoder is None:
         changes.append("text encoder added")
     if old_size != size:
         changes.append(f"size {format_size(old_size)} to {format_size(size)}")

@@ -70,8 +70,8 @@ def add_text_encoder(
     Raises:
         `ValueError`: If `config` does not fit `unet`.
     """
-    if pretrained is not None and pretrained.text_encoder is not None:
-        return TextConditionalUNet(unet, pretrained.text_encoder, pretrained.tokenizer)
+    if pretrained is not None and pretrained.pipe.text_encoder is not None:
+        return TextConditionalUNet(unet, pretrained.pipe.text_encoder, pretrained.pipe.tokenizer)
     # Only text-conditional models require transformers.
     from tokenizer import make_tokenizer
 

@@ -138,13 +138,7 @@ def split_images(images: ImageTensors, num_validation_images: int, seed: int) ->
             f" {num_validation_images}."
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
-    train, validation = order[num_validation_images:], order[:num_validation_images]
-
-    def select(index: torch.Tensor) -> ImageTensors:
-        labels = None if images.labels is None else images.labels[index]
-        return ImageTensors(images.images[index], labels, images.label_names)
-
-    return select(train), select(validation)
+    return images.select(order[num_validation_images:]), images.select(order[:num_validation_images])
 
 
 def make_vae(config: AutoencoderConfig, images: ImageTensors) -> AutoencoderKL:

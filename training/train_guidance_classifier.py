@@ -76,10 +76,7 @@ def split(images: ImageTensors) -> tuple[ImageTensors, ImageTensors]:
     assert images.labels is not None and images.label_names is not None
     labeled = (images.labels < len(images.label_names)).nonzero().flatten()
     is_validation = torch.arange(len(labeled)) % VALIDATION_INTERVAL == 0
-    return tuple(  # pyright: ignore[reportReturnType]
-        ImageTensors(images.images[index], images.labels[index], images.label_names)
-        for index in (labeled[~is_validation], labeled[is_validation])
-    )
+    return images.select(labeled[~is_validation]), images.select(labeled[is_validation])
 
 
 def check_label_names(images: ImageTensors, pipe: FashionMNISTPipeline) -> tuple[str, ...]:

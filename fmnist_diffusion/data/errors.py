@@ -36,10 +36,10 @@ def combine_image_errors(errors: Sequence[ImageError]) -> DataError:
     return DataError(f"Could not read {len(errors)} images: {names}. Replace or remove them.")
 
 
-def list_names(names: Sequence[str]) -> str:
-    """Joins at most 5 names with commas and adds the number of the others."""
-    listed = ", ".join(names[:MAX_NAMES])
-    return listed if len(names) <= MAX_NAMES else f"{listed} and {len(names) - MAX_NAMES} more"
+def list_names(names: Sequence[str], limit: int = MAX_NAMES) -> str:
+    """Joins at most `limit` names with commas and adds the number of the others."""
+    listed = ", ".join(names[:limit])
+    return listed if len(names) <= limit else f"{listed} and {len(names) - limit:,} more"
 
 
 def get_reason(error: BaseException) -> str:

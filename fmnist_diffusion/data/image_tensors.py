@@ -16,7 +16,8 @@ class ImageTensors:
 
     Attributes:
         images (`torch.Tensor`):
-            uint8 pixels in [0, 255], of shape `(num_images, channels, height, width)`.
+            uint8 pixels in [0, 255], of shape `(num_images, channels, height, width)`. The trainer also stores float32
+            latents.
         labels (`torch.Tensor`, *optional*):
             int64 class indices of shape `(num_images,)`. The index `len(label_names)` is the null label for
             unconditional training.
@@ -33,6 +34,16 @@ class ImageTensors:
 
     def __len__(self) -> int:
         return len(self.images)
+
+    def select(self, index: torch.Tensor | slice) -> "ImageTensors":
+        """Returns the images at the positions `index`, an int64 tensor of shape `(num_images,)` or a slice."""
+        positions = torch.arange(len(self))[index].tolist()
+        return ImageTensors(
+            self.images[index],
+            None if self.labels is None else self.labels[index],
+            self.label_names,
+            None if self.captions is None else tuple(self.captions[i] for i in positions),
+        )
 
 
 def check_label_range(labels: np.ndarray | torch.Tensor, num_labels: int, source: str | Path) -> None:

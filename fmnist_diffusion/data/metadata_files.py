@@ -118,8 +118,16 @@ def _create_dataset(
             ) from error
         for name in part.column_names:
             if name == FILE_NAME or name.endswith(f"_{FILE_NAME}"):
-                paths = [str(folder / file.parent / path) for path in part[name].to_pylist()]
-                images = pa.array([{"bytes": None, "path": path} for path in paths], type=datasets.Image().pa_type)
+                values = part[name].to_pylist()
+                wrong = next((value for value in values if not isinstance(value, str | None)), None)
+                if wrong is not None:
+                    raise DataError(
+                        f"The column {name} of {folder / file} must contain file names, got {wrong!r}. Rename the"
+                        " column if it does not refer to images."
+                    )
+                paths = [None if value is None else str(folder / file.parent / value) for value in values]
+                images = [None if path is None else {"bytes": None, "path": path} for path in paths]
+                images = pa.array(images, type=datasets.Image().pa_type)
                 column = name.removesuffix(FILE_NAME).removesuffix("_") or "image"
                 index = part.column_names.index(name)
                 if column in part.column_names:

@@ -138,6 +138,7 @@ def load_split(
     image_column: str | None = None,
     label_column: str | None = None,
     caption_column: str = DEFAULT_CAPTION_COLUMN,
+    max_samples: int | None = None,
     ignored_files: Collection[str] = (),
 ) -> datasets.Dataset:
     """
@@ -178,6 +179,7 @@ def load_split(
             Name of the column with the captions, which must contain strings. Missing captions become empty strings.
             The default column `text` is optional: if it does not exist or contains other values, there are no
             captions.
+        max_samples (`int`, *optional*): Maximum number of images. The first ones are kept.
         ignored_files (`Collection[str]`, defaults to `()`):
             Names of files to ignore in a folder.
 
@@ -198,7 +200,7 @@ def load_split(
         image_column=image_column,
         label_column=label_column,
         caption_column=caption_column,
-        max_samples=None,
+        max_samples=max_samples,
         ignored_files=ignored_files,
     )
     return dataset
@@ -209,8 +211,5 @@ def _is_tensor_file(path: str | None) -> TypeGuard[str]:
 
 
 def _load_tensor_file(path: str, label_column: str | None, max_samples: int | None) -> ImageTensors:
-    tensors = load_tensors(check_path(path))
-    captions = None if tensors.captions is None else tensors.captions[:max_samples]
-    if tensors.labels is None or label_column == NO_LABELS:
-        return ImageTensors(tensors.images[:max_samples], captions=captions)
-    return ImageTensors(tensors.images[:max_samples], tensors.labels[:max_samples], tensors.label_names, captions)
+    tensors = load_tensors(check_path(path)).select(slice(max_samples))
+    return replace(tensors, labels=None, label_names=None) if label_column == NO_LABELS else tensors

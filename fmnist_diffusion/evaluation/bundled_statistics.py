@@ -17,7 +17,7 @@ STATISTICS_DIR = Path(__file__).parent / "statistics"
 SPLITS = ("train", "test")
 # KID, precision, recall, density and coverage compare samples with the first 10,000 training images.
 NUM_REFERENCE_IMAGES = 10_000
-# This is the `images_hash` of the 60,000 training images in their original order.
+# This is the `tensor_hash` of the 60,000 training images in their original order.
 TRAIN_SHA256 = "2e487a6c89124f78f2d7521542223cafe96f7123c3ca13d447772ac6ecbb3012"
 
 

@@ -3,7 +3,7 @@
 import hashlib
 import json
 from collections.abc import Sequence
-from dataclasses import asdict, replace
+from dataclasses import asdict
 from typing import Any
 
 import torch
@@ -13,7 +13,7 @@ from fmnist_diffusion.sampling import Samples
 
 from .classifier_training import ClassifierTrainingConfig, measure_accuracy, train_classifier
 from .inception import cache_dir
-from .provenance import images_hash
+from .provenance import tensor_hash
 from .reference import Reference
 from .verified_tensors import load_verified, save_verified
 
@@ -42,7 +42,11 @@ def check_cas(reference: Reference, label_names: Sequence[str] | None) -> None:
     missing = [name for name in names if name not in label_names]
     if missing:
         raise ValueError(f"`cas` requires samples of all classes of the reference, but {missing[0]!r} is missing.")
-    reference.load_test_images()
+    if torch.equal(reference.load_test_images().images, reference.train.images):
+        raise ValueError(
+            "`cas` requires a reference with a separate test split. Pass a folder with the subfolders train and test,"
+            " or a dataset with these splits."
+        )
 
 
 def measure_cas(
@@ -69,7 +73,7 @@ def measure_cas(
     test, train = reference.load_test_images(), reference.train
     assert samples.labels is not None and train.labels is not None and train.label_names is not None
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: len(samples)]
-    real = replace(train, images=train.images[order], labels=train.labels[order])
+    real = train.select(order)
     names = list(train.label_names)
     # The classes of the samples can be in a different order.
     labels = torch.tensor([names.index(name) if name in names else -1 for name in label_names])[samples.labels]
@@ -90,7 +94,7 @@ def measure_real_accuracy(
 ) -> float:
     """Returns the accuracy on `test` of a classifier that is trained on `train`, or loads it from the cache."""
     assert train.labels is not None and test.labels is not None
-    hashes = [images_hash(tensor) for tensor in (train.images, train.labels, test.images, test.labels)]
+    hashes = [tensor_hash(tensor) for tensor in (train.images, train.labels, test.images, test.labels)]
     key = hashlib.sha256(json.dumps([hashes, list(train.images.shape), asdict(config)]).encode()).hexdigest()
     path = cache_dir() / "cas" / f"{key}.safetensors"
     cached = load_verified(path)

@@ -26,7 +26,7 @@ from .features import cached_features
 from .generation import EvaluationSamples
 from .inception import InceptionFeatures
 from .processes import Processes
-from .provenance import images_hash
+from .provenance import tensor_hash
 from .reference import Reference
 from .sample_metrics import (
     Measurement,
@@ -82,7 +82,7 @@ class FashionMNISTReference(Reference):
                 images, for which the bundled statistics were computed.
         """
         train = load_images(split="train", train_data_dir=self.train_data_dir, resolution=28, channels=1)
-        if self.inception is not None and images_hash(train.images) != TRAIN_SHA256:
+        if self.inception is not None and tensor_hash(train.images) != TRAIN_SHA256:
             raise ValueError(
                 "FID requires the 60,000 training images of Fashion-MNIST in their original order, but"
                 f" {self.train_data_dir or 'the default dataset'} contains different images. Pass a different"

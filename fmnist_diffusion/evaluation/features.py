@@ -8,7 +8,7 @@ from tqdm.auto import tqdm
 from .classifier import Classifier
 from .inception import InceptionFeatures, cache_dir
 from .processes import Processes
-from .provenance import images_hash
+from .provenance import tensor_hash
 from .verified_tensors import load_verified, save_verified
 
 
@@ -37,13 +37,16 @@ def cached_features(
 
     Returns:
         `torch.Tensor`: float32 features `(num_images, num_features)` on the CPU.
+
+    Raises:
+        `ValueError`: If the processes do not see the same files.
     """
     processes = processes or Processes()
     folder = folder or cache_dir() / "features" / f"{extractor.name}-{extractor.sha256[:12]}"
     chunks = images.split(CHUNK_SIZE)
     # The shape is part of the name, because the same bytes can be images of different shapes.
     shape = "x".join(map(str, images.shape[1:]))
-    paths = [folder / f"{shape}-{images_hash(chunk)[:16]}.safetensors" for chunk in chunks]
+    paths = [folder / f"{shape}-{tensor_hash(chunk)[:16]}.safetensors" for chunk in chunks]
     features = [load_features(path, len(chunk)) for path, chunk in zip(paths, chunks, strict=True)]
     missing = [index for index, found in enumerate(features) if found is None]
     # `Processes.select` waits until all processes have listed the missing files, so that they share the same list.
@@ -62,7 +65,7 @@ def cached_features(
     for index in missing:
         if features[index] is None:
             features[index] = load_features(paths[index], len(chunks[index]))
-    return torch.cat([found for found in features if found is not None])
+    return torch.cat(processes.check_results(paths, features))
 
 
 def load_features(path: Path, num_images: int) -> torch.Tensor | None:

@@ -98,7 +98,7 @@ def generate_samples(
 
     `conditions` contains the class labels or prompts and the classifier guidance scale as keyword arguments of
     [`generate`]. Every batch is saved in `folder` and named by the index of its first image. Existing batches are
-    loaded, and damaged ones are replaced.
+    loaded, and damaged ones are replaced. Raises `ValueError` if the processes do not see the same files.
     """
     batches = plan_batches(folder, num_samples, min(batch_size, get_max_batch_size(pipe)))
     missing = [(start, count) for start, count, is_saved in batches if not is_saved]
@@ -116,8 +116,8 @@ def generate_samples(
             save_batch(batch, get_batch_path(folder, start))
             bar.update(min(count * processes.count, num_samples - bar.n))
     processes.wait()
-    loaded = [load_batch(get_batch_path(folder, start)) for start, _, _ in batches]
-    return EvaluationSamples.concatenate([batch for batch in loaded if batch is not None])
+    paths = [get_batch_path(folder, start) for start, _, _ in batches]
+    return EvaluationSamples.concatenate(processes.check_results(paths, [load_batch(path) for path in paths]))
 
 
 def plan_batches(folder: Path, num_samples: int, batch_size: int) -> list[tuple[int, int, bool]]:

@@ -27,7 +27,7 @@ from .features import cached_features
 from .generation import EvaluationSamples
 from .inception import InceptionFeatures, cache_dir
 from .processes import Processes
-from .provenance import images_hash
+from .provenance import tensor_hash
 from .reference import Reference
 from .sample_metrics import Measurement, add_sampling_speed, measure_memorization
 from .samples import describe_shape
@@ -194,7 +194,7 @@ class ImageReference(Reference):
 
     @cached_property
     def sha256(self) -> str:
-        return images_hash(self.train.images)
+        return tensor_hash(self.train.images)
 
     def prepare(self, processes: Processes) -> None:
         images = self.train.images

@@ -32,11 +32,11 @@ from tqdm.auto import tqdm
 
 from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.data import ImageTensors, to_model_input
-from fmnist_diffusion.pipelines.pipeline_fmnist import NEAR_ZERO_SNR
+from fmnist_diffusion.pipelines.pipeline_fmnist import NEAR_ZERO_SNR, evaluation_mode
 from fmnist_diffusion.sampling import get_max_batch_size, make_generators
-from fmnist_diffusion.schedulers import NOISE_SCHEDULE_OPTIONS, compute_angles
+from fmnist_diffusion.schedulers import NOISE_SCHEDULE_OPTIONS, compute_angles, make_scheduler
 
-from .provenance import get_device_name, get_versions, images_hash, weights_hash
+from .provenance import get_device_name, get_versions, tensor_hash, weights_hash
 from .run_folder import prepare_folder, write_json
 from .samples import describe_shape
 from .verified_tensors import load_verified, save_verified
@@ -105,7 +105,7 @@ def measure_likelihood(
     settings = {
         "source": name,
         "weights_sha256": weights_hash(pipe),
-        "images_sha256": images_hash(images.images),
+        "images_sha256": tensor_hash(images.images),
         "conditional": conditional,
         "noise_schedule": {option: pipe.scheduler.config.get(option) for option in NOISE_SCHEDULE_OPTIONS},
         "num_steps": num_steps,
@@ -120,7 +120,8 @@ def measure_likelihood(
     log_likelihoods = torch.empty(0, dtype=torch.float64) if saved is None else saved[0]["log_likelihoods"]
 
     batch_size = min(batch_size, get_max_batch_size(pipe))
-    with tqdm(total=num_images, initial=min(len(log_likelihoods), num_images), unit="image", disable=None) as bar:
+    bar = tqdm(total=num_images, initial=min(len(log_likelihoods), num_images), unit="image", disable=None)
+    with evaluation_mode(pipe.unet), bar:
         while (start := len(log_likelihoods)) < num_images:
             batch = slice(start, min(start + batch_size, num_images))
             samples, probes = dequantize(images.images[batch], seed, start)
@@ -186,9 +187,11 @@ def make_noise_scheduler(pipe: FashionMNISTPipeline) -> DDPMScheduler:
     Raises:
         `ValueError`: If the velocity at the last timestep cannot be computed from the predicted noise.
     """
-    config = pipe.scheduler.config
-    noise_scheduler = DDPMScheduler(**{name: config[name] for name in NOISE_SCHEDULE_OPTIONS if name in config})
-    if config["prediction_type"] == "epsilon" and float(noise_scheduler.alphas_cumprod[-1]) < NEAR_ZERO_SNR:
+    noise_scheduler = make_scheduler(DDPMScheduler, pipe.scheduler.config)
+    if (
+        noise_scheduler.config["prediction_type"] == "epsilon"
+        and float(noise_scheduler.alphas_cumprod[-1]) < NEAR_ZERO_SNR
+    ):
         raise ValueError(
             "The predicted noise does not determine the velocity if the terminal SNR is almost zero. Use a model with"
             " v-prediction, or with a different noise schedule."

@@ -5,6 +5,7 @@ import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from datetime import timedelta
+from pathlib import Path
 from typing import TypeVar
 
 import torch
@@ -41,6 +42,16 @@ class Processes:
         """Returns the part of `items` that this process must process. All processes must pass the same `items`."""
         self.wait()
         return items[self.index :: self.count]
+
+    @staticmethod
+    def check_results(paths: Sequence[Path], results: Sequence[Item | None]) -> list[Item]:
+        """Returns the results that were read from `paths`; raises `ValueError` if one of them is missing."""
+        for path, result in zip(paths, results, strict=True):
+            if result is None:
+                raise ValueError(
+                    f"Could not read {path}, which another process wrote. Use a folder that all machines share."
+                )
+        return [result for result in results if result is not None]
 
 
 def connect_processes() -> Processes:

@@ -23,9 +23,9 @@ def weights_hash(pipe: FashionMNISTPipeline) -> str:
     return digest.hexdigest()
 
 
-def images_hash(images: torch.Tensor) -> str:
-    """Returns the SHA-256 of the pixels of uint8 images."""
-    return hashlib.sha256(images.contiguous().numpy().tobytes()).hexdigest()
+def tensor_hash(tensor: torch.Tensor) -> str:
+    """Returns the SHA-256 of the values of a tensor, such as uint8 images, in memory order."""
+    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
 
 
 def get_versions() -> dict[str, str]:

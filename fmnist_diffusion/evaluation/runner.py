@@ -2,7 +2,7 @@
 
 import json
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -15,7 +15,7 @@ from .cas import LABELS_REQUIRED, check_cas, measure_cas
 from .features import cached_features
 from .generation import EvaluationSamples, generate_samples
 from .processes import Processes
-from .provenance import get_device_name, get_versions, images_hash, weights_hash
+from .provenance import get_device_name, get_versions, tensor_hash, weights_hash
 from .reference import Reference
 from .report import save_report
 from .run_folder import prepare_folder, write_json
@@ -114,7 +114,7 @@ def evaluate_pipeline(
     }
     if classifier_guidance_scale != 0:
         settings["classifier_guidance_scale"] = classifier_guidance_scale
-    evaluator = Evaluator(reference, folder, settings, processes)
+    processes = processes or Processes()
     runs = (
         generate_samples(
             pipe,
@@ -124,11 +124,11 @@ def evaluate_pipeline(
             batch_size,
             folder / f"seed-{seed}",
             reference.inception,
-            evaluator.processes,
+            processes,
         )
         for seed in seeds
     )
-    return evaluator.evaluate(runs, label_names, cas)
+    return run_evaluation(runs, folder, settings, reference, label_names, cas, processes)
 
 
 def evaluate_samples(
@@ -152,74 +152,72 @@ def evaluate_samples(
     inception = reference.inception
     settings = {
         "source": name,
-        "images_sha256": images_hash(samples.images),
+        "images_sha256": tensor_hash(samples.images),
         "num_samples": len(samples),
         "inception": inception is not None,
         "versions": get_versions(),
         **reference.get_settings(),
     }
-    evaluator = Evaluator(reference, folder, settings, processes)
-    features = None
-    if inception is not None:
-        features = cached_features(inception, samples.images, "samples", folder / "features", evaluator.processes)
-    return evaluator.evaluate([EvaluationSamples(samples, features)], label_names, cas)
+    processes = processes or Processes()
+
+    def compute_features() -> Iterator[EvaluationSamples]:
+        features = None
+        if inception is not None:
+            features = cached_features(inception, samples.images, "samples", folder / "features", processes)
+        yield EvaluationSamples(samples, features)
+
+    return run_evaluation(compute_features(), folder, settings, reference, label_names, cas, processes)
 
 
-class Evaluator:
+def run_evaluation(
+    runs: Iterable[EvaluationSamples],
+    folder: Path,
+    settings: dict[str, Any],
+    reference: Reference,
+    label_names: Sequence[str] | None,
+    cas: bool,
+    processes: Processes,
+) -> dict[str, Any]:
     r"""
-    Compares samples with a reference and writes the results.
+    Compares samples with a reference and writes `metrics.json` and, for the first seed, `report.png`.
 
     Args:
-        reference ([`Reference`]): The real images.
+        runs (`Iterable[EvaluationSamples]`):
+            The samples of each seed. They are requested after the folder and the reference have been prepared.
         folder (`Path`): Output folder.
         settings (`dict`): Provenance of the samples, which is saved in `settings.json` and `metrics.json`.
-        processes ([`Processes`], *optional*): Processes that share the work.
+        reference ([`Reference`]): The real images.
+        label_names (`Sequence[str]`, *optional*): Class names of the samples.
+        cas (`bool`): Whether to measure the classification accuracy score for the first seed.
+        processes ([`Processes`]): Processes that share the work.
+
+    Returns:
+        `dict`: The content of `metrics.json`.
 
     Raises:
         `ValueError`: If `folder` contains other files, or if the real images cannot be used.
     """
-
-    def __init__(
-        self, reference: Reference, folder: Path, settings: dict[str, Any], processes: Processes | None = None
-    ):
-        self.reference, self.folder, self.settings = reference, folder, settings
-        self.processes = processes or Processes()
-        if self.processes.is_main:
-            prepare_folder(folder, settings)
-        self.processes.wait()
-        reference.prepare(self.processes)
-
-    def evaluate(
-        self, runs: Iterable[EvaluationSamples], label_names: Sequence[str] | None = None, cas: bool = False
-    ) -> dict[str, Any]:
-        """
-        Measures the samples of each seed and writes `metrics.json` and, for the first seed, `report.png`.
-
-        Args:
-            runs (`Iterable[EvaluationSamples]`): The samples of each seed.
-            label_names (`Sequence[str]`, *optional*): Class names of the samples.
-            cas (`bool`, defaults to `False`): Whether to measure the classification accuracy score for the first seed.
-
-        Returns:
-            `dict`: The content of `metrics.json`.
-        """
-        path, metrics, first = self.folder / "metrics.json", [], None
-        # The other processes only help to generate the samples.
-        for run in runs:
-            if self.processes.is_main:
-                measurement = self.reference.measure(run)
-                metrics.append(measurement.metrics)
-                first = first or measurement
-        if first is not None:
-            results = {**self.settings, "metrics": summarize(metrics), **self.reference.describe()}
-            if cas:
-                assert label_names is not None
-                results["cas"] = measure_cas(first.samples, label_names, self.reference)
-            with write_atomically(self.folder / "report.png") as temporary:
-                save_report(temporary, results, first, self.reference.train.images, label_names)
-            write_json(path, results)
-        self.processes.wait()
-        return json.loads(path.read_text())
+    if processes.is_main:
+        prepare_folder(folder, settings)
+    processes.wait()
+    reference.prepare(processes)
+    path, metrics, first = folder / "metrics.json", [], None
+    # The other processes only help to generate the samples.
+    for run in runs:
+        if processes.is_main:
+            measurement = reference.measure(run)
+            metrics.append(measurement.metrics)
+            first = first or measurement
+    if first is not None:
+        results = {**settings, "metrics": summarize(metrics), **reference.describe()}
+        if cas:
+            assert label_names is not None
+            results["cas"] = measure_cas(first.samples, label_names, reference)
+        with write_atomically(folder / "report.png") as temporary:
+            save_report(temporary, results, first, reference.train.images, label_names)
+        write_json(path, results)
+    processes.wait()
+    return json.loads(path.read_text())
 
 
 def check_options(

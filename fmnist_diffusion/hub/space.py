@@ -20,7 +20,7 @@ UNUSED_PATHS = (
 )
 
 
-def push_space(repo_id: str, model_id: str, *, private: bool = False, token: str | None = None) -> str:
+def push_space(repo_id: str, model_id: str, *, private: bool = False) -> str:
     """
     Uploads the demo of a model as a Space. The Space contains the source code of this package.
 
@@ -31,7 +31,6 @@ def push_space(repo_id: str, model_id: str, *, private: bool = False, token: str
         model_id (`str`): Repository id of the model, `owner/name`, or `name` for your own namespace.
         private (`bool`, defaults to `False`):
             Whether to create a private Space. Raises an error if it exists and is public.
-        token (`str`, *optional*): Token with write access. Defaults to the token from `hf auth login` or `HF_TOKEN`.
 
     Returns:
         `str`: The URL of the Space.
@@ -39,7 +38,7 @@ def push_space(repo_id: str, model_id: str, *, private: bool = False, token: str
     Raises:
         [`HubError`]: If the Hub cannot be reached or rejects a request, or if the model does not exist or is private.
     """
-    api = connect(token)
+    api = connect()
     repo_id, model_id = get_full_repo_id(api, repo_id), get_full_repo_id(api, model_id)
     if call_hub(lambda: api.model_info(model_id), model_id).private:
         raise HubError(f"{model_id} is private, so the Space could not load it. Make the model public first.")

@@ -37,9 +37,7 @@ RUNTIME_FILES = (
 MAX_NUM_INFERENCE_STEPS = 20
 
 
-def push_static_space(
-    repo_id: str, checkpoints: Sequence[Path], *, private: bool = False, token: str | None = None
-) -> str:
+def push_static_space(repo_id: str, checkpoints: Sequence[Path], *, private: bool = False) -> str:
     """
     Uploads the browser page as a static Space.
 
@@ -50,7 +48,6 @@ def push_static_space(
         checkpoints (`Sequence[Path]`): Folders of the pipelines; the page selects the first one by default.
         private (`bool`, defaults to `False`):
             Whether to create a private Space. Raises an error if it exists and is public.
-        token (`str`, *optional*): Token with write access. Defaults to the token from `hf auth login` or `HF_TOKEN`.
 
     Returns:
         `str`: The URL of the Space.
@@ -59,7 +56,7 @@ def push_static_space(
         [`HubError`]: If the Hub cannot be reached or rejects a request.
         `ExportError`, `OSError`, `ValueError`: See [`make_static_space`].
     """
-    api = connect(token)
+    api = connect()
     repo_id = get_full_repo_id(api, repo_id)
     with TemporaryDirectory() as staging:
         make_static_space(checkpoints, Path(staging))

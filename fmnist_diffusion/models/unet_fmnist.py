@@ -342,7 +342,7 @@ class FashionMNISTUpBlock(nn.Module):
 
 class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     r"""
-    A U-Net with the interface of [`UNet2DModel`] that predicts the noise, v or the clean sample of a noisy image.
+    A U-Net with the interface of [`UNet2DModel`]. It predicts the noise, v, the clean sample or the flow.
 
     The default model has 13.2 M parameters. It has four levels with 64, 128, 256 and 512 channels at 28, 14, 7 and 4
     pixels, one residual block with BatchNorm per level, and self-attention and the time embedding at the bottleneck.

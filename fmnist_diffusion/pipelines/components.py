@@ -250,6 +250,10 @@ def load_model(
     with _named_errors(path), torch.device("meta"):
         meta_model: Any = model_class.from_config(config)
     weights = check_weights(folder, component, variant, meta_model)
+    if device_map is None:
+        # The default, True, temporarily replaces a method of `torch.nn.Module`, so that models that other threads
+        # create at the same time have no weights.
+        kwargs.setdefault("low_cpu_mem_usage", None)
     model: Any = model_class.from_pretrained(
         str(folder),
         subfolder=component,

@@ -59,9 +59,9 @@ def download_pipeline(
     Raises:
         `OSError`: If a file does not exist, cannot be downloaded, or is damaged.
     """
-    files = _Files(repo_id, exclude, variant, None if cache_dir is None else Path(cache_dir), token)
-    revision = revision or constants.DEFAULT_REVISION
     offline = local_files_only or constants.HF_HUB_OFFLINE
+    files = _Files(repo_id, exclude, variant, None if cache_dir is None else Path(cache_dir), token, offline)
+    revision = revision or constants.DEFAULT_REVISION
     if offline or (re.fullmatch("[0-9a-f]{40}", revision) and not force_download):
         folder = files.find(revision)
         if folder is not None:
@@ -91,13 +91,17 @@ class _Files:
     variant: str | None
     cache_dir: Path | None
     token: str | bool | None
+    offline: bool
 
     def find(self, revision: str) -> Path | None:
-        """Returns the folder of a revision in the cache, or `None` if it is incomplete."""
+        """Returns the folder of a revision in the cache, or `None` if it is incomplete or damaged.
+
+        Raises:
+            `OSError`: If a file is damaged and cannot be downloaded again, because requests are not allowed.
+        """
         index = self._find_file(INDEX_NAME, revision)
-        if index is None:
+        if index is None or not self._is_intact(index):
             return None
-        _check_cached(index)
         names, models = self._list_files(index)
         for model in models:
             name, shards = get_weights_name(model, self.variant), get_weights_index_name(model, self.variant)
@@ -106,10 +110,8 @@ class _Files:
             else:
                 names.append(name)
         paths = [path for name in names if (path := self._find_file(name, revision)) is not None]
-        if len(paths) < len(names):
+        if len(paths) < len(names) or not all(map(self._is_intact, paths)):
             return None
-        for path in paths:
-            _check_cached(path)
         return index.parent
 
     def download(self, revision: str, force_download: bool) -> Path:
@@ -157,6 +159,15 @@ class _Files:
     def _find_file(self, name: str, revision: str) -> Path | None:
         path = try_to_load_from_cache(self.repo_id, name, cache_dir=self.cache_dir, revision=revision)
         return Path(path) if isinstance(path, str) else None
+
+    def _is_intact(self, path: Path) -> bool:
+        if not _is_damaged(path):
+            return True
+        if self.offline:
+            raise OSError(
+                f"The cached file {path} is damaged. Allow requests to the Hub to download it again, or remove it."
+            )
+        return False
 
     def _get_metadata(self, name: str, revision: str) -> Any:
         url = hf_hub_url(self.repo_id, name, revision=revision)
@@ -206,13 +217,6 @@ class _Files:
                 raise ConnectionError(str(error)) from error
 
         return Path(call_hub(download, self.repo_id, num_bytes=num_bytes, access="read"))
-
-
-def _check_cached(path: Path) -> None:
-    if _is_damaged(path):
-        raise OSError(
-            f"The cached file {path} is damaged. Allow requests to the Hub to download it again, or remove it."
-        )
 
 
 def _is_damaged(path: Path) -> bool:

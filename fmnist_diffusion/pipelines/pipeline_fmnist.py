@@ -13,12 +13,15 @@ import math
 import re
 import shutil
 import struct
+import sys
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
 from pathlib import Path
+from types import ModuleType
 from typing import Any, Self
 
+import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
@@ -521,6 +524,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # `auto_map` is only for `diffusers.AutoModel`. diffusers would log a warning about it.
         config_dict = {name: value for name, value in config_dict.items() if name != "auto_map"}
+        # If a model is passed to `DiffusionPipeline.from_pretrained`, diffusers checks its type. It looks up the base
+        # classes in the module of model_index.json, which must have been imported.
+        for name in ("unet", "classifier"):
+            library, class_name = config_dict.get(name) or (None, None)
+            if library is not None and library not in sys.modules:
+                sys.modules[library] = module = ModuleType(library)
+                vars(module).update({"ModelMixin": ModelMixin, class_name: ModelMixin})
         return super().extract_init_dict(config_dict, **kwargs)
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
@@ -980,8 +990,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
             option, values = ("sigmas", sigmas) if timesteps is None else ("timesteps", timesteps)
             values = torch.as_tensor(values).tolist()
             parameters = inspect.signature(scheduler.set_timesteps).parameters
-            # In flow matching, custom timesteps would not have the matching noise levels.
-            if option not in parameters or (option == "timesteps" and uses_flow_matching(scheduler)):
+            if uses_flow_matching(scheduler):
+                # Custom timesteps would not have the matching noise levels.
+                supported = option == "sigmas"
+            else:
+                # Without flow matching, UniPCMultistepScheduler does not support sigmas.
+                supported = option == "timesteps" or not isinstance(scheduler, FLOW_SOLVERS)
+            if option not in parameters or not supported:
                 raise ValueError(f"{name} does not support custom `{option}`. Pass `num_inference_steps` instead.")
             if not values or any(value <= following for value, following in itertools.pairwise(values)):
                 raise ValueError(f"`{option}` must be one or more decreasing numbers, got {values}.")
@@ -989,7 +1004,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 raise ValueError(f"`timesteps` must be between 0 and {num_train_timesteps - 1}, got {values}.")
             if uses_flow_matching(scheduler) and not 0 < values[-1] <= values[0] <= 1:
                 raise ValueError(f"`sigmas` must be greater than 0 and at most 1 with {name}, got {values}.")
-            set_scheduler_timesteps(**{option: values}, device=device)
+            # UniPCMultistepScheduler requires an array.
+            set_scheduler_timesteps(**{option: np.array(values) if option == "sigmas" else values}, device=device)
         all_timesteps: Any = scheduler.timesteps
         lowest, highest = float(all_timesteps.min()), float(all_timesteps.max())
         # In flow matching, timesteps are `num_train_timesteps` times sigma. The shift can cause rounding errors.
@@ -1412,7 +1428,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 `"pred_original_sample"`, the predicted x0 of this step, in [-1, 1]. With an autoencoder, all of them
                 are latents; [`~FashionMNISTPipeline.decode_latents`] decodes them.
             prompt (`str` or `list[str]`, *optional*):
-                One or more prompts for a text-conditional model. `None` samples unconditionally, like an empty prompt.
+                One or more prompts for a text-conditional model. `None` samples unconditionally, like an empty prompt
+                without guidance.
             negative_prompt (`str` or `list[str]`, *optional*):
                 One negative prompt, or one for each prompt. Guidance uses the prediction for the negative prompt as
                 `uncond`. Defaults to the empty prompt. Ignored without guidance.
@@ -1639,8 +1656,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
         num_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         if not isinstance(num_images, Integral) or num_images < 2:
             raise ValueError(f"`num_images` must be an integer of at least 2, got {num_images!r}.")
-        if len(seeds) != 2:
-            raise ValueError(f"`seeds` must contain the seeds of the first and the last image, got {seeds!r}.")
+        if not isinstance(seeds, Sequence) or [isinstance(seed, Integral) for seed in seeds] != [True, True]:
+            raise ValueError(
+                f"`seeds` must contain the seeds of the first and the last image as two integers, got {seeds!r}."
+            )
         self.check_inputs(
             class_labels, num_images, num_steps, output_type, callback_on_step_end_tensor_inputs, prompt=prompt
         )
@@ -1723,7 +1742,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
             tensor_name (`str`, defaults to `"model_input"`):
                 Tensor that the frames show: `"model_input"`, the noisy images before each step, or
                 `"pred_original_sample"`, the predicted x0 of each step.
-            kwargs: Other arguments of [`~FashionMNISTPipeline.__call__`], such as `generator`.
+            kwargs:
+                Other arguments of [`~FashionMNISTPipeline.__call__`], such as `generator`, except `output_type`,
+                `return_dict`, `callback_on_step_end` and `callback_on_step_end_tensor_inputs`.
 
         Returns:
             `list[list[PIL.Image.Image]]`: The images of each step, followed by the final images.
@@ -1744,6 +1765,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         """
         if tensor_name not in ("model_input", "pred_original_sample"):
             raise ValueError(f"`tensor_name` must be 'model_input' or 'pred_original_sample', got {tensor_name!r}.")
+        for name in ("output_type", "return_dict", "callback_on_step_end", "callback_on_step_end_tensor_inputs"):
+            if name in kwargs:
+                raise ValueError(
+                    f"`{name}` cannot be used with `trajectory`. Omit it, or call the pipeline with"
+                    " `callback_on_step_end` to process the intermediate images yourself."
+                )
         frames = []
 
         def save_frame(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> None:

@@ -56,6 +56,21 @@ def test_column_whose_rows_cannot_be_selected_is_an_error(folder):
     assert f"Could not read the metadata file {folder / 'metadata.parquet'} (" in get_error(folder)
 
 
+def test_columns_of_other_images_may_have_gaps(folder):
+    rows = [{"file_name": f"{name}.png", "label": 0} for name in ("a", "b", "more/c")]
+    rows[0]["edited_file_name"] = "b.png"
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert load(folder, image_column="image") == {"a": "0", "b": "0", "c": "0"}
+    with pytest.raises(DataError, match="The column 'edited' of .* must not contain missing values, got 2"):
+        load(folder, image_column="edited")
+
+
+def test_columns_of_other_images_must_contain_file_names(folder):
+    write_metadata(folder / "metadata.csv", ROWS | {"old_file_name": [1, 2, 3]})
+    assert "The column old_file_name of" in get_error(folder)
+    assert "must contain file names, got 1. Rename the column" in get_error(folder)
+
+
 def test_each_folder_may_have_its_own_metadata(folder):
     write_metadata(folder / "metadata.csv", {"file_name": ["a.png", "b.png"], "label": [3, 20]})
     write_metadata(folder / "more" / "metadata.csv", {"file_name": ["c.png"], "label": [3]})

@@ -16,7 +16,7 @@ from fmnist_diffusion.evaluation.bundled_statistics import (
 )
 from fmnist_diffusion.evaluation.distances import compute_moments
 from fmnist_diffusion.evaluation.inception import INCEPTION_SHA256
-from fmnist_diffusion.evaluation.provenance import images_hash
+from fmnist_diffusion.evaluation.provenance import tensor_hash
 
 
 @pytest.mark.parametrize("split", SPLITS)
@@ -64,7 +64,7 @@ def test_fid_of_the_test_images_follows_from_the_bundled_moments():
 
 
 def test_training_images_have_the_expected_hash(complete_fashion_mnist_folder: Path):
-    assert images_hash(load_images(train_data_dir=str(complete_fashion_mnist_folder)).images) == TRAIN_SHA256
+    assert tensor_hash(load_images(train_data_dir=str(complete_fashion_mnist_folder)).images) == TRAIN_SHA256
 
 
 def test_bundled_test_distances_are_positive():

@@ -85,6 +85,9 @@ def test_cas_requires_the_classes_of_the_reference():
         check_cas(reference, None)
     with pytest.raises(ValueError, match="samples of all classes of the reference, but 'dark' is missing"):
         check_cas(reference, ("bright",))
+    reference.train = reference.load_test_images()
+    with pytest.raises(ValueError, match="`cas` requires a reference with a separate test split"):
+        check_cas(reference, NAMES)
     reference.train = replace(reference.train, labels=None, label_names=None)
     with pytest.raises(ValueError, match="`cas` requires a reference with classes"):
         check_cas(reference, NAMES)

@@ -179,6 +179,19 @@ def test_images_can_be_added_to_a_run(tmp_path: Path, monkeypatch):
     )
 
 
+def test_model_in_training_mode_is_not_changed(tmp_path: Path):
+    pipe = make_pipeline(make_unet(norm_type="batch"), DDPMScheduler(prediction_type="v_prediction"))
+    images = make_images(num_classes=None)
+    expected = measure(pipe, tmp_path / "evaluation", images, conditional=False)
+    state = {name: tensor.clone() for name, tensor in pipe.unet.state_dict().items()}
+    pipe.unet.train()
+    for batch_size in (2, 5):
+        result = measure(pipe, tmp_path / str(batch_size), images, conditional=False, batch_size=batch_size)
+        assert result["bits_per_dim"] == pytest.approx(expected["bits_per_dim"], rel=1e-5)
+    assert pipe.unet.training
+    assert all(torch.equal(tensor, state[name]) for name, tensor in pipe.unet.state_dict().items())
+
+
 def test_results_are_the_mean_and_its_standard_error(tmp_path: Path):
     pipe, images = make_likelihood_pipeline(), make_images()
     result = measure(pipe, tmp_path / "result", seed=4)

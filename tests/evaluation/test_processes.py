@@ -29,6 +29,13 @@ def test_a_single_process_does_not_wait(monkeypatch: pytest.MonkeyPatch):
     assert (processes, list(processes.select([1, 2]))) == (Processes(0, 1), [1, 2])
 
 
+def test_missing_results_of_other_processes_are_an_error(tmp_path: Path):
+    paths = [tmp_path / "0", tmp_path / "1"]
+    assert Processes.check_results(paths, [3, 4]) == [3, 4]
+    with pytest.raises(ValueError, match=f"Could not read {paths[1]}, which another process wrote"):
+        Processes.check_results(paths, [3, None])
+
+
 def evaluate(launcher: list[str], *args: str | Path, cwd: Path, cache: Path) -> str:
     environment = {
         **os.environ, "OMP_NUM_THREADS": "1", "XDG_CACHE_HOME": str(cache), "HF_HUB_OFFLINE": "1",

@@ -3,7 +3,7 @@ from diffusers import DDPMScheduler
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.evaluation import weights_hash
-from fmnist_diffusion.evaluation.provenance import get_device_name, get_versions, images_hash
+from fmnist_diffusion.evaluation.provenance import get_device_name, get_versions, tensor_hash
 from fmnist_diffusion.files import hash_file
 
 
@@ -15,12 +15,12 @@ def test_weights_hash_depends_on_the_weights_only():
     assert weights_hash(FashionMNISTPipeline(unet, DDPMScheduler())) != expected
 
 
-def test_images_hash_depends_on_the_pixels_only(tmp_path):
+def test_tensor_hash_depends_on_the_pixels_only(tmp_path):
     images = torch.arange(2 * 28 * 28).to(torch.uint8).view(2, 1, 28, 28)
-    assert images_hash(images.repeat(1, 2, 1, 1)[:, :1]) == images_hash(images)
-    assert images_hash(images.flip(0)) != images_hash(images)
+    assert tensor_hash(images.repeat(1, 2, 1, 1)[:, :1]) == tensor_hash(images)
+    assert tensor_hash(images.flip(0)) != tensor_hash(images)
     (tmp_path / "pixels").write_bytes(images.numpy().tobytes())
-    assert hash_file(tmp_path / "pixels") == images_hash(images)
+    assert hash_file(tmp_path / "pixels") == tensor_hash(images)
 
 
 def test_versions_and_device_are_reported():

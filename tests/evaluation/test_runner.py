@@ -17,7 +17,7 @@ from fmnist_diffusion.evaluation import (
     generation,
     load_batches,
 )
-from fmnist_diffusion.evaluation.provenance import images_hash
+from fmnist_diffusion.evaluation.provenance import tensor_hash
 from fmnist_diffusion.evaluation.runner import summarize
 from fmnist_diffusion.evaluation.sample_metrics import inception_metrics
 from fmnist_diffusion.loading import get_pipeline_folder
@@ -184,7 +184,7 @@ def test_inception_network_adds_its_metrics(
     existing: bool, evaluate, fashion_mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
     train = FashionMNISTReference(train_data_dir=str(fashion_mnist_folder)).train
-    monkeypatch.setattr(fashion_mnist, "TRAIN_SHA256", images_hash(train.images))
+    monkeypatch.setattr(fashion_mnist, "TRAIN_SHA256", tensor_hash(train.images))
     monkeypatch.setattr("fmnist_diffusion.evaluation.distances.KID_SUBSETS", 3)
     inception = cast(InceptionFeatures, FakeInception())
     if existing:

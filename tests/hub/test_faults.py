@@ -186,6 +186,15 @@ class TestLoad:
         assert path.read_bytes() == original
         assert f"{name} is damaged. Downloading it again." in caplog.text
 
+    def test_damaged_commit_in_the_cache_is_downloaded_again(self, hub, repository, tmp_path):
+        commit = repository.refs["main"]
+        load_pipeline(REPO_ID, revision=commit)
+        (path,) = (tmp_path / "cache").glob(f"models--*/snapshots/*/{WEIGHTS}")
+        original = path.read_bytes()
+        path.write_bytes(b"damaged")
+        load_pipeline(REPO_ID, revision=commit)
+        assert path.read_bytes() == original
+
     @pytest.mark.parametrize(
         ("status", "message"),
         [

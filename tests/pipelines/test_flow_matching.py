@@ -2,6 +2,7 @@
 
 import json
 
+import numpy as np
 import pytest
 import torch
 from diffusers import (
@@ -131,6 +132,16 @@ def test_default_sigmas_are_equally_spaced_and_shifted():
     assert pipe.set_timesteps(4, sigmas=[0.9, 0.2]).tolist() == pytest.approx([900, 200])
 
 
+@pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "unipc"])
+@pytest.mark.parametrize("convert", [list, np.array, torch.tensor])
+def test_custom_sigmas_are_shifted(name, convert):
+    pipe = get_flow_pipeline(3.0)
+    pipe.scheduler = make_scheduler(name, pipe.scheduler.config)
+    timesteps = pipe.set_timesteps(4, sigmas=convert([0.9, 0.2])).unique().tolist()
+    # The shift maps sigma to 3 sigma / (1 + 2 sigma).
+    assert timesteps == pytest.approx([428.57, 964.29], abs=1)
+
+
 @pytest.mark.parametrize(
     ("kwargs", "message"),
     [
@@ -153,6 +164,12 @@ class TestSwitchingSchedulers:
         pipe.scheduler = make_scheduler(name, DDPMScheduler().config)
         with pytest.raises(ValueError, match="Scheduler does not support this flow-matching model"):
             sample(pipe)
+
+    def test_copy_of_a_pipeline_checks_its_scheduler(self):
+        pipe = get_flow_pipeline()
+        pipe.scheduler = DDIMScheduler()
+        with pytest.raises(ValueError, match="DDIMScheduler does not support this flow-matching model"):
+            sample(copy_pipeline(pipe))
 
     def test_solver_requires_the_options_of_flow_matching(self):
         pipe = get_flow_pipeline()

@@ -128,6 +128,8 @@ class TestInterpolate:
             ({"num_images": 2.5}, "`num_images` must be an integer of at least 2, got 2.5"),
             ({"seeds": (1,)}, "`seeds` must contain the seeds of the first and the last image"),
             ({"seeds": (1, 2, 3)}, "`seeds` must contain the seeds of the first and the last image"),
+            ({"seeds": 3}, r"`seeds` must contain the seeds .* as two integers, got 3\."),
+            ({"seeds": (1.5, 2)}, r"`seeds` must contain the seeds .* as two integers, got \(1.5, 2\)\."),
             ({"class_labels": [1, 2, 3]}, "`class_labels` must contain one or two labels, got 3"),
             ({"class_labels": "cat"}, "`class_labels` must be an index from 0 to 9"),
             ({"num_inference_steps": 0}, "`num_inference_steps` must be a positive integer"),
@@ -172,6 +174,9 @@ class TestTrajectory:
     def test_unknown_tensor_is_an_error(self):
         with pytest.raises(ValueError, match="`tensor_name` must be 'model_input' or 'pred_original_sample', got 'la"):
             get_default_pipeline().trajectory(tensor_name="latents")
+        for name, value in {"output_type": "np", "return_dict": False, "callback_on_step_end": print}.items():
+            with pytest.raises(ValueError, match=f"`{name}` cannot be used with `trajectory`"):
+                get_default_pipeline().trajectory(**{name: value})
 
     def test_images_without_pil_mode_are_an_error(self):
         with pytest.raises(ValueError, match="for images with 2 channels, got 'pil'"):

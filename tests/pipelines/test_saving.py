@@ -108,6 +108,20 @@ class TestRoundTrip:
         assert unet.state_dict().keys() == expected.state_dict().keys()
         assert all(torch.equal(tensor, unet.state_dict()[name]) for name, tensor in expected.state_dict().items())
 
+    @pytest.mark.parametrize("from_package", [False, True])
+    def test_model_can_be_passed(self, folder, from_package, expected, diffusers_log):
+        if from_package:
+            unet = FashionMNISTUNet2DModel.from_pretrained(folder, subfolder="unet")
+        else:
+            unet = AutoModel.from_pretrained(str(folder), subfolder="unet", trust_remote_code=True)
+        diffusers_log.clear()
+        pipe = load_dynamically(folder, unet=unet)
+        assert pipe.unet is unet
+        assert torch.equal(sample(pipe, "Bag"), expected)
+        with pytest.raises(ValueError, match="but should be"):
+            load_dynamically(folder, unet=DDPMScheduler())
+        assert [record.message for record in diffusers_log.records] == []
+
     def test_auto_model_ignores_the_unet_if_there_are_other_models(self, tmp_path):
         pipe = make_default_pipeline()
         pipe.classifier = make_classifier()

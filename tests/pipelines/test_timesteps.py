@@ -160,6 +160,11 @@ class TestCustomSpacing:
         [
             (DDIMScheduler(), {"timesteps": [5, 1]}, "DDIMScheduler does not support custom `timesteps`"),
             (DDPMScheduler(), {"sigmas": [5.0, 1.0]}, "DDPMScheduler does not support custom `sigmas`"),
+            (
+                UniPCMultistepScheduler(),
+                {"sigmas": [5.0, 1.0]},
+                "UniPCMultistepScheduler does not support custom `",
+            ),
             (DDPMScheduler(), {"timesteps": [5, 1], "sigmas": [5.0]}, "Cannot use both `timesteps` and `sigmas`"),
             (DDPMScheduler(), {"timesteps": []}, r"`timesteps` must be one or more decreasing numbers, got \[\]"),
             (DDPMScheduler(), {"timesteps": [1, 5]}, "`timesteps` must be one or more decreasing numbers"),

@@ -6,11 +6,12 @@ from pathlib import Path
 import pytest
 
 from config import ObjectiveConfig, SchedulerConfig, TrainingConfig
-from fmnist_diffusion import FashionMNISTUNet2DModel
+from fake_hub import FakeHub, Fault, Repository
+from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.sampling import make_pipeline
 from noise_schedule import get_betas, make_noise_scheduler
 from parsing import parse_config
-from pretrained import find_defaults, load_pretrained
+from pretrained import find_defaults, find_train_config, load_pretrained
 from yaml_files import dump_yaml, load_yaml
 
 
@@ -39,6 +40,38 @@ def test_noise_schedule_of_a_saved_pipeline_is_read(tmp_path: Path, scheduler: S
     assert settings.betas == get_betas(make_noise_scheduler(scheduler))
     assert settings.model["block_out_channels"] == [8, 16]
     assert settings.objective == {}
+
+
+def test_options_missing_from_a_scheduler_config_have_its_own_defaults(tmp_path: Path):
+    load_pipeline("fast").save_pretrained(tmp_path / "fast")
+    path = tmp_path / "fast" / "scheduler" / "scheduler_config.json"
+    config = json.loads(path.read_text())
+    for name in ("beta_start", "beta_end", "beta_schedule"):
+        del config[name]
+    path.write_text(json.dumps(config))
+    pipe = load_pipeline(tmp_path / "fast")
+    assert pipe.scheduler.config.beta_schedule == "scaled_linear"
+    settings = load_pretrained(str(tmp_path / "fast"))
+    assert settings.betas == pipe.scheduler.betas.tolist()
+    assert settings.scheduler["beta_schedule"] == "scaled_linear"
+
+
+def test_settings_that_cannot_be_downloaded_are_not_used(
+    hub: FakeHub, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    settings = {"objective": {"label_dropout": 0.3}}
+    for name, train_config in (("someone/with", settings), ("someone/without", None)):
+        folder = save_pretrained(tmp_path / name, SchedulerConfig(), train_config)
+        hub.repositories[name] = Repository()
+        hub.repositories[name].commit_folder(Path(folder))
+    hub.faults = [Fault("HEAD", "train_config.json", 503, times=99)]
+    assert find_train_config("someone/with") is None
+    assert "Could not download train_config.json of someone/with" in caplog.text
+    hub.faults = []
+    caplog.clear()
+    assert find_train_config("someone/with") == settings
+    assert find_train_config("someone/without") is None
+    assert not caplog.records
 
 
 def test_one_setting_overrides_that_of_the_checkpoint():
