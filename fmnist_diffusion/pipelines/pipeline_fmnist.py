@@ -527,10 +527,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
         # If a model is passed to `DiffusionPipeline.from_pretrained`, diffusers checks its type. It looks up the base
         # classes in the module of model_index.json, which must have been imported.
         for name in ("unet", "classifier"):
-            library, class_name = config_dict.get(name) or (None, None)
+            library, class_name = config_dict.get(name, (None, ""))
             if library is not None and library not in sys.modules:
-                sys.modules[library] = module = ModuleType(library)
-                vars(module).update({"ModelMixin": ModelMixin, class_name: ModelMixin})
+                sys.modules[library] = ModuleType(library)
+                vars(sys.modules[library]).update({"ModelMixin": ModelMixin, class_name: ModelMixin})
         return super().extract_init_dict(config_dict, **kwargs)
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:

@@ -61,7 +61,7 @@ def test_columns_of_other_images_may_have_gaps(folder):
     rows[0]["edited_file_name"] = "b.png"
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
     assert load(folder, image_column="image") == {"a": "0", "b": "0", "c": "0"}
-    with pytest.raises(DataError, match="The column 'edited' of .* must not contain missing values, got 2"):
+    with pytest.raises(DataError, match=r"The column 'edited' of .* must not contain missing values, got 2"):
         load(folder, image_column="edited")
 
 
