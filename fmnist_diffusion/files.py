@@ -83,7 +83,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
             for path in [*temporary.rglob("*"), temporary]:
                 sync(path)
             if folder.exists():
-                # An interrupted call may have left this folder.
+                # An interrupted call may have left `previous`, which `rename` would not replace.
                 shutil.rmtree(previous, ignore_errors=True)
                 folder.rename(previous)
             temporary.rename(folder)

@@ -43,7 +43,7 @@ def check_pipeline_folder(folder: Path) -> None:
 
 def find_pipeline_file(name_or_path: str | os.PathLike, file_name: str) -> Path | None:
     """
-    Finds a file beside the components of a pipeline, and downloads it if necessary.
+    Finds a file in the root folder of a pipeline, and downloads it if necessary.
 
     Args:
         name_or_path (`str` or `os.PathLike`): See [`load_pipeline`].
@@ -53,7 +53,7 @@ def find_pipeline_file(name_or_path: str | os.PathLike, file_name: str) -> Path 
         `Path`, *optional*: Path of the file; `None` if the pipeline does not contain it.
 
     Raises:
-        [`HubError`]: If the file must be downloaded, but the Hub cannot be reached.
+        [`HubError`]: If the Hub cannot be reached or rejects a request.
     """
     folder = get_pipeline_folder(name_or_path)
     if folder.is_dir():

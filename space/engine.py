@@ -165,7 +165,7 @@ class Engine:
         return self.channels == 1 and (self.label_names == FASHION_MNIST_LABELS or source == (DEFAULT_DATASET, None))
 
     def _read_file(self, name: str, read: Callable[[Path], dict[str, Any] | None]) -> dict[str, Any] | None:
-        """Reads a file beside the components. Returns `None` if it is missing, invalid, or cannot be downloaded."""
+        """Reads a file of the pipeline. Returns `None` if it is missing or invalid, or if it cannot be downloaded."""
         try:
             path = find_pipeline_file(self.model_id, name)
             return None if path is None else read(path)
@@ -191,7 +191,7 @@ class Engine:
 
     def get_prompt_warnings(self, *prompts: str) -> list[str]:
         """Returns warnings about words that the tokenizer does not know, and about truncated prompts."""
-        # Requests run concurrently, and a tokenizer is stateful.
+        # Requests run concurrently and tokenizers are stateful, so each request uses its own copy.
         return copy_pipeline(self.pipe).find_prompt_problems(prompts) if self.has_prompts else []
 
     def get_captions(self, request: GenerationRequest) -> list[str]:

@@ -146,7 +146,7 @@ def test_failed_rename_restores_the_folder(tmp_path: Path, monkeypatch: pytest.M
     assert list_names(folder) == ["old"]
 
 
-def test_leftover_of_an_earlier_call_does_not_matter(tmp_path: Path):
+def test_previous_folder_of_an_interrupted_call_is_removed(tmp_path: Path):
     for name in ("pipeline", ".previous-pipeline"):
         (tmp_path / name).mkdir()
         (tmp_path / name / "old").touch()

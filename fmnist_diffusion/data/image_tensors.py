@@ -16,8 +16,8 @@ class ImageTensors:
 
     Attributes:
         images (`torch.Tensor`):
-            uint8 pixels in [0, 255], of shape `(num_images, channels, height, width)`. The trainer also stores float32
-            latents.
+            uint8 pixels in [0, 255], of shape `(num_images, channels, height, width)`. For training a latent diffusion
+            model, they are float32 latents instead.
         labels (`torch.Tensor`, *optional*):
             int64 class indices of shape `(num_images,)`. The index `len(label_names)` is the null label for
             unconditional training.
@@ -36,7 +36,7 @@ class ImageTensors:
         return len(self.images)
 
     def select(self, index: torch.Tensor | slice) -> "ImageTensors":
-        """Returns the images at the positions `index`, an int64 tensor of shape `(num_images,)` or a slice."""
+        """Returns the images at the positions `index` (int64 tensor or slice), with their labels and captions."""
         positions = torch.arange(len(self))[index].tolist()
         return ImageTensors(
             self.images[index],

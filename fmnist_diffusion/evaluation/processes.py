@@ -49,7 +49,8 @@ class Processes:
         for path, result in zip(paths, results, strict=True):
             if result is None:
                 raise ValueError(
-                    f"Could not read {path}, which another process wrote. Use a folder that all machines share."
+                    f"Could not read {path}. If the processes run on several machines, use a folder on a shared file"
+                    " system."
                 )
         return [result for result in results if result is not None]
 

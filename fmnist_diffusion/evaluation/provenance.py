@@ -24,7 +24,7 @@ def weights_hash(pipe: FashionMNISTPipeline) -> str:
 
 
 def tensor_hash(tensor: torch.Tensor) -> str:
-    """Returns the SHA-256 of the values of a tensor, such as uint8 images, in memory order."""
+    """Returns the SHA-256 of the values of a CPU tensor in row-major order. The shape and dtype have no effect."""
     return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
 
 

@@ -195,14 +195,15 @@ def run_evaluation(
         `dict`: The content of `metrics.json`.
 
     Raises:
-        `ValueError`: If `folder` contains other files, or if the real images cannot be used.
+        `ValueError`: If `folder` contains other files, if the real images cannot be used, or if the processes do not
+            see the same files.
     """
     if processes.is_main:
         prepare_folder(folder, settings)
     processes.wait()
     reference.prepare(processes)
     path, metrics, first = folder / "metrics.json", [], None
-    # The other processes only help to generate the samples.
+    # All processes generate samples or compute features. Only the main process measures them.
     for run in runs:
         if processes.is_main:
             measurement = reference.measure(run)

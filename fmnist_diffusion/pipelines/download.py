@@ -97,7 +97,7 @@ class _Files:
         """Returns the folder of a revision in the cache, or `None` if it is incomplete or damaged.
 
         Raises:
-            `OSError`: If a file is damaged and cannot be downloaded again, because requests are not allowed.
+            `OSError`: If a file is damaged and `offline` is `True`.
         """
         index = self._find_file(INDEX_NAME, revision)
         if index is None or not self._is_intact(index):
@@ -164,9 +164,7 @@ class _Files:
         if not _is_damaged(path):
             return True
         if self.offline:
-            raise OSError(
-                f"The cached file {path} is damaged. Allow requests to the Hub to download it again, or remove it."
-            )
+            raise OSError(f"The cached file {path} is damaged. Allow requests to the Hub to download it again.")
         return False
 
     def _get_metadata(self, name: str, revision: str) -> Any:

@@ -524,8 +524,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # `auto_map` is only for `diffusers.AutoModel`. diffusers would log a warning about it.
         config_dict = {name: value for name, value in config_dict.items() if name != "auto_map"}
-        # If a model is passed to `DiffusionPipeline.from_pretrained`, diffusers checks its type. It looks up the base
-        # classes in the module of model_index.json, which must have been imported.
+        # diffusers checks the type of a model that is passed to `DiffusionPipeline.from_pretrained`. The check uses the
+        # module that model_index.json names for this component. If it is not imported, this stub takes its place,
+        # which accepts any `ModelMixin`.
         for name in ("unet", "classifier"):
             library, class_name = config_dict.get(name, (None, ""))
             if library is not None and library not in sys.modules:
@@ -1004,7 +1005,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 raise ValueError(f"`timesteps` must be between 0 and {num_train_timesteps - 1}, got {values}.")
             if uses_flow_matching(scheduler) and not 0 < values[-1] <= values[0] <= 1:
                 raise ValueError(f"`sigmas` must be greater than 0 and at most 1 with {name}, got {values}.")
-            # UniPCMultistepScheduler requires an array.
+            # UniPCMultistepScheduler requires `sigmas` as a NumPy array.
             set_scheduler_timesteps(**{option: np.array(values) if option == "sigmas" else values}, device=device)
         all_timesteps: Any = scheduler.timesteps
         lowest, highest = float(all_timesteps.min()), float(all_timesteps.max())
@@ -1658,7 +1659,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             raise ValueError(f"`num_images` must be an integer of at least 2, got {num_images!r}.")
         if not isinstance(seeds, Sequence) or [isinstance(seed, Integral) for seed in seeds] != [True, True]:
             raise ValueError(
-                f"`seeds` must contain the seeds of the first and the last image as two integers, got {seeds!r}."
+                f"`seeds` must be a sequence of two integers, the seeds of the first and last image, got {seeds!r}."
             )
         self.check_inputs(
             class_labels, num_images, num_steps, output_type, callback_on_step_end_tensor_inputs, prompt=prompt
@@ -1743,8 +1744,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 Tensor that the frames show: `"model_input"`, the noisy images before each step, or
                 `"pred_original_sample"`, the predicted x0 of each step.
             kwargs:
-                Other arguments of [`~FashionMNISTPipeline.__call__`], such as `generator`, except `output_type`,
-                `return_dict`, `callback_on_step_end` and `callback_on_step_end_tensor_inputs`.
+                Other arguments of [`~FashionMNISTPipeline.__call__`], such as `generator`. `output_type`,
+                `return_dict`, `callback_on_step_end` and `callback_on_step_end_tensor_inputs` are not supported.
 
         Returns:
             `list[list[PIL.Image.Image]]`: The images of each step, followed by the final images.

@@ -56,7 +56,7 @@ def test_column_whose_rows_cannot_be_selected_is_an_error(folder):
     assert f"Could not read the metadata file {folder / 'metadata.parquet'} (" in get_error(folder)
 
 
-def test_columns_of_other_images_may_have_gaps(folder):
+def test_columns_of_other_images_may_have_missing_values(folder):
     rows = [{"file_name": f"{name}.png", "label": 0} for name in ("a", "b", "more/c")]
     rows[0]["edited_file_name"] = "b.png"
     (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))

@@ -78,7 +78,7 @@ def test_cas_matches_classes_by_name(monkeypatch: pytest.MonkeyPatch):
     assert wrong["real"] == first["real"]
 
 
-def test_cas_requires_the_classes_of_the_reference():
+def test_cas_requires_the_classes_and_a_test_split_of_the_reference():
     reference = FakeReference()
     check_cas(reference, ("bright", "dark", "other"))
     with pytest.raises(ValueError, match="`cas` requires labeled samples"):

@@ -32,7 +32,7 @@ def test_a_single_process_does_not_wait(monkeypatch: pytest.MonkeyPatch):
 def test_missing_results_of_other_processes_are_an_error(tmp_path: Path):
     paths = [tmp_path / "0", tmp_path / "1"]
     assert Processes.check_results(paths, [3, 4]) == [3, 4]
-    with pytest.raises(ValueError, match=f"Could not read {paths[1]}, which another process wrote"):
+    with pytest.raises(ValueError, match=f"Could not read {paths[1]}. If the processes run on several machines"):
         Processes.check_results(paths, [3, None])
 
 

@@ -15,7 +15,7 @@ def test_weights_hash_depends_on_the_weights_only():
     assert weights_hash(FashionMNISTPipeline(unet, DDPMScheduler())) != expected
 
 
-def test_tensor_hash_depends_on_the_pixels_only(tmp_path):
+def test_tensor_hash_depends_on_the_values_only(tmp_path):
     images = torch.arange(2 * 28 * 28).to(torch.uint8).view(2, 1, 28, 28)
     assert tensor_hash(images.repeat(1, 2, 1, 1)[:, :1]) == tensor_hash(images)
     assert tensor_hash(images.flip(0)) != tensor_hash(images)

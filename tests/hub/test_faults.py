@@ -186,7 +186,7 @@ class TestLoad:
         assert path.read_bytes() == original
         assert f"{name} is damaged. Downloading it again." in caplog.text
 
-    def test_damaged_commit_in_the_cache_is_downloaded_again(self, hub, repository, tmp_path):
+    def test_damaged_file_of_a_cached_commit_is_downloaded_again(self, hub, repository, tmp_path):
         commit = repository.refs["main"]
         load_pipeline(REPO_ID, revision=commit)
         (path,) = (tmp_path / "cache").glob(f"models--*/snapshots/*/{WEIGHTS}")

@@ -126,10 +126,10 @@ class TestInterpolate:
         [
             ({"num_images": 1}, "`num_images` must be an integer of at least 2, got 1"),
             ({"num_images": 2.5}, "`num_images` must be an integer of at least 2, got 2.5"),
-            ({"seeds": (1,)}, "`seeds` must contain the seeds of the first and the last image"),
-            ({"seeds": (1, 2, 3)}, "`seeds` must contain the seeds of the first and the last image"),
-            ({"seeds": 3}, r"`seeds` must contain the seeds .* as two integers, got 3\."),
-            ({"seeds": (1.5, 2)}, r"`seeds` must contain the seeds .* as two integers, got \(1.5, 2\)\."),
+            ({"seeds": (1,)}, "`seeds` must be a sequence of two integers, the seeds of the first and last image"),
+            ({"seeds": (1, 2, 3)}, r"`seeds` must be a sequence of two integers, .*, got \(1, 2, 3\)\."),
+            ({"seeds": 3}, r"`seeds` must be a sequence of two integers, .*, got 3\."),
+            ({"seeds": (1.5, 2)}, r"`seeds` must be a sequence of two integers, .*, got \(1.5, 2\)\."),
             ({"class_labels": [1, 2, 3]}, "`class_labels` must contain one or two labels, got 3"),
             ({"class_labels": "cat"}, "`class_labels` must be an index from 0 to 9"),
             ({"num_inference_steps": 0}, "`num_inference_steps` must be a positive integer"),
@@ -171,7 +171,7 @@ class TestTrajectory:
         assert len(frames) == 5
         assert np.abs(np.asarray(frames[-2][0]).astype(int) - np.asarray(frames[-1][0])).max() <= 1
 
-    def test_unknown_tensor_is_an_error(self):
+    def test_unsupported_arguments_are_an_error(self):
         with pytest.raises(ValueError, match="`tensor_name` must be 'model_input' or 'pred_original_sample', got 'la"):
             get_default_pipeline().trajectory(tensor_name="latents")
         for name, value in {"output_type": "np", "return_dict": False, "callback_on_step_end": print}.items():

@@ -109,7 +109,7 @@ class TestRoundTrip:
         assert all(torch.equal(tensor, unet.state_dict()[name]) for name, tensor in expected.state_dict().items())
 
     @pytest.mark.parametrize("from_package", [False, True])
-    def test_model_can_be_passed(self, folder, from_package, expected, diffusers_log):
+    def test_unet_can_be_passed_to_from_pretrained(self, folder, from_package, expected, diffusers_log):
         if from_package:
             unet = FashionMNISTUNet2DModel.from_pretrained(folder, subfolder="unet")
         else:

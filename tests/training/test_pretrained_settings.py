@@ -42,7 +42,7 @@ def test_noise_schedule_of_a_saved_pipeline_is_read(tmp_path: Path, scheduler: S
     assert settings.objective == {}
 
 
-def test_options_missing_from_a_scheduler_config_have_its_own_defaults(tmp_path: Path):
+def test_missing_scheduler_options_have_the_defaults_of_the_scheduler_class(tmp_path: Path):
     load_pipeline("fast").save_pretrained(tmp_path / "fast")
     path = tmp_path / "fast" / "scheduler" / "scheduler_config.json"
     config = json.loads(path.read_text())
