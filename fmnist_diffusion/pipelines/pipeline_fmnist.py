@@ -524,9 +524,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def extract_init_dict(cls, config_dict: dict[str, Any], **kwargs: Any) -> Any:
         # `auto_map` is only for `diffusers.AutoModel`. diffusers would log a warning about it.
         config_dict = {name: value for name, value in config_dict.items() if name != "auto_map"}
-        # diffusers checks the type of a model that is passed to `DiffusionPipeline.from_pretrained`. The check uses the
-        # module that model_index.json names for this component. If it is not imported, this stub takes its place,
-        # which accepts any `ModelMixin`.
+        # diffusers checks the type of a model that is passed to `DiffusionPipeline.from_pretrained`, using the module
+        # that model_index.json names for this component. If it is not imported, this stub takes its place, which
+        # accepts any `ModelMixin`.
         for name in ("unet", "classifier"):
             library, class_name = config_dict.get(name, (None, ""))
             if library is not None and library not in sys.modules:
