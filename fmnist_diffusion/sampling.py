@@ -213,15 +213,13 @@ def copy_pipeline(
     """
     # The original scheduler determines which other schedulers support the model.
     original: Any = pipe._original_scheduler
-    replaced = pipe.scheduler is not original
-    settings = pipe.config.num_inference_steps, None if replaced else pipe.config.timestep_power
+    settings = pipe.config.num_inference_steps, pipe._timestep_power
     components = pipe.text_encoder, deepcopy(pipe.tokenizer), pipe.classifier, pipe.vae
     copy = type(pipe)(pipe.unet, type(original).from_config(original.config), *settings, *components)
     if scheduler is not None:
         copy.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
-    elif replaced:
+    elif pipe.scheduler is not original:
         copy.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config)
-        copy.register_to_config(timestep_power=pipe.config.timestep_power)
     copy.set_progress_bar_config(**getattr(pipe, "_progress_bar_config", {}))
     return copy
 

@@ -9,7 +9,9 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import get_token
 
 from config import TrainingConfig
+from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.hub.push import push_pipeline
+from fmnist_diffusion.metadata import stored_dtypes
 
 
 FINISH_TIMEOUT = 1200  # seconds
@@ -29,8 +31,8 @@ class BackgroundPush:
     def __init__(self, folder: Path, repo_id: str, private: bool, license: str | None, report: Callable[[str], None]):
         self.folder, self.repo_id, self.private, self.license, self.report = folder, repo_id, private, license, report
         self.lock = threading.Lock()
-        # `waiting` is the copy of the folder to push next. `thread` is the pushing thread.
-        self.waiting: TemporaryDirectory | None = None
+        # `waiting` is the next pipeline to push, with a copy of its folder. `thread` is the pushing thread.
+        self.waiting: tuple[TemporaryDirectory, FashionMNISTPipeline] | None = None
         self.thread: threading.Thread | None = None
 
     def push(self) -> None:
@@ -38,18 +40,21 @@ class BackgroundPush:
         copy = TemporaryDirectory(ignore_cleanup_errors=True)
         try:
             shutil.copytree(self.folder, copy.name, dirs_exist_ok=True)
-        except OSError as error:
-            self._report_failure(str(error))
+            # While diffusers loads a model, models that other threads create have no weights.
+            pipe = load_pipeline(Path(copy.name), dtype=stored_dtypes(self.folder))
+        # Errors of a push must not stop the training.
+        except Exception as error:
+            self._report_failure(str(error) or type(error).__name__)
             copy.cleanup()
             return
         with self.lock:
-            canceled, self.waiting = self.waiting, copy
+            canceled, self.waiting = self.waiting, (copy, pipe)
             if self.thread is None:
                 # A daemon thread does not keep the process alive.
                 self.thread = threading.Thread(target=self._push_waiting, daemon=True)
                 self.thread.start()
         if canceled is not None:
-            canceled.cleanup()
+            canceled[0].cleanup()
 
     def _push_waiting(self) -> None:
         while True:
@@ -57,11 +62,10 @@ class BackgroundPush:
                 if self.waiting is None:
                     self.thread = None
                     return
-                copy, self.waiting = self.waiting, None
+                (copy, pipe), self.waiting = self.waiting, None
             try:
-                url = push_pipeline(copy.name, self.repo_id, private=self.private, license=self.license)
+                url = push_pipeline(copy.name, self.repo_id, private=self.private, license=self.license, pipe=pipe)
                 self.report(f"Pushed the pipeline to {url}.")
-            # Errors in this thread must not stop the training.
             except Exception as error:
                 self._report_failure(str(error) or type(error).__name__)
             copy.cleanup()

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 
 Tensors = dict[str, torch.Tensor]
@@ -62,4 +62,5 @@ def set_optimizer_tensors(optimizer: AcceleratedOptimizer, model: torch.nn.Modul
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    save_file({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}, path)
+    # `save_file` would create a file that other users cannot read.
+    path.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))

@@ -186,6 +186,7 @@ def load_split(
     Raises:
         `DataError`: If the data is missing, corrupted or in an unexpected format.
     """
+    check_max_samples(max_samples)
     if _is_tensor_file(train_data_dir):
         check_path(train_data_dir)
         raise DataError(

@@ -2,7 +2,7 @@
 
 import json
 import re
-from collections.abc import Mapping
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -32,7 +32,7 @@ def make_model_card(
     metrics: dict[str, Any] | None = None,
     images: list[str] | None = None,
     license: str | None = None,
-    metrics_by_steps: Mapping[int, dict[str, Any]] | None = None,
+    other_metrics: Sequence[dict[str, Any]] = (),
 ) -> ModelCard:
     """
     Creates the model card of a pipeline.
@@ -44,8 +44,8 @@ def make_model_card(
         metrics (`dict`, *optional*): Content of `metrics.json`, which also defines the evaluation results of the card.
         images (`list[str]`, *optional*): Names of the files in `images/`.
         license (`str`, *optional*): See [`push_pipeline`].
-        metrics_by_steps (`Mapping[int, dict]`, *optional*):
-            Content of `metrics-1-step.json` and similar files, by the number of steps.
+        other_metrics (`Sequence[dict]`, defaults to `()`):
+            Contents of `metrics-1-step.json` and similar files, with other numbers of steps.
     """
     images = images or []
     settings = dict(flatten(train_config or {}))
@@ -121,12 +121,14 @@ def make_model_card(
         protocol=format_cell((metrics or {}).get("protocol")),
         sampler=format_code((metrics or {}).get("scheduler") or ""),
         measured=measured,
-        columns={
-            format_count(steps, "step"): {
-                metric.title: format_number(metric.value) for metric in measured_metrics(content)
-            }
-            for steps, content in sorted((metrics_by_steps or {}).items())
-        },
+        columns=[
+            (
+                format_count(other["num_inference_steps"], "step"),
+                {metric.title: format_number(metric.value) for metric in measured_metrics(other)},
+            )
+            for other in sorted(other_metrics, key=lambda other: other.get("num_inference_steps") or 0)
+            if other.get("num_inference_steps")
+        ],
         format_count=format_count,
         format_number=format_number,
     )

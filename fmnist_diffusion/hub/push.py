@@ -7,6 +7,7 @@ from tempfile import TemporaryDirectory
 
 from fmnist_diffusion.loading import check_pipeline_folder, load_pipeline
 from fmnist_diffusion.metadata import read_metrics, read_train_config, stored_dtypes
+from fmnist_diffusion.pipelines import FashionMNISTPipeline
 
 from ..hub_client import DELAYS, call_hub, connect, get_folder_size, get_full_repo_id
 from .card import make_model_card
@@ -22,7 +23,8 @@ OWN_FILES = [
     "tokenizer/*",
     "unet/*",
     "vae/*",
-    "metrics*.json",
+    "metrics.json",
+    "metrics-*.json",
     "train_config.json",
 ]
 
@@ -37,6 +39,7 @@ def push_pipeline(
     create_pr: bool = False,
     license: str | None = None,
     token: str | None = None,
+    pipe: FashionMNISTPipeline | None = None,
 ) -> str:
     """
     Uploads a pipeline and its model card to a model repository, which is created if necessary.
@@ -58,6 +61,7 @@ def push_pipeline(
             License of the weights, as a license identifier of the Hub. Defaults to `mit` if, according to
             `train_config.json`, the model was trained on Fashion-MNIST from the Hub, and to none otherwise.
         token (`str`, *optional*): Token with write access. Defaults to the token from `hf auth login` or `HF_TOKEN`.
+        pipe ([`FashionMNISTPipeline`], *optional*): The pipeline in `folder`, if it has already been loaded.
 
     Returns:
         `str`: The URL of the repository or of the pull request.
@@ -75,7 +79,7 @@ def push_pipeline(
     api = connect(token)
     repo_id = get_full_repo_id(api, repo_id)
     with TemporaryDirectory() as staging:
-        make_repository(Path(folder), repo_id, Path(staging), license)
+        make_repository(Path(folder), repo_id, Path(staging), license, pipe)
         create_repository(api, repo_id, private)
         if revision is not None:
             call_hub(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), repo_id)
@@ -98,7 +102,13 @@ def push_pipeline(
     return commit.pr_url or f"{api.endpoint}/{repo_id}"
 
 
-def make_repository(folder: Path, repo_id: str, target: Path, license: str | None = None) -> None:
+def make_repository(
+    folder: Path,
+    repo_id: str,
+    target: Path,
+    license: str | None = None,
+    pipe: FashionMNISTPipeline | None = None,
+) -> None:
     """
     Writes the complete content of a model repository: the pipeline, its metadata and images, and the model card.
 
@@ -106,14 +116,14 @@ def make_repository(folder: Path, repo_id: str, target: Path, license: str | Non
         folder (`Path`): See [`push_pipeline`].
         repo_id (`str`): Repository id for the model card.
         target (`Path`): Output folder.
-        license (`str`, *optional*): See [`push_pipeline`].
+        license, pipe (*optional*): See [`push_pipeline`].
 
     Raises:
         `OSError`, `ValueError`: See [`push_pipeline`].
     """
     train_config, metrics = read_train_config(folder / "train_config.json"), read_metrics(folder / "metrics.json")
-    other_metrics = {path.name: read_metrics(path) for path in folder.glob("metrics-*.json")}
-    pipe = load_pipeline(folder.resolve(), dtype=stored_dtypes(folder))
+    other_metrics = {path.name: read_metrics(path) for path in sorted(folder.glob("metrics-*.json"))}
+    pipe = pipe or load_pipeline(folder.resolve(), dtype=stored_dtypes(folder))
     pipe.save_pretrained(target)
     for name, content in {"train_config.json": train_config, "metrics.json": metrics, **other_metrics}.items():
         if content is not None:
@@ -123,10 +133,6 @@ def make_repository(folder: Path, repo_id: str, target: Path, license: str | Non
     for image in images:
         shutil.copyfile(image, target / "images" / image.name)
     names = [image.name for image in images]
-    metrics_by_steps = {
-        content["num_inference_steps"]: content
-        for content in other_metrics.values()
-        if content is not None and content.get("num_inference_steps")
-    }
-    card = make_model_card(pipe, repo_id, train_config, metrics, names, license, metrics_by_steps)
+    other_contents = [content for content in other_metrics.values() if content is not None]
+    card = make_model_card(pipe, repo_id, train_config, metrics, names, license, other_contents)
     card.save(target / "README.md")

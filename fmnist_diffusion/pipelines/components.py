@@ -250,11 +250,6 @@ def load_model(
     with _named_errors(path), torch.device("meta"):
         meta_model: Any = model_class.from_config(config)
     weights = check_weights(folder, component, variant, meta_model)
-    if device_map is None:
-        # With `low_cpu_mem_usage=True`, the default, diffusers temporarily replaces a method of `torch.nn.Module`.
-        # Models that other threads create in the meantime then have no weights. diffusers rejects `False` for models
-        # with modules in float32, but accepts `None`.
-        kwargs.setdefault("low_cpu_mem_usage", None)
     model: Any = model_class.from_pretrained(
         str(folder),
         subfolder=component,

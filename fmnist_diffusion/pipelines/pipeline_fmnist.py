@@ -445,6 +445,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
     _callback_tensor_inputs = ["latents", "model_input", "pred_original_sample"]
     # The installed package sets this function, so that its `from_pretrained` needs no remote code.
     _load_components: Callable[..., tuple[Any, Any, dict[str, Any]]] | None = None
+    # Names of the modules that `extract_init_dict` adds to `sys.modules`.
+    _stubs: list[str] = []
 
     def __init__(
         self,
@@ -458,6 +460,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         vae: AutoencoderKL | None = None,
     ):
         super().__init__()
+        while self._stubs:
+            sys.modules.pop(self._stubs.pop(), None)
         check_settings(num_inference_steps, timestep_power)
         self.register_modules(
             unet=unet,
@@ -525,11 +529,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
         # `auto_map` is only for `diffusers.AutoModel`. diffusers would log a warning about it.
         config_dict = {name: value for name, value in config_dict.items() if name != "auto_map"}
         # diffusers checks the type of a model that is passed to `DiffusionPipeline.from_pretrained`, using the module
-        # that model_index.json names for this component. If it is not imported, this stub takes its place, which
-        # accepts any `ModelMixin`.
+        # that model_index.json names for this component. If it is not imported, a stub that accepts any `ModelMixin`
+        # takes its place until the pipeline is created.
         for name in ("unet", "classifier"):
             library, class_name = config_dict.get(name, (None, ""))
-            if library is not None and library not in sys.modules:
+            # The stub of an earlier call that failed has no specification either.
+            if library is not None and getattr(sys.modules.get(library), "__spec__", None) is None:
+                cls._stubs.append(library)
                 sys.modules[library] = ModuleType(library)
                 vars(sys.modules[library]).update({"ModelMixin": ModelMixin, class_name: ModelMixin})
         return super().extract_init_dict(config_dict, **kwargs)
@@ -1686,7 +1692,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         # 3. Timesteps and noise
         timesteps = self.set_timesteps(num_steps, device=device)
         shape = (1, *self.latent_shape)
-        generators = [torch.Generator().manual_seed(seed) for seed in seeds]
+        generators = [torch.Generator().manual_seed(int(seed)) for seed in seeds]
 
         def sample_noise() -> torch.Tensor:
             first, last = (randn_tensor(shape, generator=g, device=device, dtype=torch.float32) for g in generators)

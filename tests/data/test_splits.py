@@ -5,7 +5,7 @@ import pytest
 import torch
 from image_files import get_error
 
-from fmnist_diffusion.data import DataError, load_images
+from fmnist_diffusion.data import DataError, load_images, load_split
 
 
 def test_max_samples_selects_the_first_images(fashion_mnist_folder, fashion_mnist):
@@ -14,6 +14,9 @@ def test_max_samples_selects_the_first_images(fashion_mnist_folder, fashion_mnis
     assert len(load_images(train_data_dir=str(fashion_mnist_folder), max_samples=10_000)) == 512
     with pytest.raises(DataError, match=r"^`max_samples` must be at least 1 or None, got 0\.$"):
         load_images(train_data_dir=str(fashion_mnist_folder), max_samples=0)
+    assert len(load_split(train_data_dir=str(fashion_mnist_folder), max_samples=20)) == 20
+    with pytest.raises(DataError, match=r"^`max_samples` must be at least 1 or None, got 0\.$"):
+        load_split(train_data_dir=str(fashion_mnist_folder), max_samples=0)
 
 
 @pytest.mark.parametrize("name", ["missing", "missing.parquet", "missing.safetensors"])

@@ -68,7 +68,7 @@ class TestMakeRepository:
         assert "not been evaluated" in (tmp_path / "repository" / "README.md").read_text()
 
     def test_metrics_with_other_numbers_of_steps_are_listed(self, folder, tmp_path):
-        for name, steps, fid in (("metrics-2-steps.json", 2, 7.5), ("metrics-1-step.json", 1, 12.25)):
+        for name, steps, fid in (("metrics-2-steps.json", 2, 7.5), ("metrics-1-step.json", 1, None)):
             metrics = METRICS["metrics"] | {"fid_train": fid}
             (folder / name).write_text(json.dumps(METRICS | {"num_inference_steps": steps, "metrics": metrics}))
         (folder / "metrics-other.json").write_text("[]")
@@ -78,7 +78,7 @@ class TestMakeRepository:
         ).read_bytes()
         assert not (tmp_path / "repository" / "metrics-other.json").exists()
         table = (
-            "\n| metric | 1 step | 2 steps |\n|---|---|---|\n| FID (training images) | 12.25 | 7.5 |\n"
+            "\n| metric | 1 step | 2 steps |\n|---|---|---|\n| FID (training images) |  | 7.5 |\n"
             "| Precision | 0.75 | 0.75 |\n| Class accuracy | 0.9 | 0.9 |\n\n"
         )
         assert table in (tmp_path / "repository" / "README.md").read_text()
@@ -123,11 +123,11 @@ class TestPush:
         hub.repositories[REPO_ID] = repository = Repository()
         stale = {"unet/fmnist_diffusion.models.unet_fmnist.py", "scheduler/old.json", "images/old.png"}
         stale |= {"metrics.json", "metrics-1-step.json"}
-        repository.commit(dict.fromkeys((*stale, "notes.md"), b"old"))
+        repository.commit(dict.fromkeys((*stale, "notes.md", "metrics_by_class.json"), b"old"))
         (folder / "metrics.json").unlink()
         push_pipeline(folder, REPO_ID)
         assert not stale & set(repository.files)
-        assert {"images/samples.png", "notes.md"} <= set(repository.files)
+        assert {"images/samples.png", "notes.md", "metrics_by_class.json"} <= set(repository.files)
 
     def test_user_name_is_added_to_the_repo_id(self, hub, folder):
         push_pipeline(folder, "tiny")

@@ -49,7 +49,7 @@ class TestInterpolate:
     @pytest.mark.parametrize("name", PIPELINES)
     def test_first_and_last_image_are_those_of_the_seeds(self, name, labels):
         pipe = PIPELINES[name]()
-        images = interpolate(pipe, labels, seeds=(3, 4), num_images=5)
+        images = interpolate(pipe, labels, seeds=(3, np.int64(4)), num_images=5)
         assert images.shape == (5, 1, 8, 8)
         first, last = (labels[0], labels[1]) if isinstance(labels, list) else (labels, labels)
         assert_close(images[:1], sample(pipe, first, seed=3), atol=1e-4, rtol=0)

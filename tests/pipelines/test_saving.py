@@ -2,6 +2,7 @@
 
 import json
 import logging
+import sys
 from pathlib import Path
 
 import numpy as np
@@ -120,6 +121,10 @@ class TestRoundTrip:
         assert torch.equal(sample(pipe, "Bag"), expected)
         with pytest.raises(ValueError, match="but should be"):
             load_dynamically(folder, unet=DDPMScheduler())
+        # The next load removes the stub of a failed load.
+        assert "unet_fmnist" in sys.modules
+        load_dynamically(folder)
+        assert "unet_fmnist" not in sys.modules
         assert [record.message for record in diffusers_log.records] == []
 
     def test_auto_model_ignores_the_unet_if_there_are_other_models(self, tmp_path):

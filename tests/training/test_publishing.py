@@ -4,12 +4,13 @@ import json
 import threading
 from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
 import pytest
 from huggingface_hub import ModelCard
 
 from fake_hub import FakeHub, Fault
-from fmnist_diffusion import load_pipeline
+from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from publishing import BackgroundPush
 from saved_pipelines import save_pipeline
 
@@ -78,28 +79,45 @@ def test_push_without_a_token_is_an_error(fail_to_launch: Callable[..., str], mo
 def test_only_the_newest_push_waits(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
     pushed, started, proceed = [], threading.Event(), threading.Event()
 
-    def push_pipeline(folder: str, repo_id: str, *, private: bool, license: str | None) -> str:
+    def push_pipeline(folder: str, repo_id: str, **kwargs: Any) -> str:
         started.set()
         proceed.wait(timeout=60)
-        pushed.append(Path(folder, "state").read_text())
+        pushed.append((Path(folder, "state").read_text(), kwargs["pipe"].config.num_inference_steps))
         return ""
 
     monkeypatch.setattr("publishing.push_pipeline", push_pipeline)
-    folder = tmp_path / "pipeline"
+    folder = save_pipeline(tmp_path / "pipeline")
     background_push = BackgroundPush(folder, REPO_ID, False, None, print)
-    folder.mkdir()
-    for state in ("first", "second", "third"):
+    pipe = load_pipeline(folder)
+    for number, state in enumerate(("first", "second", "third"), start=1):
+        FashionMNISTPipeline(pipe.unet, pipe.scheduler, num_inference_steps=number).save_pretrained(folder)
         (folder / "state").write_text(state)
         background_push.push()
         started.wait(timeout=60)
     proceed.set()
     background_push.finish()
-    assert pushed == ["first", "third"]
+    assert pushed == [("first", 1), ("third", 3)]
+
+
+def test_pipeline_is_loaded_in_the_thread_that_trains(monkeypatch: pytest.MonkeyPatch, tmp_path: Path):
+    threads = []
+
+    def load(*args: Any, **kwargs: Any) -> FashionMNISTPipeline:
+        threads.append(threading.current_thread())
+        return load_pipeline(*args, **kwargs)
+
+    monkeypatch.setattr("publishing.load_pipeline", load)
+    monkeypatch.setattr("fmnist_diffusion.hub.push.load_pipeline", load)
+    monkeypatch.setattr("fmnist_diffusion.hub.push.create_repository", lambda *args: None)
+    background_push = BackgroundPush(save_pipeline(tmp_path / "pipeline"), REPO_ID, False, None, print)
+    background_push.push()
+    background_push.finish()
+    assert threads == [threading.current_thread()]
 
 
 @pytest.mark.parametrize("error", [RuntimeError("odd"), MemoryError(), KeyError("name")])
 def test_all_errors_of_the_thread_are_reported(monkeypatch: pytest.MonkeyPatch, tmp_path: Path, error: Exception):
-    def push_pipeline(folder: str, repo_id: str, *, private: bool, license: str | None) -> str:
+    def push_pipeline(folder: str, repo_id: str, **kwargs: Any) -> str:
         raise error
 
     monkeypatch.setattr("publishing.push_pipeline", push_pipeline)
@@ -107,7 +125,7 @@ def test_all_errors_of_the_thread_are_reported(monkeypatch: pytest.MonkeyPatch, 
     folder = tmp_path / "pipeline"
     background_push = BackgroundPush(folder, REPO_ID, True, "cc0-1.0", reports.append)
     background_push.push()
-    folder.mkdir()
+    save_pipeline(folder)
     background_push.push()
     background_push.finish()
     assert len(reports) == 2
@@ -119,7 +137,7 @@ def test_hanging_push_does_not_keep_the_run_alive(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr("publishing.push_pipeline", lambda *args, **kwargs: end.wait())
     monkeypatch.setattr("publishing.FINISH_TIMEOUT", 0.1)
     reports: list[str] = []
-    background_push = BackgroundPush(tmp_path, REPO_ID, False, None, reports.append)
+    background_push = BackgroundPush(save_pipeline(tmp_path / "pipeline"), REPO_ID, False, None, reports.append)
     background_push.push()
     background_push.finish()
     assert [report.partition(" (")[0] for report in reports] == ["Could not push the pipeline"]
