@@ -199,9 +199,9 @@ def copy_pipeline(
     pipe: FashionMNISTPipeline, scheduler: str | type[SchedulerMixin] | None = None
 ) -> FashionMNISTPipeline:
     """
-    Creates a pipeline that shares the models of `pipe` but has a separate scheduler and tokenizer.
+    Creates a pipeline that shares the models of `pipe` but has a separate scheduler.
 
-    Both are stateful, so pipelines that run concurrently require separate ones.
+    Schedulers are stateful, so pipelines that run concurrently require separate schedulers.
 
     Args:
         pipe ([`FashionMNISTPipeline`]): The pipeline.
@@ -214,7 +214,7 @@ def copy_pipeline(
     # The original scheduler determines which other schedulers support the model.
     original: Any = pipe._original_scheduler
     settings = pipe.config.num_inference_steps, pipe._timestep_power
-    components = pipe.text_encoder, deepcopy(pipe.tokenizer), pipe.classifier, pipe.vae
+    components = pipe.text_encoder, pipe.tokenizer, pipe.classifier, pipe.vae
     copy = type(pipe)(pipe.unet, type(original).from_config(original.config), *settings, *components)
     if scheduler is not None:
         copy.scheduler = make_scheduler(scheduler, pipe.scheduler.config)

@@ -191,8 +191,7 @@ class Engine:
 
     def get_prompt_warnings(self, *prompts: str) -> list[str]:
         """Returns warnings about words that the tokenizer does not know, and about truncated prompts."""
-        # Requests run concurrently and tokenizers are stateful, so each request uses its own copy.
-        return copy_pipeline(self.pipe).find_prompt_problems(prompts) if self.has_prompts else []
+        return self.pipe.find_prompt_problems(prompts) if self.has_prompts else []
 
     def get_captions(self, request: GenerationRequest) -> list[str]:
         return self.get_labels(request) or [f"seed {request.seed + i}" for i in range(request.num_images)]

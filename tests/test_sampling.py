@@ -29,7 +29,6 @@ from fmnist_diffusion.sampling import (
     select_dtype,
 )
 from fmnist_diffusion.schedulers import SCHEDULERS, get_scheduler_class, make_scheduler
-from text_pipelines import get_text_pipeline
 from tiny_pipelines import get_pipeline, make_unet, sample
 
 
@@ -235,15 +234,6 @@ class TestCopyPipeline:
             sample(copy, 2, num_inference_steps=2)
 
         assert torch.equal(sample(pipe, 1, callback_on_step_end=sample_copy), expected)
-
-    def test_copy_has_its_own_tokenizer(self):
-        pipe = get_text_pipeline()
-        expected = pipe.encode_prompt("a dark bag")[0]
-        copy = copy_pipeline(pipe)
-        # Encoding a prompt enables padding and truncation.
-        copy.tokenizer.backend_tokenizer.enable_truncation(max_length=2)
-        assert pipe.tokenizer.backend_tokenizer.truncation != copy.tokenizer.backend_tokenizer.truncation
-        assert torch.equal(copy.encode_prompt("a dark bag")[0], expected)
 
     @pytest.mark.parametrize("scheduler", ["ddim", DDIMScheduler, "DDIMScheduler"])
     def test_scheduler_argument_replaces_the_scheduler(self, scheduler):

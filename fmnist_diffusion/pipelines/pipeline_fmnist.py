@@ -21,7 +21,6 @@ from pathlib import Path
 from types import ModuleType
 from typing import Any, Self
 
-import numpy as np
 import PIL.ExifTags
 import PIL.Image
 import PIL.ImageOps
@@ -754,14 +753,24 @@ class FashionMNISTPipeline(DiffusionPipeline):
             negative_prompts = negative_prompts * len(prompts)
         for problem in self.find_prompt_problems([*prompts, *negative_prompts]):
             logger.warning(problem)
-        tokens = self.tokenizer(
-            [*prompts, *negative_prompts], padding="max_length", truncation=True, return_tensors="pt"
-        )
-        embeds = self.text_encoder(tokens.input_ids.to(device)).pooler_output
+        token_ids = self._tokenize([*prompts, *negative_prompts])
+        embeds = self.text_encoder(token_ids.to(device)).pooler_output
         prompt_embeds, negative_prompt_embeds = (
             half.repeat_interleave(num_images_per_prompt, dim=0) for half in embeds.to(self.unet.dtype).chunk(2)
         )
         return prompt_embeds, negative_prompt_embeds
+
+    def _tokenize(self, prompts: list[str]) -> torch.Tensor:
+        """Returns the token ids `(num_prompts, max_length)`."""
+        # With the options `padding` and `truncation`, the tokenizer would change its state, so that prompts could not
+        # be encoded concurrently.
+        max_length = self.tokenizer.model_max_length
+        token_ids = torch.full((len(prompts), max_length), self.tokenizer.pad_token_id)
+        for row, ids in zip(token_ids, self.tokenizer(prompts, verbose=False).input_ids, strict=True):
+            if len(ids) > max_length:
+                ids = [*ids[: max_length - 1], ids[-1]]
+            row[: len(ids)] = torch.tensor(ids)
+        return token_ids
 
     def find_prompt_problems(self, prompts: Sequence[str]) -> list[str]:
         """
@@ -1011,8 +1020,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 raise ValueError(f"`timesteps` must be between 0 and {num_train_timesteps - 1}, got {values}.")
             if uses_flow_matching(scheduler) and not 0 < values[-1] <= values[0] <= 1:
                 raise ValueError(f"`sigmas` must be greater than 0 and at most 1 with {name}, got {values}.")
-            # UniPCMultistepScheduler requires `sigmas` as a NumPy array.
-            set_scheduler_timesteps(**{option: np.array(values) if option == "sigmas" else values}, device=device)
+            # UniPCMultistepScheduler requires a NumPy array.
+            values = torch.tensor(values).numpy() if option == "sigmas" else values
+            set_scheduler_timesteps(**{option: values}, device=device)
         all_timesteps: Any = scheduler.timesteps
         lowest, highest = float(all_timesteps.min()), float(all_timesteps.max())
         # In flow matching, timesteps are `num_train_timesteps` times sigma. The shift can cause rounding errors.

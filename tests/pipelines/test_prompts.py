@@ -69,6 +69,16 @@ class TestPrompt:
         settings["latents"] = settings["latents"][1:]
         assert_close(images[1:], pipe(prompt=SECOND, negative_prompt=FIRST, **settings).images, atol=1e-4, rtol=0)
 
+    def test_tokens_are_padded_and_truncated_without_changing_the_tokenizer(self, pipe, monkeypatch):
+        prompts, inputs = ["", "a dark bag", "a dark bag " * 20], []
+        backend, encode = pipe.tokenizer.backend_tokenizer, pipe.text_encoder.forward
+        monkeypatch.setattr(pipe.text_encoder, "forward", lambda ids, **kwargs: (inputs.append(ids), encode(ids))[1])
+        pipe.encode_prompt(prompts)
+        assert (backend.padding, backend.truncation) == (None, None)
+        expected = pipe.tokenizer([*prompts, "", "", ""], padding="max_length", truncation=True, return_tensors="pt")
+        assert torch.equal(inputs[0], expected.input_ids)
+        assert expected.input_ids.shape == (6, pipe.tokenizer.model_max_length)
+
     def test_unknown_words_are_logged(self, pipe, diffusers_log):
         sample(pipe, prompt=CAPTIONS[1].upper() + ", 1!")
         assert not diffusers_log.records
