@@ -9,9 +9,8 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import get_token
 
 from config import TrainingConfig
-from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
-from fmnist_diffusion.hub.push import push_pipeline
-from fmnist_diffusion.metadata import stored_dtypes
+from fmnist_diffusion import FashionMNISTPipeline
+from fmnist_diffusion.hub.push import load_stored_pipeline, push_pipeline
 
 
 FINISH_TIMEOUT = 1200  # seconds
@@ -41,7 +40,7 @@ class BackgroundPush:
         try:
             shutil.copytree(self.folder, copy.name, dirs_exist_ok=True)
             # While diffusers loads a model, models that other threads create have no weights.
-            pipe = load_pipeline(Path(copy.name), dtype=stored_dtypes(self.folder))
+            pipe = load_stored_pipeline(Path(copy.name))
         # Errors of a push must not stop the training.
         except Exception as error:
             self._report_failure(str(error) or type(error).__name__)

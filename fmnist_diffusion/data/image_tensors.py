@@ -37,13 +37,11 @@ class ImageTensors:
 
     def select(self, index: torch.Tensor | slice) -> "ImageTensors":
         """Returns the images at the positions `index` (int64 tensor or slice), with their labels and captions."""
-        positions = torch.arange(len(self))[index].tolist()
-        return ImageTensors(
-            self.images[index],
-            None if self.labels is None else self.labels[index],
-            self.label_names,
-            None if self.captions is None else tuple(self.captions[i] for i in positions),
-        )
+        labels = None if self.labels is None else self.labels[index]
+        captions = None
+        if self.captions is not None:
+            captions = tuple(self.captions[i] for i in torch.arange(len(self))[index].tolist())
+        return ImageTensors(self.images[index], labels, self.label_names, captions)
 
 
 def check_label_range(labels: np.ndarray | torch.Tensor, num_labels: int, source: str | Path) -> None:

@@ -125,9 +125,11 @@ def _create_dataset(
                         f"The column {name} of {folder / file} must contain file names, got {wrong!r}. Rename the"
                         " column if it does not refer to images."
                     )
-                paths = [None if value is None else str(folder / file.parent / value) for value in values]
-                images = [None if path is None else {"bytes": None, "path": path} for path in paths]
-                images = pa.array(images, type=datasets.Image().pa_type)
+                rows_of_images = [
+                    None if value is None else {"bytes": None, "path": str(folder / file.parent / value)}
+                    for value in values
+                ]
+                images = pa.array(rows_of_images, type=datasets.Image().pa_type)
                 column = name.removesuffix(FILE_NAME).removesuffix("_") or "image"
                 index = part.column_names.index(name)
                 if column in part.column_names:

@@ -3,6 +3,7 @@
 import json
 import re
 from collections.abc import Sequence
+from operator import itemgetter
 from pathlib import Path
 from typing import Any
 from urllib.parse import quote
@@ -126,8 +127,10 @@ def make_model_card(
                 format_count(other["num_inference_steps"], "step"),
                 {metric.title: format_number(metric.value) for metric in measured_metrics(other)},
             )
-            for other in sorted(other_metrics, key=lambda other: other.get("num_inference_steps") or 0)
-            if other.get("num_inference_steps")
+            for other in sorted(
+                (content for content in other_metrics if content.get("num_inference_steps")),
+                key=itemgetter("num_inference_steps"),
+            )
         ],
         format_count=format_count,
         format_number=format_number,

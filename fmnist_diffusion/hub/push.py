@@ -102,6 +102,11 @@ def push_pipeline(
     return commit.pr_url or f"{api.endpoint}/{repo_id}"
 
 
+def load_stored_pipeline(folder: Path) -> FashionMNISTPipeline:
+    """Loads a pipeline in the dtypes in which it is stored."""
+    return load_pipeline(folder.resolve(), dtype=stored_dtypes(folder))
+
+
 def make_repository(
     folder: Path,
     repo_id: str,
@@ -123,7 +128,7 @@ def make_repository(
     """
     train_config, metrics = read_train_config(folder / "train_config.json"), read_metrics(folder / "metrics.json")
     other_metrics = {path.name: read_metrics(path) for path in sorted(folder.glob("metrics-*.json"))}
-    pipe = pipe or load_pipeline(folder.resolve(), dtype=stored_dtypes(folder))
+    pipe = pipe or load_stored_pipeline(folder)
     pipe.save_pretrained(target)
     for name, content in {"train_config.json": train_config, "metrics.json": metrics, **other_metrics}.items():
         if content is not None:

@@ -10,7 +10,7 @@ from typing import Any, Literal
 
 from hypothesis import strategies as st
 
-from checks import DIFFUSION_DEFAULTS, FLOW_DEFAULTS, MODEL_TYPES, RANGES
+from checks import FLOW_DEFAULTS, MODEL_TYPES, RANGES
 from config import OptimizerConfig, TrainingConfig
 from parsing import parse_config
 from settings import SECTIONS, TYPES
@@ -42,12 +42,12 @@ KEYS = sorted(name for name in TYPES if name not in ("init_from", "resume", "con
 # Valid values of these settings may contradict each other or the script.
 RELATED = (
     "data.resolution",
+    "distillation.adversarial_weight",
+    "distillation.num_segments",
     "samples.num_images",
     "train_batch_size",
-    *DIFFUSION_DEFAULTS,
     *FLOW_DEFAULTS,
-    *(name for name in TYPES if name.startswith(("scheduler.", "distillation."))),
-    *(name for name in TYPES if name.endswith(("num_inference_steps", "interval"))),
+    *(name for name in TYPES if name.startswith("scheduler.") or name.endswith(("num_inference_steps", "interval"))),
 )
 INDEPENDENT = sorted(
     name

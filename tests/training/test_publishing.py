@@ -106,7 +106,6 @@ def test_pipeline_is_loaded_in_the_thread_that_trains(monkeypatch: pytest.Monkey
         threads.append(threading.current_thread())
         return load_pipeline(*args, **kwargs)
 
-    monkeypatch.setattr("publishing.load_pipeline", load)
     monkeypatch.setattr("fmnist_diffusion.hub.push.load_pipeline", load)
     monkeypatch.setattr("fmnist_diffusion.hub.push.create_repository", lambda *args: None)
     background_push = BackgroundPush(save_pipeline(tmp_path / "pipeline"), REPO_ID, False, None, print)
