@@ -9,7 +9,7 @@ from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
 from .hub_client import HubError, call_hub, is_repo_id
 from .pipelines import FashionMNISTPipeline
-from .sampling import select_dtype
+from .sampling import use_fastest_dtype
 from .schedulers import make_scheduler
 
 
@@ -124,9 +124,7 @@ def load_pipeline(
         kwargs["dtype"] = dtype
     pipe = FashionMNISTPipeline.from_pretrained(path, **kwargs)
     if dtype == "auto":
-        fastest = select_dtype(pipe)
-        if fastest != pipe.dtype:
-            pipe.to(fastest)
+        use_fastest_dtype(pipe)
     if scheduler is not None:
         pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
     return pipe

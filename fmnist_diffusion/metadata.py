@@ -151,16 +151,18 @@ def flatten(settings: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str
             yield f"{prefix}{name}", value
 
 
-def get_dataset(settings: dict[str, Any]) -> str | None:
-    """Returns the Hub dataset that the model was trained on, or `None` if it was trained on local files."""
-    name = settings.get("data.dataset_name")
-    on_hub = isinstance(name, str) and is_repo_id(name)
-    return name if on_hub and not settings.get("data.train_data_dir") else None
+def get_dataset(train_config: Mapping[str, Any] | None) -> str | None:
+    """Returns the Hub dataset that a model was trained on, or `None` for local files or an unknown dataset."""
+    data = (train_config or {}).get("data")
+    if not isinstance(data, dict) or data.get("train_data_dir"):
+        return None
+    name = data.get("dataset_name")
+    return name if isinstance(name, str) and is_repo_id(name) else None
 
 
 def get_license(train_config: dict[str, Any] | None) -> str | None:
     """Returns `mit` if the model was trained on Fashion-MNIST from the Hub, which has this license, else `None`."""
-    return "mit" if get_dataset(dict(flatten(train_config or {}))) == DEFAULT_DATASET else None
+    return "mit" if get_dataset(train_config) == DEFAULT_DATASET else None
 
 
 def format_count(number: int, noun: str, plural: str | None = None) -> str:

@@ -263,6 +263,18 @@ def select_dtype(pipe: FashionMNISTPipeline, batch_size: int = 16) -> torch.dtyp
     return dtypes[fastest] if seconds[fastest] * 1.1 <= seconds[0] else torch.float32
 
 
+def use_fastest_dtype(pipe: FashionMNISTPipeline) -> None:
+    """Converts the models of a pipeline to the dtype that [`select_dtype`] returns."""
+    import torch
+
+    dtype = select_dtype(pipe)
+    for component in pipe.components.values():
+        if isinstance(component, torch.nn.Module):
+            # `DiffusionPipeline.to` rejects pipelines with a device map, and `ModelMixin.to` warns about modules that
+            # should stay in float32.
+            torch.nn.Module.to(component, dtype)
+
+
 def make_generators(seed: int, count: int, start: int = 0) -> list[torch.Generator]:
     """
     Creates the random generators for images `start` to `start + count - 1`.

@@ -104,8 +104,9 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
         [`SchedulerMixin`]: The new scheduler.
 
     Raises:
-        `ValueError`: If the scheduler does not exist, if it requires arguments other than the noise schedule, or if
-            either the scheduler or the model, but not both, uses flow matching.
+        `ValueError`: If the scheduler does not exist, if it does not support the noise schedule, if it requires
+            arguments that `config` does not provide, or if either the scheduler or the model, but not both, uses flow
+            matching.
     """
     from diffusers import DPMSolverMultistepScheduler
 
@@ -130,7 +131,14 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
         # Flow matching has no betas, and its schedulers have different names for the same options.
         ignored |= config.keys() - inspect.signature(scheduler_class).parameters.keys()
     config = {name: value for name, value in config.items() if name not in ignored}
-    return scheduler_class.from_config(config, **options)
+    try:
+        return scheduler_class.from_config(config, **options)
+    # diffusers raises NotImplementedError if a scheduler does not support a noise schedule.
+    except NotImplementedError as error:
+        raise ValueError(
+            f"{scheduler_class.__name__} does not support an option of this model ({error}). Use a different"
+            " scheduler, such as DDPMScheduler."
+        ) from error
 
 
 def is_flow_matching_config(config: Mapping[str, Any]) -> bool:

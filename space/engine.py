@@ -19,7 +19,7 @@ from PIL import Image
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.data import DEFAULT_DATASET, FASHION_MNIST_LABELS, to_pil, to_uint8
 from fmnist_diffusion.loading import find_pipeline_file
-from fmnist_diffusion.metadata import read_metrics, read_train_config
+from fmnist_diffusion.metadata import get_dataset, read_metrics, read_train_config
 from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, generate_pixels, make_generators
 
 
@@ -160,9 +160,8 @@ class Engine:
     @cached_property
     def is_fashion_mnist(self) -> bool:
         """Whether the model generates grayscale images of Fashion-MNIST."""
-        data = (self._read_file("train_config.json", read_train_config) or {}).get("data")
-        source = (data.get("dataset_name"), data.get("train_data_dir")) if isinstance(data, dict) else None
-        return self.channels == 1 and (self.label_names == FASHION_MNIST_LABELS or source == (DEFAULT_DATASET, None))
+        dataset = get_dataset(self._read_file("train_config.json", read_train_config))
+        return self.channels == 1 and (self.label_names == FASHION_MNIST_LABELS or dataset == DEFAULT_DATASET)
 
     def _read_file(self, name: str, read: Callable[[Path], dict[str, Any] | None]) -> dict[str, Any] | None:
         """Reads a file of the pipeline. Returns `None` if it is missing or invalid, or if it cannot be downloaded."""

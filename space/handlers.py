@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -35,6 +35,7 @@ from runs import (
     enable_download,
     get_positions,
     show_live,
+    show_steps,
     show_warnings,
     yield_final_grid,
 )
@@ -102,6 +103,8 @@ class Handlers:
             name: get_engine(name) for name in bundled_pipelines() if name != self.name
         }
         self.label_names = list(self.engine.label_names)
+        # The tabs with a choice of checkpoints offer the classes of the first checkpoint that has any.
+        self.offered_names = next((names for e in self.engines.values() if (names := e.label_names)), ())
         self.first_request = GenerationRequest(
             num_inference_steps=self.engine.num_inference_steps,
             seed=FIRST_SEED,
@@ -135,6 +138,10 @@ class Handlers:
             raise RequestError(f"The checkpoint must be one of {', '.join(self.engines)}.")
         return self.engines[name]
 
+    def has_offered_classes(self, engine: Engine) -> bool:
+        """Returns whether a checkpoint has the classes that the page offers."""
+        return bool(self.offered_names) and engine.label_names == self.offered_names
+
     def get_image(self, upload: dict[str, Any] | None, example: Any) -> Image.Image:
         """Returns the image-to-image input: the upload (Gradio file data), or the example if there is no upload."""
         if upload is not None:
@@ -149,8 +156,7 @@ class Handlers:
 
     def start_generate(self, checkpoint: Any, labels: Any, *settings: Any) -> Run:
         engine = self.get_checkpoint(checkpoint)
-        # The classes on the page are those of the first checkpoint.
-        request = make_request(labels if engine.label_names == self.engine.label_names else [], *settings)
+        request = make_request(labels if engine.label_names == self.offered_names else [], *settings)
         run_settings = {"checkpoint": checkpoint} | asdict(request)
         warnings = engine.get_prompt_warnings(request.prompt)
         return Run(run_settings, warnings, engine.get_captions(request), engine.generate(request))
@@ -193,14 +199,11 @@ class Handlers:
 
     def on_generate(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
         with show_errors():
-            run, steps = self.start_generate(*inputs), []
+            run, steps, shown = self.start_generate(*inputs), [], ()
             show_warnings(run)
-            shown: tuple[str, ...] = ()
-            with closing(run.steps):
-                for step in run.steps:
-                    steps.append(step)
-                    shown = markup.gallery(step.images, run.captions), markup.progress_bar(step)
-                    yield *shown, "", disable_download(), disable_download()
+            for step, shown in show_steps(run):
+                steps.append(step)
+                yield *shown, "", disable_download(), disable_download()
             strip = markup.denoising_strip(make_denoising_strip(steps))
             with tempfile.TemporaryDirectory() as folder:
                 png = save_grid(steps[-1].images, GRID_COLUMNS, run.settings, Path(folder, "images.png"))
@@ -209,14 +212,11 @@ class Handlers:
 
     def on_interpolate(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
         with show_errors():
-            run, images = self.start_interpolate(*inputs), []
+            run, images, shown = self.start_interpolate(*inputs), [], ()
             show_warnings(run)
-            shown: tuple[str, ...] = ()
-            with closing(run.steps):
-                for step in run.steps:
-                    images = step.images
-                    shown = markup.gallery(images, run.captions, FRAME_COLUMNS), markup.progress_bar(step)
-                    yield "", *shown, disable_download(), disable_download()
+            for step, shown in show_steps(run, FRAME_COLUMNS):
+                images = step.images
+                yield "", *shown, disable_download(), disable_download()
             with tempfile.TemporaryDirectory() as folder:
                 png = save_grid(images, GRID_COLUMNS, run.settings, Path(folder, "interpolation.png"))
                 gif = save_interpolation_gif(images, Path(folder, "interpolation.gif"))
@@ -226,14 +226,11 @@ class Handlers:
         with show_errors():
             *settings, upload, mask = inputs
             image = self.get_image(upload, example)
-            run, images = self.start_image_to_image(image, mask, *settings), []
+            run, images, shown = self.start_image_to_image(image, mask, *settings), [], ()
             show_warnings(run)
-            shown: tuple[str, ...] = ()
-            with closing(run.steps):
-                for step in run.steps:
-                    images = step.images
-                    shown = markup.gallery(images, run.captions), markup.progress_bar(step)
-                    yield *shown, disable_download()
+            for step, shown in show_steps(run):
+                images = step.images
+                yield *shown, disable_download()
             with tempfile.TemporaryDirectory() as folder:
                 row = [image, *images]
                 png = save_grid(row, len(row), run.settings, Path(folder, "image-to-image.png"))
@@ -248,13 +245,11 @@ class Handlers:
             for name, *settings in (sides[:4], sides[4:]):
                 runs.append(self.start_generate(name, labels, num_images, *settings, seed, prompt))
             show_warnings(*runs)
-            shown: list[Update] = ["", "", "", ""]
+            shown = [("", ""), ("", "")]
             for side, run in enumerate(runs):
-                with closing(run.steps):
-                    for step in run.steps:
-                        shown[2 * side] = markup.gallery(step.images, run.captions)
-                        shown[2 * side + 1] = markup.progress_bar(step)
-                        yield tuple(shown)
+                for _, updates in show_steps(run):
+                    shown[side] = updates
+                    yield *shown[0], *shown[1]
 
     # The following event handlers run when a setting changes and there are few steps. They write no files and show no
     # warnings, because dragging a slider or typing a prompt starts many runs.
@@ -273,9 +268,8 @@ class Handlers:
         """Shows the classes only if a checkpoint uses classes, and the prompt only if a checkpoint uses prompts."""
         with show_errors():
             engines = [self.get_checkpoint(checkpoint) for checkpoint in checkpoints]
-            has_classes = any(engine.label_names == self.engine.label_names for engine in engines)
             return (
-                gr.update(visible=bool(self.label_names) and has_classes),
+                gr.update(visible=any(self.has_offered_classes(engine) for engine in engines)),
                 gr.update(visible=any(engine.has_prompts for engine in engines)),
             )
 
@@ -313,6 +307,8 @@ class Handlers:
             prompt: Prompt for all images; only used by text-conditional checkpoints.
         """
         with show_errors():
+            if labels and not self.label_names:
+                raise RequestError("`labels` must be empty, because this model has no classes.")
             settings = num_images, num_inference_steps, scheduler, guidance_scale, seed, prompt
             yield from yield_final_grid(self.start_generate(self.name, labels, *settings))
 

@@ -90,7 +90,7 @@ def checkpoint_controls(
     checkpoint = gr.Dropdown(list(handlers.engines), value=name, label=label)
     num_steps = {name: engine.num_inference_steps for name, engine in handlers.engines.items()}
     engines = handlers.engines.values()
-    is_conditional = bool(handlers.label_names) or any(engine.has_prompts for engine in engines)
+    is_conditional = bool(handlers.offered_names) or any(engine.has_prompts for engine in engines)
     controls = sampling_controls(num_steps[name], engines, is_conditional, info=info)
     script = markup.look_up(num_steps)
     checkpoint.input(None, checkpoint, controls[0], js=script, queue=False, api_visibility="private")
@@ -111,11 +111,13 @@ def seed_control(value: int = 0, label: str = "Seed") -> gr.Number:
     return number
 
 
-def class_choice(handlers: Handlers) -> gr.CheckboxGroup | gr.Dropdown:
-    names, info = handlers.label_names, "Leave empty for all classes."
+def class_choice(handlers: Handlers, checkpoints: Iterable[str]) -> gr.CheckboxGroup | gr.Dropdown:
+    """Returns the choice of classes, which is visible if one of the selected `checkpoints` has these classes."""
+    names, info = list(handlers.offered_names), "Leave empty for all classes."
+    visible = any(handlers.has_offered_classes(handlers.engines[name]) for name in checkpoints)
     if len(names) > MAX_CHECKBOXES:
-        return gr.Dropdown(names, value=[], multiselect=True, label="Classes", info=info)
-    return gr.CheckboxGroup(names, label="Classes", info=info, visible=bool(names), elem_classes="chips")
+        return gr.Dropdown(names, value=[], multiselect=True, label="Classes", info=info, visible=visible)
+    return gr.CheckboxGroup(names, label="Classes", info=info, visible=visible, elem_classes="chips")
 
 
 def prompt_field(label: str = "Prompt", visible: bool = True) -> gr.Textbox:
@@ -212,7 +214,7 @@ def generate_tab(handlers: Handlers, result: gr.Image) -> None:
     first = handlers.first_request
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
-            labels = class_choice(handlers)
+            labels = class_choice(handlers, [handlers.name])
             with gr.Column(visible=handlers.engine.has_prompts, elem_classes="prompts") as column:
                 prompt = prompt_field()
                 example_buttons(PROMPTS, [prompt])
@@ -332,9 +334,9 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
 def compare_tab(handlers: Handlers) -> None:
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
-            labels = class_choice(handlers)
             # A published demo contains only one checkpoint.
             names = (list(handlers.engines) * 2)[:2]
+            labels = class_choice(handlers, names)
             has_prompts = any(handlers.engines[name].has_prompts for name in names)
             with gr.Column(visible=has_prompts, elem_classes="prompts") as column:
                 prompt = prompt_field()

@@ -52,6 +52,13 @@ def disable_download() -> Update:
     return gr.update(value=None, interactive=False)
 
 
+def show_steps(run: Run, columns: int = 5) -> Iterator[tuple[Step, tuple[str, str]]]:
+    """Yields each step with a gallery of its images and a progress bar."""
+    with closing(run.steps):
+        for step in run.steps:
+            yield step, (markup.gallery(step.images, run.captions, columns), markup.progress_bar(step))
+
+
 def show_live(run: Run, columns: int = 5) -> Iterator[tuple[str, str]]:
     """Yields a gallery and a progress bar: first the images that the first step predicts, then the final images."""
     with closing(run.steps):

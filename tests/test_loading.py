@@ -66,7 +66,7 @@ class TestLocalFolder:
 
     @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
     def test_auto_dtype_is_measured(self, folder, dtype, monkeypatch):
-        monkeypatch.setattr("fmnist_diffusion.loading.select_dtype", lambda pipe: dtype)
+        monkeypatch.setattr("fmnist_diffusion.sampling.select_dtype", lambda pipe: dtype)
         assert load_pipeline(folder, dtype="auto").unet.dtype == dtype
 
     @pytest.mark.parametrize("dtype", [{"unet": torch.bfloat16}, {"default": torch.bfloat16}])

@@ -1,6 +1,7 @@
 import inspect
 import time
 from dataclasses import dataclass
+from pathlib import Path
 
 import diffusers
 import pytest
@@ -15,7 +16,7 @@ from diffusers import (
     LCMScheduler,
 )
 
-from fmnist_diffusion import FashionMNISTPipeline
+from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.data import to_uint8
 from fmnist_diffusion.sampling import (
     MAX_SEED,
@@ -29,6 +30,7 @@ from fmnist_diffusion.sampling import (
     select_dtype,
 )
 from fmnist_diffusion.schedulers import SCHEDULERS, get_scheduler_class, make_scheduler
+from text_pipelines import get_text_pipeline
 from tiny_pipelines import get_pipeline, make_unet, sample
 
 
@@ -351,3 +353,13 @@ def test_select_dtype_measures_the_model(
     monkeypatch.setattr(type(pipe.unet), "forward", slow_forward)
     assert select_dtype(pipe, batch_size=1) == expected
     assert pipe.unet.dtype == torch.float32
+
+
+def test_fastest_dtype_is_used_without_warnings(
+    monkeypatch: pytest.MonkeyPatch, tmp_path: Path, diffusers_log: pytest.LogCaptureFixture
+):
+    get_text_pipeline().save_pretrained(tmp_path)
+    monkeypatch.setattr("fmnist_diffusion.sampling.select_dtype", lambda pipe: torch.bfloat16)
+    pipe = load_pipeline(tmp_path, dtype="auto", device_map={"unet": "cpu", "text_encoder": "cpu"})
+    assert pipe.unet.dtype == pipe.text_encoder.dtype == torch.bfloat16
+    assert not diffusers_log.records

@@ -1,5 +1,7 @@
 """Adapts the weights of a pretrained model to other channels and classes."""
 
+from collections.abc import Sequence
+
 import torch
 from torch import nn
 
@@ -51,17 +53,18 @@ def adapt_embeddings(
     if embeddings is None:
         return torch.zeros_like(unet.class_embedding.weight)
     null_label = len(embeddings) - 1
-    names, old_names = unet.config["label_names"], pretrained.config["label_names"]
-    if old_names is None:
-        # Without names, the same number of classes suggests the same classes.
-        old_names = names if len(names) == null_label else ()
-    old_labels = find_old_labels(old_names, names)
+    old_labels = find_old_labels(pretrained.config["label_names"], null_label, unet.config["label_names"])
     index = [null_label if label is None else label for label in old_labels]
     return embeddings[[*index, null_label]]
 
 
-def find_old_labels(old_names: tuple[str, ...] | list[str], names: tuple[str, ...] | list[str]) -> list[int | None]:
-    """Returns the label of the old class with the same name, ignoring case, for each of `names`."""
+def find_old_labels(old_names: Sequence[str] | None, num_old: int, names: Sequence[str]) -> list[int | None]:
+    """Returns the label of the old class with the same name, ignoring case, for each of `names`.
+
+    New classes get `None`. If the `num_old` old classes have no names, as many new classes keep their labels.
+    """
+    if old_names is None:
+        old_names = names if len(names) == num_old else ()
     labels = {name.casefold(): label for label, name in reversed(list(enumerate(old_names)))}
     exact = {name: label for label, name in enumerate(old_names)}
     return [exact.get(name, labels.get(name.casefold())) for name in names]

@@ -7,12 +7,13 @@ import math
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from typing import Any, Literal
 
 from diffusers import DDPMScheduler
 
 from config import ObjectiveConfig, SchedulerConfig
+from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.sampling import MAX_SEED
 from fmnist_diffusion.schedulers import make_scheduler
 
@@ -77,6 +78,7 @@ STEPS = Range(1, 10**9)
 EPOCHS = Range(1, 10**6)
 BATCHES = Range(1, 65_536)
 BETA = Range(1e-6, 1, below=True)
+LEARNING_RATE = Range(0, 1, above=True)
 ADAM_BETA = Range(0, 1, below=True)
 FRACTION = Range(0, 1)
 SAMPLING_RANGES = {
@@ -123,11 +125,11 @@ RANGES = {
     "objective.label_dropout": FRACTION,
     "distillation.num_segments": Range(1, 100_000),
     "distillation.adversarial_weight": Range(0, 1000),
-    "distillation.discriminator_learning_rate": Range(0, 1, above=True),
+    "distillation.discriminator_learning_rate": LEARNING_RATE,
     "text_encoder.num_hidden_layers": Range(1, 64),
     "text_encoder.num_attention_heads": Range(1, 256),
     "text_encoder.intermediate_size": Range(1, 65_536),
-    "optimizer.learning_rate": Range(0, 1, above=True),
+    "optimizer.learning_rate": LEARNING_RATE,
     "optimizer.adam_beta1": ADAM_BETA,
     "optimizer.adam_beta2": ADAM_BETA,
     "optimizer.adam_epsilon": Range(1e-16, 1),
@@ -193,6 +195,13 @@ def find_problems(values: Mapping[str, Any], program: str | None = "train.py") -
     problems = {name: problem for name, value in values.items() if (problem := find_invalid_value(name, value))}
     valid = {name: value for name, value in values.items() if name not in problems}
     return [*problems.values(), *(find_contradictions(valid, program) if program is not None else [])]
+
+
+def check_values(config: Any) -> None:
+    """Raises `ValueError` if settings of a dataclass, such as `config.optimizer.learning_rate`, are out of range."""
+    problems = find_problems(dict(flatten(asdict(config))), program=None)
+    if problems:
+        raise ValueError(format_problems(problems))
 
 
 def format_problems(problems: Sequence[str]) -> str:

@@ -239,7 +239,7 @@ def make_optimizer(config: OptimizerConfig, unet: torch.nn.Module) -> torch.opti
 
 
 def make_lr_scheduler(
-    config: OptimizerConfig, optimizer: AcceleratedOptimizer, total_steps: int, global_step: int
+    config: OptimizerConfig, optimizer: torch.optim.Optimizer, total_steps: int, global_step: int
 ) -> LRScheduler:
     """Creates the learning rate scheduler at `global_step`.
 

@@ -42,7 +42,7 @@ from parsing import is_first_process
 from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrained
 from publishing import check_token
 from settings import DATA_OPTIONS
-from summary import describe_images, describe_run
+from summary import describe_changes, describe_images, describe_run
 from text_model import check_num_heads, count_parameters, get_hidden_size
 from tracking import get_log_with
 
@@ -135,6 +135,13 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     settings = resolve_length(config, data, summary, vae, problems)
     problems.raise_errors()
     resolved = ResolvedConfig(**(vars(config) | settings | {"data": data, "model": model}))
+    if pretrained is not None and config.distillation.num_segments is not None:
+        changes = describe_changes(resolved, pretrained, get_sample_shape(data, vae), summary.label_names)
+        if changes:
+            raise ValueError(
+                f"The images do not match {config.init_from} ({', '.join(changes)}), but distill.py does not adapt the"
+                " teacher. Fine-tune the teacher on these images with train.py first."
+            )
     run_lines = describe_run(resolved, pretrained, parameters, summary, vae)
     for line in (*describe_images(config.data, summary), *run_lines):
         logger.info(line)

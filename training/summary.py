@@ -5,6 +5,7 @@ from collections.abc import Mapping, Sequence
 
 from diffusers import AutoencoderKL
 
+from adaptation import find_old_labels
 from batches import count_batches
 from config import DataConfig, ResolvedConfig
 from fmnist_diffusion.data import DataSummary, get_height_width
@@ -166,8 +167,8 @@ def describe_changes(
     elif old["num_class_embeds"] is None:
         changes.append("classes added")
     else:
-        old_names = {name.casefold() for name in old["label_names"] or ()}
-        num_new = sum(name.casefold() not in old_names for name in label_names or ())
+        old_labels = find_old_labels(old["label_names"], old["num_class_embeds"], label_names or ())
+        num_new = old_labels.count(None)
         if num_new:
             changes.append(format_count(num_new, "new class", "new classes"))
     return changes

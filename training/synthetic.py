@@ -12,6 +12,7 @@ Training a model on its own samples amplifies its errors, so extrapolation in th
 """
 
 import argparse
+import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -34,11 +35,18 @@ def load_synthetic_images(folders: list[Path], label_noise: float = 0.0) -> Imag
         label_noise: Probability with which a label is replaced by a random one.
 
     Raises:
-        `ValueError`: If a folder contains no samples, if `label_noise` is not in [0, 1], or if there are no labels to
-            replace.
+        `ValueError`: If a folder contains no samples or samples of another dataset, if `label_noise` is not in [0, 1],
+            or if there are no labels to replace.
     """
     if not 0 <= label_noise <= 1:
         raise ValueError(f"`--label_noise` must be between 0 and 1, got {label_noise}.")
+    for folder in folders:
+        path = folder / "settings.json"
+        if path.is_file() and "reference" in json.loads(path.read_text()):
+            raise ValueError(
+                f"{folder} contains samples that were evaluated with `--reference`, but only samples of Fashion-MNIST"
+                " models are supported. Pass a different folder."
+            )
     batches = [batch for folder in folders for batch in load_batches(folder)]
     if all(batch.labels is None for batch in batches):
         if label_noise:

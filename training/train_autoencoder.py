@@ -26,6 +26,7 @@ from torch.nn import functional as F
 
 from batches import Batches
 from checkpoint import Progress, check_progress, describe_load_errors
+from checks import check_values
 from components import load_training_images, make_lr_scheduler, make_optimizer
 from config import DataConfig, OptimizerConfig, add_defaults
 from fmnist_diffusion.data import ImageTensors, to_model_input, to_pil, to_uint8
@@ -40,6 +41,7 @@ from fmnist_diffusion.images import image_grid, upscale
 from fmnist_diffusion.pipelines import get_vae_scale_factor
 from interrupts import Interrupts, Terminated
 from lock import check_new_folder, lock_folder
+from manifest import find_damage, write_manifest
 from processes import call_on_main_process, destroy_process_groups_after
 from run import print_and_exit
 from states import are_finite, copy_tensors, get_optimizer_tensors, set_optimizer_tensors, write_tensors
@@ -95,7 +97,8 @@ class AutoencoderConfig:
     )
 
     def __post_init__(self):
-        for name in ("num_epochs", "train_batch_size", "num_validation_images", "layers_per_block", "latent_channels"):
+        check_values(self)
+        for name in ("num_validation_images", "layers_per_block", "latent_channels"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` must be a positive integer, got {getattr(self, name)}.")
         if not self.block_out_channels or any(size < 1 or size % NORM_NUM_GROUPS for size in self.block_out_channels):
@@ -301,6 +304,7 @@ class AutoencoderTrainer:
                 "grad_scaler": None if scaler is None else scaler.state_dict(),
             }
             (temporary / "trainer.json").write_text(json.dumps(state) + "\n")
+            write_manifest(temporary)
         metrics = self._write_outputs()
         text = f"Step {self.progress.global_step:,} of {self.total_steps:,}: "
         if loss is not None:
@@ -338,6 +342,8 @@ class AutoencoderTrainer:
 
     def _load_checkpoint(self) -> None:
         """Loads a checkpoint; raises `ValueError` if it does not match the settings or is damaged."""
+        if damage := find_damage(self.checkpoint):
+            raise ValueError(f"{damage}. Start again with a different --output_dir.")
         with describe_load_errors(self.checkpoint / "trainer.json") as path:
             state = json.loads(path.read_bytes())
             saved = add_defaults(state["config"], asdict(AutoencoderConfig()))

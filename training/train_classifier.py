@@ -14,7 +14,7 @@ import torch
 import transformers
 from transformers import HfArgumentParser, ViTImageProcessorPil
 
-from fmnist_diffusion.data import DEFAULT_DATASET, DataError, load_images
+from fmnist_diffusion.data import DEFAULT_DATASET, load_images
 from fmnist_diffusion.evaluation import ClassifierTrainingConfig, measure_accuracy, train_classifier
 from fmnist_diffusion.evaluation.classifier import IMAGE_SIZE
 from fmnist_diffusion.files import WriteError, describe_write_errors, replace_folder
@@ -38,10 +38,9 @@ class DataArguments:
 def main(args: list[str] | None = None) -> None:
     argument_classes: Any = (DataArguments, ClassifierTrainingConfig)
     parser = HfArgumentParser(argument_classes, description=__doc__)
-    data, config = parser.parse_args_into_dataclasses(args)
     try:
-        run(data, config)
-    except (DataError, WriteError) as error:
+        run(*parser.parse_args_into_dataclasses(args))
+    except (ValueError, WriteError) as error:
         sys.exit(f"train_classifier.py: error: {error}")
 
 

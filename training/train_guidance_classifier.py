@@ -12,13 +12,13 @@ from typing import Any
 
 import torch
 import torch.nn.functional as F
-from diffusers.optimization import get_scheduler
 from jsonargparse import ArgumentParser
 from tqdm.auto import tqdm
 
 from batches import Batches
-from components import load_training_images
-from config import DataConfig, ObjectiveConfig
+from checks import check_values
+from components import load_training_images, make_lr_scheduler, make_optimizer
+from config import DataConfig, ObjectiveConfig, OptimizerConfig
 from export import hide_local_paths, save_with_train_config
 from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.data import ImageTensors, to_model_input
@@ -27,6 +27,7 @@ from lock import check_new_folder
 from losses import DiffusionLoss
 from noise_schedule import get_noise_scheduler
 from pretrained import find_train_config
+from states import are_finite
 
 
 # One in this many images is held out to measure the accuracy.
@@ -34,8 +35,6 @@ VALIDATION_INTERVAL = 10
 # The accuracy is measured separately in this many ranges of timesteps.
 NUM_RANGES = 10
 EVALUATION_BATCH_SIZE = 128
-WARMUP_STEPS = 100
-MAX_GRADIENT_NORM = 1.0
 
 
 @dataclass(frozen=True)
@@ -48,10 +47,9 @@ class GuidanceClassifierConfig:
         seed: random seed of the initial weights, the order of the data, and the noise
         num_epochs: number of passes over the training images
         train_batch_size: number of images per batch
-        learning_rate: peak learning rate of AdamW
-        weight_decay: weight decay of AdamW
         device: torch device, such as cuda
         data: labeled images; the pipeline determines their resolution and channels
+        optimizer: optimizer and learning rate
     """
 
     init_from: str = "base"
@@ -59,12 +57,21 @@ class GuidanceClassifierConfig:
     seed: int = 42
     num_epochs: int = 5
     train_batch_size: int = 128
-    learning_rate: float = 1e-3
-    weight_decay: float = 0.05
     device: str = "cuda" if torch.cuda.is_available() else "cpu"
     data: DataConfig = field(default_factory=DataConfig)
+    optimizer: OptimizerConfig = field(
+        default_factory=lambda: OptimizerConfig(
+            name="adamw",
+            learning_rate=1e-3,
+            adam_weight_decay=0.05,
+            lr_scheduler="cosine",
+            lr_warmup_steps=100,
+            max_grad_norm=1.0,
+        )
+    )
 
     def __post_init__(self):
+        check_values(self)
         if self.data.resolution is not None or self.data.channels is not None:
             raise ValueError("The pipeline determines `--data.resolution` and `--data.channels`. Omit both options.")
         if self.data.streaming:
@@ -100,12 +107,10 @@ def make_loss(pipe: FashionMNISTPipeline, num_classes: int, device: torch.device
 def train(
     classifier: FashionMNISTGuidanceClassifier, batches: Batches, loss: DiffusionLoss, config: GuidanceClassifierConfig
 ) -> None:
-    """Trains with the cross-entropy loss, AdamW and a cosine schedule."""
-    optimizer = torch.optim.AdamW(classifier.parameters(), lr=config.learning_rate, weight_decay=config.weight_decay)
+    """Trains with the cross-entropy loss."""
+    optimizer = make_optimizer(config.optimizer, classifier)
     num_steps = config.num_epochs * len(batches)
-    lr_scheduler = get_scheduler(
-        "cosine", optimizer, num_warmup_steps=min(WARMUP_STEPS, num_steps // 10), num_training_steps=num_steps
-    )
+    lr_scheduler = make_lr_scheduler(config.optimizer, optimizer, num_steps, global_step=0)
     bar = tqdm(total=num_steps * batches.batch_size, desc="training", unit="image", disable=None)
     for epoch in range(config.num_epochs):
         for images, labels, generator in batches.epoch(epoch):
@@ -113,7 +118,8 @@ def train(
             assert batch.class_labels is not None
             cross_entropy = F.cross_entropy(classifier(batch.images, batch.timesteps), batch.class_labels)
             cross_entropy.backward()
-            torch.nn.utils.clip_grad_norm_(classifier.parameters(), MAX_GRADIENT_NORM)
+            if config.optimizer.max_grad_norm is not None:
+                torch.nn.utils.clip_grad_norm_(classifier.parameters(), config.optimizer.max_grad_norm)
             optimizer.step()
             optimizer.zero_grad()
             lr_scheduler.step()
@@ -180,6 +186,8 @@ def main(args: list[str] | None = None) -> None:
     classifier.to(device=device, memory_format=torch.channels_last)
     loss = make_loss(pipe, len(label_names), device)
     train(classifier, batches, loss, config)
+    if not are_finite(classifier.state_dict().values()):
+        parser.exit(1, f"{parser.prog}: error: The weights are NaN or infinite. Reduce `--optimizer.learning_rate`.\n")
     accuracy = measure_accuracy(classifier.eval(), validation_images, loss, config.seed)
     print(format_accuracy(accuracy, loss.noise_scheduler.config["num_train_timesteps"]))
 

@@ -180,6 +180,8 @@ class Trainer:
             raise FloatingPointError(f"The weights are NaN or infinite at step {step}.")
         if components.ema is not None and not are_finite(components.ema.shadow_params):
             raise FloatingPointError(f"The EMA weights are NaN or infinite at step {step}.")
+        if components.discriminator is not None and not are_finite(components.discriminator.state_dict().values()):
+            raise FloatingPointError(f"The weights of the discriminator are NaN or infinite at step {step}.")
 
     def _save_checkpoint(self) -> None:
         """Writes a checkpoint unless there already is one for this step."""

@@ -112,7 +112,7 @@ def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNI
     import torch
 
     from fmnist_diffusion.loading import load_pipeline
-    from fmnist_diffusion.sampling import select_dtype
+    from fmnist_diffusion.sampling import use_fastest_dtype
 
     hide_progress_bars()
     torch_device = get_device(device)
@@ -122,7 +122,8 @@ def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNI
         )
     if dtype == "auto":
         pipe = load_pipeline(name_or_path).to(torch_device)
-        return pipe.to(select_dtype(pipe))
+        use_fastest_dtype(pipe)
+        return pipe
     return load_pipeline(name_or_path, dtype=getattr(torch, dtype)).to(torch_device)
 
 

@@ -195,7 +195,9 @@ def save_image(image: "Image", path: Path) -> None:
     try:
         image.save(path)
     except OSError as error:
-        raise OSError(f"Could not write {path}: {error.strerror}. Pass a different `output_dir`.") from error
+        raise ValueError(
+            f"Could not write {path} ({error.strerror or error}). Pass a different `output_dir`."
+        ) from error
 
 
 def get_file_label(label_names: Sequence[str] | None, condition: int | str) -> str:

@@ -59,6 +59,8 @@ def train(
 
 def get_data_setting(data: str) -> str:
     """Returns the setting of the trainer for `data`; raises `ValueError` if a path cannot be used."""
+    if data.startswith("-"):
+        raise ValueError(f"DATA must be the first argument, got {data}. Pass the settings of the trainer after it.")
     if Path(data).exists():
         if Path(data).is_file() and not data.endswith(FILE_SUFFIXES):
             raise ValueError(f"DATA must be a folder, a .parquet file or a .safetensors file, got {data}.")

@@ -32,6 +32,13 @@ class ClassifierTrainingConfig:
     label_smoothing: float = field(default=0.1, metadata={"help": "label smoothing of the cross-entropy loss"})
     seed: int = field(default=42, metadata={"help": "random seed"})
 
+    def __post_init__(self):
+        for name in ("num_train_epochs", "train_batch_size"):
+            if getattr(self, name) < 1:
+                raise ValueError(f"`--{name}` must be a positive integer, got {getattr(self, name)}.")
+        if not 0 < self.learning_rate < 1:
+            raise ValueError(f"`--learning_rate` must be greater than 0 and less than 1, got {self.learning_rate}.")
+
 
 def make_classifier(label_names: tuple[str, ...], channels: int = 1) -> RegNetForImageClassification:
     """Creates a RegNet (arXiv 2003.13678) with 1 M parameters and random weights."""

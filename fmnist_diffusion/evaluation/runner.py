@@ -241,6 +241,8 @@ def check_options(
             raise ValueError(f"`num_samples` must be at most {IMAGES_PER_SEED}, got {num_samples}.")
     if not all(0 <= seed < NUM_SEEDS for seed in seeds):
         raise ValueError(f"`seeds` must be between 0 and {NUM_SEEDS - 1}, got {', '.join(map(str, seeds))}.")
+    if len(set(seeds)) < len(seeds):
+        raise ValueError(f"`seeds` must not contain duplicates, got {', '.join(map(str, seeds))}.")
     for name, value, disabled in (
         ("guidance_scale", sampling.guidance_scale, 1.0),
         ("classifier_guidance_scale", classifier_guidance_scale, 0.0),

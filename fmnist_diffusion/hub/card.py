@@ -50,7 +50,7 @@ def make_model_card(
     """
     images = images or []
     settings = dict(flatten(train_config or {}))
-    dataset = get_dataset(settings)
+    dataset = get_dataset(train_config)
     fashion_mnist = dataset == DEFAULT_DATASET
     if license is None:
         license = get_license(train_config)
@@ -153,7 +153,7 @@ def get_reference(metrics: dict[str, Any]) -> tuple[str, str]:
     if not isinstance(reference, dict):
         return DEFAULT_DATASET, "Fashion-MNIST"
     name = str(reference.get("name"))
-    return get_dataset({"data.dataset_name": name}) or "custom", name
+    return get_dataset({"data": {"dataset_name": name}}) or "custom", name
 
 
 def format_cell(value: Any) -> str:

@@ -110,6 +110,13 @@ SPACING_OPTIONS = (
 FLOW_MATCH_SCHEDULERS = (FlowMatchEulerDiscreteScheduler, FlowMatchHeunDiscreteScheduler)
 # These schedulers support flow matching with `use_flow_sigmas`. DEIS and SASolver would not remove all noise.
 FLOW_SOLVERS = (DPMSolverMultistepScheduler, UniPCMultistepScheduler)
+# These schedulers raise NotImplementedError in the first step if the model predicts the sample.
+NO_SAMPLE_PREDICTION = (
+    "DPMSolverSDEScheduler",
+    "EulerAncestralDiscreteScheduler",
+    "KDPM2AncestralDiscreteScheduler",
+    "KDPM2DiscreteScheduler",
+)
 # These schedulers can use the power-law spacing of the option `timestep_power`.
 POWER_LAW_SCHEDULERS = (DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler, LCMScheduler)
 
@@ -389,12 +396,13 @@ def encode_images(vae: AutoencoderKL | None, images: torch.Tensor) -> torch.Tens
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     # In training mode, BatchNorm would mix the images of a batch and sampling would change its running statistics.
-    training = model.training
+    modes = [(module, module.training) for module in model.modules()]
     model.eval()
     try:
         yield
     finally:
-        model.train(training)
+        for module, training in modes:
+            module.training = training
 
 
 class FashionMNISTPipeline(DiffusionPipeline):
@@ -441,6 +449,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
     # The classifier is small, and every guided step uses it together with the U-Net.
     _exclude_from_cpu_offload = ["classifier"]
     _optional_components = ["text_encoder", "tokenizer", "classifier", "vae"]
+    _models = ["unet", "classifier", "vae"]
     _callback_tensor_inputs = ["latents", "model_input", "pred_original_sample"]
     # The installed package sets this function, so that its `from_pretrained` needs no remote code.
     _load_components: Callable[..., tuple[Any, Any, dict[str, Any]]] | None = None
@@ -519,7 +528,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Self:
         """Creates a pipeline from the components of another pipeline; see [`DiffusionPipeline.from_pipe`]."""
         # diffusers only reuses a model whose class is exactly the annotated class.
-        models = {name: model for name, model in pipeline.components.items() if name in ("unet", "classifier", "vae")}
+        models = {name: model for name, model in pipeline.components.items() if name in cls._models}
         pipe: Any = super().from_pipe(pipeline, **{**models, **kwargs})
         return pipe
 
@@ -550,7 +559,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             if index[name] == [None, None]:
                 del index[name]
         index["_class_name"] = self._copy_source(self, folder)
-        for name in index.keys() & {"unet", "classifier", "vae"}:
+        for name in index.keys() & set(self._models):
             model = getattr(self, name)
             # torch.compile wraps the model.
             model = getattr(model, "_orig_mod", model)
@@ -704,9 +713,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         label_id = label
         if isinstance(label, str):
             text = label.strip()
-            if text in names:
-                return names.index(text)
-            lower_case = [name.lower() for name in names]
+            if label in names:
+                return names.index(label)
+            stripped = [name.strip() for name in names]
+            if text in stripped:
+                return stripped.index(text)
+            lower_case = [name.lower() for name in stripped]
             if text.lower() in lower_case:
                 return lower_case.index(text.lower())
             label_id = int(text) if text.isdecimal() else None
@@ -738,7 +750,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
         Args:
             prompt (`str` or `list[str]`): One or more prompts.
-            device (`torch.device`, *optional*): Device of the embeddings.
+            device (`torch.device`, *optional*): Device of the embeddings. Defaults to the device of the pipeline.
             num_images_per_prompt (`int`, defaults to 1): Number of embeddings for each prompt.
             negative_prompt (`str` or `list[str]`, *optional*):
                 One negative prompt, or one for each prompt. Defaults to the empty prompt.
@@ -747,6 +759,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             `tuple[torch.Tensor, torch.Tensor]`: The embeddings of the prompts and of the negative prompts, both of
             shape `(num_prompts * num_images_per_prompt, channels)`.
         """
+        device = device or self._execution_device
         prompts = [prompt] if isinstance(prompt, str) else prompt
         negative_prompts = [negative_prompt or ""] if not isinstance(negative_prompt, list) else negative_prompt
         if len(negative_prompts) == 1:
@@ -800,11 +813,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     def check_inputs(
         self,
+        *,
         class_labels: Any,
         num_images_per_prompt: int,
         num_inference_steps: int,
         output_type: str,
-        callback_on_step_end_tensor_inputs: Sequence[str],
+        callback_on_step_end_tensor_inputs: Sequence[str] | None,
         guidance_scale: float = 1.0,
         guidance_interval: tuple[float, float] = (0.0, 1.0),
         generator: Any = None,
@@ -874,15 +888,16 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     f"`guidance_scale` must be 1.0 for an unconditional model, got {guidance_scale}. Use"
                     " `classifier_guidance_scale` instead."
                 )
-        if len(guidance_interval) != 2 or not 0 <= guidance_interval[0] <= guidance_interval[1] <= 1:
+        interval = guidance_interval if isinstance(guidance_interval, Sequence) else ()
+        if not (len(interval) == 2 and all(map(is_finite_number, interval)) and 0 <= interval[0] <= interval[1] <= 1):
             raise ValueError(
-                f"`guidance_interval` must be (start, stop) with 0 <= start <= stop <= 1, got {guidance_interval}."
+                f"`guidance_interval` must be (start, stop) with 0 <= start <= stop <= 1, got {guidance_interval!r}."
             )
         if image is not None:
             if latents is not None:
                 raise ValueError("Cannot start from both `latents` and `image`. Pass only one of them.")
-            if strength is not None and not 0 < strength <= 1:
-                raise ValueError(f"`strength` must be in (0, 1], got {strength}.")
+            if strength is not None and not (is_finite_number(strength) and 0 < strength <= 1):
+                raise ValueError(f"`strength` must be in (0, 1], got {strength!r}.")
             # LMS and PNDM assume that sampling starts at the first timestep, from pure noise.
             if isinstance(self.scheduler, (LMSDiscreteScheduler, PNDMScheduler)):
                 name = type(self.scheduler).__name__
@@ -909,7 +924,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
             raise ValueError(
                 f"`output_type` must be 'np', 'pt' or 'latent' for images with {channels} channels, got 'pil'."
             )
-        unknown = set(callback_on_step_end_tensor_inputs) - set(self._callback_tensor_inputs)
+        if isinstance(callback_on_step_end_tensor_inputs, str):
+            raise ValueError(
+                "`callback_on_step_end_tensor_inputs` must be a list of names, got"
+                f" {callback_on_step_end_tensor_inputs!r}."
+            )
+        unknown = set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be in {', '.join(self._callback_tensor_inputs)}, got"
@@ -927,6 +947,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
             raise ValueError(
                 "`classifier_guidance_scale` must be 0.0 without `class_labels`, got"
                 f" {classifier_guidance_scale}. Pass `class_labels` to use guidance."
+            )
+        if self.num_classes is None:
+            raise ValueError(
+                "`classifier_guidance_scale` must be 0.0 for a text-conditional model, got"
+                f" {classifier_guidance_scale}. Use `prompt` and `guidance_scale` instead."
             )
         num_classes, in_channels = self.classifier.config.num_classes, self.classifier.config.in_channels
         for name, value, expected in (
@@ -1004,7 +1029,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             raise ValueError("Cannot use both `timesteps` and `sigmas`. Pass only one of them.")
         else:
             option, values = ("sigmas", sigmas) if timesteps is None else ("timesteps", timesteps)
-            values = torch.as_tensor(values).tolist()
+            values = self._convert_spacing(option, values)
             parameters = inspect.signature(scheduler.set_timesteps).parameters
             if uses_flow_matching(scheduler):
                 # Custom timesteps would not have the matching noise levels.
@@ -1014,12 +1039,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 supported = option == "timesteps" or not isinstance(scheduler, FLOW_SOLVERS)
             if option not in parameters or not supported:
                 raise ValueError(f"{name} does not support custom `{option}`. Pass `num_inference_steps` instead.")
-            if not values or any(value <= following for value, following in itertools.pairwise(values)):
-                raise ValueError(f"`{option}` must be one or more decreasing numbers, got {values}.")
             if option == "timesteps" and not 0 <= values[-1] <= values[0] < num_train_timesteps:
                 raise ValueError(f"`timesteps` must be between 0 and {num_train_timesteps - 1}, got {values}.")
             if uses_flow_matching(scheduler) and not 0 < values[-1] <= values[0] <= 1:
                 raise ValueError(f"`sigmas` must be greater than 0 and at most 1 with {name}, got {values}.")
+            # EulerDiscreteScheduler would otherwise leave the noise of the last sigma in the images.
+            if option == "sigmas" and not uses_flow_matching(scheduler) and (len(values) < 2 or values[-1] != 0):
+                raise ValueError(f"The last of two or more `sigmas` must be 0 with {name}, got {values}. Append 0.")
             # UniPCMultistepScheduler requires a NumPy array.
             values = torch.tensor(values).numpy() if option == "sigmas" else values
             set_scheduler_timesteps(**{option: values}, device=device)
@@ -1035,6 +1061,18 @@ class FashionMNISTPipeline(DiffusionPipeline):
         # Without a begin index, a scheduler skips the first step if the first two timesteps are equal.
         self._set_begin_index(0)
         return all_timesteps
+
+    @staticmethod
+    def _convert_spacing(option: str, values: Any) -> list[float]:
+        """Converts custom timesteps or sigmas to a list of decreasing numbers."""
+        try:
+            numbers = torch.as_tensor(values).tolist()
+            if all(map(math.isfinite, numbers)) and all(a > b for a, b in itertools.pairwise(numbers)) and numbers:
+                return numbers
+        # These errors occur if the values are not a one-dimensional list of numbers.
+        except (TypeError, ValueError, RuntimeError):
+            pass
+        raise ValueError(f"`{option}` must be one or more finite, decreasing numbers, got {values!r}.")
 
     def prepare_extra_step_kwargs(self, generator: Any, eta: float | None = None) -> dict[str, Any]:
         """Returns the arguments of `scheduler.step` that only some schedulers have."""
@@ -1074,6 +1112,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
             raise ValueError(
                 f"{name}{option} does not support this model. Use a different scheduler, such as"
                 " DPMSolverMultistepScheduler or DDIMScheduler."
+            )
+        if self.prediction_type == "sample" and name in NO_SAMPLE_PREDICTION:
+            raise ValueError(
+                f"{name} does not support this model, whose `prediction_type` is sample. Use a different scheduler,"
+                " such as DPMSolverMultistepScheduler."
             )
         if self.vae is not None and (scheduler.config.get("clip_sample") or scheduler.config.get("thresholding")):
             raise ValueError(
@@ -1286,6 +1329,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             predict (`Callable`): Returns the float32 prediction for a model input, a timestep and a step index.
             step (`Callable`): Returns the next sample for a prediction, a timestep, a sample and a step index.
         """
+        callback_on_step_end_tensor_inputs = callback_on_step_end_tensor_inputs or ()
         self._interrupt = False
         self._num_timesteps = len(timesteps)
         self._num_function_evaluations = 0
@@ -1389,8 +1433,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 Custom decreasing timesteps, for schedulers whose `set_timesteps` supports them. Flow matching does not
                 support them.
             sigmas (`Sequence[float]`, *optional*):
-                Custom decreasing sigmas, for schedulers whose `set_timesteps` supports them. In flow matching, they
-                are in (0, 1], and the scheduler applies its `shift` to them.
+                Custom decreasing sigmas, for schedulers whose `set_timesteps` supports them. Without flow matching,
+                there must be at least two, and the last one must be 0. In flow matching, they must be in (0, 1]; the
+                scheduler applies its `shift` to them and appends 0.
             guidance_scale (`float`, defaults to 1.0):
                 Scale `s` of classifier-free guidance (`1 + w` in arXiv 2207.12598, equation 6). The prediction is
                 `uncond + s * (cond - uncond)`, where `uncond` and `cond` are the predictions without and with the
@@ -1473,23 +1518,23 @@ class FashionMNISTPipeline(DiffusionPipeline):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         num_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.check_inputs(
-            class_labels,
-            num_images_per_prompt,
-            num_steps,
-            output_type,
-            callback_on_step_end_tensor_inputs,
-            guidance_scale,
-            guidance_interval,
-            generator,
-            latents,
-            image,
-            strength,
-            mask_image,
-            num_resampling_steps,
-            prompt,
-            negative_prompt,
-            classifier_guidance_scale,
-            eta,
+            class_labels=class_labels,
+            num_images_per_prompt=num_images_per_prompt,
+            num_inference_steps=num_steps,
+            output_type=output_type,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            guidance_scale=guidance_scale,
+            guidance_interval=guidance_interval,
+            generator=generator,
+            latents=latents,
+            image=image,
+            strength=strength,
+            mask_image=mask_image,
+            num_resampling_steps=num_resampling_steps,
+            prompt=prompt,
+            negative_prompt=negative_prompt,
+            classifier_guidance_scale=classifier_guidance_scale,
+            eta=eta,
         )
         if strength is None:
             strength = 0.8 if mask_image is None else 1.0
@@ -1678,7 +1723,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"`seeds` must be a sequence of two integers, the seeds of the first and last image, got {seeds!r}."
             )
         self.check_inputs(
-            class_labels, num_images, num_steps, output_type, callback_on_step_end_tensor_inputs, prompt=prompt
+            class_labels=class_labels,
+            num_images_per_prompt=num_images,
+            num_inference_steps=num_steps,
+            output_type=output_type,
+            callback_on_step_end_tensor_inputs=callback_on_step_end_tensor_inputs,
+            prompt=prompt,
         )
         self._guidance_scale, self._classifier_guidance_scale = 1.0, 0.0
         device = self._execution_device
@@ -1694,9 +1744,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
             # Two equal labels require only one prediction.
             labels = [torch.full((num_images,), label_id, device=device) for label_id in dict.fromkeys(label_ids)]
         elif self.text_encoder is not None:
-            prompts = list(dict.fromkeys(prompt)) if isinstance(prompt, list) else [prompt or ""]
+            prompts = prompt if isinstance(prompt, list) else [prompt or ""]
             if len(prompts) > 2:
                 raise ValueError(f"`prompt` must contain one or two prompts, got {len(prompts)}.")
+            prompts = list(dict.fromkeys(prompts))
             labels = list(self.encode_prompt(prompts, device, num_images)[0].chunk(len(prompts)))
 
         # 3. Timesteps and noise

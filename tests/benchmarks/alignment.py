@@ -9,35 +9,31 @@ measures the real images that the prompts describe instead, which gives an upper
 
 import argparse
 import json
+import math
 from pathlib import Path
 from typing import Any
 
 import torch
-from tqdm import trange
+from tqdm import tqdm
 
 from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.captions import Prompt, find_directions, make_test_prompts
-from fmnist_diffusion.data import load_images, to_uint8
+from fmnist_diffusion.data import load_images
 from fmnist_diffusion.evaluation import Classifier, measure_alignment
-from fmnist_diffusion.sampling import make_generators
+from fmnist_diffusion.sampling import Samples, SamplingConfig, generate
 
 
 def generate_images(options: argparse.Namespace, prompts: list[Prompt]) -> torch.Tensor:
     """Returns an image for each prompt, uint8 `(num_prompts, 1, 28, 28)`; image i uses the seed `seed + i`."""
-    pipe: Any = load_pipeline(options.pipeline).to(options.device)
+    pipe = load_pipeline(options.pipeline).to(options.device)
     pipe.set_progress_bar_config(disable=True)
-    images = []
-    for start in trange(0, len(prompts), options.batch_size):
-        texts = [prompt.text for prompt in prompts[start : start + options.batch_size]]
-        output = pipe(
-            prompt=texts,
-            guidance_scale=options.guidance_scale,
-            num_inference_steps=options.num_inference_steps,
-            generator=make_generators(options.seed, len(texts), start),
-            output_type="latent",
-        )
-        images.append(to_uint8(output.images).cpu())
-    return torch.cat(images)
+    config = SamplingConfig(
+        num_inference_steps=options.num_inference_steps, guidance_scale=options.guidance_scale, seed=options.seed
+    )
+    texts = [prompt.text for prompt in prompts]
+    batches = generate(pipe, config, len(texts), prompts=texts, batch_size=options.batch_size)
+    bar = tqdm(batches, total=math.ceil(len(texts) / options.batch_size))
+    return Samples.concatenate(list(bar)).images
 
 
 def print_table(metrics: dict[str, Any]) -> None:

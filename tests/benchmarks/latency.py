@@ -18,7 +18,7 @@ from statistics import median
 
 import torch
 from diffusers import DDIMPipeline, DDIMScheduler, UNet2DModel
-from mocked_packages import mock_packages
+from mocked_packages import UNUSED_PACKAGES, mock_packages
 
 from fmnist_diffusion import load_pipeline
 
@@ -34,12 +34,14 @@ def make_checkpoint(name: str, num_inference_steps: int) -> tuple[torch.nn.Modul
     pipe.set_progress_bar_config(disable=True)
 
     def generate(num_images: int) -> object:
+        if pipe.text_encoder is not None:
+            return pipe(prompt=["a dark pullover"] * num_images, num_inference_steps=num_inference_steps)
         if pipe.label_names is None:
             return pipe(num_images_per_prompt=num_images, num_inference_steps=num_inference_steps)
         labels = [i % len(pipe.label_names) for i in range(num_images)]
         return pipe(labels, num_inference_steps=num_inference_steps)
 
-    return pipe.unet, generate
+    return torch.nn.ModuleList(filter(None, [pipe.unet, pipe.text_encoder])), generate
 
 
 def make_unet2d(num_inference_steps: int) -> tuple[torch.nn.Module, Generate]:
@@ -58,7 +60,7 @@ def make_unet2d(num_inference_steps: int) -> tuple[torch.nn.Module, Generate]:
 
 
 def make_smalldiffusion(num_inference_steps: int) -> tuple[torch.nn.Module, Generate]:
-    with mock_packages("torchvision"):
+    with mock_packages(*UNUSED_PACKAGES):
         from smalldiffusion import Scaled, ScheduleLogLinear, Unet, samples  # pyright: ignore[reportMissingImports]
 
     model = Scaled(Unet)(28, 1, 1, ch=32, ch_mult=(1, 2, 4), attn_resolutions=(14,))
@@ -72,6 +74,7 @@ ROWS: dict[tuple[str, int], Callable[[int], tuple[torch.nn.Module, Generate]]] =
     ("`fast`", 2): lambda steps: make_checkpoint("fast", steps),
     ("`fast`", 4): lambda steps: make_checkpoint("fast", steps),
     ("`base`", 20): lambda steps: make_checkpoint("base", steps),
+    ("`text`", 20): lambda steps: make_checkpoint("text", steps),
     ("`spec`", 20): lambda steps: make_checkpoint("spec", steps),
     REFERENCE: make_unet2d,
     ("diffusers UNet2DModel, DDIM", 50): make_unet2d,

@@ -6,6 +6,10 @@ from contextlib import contextmanager
 from unittest.mock import MagicMock
 
 
+# denoising-diffusion-pytorch and smalldiffusion do not use these packages for training and sampling.
+UNUSED_PACKAGES = ("torchvision", "scipy", "scipy.optimize")
+
+
 @contextmanager
 def mock_packages(*names: str) -> Iterator[None]:
     """Replaces the modules `names` with mocks inside the block, unless they are already imported."""

@@ -13,6 +13,7 @@ implementations of Adam and AdamW, and they use the channels_last memory format 
 """
 
 import sys
+import tempfile
 from abc import ABC, abstractmethod
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -28,7 +29,7 @@ from accelerate.utils import set_seed
 from diffusers import DDIMScheduler, DDPMScheduler, DPMSolverMultistepScheduler, UNet2DModel
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
-from mocked_packages import mock_packages
+from mocked_packages import UNUSED_PACKAGES, mock_packages
 
 from fmnist_diffusion.data import load_images, to_uint8
 
@@ -46,8 +47,6 @@ from parsing import parse_config  # noqa: E402
 
 NUM_STEPS = 20
 PADDING = 2
-# The other projects do not use these packages for training and sampling.
-UNUSED_PACKAGES = ("torchvision", "scipy", "scipy.optimize")
 
 
 class Entry(ABC):
@@ -120,7 +119,10 @@ class Entry(ABC):
 
     @abstractmethod
     def sample(self, num_images: int, sampler: str) -> torch.Tensor:
-        """Samples uint8 images `(num_images, 1, 28, 28)` with the EMA weights and 20 function evaluations."""
+        """Generates uint8 images `(num_images, 1, 28, 28)` with the EMA weights, in float32.
+
+        `sampler` is one of `samplers` and uses 20 function evaluations.
+        """
 
     def compute_gradients(self, *inputs: torch.Tensor) -> None:
         for parameter in self.parameters:
@@ -174,8 +176,16 @@ class Ours(Entry):
     """
 
     def __init__(self, train_data_dir: str | None, seed: int, settings: list[str], num_images: int):
-        config = parse_config([*settings, f"--seed={seed}", "--num_epochs=1000000", "--report_to=none"])
+        # The trainer requires a new or empty output folder. The benchmark writes nothing to it.
+        folder = tempfile.mkdtemp()
+        overrides = [f"--seed={seed}", f"--output_dir={folder}", "--num_epochs=1000000", "--report_to=none"]
+        config = parse_config([*settings, *overrides])
         config = replace(config, data=replace(config.data, train_data_dir=train_data_dir))
+        if config.gradient_accumulation_steps != 1 or config.objective.timestep_sampling == "importance":
+            raise SystemExit(
+                "speedrun.py: error: speedrun.py does not support `--gradient_accumulation_steps` or"
+                " `--objective.timestep_sampling=importance`. Omit these settings."
+            )
         config = resolve_config(replace(config, max_train_steps=max(num_images // int(config.train_batch_size), 1)))
         # The entries have their own autocast, and CUDA graphs replace compilation on a GPU.
         config = replace(config, mixed_precision="no", compile=config.compile and not torch.cuda.is_available())
@@ -194,11 +204,12 @@ class Ours(Entry):
         for epoch in count():
             for images, labels, generator in self.batches.epoch(epoch):
                 batch = self.components.loss.add_noise(images.to(memory_format=memory_format), labels, generator)
-                assert batch.class_labels is not None
-                yield batch.images, batch.timesteps, batch.class_labels, batch.target, batch.weights
+                class_labels = () if batch.class_labels is None else (batch.class_labels,)
+                yield batch.images, batch.timesteps, batch.target, batch.weights, *class_labels
 
     def compute_loss(self, *inputs: torch.Tensor) -> torch.Tensor:
-        batch = NoisyBatch(*inputs)
+        images, timesteps, target, weights, *class_labels = inputs
+        batch = NoisyBatch(images, timesteps, class_labels[0] if class_labels else None, target, weights)
         prediction = self.model(batch.images, batch.timesteps, batch.class_labels).sample
         return self.components.loss(prediction, batch)[0]
 
@@ -215,7 +226,6 @@ class Ours(Entry):
         unet = copy_model(self.accelerator.unwrap_model(self.model), components.ema)
         if components.ema is not None:
             reestimate_batch_norm(unet, components.batches, components.loss, self.accelerator)
-        # DPMSolverMultistepScheduler would round the samples to the dtype of the prediction, so this uses no autocast.
         pipe = make_pipeline(self.prepare(unet), components.noise_scheduler, NUM_STEPS)
         pipe.set_progress_bar_config(disable=True)
         labels = None if components.loss.null_label is None else range(components.loss.null_label)
@@ -226,7 +236,7 @@ class Ours(Entry):
 def sample_in_batches(generate_batch: Callable[[int], torch.Tensor], num_images: int) -> torch.Tensor:
     """Returns uint8 images on the CPU. `generate_batch(batch_size)` returns `batch_size` images in [-1, 1]."""
     sizes = [min(1000, num_images - start) for start in range(0, num_images, 1000)]
-    return torch.cat([to_uint8(generate_batch(size).float()).cpu() for size in sizes])
+    return torch.cat([to_uint8(generate_batch(size)).cpu() for size in sizes])
 
 
 def pad(images: torch.Tensor) -> torch.Tensor:
@@ -302,8 +312,7 @@ class DiffusersExample(Entry):
             scheduler.set_timesteps(NUM_STEPS, device=self.device)
             images = torch.randn(size, 1, 32, 32, device=self.device)
             for timestep in scheduler.timesteps:
-                with self.autocast():
-                    prediction = self.model(images, timestep).sample.float()
+                prediction = self.model(images, timestep).sample
                 images = scheduler.step(prediction, timestep, images).prev_sample
             return crop(images)
 
@@ -353,8 +362,7 @@ class DenoisingDiffusion(Entry):
 
     def sample(self, num_images: int, sampler: str) -> torch.Tensor:
         self.ema.ema_model.eval()
-        with self.autocast():
-            return sample_in_batches(lambda size: 2 * crop(self.ema.ema_model.sample(size)) - 1, num_images)
+        return sample_in_batches(lambda size: 2 * crop(self.ema.ema_model.sample(size)) - 1, num_images)
 
 
 class SmallDiffusion(Entry):
@@ -400,7 +408,7 @@ class SmallDiffusion(Entry):
             *_, images = self.library.samples(self.model, sigmas, gam=1.6, batchsize=size)
             return images
 
-        with use_ema_weights(self.model, self.ema), self.autocast():
+        with use_ema_weights(self.model, self.ema):
             return sample_in_batches(generate_batch, num_images)
 
 

@@ -46,9 +46,10 @@ def test_r1_penalty_of_a_linear_discriminator():
     torch.testing.assert_close(gan.compute_r1_penalty(logits, images), weight.square().sum())
 
 
-def test_training_learns_the_brightness_of_two_classes():
+@pytest.mark.parametrize("bf16", [False, True])
+def test_training_learns_the_brightness_of_two_classes(bf16: bool):
     torch.manual_seed(0)
-    networks = gan.GAN(0, gan.Generator((8, 8, 4)), gan.Discriminator((4, 8, 8)))
+    networks = gan.GAN(0, gan.Generator((8, 8, 4)), gan.Discriminator((4, 8, 8)), bf16=bf16)
     labels = torch.arange(16) % 2
     images = to_model_input((255 * labels).to(torch.uint8)[:, None, None, None].expand(-1, 1, 28, 28))
     for _ in range(60):

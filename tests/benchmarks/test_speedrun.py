@@ -41,7 +41,8 @@ def make_quality(name: str, fids: dict[int, float], sampler: str = "default") ->
     return [{"name": name, "num_images": images, "sampler": sampler, "fid": fid} for images, fid in fids.items()]
 
 
-def test_quality_trains_for_each_number_of_images(tmp_path, monkeypatch, fashion_mnist_folder):
+@pytest.mark.parametrize("num_class_embeds", [10, "null"])
+def test_quality_trains_for_each_number_of_images(num_class_embeds, tmp_path, monkeypatch, fashion_mnist_folder):
     shapes = []
 
     def compute_fid(images) -> float:
@@ -50,10 +51,11 @@ def test_quality_trains_for_each_number_of_images(tmp_path, monkeypatch, fashion
 
     monkeypatch.setattr(speedrun, "make_fid", lambda device: compute_fid)
     options = ["--num-images", "70", "16", "-n", "3", "--threads", "1", "-o", str(tmp_path)]
-    speedrun.main(["quality", "ours", *options, "--train-data-dir", str(fashion_mnist_folder), *TINY])
+    settings = [*TINY, f"--model.num_class_embeds={num_class_embeds}"]
+    speedrun.main(["quality", "ours", *options, "--train-data-dir", str(fashion_mnist_folder), *settings])
     first, second = read(tmp_path / "quality.jsonl")
     assert (first["num_images"], second["num_images"]) == (16, 64)
-    assert first["name"] == " ".join(["ours", *TINY])
+    assert first["name"] == " ".join(["ours", *settings])
     assert shapes == [(3, 1, 28, 28)] * 2
     assert first["fid"] != second["fid"]
 
@@ -105,6 +107,33 @@ def test_report_combines_and_interpolates_results(tmp_path, capsys):
         "FID 10: 340 s. No other project reached it within 100 min, so this project is more than 17.6x as fast.",
     ]
     assert (tmp_path / "cpu" / "speedrun.png").stat().st_size > 0
+
+
+def test_report_makes_no_claim_about_a_late_first_evaluation(tmp_path, capsys):
+    write(tmp_path / "speed.jsonl", [make_speed("ours", 100.0, 0), make_speed("diffusers", 2.0, 0)])
+    write(
+        tmp_path / "quality.jsonl",
+        [*make_quality("ours", {10_000: 10.0}), *make_quality("diffusers", {20_000: 30.0, 40_000: 15.0})],
+    )
+    speedrun.main(["report", str(tmp_path)])
+    rows = capsys.readouterr().out.splitlines()
+    assert rows[3].endswith("| ≤ 167 min | not reached | not reached | ≥ 30.0 |")
+    assert rows[5] == "FID 40: 100 s. Evaluate diffusers after fewer training images to compare the times."
+    assert rows[6].startswith("FID 20: 100 s. No other project reached it within 120 min")
+
+
+def test_settings_of_other_projects_are_rejected(tmp_path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        speedrun.main(["quality", "diffusers", "--num-images", "16", "-o", str(tmp_path), "--seeds=3"])
+    assert "Only the entry 'ours' has settings. Omit --seeds=3." in capsys.readouterr().err
+
+
+@pytest.mark.parametrize("setting", ["--gradient_accumulation_steps=2", "--objective.timestep_sampling=importance"])
+def test_unsupported_settings_are_rejected(setting, tmp_path, monkeypatch, fashion_mnist_folder):
+    monkeypatch.setattr(speedrun, "make_fid", lambda device: None)
+    options = ["--num-images", "16", "-o", str(tmp_path), "--train-data-dir", str(fashion_mnist_folder)]
+    with pytest.raises(SystemExit, match="does not support `--gradient_accumulation_steps` or"):
+        speedrun.main(["quality", "ours", *options, *TINY, setting])
 
 
 def test_bounds_outside_the_evaluations():

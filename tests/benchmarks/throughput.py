@@ -19,14 +19,12 @@ from statistics import median
 
 import torch
 from diffusers import UNet2DModel
-from mocked_packages import mock_packages
+from mocked_packages import UNUSED_PACKAGES, mock_packages
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmnist_diffusion import FashionMNISTUNet2DModel
 
 
-# The U-Nets of the other projects do not use these packages.
-UNUSED_PACKAGES = ("torchvision", "ema_pytorch", "pytorch_fid")
 # The arguments are noisy images (B, 1, 28, 28) and timesteps (B,).
 Forward = Callable[[torch.Tensor, torch.Tensor], torch.Tensor]
 
@@ -49,7 +47,7 @@ def make_unet2d() -> tuple[torch.nn.Module, Forward]:
 
 
 def make_denoising_diffusion() -> tuple[torch.nn.Module, Forward]:
-    with mock_packages(*UNUSED_PACKAGES):
+    with mock_packages("ema_pytorch", *UNUSED_PACKAGES):
         from denoising_diffusion_pytorch.denoising_diffusion_pytorch import (  # pyright: ignore[reportMissingImports]
             Unet,
         )

@@ -218,6 +218,7 @@ def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
         ),
         (["nowhere", "--fast"], "Could not find a pipeline at 'nowhere'"),
         (["base", "--fast", "--seeds", "0 1"], "--seeds must be comma-separated integers, got '0 1'."),
+        (["base", "--fast", "--seeds", "1,0,1"], "--seeds must not contain duplicates, got 1, 0, 1."),
         (["base", "--fast", "--seeds", "4096"], "--seeds must be between 0 and 4095, got 4096."),
         (["base", "--fast", "-n", "256"], "The Fréchet distance requires at least 257 samples, got 256."),
         (["base", "--reference", ".", "-n", "49"], "The metrics require at least 50 samples, got 49."),

@@ -78,6 +78,12 @@ def test_missing_path_is_an_error(get_error, path):
     )
 
 
+def test_setting_before_the_data_is_an_error(get_error, tmp_path):
+    assert get_error("train", "--num_epochs=1", tmp_path) == (
+        "DATA must be the first argument, got --num_epochs=1. Pass the settings of the trainer after it."
+    )
+
+
 def test_missing_packages_are_an_error(get_error, monkeypatch, tmp_path):
     monkeypatch.setattr(train, "REQUIRED_PACKAGES", ("tqdm", "no_such_package"))
     assert get_error("train", tmp_path) == (

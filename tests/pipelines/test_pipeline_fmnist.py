@@ -89,6 +89,8 @@ class TestClassLabels:
         assert pipe.label_names == ("Cat", "dog")
         assert pipe.get_label_ids(["cat", "DOG", 1]) == [0, 1, 1]
         assert get_pipeline(num_class_embeds=2, label_names=("A", "a")).get_label_ids(["A", "a"]) == [0, 1]
+        spaced = get_pipeline(num_class_embeds=3, label_names=("a ", " a", "Shoe "))
+        assert spaced.get_label_ids(["a ", " a", "Shoe ", "a", "shoe"]) == [0, 1, 2, 0, 2]
         with pytest.raises(ValueError, match="must be an index from 0 to 1 or one of Cat, dog, got 'Bag'"):
             sample(pipe, "Bag")
 
@@ -230,6 +232,22 @@ class TestRandomness:
         pipe.unet.eval()
         assert_close(sample(pipe, num_images_per_prompt=2), images)
         assert not pipe.unet.training
+
+    def test_sampling_keeps_the_mode_of_each_module(self):
+        pipe = get_pipeline(norm_type="batch")
+        pipe.unet.train().down_blocks[0].eval()
+        sample(pipe)
+        assert pipe.unet.training and pipe.unet.up_blocks[0].training
+        assert not any(module.training for module in pipe.unet.down_blocks[0].modules())
+
+    def test_callback_tensor_inputs_can_be_none(self):
+        received = []
+
+        def callback(pipe, i, t, tensors):
+            received.append(tensors)
+
+        sample(get_pipeline(), callback_on_step_end=callback, callback_on_step_end_tensor_inputs=None)
+        assert received and not any(received)
 
     def test_pipeline_does_not_change_the_training_of_a_model(self):
         """If the memory format of the weights changed, fused optimizers would mix up their state."""
@@ -401,6 +419,10 @@ INTERVAL = "`guidance_interval` must be .start, stop. with 0 <= start <= stop <=
         ({"guidance_interval": (-0.1, 1)}, INTERVAL),
         ({"guidance_interval": (0, 1.5)}, INTERVAL),
         ({"guidance_interval": (0.5,)}, INTERVAL),
+        ({"guidance_interval": 0.5}, INTERVAL),
+        ({"guidance_interval": None}, INTERVAL),
+        ({"guidance_interval": "01"}, INTERVAL),
+        ({"image": torch.zeros(1, 1, 8, 8), "strength": "0.5"}, r"`strength` must be in \(0, 1\], got '0.5'"),
         ({"guidance_scale": 2.0}, "`guidance_scale` must be 1.0 for unconditional sampling, got 2.0"),
         ({"guidance_scale": float("nan")}, "`guidance_scale` must be a finite number, got nan"),
         ({"guidance_scale": "3"}, "`guidance_scale` must be a finite number, got '3'"),
@@ -408,6 +430,7 @@ INTERVAL = "`guidance_interval` must be .start, stop. with 0 <= start <= stop <=
         ({"latents": np.zeros((1, 1, 8, 8))}, r"`latents` must be a tensor of shape \(1, 1, 8, 8\), got ndarray"),
         ({"latents": torch.zeros(1, 1, 8, 9)}, r"`latents` must have shape \(1, 1, 8, 8\), got \(1, 1, 8, 9\)"),
         ({"callback_on_step_end_tensor_inputs": ["noise"]}, "must be in latents, model_input, .*, got noise"),
+        ({"callback_on_step_end_tensor_inputs": "latents"}, "must be a list of names, got 'latents'"),
     ],
     ids=str,
 )

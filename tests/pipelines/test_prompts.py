@@ -8,7 +8,7 @@ import torch
 from diffusers import DDIMScheduler, DiffusionPipeline
 from torch.testing import assert_close
 
-from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
+from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.sampling import SamplingConfig, generate
 from subprocesses import run_python
 from text_pipelines import CAPTIONS, get_text_pipeline
@@ -79,6 +79,15 @@ class TestPrompt:
         assert torch.equal(inputs[0], expected.input_ids)
         assert expected.input_ids.shape == (6, pipe.tokenizer.model_max_length)
 
+    def test_embeddings_are_on_the_device_of_the_pipeline(self, pipe):
+        pipe.to("meta")
+        assert [embeds.device.type for embeds in pipe.encode_prompt("a bag")] == ["meta", "meta"]
+
+    def test_classifier_guidance_is_not_supported(self, pipe):
+        pipe.classifier = FashionMNISTGuidanceClassifier(1, 10)
+        with pytest.raises(ValueError, match=r"must be 0\.0 for a text-conditional model, got 1\.0\. Use `prompt`"):
+            pipe(0, classifier_guidance_scale=1.0)
+
     def test_unknown_words_are_logged(self, pipe, diffusers_log):
         sample(pipe, prompt=CAPTIONS[1].upper() + ", 1!")
         assert not diffusers_log.records
@@ -143,9 +152,10 @@ class TestInterpolate:
         assert pipe.num_function_evaluations == 2
         assert_close(images[:1], sample(pipe, prompt=FIRST, seed=3), atol=1e-4, rtol=0)
 
-    def test_three_prompts_are_an_error(self, pipe):
+    @pytest.mark.parametrize("prompts", [["a", "b", "c"], ["a", "b", "a"]])
+    def test_three_prompts_are_an_error(self, pipe, prompts):
         with pytest.raises(ValueError, match="one or two prompts, got 3"):
-            pipe.interpolate(prompt=["a", "b", "c"])
+            pipe.interpolate(prompt=prompts)
 
 
 def test_generate_cycles_through_prompts(pipe):

@@ -1,6 +1,7 @@
 """Power-law timesteps, and custom timesteps and sigmas."""
 
 import inspect
+import math
 
 import numpy as np
 import pytest
@@ -23,6 +24,8 @@ from fmnist_diffusion.schedulers import SCHEDULERS, make_scheduler
 from tiny_pipelines import get_pipeline, make_unet, sample
 
 
+DECREASING = "must be one or more finite, decreasing numbers"
+LAST_SIGMA = "The last of two or more `sigmas` must be 0 with EulerDiscreteScheduler, got"
 POWER_2 = [999, 562, 249, 62]
 
 
@@ -166,12 +169,19 @@ class TestCustomSpacing:
                 "UniPCMultistepScheduler does not support custom `",
             ),
             (DDPMScheduler(), {"timesteps": [5, 1], "sigmas": [5.0]}, "Cannot use both `timesteps` and `sigmas`"),
-            (DDPMScheduler(), {"timesteps": []}, r"`timesteps` must be one or more decreasing numbers, got \[\]"),
-            (DDPMScheduler(), {"timesteps": [1, 5]}, "`timesteps` must be one or more decreasing numbers"),
-            (DDPMScheduler(), {"timesteps": [5, 5]}, "`timesteps` must be one or more decreasing numbers"),
+            (DDPMScheduler(), {"timesteps": []}, rf"`timesteps` {DECREASING}, got \[\]"),
+            (DDPMScheduler(), {"timesteps": [1, 5]}, f"`timesteps` {DECREASING}"),
+            (DDPMScheduler(), {"timesteps": [5, 5]}, f"`timesteps` {DECREASING}"),
             (DDPMScheduler(), {"timesteps": [1000, 5]}, "`timesteps` must be between 0 and 999"),
             (DDPMScheduler(), {"timesteps": [5, -1]}, "`timesteps` must be between 0 and 999"),
-            (EulerDiscreteScheduler(), {"sigmas": [0.0, 1.0]}, "`sigmas` must be one or more decreasing numbers"),
+            (DDPMScheduler(), {"timesteps": 500}, f"`timesteps` {DECREASING}, got 500"),
+            (DDPMScheduler(), {"timesteps": torch.tensor([[9, 5]])}, f"`timesteps` {DECREASING}"),
+            (DDPMScheduler(), {"timesteps": "x"}, f"`timesteps` {DECREASING}, got 'x'"),
+            (EulerDiscreteScheduler(), {"sigmas": [0.0, 1.0]}, f"`sigmas` {DECREASING}"),
+            (EulerDiscreteScheduler(), {"sigmas": [math.nan]}, f"`sigmas` {DECREASING}"),
+            (EulerDiscreteScheduler(), {"sigmas": [math.inf, 1.0]}, f"`sigmas` {DECREASING}"),
+            (EulerDiscreteScheduler(), {"sigmas": [10.0]}, LAST_SIGMA),
+            (EulerDiscreteScheduler(), {"sigmas": [5.0, 1.0]}, LAST_SIGMA),
         ],
     )
     def test_invalid_spacing_is_an_error(self, scheduler, kwargs, message):

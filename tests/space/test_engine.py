@@ -217,7 +217,7 @@ class TestGenerate:
 
     def test_unsupported_model_is_explained(self, tmp_path):
         engine = Engine(str(save_pipeline(tmp_path, DDPMScheduler(prediction_type="sample"))))
-        with pytest.raises(RequestError, match="prediction_type not implemented yet: sample"):
+        with pytest.raises(RequestError, match="EulerAncestralDiscreteScheduler does not support this model"):
             last(engine.generate(request(scheduler="euler_a")))
 
     def test_concurrent_requests_are_independent(self, tiny):

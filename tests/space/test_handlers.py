@@ -277,6 +277,18 @@ class TestTextConditionalModel:
             np.testing.assert_array_equal(np.stack(cells(endpoint, 8, 5)), grids[-1])
         assert abs(grids[0] - grids[1]).max() > 1
 
+    def test_other_checkpoints_have_a_choice_of_classes(self, text_handlers):
+        name = text_handlers.name
+        visible = [[item["visible"] for item in text_handlers.show_conditions(*c)] for c in ((name,), (name, "base"))]
+        assert visible == [[False, True], [True, True]]
+        updates = [list(text_handlers.on_generate("base", labels, 1, 2, "ddim", 1, 5))[-1] for labels in ([], ["Bag"])]
+        assert updates[0][0] != updates[1][0]
+        assert "Bag" in updates[1][0]
+        # The page ignores selected classes if the checkpoint has none, but the endpoint rejects them.
+        next(text_handlers.on_generate(name, ["Bag"], 1, 2, "ddim", 1, 5))
+        with pytest.raises(gr.Error, match="`labels` must be empty"):
+            next(text_handlers.generate(["Bag"], 1, 2, "ddim", 1, 5))
+
     def test_comparison_passes_the_prompt_to_text_conditional_sides(self, text_handlers):
         sides = ["text", 3, "default", 1, "spec", 2, "ddim", 1]
         updates = [list(text_handlers.on_compare([], prompt, 2, 5, *sides))[-1] for prompt in (self.first, self.last)]

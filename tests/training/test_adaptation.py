@@ -114,4 +114,4 @@ def test_channels_and_classes_change_together(images: torch.Tensor):
     ],
 )
 def test_class_names_match_ignoring_case(old_names: tuple, names: tuple, expected: list):
-    assert find_old_labels(old_names, names) == expected
+    assert find_old_labels(old_names, len(old_names), names) == expected

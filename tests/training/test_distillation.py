@@ -4,6 +4,7 @@ import dataclasses
 import json
 import logging
 import math
+import shutil
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -22,6 +23,7 @@ from checkpoint import list_checkpoints
 from config import ObjectiveConfig
 from distill import main
 from distillation import ConsistencyLoss, DistillationBatch
+from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from inspection import resolve_config
 from parsing import parse_config
 from train import main as train
@@ -287,6 +289,57 @@ def test_resumed_run_equals_an_uninterrupted_run(
     for name in names:
         first, second = (load_file(run / "checkpoints" / last / name) for run in (tmp_path / "run", whole))
         assert_equal_weights(first, second)
+
+
+@pytest.mark.parametrize(
+    ("options", "changes"),
+    [
+        (["--data.resolution=32"], "size 28x28 to 32x32"),
+        (["--data.channels=3"], "channels 1 to 3"),
+        (["--data.resolution=28", "--data.channels=1", "IMAGES"], "2 new classes"),
+    ],
+)
+def test_images_that_do_not_match_the_teacher_are_an_error(
+    make_teacher: Callable[..., str],
+    distill: Callable[..., None],
+    rgb_folder: Path,
+    capsys: pytest.CaptureFixture[str],
+    options: list[str],
+    changes: str,
+):
+    init_from = make_teacher("--model.num_class_embeds=10")
+    capsys.readouterr()
+    if options[-1] == "IMAGES":
+        for label in range(2, 10):
+            shutil.copytree(rgb_folder / "cat", rgb_folder / FASHION_MNIST_LABELS[label].replace("/", "-"))
+        options = [*options[:-1], f"--data.train_data_dir={rgb_folder}"]
+    with pytest.raises(SystemExit, match="2"):
+        distill(init_from, *DISTILLATION, *options)
+    folder = init_from.partition("=")[2]
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        f"distill.py: error: The images do not match {folder} ({changes}), but distill.py does not adapt the"
+        " teacher. Fine-tune the teacher on these images with train.py first."
+    )
+
+
+def test_non_finite_discriminator_weights_are_not_saved(
+    tmp_path: Path, tiny_args: list[str], make_teacher: Callable[..., str], reset_accelerate: Callable[[], None]
+):
+    init_from = make_teacher()
+    reset_accelerate()
+    options = [*tiny_args, init_from, *DISTILLATION, *ADVERSARIAL, "--samples.num_inference_steps=null"]
+    trainer = Trainer(resolve_config(parse_config([*options, "--max_train_steps=2"], "distill.py")))
+    train_batch = trainer._train_batch
+
+    def set_weights_to_nan_after_the_last_step(*args: Any) -> None:
+        train_batch(*args)
+        if trainer.progress.global_step == 2:
+            next(trainer.components.discriminator.parameters()).data.fill_(float("nan"))
+
+    trainer._train_batch = set_weights_to_nan_after_the_last_step
+    with pytest.raises(FloatingPointError, match=r"The weights of the discriminator are NaN or infinite at step 2\."):
+        trainer.train()
+    assert list_checkpoints(tmp_path / "run" / "checkpoints") == []
 
 
 def test_target_model_has_the_ema_weights(

@@ -93,6 +93,19 @@ def test_invalid_label_noise_exits_with_one_line(
     assert not path.exists()
 
 
+def test_samples_of_another_dataset_are_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    write_evaluation(tmp_path / "samples", [3, 1, 0, 0])
+    (tmp_path / "samples" / "settings.json").write_text('{"reference": {"name": "stamps"}}')
+    path = tmp_path / "synthetic.safetensors"
+    with pytest.raises(SystemExit, match="2"):
+        main([str(tmp_path / "samples"), f"--output={path}"])
+    assert capsys.readouterr().err == (
+        f"synthetic.py: error: {tmp_path / 'samples'} contains samples that were evaluated with `--reference`, but"
+        " only samples of Fashion-MNIST models are supported. Pass a different folder.\n"
+    )
+    assert not path.exists()
+
+
 def test_path_with_another_suffix_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "synthetic.pt"
     with pytest.raises(SystemExit, match="2"):

@@ -19,6 +19,7 @@ from safetensors.torch import load_file
 from fmnist_diffusion.data import ImageTensors, load_images
 from fmnist_diffusion.files import PREVIOUS
 from lock import LOCK
+from manifest import write_manifest
 from train_autoencoder import AutoencoderTrainer, compute_psnr, main, reconstruct, split_images
 
 
@@ -98,6 +99,8 @@ def test_resumed_run_has_identical_weights(
     state = json.loads(path.read_text())
     del state["config"]["kl_weight"], state["config"]["data"]["caption_column"]
     path.write_text(json.dumps(state))
+    (path.parent / "manifest.json").unlink()
+    write_manifest(path.parent)
     # A process that is killed while it replaces the checkpoint leaves the previous one under a different name.
     checkpoint = tmp_path / "run" / "checkpoint"
     checkpoint.rename(checkpoint.with_name(f"{PREVIOUS}checkpoint"))
@@ -143,6 +146,23 @@ def test_resumed_run_must_include_the_started_epoch(
         launch("--resume=true", "--num_epochs=1")
     assert capsys.readouterr().err == (
         "train_autoencoder.py: error: `--num_epochs` must be at least 2, the number of started epochs, got 1.\n"
+    )
+
+
+def test_damaged_checkpoint_is_not_loaded(
+    tmp_path: Path, launch: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    launch()
+    capsys.readouterr()
+    path = tmp_path / "run" / "checkpoint" / "model.safetensors"
+    data = bytearray(path.read_bytes())
+    data[-1] ^= 1
+    path.write_bytes(data)
+    with pytest.raises(SystemExit, match="2"):
+        launch("--resume=true")
+    assert capsys.readouterr().err == (
+        f"train_autoencoder.py: error: {path} is damaged (its content does not match its SHA-256 hash). Start again"
+        " with a different --output_dir.\n"
     )
 
 
@@ -215,7 +235,9 @@ def test_full_disk_exits_with_one_line(
             "`--num_validation_images` must be less than the number of images (96)",
         ),
         ("--train_batch_size=100", "`--train_batch_size` must be at most the number of images (64), got 100."),
-        ("--train_batch_size=0", "`--train_batch_size` must be a positive integer, got 0."),
+        ("--train_batch_size=0", "`--train_batch_size` must be between 1 and 65,536, got 0."),
+        ("--latent_channels=0", "`--latent_channels` must be a positive integer, got 0."),
+        ("--optimizer.adam_beta2=1", "`--optimizer.adam_beta2` must be at least 0 and less than 1, got 1."),
         ("--block_out_channels=[8, 12]", "`--block_out_channels` must be multiples of 8, got [8, 12]."),
         ("--block_out_channels=[8, 8, 8, 8]", "`--data.resolution` must be a multiple of 8 for 4 levels, got 28x28."),
         ("--data.streaming=true", "`--data.streaming` must be false, because all images are kept in memory."),

@@ -22,6 +22,7 @@ def run(tmp_path: Path, fashion_mnist_folder: Path):
     def run(pipeline: Path | str, *args: str) -> Path:
         folder = tmp_path / "guided"
         options = ["--num_epochs=1", "--train_batch_size=32", "--data.max_train_samples=200"]
+        options += ["--optimizer.lr_warmup_steps=0"]
         main(
             [
                 f"--init_from={pipeline}",
@@ -59,13 +60,9 @@ def test_pipeline_gets_a_classifier(noise_scheduler, num_class_embeds, run, tmp_
     assert len(accuracy) == 10 and all(value is None or 0 <= value <= 1 for value in accuracy)
     data = settings["guidance_classifier"].pop("data")
     assert (data["train_data_dir"], data["max_train_samples"], data["resolution"]) == ("fixtures", 200, 8)
-    assert settings["guidance_classifier"] == {
-        "num_epochs": 1,
-        "train_batch_size": 32,
-        "learning_rate": 0.001,
-        "weight_decay": 0.05,
-        "seed": 42,
-    }
+    optimizer = settings["guidance_classifier"].pop("optimizer")
+    assert (optimizer["name"], optimizer["learning_rate"], optimizer["adam_weight_decay"]) == ("adamw", 0.001, 0.05)
+    assert settings["guidance_classifier"] == {"num_epochs": 1, "train_batch_size": 32, "seed": 42}
 
 
 def test_training_reduces_the_loss_and_only_depends_on_the_seed(run, tmp_path: Path):
@@ -178,6 +175,12 @@ def test_accuracy_includes_all_held_out_images(run, tmp_path: Path, monkeypatch:
             "The pipeline determines `--data.resolution` and `--data.channels`. Omit both options.",
         ),
         ("--train_batch_size=1000", "`--train_batch_size` must be at most the number of images (180), got 1000."),
+        ("--train_batch_size=0", "`--train_batch_size` must be between 1 and 65,536, got 0."),
+        ("--num_epochs=0", "`--num_epochs` must be between 1 and 1,000,000, got 0."),
+        (
+            "--optimizer.learning_rate=.nan",
+            "`--optimizer.learning_rate` must be greater than 0 and at most 1, got nan.",
+        ),
     ],
 )
 def test_invalid_settings_exit_with_one_line(option: str, message: str, run, tmp_path: Path, capsys):
