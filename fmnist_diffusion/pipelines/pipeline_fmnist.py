@@ -888,7 +888,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     f"`guidance_scale` must be 1.0 for an unconditional model, got {guidance_scale}. Use"
                     " `classifier_guidance_scale` instead."
                 )
-        interval = guidance_interval if isinstance(guidance_interval, Sequence) else ()
+        interval = tuple(guidance_interval) if isinstance(guidance_interval, Iterable) else ()
         if not (len(interval) == 2 and all(map(is_finite_number, interval)) and 0 <= interval[0] <= interval[1] <= 1):
             raise ValueError(
                 f"`guidance_interval` must be (start, stop) with 0 <= start <= stop <= 1, got {guidance_interval!r}."
