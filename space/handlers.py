@@ -156,7 +156,7 @@ class Handlers:
 
     def start_generate(self, checkpoint: Any, labels: Any, *settings: Any) -> Run:
         engine = self.get_checkpoint(checkpoint)
-        request = make_request(labels if engine.label_names == self.offered_names else [], *settings)
+        request = make_request(labels if self.has_offered_classes(engine) else [], *settings)
         run_settings = {"checkpoint": checkpoint} | asdict(request)
         warnings = engine.get_prompt_warnings(request.prompt)
         return Run(run_settings, warnings, engine.get_captions(request), engine.generate(request))

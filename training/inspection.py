@@ -137,10 +137,12 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     resolved = ResolvedConfig(**(vars(config) | settings | {"data": data, "model": model}))
     if pretrained is not None and config.distillation.num_segments is not None:
         changes = describe_changes(resolved, pretrained, get_sample_shape(data, vae), summary.label_names)
+        # Without its classes, the teacher makes the same predictions as for the null label.
+        changes = [change for change in changes if change != "classes removed"]
         if changes:
             raise ValueError(
-                f"The images do not match {config.init_from} ({', '.join(changes)}), but distill.py does not adapt the"
-                " teacher. Fine-tune the teacher on these images with train.py first."
+                f"{config.init_from} was not trained on such images ({', '.join(changes)}), so it cannot be the"
+                " teacher. Fine-tune it on these images with train.py first."
             )
     run_lines = describe_run(resolved, pretrained, parameters, summary, vae)
     for line in (*describe_images(config.data, summary), *run_lines):

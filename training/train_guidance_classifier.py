@@ -107,10 +107,13 @@ def make_loss(pipe: FashionMNISTPipeline, num_classes: int, device: torch.device
 def train(
     classifier: FashionMNISTGuidanceClassifier, batches: Batches, loss: DiffusionLoss, config: GuidanceClassifierConfig
 ) -> None:
-    """Trains with the cross-entropy loss."""
+    """Trains with the cross-entropy loss. The warm-up takes at most a tenth of the steps."""
     optimizer = make_optimizer(config.optimizer, classifier)
     num_steps = config.num_epochs * len(batches)
-    lr_scheduler = make_lr_scheduler(config.optimizer, optimizer, num_steps, global_step=0)
+    # A short run must reach the peak of the learning rate.
+    num_warmup_steps = min(config.optimizer.lr_warmup_steps, num_steps // 10)
+    optimizer_config = replace(config.optimizer, lr_warmup_steps=num_warmup_steps)
+    lr_scheduler = make_lr_scheduler(optimizer_config, optimizer, num_steps, global_step=0)
     bar = tqdm(total=num_steps * batches.batch_size, desc="training", unit="image", disable=None)
     for epoch in range(config.num_epochs):
         for images, labels, generator in batches.epoch(epoch):

@@ -177,8 +177,8 @@ class Ours(Entry):
 
     def __init__(self, train_data_dir: str | None, seed: int, settings: list[str], num_images: int):
         # The trainer requires a new or empty output folder. The benchmark writes nothing to it.
-        folder = tempfile.mkdtemp()
-        overrides = [f"--seed={seed}", f"--output_dir={folder}", "--num_epochs=1000000", "--report_to=none"]
+        self.folder = tempfile.TemporaryDirectory()
+        overrides = [f"--seed={seed}", f"--output_dir={self.folder.name}", "--num_epochs=1000000", "--report_to=none"]
         config = parse_config([*settings, *overrides])
         config = replace(config, data=replace(config.data, train_data_dir=train_data_dir))
         if config.gradient_accumulation_steps != 1 or config.objective.timestep_sampling == "importance":

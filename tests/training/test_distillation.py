@@ -23,6 +23,7 @@ from checkpoint import list_checkpoints
 from config import ObjectiveConfig
 from distill import main
 from distillation import ConsistencyLoss, DistillationBatch
+from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from inspection import resolve_config
 from parsing import parse_config
@@ -317,9 +318,17 @@ def test_images_that_do_not_match_the_teacher_are_an_error(
         distill(init_from, *DISTILLATION, *options)
     folder = init_from.partition("=")[2]
     assert capsys.readouterr().err.splitlines()[-1] == (
-        f"distill.py: error: The images do not match {folder} ({changes}), but distill.py does not adapt the"
-        " teacher. Fine-tune the teacher on these images with train.py first."
+        f"distill.py: error: {folder} was not trained on such images ({changes}), so it cannot be the teacher."
+        " Fine-tune it on these images with train.py first."
     )
+
+
+def test_conditional_teacher_can_be_distilled_without_classes(
+    tmp_path: Path, make_teacher: Callable[..., str], distill: Callable[..., None]
+):
+    init_from = make_teacher("--model.num_class_embeds=10")
+    distill(init_from, *DISTILLATION, "--model.num_class_embeds=null", "--max_train_steps=1")
+    assert load_pipeline(tmp_path / "run" / "pipeline").label_names is None
 
 
 def test_non_finite_discriminator_weights_are_not_saved(

@@ -22,7 +22,6 @@ def run(tmp_path: Path, fashion_mnist_folder: Path):
     def run(pipeline: Path | str, *args: str) -> Path:
         folder = tmp_path / "guided"
         options = ["--num_epochs=1", "--train_batch_size=32", "--data.max_train_samples=200"]
-        options += ["--optimizer.lr_warmup_steps=0"]
         main(
             [
                 f"--init_from={pipeline}",
