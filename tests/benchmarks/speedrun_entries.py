@@ -176,17 +176,18 @@ class Ours(Entry):
     """
 
     def __init__(self, train_data_dir: str | None, seed: int, settings: list[str], num_images: int):
-        # The trainer requires a new or empty output folder. The benchmark writes nothing to it.
-        self.folder = tempfile.TemporaryDirectory()
-        overrides = [f"--seed={seed}", f"--output_dir={self.folder.name}", "--num_epochs=1000000", "--report_to=none"]
-        config = parse_config([*settings, *overrides])
-        config = replace(config, data=replace(config.data, train_data_dir=train_data_dir))
-        if config.gradient_accumulation_steps != 1 or config.objective.timestep_sampling == "importance":
-            raise SystemExit(
-                "speedrun.py: error: speedrun.py does not support `--gradient_accumulation_steps` or"
-                " `--objective.timestep_sampling=importance`. Omit these settings."
-            )
-        config = resolve_config(replace(config, max_train_steps=max(num_images // int(config.train_batch_size), 1)))
+        # The trainer requires a new or empty output folder, but the benchmark writes nothing.
+        with tempfile.TemporaryDirectory() as folder:
+            overrides = [f"--seed={seed}", f"--output_dir={folder}", "--num_epochs=1000000", "--report_to=none"]
+            config = parse_config([*settings, *overrides])
+            config = replace(config, data=replace(config.data, train_data_dir=train_data_dir))
+            if config.gradient_accumulation_steps != 1 or config.objective.timestep_sampling == "importance":
+                raise SystemExit(
+                    "speedrun.py: error: speedrun.py does not support `--gradient_accumulation_steps` or"
+                    " `--objective.timestep_sampling=importance`. Omit these settings."
+                )
+            steps = max(num_images // int(config.train_batch_size), 1)
+            config = resolve_config(replace(config, max_train_steps=steps))
         # The entries have their own autocast, and CUDA graphs replace compilation on a GPU.
         config = replace(config, mixed_precision="no", compile=config.compile and not torch.cuda.is_available())
         self.config, self.accelerator = config, make_accelerator(config)
