@@ -188,8 +188,6 @@ def live_change(steps: gr.Slider, settings: Components, event: Any) -> Callable:
     The run that `event` started then stops, because it has the previous settings.
     """
     count = gr.Number(0, visible="hidden")
-    # The choice of classes can become visible later.
-    settings = [item for item in settings if item.visible or isinstance(item, gr.CheckboxGroup | gr.Dropdown)]
     options: dict[str, Any] = {"queue": False, "api_visibility": "private"}
     script = markup.count_changes(MAX_LIVE_STEPS)
     gr.on([item.change for item in settings], None, [count, steps, *settings], count, js=script, **options)

@@ -42,7 +42,7 @@ from parsing import is_first_process
 from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrained
 from publishing import check_token
 from settings import DATA_OPTIONS
-from summary import describe_changes, describe_images, describe_run
+from summary import CLASSES_REMOVED, describe_changes, describe_images, describe_run
 from text_model import check_num_heads, count_parameters, get_hidden_size
 from tracking import get_log_with
 
@@ -135,16 +135,17 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     settings = resolve_length(config, data, summary, vae, problems)
     problems.raise_errors()
     resolved = ResolvedConfig(**(vars(config) | settings | {"data": data, "model": model}))
-    if pretrained is not None and config.distillation.num_segments is not None:
+    changes = None
+    if pretrained is not None:
         changes = describe_changes(resolved, pretrained, get_sample_shape(data, vae), summary.label_names)
-        # Without its classes, the teacher makes the same predictions as for the null label.
-        changes = [change for change in changes if change != "classes removed"]
-        if changes:
-            raise ValueError(
-                f"{config.init_from} was not trained on such images ({', '.join(changes)}), so it cannot be the"
-                " teacher. Fine-tune it on these images with train.py first."
-            )
-    run_lines = describe_run(resolved, pretrained, parameters, summary, vae)
+    # Without its classes, a teacher makes the same predictions as for the null label.
+    unknown = [change for change in changes or () if change != CLASSES_REMOVED]
+    if unknown and config.distillation.num_segments is not None:
+        raise ValueError(
+            f"{config.init_from} was not trained on such images ({', '.join(unknown)}), so it cannot be the teacher."
+            " Fine-tune it on these images with train.py first."
+        )
+    run_lines = describe_run(resolved, changes, parameters, summary, vae)
     for line in (*describe_images(config.data, summary), *run_lines):
         logger.info(line)
     for warning in problems.warnings:

@@ -20,6 +20,7 @@ from pretrained import PretrainedPipeline
 MAX_NAMES = 8
 MAX_PATHS = 3
 LABEL_WIDTH = 12
+CLASSES_REMOVED = "classes removed"
 
 
 def format_line(label: str, text: str) -> str:
@@ -71,12 +72,15 @@ def describe_skipped(folder: str | None, skipped: Sequence[tuple[str, str]]) -> 
 
 def describe_run(
     config: ResolvedConfig,
-    pretrained: PretrainedPipeline | None,
+    changes: Sequence[str] | None,
     parameters: Mapping[str, int],
     summary: DataSummary,
     vae: AutoencoderKL | None,
 ) -> list[str]:
-    """Returns lines about the model, the training and the machine."""
+    """Returns lines about the model, the training and the machine.
+
+    `changes` are those of [`describe_changes`], or `None` for a run from scratch.
+    """
     data = config.data
     assert data.resolution is not None
     size = get_height_width(data.resolution)
@@ -106,8 +110,7 @@ def describe_run(
     shape = get_sample_shape(data, vae)
     if vae is not None:
         lines.append(format_line("latents", f"{format_size(shape[1:])}, {shape[0]} channels, from {config.vae}"))
-    if pretrained is not None:
-        changes = describe_changes(config, pretrained, shape, summary.label_names)
+    if changes is not None:
         lines.append(format_line("adapted", ", ".join(changes) or "nothing"))
     lines += [
         format_line(
@@ -163,7 +166,7 @@ def describe_changes(
         changes.append(f"channels {old['in_channels']} to {channels}")
     if config.model["num_class_embeds"] is None:
         if old["num_class_embeds"] is not None:
-            changes.append("classes removed")
+            changes.append(CLASSES_REMOVED)
     elif old["num_class_embeds"] is None:
         changes.append("classes added")
     else:

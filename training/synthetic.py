@@ -12,7 +12,6 @@ Training a model on its own samples amplifies its errors, so extrapolation in th
 """
 
 import argparse
-import json
 from dataclasses import replace
 from pathlib import Path
 
@@ -21,7 +20,7 @@ import torch
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, save_tensors
 from fmnist_diffusion.evaluation import load_batches
 from fmnist_diffusion.files import write_atomically
-from fmnist_diffusion.metadata import format_count
+from fmnist_diffusion.metadata import format_count, read_json
 from fmnist_diffusion.sampling import Samples
 
 
@@ -41,8 +40,7 @@ def load_synthetic_images(folders: list[Path], label_noise: float = 0.0) -> Imag
     if not 0 <= label_noise <= 1:
         raise ValueError(f"`--label_noise` must be between 0 and 1, got {label_noise}.")
     for folder in folders:
-        path = folder / "settings.json"
-        if path.is_file() and "reference" in json.loads(path.read_text()):
+        if "reference" in (read_json(folder / "settings.json") or {}):
             raise ValueError(
                 f"{folder} contains samples that were evaluated with `--reference`, but only samples of Fashion-MNIST"
                 " models are supported. Pass a different folder."

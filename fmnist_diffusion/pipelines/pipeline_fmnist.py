@@ -1039,12 +1039,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 supported = option == "timesteps" or not isinstance(scheduler, FLOW_SOLVERS)
             if option not in parameters or not supported:
                 raise ValueError(f"{name} does not support custom `{option}`. Pass `num_inference_steps` instead.")
-            if option == "timesteps" and not 0 <= values[-1] <= values[0] < num_train_timesteps:
-                raise ValueError(f"`timesteps` must be between 0 and {num_train_timesteps - 1}, got {values}.")
-            if uses_flow_matching(scheduler) and not 0 < values[-1] <= values[0] <= 1:
-                raise ValueError(f"`sigmas` must be greater than 0 and at most 1 with {name}, got {values}.")
+            if option == "timesteps":
+                if not 0 <= values[-1] <= values[0] < num_train_timesteps:
+                    raise ValueError(f"`timesteps` must be between 0 and {num_train_timesteps - 1}, got {values}.")
+            elif uses_flow_matching(scheduler):
+                if not 0 < values[-1] <= values[0] <= 1:
+                    raise ValueError(f"`sigmas` must be greater than 0 and at most 1 with {name}, got {values}.")
             # EulerDiscreteScheduler would otherwise leave the noise of the last sigma in the images.
-            if option == "sigmas" and not uses_flow_matching(scheduler) and (len(values) < 2 or values[-1] != 0):
+            elif len(values) < 2 or values[-1] != 0:
                 raise ValueError(f"The last of two or more `sigmas` must be 0 with {name}, got {values}. Append 0.")
             # UniPCMultistepScheduler requires a NumPy array.
             values = torch.tensor(values).numpy() if option == "sigmas" else values
@@ -1067,7 +1069,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         """Converts custom timesteps or sigmas to a list of decreasing numbers."""
         try:
             numbers = torch.as_tensor(values).tolist()
-            if all(map(math.isfinite, numbers)) and all(a > b for a, b in itertools.pairwise(numbers)) and numbers:
+            if numbers and all(map(math.isfinite, numbers)) and all(a > b for a, b in itertools.pairwise(numbers)):
                 return numbers
         # These errors occur if the values are not a one-dimensional list of numbers.
         except (TypeError, ValueError, RuntimeError):

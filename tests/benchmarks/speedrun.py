@@ -18,8 +18,8 @@ and quality separately:
   preset decays to zero, so each value of `--num-images` is a separate run. The other projects have a constant
   learning rate or a long schedule, so they continue training after each evaluation.
 - `report` computes the time as start-up + images / speed. Between two evaluations, FID is interpolated linearly on
-  logarithmic axes. An FID that takes longer than two hours counts as not reached. If the first
-  evaluation is later than that and its FID is already lower, the report shows its time as an upper bound (≤).
+  logarithmic axes. An FID that takes longer than two hours counts as not reached. If the first evaluation is later
+  than that and its FID is already lower, the report shows its time as an upper bound (≤).
 
 The commands append their results to `speed.jsonl` and `quality.jsonl` in `--output-dir`, so they can run several times
 and on different machines. Use a separate folder for the speed of each machine, and pass all folders to `report`.
