@@ -4,6 +4,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import torch
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -128,6 +129,19 @@ def load_pipeline(
     if scheduler is not None:
         pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
     return pipe
+
+
+def get_device(name: str) -> torch.device:
+    """Returns the torch device `name`, where `auto` selects the best one; raises `ValueError` if it is unavailable."""
+    if name == "auto":
+        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
+    try:
+        device = torch.device(name)
+        torch.zeros(1, device=device).cpu()
+    # torch raises these errors for unknown devices, missing backends and missing hardware.
+    except (AssertionError, ImportError, RuntimeError) as error:
+        raise ValueError(f"`device` must be auto or an available torch device, got {name!r}.") from error
+    return device
 
 
 def get_short_name(folder: Path) -> str:

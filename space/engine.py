@@ -4,7 +4,7 @@ import importlib.util
 import reprlib
 import threading
 import time
-from collections.abc import Callable, Generator, Sequence
+from collections.abc import Callable, Generator
 from contextlib import closing
 from dataclasses import dataclass
 from functools import cache, cached_property
@@ -18,7 +18,8 @@ from PIL import Image
 
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.data import DEFAULT_DATASET, FASHION_MNIST_LABELS, to_pil, to_uint8
-from fmnist_diffusion.loading import find_pipeline_file
+from fmnist_diffusion.data.errors import list_names
+from fmnist_diffusion.loading import find_pipeline_file, get_device
 from fmnist_diffusion.metadata import get_dataset, read_metrics, read_train_config
 from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, generate_pixels, make_generators
 
@@ -96,11 +97,6 @@ def describe(value: Any) -> str:
     return reprlib.repr(value) if is_number(value) else JSON_TYPES.get(type(value), "a file")
 
 
-def join_names(names: Sequence[str]) -> str:
-    shown = ", ".join(names[:MAX_SHOWN_NAMES])
-    return f"{shown}, ..." if len(names) > MAX_SHOWN_NAMES else shown
-
-
 @dataclass(frozen=True)
 class Step:
     """
@@ -139,7 +135,7 @@ class Engine:
 
     def __init__(self, model_id: str, device: str | None = None):
         self.model_id = model_id
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = get_device(device or "auto")
         self.pipe: FashionMNISTPipeline = load_pipeline(model_id).to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
         # The demo does not use classifier guidance, so it ignores the class names of a classifier.
@@ -184,7 +180,7 @@ class Engine:
         if request.labels and not self.label_names:
             raise RequestError("This model has no classes. Leave the classes empty.")
         if not set(request.labels) <= set(self.label_names):
-            raise RequestError(f"The classes must be among {join_names(self.label_names)}.")
+            raise RequestError(f"The classes must be among {list_names(self.label_names, MAX_SHOWN_NAMES)}.")
         names = request.labels or self.label_names
         return [names[i % len(names)] for i in range(request.num_images)] if names else []
 

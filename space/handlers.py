@@ -15,6 +15,7 @@ from downloads import GRID_COLUMNS, make_denoising_strip, save_denoising_gif, sa
 from engine import (
     MAX_FRAMES,
     MAX_IMAGES,
+    MAX_SHOWN_NAMES,
     MIN_FRAMES,
     Engine,
     GenerationRequest,
@@ -22,9 +23,9 @@ from engine import (
     Step,
     check_whole_number,
     get_engine,
-    join_names,
 )
 from fmnist_diffusion import bundled_pipelines
+from fmnist_diffusion.data.errors import list_names
 from fmnist_diffusion.loading import get_short_name
 from fmnist_diffusion.metadata import measured_metrics
 from runs import (
@@ -149,7 +150,9 @@ class Handlers:
             size = self.engine.width, self.engine.height
             return to_fashion_mnist(image, size) if self.engine.is_fashion_mnist else self.convert(image)
         if not isinstance(example, str) or example not in self.examples:
-            raise RequestError(f"Upload an image, or choose one of {join_names(list(self.examples))}.")
+            raise RequestError(
+                f"Upload an image, or choose one of {list_names(list(self.examples), MAX_SHOWN_NAMES)}."
+            )
         return self.examples[example]
 
     # Each of these methods starts a generation for an event handler or an endpoint.

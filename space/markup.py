@@ -10,7 +10,7 @@ from typing import Any
 from PIL import Image
 
 from engine import Step
-from fmnist_diffusion.metadata import format_number, measured_metrics
+from fmnist_diffusion.metadata import format_count, format_number, measured_metrics
 
 
 def header(checkpoint: str, title: str) -> str:
@@ -75,9 +75,8 @@ def progress_bar(step: Step) -> str:
     text = f"step {step.number} of {step.total}"
     role = f'role="progressbar" aria-label="Steps" aria-valuenow="{share}"'
     if step.number == step.total:
-        count = len(step.images)
         text = (
-            f"{count} image{'s' * (count != 1)} in {step.seconds:.1f} s,"
+            f"{format_count(len(step.images), 'image')} in {step.seconds:.1f} s,"
             f' {step.num_function_evaluations} <abbr title="number of function evaluations">NFE</abbr> per image'
         )
         role = 'role="status"'

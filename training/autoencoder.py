@@ -1,15 +1,16 @@
-"""Loads the autoencoder of a latent diffusion model, checks its settings, and encodes the training images."""
+"""Loads the autoencoder of a latent diffusion model, and encodes and reconstructs images."""
 
 import functools
 import hashlib
 from pathlib import Path
+from typing import Any
 
 import torch
 from diffusers import AutoencoderKL
 
 from batches import ImageDataset
 from config import DataConfig
-from fmnist_diffusion.data import ImageTensors, get_height_width, to_model_input
+from fmnist_diffusion.data import ImageTensors, get_height_width, to_model_input, to_uint8
 from fmnist_diffusion.pipelines import encode_images, get_vae_scale_factor
 from fmnist_diffusion.pipelines.components import check_scaling, load_model
 from pretrained import load_pretrained
@@ -72,3 +73,22 @@ def encode_dataset(vae: AutoencoderKL, images: ImageTensors | ImageDataset, devi
         encode_images(vae, to_model_input(batch.to(device))) for batch in images.images.split(ENCODING_BATCH_SIZE)
     ]
     return ImageTensors(torch.cat(latents), images.labels, images.label_names)
+
+
+@torch.no_grad()
+def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
+    """Returns the float32 latents (the means of the posteriors) and the reconstructions of uint8 images."""
+    latents, reconstructions = [], []
+    for batch in images.split(ENCODING_BATCH_SIZE):
+        encoded: Any = vae.encode(to_model_input(batch).to(vae.device))
+        latents.append(encoded.latent_dist.mode())
+        decoded: Any = vae.decode(latents[-1])
+        reconstructions.append(to_uint8(decoded.sample).cpu())
+    return torch.cat(latents), torch.cat(reconstructions)
+
+
+def compute_psnr(reconstructions: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
+    """Returns the peak signal-to-noise ratio of each uint8 image in decibels, `(N,)`."""
+    errors = (reconstructions.float() - images.float()).square().flatten(1).mean(1)
+    # To keep the PSNR finite, a perfect reconstruction counts as an error of 1 in a single pixel value.
+    return 10 * torch.log10(255**2 / errors.clamp(min=1 / images[0].numel()))

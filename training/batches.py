@@ -7,8 +7,7 @@ import numpy as np
 import torch
 from torch.utils.data import DataLoader, Dataset, default_collate
 
-from fmnist_diffusion.data import DataError, ImageTensors, to_model_input
-from fmnist_diffusion.data.augmentation import augment
+from fmnist_diffusion.data import DataError, ImageTensors, augment, to_model_input
 
 
 class ImageDataset(Protocol):

@@ -9,6 +9,7 @@ import torch
 
 from fmnist_diffusion.captions import find_directions, make_captions
 from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors
+from fmnist_diffusion.pipelines import tokenize
 
 
 if TYPE_CHECKING:
@@ -66,7 +67,7 @@ class Captions:
 
     def make_token_ids(self, tokenizer: CLIPTokenizer, seed: int) -> torch.Tensor:
         """Returns the token ids of one caption for each image, int64 `(N, L)`."""
-        return encode_captions(tokenizer, self.make(seed))
+        return tokenize(tokenizer, self.make(seed))
 
 
 def log_truncated_captions(tokenizer: CLIPTokenizer, captions: list[str]) -> None:
@@ -78,8 +79,3 @@ def log_truncated_captions(tokenizer: CLIPTokenizer, captions: list[str]) -> Non
             f"Warning: Captions with more than {tokenizer.model_max_length} tokens are truncated ({num_truncated:,} of"
             f" {len(captions):,}). Shorten them so that the text encoder receives all words."
         )
-
-
-def encode_captions(tokenizer: CLIPTokenizer, captions: list[str]) -> torch.Tensor:
-    """Returns the token ids of captions, int64 `(N, L)`. Captions are padded or truncated to the same length."""
-    return tokenizer(captions, padding="max_length", truncation=True, return_tensors="pt").input_ids

@@ -14,14 +14,19 @@ from diffusers import DDPMScheduler
 
 from config import ObjectiveConfig, SchedulerConfig
 from fmnist_diffusion.metadata import flatten
+from fmnist_diffusion.models.unet_fmnist import (
+    MAX_LEVELS,
+    NORM_TYPES,
+    SKIP_CONNECTIONS,
+    TIME_CONDITIONINGS,
+    TIME_SCALE_SHIFTS,
+)
 from fmnist_diffusion.sampling import MAX_SEED
 from fmnist_diffusion.schedulers import make_scheduler
 
 
 # The Fréchet distance needs more samples than the classifier has features (256).
 MIN_EVAL_SAMPLES = 257
-
-MAX_LEVELS = 8
 
 # A message lists at most this many problems.
 MAX_PROBLEMS = 10
@@ -32,7 +37,6 @@ MAX_PARAMETERS = 250_000_000
 # A batch or a grid has at most this many values (pixels times channels), which take 1 GiB in float32.
 MAX_VALUES = 2**28
 
-FLOW_PREDICTION = "flow_prediction"
 # Flow matching does not use these settings, so they must have their defaults.
 DIFFUSION_DEFAULTS = {
     f"scheduler.{name}": getattr(SchedulerConfig, name)
@@ -149,15 +153,15 @@ RANGES = {
 MODEL_TYPES: dict[str, Any] = {
     "block_out_channels": list[int],
     "layers_per_block": int,
-    "norm_type": Literal["batch", "group"],
+    "norm_type": Literal[NORM_TYPES],
     "norm_num_groups": int,
     "act_fn": Literal["relu", "silu", "swish", "gelu", "mish"],
-    "time_conditioning": Literal["bottleneck", "all"],
-    "resnet_time_scale_shift": Literal["default", "scale_shift"],
+    "time_conditioning": Literal[TIME_CONDITIONINGS],
+    "resnet_time_scale_shift": Literal[TIME_SCALE_SHIFTS],
     "time_embedding_dim": int,
     "attention_levels": list[int] | None,
     "attention_head_dim": int,
-    "skip_connection": Literal["concat", "add", "none"],
+    "skip_connection": Literal[SKIP_CONNECTIONS],
     "dropout": float,
     "num_class_embeds": int | None,
 }
@@ -255,7 +259,7 @@ def find_unused_settings(values: Mapping[str, Any]) -> Iterator[str]:
     prediction_type = values.get("scheduler.prediction_type")
     if prediction_type is None:
         return
-    for name, default in (DIFFUSION_DEFAULTS if prediction_type == FLOW_PREDICTION else FLOW_DEFAULTS).items():
+    for name, default in (DIFFUSION_DEFAULTS if prediction_type == "flow_prediction" else FLOW_DEFAULTS).items():
         # When a pipeline is fine-tuned, `check_pretrained_settings` compares the schedule with that of the pipeline.
         compared = name.startswith("scheduler.") and values.get("init_from") is not None
         if values.get(name, default) != default and not compared:
@@ -266,7 +270,7 @@ def find_unused_settings(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def find_schedule_problems(values: Mapping[str, Any]) -> Iterator[str]:
-    if values.get("scheduler.prediction_type") == FLOW_PREDICTION:
+    if values.get("scheduler.prediction_type") == "flow_prediction":
         return
     schedule = {name: values[f"scheduler.{name}"] for name in SCHEDULE_NAMES if f"scheduler.{name}" in values}
     start, end = schedule.get("beta_start", 0), schedule.get("beta_end", 1)
@@ -311,7 +315,7 @@ def find_distillation_problems(values: Mapping[str, Any], program: str) -> Itera
             f"`--distillation.num_segments` must be at most `--scheduler.num_train_timesteps` ({limit}), got"
             f" {num_segments}."
         )
-    if values.get("scheduler.prediction_type") == FLOW_PREDICTION:
+    if values.get("scheduler.prediction_type") == "flow_prediction":
         yield (
             "`--init_from` must be a diffusion model, because distill.py does not support flow matching. Pass a"
             " pipeline that predicts epsilon, v_prediction or sample."

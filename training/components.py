@@ -17,19 +17,20 @@ from torch.optim.lr_scheduler import LRScheduler
 
 from autoencoder import encode_dataset, load_vae
 from averaging import copy_model, make_ema
-from batches import Batches, ImageDataset
+from batches import Batches
 from captions import Captions, log_truncated_captions
-from config import DataConfig, OptimizerConfig, ResolvedConfig
+from config import OptimizerConfig, ResolvedConfig
 from discriminator import AdversarialLoss, FeatureNetwork, make_discriminator
 from distillation import ConsistencyLoss
 from fmnist_diffusion import FashionMNISTUNet2DModel
-from fmnist_diffusion.data import ImageStream, ImageTensors, load_images, load_split
+from fmnist_diffusion.data import ImageTensors
 from losses import DiffusionLoss
 from model import make_model
 from noise_schedule import NoiseScheduler
 from pretrained import load_pretrained
 from text_model import TextConditionalUNet, add_text_encoder, get_null_label
 from tracking import get_log_with
+from training_images import load_training_images
 
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
@@ -199,19 +200,6 @@ def make_loss(
         adversarial_loss,
         *processes,
     )
-
-
-def load_training_images(config: DataConfig) -> tuple[ImageTensors | ImageDataset, tuple[str, ...] | None]:
-    """Returns the images and the class names. With `config.streaming`, a dataset decodes the images on access, and
-    `config.resolution` and `config.channels` must not be `None`."""
-    source, resolution, channels = config.get_source(), config.resolution, config.channels
-    if not config.streaming:
-        images = load_images(**source, resolution=resolution, channels=channels)
-        return images, images.label_names
-    assert resolution is not None and channels is not None
-    dataset = load_split(**source)
-    label_names = tuple(dataset.features["label"].names) if "label" in dataset.features else None
-    return ImageStream(dataset, resolution=resolution, channels=channels), label_names
 
 
 def prepare_model(config: ResolvedConfig, unet: FashionMNISTUNet2DModel | TextConditionalUNet) -> None:

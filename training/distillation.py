@@ -90,12 +90,10 @@ class ConsistencyLoss(DiffusionLoss):
         num_timesteps = len(alphas_cumprod)
         self.noise_timestep_sampler = TimestepSampler("logit_normal", num_timesteps, device, LOGIT_MEAN, LOGIT_STD)
 
-    def add_noise(
-        self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator
-    ) -> DistillationBatch:
+    def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:
         """Samples segments and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`.
 
-        Also samples the noise for the adversarial loss.
+        With an adversarial loss, also samples its noise and returns a [`DistillationBatch`].
 
         The `target` of the batch contains the clean images that `target_unet` predicts at the earlier timesteps of the
         segments.
@@ -112,6 +110,8 @@ class ConsistencyLoss(DiffusionLoss):
         target = self._take_teacher_step(target, middle, earlier, class_labels)
         target = self._predict_images(self.target_unet, target, earlier, class_labels)
         weights = torch.ones(len(images), device=images.device)
+        if self.adversarial_loss is None:
+            return NoisyBatch(noisy_images, later, class_labels, target, weights)
         noise_timesteps, _ = self.noise_timestep_sampler.sample(count, generator)
         noise_timesteps = noise_timesteps.view(self.num_processes, -1)[self.process_index]
         noise = self.sample_noise(images, generator)

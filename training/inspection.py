@@ -24,7 +24,12 @@ from config import (
     read_saved_settings,
 )
 from fmnist_diffusion import FashionMNISTUNet2DModel
-from fmnist_diffusion.data import DataError, DataSummary, get_height_width, inspect_images
+from fmnist_diffusion.data import (
+    FASHION_MNIST_LABELS,
+    DataSummary,
+    get_height_width,
+    has_fashion_mnist_order,
+)
 from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.sampling import copy_pipeline
 from machine import (
@@ -38,13 +43,14 @@ from machine import (
 from milestones import get_num_images_needed
 from model import get_sample_shape, make_model_config, make_run_pipeline
 from noise_schedule import get_betas, make_noise_scheduler
-from parsing import is_first_process
 from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrained
 from publishing import check_token
 from settings import DATA_OPTIONS
+from startup import is_first_process
 from summary import CLASSES_REMOVED, describe_changes, describe_images, describe_run
 from text_model import check_num_heads, count_parameters, get_hidden_size
 from tracking import get_log_with
+from training_images import inspect_training_images
 
 
 logger = logging.getLogger("training")
@@ -97,7 +103,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     if config.resume is not None:
         config = restore_auto_settings(config)
         if is_resolved(config):
-            check_evaluation(config, config.data, config.model, problems)
+            check_evaluation(config, config.data, config.model, None, problems)
             problems.raise_errors()
             return ResolvedConfig(**vars(config))
     with problems.collect():
@@ -117,7 +123,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     # Local images are inspected in any case, so that all problems are reported together.
     if not problems.errors or config.data.train_data_dir is not None:
         with problems.collect():
-            summary = inspect_data(config, pretrained)
+            summary = inspect_training_images(config, pretrained)
     if summary is None:
         problems.raise_errors()
     assert summary is not None
@@ -129,7 +135,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
         data = replace(data, label_column="none")
     check_captions(config, data, pretrained, summary, problems)
     parameters = check_model(config, model, data, summary, vae, problems)
-    check_evaluation(config, data, model, problems)
+    check_evaluation(config, data, model, summary.label_names, problems)
 
     # 3. machine and length of the run
     settings = resolve_length(config, data, summary, vae, problems)
@@ -212,21 +218,6 @@ def check_pretrained_settings(config: TrainingConfig, pretrained: PretrainedPipe
             f"The noise schedule of {config.init_from} has custom betas, which the trainer does not support. Pass a"
             " different `--init_from`."
         )
-
-
-def inspect_data(config: TrainingConfig, pretrained: PretrainedPipeline | None) -> DataSummary:
-    source: dict[str, Any] = config.data.get_source()
-    try:
-        return inspect_images(**source)
-    except DataError:
-        unconditional = (
-            config.text_encoder.enabled or config.model.get("num_class_embeds", 1 if pretrained else None) is None
-        )
-        if not unconditional or config.data.label_column is not None:
-            raise
-    # An unconditional model does not need the labels, which may be the reason for the error.
-    source["label_column"] = "none"
-    return inspect_images(**source)
 
 
 def resolve_data(config: DataConfig, summary: DataSummary, problems: Problems) -> DataConfig:
@@ -340,14 +331,25 @@ def check_captions(
     problems.errors.append(f"{MISSING_CAPTIONS} To train without captions, pass {setting}.")
 
 
-def check_evaluation(config: TrainingConfig, data: DataConfig, model: dict[str, Any], problems: Problems) -> None:
-    """Checks that the metrics of Fashion-MNIST apply to the samples, if evaluation is enabled."""
+def check_evaluation(
+    config: TrainingConfig,
+    data: DataConfig,
+    model: dict[str, Any],
+    label_names: tuple[str, ...] | None,
+    problems: Problems,
+) -> None:
+    """Checks that the metrics of Fashion-MNIST apply to the samples, if evaluation is enabled.
+
+    `label_names` are the classes of the images, or `None` if they have not been inspected.
+    """
     if config.eval.every_n_epochs is None:
         return
-    if (data.channels, data.resolution) != (1, 28) or model.get("num_class_embeds") not in (None, 10):
+    num_classes, names = model.get("num_class_embeds"), label_names or FASHION_MNIST_LABELS
+    has_classes = num_classes is None or (num_classes == len(names) and has_fashion_mnist_order(names))
+    if (data.channels, data.resolution) != (1, 28) or not has_classes:
         problems.errors.append(
             "`--eval.every_n_epochs` requires grayscale 28x28 images and, for a class-conditional model, the ten"
-            " classes of Fashion-MNIST. Pass --eval.every_n_epochs=null."
+            " classes of Fashion-MNIST in their original order. Pass --eval.every_n_epochs=null."
         )
 
 

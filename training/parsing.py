@@ -1,6 +1,5 @@
 """Reads the settings of a training run from YAML files and the command line."""
 
-import os
 import re
 from pathlib import Path
 from typing import Any, Literal, NoReturn
@@ -12,6 +11,7 @@ from config import TrainingConfig
 from fmnist_diffusion.metadata import flatten
 from pretrained import find_defaults
 from settings import TYPES, describe_unknown_name, describe_wrong_type, find_wrong_settings
+from startup import is_first_process
 from yaml_files import dump_yaml, load_yaml, read_yaml
 
 
@@ -19,11 +19,6 @@ MAX_VALUE_LENGTH = 60
 
 set_loader("core_yaml", load_yaml, (ValueError,))
 set_dumper("core_yaml", dump_yaml)
-
-
-def is_first_process() -> bool:
-    """Returns whether this is the main process; also works before Accelerate is initialized."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 class SettingsError(Exception):

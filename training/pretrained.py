@@ -6,7 +6,6 @@ from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from checks import FLOW_PREDICTION
 from config import ObjectiveConfig, SchedulerConfig, TextEncoderConfig, read_saved_settings
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.hub_client import HubError
@@ -50,7 +49,7 @@ class PretrainedPipeline:
         changeable = {
             *("model.num_class_embeds", "model.dropout"),
             "scheduler.shift"
-            if self.scheduler["prediction_type"] == FLOW_PREDICTION
+            if self.scheduler["prediction_type"] == "flow_prediction"
             else "scheduler.timestep_spacing",
             *(["text_encoder.num_hidden_layers"] if self.pipe.text_encoder is None else []),
         }

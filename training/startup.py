@@ -9,6 +9,11 @@ from typing import Literal, NoReturn
 INTERRUPTED = 130
 
 
+def is_first_process() -> bool:
+    """Returns whether this is the main process; also works before Accelerate is initialized."""
+    return os.environ.get("RANK", "0") == "0"
+
+
 def start(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
     """Imports the trainer and runs it with the command-line arguments `args`.
 
@@ -18,7 +23,7 @@ def start(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
     message = "Interrupted before the training started."
 
     def exit_now(*_: object) -> NoReturn:
-        if os.environ.get("RANK", "0") == "0":
+        if is_first_process():
             print(f"{program}: {message}", file=sys.stderr, flush=True)
         # Raising `KeyboardInterrupt` is not sufficient, because some packages turn it into a different error while
         # they are imported.

@@ -7,9 +7,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from captions import MAX_LENGTH, MAX_VOCAB_SIZE, Captions, encode_captions
+from captions import MAX_LENGTH, MAX_VOCAB_SIZE, Captions
 from config import TextEncoderConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel
+from fmnist_diffusion.pipelines import tokenize
 from pretrained import PretrainedPipeline
 
 
@@ -78,7 +79,7 @@ def add_text_encoder(
     tokenizer = make_tokenizer(captions.make(seed))
     text_encoder = make_text_encoder(config, get_hidden_size(unet), tokenizer)
     with torch.no_grad():
-        null_embedding = text_encoder(encode_captions(tokenizer, [""])).pooler_output[0]
+        null_embedding = text_encoder(tokenize(tokenizer, [""])).pooler_output[0]
         unet.time_embedding.linear_2.bias -= null_embedding
     return TextConditionalUNet(unet, text_encoder, tokenizer)
 
@@ -86,7 +87,7 @@ def add_text_encoder(
 def get_null_label(unet: FashionMNISTUNet2DModel | TextConditionalUNet) -> int | torch.Tensor | None:
     """Returns the null label of a class-conditional model, or the token ids `(L,)` of the empty prompt."""
     if isinstance(unet, TextConditionalUNet):
-        return encode_captions(unet.tokenizer, [""])[0].to(unet.device)
+        return tokenize(unet.tokenizer, [""])[0].to(unet.device)
     return unet.config["num_class_embeds"]
 
 

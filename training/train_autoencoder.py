@@ -24,12 +24,13 @@ from jsonargparse import ArgumentParser
 from safetensors.torch import load_file
 from torch.nn import functional as F
 
+from autoencoder import compute_psnr, reconstruct
 from batches import Batches
 from checkpoint import Progress, check_progress, describe_load_errors
 from checks import check_values
-from components import load_training_images, make_lr_scheduler, make_optimizer
+from components import make_lr_scheduler, make_optimizer
 from config import DataConfig, OptimizerConfig, add_defaults
-from fmnist_diffusion.data import ImageTensors, to_model_input, to_pil, to_uint8
+from fmnist_diffusion.data import ImageTensors, to_pil
 from fmnist_diffusion.files import (
     WriteError,
     describe_write_errors,
@@ -45,13 +46,13 @@ from manifest import find_damage, write_manifest
 from processes import call_on_main_process, destroy_process_groups_after
 from run import print_and_exit
 from states import are_finite, copy_tensors, get_optimizer_tensors, set_optimizer_tensors, write_tensors
+from training_images import load_training_images
 
 
 # Each row of images in the grid is followed by a row of their reconstructions.
 GRID_COLUMNS = 16
 GRID_ROWS = 4
 NORM_NUM_GROUPS = 8
-EVALUATION_BATCH_SIZE = 32
 # A resumed run may change these settings.
 CHANGEABLE_SETTINGS = {"output_dir", "resume", "num_epochs", "mixed_precision", "save_minutes"}
 
@@ -98,15 +99,15 @@ class AutoencoderConfig:
 
     def __post_init__(self):
         check_values(self)
-        for name in ("num_validation_images", "layers_per_block", "latent_channels"):
-            if getattr(self, name) < 1:
-                raise ValueError(f"`--{name}` must be a positive integer, got {getattr(self, name)}.")
+        for name in ("num_validation_images", "layers_per_block", "latent_channels", "save_minutes"):
+            if not getattr(self, name) > 0:
+                raise ValueError(f"`--{name}` must be positive, got {getattr(self, name)}.")
+        if not self.kl_weight >= 0:
+            raise ValueError(f"`--kl_weight` must be at least 0, got {self.kl_weight}.")
         if not self.block_out_channels or any(size < 1 or size % NORM_NUM_GROUPS for size in self.block_out_channels):
             raise ValueError(
                 f"`--block_out_channels` must be multiples of {NORM_NUM_GROUPS}, got {list(self.block_out_channels)}."
             )
-        if not (self.save_minutes > 0 and self.kl_weight >= 0):
-            raise ValueError("`--save_minutes` must be positive and `--kl_weight` must not be negative.")
         if self.data.streaming:
             raise ValueError("`--data.streaming` must be false, because all images are kept in memory.")
 
@@ -164,25 +165,6 @@ def make_vae(config: AutoencoderConfig, images: ImageTensors) -> AutoencoderKL:
         norm_num_groups=NORM_NUM_GROUPS,
         sample_size=max(height, width),
     )
-
-
-@torch.no_grad()
-def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the float32 latents (the means of the posteriors) and the reconstructions of uint8 images."""
-    latents, reconstructions = [], []
-    for batch in images.split(EVALUATION_BATCH_SIZE):
-        encoded: Any = vae.encode(to_model_input(batch).to(vae.device))
-        latents.append(encoded.latent_dist.mode())
-        decoded: Any = vae.decode(latents[-1])
-        reconstructions.append(to_uint8(decoded.sample).cpu())
-    return torch.cat(latents), torch.cat(reconstructions)
-
-
-def compute_psnr(reconstructions: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Returns the peak signal-to-noise ratio of each uint8 image in decibels, `(N,)`."""
-    errors = (reconstructions.float() - images.float()).square().flatten(1).mean(1)
-    # To keep the PSNR finite, a perfect reconstruction counts as an error of 1 in a single pixel value.
-    return 10 * torch.log10(255**2 / errors.clamp(min=1 / images[0].numel()))
 
 
 class AutoencoderTrainer:
@@ -387,13 +369,19 @@ def run(args: list[str]) -> None:
         trainer = AutoencoderTrainer(config)
         trainer.train()
     except KeyboardInterrupt as interrupt:
-        advice = "Pass --resume=true to resume." if config.checkpoint.is_dir() else "There is no checkpoint yet."
-        stop(f"Interrupted. {advice}", 143 if isinstance(interrupt, Terminated) else 130)
-    except (FloatingPointError, WriteError) as error:
-        stop(f"error: {error}", 1)
+        stop(f"Interrupted. {get_advice(config)}", 143 if isinstance(interrupt, Terminated) else 130)
+    except FloatingPointError as error:
+        stop(f"error: {error} Start again with a lower --optimizer.learning_rate and a different --output_dir.", 1)
+    except WriteError as error:
+        stop(f"error: {error} {get_advice(config)}", 1)
     except (OSError, ValueError) as error:
         stop(f"error: {error}", 2)
     trainer.accelerator.print(f"Saved the autoencoder to {trainer.folder / 'vae'}.")
+
+
+def get_advice(config: AutoencoderConfig) -> str:
+    """Returns a sentence about how to continue the stopped run."""
+    return "Pass --resume=true to resume." if config.checkpoint.is_dir() else "There is no checkpoint yet."
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ evaluate samples during training.
 """
 
 import json
-import sys
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -18,6 +17,8 @@ from fmnist_diffusion.data import DEFAULT_DATASET, load_images
 from fmnist_diffusion.evaluation import ClassifierTrainingConfig, measure_accuracy, train_classifier
 from fmnist_diffusion.evaluation.classifier import IMAGE_SIZE
 from fmnist_diffusion.files import WriteError, describe_write_errors, replace_folder
+from fmnist_diffusion.loading import get_device
+from lock import check_new_folder
 
 
 @dataclass
@@ -31,7 +32,7 @@ class DataArguments:
     )
     output_dir: str = field(default="output/classifier", metadata={"help": "output folder"})
     device: str = field(
-        default="cuda" if torch.cuda.is_available() else "cpu", metadata={"help": "torch device, such as cuda"}
+        default="auto", metadata={"help": "torch device, such as cuda; auto uses a GPU if one is available"}
     )
 
 
@@ -41,17 +42,18 @@ def main(args: list[str] | None = None) -> None:
     try:
         run(*parser.parse_args_into_dataclasses(args))
     except (ValueError, WriteError) as error:
-        sys.exit(f"train_classifier.py: error: {error}")
+        parser.exit(2, f"train_classifier.py: error: {error}\n")
 
 
 def run(data: DataArguments, config: ClassifierTrainingConfig) -> None:
-    folder = Path(data.output_dir) / "classifier"
+    folder, device = Path(data.output_dir) / "classifier", get_device(data.device)
+    check_new_folder(folder)
     with describe_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     source = {"dataset_name": data.dataset_name, "train_data_dir": data.train_data_dir}
     train = load_images(split="train", resolution=28, channels=1, max_samples=data.max_train_samples, **source)
     test = load_images(split="test", resolution=28, channels=1, **source)
-    model = train_classifier(train, config, data.device)
+    model = train_classifier(train, config, device)
     accuracy = measure_accuracy(model, test)
     metrics = {
         "test_accuracy": accuracy,

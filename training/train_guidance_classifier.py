@@ -17,17 +17,19 @@ from tqdm.auto import tqdm
 
 from batches import Batches
 from checks import check_values
-from components import load_training_images, make_lr_scheduler, make_optimizer
+from components import make_lr_scheduler, make_optimizer
 from config import DataConfig, ObjectiveConfig, OptimizerConfig
 from export import hide_local_paths, save_with_train_config
 from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.data import ImageTensors, to_model_input
 from fmnist_diffusion.files import describe_write_errors
+from fmnist_diffusion.loading import get_device
 from lock import check_new_folder
 from losses import DiffusionLoss
 from noise_schedule import get_noise_scheduler
 from pretrained import find_train_config
 from states import are_finite
+from training_images import load_training_images
 
 
 # One in this many images is held out to measure the accuracy.
@@ -47,7 +49,7 @@ class GuidanceClassifierConfig:
         seed: random seed of the initial weights, the order of the data, and the noise
         num_epochs: number of passes over the training images
         train_batch_size: number of images per batch
-        device: torch device, such as cuda
+        device: torch device, such as cuda; auto uses a GPU if one is available
         data: labeled images; the pipeline determines their resolution and channels
         optimizer: optimizer and learning rate
     """
@@ -57,7 +59,7 @@ class GuidanceClassifierConfig:
     seed: int = 42
     num_epochs: int = 5
     train_batch_size: int = 128
-    device: str = "cuda" if torch.cuda.is_available() else "cpu"
+    device: str = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     optimizer: OptimizerConfig = field(
         default_factory=lambda: OptimizerConfig(
@@ -165,11 +167,12 @@ def main(args: list[str] | None = None) -> None:
     parser.add_class_arguments(GuidanceClassifierConfig, None)
     try:
         config = GuidanceClassifierConfig(**vars(parser.instantiate(parser.parse_args(args))))
-        folder, device = Path(config.output_dir), torch.device(config.device)
+        folder, device = Path(config.output_dir), get_device(config.device)
         check_new_folder(folder)
         with describe_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
         pipe: Any = load_pipeline(config.init_from)
+        train_config = find_train_config(config.init_from) or {}
         if pipe.text_encoder is not None or pipe.vae is not None:
             raise ValueError("The pipeline must not have a text encoder or an autoencoder. Pass a different pipeline.")
         model = pipe.unet.config
@@ -198,7 +201,6 @@ def main(args: list[str] | None = None) -> None:
     for name in ("init_from", "output_dir", "device"):
         del settings[name]
     hide_local_paths(settings["data"])
-    train_config = find_train_config(config.init_from) or {}
     pipe.register_modules(classifier=classifier.cpu())
     try:
         save_with_train_config(pipe, folder, train_config | {"guidance_classifier": settings})

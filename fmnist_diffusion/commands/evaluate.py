@@ -24,7 +24,6 @@ from .options import (
     GuidanceScale,
     NumInferenceSteps,
     SchedulerName,
-    get_device,
     load_for_sampling,
     make_data_dir_option,
     make_output_dir_option,
@@ -147,7 +146,7 @@ def evaluate(
     hide_progress_bars()
     from fmnist_diffusion import evaluation
     from fmnist_diffusion.data import FASHION_MNIST_LABELS
-    from fmnist_diffusion.loading import get_short_name, make_file_name
+    from fmnist_diffusion.loading import get_device, get_short_name, make_file_name
 
     reference_class = evaluation.FashionMNISTReference if reference is None else evaluation.ImageReference
     images = source is not None and contains_images(source)

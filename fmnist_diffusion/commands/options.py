@@ -11,8 +11,6 @@ from .command import hide_progress_bars
 
 
 if TYPE_CHECKING:
-    import torch
-
     from fmnist_diffusion import FashionMNISTPipeline
 
 PIPELINE_HELP = "a bundled checkpoint, a local folder, or a Hub repository id"
@@ -111,7 +109,7 @@ def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNI
     """
     import torch
 
-    from fmnist_diffusion.loading import load_pipeline
+    from fmnist_diffusion.loading import get_device, load_pipeline
     from fmnist_diffusion.sampling import use_fastest_dtype
 
     hide_progress_bars()
@@ -125,18 +123,3 @@ def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNI
         use_fastest_dtype(pipe)
         return pipe
     return load_pipeline(name_or_path, dtype=getattr(torch, dtype)).to(torch_device)
-
-
-def get_device(name: str) -> "torch.device":
-    """Returns the torch device `name`, where `auto` selects the best one; raises `ValueError` if it is unavailable."""
-    import torch
-
-    if name == "auto":
-        name = "cuda" if torch.cuda.is_available() else "mps" if torch.backends.mps.is_available() else "cpu"
-    try:
-        device = torch.device(name)
-        torch.zeros(1, device=device).cpu()
-    # torch raises these errors for unknown devices, missing backends and missing hardware.
-    except (AssertionError, ImportError, RuntimeError) as error:
-        raise ValueError(f"`device` must be auto or an available torch device, got {name!r}.") from error
-    return device

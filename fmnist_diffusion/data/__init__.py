@@ -4,7 +4,7 @@ from .augmentation import augment
 from .conversion import convert_image
 from .decoding import ImageStream, decode
 from .errors import DataError
-from .fashion_mnist import DEBIAN_FOLDER, DEFAULT_DATASET, FASHION_MNIST_LABELS
+from .fashion_mnist import DEBIAN_FOLDER, DEFAULT_DATASET, FASHION_MNIST_LABELS, has_fashion_mnist_order
 from .image_tensors import ImageTensors
 from .pixels import get_height_width, to_model_input, to_pil, to_uint8
 from .reading import read_header, read_image
@@ -25,6 +25,7 @@ __all__ = [
     "convert_image",
     "decode",
     "get_height_width",
+    "has_fashion_mnist_order",
     "inspect_images",
     "load_images",
     "load_split",

@@ -191,7 +191,7 @@ def load_split(
         check_path(train_data_dir)
         raise DataError(
             f"The file {train_data_dir} contains decoded images, which cannot be loaded as a dataset. Use"
-            " `load_images`, or pass --data.streaming=false."
+            " `load_images`."
         )
     dataset, _ = load_source(
         dataset_name,

@@ -8,7 +8,8 @@ import torch
 
 from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.captions import find_directions, make_captions
-from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, load_images
+from fmnist_diffusion.data import FASHION_MNIST_LABELS, ImageTensors, has_fashion_mnist_order, load_images
+from fmnist_diffusion.data.errors import list_names
 from fmnist_diffusion.files import hash_file
 
 from .bundled_statistics import (
@@ -111,11 +112,11 @@ class FashionMNISTReference(Reference):
                 f"The pipeline must generate {describe_shape(self.shape)} for a comparison with Fashion-MNIST, got"
                 f" {describe_shape(pipe.image_shape)}. Pass `reference` to compare them with other images."
             )
-        num_classes = pipe.num_classes
-        if conditional and pipe.text_encoder is None and num_classes != len(FASHION_MNIST_LABELS):
+        if conditional and pipe.text_encoder is None and not has_fashion_mnist_order(pipe.label_names):
+            names = list_names(pipe.label_names) if pipe.label_names else "no class names"
             raise ValueError(
-                f"The pipeline must have the {len(FASHION_MNIST_LABELS)} classes of Fashion-MNIST, got"
-                f" {num_classes or 'none'}. Evaluate it with unconditional samples."
+                f"The pipeline must have the classes of Fashion-MNIST in their original order, got {names}."
+                " Evaluate it with unconditional samples, or pass images of its classes as `reference`."
             )
 
     def choose_conditions(self, pipe: FashionMNISTPipeline, num_samples: int) -> dict[str, Sequence[Any]]:

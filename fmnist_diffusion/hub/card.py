@@ -11,6 +11,7 @@ from urllib.parse import quote
 from huggingface_hub import EvalResult, ModelCard, ModelCardData
 
 from fmnist_diffusion.data import DEFAULT_DATASET
+from fmnist_diffusion.hub_client import is_repo_id
 from fmnist_diffusion.metadata import (
     count_parameters,
     flatten,
@@ -153,7 +154,7 @@ def get_reference(metrics: dict[str, Any]) -> tuple[str, str]:
     if not isinstance(reference, dict):
         return DEFAULT_DATASET, "Fashion-MNIST"
     name = str(reference.get("name"))
-    return get_dataset({"data": {"dataset_name": name}}) or "custom", name
+    return name if is_repo_id(name) else "custom", name
 
 
 def format_cell(value: Any) -> str:

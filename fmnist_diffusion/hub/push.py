@@ -5,24 +5,19 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from fmnist_diffusion.hub_client import DELAYS, call_hub, connect, get_folder_size, get_full_repo_id
 from fmnist_diffusion.loading import check_pipeline_folder, load_pipeline
 from fmnist_diffusion.metadata import read_metrics, read_train_config, stored_dtypes
 from fmnist_diffusion.pipelines import FashionMNISTPipeline
+from fmnist_diffusion.pipelines.files import MODELS
 
-from ..hub_client import DELAYS, call_hub, connect, get_folder_size, get_full_repo_id
 from .card import make_model_card
 from .repository import create_repository, create_tag
 
 
 # An upload deletes these files of earlier uploads, unless it contains them.
 OWN_FILES = [
-    "classifier/*",
-    "images/*",
-    "scheduler/*",
-    "text_encoder/*",
-    "tokenizer/*",
-    "unet/*",
-    "vae/*",
+    *(f"{folder}/*" for folder in (*MODELS, "scheduler", "tokenizer", "images")),
     "metrics.json",
     "metrics-*.json",
     "train_config.json",

@@ -4,7 +4,7 @@ from typing import Any
 
 from huggingface_hub import HfApi
 
-from ..hub_client import HubError, call_hub
+from fmnist_diffusion.hub_client import HubError, call_hub
 
 
 def create_repository(api: HfApi, repo_id: str, private: bool, **options: Any) -> None:

@@ -7,8 +7,8 @@ from tempfile import TemporaryDirectory
 from huggingface_hub import HfApi, SpaceCard
 
 from fmnist_diffusion.files import find_source_folder
+from fmnist_diffusion.hub_client import HubError, call_hub, connect, get_folder_size, get_full_repo_id
 
-from ..hub_client import HubError, call_hub, connect, get_folder_size, get_full_repo_id
 from .repository import create_repository
 
 

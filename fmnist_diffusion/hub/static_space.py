@@ -15,10 +15,10 @@ import torch
 
 from fmnist_diffusion.export import METADATA_KEY, export_onnx
 from fmnist_diffusion.files import find_source_folder
+from fmnist_diffusion.hub_client import connect, get_full_repo_id
 from fmnist_diffusion.loading import get_short_name, load_pipeline, make_file_name
 from fmnist_diffusion.metadata import get_license, read_train_config
 
-from ..hub_client import connect, get_full_repo_id
 from .repository import create_repository
 from .space import upload_space
 

@@ -393,6 +393,19 @@ def encode_images(vae: AutoencoderKL | None, images: torch.Tensor) -> torch.Tens
     return (output.latent_dist.mode().float() - (vae.config["shift_factor"] or 0.0)) * vae.config["scaling_factor"]
 
 
+def tokenize(tokenizer: Any, prompts: list[str]) -> torch.Tensor:
+    """Returns the token ids of prompts, int64 `(N, L)`. Prompts are padded or truncated to the same length."""
+    # With the options `padding` and `truncation`, the tokenizer would change its state, so that prompts could not be
+    # encoded concurrently.
+    max_length = tokenizer.model_max_length
+    token_ids = torch.full((len(prompts), max_length), tokenizer.pad_token_id)
+    for row, ids in zip(token_ids, tokenizer(prompts, verbose=False).input_ids, strict=True):
+        if len(ids) > max_length:
+            ids = [*ids[: max_length - 1], ids[-1]]
+        row[: len(ids)] = torch.tensor(ids)
+    return token_ids
+
+
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     # In training mode, BatchNorm would mix the images of a batch and sampling would change its running statistics.
@@ -766,24 +779,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
             negative_prompts = negative_prompts * len(prompts)
         for problem in self.find_prompt_problems([*prompts, *negative_prompts]):
             logger.warning(problem)
-        token_ids = self._tokenize([*prompts, *negative_prompts])
+        token_ids = tokenize(self.tokenizer, [*prompts, *negative_prompts])
         embeds = self.text_encoder(token_ids.to(device)).pooler_output
         prompt_embeds, negative_prompt_embeds = (
             half.repeat_interleave(num_images_per_prompt, dim=0) for half in embeds.to(self.unet.dtype).chunk(2)
         )
         return prompt_embeds, negative_prompt_embeds
-
-    def _tokenize(self, prompts: list[str]) -> torch.Tensor:
-        """Returns the token ids `(num_prompts, max_length)`."""
-        # With the options `padding` and `truncation`, the tokenizer would change its state, so that prompts could not
-        # be encoded concurrently.
-        max_length = self.tokenizer.model_max_length
-        token_ids = torch.full((len(prompts), max_length), self.tokenizer.pad_token_id)
-        for row, ids in zip(token_ids, self.tokenizer(prompts, verbose=False).input_ids, strict=True):
-            if len(ids) > max_length:
-                ids = [*ids[: max_length - 1], ids[-1]]
-            row[: len(ids)] = torch.tensor(ids)
-        return token_ids
 
     def find_prompt_problems(self, prompts: Sequence[str]) -> list[str]:
         """

@@ -200,8 +200,8 @@ def report(measurements: list[Measurement]) -> str:
         f"memory: {memory_fit[0] / 2**20:.0f} MiB + {BYTES_PER_PARAMETER} B * parameters"
         f" + batch_size * {memory_fit[1]:.0f} B * features",
         "",
-        "| resolution (pixels) | channels of the first level | batch size | images/s | images/s (fitted) | memory (MiB) |"
-        " memory (MiB, fitted) |",
+        "| resolution (pixels) | channels of the first level | batch size | images/s | images/s (fitted) |"
+        " memory (MiB) | memory (MiB, fitted) |",
         "|---|---|---|---|---|---|---|",
     ]
     for m in measurements:

@@ -8,6 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
+from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.evaluation import (
     FashionMNISTReference,
     InceptionFeatures,
@@ -276,8 +277,15 @@ def test_invalid_arguments_are_rejected(kwargs: dict[str, Any], message: str, ev
             r" pixels\. Pass `reference` to compare them with other images\.",
         ),
         ({"in_channels": 3, "out_channels": 3}, r"got RGB images of 28x28 pixels\."),
-        ({"num_class_embeds": 4}, r"must have the 10 classes of Fashion-MNIST, got 4\."),
-        ({"num_class_embeds": None}, r"got none\. Evaluate it with unconditional samples\."),
+        (
+            {"num_class_embeds": 4},
+            r"must have the classes of Fashion-MNIST in their original order, got no class names\.",
+        ),
+        ({"num_class_embeds": None}, r"got no class names\. Evaluate it with unconditional samples, or pass images"),
+        (
+            {"label_names": sorted(FASHION_MNIST_LABELS)},
+            r"original order, got Ankle boot, Bag, Coat, Dress, Pullover and 5 more\. Evaluate it",
+        ),
     ],
 )
 def test_other_pipelines_are_rejected(config: dict[str, Any], message: str, evaluate, tmp_path: Path):

@@ -26,6 +26,7 @@ from distillation import ConsistencyLoss, DistillationBatch
 from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from inspection import resolve_config
+from losses import NoisyBatch
 from parsing import parse_config
 from train import main as train
 from trainer import Trainer
@@ -72,6 +73,7 @@ def make_loss(
     function: Callable = solve,
     scheduler: Any = None,
     label_dropout: float = 0.1,
+    adversarial_loss: Any = None,
     **processes: int,
 ) -> ConsistencyLoss:
     loss = ConsistencyLoss(
@@ -83,6 +85,7 @@ def make_loss(
         torch.nn.Identity(),
         torch.nn.Identity(),
         torch.no_grad,
+        adversarial_loss,
         **processes,
     )
     loss.target_unet, loss.teacher = ExactModel(function, loss.angles), ExactModel(denoise, loss.angles)
@@ -128,7 +131,9 @@ def test_target_is_clamped():
 
 
 def test_noise_timesteps_of_the_discriminator_are_mostly_low():
-    batch = make_loss().add_noise(torch.zeros(20_000, 1, 1, 1), None, torch.Generator().manual_seed(0))
+    loss = make_loss(adversarial_loss=object())
+    batch = loss.add_noise(torch.zeros(20_000, 1, 1, 1), None, torch.Generator().manual_seed(0))
+    assert isinstance(batch, DistillationBatch)
     timesteps = batch.noise_timesteps
     assert timesteps.min() >= 0 and timesteps.max() <= 999
     # The median of sigmoid(n) is the sigmoid of the mean of n.
@@ -139,11 +144,12 @@ def test_noise_timesteps_of_the_discriminator_are_mostly_low():
 def test_processes_train_on_the_same_batches_as_one(num_processes: int):
     images, labels = torch.randn(16, 3, 4, 4).clamp(-1, 1), torch.arange(16) % 10
 
-    def make_batch(part: slice, **processes: int) -> DistillationBatch:
-        loss = make_loss(num_class_embeds=10, label_dropout=0.5, **processes)
+    def make_batch(part: slice, **processes: int) -> NoisyBatch:
+        loss = make_loss(num_class_embeds=10, label_dropout=0.5, adversarial_loss=object(), **processes)
         return loss.add_noise(images[part], labels[part], torch.Generator().manual_seed(0))
 
     whole, size = make_batch(slice(None)), 16 // num_processes
+    assert isinstance(whole, DistillationBatch)
     parts = [
         make_batch(slice(i * size, (i + 1) * size), process_index=i, num_processes=num_processes)
         for i in range(num_processes)

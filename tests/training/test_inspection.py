@@ -224,7 +224,7 @@ def test_contradictions_are_reported_before_a_dataset_is_downloaded(monkeypatch:
     def download(*args: object, **kwargs: object):
         raise AssertionError
 
-    monkeypatch.setattr("inspection.inspect_images", download)
+    monkeypatch.setattr("training_images.inspect_images", download)
     with pytest.raises(ValueError, match=r"`--model\.act_fn` must be 'silu'"):
         resolve_config(parse_config(["--init_from=base", "--model.act_fn=relu", "--data.dataset_name=owner/name"]))
 
@@ -374,3 +374,21 @@ def test_data_errors_are_reported(tmp_path: Path, resolve: Callable):
 
 def test_default_data_config_is_unresolved():
     assert (DataConfig().resolution, DataConfig().channels) == (None, None)
+
+
+def test_evaluation_requires_the_classes_of_fashion_mnist_in_their_order(tmp_path: Path, resolve: Callable):
+    options = ["--eval.every_n_epochs=1", "--train_batch_size=10"]
+    names = ("a", "b", "c", "d", "e", "f", "g", "h", "i", "j")
+    folder = save_images(tmp_path / "letters", classes=names, size=(28, 28), mode="L")
+    with pytest.raises(ValueError, match="the ten classes of Fashion-MNIST in their original order"):
+        resolve(f"--data.train_data_dir={folder}", *options)
+    folder = save_images(tmp_path / "digits", classes=tuple("0123456789"), size=(28, 28), mode="L")
+    assert resolve(f"--data.train_data_dir={folder}", *options).model["num_class_embeds"] == 10
+
+
+def test_messages_about_the_images_name_settings(tmp_path: Path, resolve: Callable):
+    folder = tmp_path / "tables"
+    folder.mkdir()
+    (folder / "data.csv").touch()
+    with pytest.raises(ValueError, match=r"Pass a different folder as `--data\.train_data_dir`\."):
+        resolve(f"--data.train_data_dir={folder}")

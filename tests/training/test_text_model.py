@@ -15,7 +15,8 @@ from captions import Captions, log_truncated_captions
 from config import EMAConfig, TextEncoderConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.data import load_images
-from text_model import TextConditionalUNet, add_text_encoder, count_parameters, encode_captions, get_null_label
+from fmnist_diffusion.pipelines import tokenize
+from text_model import TextConditionalUNet, add_text_encoder, count_parameters, get_null_label
 from tiny_unets import TINY
 
 
@@ -65,7 +66,7 @@ def test_parameters_are_counted(model: TextConditionalUNet):
 @torch.no_grad()
 def test_model_passes_the_pooled_output_to_the_unet(model: TextConditionalUNet, captions: Captions):
     images, timesteps = torch.randn(3, 1, 28, 28), torch.tensor([1, 500, 999])
-    token_ids = encode_captions(model.tokenizer, captions.make(0)[:3])
+    token_ids = tokenize(model.tokenizer, captions.make(0)[:3])
     embeds = model.text_encoder(token_ids).pooler_output
     expected = model.unet(images, timesteps, embeds).sample
     assert torch.equal(model(images, timesteps, token_ids).sample, expected)

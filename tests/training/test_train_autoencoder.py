@@ -16,11 +16,12 @@ from PIL import Image
 from run_files import assert_equal_weights
 from safetensors.torch import load_file
 
+from autoencoder import compute_psnr, reconstruct
 from fmnist_diffusion.data import ImageTensors, load_images
 from fmnist_diffusion.files import PREVIOUS
 from lock import LOCK
 from manifest import write_manifest
-from train_autoencoder import AutoencoderTrainer, compute_psnr, main, reconstruct, split_images
+from train_autoencoder import AutoencoderTrainer, main, split_images
 
 
 @pytest.fixture
@@ -186,7 +187,10 @@ def test_weights_that_are_not_finite_are_not_saved(
     call_after_step(monkeypatch, 7, make_gradient_infinite)
     with pytest.raises(SystemExit, match="1"):
         launch()
-    assert capsys.readouterr().err == ("train_autoencoder.py: error: The weights are NaN or infinite at step 8.\n")
+    assert capsys.readouterr().err == (
+        "train_autoencoder.py: error: The weights are NaN or infinite at step 8. Start again with a lower"
+        " --optimizer.learning_rate and a different --output_dir.\n"
+    )
     assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
 
 
@@ -223,7 +227,8 @@ def test_full_disk_exits_with_one_line(
         launch()
     assert error.value.code == 1
     assert capsys.readouterr().err == (
-        f"train_autoencoder.py: error: Could not write {tmp_path / 'run' / 'checkpoint'}: No space left on device.\n"
+        f"train_autoencoder.py: error: Could not write {tmp_path / 'run' / 'checkpoint'}: No space left on device."
+        " There is no checkpoint yet.\n"
     )
 
 
@@ -236,7 +241,10 @@ def test_full_disk_exits_with_one_line(
         ),
         ("--train_batch_size=100", "`--train_batch_size` must be at most the number of images (64), got 100."),
         ("--train_batch_size=0", "`--train_batch_size` must be between 1 and 65,536, got 0."),
-        ("--latent_channels=0", "`--latent_channels` must be a positive integer, got 0."),
+        ("--save_minutes=0", "`--save_minutes` must be positive, got 0.0."),
+        ("--kl_weight=-1", "`--kl_weight` must be at least 0, got -1.0."),
+        ("--data.image_column=pixels", "Set `--data.image_column` to"),
+        ("--latent_channels=0", "`--latent_channels` must be positive, got 0."),
         ("--optimizer.adam_beta2=1", "`--optimizer.adam_beta2` must be at least 0 and less than 1, got 1."),
         ("--block_out_channels=[8, 12]", "`--block_out_channels` must be multiples of 8, got [8, 12]."),
         ("--block_out_channels=[8, 8, 8, 8]", "`--data.resolution` must be a multiple of 8 for 4 levels, got 28x28."),

@@ -32,23 +32,40 @@ def test_training_writes_a_classifier(tmp_path: Path, fashion_mnist_folder: Path
     assert facts["training"]["num_train_epochs"] == 1
 
 
-def test_folder_that_cannot_be_written_is_an_error_before_the_images_are_loaded(tmp_path: Path):
+def test_folder_that_cannot_be_written_is_an_error_before_the_images_are_loaded(tmp_path: Path, capsys):
     (tmp_path / "file").touch()
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises(SystemExit, match="2"):
         main(["--train_data_dir=nowhere", f"--output_dir={tmp_path / 'file'}"])
-    assert error.value.code == (
-        f"train_classifier.py: error: Could not write {tmp_path}/file/classifier: Not a directory."
+    assert capsys.readouterr().err == (
+        f"train_classifier.py: error: Could not write {tmp_path}/file/classifier: Not a directory.\n"
     )
 
 
-def test_full_disk_exits_with_one_line(tmp_path: Path, fashion_mnist_folder: Path, monkeypatch: pytest.MonkeyPatch):
+def test_existing_classifier_is_not_replaced(tmp_path: Path, capsys):
+    (tmp_path / "classifier").mkdir()
+    (tmp_path / "classifier" / "model.safetensors").touch()
+    with pytest.raises(SystemExit, match="2"):
+        main(["--train_data_dir=nowhere", f"--output_dir={tmp_path}"])
+    assert f"{tmp_path / 'classifier'} contains files." in capsys.readouterr().err
+
+
+def test_unknown_device_exits_with_one_line(tmp_path: Path, capsys):
+    with pytest.raises(SystemExit, match="2"):
+        main(["--device=gpu", f"--output_dir={tmp_path}"])
+    message = "`device` must be auto or an available torch device, got 'gpu'."
+    assert capsys.readouterr().err == f"train_classifier.py: error: {message}\n"
+
+
+def test_full_disk_exits_with_one_line(
+    tmp_path: Path, fashion_mnist_folder: Path, monkeypatch: pytest.MonkeyPatch, capsys
+):
     def fail(*args):
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr("train_classifier.train_classifier", lambda images, *_: make_classifier(images.label_names))
     monkeypatch.setattr(RegNetForImageClassification, "save_pretrained", fail)
-    with pytest.raises(SystemExit) as error:
+    with pytest.raises(SystemExit, match="2"):
         main([f"--train_data_dir={fashion_mnist_folder}", f"--output_dir={tmp_path}"])
-    assert error.value.code == (
-        f"train_classifier.py: error: Could not write {tmp_path / 'classifier'}: No space left on device."
+    assert capsys.readouterr().err.endswith(
+        f"train_classifier.py: error: Could not write {tmp_path / 'classifier'}: No space left on device.\n"
     )

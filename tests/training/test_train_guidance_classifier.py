@@ -175,6 +175,7 @@ def test_accuracy_includes_all_held_out_images(run, tmp_path: Path, monkeypatch:
         ),
         ("--train_batch_size=1000", "`--train_batch_size` must be at most the number of images (180), got 1000."),
         ("--train_batch_size=0", "`--train_batch_size` must be between 1 and 65,536, got 0."),
+        ("--device=gpu", "`device` must be auto or an available torch device, got 'gpu'."),
         ("--num_epochs=0", "`--num_epochs` must be between 1 and 1,000,000, got 0."),
         (
             "--optimizer.learning_rate=.nan",
@@ -186,3 +187,11 @@ def test_invalid_settings_exit_with_one_line(option: str, message: str, run, tmp
     with pytest.raises(SystemExit, match="2"):
         run(save_pipeline(tmp_path / "source", num_class_embeds=10), option)
     assert capsys.readouterr().err == f"train_guidance_classifier.py: error: {message}\n"
+
+
+def test_damaged_training_settings_are_an_error_before_training(run, tmp_path: Path, capsys):
+    pipeline = save_pipeline(tmp_path / "source", num_class_embeds=10)
+    (pipeline / "train_config.json").write_text("{")
+    with pytest.raises(SystemExit, match="2"):
+        run(pipeline)
+    assert f"{pipeline}/train_config.json is not valid JSON" in capsys.readouterr().err

@@ -1,0 +1,75 @@
+"""Inspects and loads the training images."""
+
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import fields
+from typing import Any
+
+from batches import ImageDataset
+from config import DataConfig, TrainingConfig
+from fmnist_diffusion.data import (
+    DataError,
+    DataSummary,
+    ImageStream,
+    ImageTensors,
+    inspect_images,
+    load_images,
+    load_split,
+)
+from pretrained import PretrainedPipeline
+
+
+SETTINGS = {field.name: field.name for field in fields(DataConfig)} | {
+    "max_samples": "max_train_samples",
+    "ImageStream": "streaming=true",
+    "load_images": "streaming=false",
+}
+
+
+@contextmanager
+def name_settings() -> Iterator[None]:
+    """Replaces names of the data functions in the messages of errors with settings, such as `--data.image_column`."""
+    try:
+        yield
+    except DataError as error:
+        names = rf"`({'|'.join(SETTINGS)})`"
+        raise DataError(re.sub(names, lambda match: f"`--data.{SETTINGS[match[1]]}`", str(error))) from error
+
+
+def inspect_training_images(config: TrainingConfig, pretrained: PretrainedPipeline | None) -> DataSummary:
+    """Inspects the images. If labels that an unconditional model does not need cause an error, ignores them.
+
+    Raises:
+        `DataError`: If the images cannot be used.
+    """
+    source: dict[str, Any] = config.data.get_source()
+    with name_settings():
+        try:
+            return inspect_images(**source)
+        except DataError:
+            unconditional = (
+                config.text_encoder.enabled or config.model.get("num_class_embeds", 1 if pretrained else None) is None
+            )
+            if not unconditional or config.data.label_column is not None:
+                raise
+        source["label_column"] = "none"
+        return inspect_images(**source)
+
+
+def load_training_images(config: DataConfig) -> tuple[ImageTensors | ImageDataset, tuple[str, ...] | None]:
+    """Returns the images and the class names. With `config.streaming`, a dataset decodes the images on access, and
+    `config.resolution` and `config.channels` must not be `None`.
+
+    Raises:
+        `DataError`: If the images cannot be used.
+    """
+    source, resolution, channels = config.get_source(), config.resolution, config.channels
+    with name_settings():
+        if not config.streaming:
+            images = load_images(**source, resolution=resolution, channels=channels)
+            return images, images.label_names
+        assert resolution is not None and channels is not None
+        dataset = load_split(**source)
+    label_names = tuple(dataset.features["label"].names) if "label" in dataset.features else None
+    return ImageStream(dataset, resolution=resolution, channels=channels), label_names
