@@ -17,6 +17,8 @@ import torch
 
 from export import add_output_arguments, save_with_train_config
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
+from fmnist_diffusion.data import has_fashion_mnist_order
+from fmnist_diffusion.data.errors import list_names
 from fmnist_diffusion.evaluation import weights_hash
 from lock import check_new_folder
 from pretrained import find_train_config
@@ -71,6 +73,11 @@ def main(args: list[str] | None = None) -> None:
                 f" Fashion-MNIST. Run `fmnist-diffusion evaluate {options.pipeline} --unconditional`."
             )
         pipe = load_pipeline(options.pipeline)
+        if not has_fashion_mnist_order(pipe.label_names):
+            raise ValueError(
+                "The pipeline must have the classes of Fashion-MNIST in their original order, got"
+                f" {list_names(pipe.label_names or ['none'])}. Pass a different pipeline."
+            )
         balance(pipe.unet, shares, options.strength)
         train_config = find_train_config(options.pipeline) or {}
         step = {"class_shares": shares, "strength": options.strength, "weights_sha256": evaluation["weights_sha256"]}

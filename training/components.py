@@ -23,7 +23,8 @@ from config import OptimizerConfig, ResolvedConfig
 from discriminator import AdversarialLoss, FeatureNetwork, make_discriminator
 from distillation import ConsistencyLoss
 from fmnist_diffusion import FashionMNISTUNet2DModel
-from fmnist_diffusion.data import ImageTensors
+from fmnist_diffusion.data import ImageTensors, has_fashion_mnist_order
+from fmnist_diffusion.data.errors import list_names
 from losses import DiffusionLoss
 from model import make_model
 from noise_schedule import NoiseScheduler
@@ -103,6 +104,12 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     """
     device = accelerator.device
     images, label_names = load_training_images(config.data)
+    is_evaluated = config.eval.every_n_epochs is not None and config.model.get("num_class_embeds") is not None
+    if is_evaluated and not has_fashion_mnist_order(label_names):
+        raise ValueError(
+            f"`--eval.every_n_epochs` requires the classes of Fashion-MNIST in their original order, got"
+            f" {list_names(label_names or ['none'])}. Pass --eval.every_n_epochs=null."
+        )
     distills = config.distillation.num_segments is not None
     captions = None
     if config.text_encoder.enabled:

@@ -381,7 +381,9 @@ def run(args: list[str]) -> None:
 
 def get_advice(config: AutoencoderConfig) -> str:
     """Returns a sentence about how to continue the stopped run."""
-    return "Pass --resume=true to resume." if config.checkpoint.is_dir() else "There is no checkpoint yet."
+    if config.checkpoint.is_dir():
+        return "Continue from the last checkpoint with --resume=true."
+    return "There is no checkpoint yet. Start again with a different --output_dir."
 
 
 if __name__ == "__main__":

@@ -5,6 +5,7 @@ evaluate samples during training.
 """
 
 import json
+import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -16,7 +17,7 @@ from transformers import HfArgumentParser, ViTImageProcessorPil
 from fmnist_diffusion.data import DEFAULT_DATASET, load_images
 from fmnist_diffusion.evaluation import ClassifierTrainingConfig, measure_accuracy, train_classifier
 from fmnist_diffusion.evaluation.classifier import IMAGE_SIZE
-from fmnist_diffusion.files import WriteError, describe_write_errors, replace_folder
+from fmnist_diffusion.files import describe_write_errors, replace_folder
 from fmnist_diffusion.loading import get_device
 from lock import check_new_folder
 
@@ -41,8 +42,9 @@ def main(args: list[str] | None = None) -> None:
     parser = HfArgumentParser(argument_classes, description=__doc__)
     try:
         run(*parser.parse_args_into_dataclasses(args))
-    except (ValueError, WriteError) as error:
-        parser.exit(2, f"train_classifier.py: error: {error}\n")
+    except (OSError, ValueError) as error:
+        message = re.sub("`(device|dataset_name|train_data_dir)`", r"`--\1`", str(error))
+        parser.exit(2, f"train_classifier.py: error: {message}\n")
 
 
 def run(data: DataArguments, config: ClassifierTrainingConfig) -> None:

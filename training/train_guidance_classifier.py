@@ -185,7 +185,8 @@ def main(args: list[str] | None = None) -> None:
             training_images, config.train_batch_size, config.seed, device, augmentation=data.augmentation
         )
     except (OSError, ValueError) as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        message = str(error).replace("`device`", "`--device`")
+        parser.exit(2, f"{parser.prog}: error: {message}\n")
 
     torch.manual_seed(config.seed)
     classifier: Any = FashionMNISTGuidanceClassifier(images.images.shape[1], len(label_names), label_names=label_names)

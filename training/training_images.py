@@ -29,7 +29,7 @@ SETTINGS = {field.name: field.name for field in fields(DataConfig)} | {
 
 @contextmanager
 def name_settings() -> Iterator[None]:
-    """Replaces names of the data functions in the messages of errors with settings, such as `--data.image_column`."""
+    """In messages of `DataError`, replaces arguments and functions with settings, such as `--data.image_column`."""
     try:
         yield
     except DataError as error:
@@ -38,7 +38,7 @@ def name_settings() -> Iterator[None]:
 
 
 def inspect_training_images(config: TrainingConfig, pretrained: PretrainedPipeline | None) -> DataSummary:
-    """Inspects the images. If labels that an unconditional model does not need cause an error, ignores them.
+    """Inspects the images. If this fails and the model does not need labels, inspects them again without labels.
 
     Raises:
         `DataError`: If the images cannot be used.

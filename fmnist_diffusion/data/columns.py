@@ -10,6 +10,7 @@ import numpy as np
 from .class_names import sort_class_names
 from .datasets_utils import get_arrow_column, is_uint8_array
 from .errors import DataError
+from .fashion_mnist import normalize_label_names
 from .image_tensors import check_label_range
 
 
@@ -77,7 +78,7 @@ def standardize_columns(
     _check_missing(labels, label_column, source, "Fill them in, or set `label_column` to none to ignore the labels.")
     if isinstance(labels.features[label_column], datasets.ClassLabel):
         values = get_arrow_column(labels, label_column).to_numpy()
-        names = labels.features[label_column].names
+        names = normalize_label_names(labels.features[label_column].names)
         check_label_range(values, len(names), source)
     else:
         values, names = _number_labels(splits, split, label_column, source)

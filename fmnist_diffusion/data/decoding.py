@@ -113,8 +113,8 @@ def check_decoded_size(num_images: int, height: int, width: int, channels: int) 
     if size > MAX_DECODED_SIZE:
         raise DataError(
             f"The decoded images of shape {(num_images, channels, height, width)} need {size:,} bytes of memory, more"
-            f" than the limit of {MAX_DECODED_SIZE:,}. Use fewer or smaller images, or decode them on access"
-            " (`ImageStream`)."
+            f" than the limit of {MAX_DECODED_SIZE:,}. Reduce `max_samples` or `resolution`, or decode the"
+            " images on access with `ImageStream`."
         )
 
 

@@ -21,6 +21,20 @@ DEFAULT_DATASET = "zalando-datasets/fashion_mnist"
 DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
+def normalize_label_names(label_names: Sequence[str]) -> list[str]:
+    """Replaces the class names of Fashion-MNIST by `FASHION_MNIST_LABELS` if only their spaces differ.
+
+    The default dataset on the Hub calls the first class "T - shirt / top".
+    """
+    names = [name.replace(" ", "") for name in label_names]
+    is_fashion_mnist = names == [name.replace(" ", "") for name in FASHION_MNIST_LABELS]
+    return list(FASHION_MNIST_LABELS if is_fashion_mnist else label_names)
+
+
 def has_fashion_mnist_order(label_names: Sequence[str] | None) -> bool:
-    """Returns whether the classes are those of Fashion-MNIST in their original order, or the numbers 0 to 9."""
+    """
+    Returns whether the classes are those of Fashion-MNIST in their original order.
+
+    The names 0 to 9 are accepted, because integer labels have no other names.
+    """
     return label_names is not None and tuple(label_names) in (FASHION_MNIST_LABELS, tuple("0123456789"))

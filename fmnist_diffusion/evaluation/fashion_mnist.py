@@ -113,10 +113,11 @@ class FashionMNISTReference(Reference):
                 f" {describe_shape(pipe.image_shape)}. Pass `reference` to compare them with other images."
             )
         if conditional and pipe.text_encoder is None and not has_fashion_mnist_order(pipe.label_names):
-            names = list_names(pipe.label_names) if pipe.label_names else "no class names"
+            names = list_names(pipe.label_names or [str(pipe.num_classes or "none")])
+            advice = ", or pass images of its classes as `reference`" if pipe.num_classes else ""
             raise ValueError(
-                f"The pipeline must have the classes of Fashion-MNIST in their original order, got {names}."
-                " Evaluate it with unconditional samples, or pass images of its classes as `reference`."
+                f"The pipeline must have the classes of Fashion-MNIST in their original order, got {names}. Evaluate"
+                f" it with unconditional samples{advice}."
             )
 
     def choose_conditions(self, pipe: FashionMNISTPipeline, num_samples: int) -> dict[str, Sequence[Any]]:

@@ -26,6 +26,17 @@ def test_file_and_folder_give_the_same_images(tmp_path, fashion_mnist):
     assert "Could not find the split 'dev'" in get_error(tmp_path, split="dev")
 
 
+def test_class_names_of_the_hub_are_normalized(tmp_path, fashion_mnist):
+    names = ["T - shirt / top", *FASHION_MNIST_LABELS[1:]]
+    for classes, expected in ((names, FASHION_MNIST_LABELS), (names[::-1], tuple(names[::-1]))):
+        features = {"label": datasets.ClassLabel(names=classes)}
+        path = write_parquet(tmp_path / "train.parquet", fashion_mnist.images[:3], features, label=[0, 9, 4])
+        tensors = load_images(train_data_dir=path)
+        assert tensors.label_names == expected
+        assert tensors.labels.tolist() == [0, 9, 4]
+        assert inspect_images(train_data_dir=path).label_names == expected
+
+
 def test_one_file_is_loaded_for_any_split(tmp_path, fashion_mnist):
     path = write_parquet(tmp_path / "images.parquet", fashion_mnist.images[:3])
     assert torch.equal(load_images(train_data_dir=path, split="anything").images, fashion_mnist.images[:3])

@@ -8,6 +8,7 @@ from diffusers import DDPMScheduler
 
 from balance import main
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
+from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.evaluation import weights_hash
 from fmnist_diffusion.sampling import make_pipeline
 
@@ -91,3 +92,13 @@ def test_folder_with_files_is_not_overwritten(pipeline: str, tmp_path: Path, cap
     with pytest.raises(SystemExit, match="2"):
         main([pipeline, write_evaluation(pipeline, tmp_path / "evaluation"), f"--output_dir={pipeline}"])
     assert "`--output_dir` must be new or empty" in capsys.readouterr().err
+
+
+def test_other_order_of_the_classes_exits_with_one_line(
+    pipeline: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]
+):
+    path = Path(pipeline) / "unet" / "config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"label_names": sorted(FASHION_MNIST_LABELS)}))
+    with pytest.raises(SystemExit, match="2"):
+        main([pipeline, write_evaluation(pipeline, tmp_path / "evaluation"), f"--output_dir={tmp_path / 'new'}"])
+    assert "original order, got Ankle boot, Bag, Coat, Dress, Pullover and 5 more." in capsys.readouterr().err

@@ -60,6 +60,22 @@ def test_class_names_come_from_the_whole_dataset(tmp_path: Path, make_trainer: C
     assert list(trainer.components.unet.config.label_names) == ["cat", "dog"]
 
 
+@pytest.mark.parametrize("names", ["abcdefghij", "0123456789"])
+def test_evaluation_requires_the_classes_of_fashion_mnist(tmp_path: Path, make_trainer: Callable, names: str):
+    for name in names:
+        (tmp_path / "images" / name).mkdir(parents=True)
+        Image.new("L", (28, 28)).save(tmp_path / "images" / name / "0.png")
+    data = [f"--data.train_data_dir={tmp_path / 'images'}", "--model.num_class_embeds=10", "--train_batch_size=5"]
+    make_trainer(*data, "--max_train_steps=1").train()
+    evaluation = ["--resume=latest", "--max_train_steps=2", "--eval.every_n_epochs=1"]
+    if names == "0123456789":
+        make_trainer(*data, *evaluation)
+        return
+    message = "requires the classes of Fashion-MNIST in their original order, got a, b, c, d, e and 5 more"
+    with pytest.raises(ValueError, match=message):
+        make_trainer(*data, *evaluation)
+
+
 @pytest.mark.parametrize("lr_scheduler", ["constant_with_warmup", "linear", "cosine", "polynomial"])
 def test_learning_rate_continues_at_any_step(lr_scheduler: str):
     config = OptimizerConfig(lr_scheduler=lr_scheduler, lr_warmup_steps=3, learning_rate=0.1)  # pyright: ignore

@@ -376,16 +376,6 @@ def test_default_data_config_is_unresolved():
     assert (DataConfig().resolution, DataConfig().channels) == (None, None)
 
 
-def test_evaluation_requires_the_classes_of_fashion_mnist_in_their_order(tmp_path: Path, resolve: Callable):
-    options = ["--eval.every_n_epochs=1", "--train_batch_size=10"]
-    names = ("a", "b", "c", "d", "e", "f", "g", "h", "i", "j")
-    folder = save_images(tmp_path / "letters", classes=names, size=(28, 28), mode="L")
-    with pytest.raises(ValueError, match="the ten classes of Fashion-MNIST in their original order"):
-        resolve(f"--data.train_data_dir={folder}", *options)
-    folder = save_images(tmp_path / "digits", classes=tuple("0123456789"), size=(28, 28), mode="L")
-    assert resolve(f"--data.train_data_dir={folder}", *options).model["num_class_embeds"] == 10
-
-
 def test_messages_about_the_images_name_settings(tmp_path: Path, resolve: Callable):
     folder = tmp_path / "tables"
     folder.mkdir()

@@ -86,7 +86,7 @@ def test_ctrl_c_before_the_training_exits_with_one_line(
     def interrupt(*args: object, **kwargs: object):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("components.load_images", interrupt)
+    monkeypatch.setattr("training_images.load_images", interrupt)
     with pytest.raises(SystemExit) as error:
         launch()
     assert error.value.code == 130

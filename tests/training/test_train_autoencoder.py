@@ -94,7 +94,7 @@ def test_resumed_run_has_identical_weights(
     with pytest.raises(SystemExit) as error:
         launch()
     assert error.value.code == 130
-    assert "Interrupted. Pass --resume=true to resume." in capsys.readouterr().err
+    assert "Interrupted. Continue from the last checkpoint with --resume=true." in capsys.readouterr().err
     # A run of an earlier version does not have all settings.
     path = tmp_path / "run" / "checkpoint" / "trainer.json"
     state = json.loads(path.read_text())
@@ -203,7 +203,9 @@ def test_ctrl_c_before_the_first_checkpoint_does_not_suggest_resuming(
     monkeypatch.setattr("train_autoencoder.load_training_images", interrupt)
     with pytest.raises(SystemExit, match="130"):
         launch()
-    assert capsys.readouterr().err == "train_autoencoder.py: Interrupted. There is no checkpoint yet.\n"
+    assert capsys.readouterr().err == (
+        "train_autoencoder.py: Interrupted. There is no checkpoint yet. Start again with a different --output_dir.\n"
+    )
 
 
 def test_folder_of_another_program_is_not_changed(
@@ -228,7 +230,7 @@ def test_full_disk_exits_with_one_line(
     assert error.value.code == 1
     assert capsys.readouterr().err == (
         f"train_autoencoder.py: error: Could not write {tmp_path / 'run' / 'checkpoint'}: No space left on device."
-        " There is no checkpoint yet.\n"
+        " There is no checkpoint yet. Start again with a different --output_dir.\n"
     )
 
 

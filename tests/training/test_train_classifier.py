@@ -52,7 +52,7 @@ def test_existing_classifier_is_not_replaced(tmp_path: Path, capsys):
 def test_unknown_device_exits_with_one_line(tmp_path: Path, capsys):
     with pytest.raises(SystemExit, match="2"):
         main(["--device=gpu", f"--output_dir={tmp_path}"])
-    message = "`device` must be auto or an available torch device, got 'gpu'."
+    message = "`--device` must be auto or an available torch device, got 'gpu'."
     assert capsys.readouterr().err == f"train_classifier.py: error: {message}\n"
 
 

@@ -175,7 +175,7 @@ def test_accuracy_includes_all_held_out_images(run, tmp_path: Path, monkeypatch:
         ),
         ("--train_batch_size=1000", "`--train_batch_size` must be at most the number of images (180), got 1000."),
         ("--train_batch_size=0", "`--train_batch_size` must be between 1 and 65,536, got 0."),
-        ("--device=gpu", "`device` must be auto or an available torch device, got 'gpu'."),
+        ("--device=gpu", "`--device` must be auto or an available torch device, got 'gpu'."),
         ("--num_epochs=0", "`--num_epochs` must be between 1 and 1,000,000, got 0."),
         (
             "--optimizer.learning_rate=.nan",
