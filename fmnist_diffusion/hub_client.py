@@ -21,6 +21,7 @@ from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
     EntryNotFoundError,
     FileMetadataError,
+    GatedRepoError,
     HfHubHTTPError,
     HFValidationError,
     LocalEntryNotFoundError,
@@ -269,12 +270,24 @@ def _explain(error: BaseException, repo_id: str, time_limit: float, access: str)
     if not isinstance(error, HfHubHTTPError):
         return f"Could not reach the Hub ({reason}). Check the network connection and try again."
     status = error.response.status_code
+    if isinstance(error, GatedRepoError):
+        return (
+            f"{repo_id} is gated. Request access at {constants.ENDPOINT}/{repo_id}, and {advice} of an account with"
+            " access."
+        )
     if status == 404 or isinstance(error, RepositoryNotFoundError):
         return f"Could not find {repo_id}, or the token cannot access it. Check the name, or {advice}."
     if status == 401:
         return f"The Hub rejected the token. Please {advice}."
+    # The Hub also rejects requests because of quotas and billing.
+    details = f" ({' '.join(error.server_message.split()).rstrip('.')})" if error.server_message else ""
+    if status == 402:
+        return (
+            f"The Hub requires a paid plan for {repo_id}{details}. Upgrade your plan or, for a Space, use the hardware"
+            " zero-a10g or a static Space."
+        )
     if status == 403:
-        return f"The token has no {access} access to {repo_id}. Use a repository of your own, or {advice}."
+        return f"The token has no {access} access to {repo_id}{details}. Use a repository of your own, or {advice}."
     if status in (409, 412):
         return f"Another commit to {repo_id} is in progress. Try again."
     if status in TEMPORARY_STATUS_CODES:

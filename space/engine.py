@@ -27,6 +27,8 @@ from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, g
 MAX_IMAGES, MAX_STEPS, MAX_GUIDANCE = 40, 100, 8
 MIN_FRAMES, MAX_FRAMES = 3, 24
 MAX_RUN_SECONDS = 60.0
+# Each call on ZeroGPU needs this much of the visitor's remaining quota, although most calls take less time.
+GPU_SECONDS = 20
 MAX_PROMPT_LENGTH = 200  # characters
 MAX_SHOWN_NAMES = 12
 TENSOR_NAMES = ("model_input", "pred_original_sample")
@@ -39,7 +41,7 @@ def on_gpu(function: Callable) -> Callable:
         return function
     import spaces  # pyright: ignore[reportMissingImports]
 
-    return spaces.GPU(duration=int(MAX_RUN_SECONDS))(function)
+    return spaces.GPU(duration=GPU_SECONDS)(function)
 
 
 class RequestError(ValueError):

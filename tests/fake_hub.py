@@ -33,6 +33,9 @@ class Repository:
         # Paths of LFS files, which have a different ETag.
         self.lfs: set[str] = set()
         self.variables: dict[str, str] = {}
+        # Everyone can read the metadata of a gated repository, but only the owner can read its files.
+        self.gated = False
+        self.hardware: str | None = None
 
     def commit(self, files: dict[str, bytes], ref: str = "main") -> str:
         parts = [self.refs.get(ref, "").encode()] + [part for f in sorted(files) for part in (f.encode(), files[f])]
@@ -257,10 +260,14 @@ class HubRequestHandler(BaseHTTPRequestHandler):
         kind = request.get("type", "model") + "s"
         if kind == "spaces" and request.get("sdk") not in ("gradio", "static"):
             raise ErrorResponse(400, message="no such sdk")
+        hardware = request.get("hardware")
+        if self.hub.requires_plan and request.get("sdk") == "gradio" and hardware in (None, "cpu-basic"):
+            raise ErrorResponse(402, message="Gradio Spaces on cpu-basic require a PRO subscription.")
         key = "/".join(([] if kind == "models" else [kind]) + [owner, request["name"]])
         if key in self.hub.repositories:
             raise ErrorResponse(409, message="You already created this repo", url=f"{self.hub.endpoint}/{key}")
         repository = self.hub.repositories[key] = Repository(private=request.get("visibility") == "private")
+        repository.hardware = hardware
         repository.commit({".gitattributes": b"*.safetensors filter=lfs\n"})
         return as_json({"url": f"{self.hub.endpoint}/{key}", "name": f"{owner}/{request['name']}", "id": key})
 
@@ -344,6 +351,7 @@ class HubRequestHandler(BaseHTTPRequestHandler):
                 "id": repo_id,
                 "sha": sha,
                 "private": repository.private,
+                "gated": "auto" if repository.gated else False,
                 "siblings": [{"rfilename": path} for path in files],
             }
         )
@@ -359,6 +367,9 @@ class HubRequestHandler(BaseHTTPRequestHandler):
 
     def file(self, key: str, revision: str, path: str):
         repository = self.find(key)
+        has_token = bool(self.headers.get("Authorization"))
+        if repository.gated and not (has_token and self.user() == key.split("/")[-2]):
+            raise ErrorResponse(403 if has_token else 401, "GatedRepo", "Access is restricted.")
         sha, files = self.revision(repository, revision)
         if path not in files:
             raise ErrorResponse(404, "EntryNotFound")
@@ -413,6 +424,7 @@ class FakeHub:
         large: Content of uploaded LFS files by SHA-256.
         requests: Method and path of each request.
         faults: Failures to simulate.
+        requires_plan: Whether Gradio Spaces on cpu-basic require a paid plan.
     """
 
     users: dict[str, str] = field(default_factory=dict)
@@ -420,6 +432,7 @@ class FakeHub:
     large: dict[str, bytes] = field(default_factory=dict)
     requests: list[tuple[str, str]] = field(default_factory=list)
     faults: list[Fault] = field(default_factory=list)
+    requires_plan: bool = False
 
     def __post_init__(self):
         self.lock, self.closing = Lock(), Event()

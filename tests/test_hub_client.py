@@ -11,9 +11,9 @@ from fmnist_diffusion import hub_client
 from fmnist_diffusion.hub_client import HubError, call_hub, connect, get_full_repo_id, is_hub_reachable, is_repo_id
 
 
-def get_http_error(status):
+def get_http_error(status, server_message=None):
     response = httpx.Response(status, request=httpx.Request("POST", "https://huggingface.co"))
-    return HfHubHTTPError("the reason", response=response)
+    return HfHubHTTPError("the reason", response=response, server_message=server_message)
 
 
 def get_upload_error(cause):
@@ -121,6 +121,14 @@ class TestCallHub:
         [
             (OfflineModeIsEnabled(), "HF_HUB_OFFLINE is set"),
             (get_http_error(401), "The Hub rejected the token. Please run `hf auth login`"),
+            (
+                get_http_error(402, "Please upgrade to PRO."),
+                r"The Hub requires a paid plan for me/model \(Please upgrade to PRO\)\. Upgrade your plan or, for a",
+            ),
+            (
+                get_http_error(403, "Private repository storage limit reached."),
+                r"no write access to me/model \(Private repository storage limit reached\)\. Use a repository",
+            ),
             (get_http_error(403), "The token has no write access to me/model. Use a repository of your own"),
             (get_http_error(404), "Could not find me/model, or the token cannot access it."),
             (get_http_error(409), "Another commit to me/model is in progress."),

@@ -27,6 +27,14 @@ def push_space(
         bool,
         typer.Option("--static", help="upload the browser page, which runs the model without a server; requires npm"),
     ] = False,
+    hardware: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="hardware of a new Space, such as zero-a10g (ZeroGPU); not with --static",
+            show_default="cpu-basic, which requires a paid plan",
+        ),
+    ] = None,
     private: Annotated[
         bool, typer.Option("--private", help="create a private Space; fails if it exists and is public")
     ] = False,
@@ -41,13 +49,15 @@ def push_space(
     from fmnist_diffusion.hub_client import HubError
 
     models = model or []
+    if static and hardware is not None:
+        raise ValueError("`hardware` does not apply to a static Space. Omit it, or omit `static`.")
     try:
         if static:
             prepare_export("A static Space")
             folders = [get_existing_folder(name).resolve() for name in models or STATIC_MODELS]
             url = static_space.push_static_space(repo_id, folders, private=private)
         elif len(models) == 1:
-            url = space.push_space(repo_id, models[0], private=private)
+            url = space.push_space(repo_id, models[0], private=private, space_hardware=hardware)
         else:
             raise ValueError(
                 f"`model` must be the repository id of one public model, got {len(models)} values. Pass one value, or"

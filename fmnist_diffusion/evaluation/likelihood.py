@@ -264,8 +264,9 @@ def log_likelihood(
 
     grid = np.interp(timesteps[-1] * np.linspace(0, 1, num_steps + 1) ** TIMESTEP_POWER, timesteps, angles)
     noise, divergence = integrate(dynamics, samples, grid.tolist())
-    prior = -0.5 * (noise.double().square() + math.log(2 * math.pi)).flatten(1).sum(1)
-    return (prior + divergence).cpu()
+    # Apple GPUs do not support float64.
+    prior = -0.5 * (noise.cpu().double().square() + math.log(2 * math.pi)).flatten(1).sum(1)
+    return prior + divergence
 
 
 def compute_velocity(
@@ -289,10 +290,10 @@ def estimate_divergence(output: torch.Tensor, input: torch.Tensor, probes: torch
         probes (`torch.Tensor`): Random vectors $p$ with mean 0 and covariance $I$, of the shape of `input`.
 
     Returns:
-        `torch.Tensor` of shape `(batch,)`: float64 estimates.
+        `torch.Tensor` of shape `(batch,)`: float64 estimates on the CPU.
     """
     (product,) = torch.autograd.grad(output, input, probes)
-    return (product * probes).double().flatten(1).sum(1)
+    return (product * probes).cpu().double().flatten(1).sum(1)
 
 
 def integrate(dynamics: Dynamics, samples: torch.Tensor, grid: list[float]) -> tuple[torch.Tensor, torch.Tensor]:
@@ -300,14 +301,16 @@ def integrate(dynamics: Dynamics, samples: torch.Tensor, grid: list[float]) -> t
     Solves an ODE with the classical fourth-order Runge-Kutta method and integrates its divergence along the solution.
 
     Args:
-        dynamics (`Callable`): Returns the derivative and its divergence, `(batch,)`, for samples and a time.
+        dynamics (`Callable`):
+            Returns the derivative and its divergence, float64 `(batch,)` on the CPU, for samples and a time.
         samples (`torch.Tensor` of shape `(batch, ...)`): The initial values.
         grid (`list[float]`): Times at which the steps start and end.
 
     Returns:
-        `tuple[torch.Tensor, torch.Tensor]`: The final samples and the integral of the divergence, `(batch,)`.
+        `tuple[torch.Tensor, torch.Tensor]`: The final samples, and the integral of the divergence, float64 `(batch,)`
+        on the CPU.
     """
-    integral = torch.zeros(len(samples), dtype=torch.float64, device=samples.device)
+    integral = torch.zeros(len(samples), dtype=torch.float64)
     for start, end in itertools.pairwise(grid):
         step = end - start
         velocity_1, divergence_1 = dynamics(samples, start)

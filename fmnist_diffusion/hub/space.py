@@ -20,7 +20,7 @@ UNUSED_PATHS = (
 )
 
 
-def push_space(repo_id: str, model_id: str, *, private: bool = False) -> str:
+def push_space(repo_id: str, model_id: str, *, private: bool = False, space_hardware: str | None = None) -> str:
     """
     Uploads the demo of a model as a Space. The Space contains the source code of this package.
 
@@ -31,20 +31,26 @@ def push_space(repo_id: str, model_id: str, *, private: bool = False) -> str:
         model_id (`str`): Repository id of the model, `owner/name`, or `name` for your own namespace.
         private (`bool`, defaults to `False`):
             Whether to create a private Space. Raises an error if it exists and is public.
+        space_hardware (`str`, *optional*):
+            Hardware of a new Space, such as `"zero-a10g"` (ZeroGPU). Defaults to `"cpu-basic"`. The hardware of an
+            existing Space does not change.
 
     Returns:
         `str`: The URL of the Space.
 
     Raises:
-        [`HubError`]: If the Hub cannot be reached or rejects a request, or if the model does not exist or is private.
+        [`HubError`]: If the Hub cannot be reached or rejects a request, or if the model does not exist, is private or
+            is gated.
     """
     api = connect()
     repo_id, model_id = get_full_repo_id(api, repo_id), get_full_repo_id(api, model_id)
-    if call_hub(lambda: api.model_info(model_id), model_id).private:
-        raise HubError(f"{model_id} is private, so the Space could not load it. Make the model public first.")
+    info = call_hub(lambda: api.model_info(model_id), model_id)
+    if info.private or info.gated:
+        kind = "private" if info.private else "gated"
+        raise HubError(f"{model_id} is {kind}, so the Space could not load it. Make the model public first.")
     with TemporaryDirectory() as staging:
         make_space(model_id, Path(staging))
-        create_repository(api, repo_id, private, repo_type="space", space_sdk="gradio")
+        create_repository(api, repo_id, private, repo_type="space", space_sdk="gradio", space_hardware=space_hardware)
         call_hub(lambda: api.add_space_variable(repo_id, "MODEL_ID", model_id), repo_id)
         patterns = ["*.py", "*.css", "examples/*", "fmnist_diffusion/*"]
         return upload_space(api, repo_id, Path(staging), "Upload demo", patterns)

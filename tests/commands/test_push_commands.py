@@ -22,7 +22,8 @@ def test_push_uploads_the_pipeline(hub, pipeline, capsys):
 def test_push_space_uploads_the_demo(hub, capsys):
     hub.repositories["someone/tiny"] = Repository()
     hub.repositories["someone/tiny"].commit({"model_index.json": b"{}"})
-    main(["push-space", "--repo-id", "demo", "--model", "someone/tiny"])
+    main(["push-space", "--repo-id", "demo", "--model", "someone/tiny", "--hardware", "zero-a10g"])
+    assert hub.repositories["spaces/someone/demo"].hardware == "zero-a10g"
     assert capsys.readouterr().out == f"Uploaded the Space to {hub.endpoint}/spaces/someone/demo.\n"
 
 
@@ -48,6 +49,7 @@ def test_push_space_uploads_a_static_page(hub, capsys, monkeypatch, models):
             ["push-space", "--repo-id", "demo", "--model", "me/x", "--model", "me/y"],
             "--model must be the repository id",
         ),
+        (["push-space", "--repo-id", "demo", "--static", "--hardware", "zero-a10g"], "--hardware does not apply to"),
         (["push-space", "--repo-id", "demo", "--static", "--model", "nowhere"], "Could not find the folder nowhere"),
     ],
 )
@@ -82,7 +84,7 @@ def test_missing_token_is_reported_before_a_pipeline_is_loaded(hub, get_error, m
 def test_hub_errors_have_exit_code_1(hub, get_error, pipeline):
     hub.faults = [Fault("POST", "/create", 403, times=9)]
     message = get_error("push", pipeline, "--repo-id", "someone/tiny", exit_code=1)
-    assert message.startswith("The token has no write access to someone/tiny.")
+    assert message.startswith("The token has no write access to someone/tiny (a simulated fault).")
     message = get_error("push-space", "--repo-id", "demo", "--model", "missing", exit_code=1)
     assert message.startswith("Could not find someone/missing")
 
@@ -101,5 +103,5 @@ def test_hub_errors_are_one_line_in_a_new_process(hub, pipeline, tmp_path):
     command = [sys.executable, "-c", code, "push", pipeline, "--repo-id", "someone/tiny"]
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("fmnist-diffusion: error: The token has no write access to someone/tiny.")
+    assert result.stderr.startswith("fmnist-diffusion: error: The token has no write access to someone/tiny (a simul")
     assert result.stderr.count("\n") == 1

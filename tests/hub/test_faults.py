@@ -209,6 +209,14 @@ class TestLoad:
         with pytest.raises(OSError, match=message):
             load_pipeline(REPO_ID)
 
+    @pytest.mark.parametrize("token", ["", "hf_other"])
+    def test_gated_repository_asks_to_request_access(self, hub, repository, monkeypatch, token):
+        repository.gated = True
+        monkeypatch.setenv("HF_TOKEN", token)
+        message = r"someone/tiny is gated\. Request access at .*/someone/tiny, and run `hf auth login`"
+        with pytest.raises(OSError, match=message):
+            load_pipeline(REPO_ID)
+
     def test_commit_needs_no_requests_if_it_is_cached(self, hub, repository):
         commit = repository.refs["main"]
         load_pipeline(REPO_ID, revision=commit)

@@ -57,11 +57,24 @@ def test_missing_model_is_an_error(hub, model):
     assert list(hub.repositories) == [REPO_ID]
 
 
-def test_private_model_is_an_error(hub, model):
-    model.private = True
-    with pytest.raises(HubError, match="someone/tiny is private, so the Space could not load it"):
+@pytest.mark.parametrize("kind", ["private", "gated"])
+def test_model_that_the_space_cannot_load_is_an_error(hub, model, kind):
+    setattr(model, kind, True)
+    with pytest.raises(HubError, match=f"someone/tiny is {kind}, so the Space could not load it"):
         push_space("demo", REPO_ID)
     assert list(hub.repositories) == [REPO_ID]
+
+
+def test_accounts_without_a_paid_plan_need_other_hardware(hub, model):
+    hub.requires_plan = True
+    message = r"requires a paid plan for someone/demo \(.*PRO subscription\)\. .* use the hardware zero-a10g"
+    with pytest.raises(HubError, match=message):
+        push_space("demo", REPO_ID)
+    assert list(hub.repositories) == [REPO_ID]
+    push_space("demo", REPO_ID, space_hardware="zero-a10g")
+    assert hub.repositories["spaces/someone/demo"].hardware == "zero-a10g"
+    # The hardware of an existing Space does not matter.
+    push_space("demo", REPO_ID)
 
 
 def test_rejected_variable_is_an_error(hub, model):
