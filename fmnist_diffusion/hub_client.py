@@ -290,6 +290,8 @@ def _explain(error: BaseException, repo_id: str, time_limit: float, access: str)
         return f"The token has no {access} access to {repo_id}{details}. Use a repository of your own, or {advice}."
     if status in (409, 412):
         return f"Another commit to {repo_id} is in progress. Try again."
+    if status == 429:
+        return f"The Hub limits the rate of requests{details}. Try again later."
     if status in TEMPORARY_STATUS_CODES:
         return f"The Hub is unavailable (HTTP {status}). Try again later."
     return f"The Hub rejected the request ({reason}). Check the repository id {repo_id} and the branch and tag names."

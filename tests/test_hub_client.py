@@ -132,6 +132,7 @@ class TestCallHub:
             (get_http_error(403), "The token has no write access to me/model. Use a repository of your own"),
             (get_http_error(404), "Could not find me/model, or the token cannot access it."),
             (get_http_error(409), "Another commit to me/model is in progress."),
+            (get_http_error(429), "The Hub limits the rate of requests. Try again later."),
             (get_http_error(503), r"The Hub is unavailable \(HTTP 503\)"),
             (get_http_error(400), r"The Hub rejected the request \(the reason\)"),
             (ConnectionError("connection\nreset"), r"Could not reach the Hub \(connection reset\)"),

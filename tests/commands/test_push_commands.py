@@ -103,5 +103,6 @@ def test_hub_errors_are_one_line_in_a_new_process(hub, pipeline, tmp_path):
     command = [sys.executable, "-c", code, "push", pipeline, "--repo-id", "someone/tiny"]
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stdout) == (1, "")
-    assert result.stderr.startswith("fmnist-diffusion: error: The token has no write access to someone/tiny (a simul")
+    message = "The token has no write access to someone/tiny (a simulated fault)."
+    assert result.stderr.startswith(f"fmnist-diffusion: error: {message}")
     assert result.stderr.count("\n") == 1
