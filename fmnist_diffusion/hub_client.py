@@ -271,27 +271,25 @@ def _explain(error: BaseException, repo_id: str, time_limit: float, access: str)
         return f"Could not reach the Hub ({reason}). Check the network connection and try again."
     status = error.response.status_code
     if isinstance(error, GatedRepoError):
-        return (
-            f"{repo_id} is gated. Request access at {constants.ENDPOINT}/{repo_id}, and {advice} of an account with"
-            " access."
-        )
+        page = f"{constants.ENDPOINT}/{repo_id}"
+        return f"{repo_id} is gated. Request access at {page} and, with the same account, {advice}."
     if status == 404 or isinstance(error, RepositoryNotFoundError):
         return f"Could not find {repo_id}, or the token cannot access it. Check the name, or {advice}."
     if status == 401:
         return f"The Hub rejected the token. Please {advice}."
-    # The Hub also rejects requests because of quotas and billing.
+    # The status alone does not show whether a quota or billing is the reason, so the message of the Hub is included.
     details = f" ({' '.join(error.server_message.split()).rstrip('.')})" if error.server_message else ""
     if status == 402:
         return (
-            f"The Hub requires a paid plan for {repo_id}{details}. Upgrade your plan or, for a Space, use the hardware"
-            " zero-a10g or a static Space."
+            f"The Hub requires a payment for {repo_id}{details}. Upgrade your plan, add credits or, for a Space, use"
+            " the hardware zero-a10g or a static Space."
         )
     if status == 403:
-        return f"The token has no {access} access to {repo_id}{details}. Use a repository of your own, or {advice}."
+        return f"The Hub denied {access} access to {repo_id}{details}. Use a repository of your own, or {advice}."
     if status in (409, 412):
         return f"Another commit to {repo_id} is in progress. Try again."
     if status == 429:
-        return f"The Hub limits the rate of requests{details}. Try again later."
+        return f"Too many requests to the Hub{details}. Try again later."
     if status in TEMPORARY_STATUS_CODES:
         return f"The Hub is unavailable (HTTP {status}). Try again later."
     return f"The Hub rejected the request ({reason}). Check the repository id {repo_id} and the branch and tag names."

@@ -27,7 +27,7 @@ from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, g
 MAX_IMAGES, MAX_STEPS, MAX_GUIDANCE = 40, 100, 8
 MIN_FRAMES, MAX_FRAMES = 3, 24
 MAX_RUN_SECONDS = 60.0
-# Each call on ZeroGPU needs this much of the visitor's remaining quota, although most calls take less time.
+# Maximum duration of a call on ZeroGPU. A call only starts if the visitor's remaining quota is at least as long.
 GPU_SECONDS = 20
 MAX_PROMPT_LENGTH = 200  # characters
 MAX_SHOWN_NAMES = 12

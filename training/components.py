@@ -105,9 +105,10 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     device = accelerator.device
     images, label_names = load_training_images(config.data)
     is_evaluated = config.eval.every_n_epochs is not None and config.model.get("num_class_embeds") is not None
+    # A resumed run does not inspect the images, so the classes are checked here.
     if is_evaluated and not has_fashion_mnist_order(label_names):
         raise ValueError(
-            f"`--eval.every_n_epochs` requires the classes of Fashion-MNIST in their original order, got"
+            "`--eval.every_n_epochs` requires the classes of Fashion-MNIST in their original order, got"
             f" {list_names(label_names or ['none'])}. Pass --eval.every_n_epochs=null."
         )
     distills = config.distillation.num_segments is not None

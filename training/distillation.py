@@ -93,7 +93,7 @@ class ConsistencyLoss(DiffusionLoss):
     def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:
         """Samples segments and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`.
 
-        If there is an adversarial loss, also samples the noise for it and returns a [`DistillationBatch`].
+        Also samples the noise of the adversarial loss, if there is one, and then returns a [`DistillationBatch`].
 
         The `target` of the batch contains the clean images that `target_unet` predicts at the earlier timesteps of the
         segments.

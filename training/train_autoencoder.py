@@ -380,9 +380,9 @@ def run(args: list[str]) -> None:
 
 
 def get_advice(config: AutoencoderConfig) -> str:
-    """Returns a sentence about how to continue the stopped run."""
+    """Returns a sentence about how to resume or restart the stopped run."""
     if config.checkpoint.is_dir():
-        return "Continue from the last checkpoint with --resume=true."
+        return "Resume from the last checkpoint with --resume=true."
     return "There is no checkpoint yet. Start again with a different --output_dir."
 
 

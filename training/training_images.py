@@ -29,7 +29,7 @@ SETTINGS = {field.name: field.name for field in fields(DataConfig)} | {
 
 @contextmanager
 def name_settings() -> Iterator[None]:
-    """In messages of `DataError`, replaces arguments and functions with settings, such as `--data.image_column`."""
+    """Replaces arguments and functions in messages of `DataError` with settings, such as `--data.image_column`."""
     try:
         yield
     except DataError as error:

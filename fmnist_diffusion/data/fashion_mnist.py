@@ -22,7 +22,8 @@ DEBIAN_FOLDER = Path("/usr/share/datasets/fashion-mnist")
 
 
 def normalize_label_names(label_names: Sequence[str]) -> list[str]:
-    """Replaces the class names of Fashion-MNIST by `FASHION_MNIST_LABELS` if only their spaces differ.
+    """
+    Returns `FASHION_MNIST_LABELS` if the names only differ from them in spaces, and otherwise the names unchanged.
 
     The default dataset on the Hub calls the first class "T - shirt / top".
     """

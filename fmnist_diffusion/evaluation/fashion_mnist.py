@@ -113,7 +113,8 @@ class FashionMNISTReference(Reference):
                 f" {describe_shape(pipe.image_shape)}. Pass `reference` to compare them with other images."
             )
         if conditional and pipe.text_encoder is None and not has_fashion_mnist_order(pipe.label_names):
-            names = list_names(pipe.label_names or [str(pipe.num_classes or "none")])
+            unnamed = f"{pipe.num_classes} classes without names" if pipe.num_classes else "no classes"
+            names = list_names(pipe.label_names or [unnamed])
             advice = ", or pass images of its classes as `reference`" if pipe.num_classes else ""
             raise ValueError(
                 f"The pipeline must have the classes of Fashion-MNIST in their original order, got {names}. Evaluate"

@@ -84,7 +84,7 @@ def test_missing_token_is_reported_before_a_pipeline_is_loaded(hub, get_error, m
 def test_hub_errors_have_exit_code_1(hub, get_error, pipeline):
     hub.faults = [Fault("POST", "/create", 403, times=9)]
     message = get_error("push", pipeline, "--repo-id", "someone/tiny", exit_code=1)
-    assert message.startswith("The token has no write access to someone/tiny (a simulated fault).")
+    assert message.startswith("The Hub denied write access to someone/tiny (a simulated fault).")
     message = get_error("push-space", "--repo-id", "demo", "--model", "missing", exit_code=1)
     assert message.startswith("Could not find someone/missing")
 
@@ -103,6 +103,6 @@ def test_hub_errors_are_one_line_in_a_new_process(hub, pipeline, tmp_path):
     command = [sys.executable, "-c", code, "push", pipeline, "--repo-id", "someone/tiny"]
     result = subprocess.run(command, env=env, capture_output=True, text=True, timeout=120)
     assert (result.returncode, result.stdout) == (1, "")
-    message = "The token has no write access to someone/tiny (a simulated fault)."
+    message = "The Hub denied write access to someone/tiny (a simulated fault)."
     assert result.stderr.startswith(f"fmnist-diffusion: error: {message}")
     assert result.stderr.count("\n") == 1

@@ -279,9 +279,9 @@ def test_invalid_arguments_are_rejected(kwargs: dict[str, Any], message: str, ev
         ({"in_channels": 3, "out_channels": 3}, r"got RGB images of 28x28 pixels\."),
         (
             {"num_class_embeds": 4},
-            r"must have the classes of Fashion-MNIST in their original order, got 4\.",
+            r"must have the classes of Fashion-MNIST in their original order, got 4 classes without names\.",
         ),
-        ({"num_class_embeds": None}, r"got none\. Evaluate it with unconditional samples\."),
+        ({"num_class_embeds": None}, r"got no classes\. Evaluate it with unconditional samples\."),
         (
             {"label_names": sorted(FASHION_MNIST_LABELS)},
             r"original order, got Ankle boot, Bag, Coat, Dress, Pullover and 5 more\. Evaluate it",

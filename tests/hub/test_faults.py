@@ -199,7 +199,7 @@ class TestLoad:
         ("status", "message"),
         [
             (401, "The Hub rejected the token. Please run `hf auth login` with a token that has read access"),
-            (403, "The token has no read access to someone/tiny"),
+            (403, "The Hub denied read access to someone/tiny"),
             (404, "Could not find someone/tiny, or the token cannot access it"),
             (500, r"The Hub is unavailable \(HTTP 500\)"),
         ],
@@ -213,7 +213,7 @@ class TestLoad:
     def test_gated_repository_asks_to_request_access(self, hub, repository, monkeypatch, token):
         repository.gated = True
         monkeypatch.setenv("HF_TOKEN", token)
-        message = r"someone/tiny is gated\. Request access at .*/someone/tiny, and run `hf auth login`"
+        message = r"someone/tiny is gated\. Request access at .*/someone/tiny and, with the same account, run"
         with pytest.raises(OSError, match=message):
             load_pipeline(REPO_ID)
 

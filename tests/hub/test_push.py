@@ -212,7 +212,7 @@ class TestHubErrors:
 
     def test_private_repository_of_another_user_is_an_error(self, hub, folder):
         push_pipeline(folder, REPO_ID, private=True)
-        with pytest.raises(HubError, match="no write access to someone/tiny"):
+        with pytest.raises(HubError, match="denied write access to someone/tiny"):
             push_pipeline(folder, REPO_ID, token="hf_other")
 
     @pytest.mark.parametrize(

@@ -67,7 +67,7 @@ def test_model_that_the_space_cannot_load_is_an_error(hub, model, kind):
 
 def test_accounts_without_a_paid_plan_need_other_hardware(hub, model):
     hub.requires_plan = True
-    message = r"requires a paid plan for someone/demo \(.*PRO subscription\)\. .* use the hardware zero-a10g"
+    message = r"requires a payment for someone/demo \(.*PRO subscription\)\. .* use the hardware zero-a10g"
     with pytest.raises(HubError, match=message):
         push_space("demo", REPO_ID)
     assert list(hub.repositories) == [REPO_ID]
@@ -79,7 +79,7 @@ def test_accounts_without_a_paid_plan_need_other_hardware(hub, model):
 
 def test_rejected_variable_is_an_error(hub, model):
     hub.faults = [Fault("POST", "/variables", 403, times=9)]
-    with pytest.raises(HubError, match="no write access to someone/demo"):
+    with pytest.raises(HubError, match="denied write access to someone/demo"):
         push_space("someone/demo", REPO_ID)
 
 

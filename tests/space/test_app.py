@@ -86,7 +86,7 @@ def test_front_matter_is_valid(constraints):
     assert metadata["sdk"] == "gradio"
     assert metadata["sdk_version"] == constraints["gradio"]
     assert (SPACE / metadata["app_file"]).is_file()
-    # ZeroGPU supports Python 3.10 and 3.12, and the package requires 3.11.
+    # ZeroGPU supports Python 3.10 and 3.12, and the package requires 3.11 or later.
     assert metadata["python_version"] == "3.12"
     assert len(metadata["short_description"]) <= 60
     assert metadata["colorFrom"] in ("red", "yellow", "green", "blue", "indigo", "purple", "pink", "gray")

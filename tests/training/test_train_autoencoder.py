@@ -94,7 +94,7 @@ def test_resumed_run_has_identical_weights(
     with pytest.raises(SystemExit) as error:
         launch()
     assert error.value.code == 130
-    assert "Interrupted. Continue from the last checkpoint with --resume=true." in capsys.readouterr().err
+    assert "Interrupted. Resume from the last checkpoint with --resume=true." in capsys.readouterr().err
     # A run of an earlier version does not have all settings.
     path = tmp_path / "run" / "checkpoint" / "trainer.json"
     state = json.loads(path.read_text())
