@@ -27,13 +27,13 @@ from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import DataSummary, get_height_width
 from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.sampling import copy_pipeline
+from launch_environment import get_num_processes, is_first_process
 from machine import (
     can_compile,
     choose_batch_size,
     choose_compile,
     choose_mixed_precision,
     get_device_type,
-    get_num_processes,
 )
 from milestones import get_num_images_needed
 from model import get_sample_shape, make_model_config, make_run_pipeline
@@ -41,7 +41,6 @@ from noise_schedule import get_betas, make_noise_scheduler
 from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrained
 from publishing import check_token
 from settings import DATA_OPTIONS
-from startup import is_first_process
 from summary import CLASSES_REMOVED, describe_changes, describe_images, describe_run
 from text_model import check_num_heads, count_parameters, get_hidden_size
 from tracking import get_log_with

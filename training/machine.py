@@ -24,11 +24,6 @@ def get_device_type() -> str:
     return "cpu" if device is None or parse_flag_from_env("ACCELERATE_USE_CPU") else device.type
 
 
-def get_num_processes() -> int:
-    """Returns the number of processes; also works before Accelerate is initialized."""
-    return int(os.environ.get("WORLD_SIZE", "1"))
-
-
 def choose_mixed_precision(device_type: str) -> Literal["no", "bf16", "fp16"]:
     """Returns the dtype that `accelerate launch` selects, otherwise bf16 where it is faster than float32."""
     # `accelerate launch` always sets this variable, and its default is no.

@@ -9,9 +9,9 @@ from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
 from checks import find_problems, format_problems
 from config import TrainingConfig
 from fmnist_diffusion.metadata import flatten
+from launch_environment import is_first_process
 from pretrained import find_defaults
 from settings import TYPES, describe_unknown_name, describe_wrong_type, find_wrong_settings
-from startup import is_first_process
 from yaml_files import dump_yaml, load_yaml, read_yaml
 
 

@@ -12,8 +12,8 @@ from fmnist_diffusion.data import DataError
 from fmnist_diffusion.files import WriteError
 from inspection import resolve_config
 from interrupts import Terminated
+from launch_environment import is_first_process
 from parsing import parse_config
-from startup import is_first_process
 from trainer import Trainer
 
 

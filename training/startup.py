@@ -5,13 +5,10 @@ import signal
 import sys
 from typing import Literal, NoReturn
 
+from launch_environment import is_first_process
+
 
 INTERRUPTED = 130
-
-
-def is_first_process() -> bool:
-    """Returns whether this is the main process; also works before Accelerate is initialized."""
-    return os.environ.get("RANK", "0") == "0"
 
 
 def start(args: list[str], program: Literal["train.py", "distill.py"]) -> None:

@@ -11,7 +11,8 @@ from config import DataConfig, ResolvedConfig
 from fmnist_diffusion.data import DataSummary, get_height_width
 from fmnist_diffusion.data.errors import list_names
 from fmnist_diffusion.metadata import format_count
-from machine import get_device_type, get_num_processes
+from launch_environment import get_num_processes
+from machine import get_device_type
 from milestones import describe_run_length
 from model import get_sample_shape
 from pretrained import PretrainedPipeline
