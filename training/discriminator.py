@@ -83,8 +83,8 @@ def make_discriminator(unet: FashionMNISTUNet2DModel | TextConditionalUNet) -> D
 class AdversarialLoss:
     """Non-saturating GAN loss (arXiv 1406.2661, section 3) of a discriminator on the features of a frozen model.
 
-    The loss is the generator loss times `weight` plus the discriminator loss. The generator loss only has gradients
-    for the generated images. The discriminator loss only has gradients for the parameters of the discriminator.
+    The generator loss only has gradients for the generated images. The discriminator loss only has gradients for the
+    parameters of the discriminator.
 
     Args:
         feature_network: The frozen model.
@@ -109,8 +109,13 @@ class AdversarialLoss:
         generated: torch.Tensor,
         timesteps: torch.Tensor,
         class_labels: torch.Tensor | None,
-    ) -> torch.Tensor:
-        """Returns the loss, a scalar, for real and generated noisy images `(B, C, H, W)`."""
+    ) -> tuple[torch.Tensor, torch.Tensor]:
+        """Returns the loss of the generator times `weight`, and the loss of the discriminator, both scalars.
+
+        Args:
+            real, generated: Noisy images `(B, C, H, W)`.
+            timesteps, class_labels: Inputs of the frozen model, `(B,)` or, for token ids, `(B, L)`.
+        """
         with self.autocast():
             with torch.no_grad():
                 real_features = self.feature_network(real, timesteps, class_labels)
@@ -125,7 +130,7 @@ class AdversarialLoss:
             size = len(real)
             real_loss = compute_logistic_loss([x[:size] for x in logits])
             generated_loss = compute_logistic_loss([-x[size:] for x in logits])
-            return self.weight * generator_loss + real_loss + generated_loss
+            return self.weight * generator_loss, real_loss + generated_loss
 
 
 def compute_logistic_loss(logits: list[torch.Tensor]) -> torch.Tensor:

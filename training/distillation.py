@@ -13,7 +13,7 @@ from consistency import ddim_step, get_angles, predict_images, pseudo_huber_loss
 from discriminator import AdversarialLoss
 from fmnist_diffusion.objectives import TimestepSampler
 from fmnist_diffusion.pipelines.pipeline_fmnist import NEAR_ZERO_SNR
-from losses import DiffusionLoss, NoisyBatch
+from losses import BatchLoss, DiffusionLoss, NoisyBatch
 
 
 # Mean and standard deviation of the logit-normal timesteps of the noise for the discriminator. Most of them are low,
@@ -86,6 +86,8 @@ class ConsistencyLoss(DiffusionLoss):
             )
         self.num_segments, self.target_unet, self.teacher = num_segments, target_unet, teacher
         self.autocast, self.adversarial_loss = autocast, adversarial_loss
+        if adversarial_loss is not None:
+            self.term_names = ("consistency_loss", "generator_loss", "discriminator_loss")
         self.angles = get_angles(alphas_cumprod).to(device)
         num_timesteps = len(alphas_cumprod)
         self.noise_timestep_sampler = TimestepSampler("logit_normal", num_timesteps, device, LOGIT_MEAN, LOGIT_STD)
@@ -117,8 +119,8 @@ class ConsistencyLoss(DiffusionLoss):
         noise = self.sample_noise(images, generator)
         return DistillationBatch(noisy_images, later, class_labels, target, weights, images, noise, noise_timesteps)
 
-    def __call__(self, prediction: torch.Tensor, batch: NoisyBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the loss of the batch, a scalar, and the consistency loss of each image, `(B,)`.
+    def __call__(self, prediction: torch.Tensor, batch: NoisyBatch) -> BatchLoss:
+        """Returns the loss of the batch and the consistency loss of each image.
 
         The loss of the batch is the mean consistency loss, plus the adversarial loss if there is one.
         """
@@ -126,12 +128,13 @@ class ConsistencyLoss(DiffusionLoss):
         images = predict_images(batch.images, prediction.float(), angles, self.prediction_type)
         losses = pseudo_huber_loss(images, batch.target)
         loss = losses.mean()
-        if self.adversarial_loss is not None:
-            assert isinstance(batch, DistillationBatch)
-            angles = self._get_angles(batch.noise_timesteps)
-            real, generated = (rotate(x, batch.noise, angles) for x in (batch.real_images, images))
-            loss = loss + self.adversarial_loss(real, generated, batch.noise_timesteps, batch.class_labels)
-        return loss, losses
+        if self.adversarial_loss is None:
+            return BatchLoss(loss, losses)
+        assert isinstance(batch, DistillationBatch)
+        angles = self._get_angles(batch.noise_timesteps)
+        real, generated = (rotate(x, batch.noise, angles) for x in (batch.real_images, images))
+        adversarial_losses = self.adversarial_loss(real, generated, batch.noise_timesteps, batch.class_labels)
+        return BatchLoss(loss + sum(adversarial_losses), losses, (loss, *adversarial_losses))
 
     def _get_angles(self, timesteps: torch.Tensor) -> torch.Tensor:
         return self.angles[timesteps + 1]

@@ -31,6 +31,21 @@ class NoisyBatch:
     weights: torch.Tensor
 
 
+@dataclass
+class BatchLoss:
+    """Loss of one batch.
+
+    Attributes:
+        total: The loss to minimize, a scalar.
+        per_image: Unweighted loss of each image, `(B,)`.
+        terms: The scalars that add up to `total`, in the order of `term_names`; empty if there is only one.
+    """
+
+    total: torch.Tensor
+    per_image: torch.Tensor
+    terms: tuple[torch.Tensor, ...] = ()
+
+
 class DiffusionLoss:
     r"""Loss of a diffusion model, or of a flow-matching model if `noise_scheduler` uses flow matching.
 
@@ -45,7 +60,12 @@ class DiffusionLoss:
         null_label: The null label, or its token ids `(L,)`; `None` for an unconditional model.
         device: Device of the batches.
         process_index, num_processes: Index of this process and number of processes that share each batch.
+
+    Attributes:
+        term_names: Names of the terms of a [`BatchLoss`].
     """
+
+    term_names: tuple[str, ...] = ()
 
     def __init__(
         self,
@@ -122,7 +142,7 @@ class DiffusionLoss:
     def _get_flow_timesteps(self, sigmas: torch.Tensor) -> torch.Tensor:
         return sigmas * self.noise_scheduler.config["num_train_timesteps"]
 
-    def __call__(self, prediction: torch.Tensor, batch: NoisyBatch) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the weighted loss of the batch, a scalar, and the unweighted loss of each image, `(B,)`."""
+    def __call__(self, prediction: torch.Tensor, batch: NoisyBatch) -> BatchLoss:
+        """Returns the weighted loss of the batch and the unweighted loss of each image."""
         losses = per_image_loss(prediction.float(), batch.target, self.config.loss_type)
-        return (losses * batch.weights).mean(), losses
+        return BatchLoss((losses * batch.weights).mean(), losses)

@@ -61,23 +61,24 @@ class LossRecord:
         path: File to write.
         resumed: `loss.csv` of the run to resume. Its rows up to `global_step` are copied.
         global_step: Number of finished optimizer steps.
+        term_names: Columns of the terms that the loss consists of.
     """
 
-    def __init__(self, path: Path, resumed: Path | None, global_step: int):
-        self.path = path
+    def __init__(self, path: Path, resumed: Path | None, global_step: int, term_names: tuple[str, ...] = ()):
+        self.path, self.term_names, self.columns = path, term_names, COLUMNS + term_names
         rows = []
         if resumed is not None and resumed.exists():
-            rows = [row for row in read_rows(resumed, COLUMNS) if int(row["step"]) <= global_step]
+            rows = [row for row in read_rows(resumed, self.columns) if int(row["step"]) <= global_step]
         if len(rows) < global_step:
             num_lost = global_step - len(rows)
             logger.warning("%s does not contain the losses of %d of the first %d steps.", path, num_lost, global_step)
         with write_atomically(path) as temporary, temporary.open("w", newline="") as file:
-            writer = csv.DictWriter(file, COLUMNS, extrasaction="ignore")
+            writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
 
-    def append(self, rows: list[tuple[int, int, float, float]]) -> None:
-        """Adds rows of step, epoch (from 1), loss and learning rate."""
+    def append(self, rows: Sequence[tuple[float, ...]]) -> None:
+        """Adds rows of step, epoch (from 1), loss, learning rate and the terms of the loss."""
         with describe_write_errors(self.path), self.path.open("a", newline="") as file:
             csv.writer(file).writerows(rows)
 
@@ -86,41 +87,44 @@ class LossRecord:
         with describe_write_errors(self.path):
             sync(self.path)
 
-    def read(self) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """Returns the step, epoch and loss of every row."""
-        rows = read_rows(self.path, COLUMNS)
-        steps, epochs = (np.array([int(row[name]) for row in rows]) for name in ("step", "epoch"))
-        return steps, epochs, np.array([float(row["loss"]) for row in rows])
+    def read(self) -> dict[str, np.ndarray]:
+        """Returns the values of each column."""
+        rows = read_rows(self.path, self.columns)
+        return {name: np.array([float(row[name]) for row in rows]) for name in self.columns}
 
     def get_epoch_mean(self, epoch: int) -> float:
-        _, epochs, losses = self.read()
-        selected = losses[epochs == epoch]
+        values = self.read()
+        selected = values["loss"][values["epoch"] == epoch]
         # A resumed run has no losses of this epoch if its loss.csv was lost.
         return float(selected.mean()) if len(selected) else math.nan
 
     def plot(self, path: Path, images_per_step: int) -> None:
-        """Plots the loss of each step, its running mean and the mean of each epoch against the number of images."""
-        steps, epochs, losses = self.read()
-        if not len(losses):
+        """Plots the loss against the number of images, or its terms if there are several.
+
+        The plot shows the value of each step, its running mean and the mean of each epoch.
+        """
+        values = self.read()
+        if not len(values["step"]):
             return
-        images = steps * images_per_step
-        figure, axes = plt.subplots(figsize=(8, 4.5), layout="constrained")
-        axes.plot(images, losses, color="tab:blue", alpha=0.2, linewidth=0.5, label="step")
-        window = max(1, min(200, len(losses) // 10))
-        axes.plot(
-            images[window - 1 :],
-            np.convolve(losses, np.ones(window) / window, mode="valid"),
-            color="tab:blue",
-            label=f"mean of {window} steps",
+        images, epochs = values["step"] * images_per_step, values["epoch"]
+        window = max(1, min(200, len(images) // 10))
+        names = self.term_names or ("loss",)
+        figure, all_axes = plt.subplots(
+            len(names), 1, figsize=(8, 1.5 + 3 * len(names)), sharex=True, layout="constrained", squeeze=False
         )
-        names = np.unique(epochs)
-        ends = [images[epochs == epoch][-1] for epoch in names]
-        means = [losses[epochs == epoch].mean() for epoch in names]
-        axes.plot(ends, means, "o", color="tab:orange", markersize=4, label="mean of an epoch")
-        axes.set(xlabel="images seen", ylabel="loss", yscale="log")
-        axes.xaxis.set_major_formatter("{x:,.0f}")
-        axes.grid(alpha=0.3, which="both")
-        axes.legend()
+        for name, axes in zip(names, all_axes[:, 0], strict=True):
+            losses = values[name]
+            axes.plot(images, losses, color="tab:blue", alpha=0.2, linewidth=0.5, label="step")
+            means = np.convolve(losses, np.ones(window) / window, mode="valid")
+            axes.plot(images[window - 1 :], means, color="tab:blue", label=f"mean of {window} steps")
+            ends = [images[epochs == epoch][-1] for epoch in np.unique(epochs)]
+            means = [losses[epochs == epoch].mean() for epoch in np.unique(epochs)]
+            axes.plot(ends, means, "o", color="tab:orange", markersize=4, label="mean of an epoch")
+            axes.set(ylabel=name.replace("_", " "), yscale="log")
+            axes.grid(alpha=0.3, which="both")
+        all_axes[0, 0].legend()
+        all_axes[-1, 0].set_xlabel("images seen")
+        all_axes[-1, 0].xaxis.set_major_formatter("{x:,.0f}")
         with write_atomically(path) as temporary:
             figure.savefig(temporary, dpi=120)
         plt.close(figure)
@@ -135,10 +139,18 @@ class LossLogger:
         accelerator: Averages the losses over the processes.
         record: The file on the main process; `None` on other processes.
         images_per_step: Number of images per optimizer step.
+        term_names: Names of the terms that the loss consists of.
     """
 
-    def __init__(self, accelerator: Accelerator, record: LossRecord | None, images_per_step: int):
+    def __init__(
+        self,
+        accelerator: Accelerator,
+        record: LossRecord | None,
+        images_per_step: int,
+        term_names: tuple[str, ...] = (),
+    ):
         self.accelerator, self.record, self.images_per_step = accelerator, record, images_per_step
+        self.names = ("loss", *term_names)
         self.batch_losses: list[torch.Tensor] = []
         self.steps: list[tuple[int, int, torch.Tensor, float]] = []
         self.bar = tqdm(disable=True)
@@ -163,12 +175,12 @@ class LossLogger:
         """Excludes the time since the last report from the training speed."""
         self.start_time = time.perf_counter()
 
-    def add_batch(self, loss: torch.Tensor) -> None:
-        self.batch_losses.append(loss.detach())
+    def add_batch(self, loss: torch.Tensor, *terms: torch.Tensor) -> None:
+        self.batch_losses.append(torch.stack([loss, *terms]).detach())
 
     def add_step(self, step: int, epoch: int, learning_rate: float) -> None:
         """Ends an optimizer step, whose loss is the mean over the batches since the last step."""
-        self.steps.append((step, epoch, torch.stack(self.batch_losses).mean(), learning_rate))
+        self.steps.append((step, epoch, torch.stack(self.batch_losses).mean(0), learning_rate))
         self.batch_losses = []
         self.bar.update(self.images_per_step)
 
@@ -187,26 +199,28 @@ class LossLogger:
         """
         if not self.steps:
             return
-        local_losses = torch.stack([loss for _, _, loss, _ in self.steps])
+        local_losses = torch.stack([losses for _, _, losses, _ in self.steps])  # (steps, 1 + terms)
         mean_losses: Any = self.accelerator.reduce(local_losses, reduction="mean")
-        losses = mean_losses.tolist()
-        rows = [(step, epoch, loss, rate) for (step, epoch, _, rate), loss in zip(self.steps, losses, strict=True)]
+        rows = [
+            (step, epoch, loss, rate, *terms)
+            for (step, epoch, _, rate), (loss, *terms) in zip(self.steps, mean_losses.tolist(), strict=True)
+        ]
         self.steps = []
         images_per_second = len(rows) * self.images_per_step / (time.perf_counter() - self.start_time)
         self.restart_clock()
         if self.record is not None:
             self.record.append(rows)
-        step, epoch, _, learning_rate = rows[-1]
-        loss = float(np.mean(losses))
-        self.bar.set_postfix(epoch=epoch, loss=f"{loss:.4f}")
+        step, epoch, _, learning_rate, *_ = rows[-1]
+        losses = dict(zip(self.names, mean_losses.mean(0).tolist(), strict=True))
+        self.bar.set_postfix(epoch=epoch, loss=f"{losses['loss']:.4f}")
         values = {
-            "loss": loss,
+            **losses,
             "learning_rate": learning_rate,
             "images_seen": step * self.images_per_step,
             "images_per_second": images_per_second,
         }
         self.accelerator.log(values, step=step)
-        for step, _, loss, _ in rows:
+        for step, _, loss, *_ in rows:
             if not math.isfinite(loss):
                 raise FloatingPointError(f"The loss is {loss} at step {step}.")
 

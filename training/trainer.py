@@ -77,13 +77,13 @@ class Trainer:
         self.interrupts = Interrupts(self.accelerator)
 
         # 3. records
-        record = None
+        record, term_names = None, self.components.loss.term_names
         if self.accelerator.is_main_process:
             config.save(self.folder / "config.yaml")
             resumed = None if checkpoint is None else checkpoint.parents[1] / "loss.csv"
-            record = LossRecord(self.folder / "loss.csv", resumed, global_step)
+            record = LossRecord(self.folder / "loss.csv", resumed, global_step, term_names)
         start_tracker(self.accelerator, config)
-        self.loss_logger = LossLogger(self.accelerator, record, config.images_per_step)
+        self.loss_logger = LossLogger(self.accelerator, record, config.images_per_step, term_names)
 
     def _prepare_folder(self, global_step: int) -> None:
         """Locks the folder of the run and removes temporary files and damaged checkpoints of an interrupted run."""
@@ -147,17 +147,17 @@ class Trainer:
         self._seed_dropout()
         with self.accelerator.accumulate(*components.get_modules()):
             prediction = components.unet(batch.images, batch.timesteps, batch.class_labels).sample
-            loss, image_losses = components.loss(prediction, batch)
-            self.accelerator.backward(loss)
+            loss = components.loss(prediction, batch)
+            self.accelerator.backward(loss.total)
             if self.accelerator.sync_gradients and config.optimizer.max_grad_norm is not None:
                 self.accelerator.clip_grad_norm_(components.unet.parameters(), config.optimizer.max_grad_norm)
             components.optimizer.step()
             components.optimizer.zero_grad()
         if config.objective.timestep_sampling == "importance":
-            gathered = self.accelerator.gather((batch.timesteps, image_losses.detach()))
+            gathered = self.accelerator.gather((batch.timesteps, loss.per_image.detach()))
             components.loss.update_timestep_sampler(*gathered)
         progress.batch += 1
-        self.loss_logger.add_batch(loss)
+        self.loss_logger.add_batch(loss.total, *loss.terms)
         if self.accelerator.sync_gradients:
             progress.global_step += 1
             learning_rate = float(self.lr_scheduler.get_last_lr()[0])

@@ -212,7 +212,7 @@ class Ours(Entry):
         images, timesteps, target, weights, *class_labels = inputs
         batch = NoisyBatch(images, timesteps, class_labels[0] if class_labels else None, target, weights)
         prediction = self.model(batch.images, batch.timesteps, batch.class_labels).sample
-        return self.components.loss(prediction, batch)[0]
+        return self.components.loss(prediction, batch).total
 
     def update(self) -> None:
         self.components.optimizer.step()

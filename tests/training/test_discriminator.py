@@ -60,14 +60,15 @@ def test_features_are_the_outputs_of_all_blocks():
 
 def test_loss_of_zero_logits():
     loss = make_loss(Scale(0.0), 3.0)
-    value = loss(torch.randn(4, 1, 4, 4), torch.randn(4, 1, 4, 4), torch.zeros(4), None)
-    assert value.item() == pytest.approx(5 * math.log(2))
+    generator_loss, discriminator_loss = loss(torch.randn(4, 1, 4, 4), torch.randn(4, 1, 4, 4), torch.zeros(4), None)
+    assert generator_loss.item() == pytest.approx(3 * math.log(2))
+    assert discriminator_loss.item() == pytest.approx(2 * math.log(2))
 
 
 def test_images_and_discriminator_only_receive_their_own_gradients():
     real, generated = torch.randn(6, 1, 4, 4), torch.randn(6, 1, 4, 4, requires_grad=True)
     discriminator = Scale(0.7)
-    make_loss(discriminator, 3.0)(real, generated, torch.zeros(6), None).backward()
+    sum(make_loss(discriminator, 3.0)(real, generated, torch.zeros(6), None)).backward()
 
     images = generated.detach().requires_grad_()
     (3.0 * F.softplus(-0.7 * images).mean()).backward()
@@ -81,7 +82,7 @@ def test_gradients_reach_the_images_through_the_frozen_model():
     unet = make_unet(norm_type="group", norm_num_groups=4)
     loss = make_loss(make_discriminator(unet), 1.0, FeatureNetwork(unet))
     generated = torch.randn(2, 1, 28, 28, requires_grad=True)
-    loss(torch.randn(2, 1, 28, 28), generated, torch.tensor([5, 10]), torch.tensor([0, 1])).backward()
+    sum(loss(torch.randn(2, 1, 28, 28), generated, torch.tensor([5, 10]), torch.tensor([0, 1]))).backward()
     assert generated.grad is not None and (generated.grad.flatten(1).norm(dim=1) > 0).all()
     assert all(parameter.grad is None for parameter in unet.parameters())
 
@@ -98,12 +99,12 @@ def test_trained_discriminator_separates_distributions_and_its_gradient_points_t
 
     for _ in range(60):
         optimizer.zero_grad()
-        loss(sample(1), sample(-1), torch.zeros(32), None).backward()
+        sum(loss(sample(1), sample(-1), torch.zeros(32), None)).backward()
         optimizer.step()
     [real], [generated] = discriminator([sample(1)]), discriminator([sample(-1)])
     assert (real > 0).float().mean() > 0.95 and (generated < 0).float().mean() > 0.95
     images = sample(-1).requires_grad_()
-    loss(sample(1), images, torch.zeros(32), None).backward()
+    sum(loss(sample(1), images, torch.zeros(32), None)).backward()
     assert images.grad is not None
     step = -images.grad.mean(dim=(0, 2, 3))
     assert step[0] > 0 > step[1]

@@ -98,9 +98,9 @@ def compute_gaussian_loss(num_segments: int, function: Callable) -> float:
     generator = torch.Generator().manual_seed(0)
     images = MEAN + STD * torch.randn(512, 1, 4, 4, generator=generator)
     batch = loss.add_noise(images, None, generator)
-    value, image_losses = loss(ExactModel(function, loss.angles)(batch.images, batch.timesteps, None).sample, batch)
-    torch.testing.assert_close(value, image_losses.mean())
-    return float(value)
+    value = loss(ExactModel(function, loss.angles)(batch.images, batch.timesteps, None).sample, batch)
+    torch.testing.assert_close(value.total, value.per_image.mean())
+    return float(value.total)
 
 
 def test_loss_of_the_exact_consistency_function_is_the_error_of_the_solver():
@@ -138,6 +138,18 @@ def test_noise_timesteps_of_the_discriminator_are_mostly_low():
     assert timesteps.min() >= 0 and timesteps.max() <= 999
     # The median of sigmoid(n) is the sigmoid of the mean of n.
     assert float(timesteps.float().median()) == pytest.approx(1000 / (1 + math.exp(2.5)), abs=3)
+
+
+def test_terms_of_the_adversarial_loss_are_reported():
+    losses = torch.tensor(0.3), torch.tensor(1.2)
+    loss = make_loss(adversarial_loss=lambda real, generated, timesteps, class_labels: losses)
+    batch = loss.add_noise(torch.zeros(8, 1, 4, 4), None, torch.Generator().manual_seed(0))
+    value = loss(torch.zeros(8, 1, 4, 4), batch)
+    terms = dict(zip(loss.term_names, value.terms, strict=True))
+    torch.testing.assert_close(terms["consistency_loss"], value.per_image.mean())
+    assert (terms["generator_loss"], terms["discriminator_loss"]) == losses
+    torch.testing.assert_close(value.total, terms["consistency_loss"] + 1.5)
+    assert make_loss().term_names == ()
 
 
 @pytest.mark.parametrize("num_processes", [2, 4])
@@ -233,7 +245,10 @@ def test_each_kind_of_checkpoint_can_be_distilled(
         *ADVERSARIAL,
         *[option for option in options if option.startswith(("--data", "--num"))],
     )
-    losses = [float(row["loss"]) for row in read_losses(tmp_path / "run")]
+    rows = read_losses(tmp_path / "run")
+    losses = [float(row["loss"]) for row in rows]
+    terms = ("consistency_loss", "generator_loss", "discriminator_loss")
+    assert losses == pytest.approx([sum(float(row[name]) for name in terms) for row in rows])
     assert np.isfinite(losses).all() and min(losses) > 0
     assert not torch.equal(
         load_weights(tmp_path / "run")["conv_out.weight"], load_weights(tmp_path / "teacher")["conv_out.weight"]

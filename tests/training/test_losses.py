@@ -38,8 +38,7 @@ def test_flow_matching_interpolates_between_images_and_noise(shift: float):
     noise = batch.target + images
     assert noise.mean().abs() < 0.1 and abs(noise.std() - 1) < 0.1
     torch.testing.assert_close(batch.weights, torch.ones(64))
-    value, _ = loss(batch.target, batch)
-    assert value == 0
+    assert loss(batch.target, batch).total == 0
     # One step of the scheduler from the noise level of an image to 0 ends at the image.
     for image, noisy, timestep, target in zip(images, batch.images, batch.timesteps, batch.target, strict=True):
         loss.noise_scheduler.set_timesteps(sigmas=[unshift(float(timestep) / 1000, shift)])
@@ -89,11 +88,11 @@ def test_loss_of_the_target_is_zero_and_weights_scale_the_loss():
     loss = make_loss(snr_gamma=5.0)
     batch = loss.add_noise(torch.randn(64, 1, 4, 4), None, torch.Generator())
     assert not torch.equal(batch.weights, torch.ones(64))
-    value, image_losses = loss(batch.target, batch)
-    assert value == 0 and not image_losses.any()
-    value, image_losses = loss(batch.target + 1, batch)
-    torch.testing.assert_close(image_losses, torch.ones(64))
-    torch.testing.assert_close(value, batch.weights.mean())
+    value = loss(batch.target, batch)
+    assert value.total == 0 and not value.per_image.any()
+    value = loss(batch.target + 1, batch)
+    torch.testing.assert_close(value.per_image, torch.ones(64))
+    torch.testing.assert_close(value.total, batch.weights.mean())
 
 
 @pytest.mark.parametrize(("label_dropout", "expected"), [(0.0, [3, 1, 4]), (1.0, [10, 10, 10])])

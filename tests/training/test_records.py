@@ -34,10 +34,10 @@ def test_incomplete_rows_are_dropped(tmp_path: Path, end: bytes):
     record = LossRecord(path, path, 4)
     assert path.read_bytes() == complete
     record.append(ROWS[4:])
-    steps, epochs, losses = record.read()
-    assert steps.tolist() == [1, 2, 3, 4, 5, 6]
-    assert epochs.tolist() == [1, 1, 1, 2, 2, 2]
-    assert losses[-1] == 1 / 6
+    values = record.read()
+    assert values["step"].tolist() == [1, 2, 3, 4, 5, 6]
+    assert values["epoch"].tolist() == [1, 1, 1, 2, 2, 2]
+    assert values["loss"][-1] == 1 / 6
 
 
 @pytest.mark.parametrize(
@@ -49,7 +49,7 @@ def test_lost_losses_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     record = LossRecord(path, path, 4)
     assert "loss.csv does not contain the losses of 4 of the first 4 steps." in caplog.text
     record.append(ROWS[4:])
-    assert record.read()[0].tolist() == [5, 6]
+    assert record.read()["step"].tolist() == [5, 6]
 
 
 def test_plot_is_not_empty(tmp_path: Path):
@@ -68,6 +68,23 @@ def test_logger_averages_the_batches_of_a_step(tmp_path: Path):
     logger.report()
     logger.report()
     assert read_csv(tmp_path / "loss.csv") == [{"step": "1", "epoch": "1", "loss": "2.0", "learning_rate": "0.0001"}]
+
+
+def test_terms_of_the_loss_are_recorded_and_plotted(tmp_path: Path):
+    names = ("consistency_loss", "generator_loss")
+    record = LossRecord(tmp_path / "loss.csv", None, 0, names)
+    logger = LossLogger(Accelerator(cpu=True), record, 32, names)
+    logger.add_batch(torch.tensor(3.0), torch.tensor(1.0), torch.tensor(2.0))
+    logger.add_batch(torch.tensor(7.0), torch.tensor(3.0), torch.tensor(4.0))
+    logger.add_step(1, 1, 1e-4)
+    logger.report()
+    [row] = read_csv(tmp_path / "loss.csv")
+    assert (row["loss"], row["consistency_loss"], row["generator_loss"]) == ("5.0", "2.0", "3.0")
+    assert LossRecord(tmp_path / "resumed.csv", record.path, 1, names).read() == record.read()
+    record.plot(tmp_path / "terms.png", 32)
+    LossRecord(tmp_path / "total.csv", record.path, 1).plot(tmp_path / "total.png", 32)
+    with Image.open(tmp_path / "terms.png") as terms, Image.open(tmp_path / "total.png") as total:
+        assert terms.width == total.width and terms.height > total.height
 
 
 def test_progress_counts_images(monkeypatch: pytest.MonkeyPatch):
