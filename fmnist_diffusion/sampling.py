@@ -192,7 +192,9 @@ def make_consistency_pipeline(
     # With this value of `original_inference_steps`, LCMScheduler accepts all custom timesteps without a warning.
     scheduler = LCMScheduler(**config, original_inference_steps=num_train_timesteps, clip_sample=True)
     num_inference_steps = min(num_inference_steps, num_train_timesteps)
-    return FashionMNISTPipeline(unet, scheduler, num_inference_steps, 2.0, text_encoder, tokenizer)
+    return FashionMNISTPipeline(
+        unet, scheduler, num_inference_steps, 2.0, text_encoder=text_encoder, tokenizer=tokenizer
+    )
 
 
 def copy_pipeline(
@@ -214,8 +216,8 @@ def copy_pipeline(
     # The original scheduler determines which other schedulers support the model.
     original: Any = pipe._original_scheduler
     settings = pipe.config.num_inference_steps, pipe._timestep_power
-    components = pipe.text_encoder, pipe.tokenizer, pipe.classifier, pipe.vae
-    copy = type(pipe)(pipe.unet, type(original).from_config(original.config), *settings, *components)
+    components = {name: getattr(pipe, name) for name in pipe._optional_components}
+    copy = type(pipe)(pipe.unet, type(original).from_config(original.config), *settings, **components)
     if scheduler is not None:
         copy.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
     elif pipe.scheduler is not original:

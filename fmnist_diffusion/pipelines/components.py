@@ -20,9 +20,9 @@ from .files import (
     SCHEDULER_CONFIG,
     TOKENIZER_FILES,
     check_weights,
-    check_weights_file,
     has_component,
     list_weights,
+    read_header,
     read_json_object,
 )
 from .pipeline_fmnist import FashionMNISTPipeline, check_settings
@@ -265,22 +265,25 @@ def load_model(
 def load_text_encoder(folder: Path, variant: str | None, device_map: Any, **kwargs: Any) -> Any:
     """Loads the text encoder of a pipeline; raises `OSError` if a file is damaged or missing."""
     with _required_transformers(folder):
-        from transformers import CLIPTextModel
+        from transformers import CLIPTextConfig, CLIPTextModel
 
     encoder_folder = folder / "text_encoder"
     read_json_object(encoder_folder / "config.json")
+    with _named_errors(encoder_folder), torch.device("meta"):
+        CLIPTextModel(CLIPTextConfig.from_pretrained(encoder_folder))
     weights = list_weights(folder, "text_encoder", variant)
     for path in weights:
-        check_weights_file(path)
-    with _named_errors(encoder_folder):
-        loaded: Any = CLIPTextModel.from_pretrained(
-            encoder_folder,
-            variant=variant,
-            dtype=kwargs.get("dtype", kwargs.get("torch_dtype")) or torch.float32,
-            device_map=device_map,
-            use_safetensors=True,
-            output_loading_info=True,
-        )
+        read_header(path)
+    loaded: Any = CLIPTextModel.from_pretrained(
+        encoder_folder,
+        variant=variant,
+        dtype=kwargs.get("dtype", kwargs.get("torch_dtype")) or torch.float32,
+        device_map=device_map,
+        use_safetensors=True,
+        # The report lists the mismatched weights, which are an error.
+        ignore_mismatched_sizes=True,
+        output_loading_info=True,
+    )
     text_encoder, report = loaded
     problems = [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]
     if problems:
@@ -315,6 +318,11 @@ def check_text_encoder(folder: Path, unet: Any, text_encoder: Any) -> None:
     """Raises `OSError` if the model requires a different text encoder, or none."""
     expected = unet.time_embedding.linear_2.out_features if unet.config.get("class_embed_type") == "identity" else None
     hidden_size = None if text_encoder is None else text_encoder.config.hidden_size
+    if text_encoder is None and expected is not None:
+        raise OSError(
+            f"The model in {folder} requires a text encoder with a `hidden_size` of {expected}. Pass one as"
+            " `text_encoder`, or save or download the pipeline again."
+        )
     if hidden_size != expected:
         raise OSError(
             f"The text encoder in {folder} does not match the model: `hidden_size` must be {expected}, got"

@@ -137,7 +137,7 @@ def check_weights(folder: Path, component: str, variant: str | None, model: torc
     config_path, paths = folder / component / "config.json", list_weights(folder, component, variant)
     expected = model.state_dict()
     for path in paths:
-        for name, (shape, is_floating_point) in _read_header(path).items():
+        for name, (shape, is_floating_point) in read_header(path).items():
             # `fuse_qkv_projections` adds fused copies of the attention projections, which the new model does not need.
             if ".to_qkv." in name:
                 continue
@@ -176,8 +176,13 @@ def check_weights_file(path: Path) -> None:
         raise OSError(f"{path} has more than {MAX_WEIGHTS_BYTES} bytes, the limit for weights.")
 
 
-def _read_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
-    """Returns the shape of each tensor and whether it has a floating-point dtype."""
+def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
+    """
+    Returns the shape of each tensor in a weights file and whether it has a floating-point dtype.
+
+    Raises:
+        `OSError`: If the file does not exist, is too large or damaged.
+    """
     check_weights_file(path)
     try:
         with safe_open(path, framework="pt") as file:

@@ -418,6 +418,15 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
             module.training = training
 
 
+def remove_defaults(signature: inspect.Signature, names: Sequence[str]) -> inspect.Signature:
+    """Removes the default values of the parameters `names`."""
+    parameters = [
+        parameter.replace(default=parameter.empty) if parameter.name in names else parameter
+        for parameter in signature.parameters.values()
+    ]
+    return signature.replace(parameters=parameters)
+
+
 class FashionMNISTPipeline(DiffusionPipeline):
     r"""
     Pipeline for image generation with a text-conditional, class-conditional or unconditional model and any compatible
@@ -475,6 +484,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         scheduler: SchedulerMixin,
         num_inference_steps: int = 20,
         timestep_power: float | None = None,
+        *,
         text_encoder: torch.nn.Module | None = None,
         tokenizer: Any = None,
         classifier: ModelMixin | None = None,
@@ -496,6 +506,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self.register_to_config(num_inference_steps=int(num_inference_steps), timestep_power=timestep_power)
         self._original_scheduler, self._timestep_power = scheduler, timestep_power
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, vae_latent_channels=0)
+
+    # `DiffusionPipeline.from_pretrained` only accepts components whose parameters have no default value.
+    vars(__init__)["__signature__"] = remove_defaults(inspect.signature(__init__), _optional_components)
 
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
@@ -539,9 +552,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     @classmethod
     def from_pipe(cls, pipeline: Any, **kwargs: Any) -> Self:
-        """Creates a pipeline from the components of another pipeline; see [`DiffusionPipeline.from_pipe`]."""
+        """
+        Creates a pipeline from the components of another pipeline; see [`DiffusionPipeline.from_pipe`].
+
+        Unlike `FashionMNISTPipeline(**pipeline.components)`, it keeps `num_inference_steps` and `timestep_power`.
+        """
         # diffusers only reuses a model whose class is exactly the annotated class.
-        models = {name: model for name, model in pipeline.components.items() if name in cls._models}
+        components = {**dict.fromkeys(cls._optional_components), **pipeline.components}
+        models = {name: components[name] for name in ("unet", *cls._optional_components) if name in components}
         pipe: Any = super().from_pipe(pipeline, **{**models, **kwargs})
         return pipe
 
@@ -599,11 +617,18 @@ class FashionMNISTPipeline(DiffusionPipeline):
     @staticmethod
     def _copy_source(component: Any, folder: Path) -> list[str]:
         """Copies the file that defines the class of `component` and returns the module name and the class name."""
-        source = Path(inspect.getsourcefile(type(component)))  # pyright: ignore[reportArgumentType]
+        # A notebook has no source file, and a script would run when the pipeline is loaded.
+        saved = next(base for base in type(component).__mro__ if base.__module__ != "__main__")
+        if saved is not type(component):
+            logger.warning(
+                f"The saved pipeline contains {saved.__name__} instead of {type(component).__name__}, which is defined"
+                " in a notebook or a script. To save it, define it in a module."
+            )
+        source = Path(inspect.getsourcefile(saved))  # pyright: ignore[reportArgumentType]
         folder.mkdir(parents=True, exist_ok=True)
         if source.resolve() != (folder / source.name).resolve():
             shutil.copyfile(source, folder / source.name)
-        return [source.stem, type(component).__name__]
+        return [source.stem, saved.__name__]
 
     @property
     def num_classes(self) -> int | None:
@@ -755,6 +780,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         prompt: str | list[str],
         device: torch.device | None = None,
         num_images_per_prompt: int = 1,
+        *,
         negative_prompt: str | list[str] | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
         r"""
@@ -1085,12 +1111,16 @@ class FashionMNISTPipeline(DiffusionPipeline):
             kwargs["eta"] = eta
         return kwargs
 
-    def _set_begin_index(self, index: int) -> None:
+    def _set_begin_index(self, index: int | None) -> None:
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(index)
 
     def _check_scheduler(self, name: str) -> None:
         scheduler = self.scheduler
+        if not isinstance(self.scheduler, SchedulerMixin):
+            raise ValueError(
+                f"`scheduler` must be a scheduler object, got {scheduler!r}. Create one with `from_config`."
+            )
         step_parameters = inspect.signature(scheduler.step).parameters.values() if hasattr(scheduler, "step") else ()
         required = [p.name for p in step_parameters if p.default is p.empty and p.kind is not p.VAR_KEYWORD]
         flow_matching = uses_flow_matching(scheduler)
@@ -1337,22 +1367,26 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self._num_timesteps = len(timesteps)
         self._num_function_evaluations = 0
         progress_bar = self.progress_bar(total=self.num_timesteps)  # pyright: ignore[reportCallIssue]
-        with evaluation_mode(self.unet), progress_bar:
-            for i, t in enumerate(timesteps):
-                if self.interrupt:
-                    break
-                scaled_sample = self.scale_model_input(sample, t)
-                prediction = predict(scaled_sample.to(self.unet.dtype), t, i)
-                # The scheduler computes in float32, even if the model uses a different dtype.
-                sample = step(prediction, t, sample, i)
-                if callback_on_step_end is not None:
-                    tensors = {"latents": sample, "model_input": scaled_sample}
-                    if "pred_original_sample" in callback_on_step_end_tensor_inputs:
-                        tensors["pred_original_sample"] = self.pred_original_sample(prediction, scaled_sample, t)
-                    tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
-                    callback_outputs = callback_on_step_end(self, i, t, tensors) or {}
-                    sample = callback_outputs.pop("latents", sample)
-                progress_bar.update()
+        try:
+            with evaluation_mode(self.unet), progress_bar:
+                for i, t in enumerate(timesteps):
+                    if self.interrupt:
+                        break
+                    scaled_sample = self.scale_model_input(sample, t)
+                    prediction = predict(scaled_sample.to(self.unet.dtype), t, i)
+                    # The scheduler computes in float32, even if the model uses a different dtype.
+                    sample = step(prediction, t, sample, i)
+                    if callback_on_step_end is not None:
+                        tensors = {"latents": sample, "model_input": scaled_sample}
+                        if "pred_original_sample" in callback_on_step_end_tensor_inputs:
+                            tensors["pred_original_sample"] = self.pred_original_sample(prediction, scaled_sample, t)
+                        tensors = {name: tensors[name] for name in callback_on_step_end_tensor_inputs}
+                        callback_outputs = callback_on_step_end(self, i, t, tensors) or {}
+                        sample = callback_outputs.pop("latents", sample)
+                    progress_bar.update()
+        finally:
+            # With a begin index, `scheduler.add_noise` ignores its `timesteps`.
+            self._set_begin_index(None)
         return sample
 
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
@@ -1558,7 +1592,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             label_kwargs, null_kwargs = {"class_labels": labels}, {"class_labels": null_labels}
         elif self.text_encoder is not None:
             prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-                prompt or "", device, num_images_per_prompt, negative_prompt
+                prompt or "", device, num_images_per_prompt, negative_prompt=negative_prompt
             )
             guidance_labels = torch.cat([negative_prompt_embeds, prompt_embeds])  # (2B, channels)
             label_kwargs = {"class_labels": prompt_embeds}

@@ -220,7 +220,7 @@ def test_text_encoder_that_does_not_fit_the_model_is_an_error(pipe, tmp_path, da
         index = json.loads((tmp_path / "model_index.json").read_text())
         del index["text_encoder"]
         (tmp_path / "model_index.json").write_text(json.dumps(index))
-        expected = "`hidden_size` must be 16, got None"
+        expected = "requires a text encoder with a `hidden_size` of 16"
     else:
         get_pipeline().unet.save_pretrained(tmp_path / "unet")
         expected = "`hidden_size` must be None, got 16"

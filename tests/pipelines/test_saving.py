@@ -1,5 +1,6 @@
 """Saving a pipeline and loading it again, with the classes of the package and with those that were saved."""
 
+import copy
 import json
 import logging
 import sys
@@ -23,8 +24,10 @@ from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
 from fmnist_diffusion.sampling import make_pipeline
+from latent_pipelines import get_latent_pipeline
 from subprocesses import run_python
-from tiny_pipelines import make_classifier, make_unet, sample
+from text_pipelines import get_text_pipeline
+from tiny_pipelines import get_pipeline, make_classifier, make_unet, sample
 
 
 pytestmark = pytest.mark.usefixtures("dynamic_modules")
@@ -126,6 +129,23 @@ class TestRoundTrip:
         load_dynamically(folder)
         assert "unet_fmnist" not in sys.modules
         assert [record.message for record in diffusers_log.records] == []
+
+    def test_subclass_that_is_defined_in_a_script_is_saved_as_its_base_class(self, folder, expected, diffusers_log):
+        def make_subclass(base: type) -> type:
+            # Python cannot find the source of this class, as in a notebook.
+            return type("Custom", (base,), {"__module__": "__main__"})
+
+        unet = make_subclass(FashionMNISTUNet2DModel).from_pretrained(folder, subfolder="unet")
+        pipe = make_subclass(FashionMNISTPipeline).from_pretrained(folder, unet=unet)
+        pipe.save_pretrained(folder)
+        check_layout(folder)
+        assert [record.message for record in diffusers_log.records] == [
+            f"The saved pipeline contains {name} instead of Custom, which is defined in a notebook or a script. To"
+            " save it, define it in a module."
+            for name in ("FashionMNISTPipeline", "FashionMNISTUNet2DModel")
+        ]
+        for loader in (load, load_dynamically):
+            assert torch.equal(sample(loader(folder), "Bag"), expected)
 
     def test_auto_model_ignores_the_unet_if_there_are_other_models(self, tmp_path):
         pipe = make_default_pipeline()
@@ -254,9 +274,29 @@ class TestFromPretrained:
         assert pipe.scheduler is scheduler
         assert (pipe.config.num_inference_steps, pipe.config.timestep_power) == (5, None)
 
-    def test_passed_model_is_used(self, folder):
-        unet = make_unet()
-        assert load(folder, unet=unet).unet is unet
+    @pytest.mark.parametrize("name", ["unet", "text_encoder", "tokenizer", "classifier", "vae"])
+    @pytest.mark.parametrize("loader", [load, load_dynamically])
+    def test_passed_component_is_used(self, tmp_path, loader, name):
+        pipe = {
+            "classifier": lambda: get_pipeline(classifier=make_classifier()),
+            "vae": lambda: get_latent_pipeline(num_class_embeds=None),
+        }.get(name, get_text_pipeline)()
+        pipe.save_pretrained(tmp_path)
+        component = copy.deepcopy(getattr(pipe, name))
+        assert getattr(loader(tmp_path, **{name: component}), name) is component
+        assert getattr(loader(tmp_path), name) not in (component, None)
+
+    @pytest.mark.parametrize("loader", [load, load_dynamically])
+    def test_optional_component_can_be_omitted(self, tmp_path, loader):
+        get_pipeline(classifier=make_classifier()).save_pretrained(tmp_path)
+        pipe = loader(tmp_path, classifier=None)
+        assert pipe.classifier is None
+        assert_close(sample(pipe, "Bag"), sample(get_pipeline(), "Bag"))
+
+    def test_required_text_encoder_cannot_be_omitted(self, tmp_path):
+        get_text_pipeline().save_pretrained(tmp_path)
+        with pytest.raises(OSError, match=r"requires a text encoder with a `hidden_size` of 16\. Pass one as"):
+            load(tmp_path, text_encoder=None)
 
     @pytest.mark.parametrize("scheduler", [DDIMScheduler, "ddim"], ids=str)
     def test_scheduler_that_is_not_an_object_is_an_error(self, folder, scheduler):

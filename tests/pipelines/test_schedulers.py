@@ -1,5 +1,8 @@
 """The schedulers of diffusers, with a model whose predictions are exact."""
 
+import contextlib
+from typing import Any
+
 import diffusers
 import pytest
 import torch
@@ -76,6 +79,24 @@ def test_sampling_from_near_zero_snr_ends_at_the_clean_image(name, num_inference
     assert pipe.unet.noise_error < 0.12
 
 
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_scheduler_can_add_noise_after_a_call(name):
+    pipe, noise = make_oracle_pipeline(name, DDPMScheduler()), torch.ones(1, 1, 8, 8)
+    expected = make_oracle_pipeline(name, DDPMScheduler()).scheduler
+    expected.set_timesteps(20)
+
+    def interrupt(pipe: Any, i: int, t: torch.Tensor, tensors: dict) -> dict:
+        raise KeyboardInterrupt
+
+    for callback in (None, interrupt):
+        with contextlib.suppress(KeyboardInterrupt):
+            pipe(num_inference_steps=20, callback_on_step_end=callback)
+        for timestep in expected.timesteps[:-1].view(-1, 1):
+            noisy = pipe.scheduler.add_noise(torch.zeros_like(noise), noise, timestep)
+            assert noisy.min() > 0
+            assert_close(noisy, expected.add_noise(torch.zeros_like(noise), noise, timestep))
+
+
 def available_schedulers() -> list[str]:
     names = [name for name in dir(diffusers) if name.endswith("Scheduler") and name != "SchedulerMixin"]
     # Schedulers that need a package that is not installed are placeholders.
@@ -104,6 +125,13 @@ def test_every_scheduler_generates_images_or_raises_a_value_error(name, noise_sc
 def test_incompatible_scheduler_is_an_error(name):
     with pytest.raises(ValueError, match=f"{name} does not support this model"):
         make_oracle_pipeline(name, DDPMScheduler())()
+
+
+def test_scheduler_class_is_an_error():
+    pipe = make_oracle_pipeline("ddim", DDPMScheduler())
+    pipe.scheduler = DDIMScheduler
+    with pytest.raises(ValueError, match=r"`scheduler` must be a scheduler object, got .*DDIMScheduler"):
+        pipe()
 
 
 def test_unsupported_noise_schedule_is_an_error():
