@@ -289,7 +289,7 @@ class SampleGrids:
 
     def plot(self, row_height: int) -> None:
         rows = {}
-        for path in sorted((self.folder / "samples").glob("epoch-*.png")):
+        for path in (self.folder / "samples").glob("epoch-*.png"):
             try:
                 with Image.open(path) as grid:
                     row = np.asarray(grid.crop((0, 0, grid.width, row_height)))
@@ -298,8 +298,8 @@ class SampleGrids:
                 continue
             rows[int(path.stem.removeprefix("epoch-"))] = row
         figure, axes = plt.subplots(len(rows), 1, figsize=(8, 0.85 * len(rows)), layout="constrained", squeeze=False)
-        for axis, (epoch, row) in zip(axes[:, 0], rows.items(), strict=True):
-            axis.imshow(row, cmap="gray")
+        for axis, (epoch, row) in zip(axes[:, 0], sorted(rows.items()), strict=True):
+            axis.imshow(row, cmap="gray", vmin=0, vmax=255)
             axis.set_ylabel(f"epoch {epoch}", rotation=0, ha="right", va="center")
             axis.set(xticks=[], yticks=[])
         with write_atomically(self.folder / "progress.png") as temporary:

@@ -58,7 +58,7 @@ def load_images(
     check_shape(1 if resolution is None else resolution, 1 if channels is None else channels)
     check_max_samples(max_samples)
     if _is_tensor_file(train_data_dir):
-        tensors = _load_tensor_file(train_data_dir, label_column, max_samples)
+        tensors = _load_tensor_file(train_data_dir, image_column, label_column, caption_column, max_samples)
         if resolution is None or channels is None:
             summary = summarize_tensors(tensors)
             resolution, channels = resolution or summary.resolution, channels or summary.channels
@@ -114,7 +114,9 @@ def inspect_images(
     """
     check_max_samples(max_samples)
     if _is_tensor_file(train_data_dir):
-        return summarize_tensors(_load_tensor_file(train_data_dir, label_column, max_samples))
+        return summarize_tensors(
+            _load_tensor_file(train_data_dir, image_column, label_column, caption_column, max_samples)
+        )
     dataset, skipped = load_source(
         dataset_name,
         split,
@@ -211,6 +213,15 @@ def _is_tensor_file(path: str | None) -> TypeGuard[str]:
     return path is not None and Path(path).suffix == SAFETENSORS_SUFFIX
 
 
-def _load_tensor_file(path: str, label_column: str | None, max_samples: int | None) -> ImageTensors:
+def _load_tensor_file(
+    path: str, image_column: str | None, label_column: str | None, caption_column: str, max_samples: int | None
+) -> ImageTensors:
+    for name, value, accepted in (
+        ("image_column", image_column, (None,)),
+        ("label_column", label_column, (None, NO_LABELS)),
+        ("caption_column", caption_column, (DEFAULT_CAPTION_COLUMN,)),
+    ):
+        if value not in accepted:
+            raise DataError(f"`{name}` is not supported by {path}, which has no columns, got {value!r}. Omit it.")
     tensors = load_tensors(check_path(path)).select(slice(max_samples))
     return replace(tensors, labels=None, label_names=None) if label_column == NO_LABELS else tensors

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
+from safetensors.torch import save
 
 from .errors import DataError, get_reason
 from .image_tensors import ImageTensors, check_label_range
@@ -24,7 +24,8 @@ def save_tensors(tensors: ImageTensors, path: str | Path) -> None:
     metadata = {} if tensors.label_names is None else {"label_names": json.dumps(tensors.label_names)}
     if tensors.captions is not None:
         metadata["captions"] = json.dumps(tensors.captions)
-    save_file(contents, path, metadata=metadata)
+    # `save_file` would create a file that other users cannot read.
+    Path(path).write_bytes(save(contents, metadata))
 
 
 def load_tensors(path: Path) -> ImageTensors:

@@ -9,6 +9,7 @@ from fmnist_diffusion.data import (
     FASHION_MNIST_LABELS,
     DataError,
     ImageTensors,
+    inspect_images,
     load_images,
     load_split,
     save_tensors,
@@ -90,6 +91,21 @@ def test_invalid_tensors_are_errors(path):
 def test_other_suffix_is_an_error(tmp_path, fashion_mnist):
     with pytest.raises(DataError, match=r"^`path` must end with \.safetensors, got .*split\.pt\.$"):
         save_tensors(fashion_mnist, tmp_path / "split.pt")
+
+
+@pytest.mark.parametrize("name", ["image_column", "label_column", "caption_column"])
+@pytest.mark.parametrize("function", [load_images, inspect_images])
+def test_columns_are_an_error(path, fashion_mnist, function, name):
+    save_tensors(fashion_mnist, path)
+    with pytest.raises(DataError, match=rf"^`{name}` is not supported by .*which has no columns, got 'other'\."):
+        function(train_data_dir=str(path), **{name: "other"})
+
+
+def test_other_users_can_read_the_file(path, fashion_mnist):
+    save_tensors(fashion_mnist, path)
+    expected = path.with_name("other")
+    expected.touch()
+    assert path.stat().st_mode == expected.stat().st_mode
 
 
 def test_saved_tensors_cannot_be_streamed(path, fashion_mnist):

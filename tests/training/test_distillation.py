@@ -222,7 +222,7 @@ def test_each_kind_of_checkpoint_can_be_distilled(
     make_teacher: Callable[..., str],
     distill: Callable[..., None],
     rgb_folder: Path,
-    caplog: pytest.LogCaptureFixture,
+    diffusers_log: pytest.LogCaptureFixture,
     teacher: str,
 ):
     options = {
@@ -255,9 +255,9 @@ def test_each_kind_of_checkpoint_can_be_distilled(
     )
 
     # DiffusionPipeline loads the exported pipeline, which generates images without warnings or further settings.
-    caplog.clear()
+    diffusers_log.clear()
     folder = str(tmp_path / "run" / "pipeline")
-    with caplog.at_level(logging.WARNING):
+    with diffusers_log.at_level(logging.WARNING):
         pipe: Any = DiffusionPipeline.from_pretrained(folder, trust_remote_code=True)
         conditions = {
             "conditional": {"class_labels": "Bag"},
@@ -271,7 +271,7 @@ def test_each_kind_of_checkpoint_can_be_distilled(
             assert images.shape == ((1, 16, 16, 3) if teacher == "rgb" else (1, 28, 28, 1))
         pipe(**condition)
         assert pipe.num_function_evaluations == 4
-    assert not caplog.records
+    assert not diffusers_log.records
     assert type(pipe.scheduler).__name__ == "LCMScheduler"
 
 

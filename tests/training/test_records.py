@@ -1,9 +1,11 @@
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
 from accelerate import Accelerator
+from matplotlib.axes import Axes
 from PIL import Image
 from run_files import read_csv
 
@@ -52,12 +54,33 @@ def test_lost_losses_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixtu
     assert record.read()["step"].tolist() == [5, 6]
 
 
-def test_plot_is_not_empty(tmp_path: Path):
+def record_calls(monkeypatch: pytest.MonkeyPatch, method: str) -> list[tuple[Any, ...]]:
+    """Returns a list to which each call of this method of `Axes` adds its arguments."""
+    calls, original = [], getattr(Axes, method)
+
+    def call(axes: Axes, *args: Any, **kwargs: Any) -> Any:
+        calls.append(args)
+        return original(axes, *args, **kwargs)
+
+    monkeypatch.setattr(Axes, method, call)
+    return calls
+
+
+def test_plot_shows_losses_running_means_and_epoch_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     record = LossRecord(tmp_path / "loss.csv", None, 0)
-    record.append(ROWS)
+    losses = np.arange(1.0, 21.0)
+    record.append([(step, 1 + (step > 12), loss, 1e-4) for step, loss in enumerate(losses, start=1)])
+    curves = record_calls(monkeypatch, "plot")
     record.plot(tmp_path / "loss.png", 32)
-    with Image.open(tmp_path / "loss.png") as plot:
-        assert np.asarray(plot).std() > 0
+    images = 32 * np.arange(1, 21)
+    expected = [
+        (images, losses),
+        # The mean of 2 of the 20 steps
+        (images[1:], losses[1:] - 0.5),
+        ([12 * 32, 20 * 32], [6.5, 16.5]),
+    ]
+    for (x, y, *_), (expected_x, expected_y) in zip(curves, expected, strict=True):
+        assert np.allclose(x, expected_x) and np.allclose(y, expected_y)
 
 
 def test_logger_averages_the_batches_of_a_step(tmp_path: Path):
@@ -70,7 +93,7 @@ def test_logger_averages_the_batches_of_a_step(tmp_path: Path):
     assert read_csv(tmp_path / "loss.csv") == [{"step": "1", "epoch": "1", "loss": "2.0", "learning_rate": "0.0001"}]
 
 
-def test_terms_of_the_loss_are_recorded_and_plotted(tmp_path: Path):
+def test_terms_of_the_loss_are_recorded_and_plotted(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     names = ("consistency_loss", "generator_loss")
     record = LossRecord(tmp_path / "loss.csv", None, 0, names)
     logger = LossLogger(Accelerator(cpu=True), record, 32, names)
@@ -81,10 +104,9 @@ def test_terms_of_the_loss_are_recorded_and_plotted(tmp_path: Path):
     [row] = read_csv(tmp_path / "loss.csv")
     assert (row["loss"], row["consistency_loss"], row["generator_loss"]) == ("5.0", "2.0", "3.0")
     assert LossRecord(tmp_path / "resumed.csv", record.path, 1, names).read() == record.read()
-    record.plot(tmp_path / "terms.png", 32)
-    LossRecord(tmp_path / "total.csv", record.path, 1).plot(tmp_path / "total.png", 32)
-    with Image.open(tmp_path / "terms.png") as terms, Image.open(tmp_path / "total.png") as total:
-        assert terms.width == total.width and terms.height > total.height
+    curves = record_calls(monkeypatch, "plot")
+    record.plot(tmp_path / "loss.png", 32)
+    assert [float(np.squeeze(y)) for _, y, *_ in curves] == [2.0] * 3 + [3.0] * 3
 
 
 def test_progress_counts_images(monkeypatch: pytest.MonkeyPatch):
@@ -128,18 +150,30 @@ def test_damaged_grids_are_skipped(tmp_path: Path, caplog: pytest.LogCaptureFixt
         grid.load()
 
 
-def test_progress_image_shows_the_first_row_of_each_epoch(tmp_path: Path):
+def test_progress_image_shows_the_first_row_of_each_epoch(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     grids = SampleGrids(tmp_path)
-    sizes = []
-    for epoch in (1, 2):
-        grid = grids.save([Image.new("L", (28, 28), 20 * i) for i in range(20)], 10, epoch)
+    shown = record_calls(monkeypatch, "imshow")
+    rows, sizes = [], []
+    # The epochs are sorted as numbers.
+    for epoch in (9_999, 10_000):
+        grid = grids.save([Image.new("L", (28, 28), 10 * i + epoch % 7) for i in range(20)], 10, epoch)
         assert grid.size == (560, 112)
         with Image.open(grids.get_path(epoch)) as saved:
             assert np.array_equal(np.asarray(saved), np.asarray(grid))
         with Image.open(tmp_path / "progress.png") as progress:
-            assert np.asarray(progress).std() > 0
             sizes.append(progress.height)
+        rows.append(np.asarray(grid)[:56])
     assert sizes[1] == 2 * sizes[0]
+    for (row,), expected in zip(shown, [rows[0], *rows], strict=True):
+        assert np.array_equal(row, expected)
+
+
+def test_progress_image_shows_the_pixel_values(tmp_path: Path):
+    # Without fixed limits, the darkest and the brightest pixel of the row would be black and white.
+    SampleGrids(tmp_path).save([Image.new("L", (28, 28), value) for value in (100, 110)] * 5, 10, 1)
+    with Image.open(tmp_path / "progress.png") as progress:
+        values, counts = np.unique(np.asarray(progress.convert("L")), return_counts=True)
+    assert set(values[np.argsort(counts)[-3:]]) == {100, 110, 255}
 
 
 def test_lowest_distance_is_the_best(tmp_path: Path):
