@@ -249,9 +249,9 @@ def delete_old_files(folder: Path, max_age: float) -> None:
         if stat.st_mtime < oldest:
             path.unlink(missing_ok=True)
     for path in folder.iterdir():
-        if path.is_dir() and path.stat().st_mtime < oldest:
-            # The folder can contain newer files.
-            with suppress(OSError):
+        # The folder can contain newer files, or it may no longer exist.
+        with suppress(OSError):
+            if path.is_dir() and path.stat().st_mtime < oldest:
                 path.rmdir()
 
 
@@ -274,9 +274,13 @@ class Cleanup:
     async def run(self) -> None:
         while True:
             await asyncio.sleep(CLEANUP_INTERVAL)
-            await run_sync(delete_old_files, self.folder, MAX_FILE_AGE)
-            self.forget_files()
-            self.forget_results(time.monotonic())
+            try:
+                await run_sync(delete_old_files, self.folder, MAX_FILE_AGE)
+                self.forget_files()
+                self.forget_results(time.monotonic())
+            # Without later cleanups, the server would reject all uploads.
+            except Exception:
+                logger.exception("The cleanup failed.")
 
     def forget_files(self) -> None:
         for files in self.page.temp_file_sets:

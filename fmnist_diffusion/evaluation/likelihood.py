@@ -101,11 +101,13 @@ def measure_likelihood(
         raise ValueError(f"`num_steps` must be a positive integer, got {num_steps}.")
     check_likelihood(pipe)
     check_images(pipe, images, conditional)
+    labels = images.labels if conditional else None
     noise_scheduler = make_noise_scheduler(pipe)
     settings = {
         "source": name,
         "weights_sha256": weights_hash(pipe),
         "images_sha256": tensor_hash(images.images),
+        "labels_sha256": None if labels is None else tensor_hash(labels),
         "conditional": conditional,
         "noise_schedule": {option: pipe.scheduler.config.get(option) for option in NOISE_SCHEDULE_OPTIONS},
         "num_steps": num_steps,
@@ -125,7 +127,7 @@ def measure_likelihood(
         while (start := len(log_likelihoods)) < num_images:
             batch = slice(start, min(start + batch_size, num_images))
             samples, probes = dequantize(images.images[batch], seed, start)
-            class_labels = images.labels[batch] if conditional and images.labels is not None else None
+            class_labels = None if labels is None else labels[batch]
             values = log_likelihood(pipe.unet, noise_scheduler, samples, probes, num_steps, class_labels)
             if not values.isfinite().all():
                 raise ValueError("The likelihood is NaN or infinite. Increase `num_steps`, or check the weights.")

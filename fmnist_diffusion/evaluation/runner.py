@@ -1,5 +1,6 @@
 """Evaluates a pipeline or existing samples and writes `metrics.json` and `report.png`."""
 
+import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -112,6 +113,9 @@ def evaluate_pipeline(
         "versions": get_versions(),
         **reference.get_settings(pipe if conditional else None),
     }
+    if "prompts" in conditions:
+        prompts = json.dumps([conditions["prompts"], conditions["class_labels"]])
+        settings["prompts_sha256"] = hashlib.sha256(prompts.encode()).hexdigest()
     if classifier_guidance_scale != 0:
         settings["classifier_guidance_scale"] = classifier_guidance_scale
     processes = processes or Processes()

@@ -124,7 +124,7 @@ def load_components(
         if name not in components and (name not in optional or has_component(index, name)):
             components[name] = _load_component(folder, index, name, variant, device_map, **kwargs)
     unet, scheduler = components.pop("unet"), components.pop("scheduler")
-    check_text_encoder(folder, unet, components.get("text_encoder"))
+    check_text_encoder(folder, unet, components.get("text_encoder"), components.get("tokenizer"))
     check_vae(folder, unet, components.get("vae"))
     return unet, scheduler, settings | components
 
@@ -314,8 +314,8 @@ def _required_transformers(folder: Path) -> Iterator[None]:
         ) from error
 
 
-def check_text_encoder(folder: Path, unet: Any, text_encoder: Any) -> None:
-    """Raises `OSError` if the model requires a different text encoder, or none."""
+def check_text_encoder(folder: Path, unet: Any, text_encoder: Any, tokenizer: Any) -> None:
+    """Raises `OSError` if the model requires a different text encoder or none, or if there is no tokenizer."""
     expected = unet.time_embedding.linear_2.out_features if unet.config.get("class_embed_type") == "identity" else None
     hidden_size = None if text_encoder is None else text_encoder.config.hidden_size
     if text_encoder is None and expected is not None:
@@ -327,6 +327,11 @@ def check_text_encoder(folder: Path, unet: Any, text_encoder: Any) -> None:
         raise OSError(
             f"The text encoder in {folder} does not match the model: `hidden_size` must be {expected}, got"
             f" {hidden_size}. Save or download the pipeline again."
+        )
+    if text_encoder is not None and tokenizer is None:
+        raise OSError(
+            f"The text encoder in {folder} requires a tokenizer. Pass one as `tokenizer`, or save or download the"
+            " pipeline again."
         )
 
 

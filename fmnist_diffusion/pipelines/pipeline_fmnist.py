@@ -260,12 +260,21 @@ def resize_and_crop(images: torch.Tensor, height: int, width: int) -> torch.Tens
     """Resizes images `(B, C, H, W)` in [0, 1] to cover a size and crops them, like [`convert_pil_image`]."""
     if images.shape[2:] == (height, width):
         return images
+    has_alpha = images.shape[1] == 4
+    if has_alpha:
+        # The colors of transparent pixels must not affect their neighbors.
+        color, alpha = images.split([3, 1], dim=1)
+        images = torch.cat([color * alpha, alpha], dim=1)
     resized = []
     for channel in images.flatten(0, 1).contiguous():
         image = PIL.Image.frombytes("F", (channel.shape[1], channel.shape[0]), channel.numpy().tobytes())
         image = PIL.ImageOps.fit(image, (width, height), PIL.Image.Resampling.BICUBIC)
         resized.append(torch.frombuffer(bytearray(image.tobytes()), dtype=torch.float32).reshape(height, width))
-    return torch.stack(resized).reshape(*images.shape[:2], height, width).clamp(0, 1)
+    images = torch.stack(resized).reshape(*images.shape[:2], height, width).clamp(0, 1)
+    if has_alpha:
+        color, alpha = images.split([3, 1], dim=1)
+        images = torch.cat([torch.where(alpha > 0, color / alpha, 0.0).clamp(0, 1), alpha], dim=1)
+    return images
 
 
 def convert_array(image: Any, height: int, width: int, channels: int, name: str) -> torch.Tensor:
@@ -1151,7 +1160,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"{name} does not support this model, whose `prediction_type` is sample. Use a different scheduler,"
                 " such as DPMSolverMultistepScheduler."
             )
-        if self.vae is not None and (scheduler.config.get("clip_sample") or scheduler.config.get("thresholding")):
+        # The config can contain options of other schedulers.
+        options = inspect.signature(type(scheduler)).parameters.keys() & {"clip_sample", "thresholding"}
+        if self.vae is not None and any(scheduler.config.get(option) for option in options):
             raise ValueError(
                 f"{name} must not clip the latents of this model to [-1, 1]. Create it with `clip_sample=False` and"
                 " `thresholding=False`."

@@ -1,5 +1,6 @@
 import json
 import math
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -230,8 +231,10 @@ def test_unsuitable_arguments_are_rejected(tmp_path: Path):
         measure(get_latent_pipeline(), tmp_path / "new")
     assert not (tmp_path / "new").exists()
     measure(pipe, tmp_path / "run")
-    with pytest.raises(ValueError, match="contains a different run"):
-        measure(pipe, tmp_path / "run", seed=1)
+    relabeled = replace(make_images(), labels=torch.zeros(5, dtype=torch.int64))
+    for images, seed in ((None, 1), (relabeled, 0)):
+        with pytest.raises(ValueError, match="contains a different run"):
+            measure(pipe, tmp_path / "run", images, seed=seed)
 
 
 def test_pipelines_without_a_probability_flow_ode_are_rejected(tmp_path: Path):

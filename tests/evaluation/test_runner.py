@@ -8,6 +8,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
+from fmnist_diffusion.captions import make_captions
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.evaluation import (
     FashionMNISTReference,
@@ -314,3 +315,15 @@ def test_the_summary_of_one_seed_is_its_results():
         "b": {"c": {"mean": 3.0, "min": 2.0, "seeds": [2.0, 4.0]}},
         "d": [2.0, 2.0],
     }
+
+
+def test_samples_of_other_prompts_are_not_reused(tmp_path: Path, evaluate, monkeypatch: pytest.MonkeyPatch):
+    text_pipe = get_text_pipeline(sample_size=28)
+    evaluate(tmp_path, pipe=text_pipe)
+
+    def make_reversed_captions(*args: Any) -> list[str]:
+        return make_captions(*args)[::-1]
+
+    monkeypatch.setattr(fashion_mnist, "make_captions", make_reversed_captions)
+    with pytest.raises(ValueError, match="contains a different run"):
+        evaluate(tmp_path, pipe=text_pipe)

@@ -104,6 +104,16 @@ def test_arrays_and_tensors_follow_the_same_rules(image_channels: int, channels:
     assert floats.shape == expected.shape
 
 
+def test_colors_under_transparent_pixels_do_not_change_the_neighbors():
+    image = np.zeros((16, 16, 4), np.uint8)
+    image[:, :7, 0] = 255
+    image[:, 7:, 2:] = 255
+    expected = convert(Image.fromarray(image), 8, 8, 4)
+    floats = convert(image / 255, 8, 8, 4)
+    assert not expected[:, 0].any() and not floats[:, 0].any()
+    assert (floats.float() - expected.float()).abs().max() <= 1
+
+
 def test_truncated_image_is_an_error():
     file = io.BytesIO()
     Image.fromarray(RGBA).save(file, "PNG")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline
+from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from torch.testing import assert_close
 
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
@@ -57,6 +57,12 @@ class TestSampling:
         pipe.scheduler = DDIMScheduler()
         with pytest.raises(ValueError, match="DDIMScheduler must not clip the latents"):
             sample(pipe)
+
+    def test_options_of_other_schedulers_do_not_clip(self, pipe):
+        # diffusers keeps `clip_sample` in the config, although this scheduler has no such option.
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(DDIMScheduler(clip_sample=True).config)
+        assert pipe.scheduler.config.clip_sample
+        assert sample(pipe).isfinite().all()
 
     @pytest.mark.parametrize("name", SCHEDULERS)
     def test_schedulers_do_not_clip(self, name):

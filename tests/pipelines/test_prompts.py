@@ -213,14 +213,17 @@ class TestSaving:
         assert run_python(code, package=True, home=tmp_path) == ["False"]
 
 
-@pytest.mark.parametrize("damage", ["no text encoder", "class labels"])
+@pytest.mark.parametrize("damage", ["no text encoder", "no tokenizer", "class labels"])
 def test_text_encoder_that_does_not_fit_the_model_is_an_error(pipe, tmp_path, damage):
     pipe.save_pretrained(tmp_path)
-    if damage == "no text encoder":
+    if damage.startswith("no "):
         index = json.loads((tmp_path / "model_index.json").read_text())
-        del index["text_encoder"]
+        del index[damage.removeprefix("no ").replace(" ", "_")]
         (tmp_path / "model_index.json").write_text(json.dumps(index))
-        expected = "requires a text encoder with a `hidden_size` of 16"
+        expected = {
+            "no text encoder": "requires a text encoder with a `hidden_size` of 16",
+            "no tokenizer": "requires a tokenizer. Pass one as `tokenizer`",
+        }[damage]
     else:
         get_pipeline().unet.save_pretrained(tmp_path / "unet")
         expected = "`hidden_size` must be None, got 16"

@@ -150,6 +150,25 @@ class TestCleanup:
         delete_old_files(tmp_path, 100)
         assert sorted(path.name for path in tmp_path.rglob("*")) == ["b.png", "d.png", "mixed", "new"]
 
+    def test_cleanup_continues_after_an_error(self, tmp_path, monkeypatch, caplog):
+        calls = []
+
+        def delete(*args: Any) -> None:
+            calls.append(args)
+            if len(calls) == 1:
+                raise OSError("unreadable")
+            if len(calls) == 3:
+                raise KeyboardInterrupt
+
+        monkeypatch.setattr(server, "delete_old_files", delete)
+        monkeypatch.setattr(server, "CLEANUP_INTERVAL", 0)
+        with gr.Blocks() as page:
+            pass
+        page.queue()
+        with pytest.raises(KeyboardInterrupt):
+            asyncio.run(Cleanup(page, tmp_path).run())
+        assert [record.exc_text.splitlines()[-1] for record in caplog.records] == ["OSError: unreadable"]
+
     def test_deleted_files_are_forgotten(self, tmp_path):
         with gr.Blocks() as page:
             pass
