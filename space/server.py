@@ -276,11 +276,11 @@ class Cleanup:
             await asyncio.sleep(CLEANUP_INTERVAL)
             try:
                 await run_sync(delete_old_files, self.folder, MAX_FILE_AGE)
-                self.forget_files()
-                self.forget_results(time.monotonic())
-            # Without later cleanups, the server would reject all uploads.
-            except Exception:
-                logger.exception("The cleanup failed.")
+            # If the cleanup stopped, the folder would fill up, and the server would reject all uploads.
+            except OSError:
+                logger.exception("Old files could not be deleted.")
+            self.forget_files()
+            self.forget_results(time.monotonic())
 
     def forget_files(self) -> None:
         for files in self.page.temp_file_sets:

@@ -110,11 +110,12 @@ class AdversarialLoss:
         timesteps: torch.Tensor,
         class_labels: torch.Tensor | None,
     ) -> tuple[torch.Tensor, torch.Tensor]:
-        """Returns the loss of the generator times `weight`, and the loss of the discriminator, both scalars.
+        """Returns the generator loss times `weight` and the discriminator loss, both scalars.
 
         Args:
             real, generated: Noisy images `(B, C, H, W)`.
-            timesteps, class_labels: Inputs of the frozen model, `(B,)` or, for token ids, `(B, L)`.
+            timesteps: Timesteps of the noisy images, `(B,)`.
+            class_labels: Class labels `(B,)` or token ids `(B, L)`; `None` for an unconditional model.
         """
         with self.autocast():
             with torch.no_grad():

@@ -38,7 +38,8 @@ class BatchLoss:
     Attributes:
         total: The loss to minimize, a scalar.
         per_image: Unweighted loss of each image, `(B,)`.
-        terms: The scalars that add up to `total`, in the order of `term_names`; empty if there is only one.
+        terms: The scalars that add up to `total`, in the order of `term_names`; empty if the loss has only
+            one term.
     """
 
     total: torch.Tensor
@@ -62,7 +63,7 @@ class DiffusionLoss:
         process_index, num_processes: Index of this process and number of processes that share each batch.
 
     Attributes:
-        term_names: Names of the terms of a [`BatchLoss`].
+        term_names: Names of `BatchLoss.terms`; empty if the loss has only one term.
     """
 
     term_names: tuple[str, ...] = ()

@@ -61,7 +61,7 @@ class LossRecord:
         path: File to write.
         resumed: `loss.csv` of the run to resume. Its rows up to `global_step` are copied.
         global_step: Number of finished optimizer steps.
-        term_names: Columns of the terms that the loss consists of.
+        term_names: Names of the terms of the loss, which are additional columns of `loss.csv`.
     """
 
     def __init__(self, path: Path, resumed: Path | None, global_step: int, term_names: tuple[str, ...] = ()):
@@ -99,7 +99,7 @@ class LossRecord:
         return float(selected.mean()) if len(selected) else math.nan
 
     def plot(self, path: Path, images_per_step: int) -> None:
-        """Plots the loss against the number of images, or its terms if there are several.
+        """Plots the loss, or each of its terms if it has several, against the number of images.
 
         The plot shows the value of each step, its running mean and the mean of each epoch.
         """
@@ -139,7 +139,7 @@ class LossLogger:
         accelerator: Averages the losses over the processes.
         record: The file on the main process; `None` on other processes.
         images_per_step: Number of images per optimizer step.
-        term_names: Names of the terms that the loss consists of.
+        term_names: Names of the terms of the loss, which are additional columns of `loss.csv`.
     """
 
     def __init__(

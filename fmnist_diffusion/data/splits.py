@@ -222,6 +222,6 @@ def _load_tensor_file(
         ("caption_column", caption_column, (DEFAULT_CAPTION_COLUMN,)),
     ):
         if value not in accepted:
-            raise DataError(f"`{name}` is not supported by {path}, which has no columns, got {value!r}. Omit it.")
+            raise DataError(f"`{name}` is not supported for safetensors files such as {path}, got {value!r}. Omit it.")
     tensors = load_tensors(check_path(path)).select(slice(max_samples))
     return replace(tensors, labels=None, label_names=None) if label_column == NO_LABELS else tensors

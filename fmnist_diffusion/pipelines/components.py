@@ -280,7 +280,7 @@ def load_text_encoder(folder: Path, variant: str | None, device_map: Any, **kwar
         dtype=kwargs.get("dtype", kwargs.get("torch_dtype")) or torch.float32,
         device_map=device_map,
         use_safetensors=True,
-        # The report lists the mismatched weights, which are an error.
+        # The weights with a wrong shape are checked below, with the other problems in the report.
         ignore_mismatched_sizes=True,
         output_loading_info=True,
     )
@@ -315,7 +315,7 @@ def _required_transformers(folder: Path) -> Iterator[None]:
 
 
 def check_text_encoder(folder: Path, unet: Any, text_encoder: Any, tokenizer: Any) -> None:
-    """Raises `OSError` if the model requires a different text encoder or none, or if there is no tokenizer."""
+    """Raises `OSError` if the model requires a different text encoder or none, or if the tokenizer is missing."""
     expected = unet.time_embedding.linear_2.out_features if unet.config.get("class_embed_type") == "identity" else None
     hidden_size = None if text_encoder is None else text_encoder.config.hidden_size
     if text_encoder is None and expected is not None:

@@ -181,7 +181,7 @@ def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
     Returns the shape of each tensor in a weights file and whether it has a floating-point dtype.
 
     Raises:
-        `OSError`: If the file does not exist, is too large or damaged.
+        `OSError`: If the file does not exist, is too large or is damaged.
     """
     check_weights_file(path)
     try:

@@ -428,7 +428,7 @@ def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
 
 
 def remove_defaults(signature: inspect.Signature, names: Sequence[str]) -> inspect.Signature:
-    """Removes the default values of the parameters `names`."""
+    """Returns a copy of the signature without the default values of the parameters in `names`."""
     parameters = [
         parameter.replace(default=parameter.empty) if parameter.name in names else parameter
         for parameter in signature.parameters.values()
@@ -516,7 +516,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self._original_scheduler, self._timestep_power = scheduler, timestep_power
         self.image_processor = VaeImageProcessor(vae_scale_factor=1, vae_latent_channels=0)
 
-    # `DiffusionPipeline.from_pretrained` only accepts components whose parameters have no default value.
+    # `DiffusionPipeline.from_pretrained` replaces a passed component with the stored one if its parameter has a
+    # default value.
     vars(__init__)["__signature__"] = remove_defaults(inspect.signature(__init__), _optional_components)
 
     def __setattr__(self, name: str, value: Any) -> None:
@@ -564,7 +565,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         """
         Creates a pipeline from the components of another pipeline; see [`DiffusionPipeline.from_pipe`].
 
-        Unlike `FashionMNISTPipeline(**pipeline.components)`, it keeps `num_inference_steps` and `timestep_power`.
+        Unlike `FashionMNISTPipeline(**pipeline.components)`, this method keeps `num_inference_steps` and
+        `timestep_power`.
         """
         # diffusers only reuses a model whose class is exactly the annotated class.
         components = {**dict.fromkeys(cls._optional_components), **pipeline.components}
@@ -625,13 +627,18 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     @staticmethod
     def _copy_source(component: Any, folder: Path) -> list[str]:
-        """Copies the file that defines the class of `component` and returns the module name and the class name."""
+        """
+        Copies the file that defines the class of `component`, or its base class if the class is defined in `__main__`.
+
+        Returns:
+            The names of the module and of the saved class.
+        """
         # A notebook has no source file, and a script would run when the pipeline is loaded.
         saved = next(base for base in type(component).__mro__ if base.__module__ != "__main__")
         if saved is not type(component):
             logger.warning(
                 f"The saved pipeline contains {saved.__name__} instead of {type(component).__name__}, which is defined"
-                " in a notebook or a script. To save it, define it in a module."
+                f" in a notebook or a script. To save {type(component).__name__}, define it in a module."
             )
         source = Path(inspect.getsourcefile(saved))  # pyright: ignore[reportArgumentType]
         folder.mkdir(parents=True, exist_ok=True)

@@ -95,9 +95,9 @@ def test_other_suffix_is_an_error(tmp_path, fashion_mnist):
 
 @pytest.mark.parametrize("name", ["image_column", "label_column", "caption_column"])
 @pytest.mark.parametrize("function", [load_images, inspect_images])
-def test_columns_are_an_error(path, fashion_mnist, function, name):
+def test_column_names_are_an_error(path, fashion_mnist, function, name):
     save_tensors(fashion_mnist, path)
-    with pytest.raises(DataError, match=rf"^`{name}` is not supported by .*which has no columns, got 'other'\."):
+    with pytest.raises(DataError, match=rf"^`{name}` is not supported for safetensors files .*, got 'other'\."):
         function(train_data_dir=str(path), **{name: "other"})
 
 

@@ -141,7 +141,7 @@ class TestRoundTrip:
         check_layout(folder)
         assert [record.message for record in diffusers_log.records] == [
             f"The saved pipeline contains {name} instead of Custom, which is defined in a notebook or a script. To"
-            " save it, define it in a module."
+            " save Custom, define it in a module."
             for name in ("FashionMNISTPipeline", "FashionMNISTUNet2DModel")
         ]
         for loader in (load, load_dynamically):

@@ -1,10 +1,12 @@
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from accelerate.state import AcceleratorState, GradientState, PartialState
 from matplotlib.figure import Figure
+from torch.optim.optimizer import register_optimizer_step_pre_hook
 
 from inspection import resolve_config
 from parsing import parse_config
@@ -49,6 +51,20 @@ def reset_accelerate() -> Callable[[], None]:
         PartialState._reset_state()
 
     return reset
+
+
+@pytest.fixture
+def gradient_norms() -> Iterator[list[float]]:
+    """The list of the gradient norms, recorded before each optimizer step."""
+    norms: list[float] = []
+
+    def record(optimizer: torch.optim.Optimizer, *args: Any) -> None:
+        gradients = [parameter.grad for group in optimizer.param_groups for parameter in group["params"]]
+        norms.append(float(torch.nn.utils.get_total_norm(gradients)))
+
+    handle = register_optimizer_step_pre_hook(record)
+    yield norms
+    handle.remove()
 
 
 @pytest.fixture

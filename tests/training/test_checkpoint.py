@@ -9,7 +9,14 @@ import pytest
 import torch
 from run_files import assert_equal_weights, load_weights, read_losses
 
-from checkpoint import Progress, check_progress, find_checkpoint, list_checkpoints
+from checkpoint import (
+    Progress,
+    check_progress,
+    find_checkpoint,
+    list_checkpoints,
+    load_checkpoint,
+    save_checkpoint,
+)
 from manifest import find_damage, hash_content, write_manifest
 from states import copy_tensors, get_optimizer_tensors, set_optimizer_tensors
 
@@ -167,28 +174,38 @@ def test_nothing_in_a_checkpoint_is_unpickled(
         shutil.copytree(backup, checkpoint)
 
 
-@pytest.mark.parametrize(
-    "edit",
-    [
-        lambda state: state.pop("progress"),
-        lambda state: state["progress"].update(batch=-1),
-        lambda state: state["progress"].update(global_step=10**30),
-        lambda state: state["progress"].update(epoch="1"),
-        lambda state: state["progress"].update(path="x"),
-        lambda state: state.update(ema_step=[]),
-    ],
-)
 def test_wrong_values_with_a_valid_manifest_are_an_error_that_names_the_file(
-    tmp_path: Path, launch: Callable[..., None], fail_to_launch: Callable[..., str], edit: Callable[[dict], None]
+    tmp_path: Path, launch: Callable[..., None], fail_to_launch: Callable[..., str]
 ):
     launch("--max_train_steps=1", "--ema.enabled=true")
     path = tmp_path / "run" / "checkpoints" / "checkpoint-1" / "trainer.json"
-    state = json.loads(path.read_text())
-    edit(state)
-    path.write_text(json.dumps(state))
-    (path.parent / "manifest.json").unlink()
-    write_manifest(path.parent)
-    assert f"Could not resume from {path}: " in fail_to_launch("--resume=latest", "--ema.enabled=true")
+    content = path.read_text()
+    edits: list[tuple[Callable[[dict], object], str]] = [
+        (lambda state: state.pop("progress"), "'progress'"),
+        (lambda state: state["progress"].update(batch=-1), "the progress is invalid"),
+        (lambda state: state["progress"].update(global_step=10**30), f"it belongs to step {10**30}"),
+        (lambda state: state["progress"].update(epoch="1"), "the progress is invalid"),
+        (lambda state: state["progress"].update(path="x"), "unexpected keyword argument 'path'"),
+        (lambda state: state.update(ema_step=[]), "not 'list'"),
+    ]
+    for edit, reason in edits:
+        state = json.loads(content)
+        edit(state)
+        path.write_text(json.dumps(state))
+        (path.parent / "manifest.json").unlink()
+        write_manifest(path.parent)
+        error = fail_to_launch("--resume=latest", "--ema.enabled=true")
+        assert f"Could not resume from {path}: " in error and error.endswith(f"{reason}."), error
+
+
+def test_gradient_scaler_is_restored(tmp_path: Path, make_trainer: Callable):
+    trainer = make_trainer()
+    accelerator, components = trainer.accelerator, trainer.components
+    accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8)
+    save_checkpoint(accelerator, components, Progress(), tmp_path, total_limit=1)
+    accelerator.scaler = torch.amp.GradScaler("cpu")
+    load_checkpoint(accelerator, components, tmp_path / "checkpoint-0")
+    assert accelerator.scaler.get_scale() == 8
 
 
 def test_changed_number_of_images_is_an_error():

@@ -10,6 +10,7 @@ from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, load
 from fmnist_diffusion.evaluation import weights_hash
 from fmnist_diffusion.metadata import weights_dtypes
 from latent_pipelines import get_latent_pipeline
+from text_pipelines import get_text_pipeline
 
 
 @pytest.fixture
@@ -95,6 +96,22 @@ def test_pipelines_with_different_autoencoders_cannot_be_combined():
     torch.nn.init.zeros_(other.vae.quant_conv.bias)
     with pytest.raises(ValueError, match="Pipeline 2 differs from the first one in its architecture, autoencoder"):
         combine([pipe, other], [0.5, 0.5])
+
+
+def test_text_encoders_are_combined(tmp_path: Path):
+    states = []
+    for number in range(2):
+        pipe = get_text_pipeline()
+        with torch.no_grad():
+            for parameter in pipe.text_encoder.parameters():
+                parameter.add_(number)
+        pipe.save_pretrained(tmp_path / str(number))
+        states.append(pipe.text_encoder.state_dict())
+    pipelines = [str(tmp_path / str(number)) for number in range(2)]
+    main([*pipelines, "--weights", "0.75", "0.25", f"--output_dir={tmp_path / 'merged'}"])
+    merged = load_pipeline(tmp_path / "merged").text_encoder.state_dict()
+    for name, tensor in merged.items():
+        torch.testing.assert_close(tensor, 0.75 * states[0][name] + 0.25 * states[1][name])
 
 
 def test_negative_variance_raises(folders: list[str]):

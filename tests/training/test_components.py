@@ -3,10 +3,12 @@
 import io
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 
 import datasets
 import pytest
 import torch
+from accelerate import DistributedType
 from PIL import Image
 
 from components import OPTIMIZERS, make_lr_scheduler
@@ -37,6 +39,16 @@ def test_compile_without_a_compiler_is_an_error(fail_to_launch: Callable[..., st
 def test_missing_tracker_is_an_error(fail_to_launch: Callable[..., str], monkeypatch: pytest.MonkeyPatch):
     monkeypatch.setattr("importlib.util.find_spec", lambda name: None)
     assert "wandb is not installed. Run `pip install wandb`" in fail_to_launch("--report_to=wandb")
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_sharded_training_is_an_error(
+    fail_to_launch: Callable[..., str], monkeypatch: pytest.MonkeyPatch, kind: DistributedType
+):
+    monkeypatch.setattr("components.Accelerator", lambda **kwargs: SimpleNamespace(distributed_type=kind))
+    assert fail_to_launch() == (
+        "train.py: error: FSDP and DeepSpeed are not supported. Use a config in training/accelerate_configs."
+    )
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])

@@ -140,7 +140,7 @@ def test_noise_timesteps_of_the_discriminator_are_mostly_low():
     assert float(timesteps.float().median()) == pytest.approx(1000 / (1 + math.exp(2.5)), abs=3)
 
 
-def test_terms_of_the_adversarial_loss_are_reported():
+def test_terms_of_the_loss_with_an_adversarial_loss():
     losses = torch.tensor(0.3), torch.tensor(1.2)
     loss = make_loss(adversarial_loss=lambda real, generated, timesteps, class_labels: losses)
     batch = loss.add_noise(torch.zeros(8, 1, 4, 4), None, torch.Generator().manual_seed(0))

@@ -7,8 +7,8 @@ import pytest
 from diffusers import DDPMScheduler
 
 from checkpoint import Progress
-from config import TrainingConfig
-from export import get_public_name, make_train_config, save_with_train_config
+from config import DataConfig, TrainingConfig
+from export import PRIVATE_SETTINGS, get_public_name, make_train_config, save_with_train_config
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.files import WriteError
 from fmnist_diffusion.sampling import make_pipeline
@@ -46,6 +46,15 @@ def test_failed_export_changes_nothing(tmp_path: Path, monkeypatch: pytest.Monke
         with pytest.raises(WriteError, match=f"^Could not write {tmp_path / name}: No space left on device"):
             save_with_train_config(pipe, tmp_path / name, {})
     assert [path.name for path in tmp_path.rglob("*")] == ["pipeline", "old"]
+
+
+def test_train_config_contains_neither_private_settings_nor_local_paths():
+    data = DataConfig(train_data_dir="/home/somebody/pets")
+    config = TrainingConfig(init_from="/home/somebody/cats", vae="/home/somebody/vae", data=data)
+    train_config = make_train_config(config, Progress())
+    assert train_config.keys().isdisjoint(PRIVATE_SETTINGS)
+    assert (train_config["init_from"], train_config["vae"]) == ("cats", "vae")
+    assert train_config["data"]["train_data_dir"] == "pets"
 
 
 @pytest.mark.parametrize(

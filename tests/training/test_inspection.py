@@ -7,6 +7,7 @@ import re
 import sys
 from collections.abc import Callable
 from dataclasses import fields
+from importlib.machinery import PathFinder
 from pathlib import Path
 from typing import Any
 
@@ -16,7 +17,7 @@ import torch
 from PIL import Image
 from run_files import assert_equal_weights, load_weights, read_losses
 
-from config import DataConfig, ResolvedConfig, TrainingConfig
+from config import ResolvedConfig, TrainingConfig
 from fmnist_diffusion import load_pipeline
 from inspection import AUTO_SETTINGS, resolve_config
 from parsing import parse_config
@@ -247,8 +248,17 @@ def test_resumed_run_is_checked_before_the_images_are_loaded(
 
 
 def test_missing_package_of_the_evaluation_is_an_error(resolve: Callable, monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setitem(sys.modules, "validation", None)
-    with pytest.raises(ValueError, match=r"`--eval\.every_n_epochs` requires validation\. Run `pip install"):
+    # The modules are removed, so that importing them again requires the missing package.
+    for name in list(sys.modules):
+        if name.startswith(("validation", "fmnist_diffusion.evaluation", "torchmetrics")):
+            monkeypatch.delitem(sys.modules, name)
+    find_spec = PathFinder.find_spec
+
+    def hide(name, *args):
+        return None if name == "torchmetrics" else find_spec(name, *args)
+
+    monkeypatch.setattr(PathFinder, "find_spec", hide)
+    with pytest.raises(ValueError, match=r"`--eval\.every_n_epochs` requires torchmetrics\. Run `pip install"):
         resolve(
             "--eval.every_n_epochs=1", "--data.resolution=28", "--data.channels=1", "--model.num_class_embeds=null"
         )
@@ -370,10 +380,6 @@ def test_all_sizes_train_and_sample(tmp_path: Path, launch: Callable, size: tupl
 def test_data_errors_are_reported(tmp_path: Path, resolve: Callable):
     with pytest.raises(ValueError, match="/nowhere"):
         resolve("--data.train_data_dir=/nowhere")
-
-
-def test_default_data_config_is_unresolved():
-    assert (DataConfig().resolution, DataConfig().channels) == (None, None)
 
 
 def test_messages_about_the_images_name_settings(tmp_path: Path, resolve: Callable):

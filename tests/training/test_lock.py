@@ -1,3 +1,5 @@
+import errno
+import os
 import subprocess
 import sys
 from collections.abc import Callable
@@ -50,6 +52,17 @@ def test_second_run_in_the_same_folder_is_rejected(
 def test_same_process_can_lock_a_folder_again(tmp_path: Path):
     lock_folder(tmp_path)
     lock_folder(tmp_path)
+
+
+def test_file_system_without_locks_causes_a_warning(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+):
+    def fail(*args):
+        raise OSError(errno.ENOLCK, os.strerror(errno.ENOLCK))
+
+    monkeypatch.setattr("fcntl.lockf", fail)
+    lock_folder(tmp_path)
+    assert caplog.messages == [f"Could not lock {tmp_path} (No locks available). Do not start a second run there."]
 
 
 @pytest.mark.parametrize(

@@ -22,6 +22,11 @@ def test_everything_that_is_enabled_is_due_at_the_end():
     assert not get_due_outputs(config, 1, finished=False).push
 
 
+def test_pushes_are_due_every_n_epochs():
+    config = TrainingConfig(push_to_hub=True, push_to_hub_epochs=2)
+    assert [get_due_outputs(config, epoch, finished=False).push for epoch in (1, 2)] == [False, True]
+
+
 def test_failed_sampling_does_not_end_the_run(
     tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):

@@ -51,12 +51,12 @@ def make_celeba() -> dict[str, datasets.Dataset]:
     return {"train": datasets.Dataset.from_dict({"image": generate_images(20, 218, 178)}, features=features)}
 
 
-@pytest.mark.parametrize("source", ["hub", "parquet"])
+@pytest.mark.usefixtures("empty_plots")
 @pytest.mark.parametrize(
-    ("preset", "dataset_name", "splits", "size", "label_names"),
+    ("source", "preset", "dataset_name", "splits", "size", "label_names"),
     [
-        ("cifar10", "uoft-cs/cifar10", make_cifar10, 32, CIFAR10_LABELS),
-        ("celeba", "nielsr/CelebA-faces", make_celeba, 64, None),
+        ("hub", "cifar10", "uoft-cs/cifar10", make_cifar10, 32, CIFAR10_LABELS),
+        ("parquet", "celeba", "nielsr/CelebA-faces", make_celeba, 64, None),
     ],
     ids=["cifar10", "celeba"],
 )

@@ -55,7 +55,7 @@ def test_lost_losses_are_reported(tmp_path: Path, caplog: pytest.LogCaptureFixtu
 
 
 def record_calls(monkeypatch: pytest.MonkeyPatch, method: str) -> list[tuple[Any, ...]]:
-    """Returns a list to which each call of this method of `Axes` adds its arguments."""
+    """Returns a list that records the positional arguments of each call of a method of `Axes`."""
     calls, original = [], getattr(Axes, method)
 
     def call(axes: Axes, *args: Any, **kwargs: Any) -> Any:
@@ -75,7 +75,7 @@ def test_plot_shows_losses_running_means_and_epoch_means(tmp_path: Path, monkeyp
     images = 32 * np.arange(1, 21)
     expected = [
         (images, losses),
-        # The mean of 2 of the 20 steps
+        # The running mean covers two steps, a tenth of all steps.
         (images[1:], losses[1:] - 0.5),
         ([12 * 32, 20 * 32], [6.5, 16.5]),
     ]
@@ -169,7 +169,8 @@ def test_progress_image_shows_the_first_row_of_each_epoch(tmp_path: Path, monkey
 
 
 def test_progress_image_shows_the_pixel_values(tmp_path: Path):
-    # Without fixed limits, the darkest and the brightest pixel of the row would be black and white.
+    # Without fixed limits, the darkest and the brightest pixel of the row would be shown as black
+    # and white.
     SampleGrids(tmp_path).save([Image.new("L", (28, 28), value) for value in (100, 110)] * 5, 10, 1)
     with Image.open(tmp_path / "progress.png") as progress:
         values, counts = np.unique(np.asarray(progress.convert("L")), return_counts=True)

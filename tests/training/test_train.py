@@ -7,6 +7,7 @@ import sys
 from collections.abc import Callable
 from pathlib import Path
 
+import numpy as np
 import pytest
 from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
@@ -66,20 +67,6 @@ def test_stopped_run_exits_with_one_line(
     assert capsys.readouterr().err.splitlines()[-1] == message
 
 
-def test_advice_names_the_last_checkpoint(
-    tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
-):
-    def interrupt(trainer: object):
-        (tmp_path / "run" / "checkpoints" / "checkpoint-1").mkdir(parents=True)
-        raise KeyboardInterrupt
-
-    monkeypatch.setattr(Trainer, "train", interrupt)
-    with pytest.raises(SystemExit):
-        launch()
-    advice = f"with --config={tmp_path / 'run' / 'config.yaml'} --resume=latest."
-    assert capsys.readouterr().err.splitlines()[-1].endswith(advice)
-
-
 def test_ctrl_c_before_the_training_exits_with_one_line(
     launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
 ):
@@ -97,15 +84,19 @@ def test_ctrl_c_before_the_training_exits_with_one_line(
 def test_broken_image_of_a_streamed_dataset_exits_with_one_line(
     tmp_path: Path, fail_to_launch: Callable[..., str], num_workers: int
 ):
-    for i in range(16):
-        Image.new("L", (28, 28), i).save(tmp_path / f"{i}.png")
-    (tmp_path / "3.png").write_bytes(b"not an image")
+    images = tmp_path / "images"
+    images.mkdir()
+    # The header of the truncated image is valid, so the error occurs during training.
+    for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (16, 28, 28), dtype=np.uint8)):
+        Image.fromarray(pixels).save(images / f"{i}.png")
+    os.truncate(images / "3.png", 200)
     error = fail_to_launch(
-        f"--data.train_data_dir={tmp_path}",
+        f"--data.train_data_dir={images}",
         "--data.streaming=true",
         f"--data.dataloader_num_workers={num_workers}",
     )
-    assert str(tmp_path / "3.png") in error
+    assert str(images / "3.png") in error
+    assert (tmp_path / "run" / "config.yaml").is_file()
 
 
 def run_script(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
@@ -116,11 +107,10 @@ def run_script(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("script", ["combine", "train_classifier"])
-def test_scripts_run_from_any_folder(tmp_path: Path, script: str):
-    result = run_script(str(TRAINING / f"{script}.py"), "--help", cwd=tmp_path)
+def test_script_runs_from_any_folder(tmp_path: Path):
+    result = run_script(str(TRAINING / "combine.py"), "--help", cwd=tmp_path)
     assert result.returncode == 0, result.stderr
-    assert result.stdout.startswith(f"usage: {script}.py ")
+    assert result.stdout.startswith("usage: combine.py ")
 
 
 @pytest.mark.slow

@@ -17,11 +17,12 @@ from run_files import assert_equal_weights
 from safetensors.torch import load_file
 
 from autoencoder import compute_psnr, reconstruct
+from config import DataConfig
 from fmnist_diffusion.data import ImageTensors, load_images
 from fmnist_diffusion.files import PREVIOUS
 from lock import LOCK
 from manifest import write_manifest
-from train_autoencoder import AutoencoderTrainer, main, split_images
+from train_autoencoder import AutoencoderConfig, AutoencoderTrainer, main, split_images
 
 
 @pytest.fixture
@@ -70,11 +71,27 @@ def test_run_writes_an_autoencoder_with_scaled_latents(
 
 
 def test_training_reduces_the_error(tmp_path: Path, launch: Callable[..., None]):
-    psnr = []
-    for epochs in (1, 25):
-        launch(f"--num_epochs={epochs}", f"--output_dir={tmp_path / str(epochs)}", "--optimizer.lr_warmup_steps=0")
-        psnr.append(json.loads((tmp_path / str(epochs) / "vae" / "metrics.json").read_text())["psnr"])
-    assert psnr[1] > psnr[0] + 3
+    launch("--num_epochs=5", "--optimizer.learning_rate=1e-2", "--optimizer.lr_warmup_steps=0")
+    # The initial weights have a PSNR of 6.9 dB. Predicting the mean training image has a PSNR of 10.9 dB.
+    assert json.loads((tmp_path / "run" / "vae" / "metrics.json").read_text())["psnr"] > 12
+
+
+def test_gradients_are_clipped(launch: Callable[..., None], gradient_norms: list[float]):
+    launch("--num_epochs=1", "--optimizer.max_grad_norm=0.01")
+    assert gradient_norms == pytest.approx([0.01] * 4, rel=1e-3)
+
+
+def test_gradient_scaler_is_restored(tmp_path: Path, fashion_mnist_folder: Path, reset_accelerate: Callable[[], None]):
+    reset_accelerate()
+    data = DataConfig(train_data_dir=str(fashion_mnist_folder), max_train_samples=96)
+    trainer = AutoencoderTrainer(
+        AutoencoderConfig(str(tmp_path / "run"), data=data, num_validation_images=32, block_out_channels=(8, 8))
+    )
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8)
+    trainer._save([])
+    trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
+    trainer._load_checkpoint()
+    assert trainer.accelerator.scaler.get_scale() == 8
 
 
 def test_resumed_run_has_identical_weights(

@@ -78,6 +78,11 @@ def test_training_reduces_the_loss_and_only_depends_on_the_seed(run, tmp_path: P
     assert sum(accuracies[2][:4]) / 4 > 0.3
 
 
+def test_gradients_are_clipped(run, tmp_path: Path, gradient_norms: list[float]):
+    run(save_pipeline(tmp_path / "source", num_class_embeds=10), "--optimizer.max_grad_norm=0.01")
+    assert gradient_norms == pytest.approx([0.01] * 5, rel=1e-3)
+
+
 @pytest.mark.parametrize(
     ("config", "message"),
     [

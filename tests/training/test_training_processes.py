@@ -18,6 +18,7 @@ from run_files import load_weights, read_losses
 from safetensors.torch import load_file
 
 from checkpoint import get_step, list_checkpoints
+from distill import main as distill
 from manifest import find_damage
 
 
@@ -52,13 +53,14 @@ def train_batch_slowly(*args):
 Trainer._train_batch = train_batch_slowly
 main(sys.argv[1:])
 """
-# Each process prints how many models exist when the process groups are destroyed.
+# Each process prints how many models exist when the process groups are destroyed. With END=failure, writing a
+# checkpoint always fails.
 COUNT_MODELS = """
-import gc, os, sys
+import errno, gc, os, sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
+import checkpoint
 from train import main
-from trainer import Trainer
 
 destroy = torch.distributed.destroy_process_group
 def count_models():
@@ -66,11 +68,11 @@ def count_models():
     destroy()
 
 def fail(*args):
-    raise FloatingPointError("The loss is NaN.")
+    raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
 torch.distributed.destroy_process_group = count_models
-if os.environ["END"] == "failure":
-    Trainer._end_epoch = fail
+if os.environ.get("END") == "failure":
+    checkpoint.write_tensors = fail
 # With a long switch interval, gloo's threads only get the GIL when the main thread releases it.
 sys.setswitchinterval(60)
 main(sys.argv[1:])
@@ -120,7 +122,7 @@ class Launches:
         folder: Folder for the run and for the logs.
         num_nodes: 1 or 2.
         args: Arguments of the trainer.
-        script: Path of train.py or distill.py.
+        script: Path of the training script.
     """
 
     def __init__(self, folder: Path, num_nodes: int, args: list[str], script: str = TRAIN):
@@ -262,21 +264,30 @@ def test_two_processes_train_a_text_encoder_like_one_process(
         "--text_encoder.num_attention_heads=2",
         "--text_encoder.intermediate_size=16",
         "--objective.label_dropout=0.5",
+        "--objective.timestep_sampling=importance",
+        "--scheduler.num_train_timesteps=3",
         "--checkpointing_steps=6",
         "--logging_steps=1",
     ]
-    launches = Launches(tmp_path, 1, [*tiny_args, *options])
+    script = tmp_path / "count_models.py"
+    script.write_text(COUNT_MODELS)
+    launches = Launches(tmp_path, 1, [*tiny_args, *options], str(script))
     launches.finish()
+    # The process groups must be destroyed after the models.
+    assert launches.read_logs().count("0 models") == 2, launches.read_logs()
     launch(*options, f"--output_dir={tmp_path / 'expected'}")
     checkpoints = [run / "checkpoints" / "checkpoint-12" for run in (launches.run, tmp_path / "expected")]
     two, one = (load_file(checkpoint / "model.safetensors") for checkpoint in checkpoints)
     assert any(name.startswith("text_encoder.") for name in one)
     assert_close(*(remove_key_biases(weights, "k_proj.bias") for weights in (two, one)))
+    assert_close(*(load_file(checkpoint / "timestep_sampler.safetensors") for checkpoint in checkpoints))
     assert_close_losses(launches.run, tmp_path / "expected")
 
 
 @pytest.mark.slow
-def test_two_processes_distill_like_one_process(tmp_path: Path, tiny_args: list[str], launch: Callable[..., None]):
+def test_two_processes_distill_like_one_process(
+    tmp_path: Path, tiny_args: list[str], launch: Callable[..., None], reset_accelerate: Callable[[], None]
+):
     teacher = ["--scheduler.beta_schedule=squaredcos_cap_v2", "--scheduler.prediction_type=v_prediction"]
     launch(*OPTIONS[:4], *teacher, f"--output_dir={tmp_path / 'teacher'}", "--max_train_steps=1")
     options = [
@@ -289,11 +300,10 @@ def test_two_processes_distill_like_one_process(tmp_path: Path, tiny_args: list[
         "--checkpointing_steps=6",
         "--logging_steps=1",
     ]
-    script = str(TRAINING / "distill.py")
-    launches = Launches(tmp_path, 1, [*tiny_args, *options], script)
+    launches = Launches(tmp_path, 1, [*tiny_args, *options], str(TRAINING / "distill.py"))
     launches.finish()
-    single = [sys.executable, script, *launches.args, f"--output_dir={tmp_path / 'expected'}"]
-    subprocess.run(single, env=ENVIRONMENT, check=True, timeout=240)
+    reset_accelerate()
+    distill([*launches.args, f"--output_dir={tmp_path / 'expected'}"])
     checkpoints = [run / "checkpoints" / "checkpoint-12" for run in (launches.run, tmp_path / "expected")]
     for name in ("model", "ema"):
         states = [load_file(checkpoint / f"{name}.safetensors") for checkpoint in checkpoints]
@@ -304,36 +314,24 @@ def test_two_processes_distill_like_one_process(tmp_path: Path, tiny_args: list[
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("end", ["success", "failure"])
-def test_process_groups_are_destroyed_after_the_models(tmp_path: Path, tiny_args: list[str], end: str):
+def test_full_disk_stops_all_processes_with_one_line(tmp_path: Path, tiny_args: list[str]):
     script = tmp_path / "count_models.py"
     script.write_text(COUNT_MODELS)
     result = subprocess.run(
-        [*LAUNCH, "--main_process_port=0", str(script), *tiny_args],
-        env={**ENVIRONMENT, "END": end},
-        capture_output=True,
-        text=True,
-        timeout=240,
-    )
-    assert (result.returncode == 0) == (end == "success"), result.stderr
-    assert result.stdout.splitlines().count("0 models") == 2, result.stdout
-    if end == "failure":
-        assert "exitcode  : 1 " in result.stderr, result.stderr
-
-
-@pytest.mark.slow
-def test_failed_write_stops_all_processes_with_one_line(tmp_path: Path, tiny_args: list[str]):
-    (tmp_path / "file").touch()
-    result = subprocess.run(
-        [*LAUNCH, "--main_process_port=0", TRAIN, *tiny_args, f"--output_dir={tmp_path / 'file' / 'run'}"],
-        env=ENVIRONMENT,
+        [*LAUNCH, "--main_process_port=0", str(script), *tiny_args, "--checkpointing_steps=1"],
+        env={**ENVIRONMENT, "END": "failure"},
         capture_output=True,
         text=True,
         timeout=240,
     )
     assert result.returncode != 0
-    lines = [line for line in result.stderr.splitlines() if line.startswith("train.py: error: Could not write")]
-    assert len(lines) == 1
+    assert "exitcode  : 1 " in result.stderr, result.stderr
+    assert result.stderr.count("train.py: error: ") == 1, result.stderr
+    path = tmp_path / "run" / "checkpoints" / "checkpoint-1"
+    assert f"train.py: error: Could not write {path}: No space left on device." in result.stderr
+    assert f'File "{TRAINING}' not in result.stderr and f'File "{script}' not in result.stderr, result.stderr
+    # The process groups must be destroyed after the models.
+    assert result.stdout.splitlines().count("0 models") == 2, result.stdout
 
 
 @pytest.mark.slow

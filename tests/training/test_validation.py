@@ -20,29 +20,45 @@ EVAL = ["--eval.every_n_epochs=1", "--eval.num_samples=257", "--eval.num_inferen
 DISTANCE = "classifier_frechet_distance_train"
 
 
-def test_run_evaluates_its_epochs_and_keeps_the_best(tmp_path: Path, launch: Callable[..., None]):
+def read_step(pipeline: Path) -> int:
+    return json.loads((pipeline / "train_config.json").read_text())["progress"]["global_step"]
+
+
+def test_run_evaluates_its_epochs_and_keeps_the_best(
+    tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    evaluate, distances = Validator.evaluate, []
+
+    def make_worse(*args):
+        metrics = evaluate(*args)
+        distances.append(metrics[DISTANCE])
+        return metrics | {DISTANCE: float(len(distances))}
+
+    monkeypatch.setattr(Validator, "evaluate", make_worse)
     launch(*EVAL, "--model.num_class_embeds=10", "--save_images_epochs=1")
     run = tmp_path / "run"
     rows = read_csv(run / "eval.csv")
-    assert [(float(row["epoch"]), float(row["step"])) for row in rows] == [(1, 6), (2, 12)]
-    distances = [float(row[DISTANCE]) for row in rows]
+    assert [(float(row["epoch"]), float(row["step"]), float(row[DISTANCE])) for row in rows] == [(1, 6, 1), (2, 12, 2)]
     assert all(distance > 0 for distance in distances)
     assert all(0 <= float(row["class_agreement"]) <= 1 for row in rows)
-    best = json.loads((run / "best" / "train_config.json").read_text())["progress"]["global_step"]
-    assert best == [6, 12][distances.index(min(distances))]
+    assert read_step(run / "best") == 6
     load_pipeline(run / "best")
     # The sample grid belongs to these weights.
-    grid = (run / "samples" / f"epoch-{best // 6:04d}.png").read_bytes()
-    assert (run / "best" / "images" / "samples.png").read_bytes() == grid
+    grids = [(run / "samples" / f"epoch-000{epoch}.png").read_bytes() for epoch in (1, 2)]
+    assert (run / "best" / "images" / "samples.png").read_bytes() == grids[0] != grids[1]
 
 
-@pytest.mark.slow
-def test_best_pipeline_has_no_samples_of_other_weights(tmp_path: Path, launch: Callable[..., None]):
+def test_best_pipeline_has_no_samples_of_other_weights(
+    tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch
+):
+    distances = iter((1.0, 2.0))
+    monkeypatch.setattr(Validator, "evaluate", lambda *args: {DISTANCE: next(distances)})
     launch(*EVAL, "--save_images_epochs=3", "--save_model_epochs=1", "--num_epochs=3", "--max_train_steps=12")
-    names = [path.name for path in (tmp_path / "run" / "samples").iterdir()]
-    assert names == ["epoch-0002.png"]
-    best = json.loads((tmp_path / "run" / "best" / "train_config.json").read_text())["progress"]["global_step"]
-    assert (tmp_path / "run" / "best" / "images" / "samples.png").exists() == (best == 12)
+    run = tmp_path / "run"
+    assert [path.name for path in (run / "samples").iterdir()] == ["epoch-0002.png"]
+    assert (run / "pipeline" / "images" / "samples.png").exists()
+    assert read_step(run / "best") == 6
+    assert not (run / "best" / "images").exists()
 
 
 @pytest.mark.slow

@@ -72,12 +72,26 @@ def test_failed_write_exits_with_one_line_and_loses_nothing(
     assert [int(row["step"]) for row in read_losses(run)] == list(range(1, 13))
 
 
-@pytest.mark.skipif(os.geteuid() == 0, reason="root can write to every folder")
-def test_output_folder_without_write_permission_exits_with_one_line(tmp_path: Path, launch: Callable[..., None]):
-    (tmp_path / "run").mkdir(mode=0o500)
+def test_output_folder_without_write_permission_exits_with_one_line(
+    tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    open_file = os.open
+
+    # Root ignores the permissions of a folder, so the test raises the error itself.
+    def fail(path, flags, *args, **kwargs):
+        if Path(path).parent == tmp_path / "run" and flags & os.O_CREAT:
+            raise OSError(errno.EACCES, os.strerror(errno.EACCES), str(path))
+        return open_file(path, flags, *args, **kwargs)
+
+    monkeypatch.setattr(os, "open", fail)
     with pytest.raises(SystemExit) as exit_info:
         launch()
     assert exit_info.value.code == 1
+    message = capsys.readouterr().err.strip().splitlines()[-1]
+    assert message == (
+        f"train.py: error: Could not write {tmp_path}/run/.lock: Permission denied. There is no checkpoint yet. Start"
+        " again with a different --output_dir."
+    )
 
 
 def test_output_folder_that_is_a_file_exits_with_one_line(
