@@ -5,6 +5,7 @@ import sys
 import tempfile
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 
@@ -77,6 +78,13 @@ def cpp_compiler() -> None:
 
     if not can_compile():
         skip_or_fail("g++ and Python's headers", "apt-get install g++ python3-dev")
+
+
+@pytest.fixture
+def fake_onnx_model(monkeypatch) -> None:
+    """Replaces the conversion of a model to ONNX, which takes seconds. The file of the fake model is empty."""
+    program = SimpleNamespace(model=SimpleNamespace(metadata_props={}), save=lambda path, **kwargs: path.touch())
+    monkeypatch.setattr("fmnist_diffusion.export.onnx_file.convert_to_onnx", lambda *args: program)
 
 
 @pytest.fixture

@@ -1,5 +1,6 @@
 """Generates damaged pipeline folders."""
 
+import itertools
 import json
 import shutil
 import struct
@@ -12,6 +13,8 @@ from safetensors.torch import load_file, save_file
 
 
 WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
+INDEX = f"{WEIGHTS}.index.json"
+SHARD = "unet/nothing.safetensors"
 CONFIGS = ("model_index.json", "unet/config.json", "scheduler/scheduler_config.json")
 # None of these values is valid for any of the damaged options.
 NOT_JSON_OBJECTS = (
@@ -137,63 +140,55 @@ def damage_shards() -> Iterator[tuple[str, dict[str, Any] | list[Any]]]:
         yield f"metadata {metadata}", {"metadata": metadata, "weight_map": {"conv_out.weight": file}}
     for shards in (None, 3, [], {}, {"a": 3}, {"a": None}, {"a": "../a.safetensors"}, {"a": "/etc/passwd"}, {"a": ""}):
         yield f"weight_map {shards}", {"metadata": {}, "weight_map": shards}
-    yield "missing shard", {"metadata": {}, "weight_map": {"conv_out.weight": "nothing.safetensors"}}
+    yield "missing shard", {"metadata": {}, "weight_map": {"conv_out.weight": Path(SHARD).name}}
     yield "pickle", {"metadata": {}, "weight_map": {"conv_out.weight": "weights.bin"}}
 
 
-def damage_folders(folder: Path, target: Path) -> Iterator[tuple[str, str]]:
+def make_faults(folder: Path) -> Iterator[tuple[str, str, Callable[[Path], Any]]]:
+    """Yields a description of a fault, the relative path of a file and a function that damages the file."""
+
+    def write(content: Any) -> Callable[[Path], Any]:
+        return lambda path: path.write_bytes(content if isinstance(content, bytes) else json.dumps(content).encode())
+
+    for name in CONFIGS:
+        for content in NOT_JSON_OBJECTS:
+            yield f"{name} is {content[:20]!r}", name, write(content)
+        yield f"{name}: missing", name, Path.unlink
+        yield f"{name}: folder", name, lambda path: (path.unlink(), path.mkdir())
+        yield f"{name}: device", name, lambda path: (path.unlink(), path.symlink_to("/dev/zero"))
+        yield f"{name}: huge", name, write({"a": "a" * 20_000_000})
+        options = json.loads((folder / name).read_text(encoding="utf-8"))
+        for option, values in WRONG_OPTIONS[name].items():
+            for value in values:
+                if option in options and value == options[option] and type(value) is type(options[option]):
+                    continue
+                yield f"{name}: {option}={str(value)[:40]}", name, write(options | {option: value})
+    for name in ("model_index.json", "unet/config.json"):
+        yield f"{name} is empty", name, write({})
+    for option in ("unet", "scheduler"):
+        options = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
+        del options[option]
+        yield f"model_index.json without {option}", "model_index.json", write(options)
+    for fault, change in damage_weights():
+        yield f"{WEIGHTS}: {fault}", WEIGHTS, change
+    for fault, index in damage_shards():
+        yield f"index: {fault}", INDEX, write(index)
+
+
+def damage_folders(folder: Path, target: Path, step: int = 1) -> Iterator[tuple[str, str]]:
     """
     Damages copies of a pipeline folder.
 
     Args:
         folder (`Path`): A valid pipeline.
         target (`Path`): The folder to write; its content is replaced in each iteration.
+        step (`int`, defaults to 1): Only every `step`-th fault is generated.
 
     Yields:
-        `tuple[str, str]`: A description of the fault and the path of the damaged file relative to `target`.
+        `tuple[str, str]`: A description of the fault and the path that the error must name, relative to `target`.
     """
-
-    def copy() -> None:
+    for fault, name, change in itertools.islice(make_faults(folder), 0, None, step):
         shutil.rmtree(target, ignore_errors=True)
         shutil.copytree(folder, target)
-
-    for name in CONFIGS:
-        for content in NOT_JSON_OBJECTS:
-            copy()
-            (target / name).write_bytes(content)
-            yield f"{name} is {content[:20]!r}", name
-        for fault, change in (
-            ("missing", Path.unlink),
-            ("folder", lambda path: (path.unlink(), path.mkdir())),
-            ("device", lambda path: (path.unlink(), path.symlink_to("/dev/zero"))),
-            ("huge", lambda path: path.write_bytes(b'{"a": "' + b"a" * 20_000_000 + b'"}')),
-        ):
-            copy()
-            change(target / name)
-            yield f"{name}: {fault}", name
-        options = json.loads((folder / name).read_text(encoding="utf-8"))
-        for option, values in WRONG_OPTIONS[name].items():
-            for value in values:
-                if option in options and value == options[option] and type(value) is type(options[option]):
-                    continue
-                copy()
-                (target / name).write_text(json.dumps(options | {option: value}), encoding="utf-8")
-                yield f"{name}: {option}={str(value)[:40]}", name
-    for name, content in (("model_index.json", "{}"), ("unet/config.json", "{}")):
-        copy()
-        (target / name).write_text(content)
-        yield f"{name} is empty", name
-    for option in ("unet", "scheduler"):
-        copy()
-        options = json.loads((folder / "model_index.json").read_text(encoding="utf-8"))
-        del options[option]
-        (target / "model_index.json").write_text(json.dumps(options))
-        yield f"model_index.json without {option}", "model_index.json"
-    for fault, change in damage_weights():
-        copy()
-        change(target / WEIGHTS)
-        yield f"{WEIGHTS}: {fault}", WEIGHTS
-    for fault, index in damage_shards():
-        copy()
-        (target / f"{WEIGHTS}.index.json").write_text(json.dumps(index))
-        yield f"index: {fault}", "unet"
+        change(target / name)
+        yield fault, SHARD if fault.endswith("missing shard") else name

@@ -325,9 +325,12 @@ class TestImport:
         print(sys.modules["fmnist_diffusion.models.unet_fmnist"].FashionMNISTUNet2DModel is FashionMNISTUNet2DModel)
         fmnist_diffusion.load_pipeline
         print(*{"datasets", "gradio", "matplotlib", "scipy"} & (sys.modules.keys() - before))
+        # This pipeline has no text encoder.
+        fmnist_diffusion.load_pipeline("base")
+        print("transformers.models.clip.modeling_clip" in sys.modules)
         """
         printed = run_python(code, package=True, home=tmp_path)
-        assert printed == [f"False False {fmnist_diffusion.__version__}", "True", "True", ""]
+        assert printed == [f"False False {fmnist_diffusion.__version__}", "True", "True", "", "False"]
 
     def test_unknown_attribute_is_an_error(self):
         with pytest.raises(AttributeError, match="no attribute 'nothing'"):

@@ -123,8 +123,20 @@ def test_readme_is_short():
     assert len(README.splitlines()) <= 150
 
 
+def list_anchors(page: Path) -> set[str]:
+    """Returns the anchors that GitHub gives to the headings of a page."""
+    text = re.sub(r"^```.*?^```", "", page.read_text(), flags=re.DOTALL | re.MULTILINE)
+    headings = re.findall(r"^#+ (.*)", text, re.MULTILINE)
+    return {re.sub(r"[^\w\- ]", "", heading.lower()).replace(" ", "-") for heading in headings}
+
+
 def test_links_exist():
     for page in ("README.md", "CONTRIBUTING.md", "training/README.md", "fmnist_diffusion/evaluation/README.md"):
         path = ROOT / page
-        for target in re.findall(r"\]\(([^)#]+)\)", path.read_text()):
-            assert target.startswith("http") or (path.parent / target).exists(), f"{page}: {target}"
+        for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+            if target.startswith("http"):
+                continue
+            name, _, anchor = target.partition("#")
+            file = path.parent / name if name else path
+            assert file.exists(), f"{page}: {target}"
+            assert not anchor or anchor in list_anchors(file), f"{page}: {target}"

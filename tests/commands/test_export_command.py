@@ -27,6 +27,7 @@ def test_export(pipeline, tmp_path, capsys):
     assert f"{path} already exists. Remove it, or pass a different --output-dir." in capsys.readouterr().err
 
 
+@pytest.mark.usefixtures("fake_onnx_model")
 def test_difference_above_the_tolerance(pipeline, monkeypatch, get_error, tmp_path):
     pytest.importorskip("onnxscript")
     monkeypatch.setattr(onnx_file, "compare", lambda *args: 1.1e-4)

@@ -250,5 +250,5 @@ def test_unsuitable_pipelines_are_rejected(
 def test_small_and_missing_references_are_rejected(make_reference, images_folder: Path):
     with pytest.raises(ValueError, match=r"`reference` must have at least 50 images, got 15\."):
         make_reference(source=f"{images_folder}:test")
-    with pytest.raises(ValueError, match="other"):
+    with pytest.raises(ValueError, match="Could not find the split 'other'"):
         make_reference(source=f"{images_folder}:other")

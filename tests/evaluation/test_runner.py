@@ -1,5 +1,6 @@
 import json
 import shutil
+from collections.abc import Sequence
 from pathlib import Path
 from typing import Any, cast
 
@@ -9,8 +10,10 @@ from diffusers import DDPMScheduler
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.captions import make_captions
+from fmnist_diffusion.captions.captions import CLASS_NOUNS
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.evaluation import (
+    Classifier,
     FashionMNISTReference,
     InceptionFeatures,
     evaluate_pipeline,
@@ -53,16 +56,25 @@ def evaluate(pipe: FashionMNISTPipeline, fashion_mnist_folder: Path):
     return evaluate
 
 
+def compute_agreement(classifier: Classifier, folder: Path, labels: Sequence[int]) -> float:
+    images = torch.cat([batch.images for batch in load_batches(folder)])
+    predicted = classifier.classify(classifier(images))
+    return (predicted == torch.tensor(labels[: len(images)])).float().mean().item()
+
+
 def test_text_conditional_pipeline_generates_captions_of_the_test_images(
-    tmp_path: Path, evaluate, fashion_mnist_folder: Path
+    tmp_path: Path, evaluate, fashion_mnist_folder: Path, classifier: Classifier
 ):
     text_pipe = get_text_pipeline(sample_size=28)
     reference = FashionMNISTReference(train_data_dir=str(fashion_mnist_folder))
     conditions = reference.choose_conditions(text_pipe, 300)
     assert conditions["class_labels"] == reference.load_test_images().labels.tolist()
-    assert len(conditions["prompts"]) == len(conditions["class_labels"])
+    for prompt, label in zip(conditions["prompts"], conditions["class_labels"], strict=True):
+        assert any(noun in prompt.lower() for noun in CLASS_NOUNS[label])
     results = evaluate(tmp_path / "text", pipe=text_pipe)
-    assert 0 <= results["metrics"]["class_agreement"] <= 1
+    # The 300 samples cycle through the 128 captions, so each caption is used at least twice.
+    agreement = compute_agreement(classifier, tmp_path / "text", conditions["class_labels"] * 3)
+    assert results["metrics"]["class_agreement"] == pytest.approx(agreement)
     # The hash of the weights includes the text encoder.
     text_pipe.text_encoder.get_input_embeddings().weight.data += 1
     assert evaluate(tmp_path / "other", pipe=text_pipe)["weights_sha256"] != results["weights_sha256"]
@@ -80,14 +92,15 @@ def read_results(folder: Path) -> dict[str, Any]:
     return json.loads((folder / "metrics.json").read_text())
 
 
-def test_results_of_a_pipeline_are_complete(run_folder: Path):
+def test_results_of_a_pipeline_are_complete(run_folder: Path, classifier: Classifier):
     results = read_results(run_folder)
     metrics = results["metrics"]
     assert metrics["evaluations_per_image"] == 2
     assert metrics["images_per_second"] > 0
     assert metrics["classifier_frechet_distance_train"] > results["real"]["classifier"]["test"]["frechet_distance"]
     assert sum(metrics["class_shares"]) == pytest.approx(1)
-    assert 0 <= metrics["class_agreement"] <= 1
+    agreement = compute_agreement(classifier, run_folder, list(range(10)) * 30)
+    assert metrics["class_agreement"] == pytest.approx(agreement)
     assert metrics["nearest_pixels"]["median"] > metrics["nearest_pixels"]["test_median"]
     assert "fid_train" not in metrics
     # The features of all training images would take most of the time.

@@ -111,6 +111,7 @@ def test_base_reproduces_images(tmp_path):
     assert_same_images(pipe, tmp_path / "base.onnx", [8, 9], 2)
 
 
+@pytest.mark.usefixtures("fake_onnx_model")
 def test_nan_difference_is_an_error(monkeypatch, tmp_path):
     monkeypatch.setattr(onnx_file, "compare", lambda *args: float("nan"))
     with pytest.raises(ExportError, match="differ from PyTorch by up to"):

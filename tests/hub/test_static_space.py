@@ -14,9 +14,8 @@ import yaml
 from fmnist_diffusion.export import METADATA_KEY
 from fmnist_diffusion.files import find_source_folder
 from fmnist_diffusion.hub import static_space
-from fmnist_diffusion.hub.static_space import RUNTIME_FILES, download_runtime, make_static_space, push_static_space
+from fmnist_diffusion.hub.static_space import RUNTIME_FILES, download_runtime, push_static_space
 from fmnist_diffusion.hub_client import HubError
-from saved_pipelines import save_pipeline
 
 
 pytest.importorskip("onnxscript")
@@ -71,26 +70,18 @@ def test_missing_npm_is_reported(tmp_path, monkeypatch):
 
 
 @pytest.mark.slow
-def test_models_are_exported_with_their_metadata(npm, tmp_path, folder):
-    shoes = save_pipeline(tmp_path / "shoes")
-    make_static_space([folder, shoes], tmp_path / "page")
-    first, second = json.loads((tmp_path / "page" / "models.json").read_text())
-    assert (first["file"], first["name"]) == ("run-pipeline.onnx", "run/pipeline")
-    assert (second["file"], second["name"], second["null_label"]) == ("shoes.onnx", "shoes", None)
-    (metadata,) = onnx.load(tmp_path / "page" / "shoes.onnx").metadata_props
-    assert metadata.key == METADATA_KEY
-    assert second == {"file": "shoes.onnx", **json.loads(metadata.value)}
-    assert second["num_inference_steps"] == 20
-    assert sorted(map(int, second["samplers"])) == list(range(1, 21))
-
-
-@pytest.mark.slow
 def test_push_uploads_the_page_once(hub, npm, folder):
     assert push_static_space("demo", [folder]) == f"{hub.endpoint}/spaces/someone/demo"
     space = hub.repositories["spaces/someone/demo"]
     runtime = {f"onnxruntime-web/{name}" for name in RUNTIME_FILES}
     page = {"README.md", "index.html", "main.js", "models.json", "service_worker.js", "style.css", "run-pipeline.onnx"}
     assert set(space.files) == {".gitattributes", *page, *runtime}
+    (model,) = json.loads(space.files["models.json"])
+    (metadata,) = onnx.load_from_string(space.files["run-pipeline.onnx"]).metadata_props
+    assert metadata.key == METADATA_KEY
+    assert model == {"file": "run-pipeline.onnx", **json.loads(metadata.value)}
+    assert (model["name"], model["num_inference_steps"], model["null_label"]) == ("run/pipeline", 20, 10)
+    assert sorted(map(int, model["samplers"])) == list(range(1, 21))
     card = yaml.safe_load(space.files["README.md"].decode().split("---\n")[1])
     assert card["sdk"] == "static"
     # WebAssembly threads require these headers.

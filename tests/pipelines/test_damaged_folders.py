@@ -1,6 +1,5 @@
 """Loading of damaged pipeline folders."""
 
-import itertools
 import tracemalloc
 from collections.abc import Callable
 from pathlib import Path
@@ -11,7 +10,6 @@ from safetensors.torch import load_file, save_file
 
 from damaged_folders import damage_folders
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
-from fmnist_diffusion.commands import main
 from latent_pipelines import make_vae
 from saved_pipelines import save_pipeline
 from text_pipelines import get_text_pipeline
@@ -27,7 +25,7 @@ def check_error(load: Callable[[Path], object], path: Path, fault: str, name: st
     with pytest.raises(OSError) as error:
         load(path)
     message = str(error.value)
-    assert Path(name).name in message, (fault, message)
+    assert name in message, (fault, message)
     assert message.endswith(".") and "\n" not in message and len(message) < 700, (fault, message)
 
 
@@ -90,7 +88,7 @@ def test_missing_shards_are_named(complete_pipe, tmp_path: Path, component):
 
 
 def test_damaged_files_are_named(folder: Path, tmp_path: Path):
-    for fault, name in itertools.islice(damage_folders(folder, tmp_path / "damaged"), 0, None, 12):
+    for fault, name in damage_folders(folder, tmp_path / "damaged", step=12):
         check_error(load_pipeline, tmp_path / "damaged", fault, name)
 
 
@@ -101,26 +99,6 @@ def test_all_damaged_files_are_named(folder: Path, tmp_path: Path):
         number += 1
         check_error(FashionMNISTPipeline.from_pretrained, tmp_path / "damaged", fault, name)
     assert number >= 400
-
-
-@pytest.mark.parametrize(
-    "command",
-    [
-        ["sample", "PIPELINE", "-n", "1"],
-        ["info", "PIPELINE"],
-        ["push", "PIPELINE", "--repo-id", "someone/tiny"],
-    ],
-    ids=lambda command: command[0],
-)
-def test_commands_name_the_damaged_file(folder, tmp_path, monkeypatch, capsys, hub, command):
-    monkeypatch.chdir(tmp_path)
-    for fault, name in itertools.islice(damage_folders(folder, tmp_path / "damaged"), 0, None, 30):
-        with pytest.raises(SystemExit) as exit_info:
-            main([str(tmp_path / "damaged") if argument == "PIPELINE" else argument for argument in command])
-        assert exit_info.value.code == 2
-        message = capsys.readouterr().err
-        assert message.startswith("fmnist-diffusion: error: ") and message.count("\n") == 1, (fault, message)
-        assert Path(name).name in message, (fault, message)
 
 
 def test_large_models_are_not_allocated(folder: Path, tmp_path: Path):

@@ -156,12 +156,6 @@ def text_url(text_folder) -> Iterator[str]:
     yield from serve(text_folder)
 
 
-@pytest.fixture(scope="session")
-def base_url() -> Iterator[str]:
-    """URL of a running demo of the base checkpoint."""
-    yield from serve("base")
-
-
 @pytest.fixture(scope="module")
 def browser() -> Iterator[Browser]:
     path = shutil.which("chromium")

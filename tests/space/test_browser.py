@@ -126,6 +126,7 @@ def test_generate_shows_images_and_offers_downloads(page):
     assert fits(page)
 
 
+@pytest.mark.parametrize("page", ["laptop"], indirect=True)
 def test_stop_ends_the_run(page, slow_evaluations):
     button(page, "Generate").click()
     expect(page.locator("#generate-strip img")).to_be_visible()
@@ -146,6 +147,7 @@ def test_stop_ends_the_run(page, slow_evaluations):
     expect(bar).to_contain_text("3 NFE per image")
 
 
+@pytest.mark.parametrize("page", ["laptop"], indirect=True)
 def test_only_runs_with_few_steps_follow_a_change(page, slow_evaluations):
     bag = page.get_by_label("Bag", exact=True).locator("visible=true")
     bag.check()
@@ -166,6 +168,7 @@ def test_only_runs_with_few_steps_follow_a_change(page, slow_evaluations):
     assert len(slow_evaluations) < 100
 
 
+@pytest.mark.parametrize("live_page", ["laptop"], indirect=True)
 def test_images_follow_the_classes_and_the_seed(live_page, live_folder):
     live_page.get_by_label("Bag", exact=True).locator("visible=true").check()
     for image in images(live_page, "generate").all():
@@ -184,6 +187,7 @@ def test_images_follow_the_classes_and_the_seed(live_page, live_folder):
     expect(images(live_page, "generate").first).not_to_have_attribute("src", before)
 
 
+@pytest.mark.parametrize("live_page", ["laptop"], indirect=True)
 def test_base_with_20_steps_can_be_chosen(live_page):
     live_page.get_by_label("Checkpoint", exact=True).locator("visible=true").click()
     live_page.get_by_role("option", name="base").click()
@@ -210,6 +214,7 @@ def test_slider_shows_the_images_of_an_interpolation(live_page):
     assert fits(live_page)
 
 
+@pytest.mark.parametrize("page", ["laptop"], indirect=True)
 def test_random_button_changes_the_seed(page):
     seed = page.get_by_label("Seed", exact=True).locator("visible=true")
     before = seed.input_value()
@@ -217,6 +222,7 @@ def test_random_button_changes_the_seed(page):
     expect(seed).not_to_have_value(before)
 
 
+@pytest.mark.parametrize("page", ["laptop"], indirect=True)
 def test_invalid_seed_is_explained(page):
     page.get_by_label("Seed", exact=True).locator("visible=true").fill("3.7")
     page.keyboard.press("Tab")
@@ -308,6 +314,7 @@ def test_quality_says_that_there_are_no_metrics(page):
     expect(page.locator("#quality")).to_contain_text("no metrics yet")
 
 
+@pytest.mark.parametrize("page", ["laptop"], indirect=True)
 def test_keyboard_alone_starts_a_run(page):
     """The Tab and Enter keys alone reach the button and start a run."""
     for _ in range(60):

@@ -273,12 +273,6 @@ class TestInterpolate:
             alone = last(tiny.generate(replace(config, labels=(label,), num_images=1, seed=seed))).images
             assert difference([image], alone) <= 1
 
-    def test_default_settings_change_the_images_visibly(self, base):
-        config = request(labels=("Sneaker", "Sneaker"), num_images=12, num_inference_steps=20, seed=3)
-        images = arrays(last(base.interpolate(config, (3, 4))).images)
-        assert abs(images[0] - images[-1]).mean() > 10
-        assert all(abs(first - second).mean() > 1 for first, second in itertools.pairwise(images))
-
     def test_unconditional_model_can_interpolate(self, spec):
         step = last(spec.interpolate(request(num_images=3), (1, 2)))
         assert len(step.images) == 3

@@ -184,6 +184,7 @@ class TestInterpolate:
         for image, seed in ((images[0], 3), (images[-1], 4)):
             alone = last_grid(base_handlers.generate(["Sneaker"], 1, 20, "default", 1, seed))
             assert abs(image - cells(alone, 28, 1)[0]).max() <= 1
+        assert abs(images[0] - images[-1]).mean() > 10
         assert all(abs(images[i] - images[i + 1]).mean() > 1 for i in range(11))
 
     def test_animation_runs_back_and_forth(self, tiny_handlers):

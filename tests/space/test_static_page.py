@@ -403,10 +403,10 @@ def test_every_control_has_a_name(page):
 
 def test_models_are_listed_with_their_settings(folder):
     models = json.loads((folder / "models.json").read_text())
-    assert [(model["file"], model["num_inference_steps"]) for model in models] == [
-        ("base.onnx", 20),
-        ("lcm.onnx", 2),
-        ("rgb.onnx", 2),
+    assert [(model["file"], model["num_inference_steps"], model["null_label"]) for model in models] == [
+        ("base.onnx", 20, 10),
+        ("lcm.onnx", 2, 10),
+        ("rgb.onnx", 2, None),
     ]
     assert all(sorted(map(int, model["samplers"])) == list(range(1, 21)) for model in models)
 
