@@ -40,7 +40,10 @@ def open_upload(path: str | os.PathLike) -> Image.Image:
             # PIL clips 16-bit pixels when it converts them to 8 bits, so they are scaled first.
             return image.point(lambda value: value / 256).convert("L") if image.mode.startswith("I") else image
     except DataError as error:
-        raise RequestError("Could not read the image. Upload a PNG, JPEG, WEBP, GIF or BMP file.") from error
+        raise RequestError(
+            "Could not read the image. Upload a PNG, JPEG, WEBP, GIF or BMP file with at most"
+            f" {MAX_UPLOAD_PIXELS // 10**6} megapixels."
+        ) from error
     raise RequestError(f"The image has more than {MAX_UPLOAD_PIXELS // 10**6} megapixels. Upload a smaller image.")
 
 
