@@ -106,7 +106,8 @@ class LossRecord:
         values = self.read()
         if not len(values["step"]):
             return
-        images, epochs = values["step"] * images_per_step, values["epoch"]
+        images = values["step"] * images_per_step
+        epochs = [values["epoch"] == epoch for epoch in np.unique(values["epoch"])]
         window = max(1, min(200, len(images) // 10))
         names = self.term_names or ("loss",)
         figure, all_axes = plt.subplots(
@@ -117,8 +118,8 @@ class LossRecord:
             axes.plot(images, losses, color="tab:blue", alpha=0.2, linewidth=0.5, label="step")
             means = np.convolve(losses, np.ones(window) / window, mode="valid")
             axes.plot(images[window - 1 :], means, color="tab:blue", label=f"mean of {window} steps")
-            ends = [images[epochs == epoch][-1] for epoch in np.unique(epochs)]
-            means = [losses[epochs == epoch].mean() for epoch in np.unique(epochs)]
+            ends = [images[epoch][-1] for epoch in epochs]
+            means = [losses[epoch].mean() for epoch in epochs]
             axes.plot(ends, means, "o", color="tab:orange", markersize=4, label="mean of an epoch")
             axes.set(ylabel=name.replace("_", " "), yscale="log")
             axes.grid(alpha=0.3, which="both")

@@ -1,6 +1,5 @@
 """Evaluates a pipeline or existing samples and writes `metrics.json` and `report.png`."""
 
-import hashlib
 import json
 import math
 from collections.abc import Iterable, Iterator, Sequence
@@ -20,6 +19,7 @@ from .provenance import get_device_name, get_versions, tensor_hash, weights_hash
 from .reference import Reference
 from .report import save_report
 from .run_folder import prepare_folder, write_json
+from .verified_tensors import hash_content
 
 
 # Evaluation seed k uses random seeds starting at k * 2**20, so samples of different seeds never share noise.
@@ -114,8 +114,8 @@ def evaluate_pipeline(
         **reference.get_settings(pipe if conditional else None),
     }
     if "prompts" in conditions:
-        prompts = json.dumps([conditions["prompts"], conditions["class_labels"]])
-        settings["prompts_sha256"] = hashlib.sha256(prompts.encode()).hexdigest()
+        prompts = {name: json.dumps(conditions[name]) for name in ("prompts", "class_labels")}
+        settings["prompts_sha256"] = hash_content({}, prompts)
     if classifier_guidance_scale != 0:
         settings["classifier_guidance_scale"] = classifier_guidance_scale
     processes = processes or Processes()
