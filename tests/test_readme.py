@@ -33,7 +33,7 @@ def read_blocks(section: str, language: str) -> list[str]:
 
 
 def run(command: list[str] | str, folder: Path, variables: Mapping[str, str] | None = None) -> str:
-    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "2"}
+    environment = os.environ | {"PATH": f"{Path(sys.executable).parent}:{os.environ['PATH']}", "OMP_NUM_THREADS": "1"}
     environment |= variables or {}
     result = subprocess.run(
         command,

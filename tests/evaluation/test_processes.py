@@ -42,7 +42,7 @@ def evaluate(launcher: list[str], *args: str | Path, cwd: Path, cache: Path) -> 
         "PYTHONPATH": str(Path(__file__).parents[2]),
     }  # fmt: skip
     command = [sys.executable, "-m", *launcher, "evaluate", *map(str, args), "--device", "cpu"]
-    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=280)
+    result = subprocess.run(command, cwd=cwd, env=environment, capture_output=True, text=True, timeout=900)
     assert result.returncode == 0, result.stderr
     return result.stdout
 

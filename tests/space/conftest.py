@@ -112,7 +112,7 @@ def slow_evaluations(tiny) -> Iterator[list[threading.Thread]]:
 
     def slow_down(*_) -> None:
         evaluations.append(threading.current_thread())
-        time.sleep(0.05)
+        time.sleep(0.2)
 
     hook = tiny.pipe.unet.register_forward_pre_hook(slow_down)
     yield evaluations

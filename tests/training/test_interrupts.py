@@ -149,7 +149,7 @@ def test_only_the_first_process_reports_an_interrupt_before_the_training(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [0.3, 3])
+@pytest.mark.parametrize("seconds", [1, 3])
 def test_ctrl_c_during_the_start_exits_without_a_traceback(tmp_path: Path, tiny_args: list[str], seconds: float):
     process = subprocess.Popen(
         [sys.executable, str(TRAINING / "train.py"), *tiny_args, "--num_epochs=10000"],

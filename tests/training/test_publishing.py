@@ -147,13 +147,14 @@ def test_hanging_push_does_not_keep_the_run_alive(monkeypatch: pytest.MonkeyPatc
 def test_faulty_hub_is_reported_in_one_line(
     hub: FakeHub, monkeypatch: pytest.MonkeyPatch, tmp_path: Path, fault: dict[str, Any]
 ):
-    monkeypatch.setattr("fmnist_diffusion.hub_client.TIME_LIMIT", 1.0)
     hub.faults = [Fault("POST", "/create", times=99, **fault)]
     reports: list[str] = []
     folder = save_pipeline(tmp_path / "pipeline")
     background_push = BackgroundPush(folder, REPO_ID, False, None, reports.append)
-    background_push.push()
-    background_push.finish()
+    with monkeypatch.context() as patch:
+        patch.setattr("fmnist_diffusion.hub_client.TIME_LIMIT", 1.0)
+        background_push.push()
+        background_push.finish()
     (report,) = reports
     assert "Hub" in report and "\n" not in report
     assert report.endswith(f"Run `fmnist-diffusion push {folder} --repo-id {REPO_ID}` to try again.")
