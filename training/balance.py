@@ -82,7 +82,8 @@ def main(args: list[str] | None = None) -> None:
         train_config = find_train_config(options.pipeline) or {}
         step = {"class_shares": shares, "strength": options.strength, "weights_sha256": evaluation["weights_sha256"]}
         train_config["balanced"] = [*train_config.get("balanced", []), step]
-        pipe.unet.to(getattr(torch, options.dtype))
+        # `ModelMixin.to` warns about modules that should stay in float32, although there are none.
+        torch.nn.Module.to(pipe.unet, getattr(torch, options.dtype))
         save_with_train_config(pipe, options.output_dir, train_config)
     except (OSError, ValueError) as error:
         parser.exit(2, f"balance.py: error: {error}\n")

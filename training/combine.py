@@ -106,7 +106,8 @@ def main(args: list[str] | None = None) -> None:
             model = getattr(pipe, name)
             if model is not None:
                 model.float().load_state_dict(combine(pipelines, options.weights, name))
-                model.to(getattr(torch, options.dtype))
+                # `ModelMixin.to` warns about modules that should stay in float32, although there are none.
+                torch.nn.Module.to(model, getattr(torch, options.dtype))
         save_with_train_config(pipe, options.output_dir, train_config | {"combined": combined})
     except (OSError, ValueError) as error:
         parser.exit(2, f"combine.py: error: {error}\n")

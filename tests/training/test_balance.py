@@ -61,10 +61,11 @@ def test_train_config_lists_all_steps(pipeline: str, tmp_path: Path):
     }
 
 
-def test_evaluation_may_use_half_precision(pipeline: str, tmp_path: Path):
+def test_evaluation_may_use_half_precision(pipeline: str, tmp_path: Path, diffusers_log: pytest.LogCaptureFixture):
     half = {"dtype": "bfloat16", "weights_sha256": weights_hash(load_pipeline(pipeline, dtype=torch.bfloat16))}
     evaluation = write_evaluation(pipeline, tmp_path / "evaluation", **half)
     main([pipeline, evaluation, f"--output_dir={tmp_path / 'new'}"])
+    assert diffusers_log.records == []
     assert load_pipeline(tmp_path / "new").unet.dtype == torch.float32
 
 

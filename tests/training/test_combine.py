@@ -48,8 +48,11 @@ def test_every_weight_is_the_linear_combination(folders: list[str], tmp_path: Pa
     assert settings["combined"]["first"] == combined
 
 
-def test_single_pipeline_can_be_converted_to_another_dtype(folders: list[str], tmp_path: Path):
+def test_single_pipeline_can_be_converted_to_another_dtype(
+    folders: list[str], tmp_path: Path, diffusers_log: pytest.LogCaptureFixture
+):
     main([folders[0], "--weights", "1", "--dtype=float16", f"--output_dir={tmp_path / 'half'}"])
+    assert diffusers_log.records == []
     assert weights_dtypes(tmp_path / "half" / "unet" / "diffusion_pytorch_model.safetensors") == {"F16"}
     half, single = load_pipeline(tmp_path / "half").unet, load_pipeline(folders[0]).unet
     for name, tensor in single.state_dict().items():
