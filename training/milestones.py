@@ -33,4 +33,7 @@ def describe_run_length(images_seen: int, config: TrainingConfig) -> str:
     text = f"Usable samples require about {needed:,} images. This run ends after {seen} ({percent:,}%)"
     if images_seen >= needed:
         return f"{text}."
-    return f"{text}, so expect noise or distorted shapes. Increase --num_epochs to train longer."
+    text += ", so expect noise or distorted shapes"
+    if config.init_from is not None and config.distillation.num_segments is None:
+        text += f" if the images differ from those of {config.init_from}"
+    return f"{text}. Increase --num_epochs to train longer."

@@ -22,15 +22,16 @@ def test_length_of_a_run_is_compared_with_the_measured_one(
 
 
 @pytest.mark.parametrize(
-    ("name", "config"),
+    ("name", "config", "condition"),
     [
-        ("IMAGES_FOR_FINE_TUNING", TrainingConfig(init_from="base")),
-        ("IMAGES_FOR_DISTILLATION", TrainingConfig(init_from="base", distillation=DistillationConfig(32))),
+        ("IMAGES_FOR_FINE_TUNING", TrainingConfig(init_from="base"), " if the images differ from those of base"),
+        ("IMAGES_FOR_DISTILLATION", TrainingConfig(init_from="base", distillation=DistillationConfig(32)), ""),
     ],
 )
 def test_fine_tuning_and_distillation_have_their_own_numbers(
-    monkeypatch: pytest.MonkeyPatch, name: str, config: TrainingConfig
+    monkeypatch: pytest.MonkeyPatch, name: str, config: TrainingConfig, condition: str
 ):
     monkeypatch.setattr(f"milestones.{name}", 123)
     assert get_num_images_needed(config) == 123
     assert describe_run_length(123, config).endswith("(100%).")
+    assert f", so expect noise or distorted shapes{condition}. " in describe_run_length(122, config)
