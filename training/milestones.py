@@ -35,5 +35,5 @@ def describe_run_length(images_seen: int, config: TrainingConfig) -> str:
         return f"{text}."
     text += ", so expect noise or distorted shapes"
     if config.init_from is not None and config.distillation.num_segments is None:
-        text += f" if the images differ from those of {config.init_from}"
+        text += f" if the images differ from the training images of {config.init_from}"
     return f"{text}. Increase --num_epochs to train longer."

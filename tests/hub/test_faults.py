@@ -49,7 +49,7 @@ HANG_LIMIT = 30  # seconds
 
 @contextmanager
 def short_time_limit() -> Iterator[None]:
-    """Shortens the time limit of calls that must fail. Calls that must succeed can take longer on a busy machine."""
+    """Shortens the time limit while requests must fail. Other requests can take longer on a busy machine."""
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(hub_client, "TIME_LIMIT", 1.0)
         yield

@@ -35,6 +35,7 @@ class TestMakeRepository:
         make_repository(folder, REPO_ID, tmp_path / "repository")
         for content in read_files(tmp_path / "repository").values():
             assert str(tmp_path).encode() not in content
+            # If the home folder is "/", the string is "//", which occurs in every URL.
             assert Path.home() == Path("/") or f"{Path.home()}/".encode() not in content
 
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])

@@ -275,7 +275,8 @@ def test_image_to_image_only_changes_the_painted_region(page):
     def read_pixels(selector: str) -> list[int]:
         """Returns the red pixels of a canvas or of an image of 8x8 pixels."""
         script = """async element => {
-            // The browser may not have decoded an image whose source has just changed. A canvas has no `decode`.
+            // The browser may not have decoded an image whose source has just changed.
+            // A canvas has no method `decode`, so the call is optional.
             await element.decode?.();
             const canvas = document.createElement("canvas"), context = canvas.getContext("2d");
             context.drawImage(element, 0, 0);

@@ -154,7 +154,7 @@ class TestCleanup:
         calls = []
 
         def delete(folder: Path, max_age: float) -> None:
-            # Demos of other tests can still be running.
+            # The cleanup tasks of other tests' demos can still be running and call this function.
             if folder != tmp_path:
                 return
             calls.append(folder)

@@ -335,8 +335,11 @@ def test_batches_are_shared_by_all_processes(resolve: Callable, monkeypatch: pyt
 
 
 def test_short_run_says_how_far_it_is_from_usable_samples(resolve: Callable, caplog: pytest.LogCaptureFixture):
-    resolve("--max_train_steps=60", "--train_batch_size=4")
-    assert "This run ends after 240 images (0%), so expect noise or distorted shapes." in caplog.text
+    config = resolve("--max_train_steps=60", "--train_batch_size=4")
+    assert (
+        "This run ends after 240 images (0%), so expect noise or distorted shapes if the images differ from the"
+        f" training images of {config.init_from}. Increase --num_epochs to train longer."
+    ) in caplog.text
 
 
 def test_same_command_resumes_the_run_exactly(

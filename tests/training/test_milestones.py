@@ -24,7 +24,11 @@ def test_length_of_a_run_is_compared_with_the_measured_one(
 @pytest.mark.parametrize(
     ("name", "config", "condition"),
     [
-        ("IMAGES_FOR_FINE_TUNING", TrainingConfig(init_from="base"), " if the images differ from those of base"),
+        (
+            "IMAGES_FOR_FINE_TUNING",
+            TrainingConfig(init_from="base"),
+            " if the images differ from the training images of base",
+        ),
         ("IMAGES_FOR_DISTILLATION", TrainingConfig(init_from="base", distillation=DistillationConfig(32)), ""),
     ],
 )

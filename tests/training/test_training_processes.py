@@ -65,7 +65,7 @@ from train import main
 destroy = torch.distributed.destroy_process_group
 def count_models():
     count = sum(type(value) is DistributedDataParallel for value in gc.get_objects())
-    # One write, because both processes write to the same pipe.
+    # Both processes write to the same pipe, so each line is written with a single call.
     os.write(1, f"{count} models\\n".encode())
     destroy()
 
