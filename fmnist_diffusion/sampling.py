@@ -226,6 +226,13 @@ def copy_pipeline(
     return copy
 
 
+def convert_dtype(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module:
+    """Converts `model` in place, without the warning of `ModelMixin.to` about modules that should stay in float32."""
+    import torch
+
+    return torch.nn.Module.to(model, dtype)
+
+
 def select_dtype(pipe: FashionMNISTPipeline, batch_size: int = 16) -> torch.dtype:
     """
     Selects the fastest dtype for a pipeline by measuring function evaluations on its device.
@@ -242,8 +249,7 @@ def select_dtype(pipe: FashionMNISTPipeline, batch_size: int = 16) -> torch.dtyp
 
     device = pipe.device
     dtypes = [torch.float32, torch.bfloat16] + ([] if device.type == "cpu" else [torch.float16])
-    # `ModelMixin.to` warns about modules that should stay in float32, which does not matter for measuring speed.
-    models = {dtype: torch.nn.Module.to(deepcopy(pipe.unet), dtype) for dtype in dtypes}
+    models = {dtype: convert_dtype(deepcopy(pipe.unet), dtype) for dtype in dtypes}
     images = torch.randn(batch_size, *pipe.latent_shape, device=device)
 
     # The model of a text-conditional pipeline requires an embedding.
@@ -272,9 +278,8 @@ def use_fastest_dtype(pipe: FashionMNISTPipeline) -> None:
     dtype = select_dtype(pipe)
     for component in pipe.components.values():
         if isinstance(component, torch.nn.Module):
-            # `DiffusionPipeline.to` rejects pipelines with a device map, and `ModelMixin.to` warns about modules that
-            # should stay in float32.
-            torch.nn.Module.to(component, dtype)
+            # `DiffusionPipeline.to` rejects pipelines with a device map.
+            convert_dtype(component, dtype)
 
 
 def make_generators(seed: int, count: int, start: int = 0) -> list[torch.Generator]:

@@ -20,6 +20,7 @@ from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.data import has_fashion_mnist_order
 from fmnist_diffusion.data.errors import list_names
 from fmnist_diffusion.evaluation import weights_hash
+from fmnist_diffusion.sampling import convert_dtype
 from lock import check_new_folder
 from pretrained import find_train_config
 
@@ -82,8 +83,7 @@ def main(args: list[str] | None = None) -> None:
         train_config = find_train_config(options.pipeline) or {}
         step = {"class_shares": shares, "strength": options.strength, "weights_sha256": evaluation["weights_sha256"]}
         train_config["balanced"] = [*train_config.get("balanced", []), step]
-        # `ModelMixin.to` warns about modules that should stay in float32, although there are none.
-        torch.nn.Module.to(pipe.unet, getattr(torch, options.dtype))
+        convert_dtype(pipe.unet, getattr(torch, options.dtype))
         save_with_train_config(pipe, options.output_dir, train_config)
     except (OSError, ValueError) as error:
         parser.exit(2, f"balance.py: error: {error}\n")

@@ -16,6 +16,7 @@ from autoencoder import hash_vae
 from export import add_output_arguments, save_with_train_config
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.evaluation import weights_hash
+from fmnist_diffusion.sampling import convert_dtype
 from lock import check_new_folder
 from noise_schedule import get_betas, get_noise_scheduler
 from pretrained import find_train_config
@@ -106,8 +107,7 @@ def main(args: list[str] | None = None) -> None:
             model = getattr(pipe, name)
             if model is not None:
                 model.float().load_state_dict(combine(pipelines, options.weights, name))
-                # `ModelMixin.to` warns about modules that should stay in float32, although there are none.
-                torch.nn.Module.to(model, getattr(torch, options.dtype))
+                convert_dtype(model, getattr(torch, options.dtype))
         save_with_train_config(pipe, options.output_dir, train_config | {"combined": combined})
     except (OSError, ValueError) as error:
         parser.exit(2, f"combine.py: error: {error}\n")

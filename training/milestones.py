@@ -18,11 +18,15 @@ IMAGES_FOR_FINE_TUNING = 160_000
 IMAGES_FOR_DISTILLATION = 60_000
 
 
+def is_fine_tuning(config: TrainingConfig) -> bool:
+    return config.init_from is not None and config.distillation.num_segments is None
+
+
 def get_num_images_needed(config: TrainingConfig) -> int:
     """Returns the number of images, counting repetitions, after which samples are usually usable."""
-    if config.distillation.num_segments is not None:
-        return IMAGES_FOR_DISTILLATION
-    return IMAGES_FROM_SCRATCH if config.init_from is None else IMAGES_FOR_FINE_TUNING
+    if is_fine_tuning(config):
+        return IMAGES_FOR_FINE_TUNING
+    return IMAGES_FROM_SCRATCH if config.init_from is None else IMAGES_FOR_DISTILLATION
 
 
 def describe_run_length(images_seen: int, config: TrainingConfig) -> str:
@@ -34,6 +38,6 @@ def describe_run_length(images_seen: int, config: TrainingConfig) -> str:
     if images_seen >= needed:
         return f"{text}."
     text += ", so expect noise or distorted shapes"
-    if config.init_from is not None and config.distillation.num_segments is None:
+    if is_fine_tuning(config):
         text += f" if the images differ from the training images of {config.init_from}"
     return f"{text}. Increase --num_epochs to train longer."
