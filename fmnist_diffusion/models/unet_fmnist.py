@@ -401,7 +401,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     _repeated_blocks = ["FashionMNISTAttentionBlock"]
     # A model that is saved after `fuse_qkv_projections` also contains the separate projections.
     _keys_to_ignore_on_load_unexpected = [r"\.to_qkv\."]
-    _skip_layerwise_casting_patterns = ["norm", "time_embedding", "class_embedding", "conv_out"]
+    _skip_layerwise_casting_patterns = ["norm"]
     _gradient_checkpointing_func: Callable[..., torch.Tensor]
 
     @register_to_config
