@@ -5,6 +5,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from diffusers import SchedulerMixin
 from huggingface_hub import hf_hub_download
 from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
 
@@ -73,7 +74,7 @@ def find_pipeline_file(name_or_path: str | os.PathLike, file_name: str) -> Path 
 def load_pipeline(
     pretrained_model_name_or_path: str | os.PathLike,
     *,
-    scheduler: str | type | None = None,
+    scheduler: str | type | SchedulerMixin | None = None,
     dtype: Any = None,
     **kwargs: Any,
 ) -> FashionMNISTPipeline:
@@ -84,10 +85,11 @@ def load_pipeline(
         pretrained_model_name_or_path (`str` or `os.PathLike`):
             A name in [`bundled_pipelines`], a folder, or a repository id such as `owner/name`. To load a folder with
             the name of a bundled checkpoint, pass `./name` or a `Path`.
-        scheduler (`str` or a subclass of [`SchedulerMixin`], *optional*):
+        scheduler (`str`, [`SchedulerMixin`] or a subclass of it, *optional*):
             Scheduler to use instead of the stored one: a name in `fmnist_diffusion.schedulers.SCHEDULERS`, such as
-            `"ddim"`, or a diffusers scheduler class. It keeps the noise schedule and the prediction type, but not the
-            power-law timestep spacing.
+            `"ddim"`, a diffusers scheduler class, or a scheduler object. A name or a class keeps the noise schedule
+            and the prediction type of the stored scheduler. The power-law timestep spacing is only kept if the class
+            and all options equal those of the stored scheduler.
         dtype (`torch.dtype`, `dict` or `"auto"`, *optional*):
             See [`FashionMNISTPipeline.from_pretrained`]. `"auto"` selects the fastest dtype on the device that the
             pipeline is loaded on, which is the CPU without a `device_map`; see
@@ -126,7 +128,9 @@ def load_pipeline(
     pipe = FashionMNISTPipeline.from_pretrained(path, **kwargs)
     if dtype == "auto":
         use_fastest_dtype(pipe)
-    if scheduler is not None:
+    if isinstance(scheduler, SchedulerMixin):
+        pipe.scheduler = scheduler
+    elif scheduler is not None:
         pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
     return pipe
 

@@ -254,8 +254,8 @@ def select_dtype(pipe: FashionMNISTPipeline, batch_size: int = 16) -> torch.dtyp
 
     # The model of a text-conditional pipeline requires an embedding.
     labels = None
-    if pipe.text_encoder is not None:
-        labels = torch.zeros(batch_size, pipe.text_encoder.config.hidden_size, device=device)
+    if pipe.prompt_embeds_dim is not None:
+        labels = torch.zeros(batch_size, pipe.prompt_embeds_dim, device=device)
 
     def measure(dtype: torch.dtype) -> float:
         start = time.perf_counter()
@@ -354,8 +354,8 @@ def generate(
         batch_size (`int`, defaults to 64):
             Number of images per batch, limited by [`get_max_batch_size`].
         start (`int`, defaults to 0): Index of the first image.
-        kwargs: `classifier_guidance_scale`, `image`, `mask_image`, `strength` and `num_resampling_steps`; see
-            [`~FashionMNISTPipeline.__call__`].
+        kwargs: `classifier_guidance_scale`, `image`, `mask_image`, `strength`, `num_resampling_steps` and one
+            `negative_prompt`; see [`~FashionMNISTPipeline.__call__`].
 
     Yields:
         [`Samples`]: A batch of images.

@@ -4,7 +4,13 @@ from pathlib import Path
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMPipeline, DDPMScheduler, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DDPMPipeline,
+    DDPMScheduler,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from huggingface_hub import create_repo, hf_hub_download, upload_folder
 from torch.testing import assert_close
 
@@ -49,6 +55,20 @@ class TestLocalFolder:
         assert type(pipe.scheduler) is DDIMScheduler
         assert torch.equal(pipe.scheduler.betas, stored.scheduler.betas)
         assert (stored.config.timestep_power, pipe.config.timestep_power) == (1.5, None)
+
+    def test_scheduler_object_replaces_the_stored_scheduler(self, folder):
+        scheduler = DDIMScheduler()
+        pipe = load_pipeline(folder, scheduler=scheduler)
+        assert pipe.scheduler is scheduler
+        assert pipe.config.timestep_power is None
+        with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler does not support this model"):
+            load_pipeline(folder, scheduler=FlowMatchEulerDiscreteScheduler())()
+        with pytest.raises(ValueError, match="`scheduler` must be a name or a class, got an instance of int"):
+            load_pipeline(folder, scheduler=3)
+
+    @pytest.mark.parametrize("scheduler", ["sde-dpmsolver++", DPMSolverMultistepScheduler])
+    def test_equal_scheduler_keeps_the_timesteps(self, folder, scheduler):
+        assert load_pipeline(folder, scheduler=scheduler).config.timestep_power == 1.5
 
     def test_unknown_scheduler_is_an_error(self, folder):
         with pytest.raises(ValueError, match=r"Could not find the scheduler 'DDIN': pass one of ddpm, ddim"):

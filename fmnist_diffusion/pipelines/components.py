@@ -1,7 +1,6 @@
 """Loads the components of a pipeline without remote code, and checks all files before anything large is allocated."""
 
 import inspect
-import logging
 import math
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -10,6 +9,7 @@ from typing import Any
 
 import diffusers
 import torch
+from diffusers.utils import logging
 from safetensors import SafetensorError
 
 from ..hub_client import is_repo_id
@@ -17,6 +17,7 @@ from ..models import FashionMNISTGuidanceClassifier, FashionMNISTUNet2DModel
 from .download import download_pipeline
 from .files import (
     INDEX_NAME,
+    MODELS,
     SCHEDULER_CONFIG,
     TOKENIZER_FILES,
     check_weights,
@@ -25,10 +26,10 @@ from .files import (
     read_header,
     read_json_object,
 )
-from .pipeline_fmnist import FashionMNISTPipeline, check_settings
+from .pipeline_fmnist import FashionMNISTPipeline, check_settings, get_prompt_embeds_dim
 
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(f"diffusers.{__name__}")
 
 MODEL_CLASSES: dict[str, Any] = {
     "unet": FashionMNISTUNet2DModel,
@@ -85,7 +86,8 @@ def load_components(
 
     Raises:
         `OSError`: If a file does not exist, cannot be downloaded, or is damaged.
-        `ValueError`: If `use_safetensors` is `False`, or if `scheduler` is not a scheduler.
+        `ValueError`: If `use_safetensors` is `False`, if a passed component has the wrong type, or if both `dtype` and
+            `torch_dtype` are passed.
     """
     optional = FashionMNISTPipeline._optional_components
     passed = {name: kwargs.pop(name) for name in ("unet", "scheduler", *optional) if name in kwargs}
@@ -98,6 +100,17 @@ def load_components(
             f"`scheduler` must be a scheduler object, got {scheduler!r}. Create one with `from_config`, or load the"
             " pipeline with `load_pipeline`, which also accepts a name or a class."
         )
+    for name in MODELS:
+        if components.get(name) is not None and not hasattr(components[name], "config"):
+            raise ValueError(
+                f"`{name}` must be a model with a `config`, got {type(components[name]).__name__}. Pass a model of"
+                " diffusers or transformers that is not wrapped."
+            )
+    if kwargs.get("dtype") is not None and kwargs.get("torch_dtype") is not None:
+        raise ValueError("Cannot use both `dtype` and `torch_dtype`. Pass only `dtype`.")
+    if passed.get("text_encoder", True) is None:
+        # A tokenizer without a text encoder would never be used.
+        components.setdefault("tokenizer", None)
     unknown = [name for name in kwargs if name not in (*MODEL_OPTIONS, "trust_remote_code")]
     if unknown:
         logger.warning(
@@ -109,7 +122,7 @@ def load_components(
         if not is_repo_id(path):
             raise OSError(
                 f"Could not find a pipeline at {path!r}: pass a local folder with {INDEX_NAME}, or a Hub repository id"
-                " (`owner/name`)."
+                " (`owner/name`). To load a bundled checkpoint, use `load_pipeline`."
             )
         folder = download_pipeline(path, exclude=components, variant=variant, **hub_options)
     index = read_json_object(folder / INDEX_NAME)
@@ -124,7 +137,9 @@ def load_components(
         if name not in components and (name not in optional or has_component(index, name)):
             components[name] = _load_component(folder, index, name, variant, device_map, **kwargs)
     unet, scheduler = components.pop("unet"), components.pop("scheduler")
-    check_text_encoder(folder, unet, components.get("text_encoder"), components.get("tokenizer"))
+    # A pipeline that is loaded with `text_encoder=None` generates images from `prompt_embeds`.
+    if passed.get("text_encoder", True) is not None:
+        check_text_encoder(folder, unet, components.get("text_encoder"), components.get("tokenizer"))
     check_vae(folder, unet, components.get("vae"))
     return unet, scheduler, settings | components
 
@@ -196,6 +211,9 @@ def _check_option(path: Path, name: str, value: Any, default: Any) -> None:
         valid, expected = isinstance(value, int) and is_number, "an integer"
     elif isinstance(default, float):
         valid, expected = is_number and (math.isfinite(value) or value == default), "a finite number"
+    elif name == "variance_type":
+        # DDPMScheduler accepts null, which `from_config` copies from the config of other schedulers.
+        valid, expected = isinstance(value, str | None), "null or a string"
     elif isinstance(default, str):
         valid, expected = isinstance(value, str), "a string"
     else:
@@ -316,12 +334,12 @@ def _required_transformers(folder: Path) -> Iterator[None]:
 
 def check_text_encoder(folder: Path, unet: Any, text_encoder: Any, tokenizer: Any) -> None:
     """Raises `OSError` if the model requires a different text encoder or none, or if the tokenizer is missing."""
-    expected = unet.time_embedding.linear_2.out_features if unet.config.get("class_embed_type") == "identity" else None
+    expected = get_prompt_embeds_dim(unet)
     hidden_size = None if text_encoder is None else text_encoder.config.hidden_size
     if text_encoder is None and expected is not None:
         raise OSError(
             f"The model in {folder} requires a text encoder with a `hidden_size` of {expected}. Pass one as"
-            " `text_encoder`, or save or download the pipeline again."
+            " `text_encoder`, pass `text_encoder=None` to use `prompt_embeds`, or save or download the pipeline again."
         )
     if hidden_size != expected:
         raise OSError(

@@ -1,7 +1,6 @@
 """Downloads pipelines from the Hub into its cache, and replaces damaged files in the cache."""
 
 import hashlib
-import logging
 import os
 import re
 from collections.abc import Collection
@@ -9,6 +8,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from diffusers.utils import logging
 from huggingface_hub import constants, get_hf_file_metadata, hf_hub_download, hf_hub_url, try_to_load_from_cache
 from huggingface_hub.errors import EntryNotFoundError, FileMetadataError, HfHubHTTPError
 
@@ -27,7 +27,7 @@ from .files import (
 )
 
 
-logger = logging.getLogger(__name__)
+logger = logging.get_logger(f"diffusers.{__name__}")
 
 
 def download_pipeline(

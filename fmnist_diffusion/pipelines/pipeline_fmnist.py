@@ -48,7 +48,8 @@ from diffusers.utils import logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
 
-logger = logging.get_logger(__name__)
+# `diffusers.logging.set_verbosity` only affects the logger of diffusers and those below it.
+logger = logging.get_logger(f"diffusers.{__name__}")
 
 FASHION_MNIST_LABELS = (
     "T-shirt/top",
@@ -379,6 +380,11 @@ def slerp(first: torch.Tensor, last: torch.Tensor, weights: torch.Tensor) -> tor
     return (torch.sin((1 - weights) * angle) * first + torch.sin(weights * angle) * last) / torch.sin(angle)
 
 
+def get_prompt_embeds_dim(unet: Any) -> int | None:
+    """Returns the number of channels of the prompt embeddings; `None` if the model is not text-conditional."""
+    return unet.time_embedding.linear_2.out_features if unet.config.get("class_embed_type") == "identity" else None
+
+
 def get_vae_scale_factor(vae: AutoencoderKL | None) -> int:
     """Returns the factor by which `vae` downsamples images; 1 without an autoencoder."""
     return 1 if vae is None else 2 ** (len(vae.config["block_out_channels"]) - 1)
@@ -413,6 +419,13 @@ def tokenize(tokenizer: Any, prompts: list[str]) -> torch.Tensor:
             ids = [*ids[: max_length - 1], ids[-1]]
         row[: len(ids)] = torch.tensor(ids)
     return token_ids
+
+
+def get_scheduler_options(scheduler: Any) -> dict[str, Any]:
+    """Returns the options of a scheduler. Its config can also contain options of other schedulers."""
+    options = {name: scheduler.config.get(name) for name in inspect.signature(type(scheduler)).parameters}
+    # Arrays cannot be compared with `==`.
+    return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in options.items()}
 
 
 @contextmanager
@@ -457,10 +470,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
             is the number of steps and `T` is `num_train_timesteps`. With a [`FlowMatchEulerDiscreteScheduler`], it
             uses the sigma `(k / n) ** timestep_power`, to which the scheduler applies its `shift`. The following
             schedulers ignore this option: an [`LCMScheduler`] whose `original_inference_steps` is less than `T`, a
-            scheduler with Karras, exponential, beta, Lu or flow sigmas, a scheduler that is assigned to the pipeline
-            later, and all other schedulers.
+            scheduler with Karras, exponential, beta, Lu or flow sigmas, and all other schedulers. A scheduler that is
+            assigned to the pipeline later only uses this option if its class and its options equal those of the
+            original scheduler.
         text_encoder ([`~transformers.CLIPTextModel`], *optional*):
-            Text encoder of a text-conditional model. `unet` receives its pooled output as `class_labels`.
+            Text encoder of a text-conditional model. `unet` receives its pooled output as `class_labels`. Without a
+            text encoder, a text-conditional pipeline requires `prompt_embeds`.
         tokenizer ([`~transformers.CLIPTokenizer`], *optional*): Tokenizer of the text encoder.
         classifier ([`~fmnist_diffusion.FashionMNISTGuidanceClassifier`], *optional*):
             Classifier for noisy images, used for classifier guidance.
@@ -523,8 +538,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def __setattr__(self, name: str, value: Any) -> None:
         super().__setattr__(name, value)
         if name == "scheduler" and hasattr(self, "_original_scheduler"):
-            original = value is self._original_scheduler
-            self.register_to_config(timestep_power=self._timestep_power if original else None)
+            original = self._original_scheduler
+            unchanged = value is original or (
+                isinstance(original, POWER_LAW_SCHEDULERS)
+                and type(value) is type(original)
+                and get_scheduler_options(value) == get_scheduler_options(original)
+            )
+            self.register_to_config(timestep_power=self._timestep_power if unchanged else None)
         elif name in self._optional_components and value is not None and self.config[name] == (None, None):
             # If the previous component is None, diffusers does not update the config and would not save the new one.
             self.register_modules(**{name: value})
@@ -704,7 +724,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
     @property
     def is_conditional(self) -> bool:
         """Whether the model is class-conditional or text-conditional."""
-        return self.unet.config.num_class_embeds is not None or self.text_encoder is not None
+        return self.unet.config.num_class_embeds is not None or self.prompt_embeds_dim is not None
+
+    @property
+    def prompt_embeds_dim(self) -> int | None:
+        """Number of channels of the prompt embeddings; `None` if the model is not text-conditional."""
+        return get_prompt_embeds_dim(self.unet)
 
     @property
     def guidance_scale(self) -> float:
@@ -748,7 +773,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         """
         num_classes = self.num_classes
         if num_classes is None:
-            if self.text_encoder is not None:
+            if self.prompt_embeds_dim is not None:
                 raise ValueError("`class_labels` is not supported by a text-conditional model. Pass `prompt` instead.")
             raise ValueError("`class_labels` is not supported by an unconditional model. Omit it.")
         if hasattr(class_labels, "tolist"):
@@ -793,40 +818,64 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     def encode_prompt(
         self,
-        prompt: str | list[str],
+        prompt: str | list[str] | None = None,
         device: torch.device | None = None,
         num_images_per_prompt: int = 1,
-        *,
+        do_classifier_free_guidance: bool = True,
         negative_prompt: str | list[str] | None = None,
-    ) -> tuple[torch.Tensor, torch.Tensor]:
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
+    ) -> tuple[torch.Tensor, torch.Tensor | None]:
         r"""
         Encodes prompts. Prompts that exceed the maximum length of the tokenizer are truncated. Warnings list the
         truncated parts and the words that the tokenizer does not know, because the images may not show them.
 
         Args:
-            prompt (`str` or `list[str]`): One or more prompts.
+            prompt (`str` or `list[str]`, *optional*): One or more prompts. Defaults to the empty prompt.
             device (`torch.device`, *optional*): Device of the embeddings. Defaults to the device of the pipeline.
             num_images_per_prompt (`int`, defaults to 1): Number of embeddings for each prompt.
+            do_classifier_free_guidance (`bool`, defaults to `True`):
+                Whether to return embeddings of the negative prompts.
             negative_prompt (`str` or `list[str]`, *optional*):
                 One negative prompt, or one for each prompt. Defaults to the empty prompt.
+            prompt_embeds, negative_prompt_embeds (`torch.Tensor` of shape `(num_prompts, channels)`, *optional*):
+                Precomputed embeddings, used instead of `prompt` and `negative_prompt`. One negative embedding applies
+                to all prompts.
 
         Returns:
-            `tuple[torch.Tensor, torch.Tensor]`: The embeddings of the prompts and of the negative prompts, both of
-            shape `(num_prompts * num_images_per_prompt, channels)`.
+            `tuple[torch.Tensor, torch.Tensor | None]`: The embeddings of the prompts and of the negative prompts, both
+            of shape `(num_prompts * num_images_per_prompt, channels)`. The second element is `None` if
+            `do_classifier_free_guidance` is `False`.
+
+        Raises:
+            `ValueError`: If an argument is invalid or if the pipeline has no text encoder.
         """
-        device = device or self._execution_device
-        prompts = [prompt] if isinstance(prompt, str) else prompt
-        negative_prompts = [negative_prompt or ""] if not isinstance(negative_prompt, list) else negative_prompt
-        if len(negative_prompts) == 1:
-            negative_prompts = negative_prompts * len(prompts)
-        for problem in self.find_prompt_problems([*prompts, *negative_prompts]):
-            logger.warning(problem)
-        token_ids = tokenize(self.tokenizer, [*prompts, *negative_prompts])
-        embeds = self.text_encoder(token_ids.to(device)).pooler_output
-        prompt_embeds, negative_prompt_embeds = (
-            half.repeat_interleave(num_images_per_prompt, dim=0) for half in embeds.to(self.unet.dtype).chunk(2)
+        self._check_prompts(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, has_guidance=do_classifier_free_guidance
         )
-        return prompt_embeds, negative_prompt_embeds
+        device = device or self._execution_device
+        texts, negative_texts = (
+            text if isinstance(text, list) else [text or ""] for text in (prompt, negative_prompt)
+        )
+        texts = texts if prompt_embeds is None else []
+        negative_texts = negative_texts if do_classifier_free_guidance and negative_prompt_embeds is None else []
+        if texts or negative_texts:
+            for problem in self.find_prompt_problems([*texts, *negative_texts]):
+                logger.warning(problem)
+            token_ids = tokenize(self.tokenizer, [*texts, *negative_texts])
+            embeds = self.text_encoder(token_ids.to(device)).pooler_output
+            encoded, negative_encoded = embeds.split([len(texts), len(negative_texts)])
+            prompt_embeds = encoded if texts else prompt_embeds
+            negative_prompt_embeds = negative_encoded if negative_texts else negative_prompt_embeds
+
+        def repeat_embeds(embeds: Any, num_prompts: int) -> torch.Tensor:
+            # One negative prompt applies to all prompts.
+            embeds = embeds.to(device, self.unet.dtype).expand(num_prompts, -1)
+            return embeds.repeat_interleave(num_images_per_prompt, dim=0)
+
+        num_prompts = len(prompt_embeds)
+        negative = repeat_embeds(negative_prompt_embeds, num_prompts) if do_classifier_free_guidance else None
+        return repeat_embeds(prompt_embeds, num_prompts), negative
 
     def find_prompt_problems(self, prompts: Sequence[str]) -> list[str]:
         """
@@ -872,9 +921,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         num_resampling_steps: int = 1,
         prompt: Any = None,
         negative_prompt: Any = None,
+        prompt_embeds: Any = None,
+        negative_prompt_embeds: Any = None,
         classifier_guidance_scale: float = 0.0,
         eta: float | None = None,
     ) -> None:
+        self._check_unet()
         for name, value in (
             ("num_images_per_prompt", num_images_per_prompt),
             ("num_inference_steps", num_inference_steps),
@@ -898,26 +950,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 )
             if not is_finite_number(eta) or not 0 <= eta <= 1:
                 raise ValueError(f"`eta` must be between 0 and 1, got {eta!r}.")
-        if self.text_encoder is None and not (prompt is None and negative_prompt is None):
-            name = "negative_prompt" if prompt is None else "prompt"
-            hint = "Omit it." if self.num_classes is None else "Pass `class_labels` instead."
-            raise ValueError(f"`{name}` requires a pipeline with a text encoder. {hint}")
-        for name, value in (("prompt", prompt), ("negative_prompt", negative_prompt)):
-            texts = value if isinstance(value, list) and value else [value]
-            if value is not None and not all(isinstance(text, str) for text in texts):
-                raise ValueError(f"`{name}` must be a string or a non-empty list of strings, got {value!r}.")
-        if isinstance(negative_prompt, list):
-            num_prompts = len(prompt) if isinstance(prompt, list) else 1
-            if len(negative_prompt) not in (1, num_prompts):
-                raise ValueError(
-                    f"`negative_prompt` must be one prompt, or one for each prompt ({num_prompts}), got"
-                    f" {len(negative_prompt)}."
-                )
-        if guidance_scale != 1 and class_labels is None and prompt is None:
-            argument = "class_labels" if self.text_encoder is None else "prompt"
-            supports_guidance = self.text_encoder is not None or self.is_conditional
-            hint = f"Pass `{argument}` to use guidance." if supports_guidance else "Omit it."
-            raise ValueError(f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. {hint}")
+        self._check_prompts(
+            prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, has_guidance=guidance_scale != 1
+        )
+        if class_labels is None and prompt is None and prompt_embeds is None:
+            self.check_unconditional_guidance(guidance_scale)
         if classifier_guidance_scale != 0:
             self._check_classifier(class_labels, classifier_guidance_scale)
         if class_labels is not None and self._only_classifier_has_classes:
@@ -977,6 +1014,64 @@ class FashionMNISTPipeline(DiffusionPipeline):
             raise ValueError(
                 f"`callback_on_step_end_tensor_inputs` must be in {', '.join(self._callback_tensor_inputs)}, got"
                 f" {', '.join(sorted(unknown))}."
+            )
+
+    def _check_unet(self) -> None:
+        if not hasattr(self.unet, "config"):
+            raise ValueError(
+                f"`unet` must be a diffusers model, got {type(self.unet).__name__}. Assign the unwrapped model,"
+                " such as `accelerator.unwrap_model(pipe.unet)`."
+            )
+
+    def check_unconditional_guidance(self, guidance_scale: float) -> None:
+        """Raises `ValueError` if unconditional sampling has a guidance scale other than 1."""
+        if guidance_scale != 1:
+            argument = "class_labels" if self.prompt_embeds_dim is None else "prompt"
+            hint = f"Pass `{argument}` to use guidance." if self.is_conditional else "Omit it."
+            raise ValueError(f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. {hint}")
+
+    def _check_prompts(
+        self, prompt: Any, negative_prompt: Any, prompt_embeds: Any, negative_prompt_embeds: Any, *, has_guidance: bool
+    ) -> None:
+        texts = {"prompt": prompt, "negative_prompt": negative_prompt}
+        embeds = {"prompt_embeds": prompt_embeds, "negative_prompt_embeds": negative_prompt_embeds}
+        dim = self.prompt_embeds_dim
+        passed = [name for name, value in (texts | embeds).items() if value is not None]
+        if dim is None:
+            if passed:
+                has_label = self.num_classes is not None and not passed[0].startswith("negative")
+                hint = "Pass `class_labels` instead." if has_label else "Omit it."
+                raise ValueError(f"`{passed[0]}` requires a text-conditional model. {hint}")
+            return
+        for name, value in texts.items():
+            items = value if isinstance(value, list) and value else [value]
+            if value is not None and not all(isinstance(text, str) for text in items):
+                raise ValueError(f"`{name}` must be a string or a non-empty list of strings, got {value!r}.")
+            if value is not None and f"{name}_embeds" in passed:
+                raise ValueError(f"Cannot use both `{name}` and `{name}_embeds`. Pass only one of them.")
+            is_missing = (name == "prompt" or has_guidance) and f"{name}_embeds" not in passed
+            if self.text_encoder is None and (value is not None or is_missing):
+                raise ValueError(
+                    f"`{name}_embeds` must be passed instead of `{name}` to a pipeline without a text encoder. Pass"
+                    " them, or load the pipeline with its text encoder."
+                )
+        for name, value in embeds.items():
+            shape = value.shape if torch.is_tensor(value) else ()
+            if value is not None and not (len(shape) == 2 and shape[0] > 0 and shape[1] == dim):
+                got = tuple(value.shape) if torch.is_tensor(value) else type(value).__name__
+                raise ValueError(f"`{name}` must be a tensor of shape (num_prompts, {dim}), got {got}.")
+        num_prompts, num_negative_prompts = (
+            len(value) if isinstance(value, (list, torch.Tensor)) else 1
+            for value in (
+                prompt_embeds if prompt is None else prompt,
+                negative_prompt_embeds if negative_prompt is None else negative_prompt,
+            )
+        )
+        if num_negative_prompts not in (1, num_prompts):
+            name = "negative_prompt" if negative_prompt is not None else "negative_prompt_embeds"
+            kind = "embedding" if negative_prompt is None else "prompt"
+            raise ValueError(
+                f"`{name}` must be one {kind}, or one for each prompt ({num_prompts}), got {num_negative_prompts}."
             )
 
     def _check_classifier(self, class_labels: Any, classifier_guidance_scale: float) -> None:
@@ -1245,10 +1340,15 @@ class FashionMNISTPipeline(DiffusionPipeline):
         return latents.to(device, torch.float32)
 
     def prepare_image(
-        self, image: PipelineImageInput, mask_image: PipelineImageInput | None, noise: torch.Tensor
+        self,
+        image: PipelineImageInput,
+        mask_image: PipelineImageInput | None,
+        noise: torch.Tensor,
+        num_images_per_prompt: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Converts the arguments `image` and `mask_image` of [`~FashionMNISTPipeline.__call__`].
+        Converts the arguments `image` and `mask_image` of [`~FashionMNISTPipeline.__call__`]. If there is one image
+        for each label or prompt, each is repeated `num_images_per_prompt` times.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor | None]`: One image or `len(noise)` images of shape
@@ -1259,12 +1359,20 @@ class FashionMNISTPipeline(DiffusionPipeline):
         _, height, width = self.image_shape
         original = self._preprocess_image(image, height, width)
         mask = None if mask_image is None else self._preprocess_mask(mask_image, image, height, width)
-        for name, value in (("image", original), ("mask_image", mask)):
-            if value is not None and len(value) not in (1, batch_size):
-                raise ValueError(
-                    f"`{name}` must be one image, or one for each generated image ({batch_size}), got {len(value)}."
-                )
-        return original.to(noise), None if mask is None else mask.to(noise.device)
+        num_prompts = batch_size // num_images_per_prompt
+
+        def repeat_images(name: str, images: torch.Tensor) -> torch.Tensor:
+            if len(images) in (1, batch_size):
+                return images
+            if len(images) == num_prompts:
+                return images.repeat_interleave(num_images_per_prompt, dim=0)
+            counts = f"one for each label or prompt ({num_prompts}), or " if 1 < num_prompts < batch_size else "or "
+            raise ValueError(
+                f"`{name}` must be one image, {counts}one for each generated image ({batch_size}), got {len(images)}."
+            )
+
+        original = repeat_images("image", original).to(noise)
+        return original, None if mask is None else repeat_images("mask_image", mask).to(noise.device)
 
     def _add_noise(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
         scheduler: Any = self.scheduler
@@ -1468,6 +1576,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         *,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
+        prompt_embeds: torch.Tensor | None = None,
+        negative_prompt_embeds: torch.Tensor | None = None,
         classifier_guidance_scale: float = 0.0,
         eta: float | None = None,
     ) -> ImagePipelineOutput | tuple:
@@ -1507,19 +1617,19 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 use a deterministic one or [`~FashionMNISTPipeline.interpolate`] for interpolation. Cannot be combined
                 with `image`.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-                Image to start from (image-to-image, arXiv 2108.01073): one image, or one for each generated image. It
-                is noised and denoised. Arrays `(height, width, channels)` and tensors `(channels, height, width)`,
-                with or without a batch dimension, must contain uint8 values or floats in [0, 1]. A PIL image is made
-                upright with its EXIF orientation. The channels are converted to those of the model, and transparent
-                pixels are composited over white unless the model has 4 channels. Images of a different size are
-                resized to cover the size of the model and center-cropped.
+                Image to start from (image-to-image, arXiv 2108.01073): one image, one for each label or prompt, or one
+                for each generated image. It is noised and denoised. Arrays `(height, width, channels)` and tensors
+                `(channels, height, width)`, with or without a batch dimension, must contain uint8 values or floats in
+                [0, 1]. A PIL image is made upright with its EXIF orientation. The channels are converted to those of
+                the model, and transparent pixels are composited over white unless the model has 4 channels. Images of
+                a different size are resized to cover the size of the model and center-cropped.
             mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
-                Region of `image` to inpaint: one mask, or one for each generated image. White pixels are generated
-                and black pixels keep their exact values; the threshold is 0.5. A mask must have the same size as
-                `image`. It is converted to grayscale, and resized and cropped like `image`. Before every step, the
-                black pixels are replaced with those of `image`, to which new noise of the current timestep is added
-                (arXiv 2201.09865, equation 8). With an autoencoder, this applies to latents that cover only black
-                pixels, and the black pixels of the decoded images are replaced as well.
+                Region of `image` to inpaint: one mask, one for each label or prompt, or one for each generated image.
+                White pixels are generated and black pixels keep their exact values; the threshold is 0.5. A mask must
+                have the same size as `image`. It is converted to grayscale, and resized and cropped like `image`.
+                Before every step, the black pixels are replaced with those of `image`, to which new noise of the
+                current timestep is added (arXiv 2201.09865, equation 8). With an autoencoder, this applies to latents
+                that cover only black pixels, and the black pixels of the decoded images are replaced as well.
             strength (`float`, *optional*):
                 Fraction of the denoising steps to run if an `image` is passed, in (0, 1]. With 1, little of `image`
                 remains, and a masked region starts from pure noise. Defaults to 0.8, or to 1 with a `mask_image`.
@@ -1535,8 +1645,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
             return_dict (`bool`, defaults to `True`): Whether to return an [`ImagePipelineOutput`] or a tuple.
             callback_on_step_end (`Callable`, *optional*):
                 Called after each step as `callback(pipe, step, timestep, tensors)`. If it returns a `dict` with
-                `latents`, sampling continues with them. It may set `pipe._guidance_scale` or
-                `pipe._classifier_guidance_scale`, or set `pipe._interrupt = True` to stop sampling. The
+                `latents`, sampling continues with them. It may set `pipe._guidance_scale` (without a text encoder,
+                guidance requires `negative_prompt_embeds`) or `pipe._classifier_guidance_scale`, or set
+                `pipe._interrupt = True` to stop sampling. The
                 `tensor_inputs` of a [`PipelineCallback`] or [`MultiPipelineCallbacks`] replace
                 `callback_on_step_end_tensor_inputs`.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
@@ -1545,11 +1656,14 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 `"pred_original_sample"`, the predicted x0 of this step, in [-1, 1]. With an autoencoder, all of them
                 are latents; [`~FashionMNISTPipeline.decode_latents`] decodes them.
             prompt (`str` or `list[str]`, *optional*):
-                One or more prompts for a text-conditional model. `None` samples unconditionally, like an empty prompt
-                without guidance.
+                One or more prompts for a text-conditional model. If neither `prompt` nor `prompt_embeds` is passed,
+                sampling is unconditional, like an empty prompt without guidance.
             negative_prompt (`str` or `list[str]`, *optional*):
                 One negative prompt, or one for each prompt. Guidance uses the prediction for the negative prompt as
                 `uncond`. Defaults to the empty prompt. Ignored without guidance.
+            prompt_embeds, negative_prompt_embeds (`torch.Tensor` of shape `(num_prompts, channels)`, *optional*):
+                Precomputed embeddings, used instead of `prompt` and `negative_prompt`; see
+                [`~FashionMNISTPipeline.encode_prompt`]. One negative embedding applies to all prompts.
             classifier_guidance_scale (`float`, defaults to 0.0):
                 Scale of classifier guidance, which adds the gradient of the classifier to the prediction of the model
                 (arXiv 2105.05233, equation 14) within `guidance_interval`. It requires a pipeline with a classifier
@@ -1588,6 +1702,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             num_resampling_steps=num_resampling_steps,
             prompt=prompt,
             negative_prompt=negative_prompt,
+            prompt_embeds=prompt_embeds,
+            negative_prompt_embeds=negative_prompt_embeds,
             classifier_guidance_scale=classifier_guidance_scale,
             eta=eta,
         )
@@ -1608,13 +1724,22 @@ class FashionMNISTPipeline(DiffusionPipeline):
             null_labels = torch.full_like(labels, self.unet.config.num_class_embeds)
             guidance_labels = torch.cat([null_labels, labels])  # (2B,)
             label_kwargs, null_kwargs = {"class_labels": labels}, {"class_labels": null_labels}
-        elif self.text_encoder is not None:
+        elif self.prompt_embeds_dim is not None:
+            # A callback can enable guidance later, so the negative prompt is encoded whenever there is a text encoder.
+            has_negative_prompt = self.text_encoder is not None or negative_prompt_embeds is not None
             prompt_embeds, negative_prompt_embeds = self.encode_prompt(
-                prompt or "", device, num_images_per_prompt, negative_prompt=negative_prompt
+                prompt,
+                device,
+                num_images_per_prompt,
+                has_negative_prompt,
+                negative_prompt,
+                prompt_embeds,
+                negative_prompt_embeds,
             )
-            guidance_labels = torch.cat([negative_prompt_embeds, prompt_embeds])  # (2B, channels)
             label_kwargs = {"class_labels": prompt_embeds}
-            null_kwargs = {"class_labels": negative_prompt_embeds}
+            if negative_prompt_embeds is not None:
+                guidance_labels = torch.cat([negative_prompt_embeds, prompt_embeds])  # (2B, channels)
+                null_kwargs = {"class_labels": negative_prompt_embeds}
             batch_size = len(prompt_embeds)
 
         # 3. Timesteps
@@ -1653,7 +1778,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             return torch.where(mask, sample, add_noise(original, known_noise, timestep))
 
         if image is not None:
-            image_tensor, pixel_mask = self.prepare_image(image, mask_image, noise)
+            image_tensor, pixel_mask = self.prepare_image(image, mask_image, noise, num_images_per_prompt)
             original = encode_images(self.vae, image_tensor).expand_as(noise)
             if pixel_mask is not None:
                 # A latent is generated if it covers at least one pixel to inpaint.
@@ -1749,7 +1874,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             num_inference_steps, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs:
                 See [`~FashionMNISTPipeline.__call__`].
             prompt (`str` or `list[str]`, *optional*):
-                One prompt, or the prompts of the first and the last image, for a text-conditional model.
+                One prompt, or the prompts of the first and the last image, for a text-conditional model with its text
+                encoder.
 
         Returns:
             [`ImagePipelineOutput`] or `tuple`: The images in order.
@@ -1768,6 +1894,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
             ```
         """
         # 1. Check inputs
+        self._check_unet()
+        if self.text_encoder is None and self.prompt_embeds_dim is not None:
+            raise ValueError(
+                "`interpolate` requires the text encoder of a text-conditional pipeline. Load the pipeline with it."
+            )
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
         num_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
@@ -1798,12 +1929,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 raise ValueError(f"`class_labels` must contain one or two labels, got {len(label_ids)}.")
             # Two equal labels require only one prediction.
             labels = [torch.full((num_images,), label_id, device=device) for label_id in dict.fromkeys(label_ids)]
-        elif self.text_encoder is not None:
+        elif self.prompt_embeds_dim is not None:
             prompts = prompt if isinstance(prompt, list) else [prompt or ""]
             if len(prompts) > 2:
                 raise ValueError(f"`prompt` must contain one or two prompts, got {len(prompts)}.")
             prompts = list(dict.fromkeys(prompts))
-            labels = list(self.encode_prompt(prompts, device, num_images)[0].chunk(len(prompts)))
+            prompt_embeds, _ = self.encode_prompt(prompts, device, num_images, do_classifier_free_guidance=False)
+            labels = list(prompt_embeds.chunk(len(prompts)))
 
         # 3. Timesteps and noise
         timesteps = self.set_timesteps(num_steps, device=device)

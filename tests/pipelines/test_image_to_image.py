@@ -7,6 +7,7 @@ from diffusers import EulerDiscreteScheduler, HeunDiscreteScheduler, LMSDiscrete
 from PIL import Image
 from torch.testing import assert_close
 
+from text_pipelines import CAPTIONS, get_text_pipeline
 from tiny_pipelines import get_pipeline, sample
 
 
@@ -151,6 +152,31 @@ VALUES = "contain finite values in .0, 1., got values from"
 def test_invalid_images_are_errors(image, message):
     with pytest.raises(ValueError, match=f"`image` must .*{message}"):
         sample(get_pipeline(), image=image)
+
+
+@pytest.mark.parametrize("num_masks", [1, 2, 4])
+@pytest.mark.parametrize(
+    ("pipe", "conditions"),
+    [(get_pipeline(), {"class_labels": [1, 2]}), (get_text_pipeline(), {"prompt": CAPTIONS[:2]})],
+    ids=["labels", "prompts"],
+)
+def test_images_are_repeated_for_each_label(pipe, conditions, num_masks):
+    images, masks = torch.rand(2, 1, 8, 8), (torch.rand(num_masks, 1, 8, 8) < 0.5).float()
+    settings = {"num_images_per_prompt": 2, **conditions}
+    result = sample(pipe, image=images, mask_image=masks, **settings)
+    images, masks = images[[0, 0, 1, 1]], masks.repeat_interleave(4 // num_masks, dim=0)
+    assert_close(result, sample(pipe, image=images, mask_image=masks, **settings))
+    known = masks == 0
+    assert_close(result[known], images[known], atol=1e-6, rtol=0)
+
+
+def test_wrong_number_of_images_lists_the_valid_numbers():
+    with pytest.raises(
+        ValueError,
+        match=r"`image` must be one image, one for each label or prompt \(2\), or one for each generated image \(4\),"
+        " got 3",
+    ):
+        sample(get_pipeline(), [1, 2], image=torch.rand(3, 1, 8, 8), num_images_per_prompt=2)
 
 
 @pytest.mark.parametrize(

@@ -471,11 +471,20 @@ def test_pickled_pipeline_generates_the_same_images():
     assert_close(sample(pickle.loads(pickle.dumps(pipe))), sample(pipe))
 
 
-def test_layerwise_casting_generates_images():
-    pipe = get_pipeline().to(torch.bfloat16)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16], ids=repr)
+def test_layerwise_casting_generates_images(dtype):
+    pipe = get_pipeline().to(dtype)
     pipe.unet.enable_layerwise_casting(storage_dtype=torch.float8_e4m3fn, compute_dtype=torch.bfloat16)
     images = sample(pipe, 1, guidance_scale=2.0)
     assert torch.isfinite(images).all() and images.std() > 0.05
+
+
+@pytest.mark.parametrize("method", ["__call__", "interpolate"])
+def test_wrapped_model_is_an_error(method):
+    pipe = get_pipeline()
+    pipe.unet = torch.nn.DataParallel(pipe.unet)
+    with pytest.raises(ValueError, match=r"`unet` must be a diffusers model, got DataParallel\. Assign the unwrapped"):
+        getattr(pipe, method)()
 
 
 def test_docstring_has_the_example():

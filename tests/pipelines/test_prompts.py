@@ -9,7 +9,7 @@ from diffusers import DDIMScheduler, DiffusionPipeline
 from torch.testing import assert_close
 
 from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipeline, load_pipeline
-from fmnist_diffusion.sampling import SamplingConfig, generate
+from fmnist_diffusion.sampling import SamplingConfig, copy_pipeline, generate
 from text_pipelines import CAPTIONS, get_text_pipeline
 from tiny_pipelines import get_pipeline, sample
 
@@ -74,13 +74,82 @@ class TestPrompt:
         monkeypatch.setattr(pipe.text_encoder, "forward", lambda ids, **kwargs: (inputs.append(ids), encode(ids))[1])
         pipe.encode_prompt(prompts)
         assert (backend.padding, backend.truncation) == (None, None)
-        expected = pipe.tokenizer([*prompts, "", "", ""], padding="max_length", truncation=True, return_tensors="pt")
+        # All prompts have the same negative prompt, so it is encoded once.
+        expected = pipe.tokenizer([*prompts, ""], padding="max_length", truncation=True, return_tensors="pt")
         assert torch.equal(inputs[0], expected.input_ids)
-        assert expected.input_ids.shape == (6, pipe.tokenizer.model_max_length)
+        assert expected.input_ids.shape == (4, pipe.tokenizer.model_max_length)
 
     def test_embeddings_are_on_the_device_of_the_pipeline(self, pipe):
         pipe.to("meta")
         assert [embeds.device.type for embeds in pipe.encode_prompt("a bag")] == ["meta", "meta"]
+
+    def test_encode_prompt_accepts_the_arguments_of_stable_diffusion(self, pipe):
+        embeds, negative_embeds = pipe.encode_prompt([FIRST, SECOND], torch.device("cpu"), 2, True, "a bag")
+        assert_close(embeds, torch.cat([encode(pipe, prompt) for prompt in (FIRST, FIRST, SECOND, SECOND)]))
+        assert_close(negative_embeds, encode(pipe, "a bag").expand(4, -1))
+        again = pipe.encode_prompt(None, None, 1, True, None, embeds, negative_embeds)
+        assert torch.equal(again[0], embeds) and torch.equal(again[1], negative_embeds)
+        embeds, negative_embeds = pipe.encode_prompt(FIRST, do_classifier_free_guidance=False)
+        assert_close(embeds, encode(pipe, FIRST))
+        assert negative_embeds is None
+
+    @pytest.mark.parametrize("has_text_encoder", [True, False])
+    @pytest.mark.parametrize("num_negative", [1, 2])
+    def test_embeddings_replace_prompts(self, pipe, has_text_encoder, num_negative):
+        negative_prompts = ["a dark dress", "a bright bag"][:num_negative]
+        settings = {"guidance_scale": 2.0, "num_images_per_prompt": 2}
+        expected = sample(pipe, prompt=[FIRST, SECOND], negative_prompt=negative_prompts, **settings)
+        unguided = sample(pipe, prompt=[FIRST, SECOND])
+        embeds, _ = pipe.encode_prompt([FIRST, SECOND])
+        negative_embeds = pipe.encode_prompt(negative_prompts)[0]
+        if not has_text_encoder:
+            pipe = FashionMNISTPipeline(pipe.unet, pipe.scheduler, 2)
+            pipe.set_progress_bar_config(disable=True)
+        images = sample(pipe, prompt_embeds=embeds, negative_prompt_embeds=negative_embeds, **settings)
+        assert_close(images, expected, atol=1e-5, rtol=0)
+        assert_close(sample(pipe, prompt_embeds=embeds), unguided, atol=1e-5, rtol=0)
+
+    def test_text_and_embeddings_can_be_combined(self, pipe):
+        embeds, negative_embeds = pipe.encode_prompt(FIRST, negative_prompt=SECOND)
+        expected = sample(pipe, prompt=FIRST, negative_prompt=SECOND, guidance_scale=2.0)
+        for arguments in (
+            {"prompt_embeds": embeds, "negative_prompt": SECOND},
+            {"prompt": FIRST, "negative_prompt_embeds": negative_embeds},
+        ):
+            assert_close(sample(pipe, guidance_scale=2.0, **arguments), expected, atol=1e-5, rtol=0)
+
+    @pytest.mark.parametrize(
+        ("arguments", "message"),
+        [
+            ({}, "`prompt_embeds` must be passed instead of `prompt`"),
+            ({"prompt": FIRST}, "`prompt_embeds` must be passed instead of `prompt`"),
+            ({"prompt_embeds": torch.zeros(1, 16), "guidance_scale": 2.0}, "`negative_prompt_embeds` must be passed"),
+            ({"prompt_embeds": torch.zeros(1, 16), "negative_prompt": ""}, "`negative_prompt_embeds` must be passed"),
+            ({"class_labels": "Bag"}, "`prompt_embeds` must be passed"),
+        ],
+    )
+    def test_pipeline_without_text_encoder_requires_embeddings(self, pipe, arguments, message):
+        pipe.text_encoder = pipe.tokenizer = None
+        with pytest.raises(ValueError, match=message):
+            pipe(**arguments)
+
+    def test_methods_that_require_the_text_encoder(self, pipe):
+        pipe.text_encoder = pipe.tokenizer = None
+        with pytest.raises(ValueError, match="`interpolate` requires the text encoder"):
+            pipe.interpolate()
+        with pytest.raises(ValueError, match="`prompt_embeds` must be passed instead of `prompt`"):
+            pipe.encode_prompt(FIRST)
+
+    def test_copies_of_a_pipeline_without_text_encoder(self, pipe):
+        embeds, _ = pipe.encode_prompt(FIRST)
+        pipe.text_encoder = pipe.tokenizer = None
+        for copy in (copy_pipeline(pipe), FashionMNISTPipeline.from_pipe(pipe)):
+            copy.set_progress_bar_config(disable=True)
+            assert torch.equal(sample(copy, prompt_embeds=embeds), sample(pipe, prompt_embeds=embeds))
+
+    def test_embeddings_are_converted_to_the_dtype_of_the_model(self, pipe):
+        embeds, _ = pipe.encode_prompt(FIRST)
+        assert torch.equal(sample(pipe, prompt_embeds=embeds.double()), sample(pipe, prompt_embeds=embeds))
 
     def test_classifier_guidance_is_not_supported(self, pipe):
         pipe.classifier = FashionMNISTGuidanceClassifier(1, 10)
@@ -127,15 +196,24 @@ class TestPrompt:
                 r"must be one prompt, or one for each prompt \(1\), got 2",
             ),
             ({"guidance_scale": 2.0}, "Pass `prompt` to use guidance"),
+            ({"prompt": FIRST, "prompt_embeds": torch.zeros(1, 16)}, "both `prompt` and `prompt_embeds`"),
+            ({"prompt_embeds": torch.zeros(1, 8)}, r"tensor of shape \(num_prompts, 16\), got \(1, 8\)"),
+            ({"prompt_embeds": torch.zeros(0, 16)}, r"tensor of shape \(num_prompts, 16\), got \(0, 16\)"),
+            ({"prompt_embeds": [0.0] * 16}, "`prompt_embeds` must be a tensor .*, got list"),
+            (
+                {"prompt_embeds": torch.zeros(3, 16), "negative_prompt_embeds": torch.zeros(2, 16)},
+                r"`negative_prompt_embeds` must be one embedding, or one for each prompt \(3\), got 2",
+            ),
         ],
     )
     def test_invalid_arguments_are_errors(self, pipe, arguments, message):
         with pytest.raises(ValueError, match=message):
             pipe(**arguments)
 
-    @pytest.mark.parametrize("name", ["prompt", "negative_prompt"])
+    @pytest.mark.parametrize("name", ["prompt", "negative_prompt", "prompt_embeds", "negative_prompt_embeds"])
     def test_class_conditional_pipeline_has_no_prompts(self, name):
-        with pytest.raises(ValueError, match=f"`{name}` requires a pipeline with a text encoder"):
+        hint = "Omit it" if name.startswith("negative") else "Pass `class_labels` instead"
+        with pytest.raises(ValueError, match=f"`{name}` requires a text-conditional model. {hint}"):
             get_pipeline()(**{name: FIRST})
 
 

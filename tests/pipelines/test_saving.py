@@ -18,15 +18,17 @@ from diffusers import (
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
 )
+from diffusers.utils import logging as diffusers_logging
 from torch.testing import assert_close
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
 from fmnist_diffusion.sampling import make_pipeline
+from fmnist_diffusion.schedulers import get_scheduler_class
 from latent_pipelines import get_latent_pipeline
 from subprocesses import run_python
-from text_pipelines import get_text_pipeline
+from text_pipelines import CAPTIONS, get_text_pipeline
 from tiny_pipelines import get_pipeline, make_classifier, make_unet, sample
 
 
@@ -293,10 +295,53 @@ class TestFromPretrained:
         assert pipe.classifier is None
         assert_close(sample(pipe, "Bag"), sample(get_pipeline(), "Bag"))
 
-    def test_required_text_encoder_cannot_be_omitted(self, tmp_path):
+    @pytest.mark.parametrize("loader", [load, load_dynamically])
+    def test_text_encoder_can_be_omitted(self, tmp_path, loader):
+        pipe = get_text_pipeline()
+        pipe.save_pretrained(tmp_path)
+        prompt_embeds, _ = pipe.encode_prompt(CAPTIONS[0])
+        expected = sample(pipe, prompt=CAPTIONS[0])
+        for folder in (tmp_path, tmp_path / "again"):
+            without = loader(folder, text_encoder=None, tokenizer=None)
+            assert without.text_encoder is None
+            assert_close(sample(without, prompt_embeds=prompt_embeds), expected, rtol=0, atol=1e-5)
+            without.save_pretrained(tmp_path / "again")
+        assert not (tmp_path / "again" / "text_encoder").exists()
+
+    def test_tokenizer_is_not_loaded_without_text_encoder(self, tmp_path):
         get_text_pipeline().save_pretrained(tmp_path)
-        with pytest.raises(OSError, match=r"requires a text encoder with a `hidden_size` of 16\. Pass one as"):
-            load(tmp_path, text_encoder=None)
+        assert load(tmp_path, text_encoder=None).tokenizer is None
+
+    @pytest.mark.parametrize("name", ["unet", "text_encoder", "classifier", "vae"])
+    @pytest.mark.parametrize("component", ["x", torch.nn.DataParallel(torch.nn.Linear(1, 1))], ids=["str", "wrapped"])
+    def test_component_that_is_not_a_model_is_an_error(self, folder, name, component):
+        with pytest.raises(ValueError, match=f"`{name}` must be a model with a `config`, got (str|DataParallel)"):
+            load(folder, **{name: component})
+
+    def test_two_dtypes_are_an_error(self, folder):
+        with pytest.raises(ValueError, match="Cannot use both `dtype` and `torch_dtype`"):
+            load(folder, dtype=torch.float32, torch_dtype=torch.float16)
+
+    @pytest.mark.parametrize("loader", [load, load_dynamically])
+    @pytest.mark.parametrize("name", ["ddpm", "DDPMParallelScheduler", "ddim", "unipc", "euler", "LCMScheduler"])
+    def test_scheduler_made_from_the_stored_one_is_loaded(self, folder, tmp_path, loader, name):
+        scheduler_class, _ = get_scheduler_class(name)
+        pipe = load(folder)
+        pipe.scheduler = scheduler_class.from_config(pipe.scheduler.config)
+        pipe.save_pretrained(tmp_path / "again")
+        again = loader(tmp_path / "again")
+        assert type(again.scheduler) is scheduler_class
+        assert_close(sample(again, "Bag"), sample(pipe, "Bag"), rtol=0, atol=1e-5)
+
+    def test_verbosity_of_diffusers_applies(self, folder, diffusers_log):
+        diffusers_logging.set_verbosity_error()
+        try:
+            load(folder, unexpected=1)
+        finally:
+            diffusers_logging.set_verbosity_warning()
+        assert not diffusers_log.records
+        load(folder, unexpected=1)
+        assert [record.levelname for record in diffusers_log.records] == ["WARNING"]
 
     @pytest.mark.parametrize("scheduler", [DDIMScheduler, "ddim"], ids=str)
     def test_scheduler_that_is_not_an_object_is_an_error(self, folder, scheduler):

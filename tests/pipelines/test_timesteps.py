@@ -1,5 +1,6 @@
 """Power-law timesteps, and custom timesteps and sigmas."""
 
+import copy
 import inspect
 import math
 
@@ -12,6 +13,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     DPMSolverSinglestepScheduler,
     EulerDiscreteScheduler,
+    FlowMatchEulerDiscreteScheduler,
     HeunDiscreteScheduler,
     LCMScheduler,
     PNDMScheduler,
@@ -99,11 +101,47 @@ class TestPowerLaw:
     def test_custom_timesteps_take_precedence(self):
         assert compute_timesteps(make_power_pipeline(), timesteps=[900, 400, 20]) == [900, 400, 20]
 
-    def test_assigned_scheduler_uses_its_own_timesteps(self, tmp_path):
+    @pytest.mark.parametrize(
+        "scheduler",
+        [
+            DPMSolverMultistepScheduler(),
+            DPMSolverMultistepScheduler(trained_betas=np.linspace(0.001, 0.02, 1000)),
+            FlowMatchEulerDiscreteScheduler(),
+            LCMScheduler(original_inference_steps=1000),
+        ],
+        ids=["DPM", "betas", "flow", "LCM"],
+    )
+    def test_equal_scheduler_keeps_the_timesteps(self, scheduler):
+        pipe = FashionMNISTPipeline(make_unet(), scheduler, num_inference_steps=4, timestep_power=2.0)
+        pipe.set_progress_bar_config(disable=True)
+        images, timesteps = sample(pipe), compute_timesteps(pipe)
+        assert timesteps == pytest.approx(POWER_2, abs=1)
+        for equal in (
+            copy.deepcopy(scheduler),
+            type(scheduler).from_config(scheduler.config),
+            # Options of other schedulers do not matter.
+            type(scheduler).from_config({**scheduler.config, "unused": 1}),
+        ):
+            pipe.scheduler = equal
+            assert pipe.config.timestep_power == 2.0
+            assert compute_timesteps(pipe) == timesteps
+            assert torch.equal(sample(pipe), images)
+
+    def test_scheduler_with_the_class_and_options_of_the_original_keeps_the_timesteps(self):
+        pipe = make_power_pipeline(trained_betas=np.linspace(0.001, 0.02, 1000))
+        config = pipe.scheduler.config
+        pipe.scheduler = DDIMScheduler.from_config(config)
+        assert pipe.config.timestep_power is None
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(config)
+        assert pipe.config.timestep_power == 2.0
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(config, trained_betas=np.linspace(0.002, 0.02, 1000))
+        assert pipe.config.timestep_power is None
+
+    def test_scheduler_with_other_options_uses_its_own_timesteps(self, tmp_path):
         pipe = make_power_pipeline()
         original = pipe.scheduler
         images = sample(pipe)
-        pipe.scheduler = DPMSolverMultistepScheduler.from_config(original.config)
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(original.config, solver_type="heun")
         assert pipe.config.timestep_power is None
         assert compute_timesteps(pipe) == [999, 749, 500, 250]
         assert (sample(pipe) - images).abs().max() > 1e-3
