@@ -58,6 +58,14 @@ def sample(
             metavar="TEXT", help="prompt for a text-conditional pipeline; repeat the option to cycle through prompts"
         ),
     ] = None,
+    negative_prompt: Annotated[
+        str | None,
+        typer.Option(
+            metavar="TEXT",
+            help="negative prompt for classifier-free guidance; ignored if --guidance-scale is 1",
+            show_default="the empty prompt",
+        ),
+    ] = None,
     num_inference_steps: NumInferenceSteps = SamplingConfig.num_inference_steps,
     scheduler: SchedulerName = SamplingConfig.scheduler,
     guidance_scale: GuidanceScale = SamplingConfig.guidance_scale,
@@ -109,15 +117,11 @@ def sample(
 ) -> None:
     """Generate images. Each image is saved as a PNG file, and grid.png shows all of them."""
     config = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval, seed)
-    if class_labels is None and prompt is None and guidance_scale != 1:
-        raise ValueError(
-            f"`guidance_scale` must be 1.0 for unconditional sampling, got {guidance_scale}. Pass `class_labels` or"
-            " `prompt` to use guidance."
-        )
     labels = None if class_labels is None else ",".join(class_labels).split(",")
     inputs = {
         "image": read_input(image, "image"),
         "mask_image": read_input(mask_image, "mask_image"),
+        "negative_prompt": negative_prompt,
         "strength": strength,
         "num_resampling_steps": num_resampling_steps,
         "classifier_guidance_scale": classifier_guidance_scale,
@@ -148,7 +152,8 @@ def save_images(
     """
     Generates images and saves each batch as soon as it is complete.
 
-    `inputs` contains the image-to-image and inpainting arguments of the pipeline, and the classifier guidance scale.
+    `inputs` contains the negative prompt, the classifier guidance scale, and the image-to-image and inpainting
+    arguments of the pipeline.
     """
     from fmnist_diffusion import images
     from fmnist_diffusion.data import to_pil
@@ -156,6 +161,9 @@ def save_images(
 
     label_ids = None if class_labels is None else pipe.get_label_ids(class_labels)
     conditions = label_ids or prompts or []
+    if not conditions:
+        # `generate` ignores the guidance scale without labels or prompts.
+        pipe.check_unconditional_guidance(config.guidance_scale)
     check_grid_size(pipe, num_images, upscale)
     columns = len(conditions) if len(conditions) > 1 else math.ceil(math.sqrt(num_images))
     pipe.set_progress_bar_config(disable=None)  # only shown in a terminal

@@ -40,8 +40,8 @@ def folders(tmp_path_factory) -> Path:
 @pytest.mark.parametrize(
     ("command", "name", "options", "message"),
     [
-        ("sample", "class", PROMPT, "--prompt requires a pipeline with a text encoder. Pass --class-labels instead."),
-        ("sample", "unconditional", PROMPT, "--prompt requires a pipeline with a text encoder. Omit it."),
+        ("sample", "class", PROMPT, "--prompt requires a text-conditional model. Pass --class-labels instead."),
+        ("sample", "unconditional", PROMPT, "--prompt requires a text-conditional model. Omit it."),
         ("sample", "unconditional", LABELS, "--class-labels is not supported by an unconditional model. Omit it."),
         (
             "sample",

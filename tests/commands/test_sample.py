@@ -77,6 +77,42 @@ def test_prompts_are_cycled_through(tmp_path):
     assert names == {"0000-a-dark-bag-flat.png", "0001-prompt.png", "0002-a-dark-bag-flat.png", "grid.png"}
 
 
+def test_negative_prompt_changes_guided_images(tmp_path):
+    get_text_pipeline().save_pretrained(tmp_path / "text")
+
+    def generate(name: str, *options: str) -> bytes:
+        options = ("-n", "1", "--prompt", "a dark bag", "--output-dir", str(tmp_path / name), *options)
+        main(["sample", str(tmp_path / "text"), *options])
+        return (tmp_path / name / "grid.png").read_bytes()
+
+    guided = generate("guided", "--guidance-scale", "9")
+    assert generate("negative", "--guidance-scale", "9", "--negative-prompt", "a bright dress") != guided
+    assert generate("plain") == generate("ignored", "--negative-prompt", "a bright dress")
+
+
+@pytest.mark.parametrize(
+    ("make", "hint"),
+    [
+        (get_text_pipeline, "Pass --prompt to use guidance."),
+        (get_pipeline, "Pass --class-labels to use guidance."),
+        (lambda: get_pipeline(num_class_embeds=None), "Omit it."),
+    ],
+    ids=["text", "class", "unconditional"],
+)
+def test_guidance_without_a_condition_is_an_error(get_error, tmp_path, make, hint):
+    make().save_pretrained(tmp_path / "pipeline")
+    message = get_error("sample", str(tmp_path / "pipeline"), "--guidance-scale", "2")
+    assert message == f"--guidance-scale must be 1.0 for unconditional sampling, got 2.0. {hint}"
+
+
+def test_images_with_four_channels_are_saved(tmp_path):
+    config = {"num_class_embeds": None, "in_channels": 4, "out_channels": 4}
+    get_pipeline(**config).save_pretrained(tmp_path / "transparent")
+    main(["sample", str(tmp_path / "transparent"), "-n", "1", "--output-dir", str(tmp_path / "out")])
+    with Image.open(tmp_path / "out" / "0000.png") as image:
+        assert image.mode == "RGBA"
+
+
 def test_latents_are_decoded(tmp_path):
     get_latent_pipeline().save_pretrained(tmp_path / "latent")
     options = ["-n", "2", "--num-inference-steps", "1", "--output-dir", str(tmp_path / "out"), "--upscale", "2"]
@@ -251,10 +287,6 @@ class TestOutputDir:
         (["--num-inference-steps", "2000"], "--num-inference-steps must be"),
         (["--class-labels", "hat"], "--class-labels must be"),
         (["--class-labels", "1,,2"], "--class-labels must be"),
-        (
-            ["--guidance-scale", "2"],
-            "--guidance-scale must be 1.0 for unconditional sampling, got 2.0. Pass --class-lab",
-        ),
         (["--class-labels", "1", "--guidance-interval", "1", "0"], "--guidance-interval must be"),
         (["--class-labels", "1", "--guidance-scale", "nan"], "--guidance-scale must be"),
         (["--device", "abacus"], "--device must be auto or an available torch device, got 'abacus'."),
