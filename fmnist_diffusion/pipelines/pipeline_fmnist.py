@@ -859,23 +859,23 @@ class FashionMNISTPipeline(DiffusionPipeline):
         )
         texts = texts if prompt_embeds is None else []
         negative_texts = negative_texts if do_classifier_free_guidance and negative_prompt_embeds is None else []
+        embeds: Any = prompt_embeds
+        negative_embeds: Any = negative_prompt_embeds
         if texts or negative_texts:
             for problem in self.find_prompt_problems([*texts, *negative_texts]):
                 logger.warning(problem)
             token_ids = tokenize(self.tokenizer, [*texts, *negative_texts])
-            embeds = self.text_encoder(token_ids.to(device)).pooler_output
-            encoded, negative_encoded = embeds.split([len(texts), len(negative_texts)])
-            prompt_embeds = encoded if texts else prompt_embeds
-            negative_prompt_embeds = negative_encoded if negative_texts else negative_prompt_embeds
+            encoded = self.text_encoder(token_ids.to(device)).pooler_output
+            encoded_texts, encoded_negative_texts = encoded.split([len(texts), len(negative_texts)])
+            embeds = encoded_texts if texts else embeds
+            negative_embeds = encoded_negative_texts if negative_texts else negative_embeds
 
-        def repeat_embeds(embeds: Any, num_prompts: int) -> torch.Tensor:
+        def repeat_embeds(values: torch.Tensor) -> torch.Tensor:
             # One negative prompt applies to all prompts.
-            embeds = embeds.to(device, self.unet.dtype).expand(num_prompts, -1)
-            return embeds.repeat_interleave(num_images_per_prompt, dim=0)
+            values = values.to(device, self.unet.dtype).expand(len(embeds), -1)
+            return values.repeat_interleave(num_images_per_prompt, dim=0)
 
-        num_prompts = len(prompt_embeds)
-        negative = repeat_embeds(negative_prompt_embeds, num_prompts) if do_classifier_free_guidance else None
-        return repeat_embeds(prompt_embeds, num_prompts), negative
+        return repeat_embeds(embeds), repeat_embeds(negative_embeds) if do_classifier_free_guidance else None
 
     def find_prompt_problems(self, prompts: Sequence[str]) -> list[str]:
         """
