@@ -85,11 +85,11 @@ def load_pipeline(
         pretrained_model_name_or_path (`str` or `os.PathLike`):
             A name in [`bundled_pipelines`], a folder, or a repository id such as `owner/name`. To load a folder with
             the name of a bundled checkpoint, pass `./name` or a `Path`.
-        scheduler (`str`, [`SchedulerMixin`] or a subclass of it, *optional*):
+        scheduler (`str`, [`SchedulerMixin`] or `type[SchedulerMixin]`, *optional*):
             Scheduler to use instead of the stored one: a name in `fmnist_diffusion.schedulers.SCHEDULERS`, such as
             `"ddim"`, a diffusers scheduler class, or a scheduler object. A name or a class keeps the noise schedule
-            and the prediction type of the stored scheduler. The power-law timestep spacing is only kept if the class
-            and all options equal those of the stored scheduler.
+            and the prediction type of the stored scheduler. The power-law timestep spacing is only kept if the new
+            scheduler has the same class and options as the stored one.
         dtype (`torch.dtype`, `dict` or `"auto"`, *optional*):
             See [`FashionMNISTPipeline.from_pretrained`]. `"auto"` selects the fastest dtype on the device that the
             pipeline is loaded on, which is the CPU without a `device_map`; see

@@ -354,8 +354,8 @@ def generate(
         batch_size (`int`, defaults to 64):
             Number of images per batch, limited by [`get_max_batch_size`].
         start (`int`, defaults to 0): Index of the first image.
-        kwargs: `classifier_guidance_scale`, `image`, `mask_image`, `strength`, `num_resampling_steps` and one
-            `negative_prompt`; see [`~FashionMNISTPipeline.__call__`].
+        kwargs: `classifier_guidance_scale`, `image`, `mask_image`, `strength`, `num_resampling_steps` and
+            `negative_prompt` (a single string); see [`~FashionMNISTPipeline.__call__`].
 
     Yields:
         [`Samples`]: A batch of images.

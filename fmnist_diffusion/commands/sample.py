@@ -162,7 +162,7 @@ def save_images(
     label_ids = None if class_labels is None else pipe.get_label_ids(class_labels)
     conditions = label_ids or prompts or []
     if not conditions:
-        # `generate` ignores the guidance scale without labels or prompts.
+        # Without labels or prompts, `generate` silently ignores the guidance scale, so it is checked here.
         pipe.check_unconditional_guidance(config.guidance_scale)
     check_grid_size(pipe, num_images, upscale)
     columns = len(conditions) if len(conditions) > 1 else math.ceil(math.sqrt(num_images))

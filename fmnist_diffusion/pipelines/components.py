@@ -103,13 +103,13 @@ def load_components(
     for name in MODELS:
         if components.get(name) is not None and not hasattr(components[name], "config"):
             raise ValueError(
-                f"`{name}` must be a model with a `config`, got {type(components[name]).__name__}. Pass a model of"
-                " diffusers or transformers that is not wrapped."
+                f"`{name}` must be a model with a `config`, got {type(components[name]).__name__}. Pass the"
+                " unwrapped diffusers or transformers model."
             )
     if kwargs.get("dtype") is not None and kwargs.get("torch_dtype") is not None:
         raise ValueError("Cannot use both `dtype` and `torch_dtype`. Pass only `dtype`.")
     if passed.get("text_encoder", True) is None:
-        # A tokenizer without a text encoder would never be used.
+        # The tokenizer is only used with a text encoder.
         components.setdefault("tokenizer", None)
     unknown = [name for name in kwargs if name not in (*MODEL_OPTIONS, "trust_remote_code")]
     if unknown:
@@ -339,7 +339,8 @@ def check_text_encoder(folder: Path, unet: Any, text_encoder: Any, tokenizer: An
     if text_encoder is None and expected is not None:
         raise OSError(
             f"The model in {folder} requires a text encoder with a `hidden_size` of {expected}. Pass one as"
-            " `text_encoder`, pass `text_encoder=None` to use `prompt_embeds`, or save or download the pipeline again."
+            " `text_encoder`, or pass `text_encoder=None` to use `prompt_embeds`. If the files are incomplete, save or"
+            " download the pipeline again."
         )
     if hidden_size != expected:
         raise OSError(

@@ -48,7 +48,7 @@ from diffusers.utils import logging, replace_example_docstring
 from diffusers.utils.torch_utils import randn_tensor
 
 
-# `diffusers.logging.set_verbosity` only affects the logger of diffusers and those below it.
+# `diffusers.logging.set_verbosity` only affects the logger `diffusers` and its child loggers.
 logger = logging.get_logger(f"diffusers.{__name__}")
 
 FASHION_MNIST_LABELS = (
@@ -422,9 +422,9 @@ def tokenize(tokenizer: Any, prompts: list[str]) -> torch.Tensor:
 
 
 def get_scheduler_options(scheduler: Any) -> dict[str, Any]:
-    """Returns the options of a scheduler. Its config can also contain options of other schedulers."""
+    """Returns the options of a scheduler, without the options of other schedulers that its config can contain."""
     options = {name: scheduler.config.get(name) for name in inspect.signature(type(scheduler)).parameters}
-    # Arrays cannot be compared with `==`.
+    # `==` compares arrays elementwise, so arrays are converted to lists.
     return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in options.items()}
 
 
@@ -471,8 +471,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             uses the sigma `(k / n) ** timestep_power`, to which the scheduler applies its `shift`. The following
             schedulers ignore this option: an [`LCMScheduler`] whose `original_inference_steps` is less than `T`, a
             scheduler with Karras, exponential, beta, Lu or flow sigmas, and all other schedulers. A scheduler that is
-            assigned to the pipeline later only uses this option if its class and its options equal those of the
-            original scheduler.
+            assigned to the pipeline later only uses this option if it has the same class and options as the original
+            scheduler.
         text_encoder ([`~transformers.CLIPTextModel`], *optional*):
             Text encoder of a text-conditional model. `unet` receives its pooled output as `class_labels`. Without a
             text encoder, a text-conditional pipeline requires `prompt_embeds`.
@@ -831,13 +831,15 @@ class FashionMNISTPipeline(DiffusionPipeline):
         truncated parts and the words that the tokenizer does not know, because the images may not show them.
 
         Args:
-            prompt (`str` or `list[str]`, *optional*): One or more prompts. Defaults to the empty prompt.
+            prompt (`str` or `list[str]`, *optional*):
+                One or more prompts. Defaults to the empty prompt if `prompt_embeds` is not passed.
             device (`torch.device`, *optional*): Device of the embeddings. Defaults to the device of the pipeline.
             num_images_per_prompt (`int`, defaults to 1): Number of embeddings for each prompt.
             do_classifier_free_guidance (`bool`, defaults to `True`):
                 Whether to return embeddings of the negative prompts.
             negative_prompt (`str` or `list[str]`, *optional*):
-                One negative prompt, or one for each prompt. Defaults to the empty prompt.
+                One negative prompt, or one for each prompt. Defaults to the empty prompt if `negative_prompt_embeds`
+                is not passed.
             prompt_embeds, negative_prompt_embeds (`torch.Tensor` of shape `(num_prompts, channels)`, *optional*):
                 Precomputed embeddings, used instead of `prompt` and `negative_prompt`. One negative embedding applies
                 to all prompts.
@@ -848,7 +850,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             `do_classifier_free_guidance` is `False`.
 
         Raises:
-            `ValueError`: If an argument is invalid or if the pipeline has no text encoder.
+            `ValueError`: If an argument is invalid, if the model is not text-conditional, or if a text must be encoded
+                and the pipeline has no text encoder.
         """
         self._check_prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, has_guidance=do_classifier_free_guidance
@@ -1019,12 +1022,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def _check_unet(self) -> None:
         if not hasattr(self.unet, "config"):
             raise ValueError(
-                f"`unet` must be a diffusers model, got {type(self.unet).__name__}. Assign the unwrapped model,"
-                " such as `accelerator.unwrap_model(pipe.unet)`."
+                f"`unet` must be a diffusers model, got {type(self.unet).__name__}. Assign the unwrapped model:"
+                " `pipe.unet = accelerator.unwrap_model(pipe.unet)`."
             )
 
     def check_unconditional_guidance(self, guidance_scale: float) -> None:
-        """Raises `ValueError` if unconditional sampling has a guidance scale other than 1."""
+        """Raises `ValueError` if `guidance_scale` is not 1, which unconditional sampling does not support."""
         if guidance_scale != 1:
             argument = "class_labels" if self.prompt_embeds_dim is None else "prompt"
             hint = f"Pass `{argument}` to use guidance." if self.is_conditional else "Omit it."
@@ -1052,8 +1055,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             is_missing = (name == "prompt" or has_guidance) and f"{name}_embeds" not in passed
             if self.text_encoder is None and (value is not None or is_missing):
                 raise ValueError(
-                    f"`{name}_embeds` must be passed instead of `{name}` to a pipeline without a text encoder. Pass"
-                    " them, or load the pipeline with its text encoder."
+                    f"`{name}` requires a text encoder, but the pipeline has none. Pass `{name}_embeds`, or load the"
+                    " pipeline with its text encoder."
                 )
         for name, value in embeds.items():
             shape = value.shape if torch.is_tensor(value) else ()
@@ -1347,8 +1350,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         num_images_per_prompt: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Converts the arguments `image` and `mask_image` of [`~FashionMNISTPipeline.__call__`]. If there is one image
-        for each label or prompt, each is repeated `num_images_per_prompt` times.
+        Converts the arguments `image` and `mask_image` of [`~FashionMNISTPipeline.__call__`]. If one image is
+        passed for each label or prompt, each image is repeated `num_images_per_prompt` times.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor | None]`: One image or `len(noise)` images of shape
@@ -1645,9 +1648,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
             return_dict (`bool`, defaults to `True`): Whether to return an [`ImagePipelineOutput`] or a tuple.
             callback_on_step_end (`Callable`, *optional*):
                 Called after each step as `callback(pipe, step, timestep, tensors)`. If it returns a `dict` with
-                `latents`, sampling continues with them. It may set `pipe._guidance_scale` (without a text encoder,
-                guidance requires `negative_prompt_embeds`) or `pipe._classifier_guidance_scale`, or set
-                `pipe._interrupt = True` to stop sampling. The
+                `latents`, sampling continues with them. It may set `pipe._guidance_scale` or
+                `pipe._classifier_guidance_scale`, or set `pipe._interrupt = True` to stop sampling. Without a text
+                encoder, guidance of a text-conditional model requires `negative_prompt_embeds`. The
                 `tensor_inputs` of a [`PipelineCallback`] or [`MultiPipelineCallbacks`] replace
                 `callback_on_step_end_tensor_inputs`.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
@@ -1657,7 +1660,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 are latents; [`~FashionMNISTPipeline.decode_latents`] decodes them.
             prompt (`str` or `list[str]`, *optional*):
                 One or more prompts for a text-conditional model. If neither `prompt` nor `prompt_embeds` is passed,
-                sampling is unconditional, like an empty prompt without guidance.
+                sampling is unconditional, which is the same as an empty prompt without guidance. Without a text
+                encoder, `prompt_embeds` is required.
             negative_prompt (`str` or `list[str]`, *optional*):
                 One negative prompt, or one for each prompt. Guidance uses the prediction for the negative prompt as
                 `uncond`. Defaults to the empty prompt. Ignored without guidance.
@@ -1874,8 +1878,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             num_inference_steps, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs:
                 See [`~FashionMNISTPipeline.__call__`].
             prompt (`str` or `list[str]`, *optional*):
-                One prompt, or the prompts of the first and the last image, for a text-conditional model with its text
-                encoder.
+                One prompt, or the prompts of the first and the last image, for a text-conditional model. The
+                pipeline must have its text encoder.
 
         Returns:
             [`ImagePipelineOutput`] or `tuple`: The images in order.
@@ -1897,7 +1901,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self._check_unet()
         if self.text_encoder is None and self.prompt_embeds_dim is not None:
             raise ValueError(
-                "`interpolate` requires the text encoder of a text-conditional pipeline. Load the pipeline with it."
+                "`interpolate` requires the text encoder of a text-conditional model. Load the pipeline with its text"
+                " encoder."
             )
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs

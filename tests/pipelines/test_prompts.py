@@ -121,11 +121,17 @@ class TestPrompt:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({}, "`prompt_embeds` must be passed instead of `prompt`"),
-            ({"prompt": FIRST}, "`prompt_embeds` must be passed instead of `prompt`"),
-            ({"prompt_embeds": torch.zeros(1, 16), "guidance_scale": 2.0}, "`negative_prompt_embeds` must be passed"),
-            ({"prompt_embeds": torch.zeros(1, 16), "negative_prompt": ""}, "`negative_prompt_embeds` must be passed"),
-            ({"class_labels": "Bag"}, "`prompt_embeds` must be passed"),
+            ({}, "`prompt` requires a text encoder, but the pipeline has none"),
+            ({"prompt": FIRST}, "`prompt` requires a text encoder, but the pipeline has none"),
+            (
+                {"prompt_embeds": torch.zeros(1, 16), "guidance_scale": 2.0},
+                "`negative_prompt` requires a text encoder, but the",
+            ),
+            (
+                {"prompt_embeds": torch.zeros(1, 16), "negative_prompt": ""},
+                "`negative_prompt` requires a text encoder, but the",
+            ),
+            ({"class_labels": "Bag"}, "`prompt` requires a text encoder, but the pipeline has none"),
         ],
     )
     def test_pipeline_without_text_encoder_requires_embeddings(self, pipe, arguments, message):
@@ -137,7 +143,7 @@ class TestPrompt:
         pipe.text_encoder = pipe.tokenizer = None
         with pytest.raises(ValueError, match="`interpolate` requires the text encoder"):
             pipe.interpolate()
-        with pytest.raises(ValueError, match="`prompt_embeds` must be passed instead of `prompt`"):
+        with pytest.raises(ValueError, match="`prompt` requires a text encoder, but the pipeline has none"):
             pipe.encode_prompt(FIRST)
 
     def test_copies_of_a_pipeline_without_text_encoder(self, pipe):
