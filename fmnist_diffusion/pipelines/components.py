@@ -108,7 +108,8 @@ def load_components(
             )
     if kwargs.get("dtype") is not None and kwargs.get("torch_dtype") is not None:
         raise ValueError("Cannot use both `dtype` and `torch_dtype`. Pass only `dtype`.")
-    if passed.get("text_encoder", True) is None:
+    omits_text_encoder = components.get("text_encoder", True) is None
+    if omits_text_encoder:
         # The tokenizer is only used with a text encoder.
         components.setdefault("tokenizer", None)
     unknown = [name for name in kwargs if name not in (*MODEL_OPTIONS, "trust_remote_code")]
@@ -138,7 +139,7 @@ def load_components(
             components[name] = _load_component(folder, index, name, variant, device_map, **kwargs)
     unet, scheduler = components.pop("unet"), components.pop("scheduler")
     # A pipeline that is loaded with `text_encoder=None` generates images from `prompt_embeds`.
-    if passed.get("text_encoder", True) is not None:
+    if not omits_text_encoder:
         check_text_encoder(folder, unet, components.get("text_encoder"), components.get("tokenizer"))
     check_vae(folder, unet, components.get("vae"))
     return unet, scheduler, settings | components
@@ -211,15 +212,15 @@ def _check_option(path: Path, name: str, value: Any, default: Any) -> None:
         valid, expected = isinstance(value, int) and is_number, "an integer"
     elif isinstance(default, float):
         valid, expected = is_number and (math.isfinite(value) or value == default), "a finite number"
-    elif name == "variance_type":
-        # DDPMScheduler accepts null, which `from_config` copies from the config of other schedulers.
-        valid, expected = isinstance(value, str | None), "null or a string"
     elif isinstance(default, str):
         valid, expected = isinstance(value, str), "a string"
     else:
         valid, expected = True, ""
     if name == "trained_betas":
         valid, expected = value is None or isinstance(value, list), "null or a list of numbers"
+    elif name == "variance_type":
+        # DDPMScheduler accepts null, which `from_config` copies from the config of other schedulers.
+        valid, expected = value is None or isinstance(value, str), "null or a string"
     elif name in POSITIVE_OPTIONS:
         valid, expected = valid and value > 0, "a positive integer"
     elif name in CHOICES:

@@ -1650,9 +1650,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 Called after each step as `callback(pipe, step, timestep, tensors)`. If it returns a `dict` with
                 `latents`, sampling continues with them. It may set `pipe._guidance_scale` or
                 `pipe._classifier_guidance_scale`, or set `pipe._interrupt = True` to stop sampling. Without a text
-                encoder, guidance of a text-conditional model requires `negative_prompt_embeds`. The
-                `tensor_inputs` of a [`PipelineCallback`] or [`MultiPipelineCallbacks`] replace
-                `callback_on_step_end_tensor_inputs`.
+                encoder, guidance of a text-conditional model requires `negative_prompt_embeds`. The `tensor_inputs` of
+                a [`PipelineCallback`] or [`MultiPipelineCallbacks`] replace `callback_on_step_end_tensor_inputs`.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
                 The tensors that the callback receives: `"latents"`, the state of the scheduler after the step;
                 `"model_input"`, the noisy images that the model received in this step; and
@@ -1878,8 +1877,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             num_inference_steps, output_type, return_dict, callback_on_step_end, callback_on_step_end_tensor_inputs:
                 See [`~FashionMNISTPipeline.__call__`].
             prompt (`str` or `list[str]`, *optional*):
-                One prompt, or the prompts of the first and the last image, for a text-conditional model. The
-                pipeline must have its text encoder.
+                One prompt, or the prompts of the first and the last image, for a text-conditional model. The pipeline
+                must have its text encoder.
 
         Returns:
             [`ImagePipelineOutput`] or `tuple`: The images in order.

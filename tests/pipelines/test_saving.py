@@ -315,7 +315,8 @@ class TestFromPretrained:
     @pytest.mark.parametrize("name", ["unet", "text_encoder", "classifier", "vae"])
     @pytest.mark.parametrize("component", ["x", torch.nn.DataParallel(torch.nn.Linear(1, 1))], ids=["str", "wrapped"])
     def test_component_that_is_not_a_model_is_an_error(self, folder, name, component):
-        with pytest.raises(ValueError, match=f"`{name}` must be a model with a `config`, got (str|DataParallel)"):
+        got = type(component).__name__
+        with pytest.raises(ValueError, match=f"`{name}` must be a model with a `config`, got {got}"):
             load(folder, **{name: component})
 
     def test_two_dtypes_are_an_error(self, folder):
