@@ -1,8 +1,10 @@
 """Base class of the commands, which reports errors and interruptions, and helpers that several commands share."""
 
+import gc
 import importlib.util
 import logging
 import re
+import sys
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any
@@ -25,8 +27,20 @@ def check_packages(feature: str, packages: Sequence[str], extra: str) -> None:
         )
 
 
-def hide_progress_bars() -> None:
-    """Hides the progress bars that diffusers and transformers show when they load a pipeline."""
+def import_libraries() -> None:
+    """
+    Imports the libraries that all pipelines need, and hides the progress bars that they show while loading a pipeline.
+
+    Garbage collection is paused during the imports, because they leave almost nothing to free. `gc.freeze` excludes
+    the imported objects from later collections, including the one when the program exits.
+    """
+    if "diffusers" not in sys.modules:
+        gc.disable()
+        import diffusers.pipelines.pipeline_utils
+
+        gc.freeze()
+        gc.enable()
+
     import diffusers
 
     diffusers.utils.logging.disable_progress_bar()
@@ -39,7 +53,7 @@ def hide_progress_bars() -> None:
 def prepare_export(feature: str) -> None:
     """Raises `ValueError` if a package is missing, and hides messages of diffusers and torch."""
     check_packages(feature, ("onnx", "onnxruntime", "onnxscript"), "onnx")
-    hide_progress_bars()
+    import_libraries()
     # If torchvision is not installed, the exporter warns about its operators.
     logging.getLogger("torch.onnx").setLevel(logging.ERROR)
 

@@ -12,7 +12,7 @@ from .command import (
     EVALUATION_PACKAGES,
     PROGRAM,
     check_packages,
-    hide_progress_bars,
+    import_libraries,
     report_resumable_interruption,
 )
 from .options import (
@@ -143,7 +143,7 @@ def evaluate(
     sampling = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval)
     seed_list = parse_seeds(seeds)
     check_packages("The evaluation", EVALUATION_PACKAGES, "eval")
-    hide_progress_bars()
+    import_libraries()
     from fmnist_diffusion import evaluation
     from fmnist_diffusion.data import FASHION_MNIST_LABELS
     from fmnist_diffusion.loading import get_device, get_short_name, make_file_name

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
-from .command import hide_progress_bars
+from .command import import_libraries
 from .options import get_existing_folder
 
 
@@ -21,9 +21,10 @@ def info(
     as_json: Annotated[bool, typer.Option("--json", help="print JSON")] = False,
 ) -> None:
     """Describe a pipeline: its model, weights, class names, scheduler, training settings and metrics."""
+    import_libraries()
+
     from fmnist_diffusion.loading import load_pipeline
 
-    hide_progress_bars()
     folder = get_existing_folder(pipeline)
     facts = describe(load_pipeline(folder.resolve()), folder)
     typer.echo(json.dumps(facts, indent=2) if as_json else "\n".join(format_facts(facts)))

@@ -7,7 +7,7 @@ import typer
 
 from fmnist_diffusion.schedulers import SCHEDULERS
 
-from .command import hide_progress_bars
+from .command import import_libraries
 
 
 if TYPE_CHECKING:
@@ -107,12 +107,13 @@ def load_for_sampling(name_or_path: str, device: str, dtype: str) -> "FashionMNI
         `OSError`: If the pipeline does not exist or cannot be read.
         `ValueError`: If the device does not exist or does not support `dtype`.
     """
+    import_libraries()
+
     import torch
 
     from fmnist_diffusion.loading import get_device, load_pipeline
     from fmnist_diffusion.sampling import use_fastest_dtype
 
-    hide_progress_bars()
     torch_device = get_device(device)
     if dtype == "float16" and torch_device.type == "cpu":
         raise ValueError(

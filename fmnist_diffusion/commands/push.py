@@ -4,7 +4,7 @@ from typing import Annotated
 
 import typer
 
-from .command import hide_progress_bars
+from .command import import_libraries
 from .options import RepoId, get_existing_folder
 
 
@@ -43,7 +43,7 @@ def push(
     from fmnist_diffusion.hub.push import push_pipeline
     from fmnist_diffusion.hub_client import HubError
 
-    hide_progress_bars()
+    import_libraries()
     try:
         url = push_pipeline(
             get_existing_folder(folder),

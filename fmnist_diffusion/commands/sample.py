@@ -180,11 +180,14 @@ def save_images(
 
 
 def read_input(path: Path | None, option: str) -> "Image | None":
+    if path is None:
+        return None
+
     from fmnist_diffusion.data import read_image
     from fmnist_diffusion.data.errors import ImageError
 
     try:
-        return None if path is None else read_image(path)
+        return read_image(path)
     except ImageError as error:
         raise ValueError(f"Could not read {path} ({error.reason}). Pass a different file as `{option}`.") from error
 

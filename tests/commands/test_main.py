@@ -8,6 +8,7 @@ import typer
 
 import fmnist_diffusion
 from fmnist_diffusion.commands import app, main
+from subprocesses import run_python
 
 
 COMMANDS = ("sample", "train", "evaluate", "likelihood", "info", "demo", "export", "push", "push-space")
@@ -44,6 +45,23 @@ def test_help_and_usage_errors_import_no_slow_modules(tmp_path):
     assert process.stdout == ""
     assert process.stderr.startswith("fmnist-diffusion: error: Invalid value for '--num-images' / '-n': ")
     assert process.stderr.count("\n") == 1
+    process = run("sample", "--output-dir", str(blocked), cwd=tmp_path, path=blocked)
+    assert "--output-dir must be a new or empty folder" in process.stderr
+
+
+@pytest.mark.slow
+def test_garbage_collection_is_only_paused_during_imports(tmp_path):
+    code = """
+    import gc
+    from fmnist_diffusion.commands.command import import_libraries
+    import_libraries()
+    print(gc.isenabled(), gc.get_freeze_count() > 100_000)
+    gc.unfreeze()
+    import_libraries()
+    print(gc.isenabled(), gc.get_freeze_count())
+    """
+    # The second call imports nothing, so it must not freeze the objects of the caller.
+    assert run_python(code, package=True, home=tmp_path) == ["True True", "True 0"]
 
 
 @pytest.mark.parametrize("command", COMMANDS)
