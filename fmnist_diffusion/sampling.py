@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .schedulers import NOISE_SCHEDULE_OPTIONS, make_scheduler
+from .schedulers import NOISE_SCHEDULE_OPTIONS, is_epsilon_at_zero_snr, make_scheduler
 
 
 if TYPE_CHECKING:
@@ -138,7 +138,7 @@ def make_pipeline(
     """
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
-    from .pipelines.pipeline_fmnist import NEAR_ZERO_SNR, FashionMNISTPipeline
+    from .pipelines import FashionMNISTPipeline
 
     num_inference_steps = min(num_inference_steps, noise_scheduler.config["num_train_timesteps"])
     components: dict[str, Any] = {"text_encoder": text_encoder, "tokenizer": tokenizer, "vae": vae}
@@ -147,17 +147,16 @@ def make_pipeline(
         flow_scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(noise_scheduler.config)
         return FashionMNISTPipeline(unet, flow_scheduler, num_inference_steps, 1.0, **components)
     config = {name: noise_scheduler.config[name] for name in NOISE_SCHEDULE_OPTIONS}
-    # Near zero SNR, a small error in the predicted noise becomes a huge error in x0, so x0 is clipped. Latents are not
-    # clipped, because they are not limited to [-1, 1].
-    near_zero_snr = float(noise_scheduler.alphas_cumprod[-1]) < NEAR_ZERO_SNR
-    thresholding = config["prediction_type"] == "epsilon" and near_zero_snr and vae is None
+    # The errors of x0 are limited by clipping x0. Latents are not clipped, because they are not limited to [-1, 1].
+    unstable = is_epsilon_at_zero_snr(noise_scheduler)
+    thresholding = unstable and vae is None
     scheduler = DPMSolverMultistepScheduler(
         **config, algorithm_type="sde-dpmsolver++", thresholding=thresholding, sample_max_value=1.0
     )
     # This solver does not have the option `clip_sample`, but other schedulers that are created from its config clip x0
     # by default, which is wrong for latents. With epsilon prediction, DDIM combines the clipped x0 with the unclipped
     # predicted noise, which amplifies the errors of the model.
-    if vae is not None or (config["prediction_type"] == "epsilon" and not near_zero_snr):
+    if vae is not None or (config["prediction_type"] == "epsilon" and not unstable):
         scheduler.register_to_config(clip_sample=False)
     timestep_power = 1.2 if config["beta_schedule"] == "squaredcos_cap_v2" else 1.5
     return FashionMNISTPipeline(unet, scheduler, num_inference_steps, timestep_power, **components)

@@ -12,7 +12,9 @@ from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
     import torch
-    from diffusers import SchedulerMixin
+    from diffusers import DDPMScheduler, SchedulerMixin
+
+    from .pipelines import FashionMNISTPipeline
 
 
 # This table maps short names to diffusers classes and to options that override those of the checkpoint's scheduler.
@@ -58,6 +60,30 @@ def compute_angles(alphas_cumprod: torch.Tensor) -> torch.Tensor:
     """
     alphas_cumprod = alphas_cumprod.double()
     return (1 - alphas_cumprod).sqrt().atan2(alphas_cumprod.sqrt())
+
+
+def is_epsilon_at_zero_snr(noise_scheduler: DDPMScheduler) -> bool:
+    """
+    Returns whether the model predicts the noise and the noise schedule ends with almost pure noise.
+
+    At the last timestep of such a schedule, the noise does not determine the image: a small error in the predicted
+    noise becomes a huge error in x0.
+    """
+    from .pipelines.pipeline_fmnist import NEAR_ZERO_SNR
+
+    near_zero_snr = float(noise_scheduler.alphas_cumprod[-1]) < NEAR_ZERO_SNR
+    return near_zero_snr and noise_scheduler.config["prediction_type"] == "epsilon"
+
+
+def get_noise_scheduler(pipe: FashionMNISTPipeline) -> Any:
+    """
+    Returns a [`DDPMScheduler`] with the noise schedule and the prediction type of the pipeline's model, or a
+    [`FlowMatchEulerDiscreteScheduler`] for flow matching.
+    """
+    return make_scheduler(
+        "FlowMatchEulerDiscreteScheduler" if pipe.prediction_type == "flow_prediction" else "DDPMScheduler",
+        pipe.scheduler.config,
+    )
 
 
 def get_scheduler_class(scheduler: str | type[SchedulerMixin]) -> tuple[type[Any], dict[str, Any]]:

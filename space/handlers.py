@@ -40,6 +40,7 @@ from runs import (
     show_warnings,
     yield_final_grid,
 )
+from server import make_error
 from uploads import EXAMPLES, open_upload, parse_mask, to_fashion_mnist, to_model_size
 
 
@@ -59,7 +60,7 @@ def show_errors() -> Iterator[None]:
     try:
         yield
     except RequestError as error:
-        raise gr.Error(str(error), title="Invalid request", print_exception=False) from error
+        raise make_error(str(error)) from error
 
 
 def make_request(
@@ -364,7 +365,7 @@ class Handlers:
 
         Args:
             example: Name of an example image, which is used if there is no `upload`.
-            label: Class name of the result, or "all classes" for one image per class.
+            label: Class name, "all classes" for one image per class, or "" for a model without classes.
             strength: Fraction of the denoising steps to run, starting from the noised image, greater than 0 and
                 at most 1; higher values change the image more.
             num_inference_steps: Number of denoising steps at strength 1, from 1 to 100.
@@ -387,8 +388,8 @@ class Handlers:
         Returns the metrics of the checkpoint.
 
         Each metric has a value for the generated images and a value for real images. The real images are the test
-        images of Fashion-MNIST. If the checkpoint was evaluated with other reference images, the value compares two
-        halves of these images.
+        images of Fashion-MNIST. If the checkpoint was evaluated with other reference images, the value for real
+        images compares two halves of these images.
         """
         metrics = self.engine.metrics
         if metrics is None:

@@ -1,4 +1,4 @@
-"""Limits requests to the server, answers invalid ones with one sentence, and deletes temporary files."""
+"""Limits requests to the server, answers invalid ones with a short message, and deletes temporary files."""
 
 import asyncio
 import json
@@ -71,13 +71,13 @@ def make_file_folder() -> tempfile.TemporaryDirectory:
     return folder
 
 
-def make_input_error(message: str) -> gr.Error:
-    return gr.Error(message, title="Invalid request", print_exception=False)
+def make_error(message: str, title: str = "Invalid request") -> gr.Error:
+    return gr.Error(message, title=title, print_exception=False)
 
 
 def reject_url(file: dict[str, Any]) -> None:
     if is_http_url_like(file["path"]):
-        raise make_input_error("URLs are not downloaded. Upload the image itself.")
+        raise make_error("URLs are not downloaded. Upload the image itself.")
 
 
 class SafeBlocks(gr.Blocks):
@@ -90,9 +90,9 @@ class SafeBlocks(gr.Blocks):
     async def preprocess_data(self, block_fn: Any, inputs: list[Any], *args: Any, **kwargs: Any) -> Any:
         expected = len(block_fn.inputs)
         if block_fn.fn is None:
-            raise make_input_error("This event only runs in the browser.")
+            raise make_error("This event only runs in the browser.")
         if len(inputs) != expected:
-            raise make_input_error(f"This endpoint has {expected} inputs, but the request has {len(inputs)}.")
+            raise make_error(f"This endpoint has {expected} inputs, but the request has {len(inputs)}.")
         try:
             traverse(inputs, reject_url, is_file_obj_with_meta)
             return await super().preprocess_data(block_fn, inputs, *args, **kwargs)
@@ -100,7 +100,7 @@ class SafeBlocks(gr.Blocks):
             raise
         # Every other error at this point is caused by the inputs.
         except Exception as error:
-            raise make_input_error(
+            raise make_error(
                 "An input is malformed, or its file no longer exists. The API page describes the inputs."
             ) from error
 
@@ -112,14 +112,14 @@ class SafeBlocks(gr.Blocks):
         # Without this error, Gradio would respond with `{"error": null}`.
         except Exception as error:
             logger.exception("A request failed.")
-            raise make_input_error("The request failed because of an internal error of the demo.") from error
+            raise make_error("The request failed because of an error in the demo.", "Internal error") from error
 
 
 class RequestFilter:
     """
-    ASGI middleware that limits requests and answers every invalid request with one sentence.
+    ASGI middleware that limits requests and answers every invalid request with a short message.
 
-    The sentence is in the field `detail` of a JSON object.
+    The message is in the field `detail` of a JSON object.
 
     Args:
         app: The application to protect.
@@ -217,7 +217,7 @@ def get_content_length(scope: Scope) -> int:
 
 
 async def send_error(send: Send, status: int, message: str | None = None) -> None:
-    """Sends a JSON response with one sentence."""
+    """Sends a JSON response with a short message."""
     status = 400 if status == 422 else status
     body = json.dumps({"detail": message or ERRORS.get(status, INVALID)}).encode()
     headers = [(b"content-type", b"application/json"), (b"content-length", str(len(body)).encode())]

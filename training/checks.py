@@ -22,7 +22,7 @@ from fmnist_diffusion.models.unet_fmnist import (
     TIME_SCALE_SHIFTS,
 )
 from fmnist_diffusion.sampling import MAX_SEED
-from fmnist_diffusion.schedulers import make_scheduler
+from fmnist_diffusion.schedulers import is_epsilon_at_zero_snr, make_scheduler
 
 
 # The Fréchet distance needs more samples than the classifier has features (256).
@@ -269,22 +269,30 @@ def find_unused_settings(values: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
+def make_noise_schedule(values: Mapping[str, Any]) -> DDPMScheduler | None:
+    """Returns the noise schedule without rescaling, or None for flow matching or if a setting is not in `values`."""
+    names = [*SCHEDULE_NAMES, "prediction_type"]
+    schedule = {name: values[f"scheduler.{name}"] for name in names if f"scheduler.{name}" in values}
+    if len(schedule) < len(names) or schedule["prediction_type"] == "flow_prediction":
+        return None
+    return DDPMScheduler(**schedule)
+
+
 def find_schedule_problems(values: Mapping[str, Any]) -> Iterator[str]:
     if values.get("scheduler.prediction_type") == "flow_prediction":
         return
-    schedule = {name: values[f"scheduler.{name}"] for name in SCHEDULE_NAMES if f"scheduler.{name}" in values}
-    start, end = schedule.get("beta_start", 0), schedule.get("beta_end", 1)
+    start, end = values.get("scheduler.beta_start", 0), values.get("scheduler.beta_end", 1)
+    num_timesteps, schedule = values.get("scheduler.num_train_timesteps"), make_noise_schedule(values)
     if start > end:
         yield f"`--scheduler.beta_start` must be at most `--scheduler.beta_end` ({end}), got {start}."
-    elif len(schedule) == len(SCHEDULE_NAMES) and DDPMScheduler(**schedule).alphas_cumprod[-1] < MIN_ALPHAS_CUMPROD:
+    elif schedule is not None and schedule.alphas_cumprod[-1] < MIN_ALPHAS_CUMPROD:
         yield (
-            "`--scheduler.beta_end` is too large for"
-            f" `--scheduler.num_train_timesteps={schedule['num_train_timesteps']}`, got {end}. Images would be pure"
-            " noise long before the last timestep."
+            f"`--scheduler.beta_end` is too large for `--scheduler.num_train_timesteps={num_timesteps}`, got {end}."
+            " Images would be pure noise long before the last timestep."
         )
     if not values.get("scheduler.rescale_betas_zero_snr"):
         return
-    if schedule.get("num_train_timesteps") == 1:
+    if num_timesteps == 1:
         yield "`--scheduler.rescale_betas_zero_snr` requires at least 2 timesteps, got 1."
     if values.get("scheduler.prediction_type") == "epsilon":
         yield (
@@ -335,11 +343,11 @@ def find_latent_problems(values: Mapping[str, Any], program: str) -> Iterator[st
                 f"`--{name}` must be {format_value(value)} with an autoencoder, got {format_value(values[name])}. The"
                 " latents of the images are computed only once."
             )
-    schedule, prediction_type = values.get("scheduler.beta_schedule"), values.get("scheduler.prediction_type")
-    if schedule == "squaredcos_cap_v2" and prediction_type == "epsilon":
+    schedule = make_noise_schedule(values)
+    if schedule is not None and is_epsilon_at_zero_snr(schedule):
         yield (
-            "`--scheduler.prediction_type` must be v_prediction or sample for latents with the squaredcos_cap_v2 noise"
-            " schedule, got epsilon."
+            "`--scheduler.prediction_type` must be v_prediction or sample for latents if the noise schedule ends with"
+            " almost pure noise, got epsilon."
         )
     if program == "distill.py":
         yield "`--init_from` must be a pipeline without an autoencoder: distill.py does not support latent diffusion."

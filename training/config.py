@@ -19,8 +19,8 @@ class DataConfig:
         dataset_name: dataset id on the Hub; if the Hub is not reachable, the local cache is used and, for the default
             dataset, the Debian package dataset-fashion-mnist
         dataset_config_name: configuration of the Hub dataset
-        train_data_dir: local images to use instead: an IDX folder, an image folder, parquet files or a .safetensors
-            file
+        train_data_dir: local images to use instead of dataset_name: an IDX folder, an image folder, parquet files or a
+            .safetensors file
         split: split of the dataset
         image_column: column with the images; detected from its type if null
         label_column: column with the labels; detected from its type if null; none ignores the labels
@@ -102,7 +102,8 @@ class ObjectiveConfig:
         loss_type: loss function: mse, l1 or huber
         snr_gamma: gamma of min-SNR loss weighting, usually 5; no weighting if null
         weighting_scheme: loss weighting of flow matching: none, sigma_sqrt or cosmap
-        timestep_sampling: distribution of the training timesteps: uniform, logit_normal, mode or importance
+        timestep_sampling: distribution of the training timesteps: uniform, logit_normal, mode, or importance, which
+            samples timesteps with a high loss more often (arXiv 2102.09672, section 3.3)
         logit_mean: mean of logit_normal
         logit_std: standard deviation of logit_normal
         mode_scale: scale of mode; positive values sample intermediate timesteps more often
@@ -246,9 +247,10 @@ class TrainingConfig:
         train_batch_size: total number of images per batch, across all processes, or auto
         gradient_accumulation_steps: number of batches whose gradients are averaged for an optimizer step
         mixed_precision: mixed-precision dtype: no, bf16 or fp16; the setting of accelerate launch if null; auto uses
-            bf16 if it is faster on this machine
+            that setting if it is bf16 or fp16, and otherwise bf16 if the GPU or CPU supports it natively
         gradient_checkpointing: recompute activations in the backward pass to save memory
-        compile: use torch.compile for the model; auto uses it in long runs if a compiler is installed
+        compile: use torch.compile for the model; auto enables it if a compiler is installed and the run has at least
+            3,000 steps, on a CPU or a CUDA GPU
         channels_last: use the channels_last memory format for weights and images
         save_images_epochs: number of epochs between sample grids; the last epoch always has one; auto saves ten
         save_model_epochs: number of epochs between exports of the pipeline; the last epoch always has one; auto

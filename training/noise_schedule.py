@@ -1,4 +1,4 @@
-"""Noise schedules of runs and pipelines."""
+"""Noise schedules of runs."""
 
 from dataclasses import asdict
 from typing import Any
@@ -6,8 +6,6 @@ from typing import Any
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from config import SchedulerConfig
-from fmnist_diffusion import FashionMNISTPipeline
-from fmnist_diffusion.schedulers import make_scheduler
 
 
 NoiseScheduler = DDPMScheduler | FlowMatchEulerDiscreteScheduler
@@ -23,12 +21,6 @@ def make_noise_scheduler(config: SchedulerConfig) -> NoiseScheduler:
         # Only DDPMScheduler supports this schedule by name. Other schedulers can use its betas.
         scheduler = DDPMScheduler(**settings, trained_betas=scheduler.betas.tolist())
     return scheduler
-
-
-def get_noise_scheduler(pipe: FashionMNISTPipeline) -> NoiseScheduler:
-    """Returns a scheduler with the noise schedule and the prediction type of the pipeline's model."""
-    flow_matching = pipe.prediction_type == "flow_prediction"
-    return make_scheduler(FlowMatchEulerDiscreteScheduler if flow_matching else DDPMScheduler, pipe.scheduler.config)
 
 
 def get_betas(noise_scheduler: NoiseScheduler) -> list[float]:

@@ -11,7 +11,8 @@ from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.hub_client import HubError
 from fmnist_diffusion.loading import find_pipeline_file
 from fmnist_diffusion.metadata import read_train_config
-from noise_schedule import get_betas, get_noise_scheduler
+from fmnist_diffusion.schedulers import get_noise_scheduler
+from noise_schedule import get_betas
 
 
 logger = logging.getLogger("training")

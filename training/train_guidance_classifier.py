@@ -24,9 +24,9 @@ from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipelin
 from fmnist_diffusion.data import ImageTensors, to_model_input
 from fmnist_diffusion.files import describe_write_errors
 from fmnist_diffusion.loading import get_device
+from fmnist_diffusion.schedulers import get_noise_scheduler
 from lock import check_new_folder
 from losses import DiffusionLoss
-from noise_schedule import get_noise_scheduler
 from pretrained import find_train_config
 from states import are_finite
 from training_images import load_training_images

@@ -23,7 +23,8 @@ def check_packages(feature: str, packages: Sequence[str], extra: str) -> None:
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
         raise ValueError(
-            f"{feature} requires {', '.join(missing)}. Install it with `pip install 'fmnist-diffusion[{extra}]'`."
+            f"{feature} requires {', '.join(missing)}. Install {'it' if len(missing) == 1 else 'them'} with"
+            f" `pip install 'fmnist-diffusion[{extra}]'`."
         )
 
 

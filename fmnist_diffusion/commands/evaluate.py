@@ -100,7 +100,11 @@ def evaluate(
     dtype: Dtype = "float32",
     fast: Annotated[
         bool,
-        typer.Option("--fast", help="skip the metrics that require the Inception network; only for Fashion-MNIST"),
+        typer.Option(
+            "--fast",
+            help="skip the metrics that require the Inception network, and search for the nearest training images in"
+            " pixels only; only for Fashion-MNIST",
+        ),
     ] = False,
     cas: Annotated[
         bool,
@@ -162,7 +166,7 @@ def evaluate(
     if source is None:
         return
     processes = evaluation.connect_processes()
-    inception_path = None if fast else find_inception(inception_weights)
+    inception_path = None if fast else find_inception(inception_weights, skippable=reference is None)
     path = Path(source)
     name = path.stem if path.is_file() else get_short_name(path)
     folder = output_dir or Path("evaluation", make_file_name(name))
@@ -227,17 +231,20 @@ def reject_sampling_options(context: typer.Context) -> None:
     for name in SAMPLING_OPTIONS:
         parameter_source = context.get_parameter_source(name)
         if parameter_source is not None and parameter_source.name == "COMMANDLINE":
-            raise ValueError(f"`{name}` only applies to a pipeline, but {context.params['source']} contains images.")
+            raise ValueError(
+                f"`{name}` only applies to a pipeline, but {context.params['source']} contains images. Omit it."
+            )
 
 
-def find_inception(weights: str | None) -> Path:
+def find_inception(weights: str | None, skippable: bool) -> Path:
     from fmnist_diffusion import evaluation
 
     path = evaluation.find_inception(weights)
     if path is None:
+        alternative = ", or pass `fast` to skip the metrics that require it" if skippable else ""
         raise ValueError(
-            f"FID requires the Inception network. Run `{PROGRAM} evaluate --download-inception` once, or pass `fast`"
-            " to skip the metrics that require it."
+            "The evaluation requires the Inception network. Run"
+            f" `{PROGRAM} evaluate --download-inception` once{alternative}."
         )
     return path
 

@@ -35,13 +35,19 @@ def train(
         ),
     ] = "base",
     output_dir: Annotated[
-        str, typer.Option("--output-dir", "-o", metavar="FOLDER", help="new folder for everything that the run writes")
+        str,
+        typer.Option(
+            "--output-dir",
+            "-o",
+            metavar="FOLDER",
+            help="new folder for everything that the run writes, or the folder of the run to resume",
+        ),
     ] = "output/finetune",
 ) -> None:
     """
     Fine-tune a pipeline on your own images.
 
-    The size, the channels and the classes of the new model are those of the images. With one subfolder per class, the
+    The images determine the size, the channels and the classes of the new model. With one subfolder per class, the
     model is class-conditional. You can also pass any setting of the trainer, such as --num_epochs=20 or
     --optimizer.learning_rate=1e-4; training/README.md describes them.
     """

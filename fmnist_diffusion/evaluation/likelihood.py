@@ -32,9 +32,14 @@ from tqdm.auto import tqdm
 
 from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.data import ImageTensors, to_model_input
-from fmnist_diffusion.pipelines.pipeline_fmnist import NEAR_ZERO_SNR, evaluation_mode
+from fmnist_diffusion.pipelines.pipeline_fmnist import evaluation_mode
 from fmnist_diffusion.sampling import get_max_batch_size, make_generators
-from fmnist_diffusion.schedulers import NOISE_SCHEDULE_OPTIONS, compute_angles, make_scheduler
+from fmnist_diffusion.schedulers import (
+    NOISE_SCHEDULE_OPTIONS,
+    compute_angles,
+    get_noise_scheduler,
+    is_epsilon_at_zero_snr,
+)
 
 from .provenance import get_device_name, get_versions, tensor_hash, weights_hash
 from .run_folder import prepare_folder, write_json
@@ -102,7 +107,7 @@ def measure_likelihood(
     check_likelihood(pipe)
     check_images(pipe, images, conditional)
     labels = images.labels if conditional else None
-    noise_scheduler = make_noise_scheduler(pipe)
+    noise_scheduler = get_noise_scheduler(pipe)
     settings = {
         "source": name,
         "weights_sha256": weights_hash(pipe),
@@ -165,6 +170,11 @@ def check_likelihood(pipe: FashionMNISTPipeline) -> None:
         raise ValueError(
             "The likelihood of flow-matching models is not supported. Pass a model with a noise schedule."
         )
+    if is_epsilon_at_zero_snr(get_noise_scheduler(pipe)):
+        raise ValueError(
+            "The predicted noise does not determine the velocity if the terminal SNR is almost zero. Use a model with"
+            " v-prediction, or with a different noise schedule."
+        )
 
 
 def check_images(pipe: FashionMNISTPipeline, images: ImageTensors, conditional: bool) -> None:
@@ -180,25 +190,6 @@ def check_images(pipe: FashionMNISTPipeline, images: ImageTensors, conditional: 
             f"The images must have the classes of the pipeline ({', '.join(pipe.label_names or ['none'])}), got"
             f" {', '.join(images.label_names or ['none'])}. Measure the unconditional likelihood."
         )
-
-
-def make_noise_scheduler(pipe: FashionMNISTPipeline) -> DDPMScheduler:
-    """
-    Returns the noise schedule and the prediction type that the model of `pipe` was trained with.
-
-    Raises:
-        `ValueError`: If the velocity at the last timestep cannot be computed from the predicted noise.
-    """
-    noise_scheduler = make_scheduler(DDPMScheduler, pipe.scheduler.config)
-    if (
-        noise_scheduler.config["prediction_type"] == "epsilon"
-        and float(noise_scheduler.alphas_cumprod[-1]) < NEAR_ZERO_SNR
-    ):
-        raise ValueError(
-            "The predicted noise does not determine the velocity if the terminal SNR is almost zero. Use a model with"
-            " v-prediction, or with a different noise schedule."
-        )
-    return noise_scheduler
 
 
 def dequantize(images: torch.Tensor, seed: int, start: int) -> tuple[torch.Tensor, torch.Tensor]:

@@ -1592,7 +1592,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 Labels in `[0, num_classes)` or case-insensitive names from `label_names`. `None` samples
                 unconditionally.
             num_images_per_prompt (`int`, defaults to 1):
-                Number of images to generate for each label or prompt. All images of the first one come first.
+                Number of images to generate for each label or prompt. The images of each one are consecutive.
             num_inference_steps (`int`, *optional*):
                 Number of denoising steps, from 1 to the scheduler's `num_train_timesteps`. Defaults to the value in
                 the pipeline's config. A scheduler with `order` 2, such as [`HeunDiscreteScheduler`], evaluates the
@@ -1621,11 +1621,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 with `image`.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
                 Image to start from (image-to-image, arXiv 2108.01073): one image, one for each label or prompt, or one
-                for each generated image. It is noised and denoised. Arrays `(height, width, channels)` and tensors
-                `(channels, height, width)`, with or without a batch dimension, must contain uint8 values or floats in
-                [0, 1]. A PIL image is made upright with its EXIF orientation. The channels are converted to those of
-                the model, and transparent pixels are composited over white unless the model has 4 channels. Images of
-                a different size are resized to cover the size of the model and center-cropped.
+                for each generated image. The pipeline adds noise to it and denoises it. Arrays `(height, width,
+                channels)` and tensors `(channels, height, width)`, with or without a batch dimension, must contain
+                uint8 values or floats in [0, 1]. A PIL image is made upright with its EXIF orientation. The channels
+                are converted to those of the model, and transparent pixels are composited over white unless the model
+                has 4 channels. Images of a different size are resized to cover the size of the model and
+                center-cropped.
             mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
                 Region of `image` to inpaint: one mask, one for each label or prompt, or one for each generated image.
                 White pixels are generated and black pixels keep their exact values; the threshold is 0.5. A mask must
@@ -1649,9 +1650,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
             callback_on_step_end (`Callable`, *optional*):
                 Called after each step as `callback(pipe, step, timestep, tensors)`. If it returns a `dict` with
                 `latents`, sampling continues with them. It may set `pipe._guidance_scale` or
-                `pipe._classifier_guidance_scale`, or set `pipe._interrupt = True` to stop sampling. Without a text
-                encoder, guidance of a text-conditional model requires `negative_prompt_embeds`. The `tensor_inputs` of
-                a [`PipelineCallback`] or [`MultiPipelineCallbacks`] replace `callback_on_step_end_tensor_inputs`.
+                `pipe._classifier_guidance_scale`, or set `pipe._interrupt = True` to stop sampling. The
+                `tensor_inputs` of a [`PipelineCallback`] or [`MultiPipelineCallbacks`] replace
+                `callback_on_step_end_tensor_inputs`.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
                 The tensors that the callback receives: `"latents"`, the state of the scheduler after the step;
                 `"model_input"`, the noisy images that the model received in this step; and
@@ -1666,7 +1667,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 `uncond`. Defaults to the empty prompt. Ignored without guidance.
             prompt_embeds, negative_prompt_embeds (`torch.Tensor` of shape `(num_prompts, channels)`, *optional*):
                 Precomputed embeddings, used instead of `prompt` and `negative_prompt`; see
-                [`~FashionMNISTPipeline.encode_prompt`]. One negative embedding applies to all prompts.
+                [`~FashionMNISTPipeline.encode_prompt`]. One negative embedding applies to all prompts. Without a text
+                encoder, guidance requires `negative_prompt_embeds`.
             classifier_guidance_scale (`float`, defaults to 0.0):
                 Scale of classifier guidance, which adds the gradient of the classifier to the prediction of the model
                 (arXiv 2105.05233, equation 14) within `guidance_interval`. It requires a pipeline with a classifier
@@ -1755,7 +1757,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             num_remaining = int(scale_num_steps(total, strength))
             if num_remaining < 1:
                 raise ValueError(
-                    f"`strength` must keep at least one denoising step (number of steps: {total}), got {strength}."
+                    f"`strength` must be at least 1/{total} to run at least one of the {total} steps, got {strength}."
                 )
             num_skipped = (total - num_remaining) * order
             self._set_begin_index(num_skipped)
@@ -1864,9 +1866,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
         Generates images that interpolate between two seeds, between two classes or prompts, or both.
 
         The noise of the two seeds is interpolated spherically, both at the start and at every step of a stochastic
-        scheduler. The predictions for two classes or prompts are interpolated linearly. Up to rounding, the first
-        image equals `pipe(first_label, generator=torch.Generator().manual_seed(seeds[0]))`, and the last image is that
-        of the last label and `seeds[1]`.
+        scheduler. The scheduler must be deterministic, have the argument `variance_noise` in `step`, or be an
+        [`LCMScheduler`]. The predictions for two classes or prompts are interpolated linearly. Up to rounding, the
+        first image equals `pipe(first_label, generator=torch.Generator().manual_seed(seeds[0]))`, and the last image
+        is that of the last label and `seeds[1]`.
 
         Args:
             class_labels (*optional*):
@@ -1884,9 +1887,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             [`ImagePipelineOutput`] or `tuple`: The images in order.
 
         Raises:
-            `ValueError`: If an argument is out of range, or if the scheduler samples noise that cannot be replaced,
-                as is the case for [`DDPMScheduler`]. The noise of a scheduler whose `step` has the argument
-                `variance_noise` and the noise of [`LCMScheduler`] are interpolated.
+            `ValueError`: If an argument is out of range, or if the scheduler adds noise that cannot be interpolated,
+                such as [`DDPMScheduler`].
 
         Examples:
             ```py

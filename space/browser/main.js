@@ -251,7 +251,7 @@ async function update() {
 }
 
 async function selectModel(entry) {
-  getElement("status").textContent = `Loading ${entry.name} …`;
+  getElement("status").textContent = `Loading ${entry.name}…`;
   getElement("controls").disabled = true;
   showSettings(entry);
   try {

@@ -170,7 +170,7 @@ def test_images_of_a_file_are_evaluated(calls, images):
 )
 def test_sampling_options_only_apply_to_a_pipeline(calls, images, get_error, option):
     message = get_error("evaluate", images, "--fast", *option)
-    assert message == f"{option[0]} only applies to a pipeline, but {images} contains images."
+    assert message == f"{option[0]} only applies to a pipeline, but {images} contains images. Omit it."
     assert calls == []
 
 
@@ -255,12 +255,12 @@ def test_cas_is_checked_before_images_are_loaded(no_slow_steps, get_error, tmp_p
     assert message.startswith("--cas requires " + ("samples of all classes" if label_names else "labeled samples"))
 
 
-def test_missing_inception_network_is_an_error(get_error, pipeline, monkeypatch):
+def test_missing_inception_network_is_an_error(get_error, pipeline, monkeypatch, tmp_path):
     monkeypatch.setattr(evaluation, "find_inception", lambda weights: None)
-    assert get_error("evaluate", pipeline) == (
-        "FID requires the Inception network. Run `fmnist-diffusion evaluate --download-inception` once, or pass --fast"
-        " to skip the metrics that require it."
-    )
+    command = "fmnist-diffusion evaluate --download-inception"
+    message = f"The evaluation requires the Inception network. Run `{command}` once"
+    assert get_error("evaluate", pipeline) == f"{message}, or pass --fast to skip the metrics that require it."
+    assert get_error("evaluate", pipeline, "--reference", tmp_path) == f"{message}."
 
 
 @pytest.mark.parametrize("name", ["datasets", "transformers"])

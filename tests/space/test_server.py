@@ -236,7 +236,7 @@ class TestSafeBlocks:
             gr.Button().click(divide, gr.Number(), gr.Number(), api_name="divide")
         _, url, _ = launch(page, prevent_thread_lock=True, quiet=True)
         try:
-            with pytest.raises(Exception, match="The request failed because of an internal error of the demo"):
+            with pytest.raises(Exception, match="The request failed because of an error in the demo"):
                 Client(url, verbose=False).predict(0, api_name="/divide")
         finally:
             page.close(verbose=False)

@@ -329,7 +329,7 @@ def test_every_setting_changes_the_image(page):
     change(lambda: page.get_by_text("Ankle boot", exact=True).first.click(), 2)
     change(lambda: page.get_by_label("Seed", exact=True).fill("8"), 2)
     # Both ends have the same seed, so only the class changes.
-    page.get_by_label("Second class").select_option("Sneaker")
+    page.get_by_label("Last class").select_option("Sneaker")
     change(lambda: page.get_by_label("Position").fill("50"), 4)
     change(lambda: page.get_by_label("Position").fill("100"), 2)
     change(lambda: page.get_by_role("button", name="Random").last.click(), 2)

@@ -113,12 +113,19 @@ def test_ranges_are_described_in_words():
             FLOW | {"samples.scheduler": "DDIMScheduler"},
             "`--samples.scheduler` is not supported: DDIMScheduler does not support this flow-matching model.",
         ),
+        (SCHEDULE | {"vae": "vae", "scheduler.beta_schedule": "squaredcos_cap_v2"}, "almost pure noise, got epsilon"),
+        (SCHEDULE | {"vae": "vae", "scheduler.beta_end": 0.04}, "almost pure noise, got epsilon"),
     ],
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
 def test_invalid_and_contradictory_settings(values: dict[str, Any], message: str):
     (problem,) = find_problems(values)
     assert message in problem
+
+
+def test_epsilon_prediction_of_latents_requires_noise_levels_below_pure_noise():
+    assert find_problems(SCHEDULE | {"vae": "vae"}) == []
+    assert find_problems(SCHEDULE | {"scheduler.beta_end": 0.04}) == []
 
 
 def test_unused_evaluation_settings_are_not_compared():
