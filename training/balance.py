@@ -8,7 +8,6 @@ samples do not change. Evaluate the new pipeline with the same settings, and rep
 """
 
 import argparse
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -20,6 +19,7 @@ from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.data import has_fashion_mnist_order
 from fmnist_diffusion.data.errors import list_names
 from fmnist_diffusion.evaluation import weights_hash
+from fmnist_diffusion.metadata import read_metrics
 from fmnist_diffusion.sampling import convert_dtype
 from lock import check_new_folder
 from pretrained import find_train_config
@@ -65,7 +65,7 @@ def main(args: list[str] | None = None) -> None:
     options = parser.parse_args(args)
     try:
         check_new_folder(options.output_dir)
-        evaluation = json.loads((options.evaluation / "metrics.json").read_text())
+        evaluation = read_metrics(options.evaluation / "metrics.json") or {}
         # An evaluation with other reference images does not measure the class shares.
         shares = None if evaluation.get("conditional", True) else evaluation["metrics"].get("class_shares")
         if shares is None or not has_same_weights(evaluation, options.pipeline):

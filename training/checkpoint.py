@@ -21,6 +21,7 @@ from safetensors.torch import load_file
 from autoencoder import hash_vae
 from components import Components
 from config import TrainingConfig
+from fmnist_diffusion.data.errors import get_reason
 from fmnist_diffusion.files import remove_folder, replace_folder
 from lock import check_new_folder
 from manifest import find_damage, write_manifest
@@ -218,8 +219,7 @@ def describe_load_errors(path: Path) -> Iterator[Path]:
     try:
         yield path
     except (LookupError, TypeError, ValueError, RuntimeError, OverflowError, OSError, SafetensorError) as error:
-        reason = str(error).splitlines()[0]
-        raise ValueError(f"Could not resume from {path}: {reason}.") from error
+        raise ValueError(f"Could not resume from {path}: {get_reason(error)}.") from error
 
 
 def get_ema_tensors(ema: EMAModel, unet: torch.nn.Module) -> Tensors:

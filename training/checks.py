@@ -16,6 +16,8 @@ from config import ObjectiveConfig, SchedulerConfig
 from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.models.unet_fmnist import (
     MAX_LEVELS,
+    MAX_SIZE,
+    MIN_SIZE,
     NORM_TYPES,
     SKIP_CONNECTIONS,
     TIME_CONDITIONINGS,
@@ -94,8 +96,7 @@ SAMPLING_RANGES = {
 
 # The range of a list applies to each of its elements.
 RANGES = {
-    # NumPy's seeds have 32 bits.
-    "seed": Range(0, 2**32 - 1),
+    "seed": Range(0, MAX_SEED),
     "num_epochs": EPOCHS,
     "max_train_steps": STEPS,
     "train_batch_size": BATCHES,
@@ -114,7 +115,7 @@ RANGES = {
     "model.attention_head_dim": Range(1, 4096),
     "model.dropout": Range(0, 1, below=True),
     "model.num_class_embeds": Range(1, 10_000),
-    "data.resolution": Range(8, 512),
+    "data.resolution": Range(MIN_SIZE, MAX_SIZE),
     "data.dataloader_num_workers": Range(0, 256),
     "data.max_train_samples": Range(1, 10**9),
     "scheduler.num_train_timesteps": Range(1, 100_000),

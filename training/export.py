@@ -11,6 +11,7 @@ from checkpoint import Progress
 from config import TrainingConfig
 from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.files import replace_folder
+from fmnist_diffusion.hub_client import is_repo_id
 
 
 # These settings of the machine and the Hub are not published in train_config.json.
@@ -73,5 +74,4 @@ def hide_local_paths(settings: dict[str, Any]) -> None:
 def get_public_name(source: str) -> str:
     """Returns the id of a dataset or pipeline on the Hub, or the last component of a local path."""
     path = Path(source)
-    local = source.startswith((".", "~")) or source.count("/") > 1 or path.is_absolute() or path.exists()
-    return path.name if local else source
+    return source if is_repo_id(source) and not path.exists() else path.name

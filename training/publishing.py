@@ -10,6 +10,7 @@ from huggingface_hub import get_token
 
 from config import TrainingConfig
 from fmnist_diffusion import FashionMNISTPipeline
+from fmnist_diffusion.data.errors import get_reason
 from fmnist_diffusion.hub.push import load_stored_pipeline, push_pipeline
 
 
@@ -43,7 +44,7 @@ class BackgroundPush:
             pipe = load_stored_pipeline(Path(copy.name))
         # Errors of a push must not stop the training.
         except Exception as error:
-            self._report_failure(str(error) or type(error).__name__)
+            self._report_failure(get_reason(error))
             copy.cleanup()
             return
         with self.lock:
@@ -66,7 +67,7 @@ class BackgroundPush:
                 url = push_pipeline(copy.name, self.repo_id, private=self.private, license=self.license, pipe=pipe)
                 self.report(f"Pushed the pipeline to {url}.")
             except Exception as error:
-                self._report_failure(str(error) or type(error).__name__)
+                self._report_failure(get_reason(error))
             copy.cleanup()
 
     def _report_failure(self, reason: str) -> None:

@@ -22,10 +22,7 @@ def check_packages(feature: str, packages: Sequence[str], extra: str) -> None:
     """Raises `ValueError` if one of the `packages` is not installed."""
     missing = [name for name in packages if importlib.util.find_spec(name) is None]
     if missing:
-        raise ValueError(
-            f"{feature} requires {', '.join(missing)}. Install {'it' if len(missing) == 1 else 'them'} with"
-            f" `pip install 'fmnist-diffusion[{extra}]'`."
-        )
+        raise ValueError(f"{feature} requires {', '.join(missing)}. Run `pip install 'fmnist-diffusion[{extra}]'`.")
 
 
 def import_libraries() -> None:

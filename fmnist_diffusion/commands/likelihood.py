@@ -5,6 +5,8 @@ from typing import Annotated
 
 import typer
 
+from fmnist_diffusion.sampling import MAX_SEED
+
 from .command import EVALUATION_PACKAGES, check_packages, report_resumable_interruption
 from .options import (
     PIPELINE_HELP,
@@ -31,7 +33,7 @@ def likelihood(
         bool, typer.Option("--unconditional", help="do not pass the labels to a class-conditional model")
     ] = False,
     seed: Annotated[
-        int, typer.Option(metavar="N", min=0, max=2**32 - 1, help="random seed; image i uses seed N + i")
+        int, typer.Option(metavar="N", min=0, max=MAX_SEED, help="random seed; image i uses seed N + i")
     ] = 0,
     batch_size: BatchSize = 100,
     device: Device = "auto",

@@ -20,8 +20,7 @@ def import_datasets():
         import datasets
     except ImportError as error:
         raise DataError(
-            "Reading this data requires the `datasets` package. Install it with"
-            " `pip install 'fmnist-diffusion[train]'`."
+            "Reading this data requires the `datasets` package. Run `pip install 'fmnist-diffusion[train]'`."
         ) from error
     return datasets
 

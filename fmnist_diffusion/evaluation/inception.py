@@ -209,7 +209,7 @@ def import_openvino() -> Any:
         import openvino
     except ImportError as error:
         raise ValueError(
-            "OpenVINO is not installed. Install it with `pip install 'fmnist-diffusion[eval]'`."
+            "The Inception network requires openvino. Run `pip install 'fmnist-diffusion[eval]'`."
         ) from error
     finally:
         if telemetry is None:

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 
 from fmnist_diffusion.data import DataError, ImageTensors, inspect_images, load_images
+from fmnist_diffusion.data.errors import get_reason
 from fmnist_diffusion.sampling import Samples
 
 
@@ -167,7 +168,7 @@ def read_arrays(path: Path) -> dict[str, np.ndarray]:
                 return dict(file.items())
     except NPZ_ERRORS as error:
         # NumPy repeats the header of the file in its messages.
-        reason = " ".join(str(error).split())[:MAX_REASON_LENGTH].rstrip(".") or type(error).__name__
+        reason = get_reason(error)[:MAX_REASON_LENGTH]
         raise ValueError(f"Could not read {path} as an .npz file ({reason}). Write it with `numpy.savez`.") from error
     raise ValueError(
         f"The arrays in {path} require {size:,} bytes, more than the limit of {MAX_NPZ_SIZE:,}. Save uint8 pixels, or"

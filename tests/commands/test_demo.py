@@ -45,7 +45,7 @@ def test_returns_the_exit_code_of_the_demo(app, source, exit_code):
 
 def test_missing_gradio_is_an_error(get_error, monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None)
-    assert get_error("demo") == "The demo requires gradio. Install it with `pip install 'fmnist-diffusion[space]'`."
+    assert get_error("demo") == "The demo requires gradio. Run `pip install 'fmnist-diffusion[space]'`."
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])

@@ -267,7 +267,7 @@ def test_missing_inception_network_is_an_error(get_error, pipeline, monkeypatch,
 def test_missing_packages_are_an_error(get_error, monkeypatch, name):
     monkeypatch.setitem(sys.modules, name, None)
     assert get_error("evaluate", "base", "--fast") == (
-        f"The evaluation requires {name}. Install it with `pip install 'fmnist-diffusion[eval]'`."
+        f"The evaluation requires {name}. Run `pip install 'fmnist-diffusion[eval]'`."
     )
 
 

@@ -54,7 +54,7 @@ def test_missing_packages(pipeline, monkeypatch, get_error):
     find_spec = importlib.util.find_spec
     monkeypatch.setattr(importlib.util, "find_spec", lambda name: None if name == "onnxscript" else find_spec(name))
     message = get_error("export", pipeline, "-o", "onnx")
-    assert message == "The export requires onnxscript. Install it with `pip install 'fmnist-diffusion[onnx]'`."
+    assert message == "The export requires onnxscript. Run `pip install 'fmnist-diffusion[onnx]'`."
 
 
 def test_unknown_format(pipeline, get_error):

@@ -87,7 +87,7 @@ def test_setting_before_the_data_is_an_error(get_error, tmp_path):
 def test_missing_packages_are_an_error(get_error, monkeypatch, tmp_path):
     monkeypatch.setattr(train, "REQUIRED_PACKAGES", ("tqdm", "no_such_package"))
     assert get_error("train", tmp_path) == (
-        "The trainer requires no_such_package. Install it with `pip install 'fmnist-diffusion[train]'`."
+        "The trainer requires no_such_package. Run `pip install 'fmnist-diffusion[train]'`."
     )
 
 

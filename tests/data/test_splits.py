@@ -39,7 +39,7 @@ def test_file_of_another_type_is_an_error(tmp_path):
 
 def test_missing_datasets_package_is_an_error(monkeypatch, fashion_mnist_folder):
     monkeypatch.setitem(sys.modules, "datasets", None)
-    with pytest.raises(DataError, match=r"Install it with `pip install 'fmnist-diffusion\[train\]'`"):
+    with pytest.raises(DataError, match=r"Run `pip install 'fmnist-diffusion\[train\]'`"):
         load_images(train_data_dir=str(fashion_mnist_folder))
 
 

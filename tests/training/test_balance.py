@@ -28,8 +28,15 @@ def pipeline(tmp_path: Path) -> str:
 def write_evaluation(pipeline: str, folder: Path, **changes: object) -> str:
     """Writes the part of `metrics.json` that the script reads."""
     folder.mkdir()
-    metrics = {"conditional": False, "dtype": "float32", "weights_sha256": weights_hash(load_pipeline(pipeline))}
-    (folder / "metrics.json").write_text(json.dumps(metrics | {"metrics": {"class_shares": SHARES}} | changes))
+    metrics = {
+        "conditional": False,
+        "dtype": "float32",
+        "weights_sha256": weights_hash(load_pipeline(pipeline)),
+        "num_samples": 100,
+        "metrics": {"class_shares": SHARES},
+        "real": {},
+    }
+    (folder / "metrics.json").write_text(json.dumps(metrics | changes))
     return str(folder)
 
 
@@ -73,6 +80,7 @@ def test_evaluation_may_use_half_precision(pipeline: str, tmp_path: Path, diffus
     ("changes", "message"),
     [
         ({"conditional": True}, "must be an evaluation of unconditional samples"),
+        ({"real": {}, "num_samples": None}, "metrics.json"),
         ({"weights_sha256": "0" * 64}, "must be an evaluation of unconditional samples"),
         ({"metrics": {"fid": 3.0}}, r"must be an evaluation of unconditional samples of .* against Fashion-MNIST\."),
         ({"metrics": {"class_shares": [0.5, 0.5]}}, r"must have the 2 classes of the evaluation, got 10\."),
@@ -87,6 +95,13 @@ def test_unsuitable_evaluations_exit_with_one_line(
         main([pipeline, evaluation, f"--output_dir={tmp_path / 'new'}"])
     assert re.search(message, capsys.readouterr().err.splitlines()[-1])
     assert not (tmp_path / "new").exists()
+
+
+def test_other_json_file_exits_with_one_line(pipeline: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    (tmp_path / "metrics.json").write_text('{"conditional": false}')
+    with pytest.raises(SystemExit, match="2"):
+        main([pipeline, str(tmp_path), f"--output_dir={tmp_path / 'new'}"])
+    assert "must be an evaluation of unconditional samples" in capsys.readouterr().err
 
 
 def test_folder_with_files_is_not_overwritten(pipeline: str, tmp_path: Path, capsys: pytest.CaptureFixture[str]):
