@@ -1,13 +1,20 @@
 """Finds source folders, and writes files and folders atomically."""
 
+from __future__ import annotations
+
 import hashlib
 import os
 import shutil
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from pathlib import Path
+from typing import TYPE_CHECKING
 
 from safetensors import SafetensorError
+
+
+if TYPE_CHECKING:
+    import torch
 
 
 INCOMPLETE, DELETED, PREVIOUS = ".incomplete-", ".deleted-", ".previous-"
@@ -38,6 +45,14 @@ def describe_write_errors(path: Path) -> Iterator[None]:
     except SafetensorError as error:
         # This is how `safetensors.torch.save_file` reports a full disk.
         raise WriteError(f"Could not write {path}: {error}.") from error
+
+
+def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
+    """Writes a safetensors file that other users can read, unlike `safetensors.torch.save_file`."""
+    from safetensors.torch import save
+
+    contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}
+    path.write_bytes(save(contents, None if metadata is None else dict(metadata)))
 
 
 @contextmanager

@@ -22,11 +22,11 @@ from autoencoder import hash_vae
 from components import Components
 from config import TrainingConfig
 from fmnist_diffusion.data.errors import get_reason
-from fmnist_diffusion.files import remove_folder, replace_folder
+from fmnist_diffusion.files import remove_folder, replace_folder, write_tensors
 from lock import check_new_folder
 from manifest import find_damage, write_manifest
 from processes import call_on_main_process
-from states import Tensors, copy_tensors, get_optimizer_tensors, set_optimizer_tensors, write_tensors
+from states import Tensors, copy_tensors, get_optimizer_tensors, set_optimizer_tensors
 
 
 @dataclass

@@ -1,11 +1,9 @@
 """Tensors of the model, the optimizer and the EMA."""
 
 from collections.abc import Iterable, Mapping
-from pathlib import Path
 
 import torch
 from accelerate.optimizer import AcceleratedOptimizer
-from safetensors.torch import save
 
 
 Tensors = dict[str, torch.Tensor]
@@ -59,8 +57,3 @@ def set_optimizer_tensors(optimizer: AcceleratedOptimizer, model: torch.nn.Modul
         state = torch.zeros_like(parameter) if value.ndim else torch.zeros_like(value, device=parameter.device)
         copy_tensors({full_name: value}, {full_name: state})
         optimizer.state[parameter][key] = state
-
-
-def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor]) -> None:
-    # `save_file` would create a file that other users cannot read.
-    path.write_bytes(save({name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}))

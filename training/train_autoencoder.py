@@ -37,6 +37,7 @@ from fmnist_diffusion.files import (
     remove_temporary_files,
     replace_folder,
     write_atomically,
+    write_tensors,
 )
 from fmnist_diffusion.images import image_grid, upscale
 from fmnist_diffusion.pipelines import get_vae_scale_factor
@@ -45,7 +46,7 @@ from lock import check_new_folder, lock_folder
 from manifest import find_damage, write_manifest
 from processes import call_on_main_process, destroy_process_groups_after
 from run import print_and_exit
-from states import are_finite, copy_tensors, get_optimizer_tensors, set_optimizer_tensors, write_tensors
+from states import are_finite, copy_tensors, get_optimizer_tensors, set_optimizer_tensors
 from training_images import load_training_images
 
 

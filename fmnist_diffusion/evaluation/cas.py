@@ -42,7 +42,7 @@ def check_cas(reference: Reference, label_names: Sequence[str] | None) -> None:
     missing = [name for name in names if name not in label_names]
     if missing:
         raise ValueError(f"`cas` requires samples of all classes of the reference, but {missing[0]!r} is missing.")
-    if torch.equal(reference.load_test_images().images, reference.train.images):
+    if torch.equal(reference.load_test_images().images, reference.real_images.images):
         raise ValueError(
             "`cas` requires a reference with a separate test split. Pass a folder with the subfolders train and test,"
             " or a dataset with these splits."
@@ -70,7 +70,7 @@ def measure_cas(
         `dict`: Accuracies `samples` and `real` in [0, 1], the numbers of images, and the settings.
     """
     config = config or ClassifierTrainingConfig()
-    test, train = reference.load_test_images(), reference.train
+    test, train = reference.load_test_images(), reference.real_images
     assert samples.labels is not None and train.labels is not None and train.label_names is not None
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: len(samples)]
     real = train.select(order)

@@ -11,9 +11,9 @@ from pathlib import Path
 
 import torch
 from PIL import Image, ImageFilter
-from safetensors.torch import save_file
 
 from fmnist_diffusion.data import DataError, ImageTensors, load_images
+from fmnist_diffusion.files import write_tensors
 
 from .bundled_statistics import NUM_REFERENCE_IMAGES, SPLITS, STATISTICS_DIR, get_statistics_path
 from .classifier import Classifier
@@ -56,7 +56,7 @@ def save_statistics(extractor: FeatureExtractor, splits: dict[str, ImageTensors]
             "first_features": features[:NUM_CHECK_IMAGES].clone(),
         }
         metadata = {"num_images": str(len(images)), "network_sha256": extractor.sha256}
-        save_file(tensors, get_statistics_path(extractor.name, split, folder), metadata)
+        write_tensors(get_statistics_path(extractor.name, split, folder), tensors, metadata)
     return moments
 
 
@@ -122,7 +122,7 @@ def save_classifier_references(classifier: Classifier, splits: dict[str, ImageTe
         "classifier": nearest_neighbors(features["test"], features["train"]),
     }
     distances = {space: values.flatten() for space, (values, _) in neighbors.items()}
-    save_file(distances, folder / "test_distances.safetensors")
+    write_tensors(folder / "test_distances.safetensors", distances)
     return float((classifier.classify(features["test"]) == test.labels).float().mean())
 
 

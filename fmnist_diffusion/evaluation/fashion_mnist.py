@@ -74,7 +74,7 @@ class FashionMNISTReference(Reference):
         self.reference_features = self.train_features = None
 
     @cached_property
-    def train(self) -> ImageTensors:
+    def real_images(self) -> ImageTensors:
         """
         The training images.
 
@@ -138,7 +138,7 @@ class FashionMNISTReference(Reference):
         return {}
 
     def prepare(self, processes: Processes) -> None:
-        images = self.train.images
+        images = self.real_images.images
         if self.inception is not None:
             self.reference_features = cached_features(
                 self.inception, images[:NUM_REFERENCE_IMAGES], "training images", processes=processes
@@ -154,7 +154,7 @@ class FashionMNISTReference(Reference):
             metrics = inception_metrics(run.inception_features, self.reference_features) | metrics
 
         test_distances = load_test_distances()
-        spaces = {"pixels": (samples.images.flatten(1), self.train.images.flatten(1))}
+        spaces = {"pixels": (samples.images.flatten(1), self.real_images.images.flatten(1))}
         if self.train_features is not None:
             spaces["classifier"] = features, self.train_features
         memorization = {
@@ -174,7 +174,7 @@ class FashionMNISTReference(Reference):
                 hashes[f"statistics_{network.name}_{split}"] = statistics_hash
         return {
             "real": load_real_metrics(),
-            "num_real_images": {**num_images, "nearest": len(self.train)},
+            "num_real_images": {**num_images, "nearest": len(self.real_images)},
             "protocol": FAST_PROTOCOL if self.inception is None else PROTOCOL,
             "num_threads": torch.get_num_threads(),
             "sha256": hashes,

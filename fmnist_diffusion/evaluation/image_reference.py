@@ -118,7 +118,7 @@ class ImageReference(Reference):
             raise ValueError(f"`reference` must have at least {MIN_IMAGES} images, got {source.summary.num_images}.")
 
     @cached_property
-    def train(self) -> ImageTensors:
+    def real_images(self) -> ImageTensors:
         return self.source.load(self.shape)
 
     @property
@@ -185,7 +185,7 @@ class ImageReference(Reference):
             "reference": {
                 "name": self.source.name,
                 "split": self.source.split,
-                "num_images": len(self.train),
+                "num_images": len(self.real_images),
                 "channels": channels,
                 "resolution": [height, width],
                 "images_sha256": self.sha256,
@@ -194,10 +194,10 @@ class ImageReference(Reference):
 
     @cached_property
     def sha256(self) -> str:
-        return tensor_hash(self.train.images)
+        return tensor_hash(self.real_images.images)
 
     def prepare(self, processes: Processes) -> None:
-        images = self.train.images
+        images = self.real_images.images
         self.features = cached_features(self.inception, images, "reference", processes=processes)
         if processes.is_main:
             self.distances, self.floor = self.load_statistics()
@@ -236,7 +236,7 @@ class ImageReference(Reference):
         return distances, floor
 
     def get_vectors(self) -> dict[str, torch.Tensor]:
-        return {"pixels": self.train.images.flatten(1), "inception": self.features}
+        return {"pixels": self.real_images.images.flatten(1), "inception": self.features}
 
     def measure(self, run: EvaluationSamples) -> Measurement:
         samples, features = run.samples, run.inception_features

@@ -23,7 +23,7 @@ class Reference(ABC):
     Attributes:
         inception ([`InceptionFeatures`], *optional*): The network for FID.
         device (`torch.device`): Device of the feature networks.
-        train ([`ImageTensors`]): The real images.
+        real_images ([`ImageTensors`]): The images that samples are compared with.
         shape (`tuple[int, int, int]`): Number of channels, height and width of the images.
     """
 
@@ -33,16 +33,16 @@ class Reference(ABC):
 
     @cached_property
     @abstractmethod
-    def train(self) -> ImageTensors: ...
+    def real_images(self) -> ImageTensors: ...
 
     @property
     def label_names(self) -> Sequence[str] | None:
         """Class names of the real images; `None` if they have no labels."""
-        return self.train.label_names
+        return self.real_images.label_names
 
     @abstractmethod
     def load_test_images(self) -> ImageTensors:
-        """Loads labeled images of the same classes that are not in `train`; raises `ValueError` if there are none."""
+        """Loads other labeled images of the same classes; raises `ValueError` if there are none."""
 
     @classmethod
     @abstractmethod

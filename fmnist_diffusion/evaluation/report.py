@@ -36,7 +36,7 @@ def save_report(
     path: Path,
     results: dict[str, Any],
     measurement: Measurement,
-    train: torch.Tensor,
+    real_images: torch.Tensor,
     label_names: Sequence[str] | None = None,
 ) -> None:
     """
@@ -46,7 +46,7 @@ def save_report(
         path (`Path`): Path of the PNG file.
         results (`dict`): Content of `metrics.json`.
         measurement ([`Measurement`]): The samples to show and their measurements.
-        train (`torch.Tensor`): All training images, uint8 `(num_images, channels, height, width)`.
+        real_images (`torch.Tensor`): All training images, uint8 `(num_images, channels, height, width)`.
         label_names (`Sequence[str]`, *optional*): Class names of the samples.
     """
     figure = Figure(figsize=(12.5, 14), layout="constrained")
@@ -65,7 +65,7 @@ def save_report(
     plot_distances(figure.add_subplot(grid[1, 2]), spaces["pixels"], real_title, "Euclidean, pixels in [0, 1]")
     for row, (space, memorization) in enumerate(spaces.items(), start=2):
         axis = figure.add_subplot(grid[row, :])
-        plot_nearest_pairs(axis, measurement.samples.images, train, memorization)
+        plot_nearest_pairs(axis, measurement.samples.images, real_images, memorization)
         features = "pixels" if space == "pixels" else f"{SPACE_TITLES[space]} features"
         axis.set_title(f"Nearest pairs in {features}: sample above, training image below")
     with warnings.catch_warnings():
@@ -192,10 +192,12 @@ def plot_distances(axis: Axes, memorization: Memorization, real_title: str, unit
     axis.legend(frameon=False)
 
 
-def plot_nearest_pairs(axis: Axes, images: torch.Tensor, train: torch.Tensor, memorization: Memorization) -> None:
+def plot_nearest_pairs(
+    axis: Axes, images: torch.Tensor, real_images: torch.Tensor, memorization: Memorization
+) -> None:
     order = memorization.distances.argsort()[:NUM_PAIRS]
-    channels = max(images.shape[1], train.shape[1])
-    samples, nearest = images[order], train[memorization.indices[order]]
+    channels = max(images.shape[1], real_images.shape[1])
+    samples, nearest = images[order], real_images[memorization.indices[order]]
     pairs = torch.cat([part.expand(-1, channels, -1, -1) for part in (samples, nearest)], dim=2)
     width = images.shape[3]
     margin = max(1, width // 7)

@@ -89,7 +89,7 @@ def evaluate_pipeline(
     if cas:
         check_cas(reference, label_names)
     if num_samples is None:
-        num_samples = len(reference.train) if cas else DEFAULT_NUM_SAMPLES
+        num_samples = len(reference.real_images) if cas else DEFAULT_NUM_SAMPLES
         check_options(type(reference), sampling, conditional, num_samples, seeds, cas, **options)
     conditions: dict[str, Any] = {"classifier_guidance_scale": classifier_guidance_scale}
     if conditional:
@@ -219,7 +219,7 @@ def run_evaluation(
             assert label_names is not None
             results["cas"] = measure_cas(first.samples, label_names, reference)
         with write_atomically(folder / "report.png") as temporary:
-            save_report(temporary, results, first, reference.train.images, label_names)
+            save_report(temporary, results, first, reference.real_images.images, label_names)
         write_json(path, results)
     processes.wait()
     return json.loads(path.read_text())

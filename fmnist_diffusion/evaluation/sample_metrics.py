@@ -133,15 +133,17 @@ class Memorization:
         }
 
 
-def measure_memorization(samples: torch.Tensor, train: torch.Tensor, real_distances: torch.Tensor) -> Memorization:
+def measure_memorization(
+    samples: torch.Tensor, real_images: torch.Tensor, real_distances: torch.Tensor
+) -> Memorization:
     """
     Finds the nearest training image of each sample.
 
     Args:
-        samples, train (`torch.Tensor`): Vectors of the samples and training images, `(count, num_features)`.
+        samples, real_images (`torch.Tensor`): Vectors of the samples and training images, `(count, num_features)`.
         real_distances (`torch.Tensor`): Distances of the real images in the same space; see [`Memorization`].
     """
-    distances, indices = nearest_neighbors(samples, train)
+    distances, indices = nearest_neighbors(samples, real_images)
     return Memorization(distances[:, 0], indices[:, 0], real_distances)
 
 

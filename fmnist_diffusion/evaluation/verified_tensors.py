@@ -7,18 +7,16 @@ from pathlib import Path
 
 import torch
 from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 
-from fmnist_diffusion.files import write_atomically
+from fmnist_diffusion.files import write_atomically, write_tensors
 
 
 def save_verified(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes tensors and metadata with their hash atomically; see [`load_verified`]."""
     path.parent.mkdir(parents=True, exist_ok=True)
-    contiguous = {name: tensor.contiguous() for name, tensor in tensors.items()}
     metadata = dict(metadata or {})
     with write_atomically(path) as temporary:
-        save_file(contiguous, temporary, metadata | {"sha256": hash_content(contiguous, metadata)})
+        write_tensors(temporary, tensors, metadata | {"sha256": hash_content(tensors, metadata)})
 
 
 def load_verified(path: Path) -> tuple[dict[str, torch.Tensor], dict[str, str]] | None:

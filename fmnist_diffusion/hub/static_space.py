@@ -77,8 +77,12 @@ def make_static_space(checkpoints: Sequence[Path], target: Path) -> None:
     Raises:
         `ExportError`: If the predictions of an exported model differ too much from those of PyTorch.
         `OSError`: If a pipeline cannot be read, or if npm is not installed or cannot download ONNX Runtime Web.
-        `ValueError`: If a scheduler cannot be exported, or if the SHA-512 hash of ONNX Runtime Web is wrong.
+        `ValueError`: If two pipelines have the same name, if a scheduler cannot be exported, or if the SHA-512 hash of
+            ONNX Runtime Web is wrong.
     """
+    names = [make_file_name(get_short_name(folder)) for folder in checkpoints]
+    if len(names) > len(set(names)):
+        raise ValueError(f"`model` must be folders with different names, got {', '.join(names)}. Rename one of them.")
     shutil.copytree(find_source_folder("space") / "browser", target, dirs_exist_ok=True)
     download_runtime(target / "onnxruntime-web")
     models = [export_model(folder, target) for folder in checkpoints]

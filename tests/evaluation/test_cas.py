@@ -32,7 +32,7 @@ class FakeReference:
 
     @property
     def label_names(self) -> Sequence[str] | None:
-        return self.train.label_names
+        return self.real_images.label_names
 
     def load_test_images(self) -> ImageTensors:
         return make_images(40, seed=1)
@@ -85,9 +85,9 @@ def test_cas_requires_the_classes_and_a_test_split_of_the_reference():
         check_cas(reference, None)
     with pytest.raises(ValueError, match="samples of all classes of the reference, but 'dark' is missing"):
         check_cas(reference, ("bright",))
-    reference.train = reference.load_test_images()
+    reference.real_images = reference.load_test_images()
     with pytest.raises(ValueError, match="`cas` requires a reference with a separate test split"):
         check_cas(reference, NAMES)
-    reference.train = replace(reference.train, labels=None, label_names=None)
+    reference.real_images = replace(reference.real_images, labels=None, label_names=None)
     with pytest.raises(ValueError, match="`cas` requires a reference with classes"):
         check_cas(reference, NAMES)

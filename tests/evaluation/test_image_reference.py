@@ -121,7 +121,9 @@ def test_results_name_the_reference_without_its_folder(make_reference, images_fo
 
 def test_reference_images_have_the_best_metrics(make_reference, tmp_path: Path):
     reference = make_reference((3, 12, 12))
-    results = evaluate_samples(Samples(reference.train.images), tmp_path / "out", name="copy", reference=reference)
+    results = evaluate_samples(
+        Samples(reference.real_images.images), tmp_path / "out", name="copy", reference=reference
+    )
     metrics = results["metrics"]
     assert (metrics["precision"], metrics["recall"], metrics["coverage"]) == (1, 1, 1)
     assert metrics["nearest_pixels"]["median"] == metrics["nearest_inception"]["median"] == 0
@@ -157,10 +159,10 @@ def test_statistics_are_computed_once_and_again_if_damaged(make_reference, cache
 
 def test_statistics_of_the_reference_leave_out_the_image_itself(make_reference):
     reference = make_reference()
-    duplicated = reference.train.images.clone()
+    duplicated = reference.real_images.images.clone()
     duplicated[1] = duplicated[0]
-    reference.train.images[:] = duplicated
-    reference.features = reference.inception(reference.train.images)
+    reference.real_images.images[:] = duplicated
+    reference.features = reference.inception(reference.real_images.images)
     distances, floor = reference.load_statistics()
     pixels = duplicated.flatten(1)
     expected = nearest_neighbors(pixels, pixels, k=2)[0][:, 1]
@@ -180,11 +182,13 @@ def test_grayscale_and_rgb_images_are_compared_in_rgb(
         for i, image in enumerate(make_samples(seed=3, channels=1).images):
             Image.fromarray(image[0].numpy()).save(folder / f"{i}.png")
     reference = make_reference((sample_channels, 8, 8), "" if colors else str(folder))
-    assert reference.train.images.shape == (60, 3, 8, 8)
+    assert reference.real_images.images.shape == (60, 3, 8, 8)
     samples = make_samples(channels=sample_channels)
     results = evaluate_samples(samples, tmp_path / "out", name="noise", reference=reference)
     assert results["reference"]["channels"] == 3
-    expected, _ = nearest_neighbors(samples.images.expand(-1, 3, -1, -1).flatten(1), reference.train.images.flatten(1))
+    expected, _ = nearest_neighbors(
+        samples.images.expand(-1, 3, -1, -1).flatten(1), reference.real_images.images.flatten(1)
+    )
     assert results["metrics"]["nearest_pixels"]["median"] == float(expected.median())
 
 

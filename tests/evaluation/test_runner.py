@@ -198,7 +198,7 @@ class FakeInception:
 def test_inception_network_adds_its_metrics(
     existing: bool, evaluate, fashion_mnist_folder: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ):
-    train = FashionMNISTReference(train_data_dir=str(fashion_mnist_folder)).train
+    train = FashionMNISTReference(train_data_dir=str(fashion_mnist_folder)).real_images
     monkeypatch.setattr(fashion_mnist, "TRAIN_SHA256", tensor_hash(train.images))
     monkeypatch.setattr("fmnist_diffusion.evaluation.distances.KID_SUBSETS", 3)
     inception = cast(InceptionFeatures, FakeInception())
@@ -227,7 +227,7 @@ def test_fid_needs_the_original_training_images(fashion_mnist_folder: Path):
     ):
         _ = FashionMNISTReference(
             cast(InceptionFeatures, FakeInception()), train_data_dir=str(fashion_mnist_folder)
-        ).train
+        ).real_images
 
 
 def test_a_folder_of_another_run_is_not_changed(evaluate, run_folder: Path):

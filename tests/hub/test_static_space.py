@@ -92,6 +92,11 @@ def test_push_uploads_the_page_once(hub, npm, folder):
     assert space.commits == commits
 
 
+def test_models_with_the_same_name_are_an_error(tmp_path):
+    with pytest.raises(ValueError, match=r"must be folders with different names, got cat, cat\. Rename one of them\."):
+        static_space.make_static_space([Path("first/cat"), Path("second/cat")], tmp_path)
+
+
 def test_missing_token_is_reported_before_the_page_is_built(hub, monkeypatch):
     monkeypatch.delenv("HF_TOKEN")
     monkeypatch.setattr("fmnist_diffusion.hub_client.get_token", lambda: None)
