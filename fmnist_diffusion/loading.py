@@ -37,9 +37,12 @@ def get_pipeline_folder(name_or_path: str | os.PathLike) -> Path:
 def check_pipeline_folder(folder: Path) -> None:
     """Raises `OSError` if `folder` contains no pipeline."""
     if not (folder / FashionMNISTPipeline.config_name).is_file():
+        # The trainer writes the pipeline into this subfolder of its output folder.
+        subfolder = folder / "pipeline"
+        found = (subfolder / FashionMNISTPipeline.config_name).is_file()
         raise OSError(
             f"Could not find a pipeline in the folder {folder}: it contains no {FashionMNISTPipeline.config_name}."
-            " Pass a folder that `save_pretrained` or the trainer wrote."
+            f" Pass {subfolder if found else 'a folder that `save_pretrained` or the trainer wrote'}."
         )
 
 

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from safetensors import safe_open
 from safetensors.torch import save_file
 
 from fmnist_diffusion.files import (
@@ -15,6 +16,7 @@ from fmnist_diffusion.files import (
     remove_temporary_files,
     replace_folder,
     write_atomically,
+    write_tensors,
 )
 
 
@@ -24,6 +26,16 @@ def full_disk(monkeypatch: pytest.MonkeyPatch) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
     monkeypatch.setattr(os, "fsync", fail)
+
+
+def test_tensors_have_the_permissions_of_other_files(tmp_path: Path):
+    (tmp_path / "text").touch()
+    write_tensors(tmp_path / "tensors", {"weight": torch.ones(2, 3).T}, {"name": "value"})
+    modes = [path.stat().st_mode for path in (tmp_path / "text", tmp_path / "tensors")]
+    assert modes[0] == modes[1]
+    with safe_open(tmp_path / "tensors", framework="pt") as file:
+        assert torch.equal(file.get_tensor("weight"), torch.ones(3, 2))
+        assert file.metadata() == {"name": "value"}
 
 
 def list_names(folder: Path) -> list[str]:

@@ -1,5 +1,6 @@
 """`load_pipeline`, the Hub, and what `import fmnist_diffusion` imports."""
 
+import re
 from pathlib import Path
 
 import pytest
@@ -106,6 +107,9 @@ class TestLocalFolder:
         with pytest.raises(
             OSError, match=r"Could not find a pipeline in the folder .*: it contains no model_index\.json"
         ):
+            load_pipeline(tmp_path)
+        save_pipeline(tmp_path / "pipeline")
+        with pytest.raises(OSError, match=re.escape(f"model_index.json. Pass {tmp_path / 'pipeline'}.")):
             load_pipeline(tmp_path)
 
     @pytest.mark.parametrize(

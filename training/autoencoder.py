@@ -30,7 +30,10 @@ def load_vae(vae: str | None) -> AutoencoderKL | None:
     if vae is None:
         return None
     if not (Path(vae) / "config.json").is_file():
-        model = load_pretrained(vae).pipe.vae
+        try:
+            model = load_pretrained(vae).pipe.vae
+        except OSError as error:
+            raise OSError(f"Could not find an autoencoder. {error} To train one, run train_autoencoder.py.") from error
         if model is None:
             raise ValueError(f"`--vae` must be an autoencoder or a pipeline that contains one, got {vae}.")
         return model.eval().requires_grad_(False)

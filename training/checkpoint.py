@@ -72,7 +72,7 @@ def find_resumed_checkpoint(config: TrainingConfig) -> Path | None:
         config.check_resumable(checkpoint.parents[1] / "config.yaml")
     in_output_dir = checkpoint is not None and checkpoint.parent.resolve() == folder.resolve()
     if not in_output_dir:
-        check_new_folder(output_dir, resume="latest")
+        check_new_folder(output_dir, resume="latest" if list_checkpoints(folder) else None)
     return checkpoint
 
 

@@ -6,6 +6,7 @@ from typing import Any, Literal
 
 from fmnist_diffusion.data import DEFAULT_DATASET
 from fmnist_diffusion.files import write_atomically
+from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.objectives import LossType, PredictionType, TimestepSampling, WeightingScheme
 from fmnist_diffusion.sampling import SamplingConfig
 from yaml_files import dump_yaml, load_yaml, read_yaml
@@ -334,11 +335,13 @@ class TrainingConfig:
         sections = ("model", "data", "scheduler", "distillation", "text_encoder", "ema.enabled")
         # The teacher and the tokenizer are not part of a checkpoint.
         needs_pretrained = self.distillation.num_segments is not None or self.text_encoder.enabled
-        for name in ("seed", "vae", *(("init_from",) if needs_pretrained else ()), *steps, *sections):
-            if current[name] != saved[name]:
+        names = ("seed", "vae", *(("init_from",) if needs_pretrained else ()), *steps, *sections)
+        saved, current = (dict(flatten({name: settings[name] for name in names})) for settings in (saved, current))
+        for name in dict.fromkeys([*saved, *current]):
+            if current.get(name) != saved.get(name):
                 raise ValueError(
-                    f"`--{name}` must be the same as in the run to resume ({saved[name]}), got {current[name]}. Pass"
-                    f" --config={path} together with --resume."
+                    f"`--{name}` must be the same as in the run to resume ({saved.get(name)}), got"
+                    f" {current.get(name)}. Omit it, and pass --config={path} together with --resume."
                 )
 
 

@@ -9,7 +9,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 import torch
-from diffusers import AutoencoderKL
+from diffusers import AutoencoderKL, LCMScheduler
 
 from autoencoder import check_image_shape, load_vae
 from batches import check_batch_size, count_batches
@@ -106,6 +106,11 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     vae = load_vae(config.vae)
     if pretrained is not None:
         check_pretrained_settings(config, pretrained, problems)
+        if isinstance(pretrained.pipe.scheduler, LCMScheduler) and config.distillation.num_segments is None:
+            problems.warnings.append(
+                f"{config.init_from} is a distilled pipeline, but the new pipeline will not be one and will need more"
+                " steps. Fine-tune the pipeline that it was distilled from, and distill the result with distill.py."
+            )
         if pretrained.pipe.classifier is not None:
             problems.warnings.append(
                 f"The new pipeline does not contain the classifier of {config.init_from}. To train a new one, run"
@@ -249,7 +254,7 @@ def resolve_model(
     elif num_class_embeds is not None and num_class_embeds != num_classes:
         problems.errors.append(
             f"`--model.num_class_embeds` must be the number of classes of the images ({num_classes}), got"
-            f" {num_class_embeds}."
+            f" {num_class_embeds}. Pass --model.num_class_embeds={num_classes}."
         )
     elif num_class_embeds is None and num_classes is not None and not config.text_encoder.enabled:
         problems.warnings.append(

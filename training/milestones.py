@@ -2,7 +2,7 @@
 
 import math
 
-from config import TrainingConfig
+from config import ResolvedConfig, TrainingConfig
 from fmnist_diffusion.metadata import format_count
 
 
@@ -29,7 +29,7 @@ def get_num_images_needed(config: TrainingConfig) -> int:
     return IMAGES_FROM_SCRATCH if config.init_from is None else IMAGES_FOR_DISTILLATION
 
 
-def describe_run_length(images_seen: int, config: TrainingConfig) -> str:
+def describe_run_length(images_seen: int, config: ResolvedConfig) -> str:
     """Returns sentences about how far a run that ends after `images_seen` images is from usable samples."""
     needed = get_num_images_needed(config)
     percent = math.floor(100 * images_seen / needed)
@@ -40,4 +40,6 @@ def describe_run_length(images_seen: int, config: TrainingConfig) -> str:
     text += ", so expect noise or distorted shapes"
     if is_fine_tuning(config):
         text += f" if the images differ from the training images of {config.init_from}"
-    return f"{text}. Increase --num_epochs to train longer."
+    limited = config.max_train_steps is not None and images_seen >= config.max_train_steps * config.images_per_step
+    limit = "max_train_steps" if limited else "num_epochs"
+    return f"{text}. Increase --{limit} to train longer."

@@ -6,11 +6,12 @@ from typing import Any, Literal, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
 
+from checkpoint import find_checkpoint
 from checks import find_problems, format_problems
 from config import TrainingConfig
 from fmnist_diffusion.metadata import flatten
 from launch_environment import is_first_process
-from pretrained import find_defaults
+from pretrained import find_defaults, get_saved_settings_path
 from settings import TYPES, describe_unknown_name, describe_wrong_type, find_wrong_settings
 from yaml_files import dump_yaml, load_yaml, read_yaml
 
@@ -124,6 +125,9 @@ def parse_settings(parser: Parser, args: list[str]) -> Namespace:
     if not changes_defaults:
         return settings
     try:
+        if settings.resume is not None and not get_saved_settings_path(settings.resume, settings.output_dir).is_file():
+            # The settings below would contradict each other without those of the run to resume.
+            find_checkpoint(settings.resume, Path(settings.output_dir) / "checkpoints")
         defaults = find_defaults(settings.init_from, settings.resume, settings.output_dir)
     except (ValueError, OSError) as error:
         raise SettingsError([str(error)]) from error

@@ -37,7 +37,7 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
     try:
         trainer.train()
     except DataError as error:
-        stop(f"error: {error}", 2)
+        stop(f"error: {error} {get_advice(config)}", 2)
     except FloatingPointError as error:
         stop(
             f"error: {error} {get_advice(config)} Lower --optimizer.learning_rate, or pass"

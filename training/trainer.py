@@ -1,5 +1,6 @@
 """The training loop."""
 
+from collections.abc import Iterator
 from pathlib import Path
 
 import torch
@@ -18,6 +19,7 @@ from checkpoint import (
 )
 from components import get_memory_format, make_accelerator, make_components, make_lr_scheduler
 from config import ResolvedConfig
+from fmnist_diffusion.data import DataError
 from fmnist_diffusion.files import describe_write_errors, remove_folder, remove_temporary_files
 from interrupts import Interrupts
 from lock import lock_folder
@@ -101,19 +103,20 @@ class Trainer:
         """Trains to the end of the run and exports the pipeline.
 
         Raises:
-            `DataError`: If an image of a streamed dataset cannot be decoded.
+            `DataError`: If an image of a streamed dataset cannot be decoded. A checkpoint is written first if there is
+                only one process.
             `FloatingPointError`: If the loss or the weights are NaN or infinite. In this case, no weights are saved.
             `KeyboardInterrupt`: After Ctrl-C or, as [`Terminated`], after SIGTERM. A checkpoint is written first.
             `WriteError`: If a file cannot be written.
         """
-        config, progress, batches = self.config, self.progress, self.components.batches
+        config, progress = self.config, self.progress
         with self.interrupts, self.loss_logger.show_progress(progress.global_step, self.total_steps):
             if progress.global_step == self.total_steps:
                 # The run stopped after its last step, before it wrote its outputs, or it is resumed in a different
                 # folder.
                 self._end_epoch()
             while progress.global_step < self.total_steps:
-                for images, labels, generator in batches.epoch(progress.epoch, start=progress.batch):
+                for images, labels, generator in self._load_batches():
                     self._train_batch(images, labels, generator)
                     if not self.accelerator.sync_gradients:
                         continue
@@ -137,6 +140,17 @@ class Trainer:
             self.outputs.finish()
         for tracker in self.accelerator.trackers:
             tracker.finish()
+
+    def _load_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Generator]]:
+        """Yields the remaining batches of the epoch. If a streamed image is damaged, saves a checkpoint first."""
+        try:
+            yield from self.components.batches.epoch(self.progress.epoch, start=self.progress.batch)
+        except DataError:
+            # Only all processes together can save a checkpoint, and only after an optimizer step.
+            alone = self.accelerator.num_processes == 1
+            if alone and self.accelerator.sync_gradients and self.progress.global_step > 0:
+                self._save_checkpoint()
+            raise
 
     def _train_batch(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> None:
         config, components, progress = self.config, self.components, self.progress

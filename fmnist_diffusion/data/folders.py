@@ -14,8 +14,16 @@ MAX_FOLDERS = 100_000
 MAX_DEPTH = 32
 # The files of a folder without splits are loaded for any split.
 ANY_SPLIT = "*"
-# Folders with these names are splits.
-SPLIT_NAMES = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
+# Folders with these names, in upper or lower case, are splits.
+SPLIT_NAMES = {
+    "train": "train",
+    "training": "train",
+    "test": "test",
+    "testing": "test",
+    "val": "validation",
+    "valid": "validation",
+    "validation": "validation",
+}
 
 
 @dataclass
@@ -98,30 +106,36 @@ def split_by_folder(folder: Path, files: Collection[PurePath]) -> dict[str, list
     """
     Groups files by the split folder that contains them.
 
-    Only top-level folders named train, test, val or validation are splits, and only if every top-level folder is one
-    of these.
+    Only top-level folders with a name in `SPLIT_NAMES` are splits, and only if every top-level folder is one of these.
 
     Returns:
         `dict[str, list[PurePath]]`, *optional*: The files of each split, relative to `folder`; `None` if the folder
         has no splits.
 
     Raises:
-        `DataError`: If there are files next to the split folders, or if both val and validation exist.
+        `DataError`: If there are files next to the split folders, or if several folders are the same split.
     """
-    names = {file.parts[0] for file in files if len(file.parts) > 1}
-    if not names or not names <= SPLIT_NAMES.keys():
+    names = sorted({file.parts[0] for file in files if len(file.parts) > 1})
+    split_of = {name: SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES}
+    if not names or len(split_of) < len(names):
         return None
-    if {"val", "validation"} <= names:
-        raise DataError(f"The folder {folder} contains both val and validation. Remove or rename one of them.")
+    splits: dict[str, list[PurePath]] = {}
+    for split in dict.fromkeys(SPLIT_NAMES.values()):
+        folders = [name for name in names if split_of[name] == split]
+        if len(folders) > 1:
+            raise DataError(
+                f"The folder {folder} contains both {' and '.join(folders)}. Remove or rename one of them."
+            )
+        if folders:
+            splits[split] = []
     misplaced = [str(file) for file in files if len(file.parts) == 1]
     if misplaced:
         raise DataError(
-            f"The folder {folder} contains files next to its splits {', '.join(sorted(names))}:"
-            f" {list_names(misplaced)}. Move them into one of the splits."
+            f"The folder {folder} contains files next to its splits {', '.join(names)}: {list_names(misplaced)}. Move"
+            " them into one of the splits."
         )
-    splits: dict[str, list[PurePath]] = {SPLIT_NAMES[name]: [] for name in SPLIT_NAMES if name in names}
     for file in files:
-        splits[SPLIT_NAMES[file.parts[0]]].append(file)
+        splits[split_of[file.parts[0]]].append(file)
     return splits
 
 

@@ -72,7 +72,7 @@ def _read_table(folder: Path, file: PurePath) -> pa.Table:
         with path.open("rb") as opened:
             if file.suffix == ".csv":
                 options = pyarrow.csv.ConvertOptions(column_types={FILE_NAME: pa.string()})
-                table = pyarrow.csv.read_csv(opened, convert_options=options)
+                table = _empty_to_null(pyarrow.csv.read_csv(opened, convert_options=options))
             elif file.suffix == ".jsonl":
                 table = pyarrow.json.read_json(opened)
             else:
@@ -86,6 +86,17 @@ def _read_table(folder: Path, file: PurePath) -> pa.Table:
         )
     if table.num_rows == 0:
         raise DataError(f"The metadata file {path} lists no images. Fix or remove it.")
+    return table
+
+
+def _empty_to_null(table: pa.Table) -> pa.Table:
+    """Replaces the empty strings that pyarrow reads from empty cells of string columns."""
+    import pyarrow as pa
+    import pyarrow.compute as pc
+
+    for index, (name, values) in enumerate(zip(table.column_names, table.columns, strict=True)):
+        if pa.types.is_string(values.type) and name != FILE_NAME:
+            table = table.set_column(index, name, pc.if_else(pc.equal(values, ""), None, values))
     return table
 
 

@@ -50,8 +50,8 @@ def group_files(folder: Path, files: list[PurePath]) -> dict[str, list[PurePath]
     Groups the parquet files of a folder by split.
 
     If the top-level folders are splits, they determine the split of each file (see [`split_by_folder`]). Otherwise, if
-    every file name contains one of the words train, test, val or validation, such as test-00000-of-00001.parquet, this
-    word is the split of the file. In all other cases, all files belong to one split.
+    every file name contains one of the words in `SPLIT_NAMES`, such as test-00000-of-00001.parquet, this word is the
+    split of the file. In all other cases, all files belong to one split.
 
     Raises:
         `DataError`: If the folder has several splits, but some files belong to none of them.
@@ -59,8 +59,8 @@ def group_files(folder: Path, files: list[PurePath]) -> dict[str, list[PurePath]
     common = PurePath(os.path.commonpath([file.parent for file in files]))
     relative = {file.relative_to(common): file for file in files}
     splits = split_by_folder(folder / common, list(relative))
-    if splits is None and common.name in SPLIT_NAMES:
-        splits = {SPLIT_NAMES[common.name]: list(relative)}
+    if splits is None and common.name.lower() in SPLIT_NAMES:
+        splits = {SPLIT_NAMES[common.name.lower()]: list(relative)}
     if splits is not None:
         return {split: [relative[file] for file in parts] for split, parts in splits.items()}
     names = {file: _get_split(file) for file in files}

@@ -99,9 +99,10 @@ def _load_local(
         groups = group_files(path, parquet_files)
         splits = load_parquet(path, {name: [path / file for file in files] for name, files in groups.items()})
     else:
-        raise DataError(
-            f"The folder {path} contains no IDX, image or parquet files. Pass a different folder as `train_data_dir`."
-        )
+        advice = "Pass a different folder as `train_data_dir`."
+        if any((path / name).is_file() for name in ("state.json", "dataset_dict.json")):
+            advice = "To read a dataset from `save_to_disk`, save it with `to_parquet` instead."
+        raise DataError(f"The folder {path} contains no IDX, image or parquet files. {advice}")
     return splits, tuple(sorted(contents.skipped))
 
 

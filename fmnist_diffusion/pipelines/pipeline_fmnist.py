@@ -891,8 +891,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         unknown = [word for word in words if len(self.tokenizer.tokenize(word)) > 1]
         if unknown:
             problems.append(
-                f"The tokenizer does not know these words of the prompt: {', '.join(unknown)}. If the images do not"
-                " show them, use other words."
+                f"The vocabulary of the tokenizer does not contain these words: {', '.join(unknown)}. Unless the model"
+                " was fine-tuned on them, use other words."
             )
         max_length = self.tokenizer.model_max_length
         token_ids = self.tokenizer(list(dict.fromkeys(prompts)), verbose=False).input_ids

@@ -101,6 +101,15 @@ def test_val_and_validation_together_are_an_error(tmp_path):
     assert "contains both val and validation" in get_error(tmp_path)
 
 
+@pytest.mark.parametrize(
+    ("name", "split"), [("Train", "train"), ("training", "train"), ("TEST", "test"), ("valid", "val")]
+)
+def test_other_names_of_splits_are_recognized(tmp_path, name, split):
+    for index, folder in enumerate((name, "train" if split == "test" else "test")):
+        add_image(tmp_path / folder / "cat" / "0.png", index)
+    assert load(tmp_path, split=split) == [(0, "cat")]
+
+
 @pytest.mark.parametrize("linked", [["cat"], ["cat", "dog"]], ids=["one", "all"])
 def test_links_to_class_folders_are_followed(tmp_path, linked):
     for index, name in enumerate(["cat", "dog"]):

@@ -50,6 +50,12 @@ def test_strings_may_have_any_arrow_type(folder):
         assert load(folder) == {"a": "x", "b": "y", "c": "y"}
 
 
+def test_empty_label_in_a_csv_file_is_an_error(folder):
+    (folder / "metadata.csv").write_text("file_name,label\na.png,x\nb.png,\nmore/c.png,NA\n")
+    assert "The column 'label' of" in get_error(folder)
+    assert "must not contain missing values, got 1." in get_error(folder)
+
+
 def test_column_whose_rows_cannot_be_selected_is_an_error(folder):
     note = pa.array([["x"]] * 3, pa.list_(pa.string_view()))
     pyarrow.parquet.write_table(pa.table(ROWS | {"note": note}), folder / "metadata.parquet")

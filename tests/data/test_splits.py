@@ -1,6 +1,7 @@
 import subprocess
 import sys
 
+import datasets
 import pytest
 import torch
 from image_files import get_error
@@ -29,6 +30,8 @@ def test_folder_without_images_is_an_error(tmp_path, files):
     for name in files:
         (tmp_path / name).write_text("no images here")
     assert f"The folder {tmp_path} contains no IDX, image or parquet files." in get_error(tmp_path)
+    datasets.Dataset.from_dict({"label": [1]}).save_to_disk(tmp_path / "saved")
+    assert "To read a dataset from `save_to_disk`, save it with `to_parquet` instead." in get_error(tmp_path / "saved")
 
 
 def test_file_of_another_type_is_an_error(tmp_path):

@@ -27,7 +27,7 @@ class FakeReference:
     device, shape = torch.device("cpu"), (1, 8, 8)
 
     @cached_property
-    def train(self) -> ImageTensors:
+    def real_images(self) -> ImageTensors:
         return make_images(96, seed=0)
 
     @property

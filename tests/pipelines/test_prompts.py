@@ -168,8 +168,8 @@ class TestPrompt:
         images = sample(pipe, prompt=["a dark spaceship", "Ünïcödé 👗"])
         assert images.isfinite().all()
         assert [record.message for record in diffusers_log.records] == [
-            "The tokenizer does not know these words of the prompt: spaceship, Ünïcödé."
-            " If the images do not show them, use other words."
+            "The vocabulary of the tokenizer does not contain these words: spaceship, Ünïcödé."
+            " Unless the model was fine-tuned on them, use other words."
         ]
 
     def test_ignored_part_of_a_long_prompt_is_logged_once(self, pipe, diffusers_log, caplog):

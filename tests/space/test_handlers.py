@@ -318,7 +318,10 @@ class TestTextConditionalModel:
         assert warnings == []
         next(handler(*inputs, *[self.first] * (prompts - 1), "a <b>spaceship</b>" + " dark bag" * 20, *rest))
         unknown, truncated = warnings
-        assert unknown.startswith("The tokenizer does not know these words of the prompt: ") and "spaceship" in unknown
+        assert (
+            unknown.startswith("The vocabulary of the tokenizer does not contain these words: ")
+            and "spaceship" in unknown
+        )
         assert "was truncated because the text encoder can only handle sequences of up to 24 tokens" in truncated
 
     def test_comparison_shows_each_warning_once_and_escapes_html(self, text_handlers, monkeypatch):

@@ -307,7 +307,8 @@ def test_saved_config_resumes_its_run_and_no_other(
     launch("--max_train_steps=2", "--ema.enabled=true")
     for option, name in {
         "--ema.enabled=false": "ema.enabled",
-        "--model.act_fn=silu": "model",
+        "--model.act_fn=silu": "model.act_fn",
+        "--data.augmentation=flip": "data.augmentation",
         "--train_batch_size=8": "train_batch_size",
         "--gradient_accumulation_steps=2": "gradient_accumulation_steps",
     }.items():

@@ -338,7 +338,7 @@ def test_short_run_says_how_far_it_is_from_usable_samples(resolve: Callable, cap
     config = resolve("--max_train_steps=60", "--train_batch_size=4")
     assert (
         "This run ends after 240 images (0%), so expect noise or distorted shapes if the images differ from the"
-        f" training images of {config.init_from}. Increase --num_epochs to train longer."
+        f" training images of {config.init_from}. Increase --max_train_steps to train longer."
     ) in caplog.text
 
 

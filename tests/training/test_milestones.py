@@ -1,6 +1,6 @@
 import pytest
 
-from config import DistillationConfig, TrainingConfig
+from config import DistillationConfig, ResolvedConfig, TrainingConfig
 from milestones import describe_run_length, get_num_images_needed
 
 
@@ -18,7 +18,13 @@ def test_length_of_a_run_is_compared_with_the_measured_one(
 ):
     monkeypatch.setattr("milestones.IMAGES_FROM_SCRATCH", 40_000)
     expected = f"Usable samples require about 40,000 images. {text}"
-    assert describe_run_length(images_seen, TrainingConfig()).startswith(expected)
+    assert describe_run_length(images_seen, ResolvedConfig()).startswith(expected)
+
+
+@pytest.mark.parametrize(("max_train_steps", "name"), [(10, "max_train_steps"), (11, "num_epochs")])
+def test_advice_names_the_setting_that_limits_the_run(max_train_steps: int, name: str):
+    config = ResolvedConfig(max_train_steps=max_train_steps, train_batch_size=4, gradient_accumulation_steps=2)
+    assert describe_run_length(80, config).endswith(f". Increase --{name} to train longer.")
 
 
 @pytest.mark.parametrize(

@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable
@@ -82,7 +83,7 @@ def test_ctrl_c_before_the_training_exits_with_one_line(
 
 @pytest.mark.parametrize("num_workers", [0, 1])
 def test_broken_image_of_a_streamed_dataset_exits_with_one_line(
-    tmp_path: Path, fail_to_launch: Callable[..., str], num_workers: int
+    tmp_path: Path, launch: Callable[..., None], fail_to_launch: Callable[..., str], num_workers: int
 ):
     images = tmp_path / "images"
     images.mkdir()
@@ -90,13 +91,14 @@ def test_broken_image_of_a_streamed_dataset_exits_with_one_line(
     for i, pixels in enumerate(np.random.default_rng(0).integers(0, 256, (16, 28, 28), dtype=np.uint8)):
         Image.fromarray(pixels).save(images / f"{i}.png")
     os.truncate(images / "3.png", 200)
-    error = fail_to_launch(
-        f"--data.train_data_dir={images}",
-        "--data.streaming=true",
-        f"--data.dataloader_num_workers={num_workers}",
-    )
+    options = (f"--data.train_data_dir={images}", "--data.streaming=true", "--train_batch_size=2")
+    error = fail_to_launch(*options, f"--data.dataloader_num_workers={num_workers}")
     assert str(images / "3.png") in error
-    assert (tmp_path / "run" / "config.yaml").is_file()
+    config = tmp_path / "run" / "config.yaml"
+    assert f"Continue from the last checkpoint with --config={config} --resume=latest." in error
+    # Once the image has been replaced, the run can continue.
+    shutil.copy(images / "4.png", images / "3.png")
+    launch(*options, "--resume=latest")
 
 
 def run_script(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
