@@ -48,7 +48,7 @@ def describe_write_errors(path: Path) -> Iterator[None]:
 
 
 def write_tensors(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
-    """Writes a safetensors file that other users can read, unlike `safetensors.torch.save_file`."""
+    """Writes a safetensors file with the default permissions. `save_file` makes it readable for its owner only."""
     from safetensors.torch import save
 
     contents = {name: tensor.detach().cpu().contiguous() for name, tensor in tensors.items()}

@@ -13,7 +13,7 @@ from copy import deepcopy
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Any
 
-from .schedulers import NOISE_SCHEDULE_OPTIONS, is_epsilon_at_zero_snr, make_scheduler
+from .schedulers import NOISE_SCHEDULE_OPTIONS, has_unstable_epsilon, make_scheduler
 
 
 if TYPE_CHECKING:
@@ -147,8 +147,9 @@ def make_pipeline(
         flow_scheduler: Any = FlowMatchEulerDiscreteScheduler.from_config(noise_scheduler.config)
         return FashionMNISTPipeline(unet, flow_scheduler, num_inference_steps, 1.0, **components)
     config = {name: noise_scheduler.config[name] for name in NOISE_SCHEDULE_OPTIONS}
-    # The errors of x0 are limited by clipping x0. Latents are not clipped, because they are not limited to [-1, 1].
-    unstable = is_epsilon_at_zero_snr(noise_scheduler)
+    # Near zero SNR, a small error in the predicted noise becomes a huge error in x0, so x0 is clipped. Latents are not
+    # clipped, because they are not limited to [-1, 1].
+    unstable = has_unstable_epsilon(noise_scheduler)
     thresholding = unstable and vae is None
     scheduler = DPMSolverMultistepScheduler(
         **config, algorithm_type="sde-dpmsolver++", thresholding=thresholding, sample_max_value=1.0

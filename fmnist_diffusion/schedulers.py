@@ -62,12 +62,11 @@ def compute_angles(alphas_cumprod: torch.Tensor) -> torch.Tensor:
     return (1 - alphas_cumprod).sqrt().atan2(alphas_cumprod.sqrt())
 
 
-def is_epsilon_at_zero_snr(noise_scheduler: DDPMScheduler) -> bool:
+def has_unstable_epsilon(noise_scheduler: DDPMScheduler) -> bool:
     """
-    Returns whether the model predicts the noise and the noise schedule ends with almost pure noise.
+    Returns whether a model with epsilon prediction was trained with a noise schedule that ends with almost pure noise.
 
-    At the last timestep of such a schedule, the noise does not determine the image: a small error in the predicted
-    noise becomes a huge error in x0.
+    At the last timestep, a small error in the predicted noise then becomes a huge error in x0.
     """
     from .pipelines.pipeline_fmnist import NEAR_ZERO_SNR
 

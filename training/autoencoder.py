@@ -33,7 +33,7 @@ def load_vae(vae: str | None) -> AutoencoderKL | None:
         try:
             model = load_pretrained(vae).pipe.vae
         except OSError as error:
-            raise OSError(f"Could not find an autoencoder. {error} To train one, run train_autoencoder.py.") from error
+            raise OSError(f"{error} To train an autoencoder, run train_autoencoder.py.") from error
         if model is None:
             raise ValueError(f"`--vae` must be an autoencoder or a pipeline that contains one, got {vae}.")
         return model.eval().requires_grad_(False)

@@ -24,7 +24,7 @@ from fmnist_diffusion.models.unet_fmnist import (
     TIME_SCALE_SHIFTS,
 )
 from fmnist_diffusion.sampling import MAX_SEED
-from fmnist_diffusion.schedulers import is_epsilon_at_zero_snr, make_scheduler
+from fmnist_diffusion.schedulers import has_unstable_epsilon, make_scheduler
 
 
 # The Fréchet distance needs more samples than the classifier has features (256).
@@ -345,7 +345,7 @@ def find_latent_problems(values: Mapping[str, Any], program: str) -> Iterator[st
                 " latents of the images are computed only once."
             )
     schedule = make_noise_schedule(values)
-    if schedule is not None and is_epsilon_at_zero_snr(schedule):
+    if schedule is not None and has_unstable_epsilon(schedule):
         yield (
             "`--scheduler.prediction_type` must be v_prediction or sample for latents if the noise schedule ends with"
             " almost pure noise, got epsilon."

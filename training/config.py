@@ -341,7 +341,7 @@ class TrainingConfig:
             if current.get(name) != saved.get(name):
                 raise ValueError(
                     f"`--{name}` must be the same as in the run to resume ({saved.get(name)}), got"
-                    f" {current.get(name)}. Omit it, and pass --config={path} together with --resume."
+                    f" {current.get(name)}. Pass --config={path} together with --resume, and omit this setting."
                 )
 
 

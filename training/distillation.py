@@ -12,7 +12,7 @@ from config import ObjectiveConfig
 from consistency import ddim_step, get_angles, predict_images, pseudo_huber_loss, rotate, sample_segments
 from discriminator import AdversarialLoss
 from fmnist_diffusion.objectives import TimestepSampler
-from fmnist_diffusion.schedulers import is_epsilon_at_zero_snr
+from fmnist_diffusion.schedulers import has_unstable_epsilon
 from losses import BatchLoss, DiffusionLoss, NoisyBatch
 
 
@@ -79,7 +79,7 @@ class ConsistencyLoss(DiffusionLoss):
         super().__init__(objective, noise_scheduler, null_label, device, process_index, num_processes)
         alphas_cumprod = noise_scheduler.alphas_cumprod
         self.prediction_type: Any = noise_scheduler.config["prediction_type"]
-        if is_epsilon_at_zero_snr(noise_scheduler):
+        if has_unstable_epsilon(noise_scheduler):
             raise ValueError(
                 "The model predicts the noise, which does not determine the image at the last timestep of this noise"
                 " schedule. Distill a model whose prediction type is v_prediction or sample."

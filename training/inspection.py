@@ -108,8 +108,9 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
         check_pretrained_settings(config, pretrained, problems)
         if isinstance(pretrained.pipe.scheduler, LCMScheduler) and config.distillation.num_segments is None:
             problems.warnings.append(
-                f"{config.init_from} is a distilled pipeline, but the new pipeline will not be one and will need more"
-                " steps. Fine-tune the pipeline that it was distilled from, and distill the result with distill.py."
+                f"{config.init_from} is a distilled pipeline. Fine-tuning does not preserve the distillation, so the"
+                " new pipeline will need more steps. To keep the number of steps low, fine-tune the teacher of"
+                f" {config.init_from}, and distill the result with distill.py."
             )
         if pretrained.pipe.classifier is not None:
             problems.warnings.append(

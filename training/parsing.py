@@ -126,7 +126,7 @@ def parse_settings(parser: Parser, args: list[str]) -> Namespace:
         return settings
     try:
         if settings.resume is not None and not get_saved_settings_path(settings.resume, settings.output_dir).is_file():
-            # The settings below would contradict each other without those of the run to resume.
+            # Without the settings of the run to resume, the checks below would report misleading contradictions.
             find_checkpoint(settings.resume, Path(settings.output_dir) / "checkpoints")
         defaults = find_defaults(settings.init_from, settings.resume, settings.output_dir)
     except (ValueError, OSError) as error:

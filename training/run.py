@@ -37,7 +37,8 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
     try:
         trainer.train()
     except DataError as error:
-        stop(f"error: {error} {get_advice(config)}", 2)
+        # The order of the images depends on their number.
+        stop(f"error: {error} To resume this run, replace the image instead of removing it. {get_advice(config)}", 2)
     except FloatingPointError as error:
         stop(
             f"error: {error} {get_advice(config)} Lower --optimizer.learning_rate, or pass"

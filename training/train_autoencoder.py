@@ -140,7 +140,7 @@ def split_images(images: ImageTensors, num_validation_images: int, seed: int) ->
     if num_validation_images >= len(images):
         raise ValueError(
             f"`--num_validation_images` must be less than the number of images ({len(images)}), got"
-            f" {num_validation_images}. Pass --num_validation_images={len(images) // 10}, for example."
+            f" {num_validation_images}. Pass --num_validation_images={max(1, len(images) // 10)}, for example."
         )
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(seed))
     return images.select(order[num_validation_images:]), images.select(order[:num_validation_images])

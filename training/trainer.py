@@ -103,8 +103,8 @@ class Trainer:
         """Trains to the end of the run and exports the pipeline.
 
         Raises:
-            `DataError`: If an image of a streamed dataset cannot be decoded. A checkpoint is written first if there is
-                only one process.
+            `DataError`: If an image of a streamed dataset cannot be decoded. With a single process, a checkpoint is
+                written first, unless the error occurs between two batches of the same optimizer step.
             `FloatingPointError`: If the loss or the weights are NaN or infinite. In this case, no weights are saved.
             `KeyboardInterrupt`: After Ctrl-C or, as [`Terminated`], after SIGTERM. A checkpoint is written first.
             `WriteError`: If a file cannot be written.
@@ -142,7 +142,7 @@ class Trainer:
             tracker.finish()
 
     def _load_batches(self) -> Iterator[tuple[torch.Tensor, torch.Tensor | None, torch.Generator]]:
-        """Yields the remaining batches of the epoch. If a streamed image is damaged, saves a checkpoint first."""
+        """Yields the remaining batches of the epoch. On a damaged streamed image, saves a checkpoint if possible."""
         try:
             yield from self.components.batches.epoch(self.progress.epoch, start=self.progress.batch)
         except DataError:

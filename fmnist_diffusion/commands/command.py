@@ -29,15 +29,16 @@ def import_libraries() -> None:
     """
     Imports the libraries that all pipelines need, and hides the progress bars that they show while loading a pipeline.
 
-    Garbage collection is paused during the imports, because they leave almost nothing to free. `gc.freeze` excludes
-    the imported objects from later collections, including the one when the program exits.
+    Garbage collection is paused during the imports, which create many objects and free almost none. `gc.freeze`
+    excludes these objects from later collections, including the one at exit.
     """
     if "diffusers" not in sys.modules:
         gc.disable()
-        import diffusers.pipelines.pipeline_utils
-
-        gc.freeze()
-        gc.enable()
+        try:
+            import diffusers.pipelines.pipeline_utils
+        finally:
+            gc.freeze()
+            gc.enable()
 
     import diffusers
 

@@ -188,23 +188,23 @@ def evaluate(
                 label_names=reference_source.summary.label_names if reference_source else FASHION_MNIST_LABELS,
             )
             _, channels, height, width = samples.images.shape
-            real_images = make_reference((channels, height, width), get_device(device))
+            reference_images = make_reference((channels, height, width), get_device(device))
             result = evaluation.evaluate_samples(
-                samples, folder, name=name, reference=real_images, cas=cas, processes=processes
+                samples, folder, name=name, reference=reference_images, cas=cas, processes=processes
             )
         else:
             pipe = load_for_sampling(source, device, dtype)
             conditional = not unconditional and (pipe.is_conditional or classifier_guidance_scale != 0)
             # The Inception network takes several seconds to load, so the options are checked first.
             evaluation.check_options(reference_class, sampling, conditional, *options, pipe)
-            real_images = make_reference(pipe.image_shape, pipe.unet.device)
+            reference_images = make_reference(pipe.image_shape, pipe.unet.device)
             result = evaluation.evaluate_pipeline(
                 pipe,
                 folder,
                 name=name,
                 sampling=sampling,
                 conditional=conditional,
-                reference=real_images,
+                reference=reference_images,
                 num_samples=num_samples,
                 seeds=seed_list,
                 batch_size=batch_size,
@@ -232,7 +232,7 @@ def reject_sampling_options(context: typer.Context) -> None:
         parameter_source = context.get_parameter_source(name)
         if parameter_source is not None and parameter_source.name == "COMMANDLINE":
             raise ValueError(
-                f"`{name}` only applies to a pipeline, but {context.params['source']} contains images. Omit it."
+                f"`{name}` only applies to a pipeline, but {context.params['source']} contains images. Omit `{name}`."
             )
 
 

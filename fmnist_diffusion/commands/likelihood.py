@@ -7,7 +7,7 @@ import typer
 
 from fmnist_diffusion.sampling import MAX_SEED
 
-from .command import EVALUATION_PACKAGES, check_packages, report_resumable_interruption
+from .command import EVALUATION_PACKAGES, check_packages, import_libraries, report_resumable_interruption
 from .options import (
     PIPELINE_HELP,
     BatchSize,
@@ -37,7 +37,7 @@ def likelihood(
     ] = 0,
     batch_size: BatchSize = 100,
     device: Device = "auto",
-    train_data_dir: Annotated[str | None, make_data_dir_option("local dataset with a test split")] = None,
+    train_data_dir: Annotated[str | None, make_data_dir_option("local dataset, whose test split is measured")] = None,
     output_dir: Annotated[Path | None, make_output_dir_option("likelihood/NAME")] = None,
 ) -> None:
     """
@@ -48,6 +48,7 @@ def likelihood(
     interrupted run, or with a larger `--num-images` to add images.
     """
     check_packages("The evaluation", EVALUATION_PACKAGES, "eval")
+    import_libraries()
     from fmnist_diffusion import evaluation
     from fmnist_diffusion.data import load_images
     from fmnist_diffusion.loading import get_short_name, make_file_name

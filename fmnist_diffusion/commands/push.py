@@ -40,10 +40,10 @@ def push(
 
     If nothing has changed, no commit is made. After a failure, run the same command again to complete the upload.
     """
+    import_libraries()
     from fmnist_diffusion.hub.push import push_pipeline
     from fmnist_diffusion.hub_client import HubError
 
-    import_libraries()
     try:
         url = push_pipeline(
             get_existing_folder(folder),

@@ -198,7 +198,7 @@ def check_grid_size(pipe: "FashionMNISTPipeline", num_images: int, upscale: int)
     if num_images * upscale**2 > maximum:
         raise ValueError(
             f"`num_images` * `upscale`**2 must be at most {maximum} for images of {height}x{width} pixels, because"
-            f" grid.png shows all images, got {num_images} * {upscale}**2. Reduce one of them."
+            f" grid.png shows all images, got {num_images} * {upscale}**2. Reduce `num_images` or `upscale`."
         )
 
 

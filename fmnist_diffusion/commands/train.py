@@ -40,7 +40,7 @@ def train(
             "--output-dir",
             "-o",
             metavar="FOLDER",
-            help="new folder for everything that the run writes, or the folder of the run to resume",
+            help="new folder for all outputs; with --resume=latest, the folder of the run to resume",
         ),
     ] = "output/finetune",
 ) -> None:

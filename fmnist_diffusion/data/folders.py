@@ -124,7 +124,8 @@ def split_by_folder(folder: Path, files: Collection[PurePath]) -> dict[str, list
         folders = [name for name in names if split_of[name] == split]
         if len(folders) > 1:
             raise DataError(
-                f"The folder {folder} contains both {' and '.join(folders)}. Remove or rename one of them."
+                f"The folder {folder} contains several folders for the split {split}: {', '.join(folders)}. Rename or"
+                " remove all but one."
             )
         if folders:
             splits[split] = []

@@ -40,8 +40,8 @@ def load_hub_dataset(name: str, config_name: str | None, split: str) -> dict[str
         reason = get_reason(error)
         if name != DEFAULT_DATASET:
             raise DataError(
-                f"Could not load the dataset {name} ({reason}), and there is no folder with this name. Check the name"
-                " and the network connection, or pass a local copy as `train_data_dir`."
+                f"Could not load the dataset {name} ({reason}). Check its name and the network connection. To read"
+                " local files, pass an existing folder or file as `train_data_dir`."
             ) from error
         if not DEBIAN_FOLDER.is_dir():
             raise DataError(

@@ -114,8 +114,8 @@ def _load_files(split: str, paths: list[Path]) -> datasets.Dataset:
 
 
 def _get_split(file: PurePath) -> str | None:
-    words = set(re.split(r"[^a-z]+", file.stem.lower())) & SPLIT_NAMES.keys()
-    return SPLIT_NAMES[words.pop()] if len(words) == 1 else None
+    splits = {SPLIT_NAMES[word] for word in re.split(r"[^a-z]+", file.stem.lower()) if word in SPLIT_NAMES}
+    return splits.pop() if len(splits) == 1 else None
 
 
 def _get_path(path: Path) -> str:

@@ -44,7 +44,7 @@ def load_source(
         splits, skipped = _load_local(check_path(train_data_dir), split, label_column, ignored_files)
     name = split
     if split not in splits:
-        name = ANY_SPLIT if ANY_SPLIT in splits else SPLIT_NAMES.get(split, split)
+        name = ANY_SPLIT if ANY_SPLIT in splits else SPLIT_NAMES.get(split.lower(), split)
     if name not in splits:
         raise DataError(f"Could not find the split {split!r} in {source}. Choose one of: {', '.join(splits)}.")
     dataset = standardize_columns(splits, name, source, image_column, label_column, caption_column)

@@ -38,7 +38,7 @@ from fmnist_diffusion.schedulers import (
     NOISE_SCHEDULE_OPTIONS,
     compute_angles,
     get_noise_scheduler,
-    is_epsilon_at_zero_snr,
+    has_unstable_epsilon,
 )
 
 from .provenance import get_device_name, get_versions, tensor_hash, weights_hash
@@ -170,7 +170,7 @@ def check_likelihood(pipe: FashionMNISTPipeline) -> None:
         raise ValueError(
             "The likelihood of flow-matching models is not supported. Pass a model with a noise schedule."
         )
-    if is_epsilon_at_zero_snr(get_noise_scheduler(pipe)):
+    if has_unstable_epsilon(get_noise_scheduler(pipe)):
         raise ValueError(
             "The predicted noise does not determine the velocity if the terminal SNR is almost zero. Use a model with"
             " v-prediction, or with a different noise schedule."

@@ -46,7 +46,7 @@ def save_report(
         path (`Path`): Path of the PNG file.
         results (`dict`): Content of `metrics.json`.
         measurement ([`Measurement`]): The samples to show and their measurements.
-        real_images (`torch.Tensor`): All training images, uint8 `(num_images, channels, height, width)`.
+        real_images (`torch.Tensor`): All real images, uint8 `(num_images, channels, height, width)`.
         label_names (`Sequence[str]`, *optional*): Class names of the samples.
     """
     figure = Figure(figsize=(12.5, 14), layout="constrained")

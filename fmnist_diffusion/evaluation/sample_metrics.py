@@ -140,7 +140,7 @@ def measure_memorization(
     Finds the nearest training image of each sample.
 
     Args:
-        samples, real_images (`torch.Tensor`): Vectors of the samples and training images, `(count, num_features)`.
+        samples, real_images (`torch.Tensor`): Vectors of the samples and the real images, `(count, num_features)`.
         real_distances (`torch.Tensor`): Distances of the real images in the same space; see [`Memorization`].
     """
     distances, indices = nearest_neighbors(samples, real_images)

@@ -82,7 +82,7 @@ def make_static_space(checkpoints: Sequence[Path], target: Path) -> None:
     """
     names = [make_file_name(get_short_name(folder)) for folder in checkpoints]
     if len(names) > len(set(names)):
-        raise ValueError(f"`model` must be folders with different names, got {', '.join(names)}. Rename one of them.")
+        raise ValueError(f"`model` must name different pipelines, got {', '.join(names)}. Omit or rename one of them.")
     shutil.copytree(find_source_folder("space") / "browser", target, dirs_exist_ok=True)
     download_runtime(target / "onnxruntime-web")
     models = [export_model(folder, target) for folder in checkpoints]

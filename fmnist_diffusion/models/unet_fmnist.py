@@ -379,8 +379,8 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
             How the decoder combines its features with those of the encoder: `"concat"`, `"add"` or `"none"`.
         dropout (`float`, defaults to `0.0`): Dropout probability in residual blocks and after attention, in [0, 1).
         class_embed_type (`str`, *optional*):
-            With `None`, `class_labels` are class indices, which requires `num_class_embeds`. With `"identity"`, they
-            are embeddings, such as the output of a text encoder, that are added to the time embedding. They have
+            With `None`, `class_labels` are class indices if `num_class_embeds` is set. With `"identity"`, they are
+            embeddings, such as the output of a text encoder, that are added to the time embedding. They have
             `block_out_channels[-1]` channels, or twice as many with `"scale_shift"` at the `"bottleneck"`.
         num_class_embeds (`int`, *optional*):
             Number of classes of a class-conditional model. The model also learns a null label for

@@ -1592,7 +1592,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 Labels in `[0, num_classes)` or case-insensitive names from `label_names`. `None` samples
                 unconditionally.
             num_images_per_prompt (`int`, defaults to 1):
-                Number of images to generate for each label or prompt. The images of each one are consecutive.
+                Number of images to generate for each label or prompt. Images of the same one are consecutive.
             num_inference_steps (`int`, *optional*):
                 Number of denoising steps, from 1 to the scheduler's `num_train_timesteps`. Defaults to the value in
                 the pipeline's config. A scheduler with `order` 2, such as [`HeunDiscreteScheduler`], evaluates the
@@ -1757,7 +1757,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             num_remaining = int(scale_num_steps(total, strength))
             if num_remaining < 1:
                 raise ValueError(
-                    f"`strength` must be at least 1/{total} to run at least one of the {total} steps, got {strength}."
+                    f"`strength` must be at least 1/{total}, because sampling has {total} steps, got {strength}."
                 )
             num_skipped = (total - num_remaining) * order
             self._set_begin_index(num_skipped)
@@ -1866,10 +1866,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
         Generates images that interpolate between two seeds, between two classes or prompts, or both.
 
         The noise of the two seeds is interpolated spherically, both at the start and at every step of a stochastic
-        scheduler. The scheduler must be deterministic, have the argument `variance_noise` in `step`, or be an
-        [`LCMScheduler`]. The predictions for two classes or prompts are interpolated linearly. Up to rounding, the
-        first image equals `pipe(first_label, generator=torch.Generator().manual_seed(seeds[0]))`, and the last image
-        is that of the last label and `seeds[1]`.
+        scheduler. A stochastic scheduler must have the argument `variance_noise` in `step` or be an [`LCMScheduler`].
+        The predictions for two classes or prompts are interpolated linearly. Up to rounding, the first image equals
+        `pipe(first_label, generator=torch.Generator().manual_seed(seeds[0]))`, and the last image is that of the last
+        label and `seeds[1]`.
 
         Args:
             class_labels (*optional*):

@@ -170,7 +170,7 @@ def test_images_of_a_file_are_evaluated(calls, images):
 )
 def test_sampling_options_only_apply_to_a_pipeline(calls, images, get_error, option):
     message = get_error("evaluate", images, "--fast", *option)
-    assert message == f"{option[0]} only applies to a pipeline, but {images} contains images. Omit it."
+    assert message == f"{option[0]} only applies to a pipeline, but {images} contains images. Omit {option[0]}."
     assert calls == []
 
 

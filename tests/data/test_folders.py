@@ -98,7 +98,7 @@ def test_image_next_to_the_splits_is_an_error(tmp_path):
 def test_val_and_validation_together_are_an_error(tmp_path):
     for name in ("val/0.png", "validation/0.png"):
         add_image(tmp_path / name)
-    assert "contains both val and validation" in get_error(tmp_path)
+    assert "contains several folders for the split validation: val, validation." in get_error(tmp_path)
 
 
 @pytest.mark.parametrize(

@@ -19,7 +19,7 @@ from fmnist_diffusion.data import ImageStream, inspect_images, load_images, load
 from .messages import get_result
 
 
-SPLITS = {"train": "train", "test": "test", "val": "validation", "validation": "validation"}
+SPLITS = {"train": "train", "test": "test", "val": "validation", "valid": "validation", "validation": "validation"}
 CLASS_FOLDERS = ("bus", "car", "0", "10", "2", "a b", "[v2]", "x::y", "ü", "__background__", "train", "Test", "a.png")
 STEMS = ("a", "b", "shoe_train_6", "0", "test", "ü", "a.b", "*")
 # Files without a known suffix are recognized by their contents.
@@ -212,9 +212,9 @@ def write_table(path: Path, rows: list[dict[str, str | int]]) -> None:
 def find_splits(images: list[str]) -> dict[str, list[str]] | None:
     """Returns the images of each split folder."""
     tops = {PurePath(image).parts[0] for image in images if len(PurePath(image).parts) > 1}
-    if not tops or not tops <= SPLITS.keys():
+    if not tops or not {top.lower() for top in tops} <= SPLITS.keys():
         return None
-    return {SPLITS[top]: [image for image in images if PurePath(image).parts[0] == top] for top in tops}
+    return {SPLITS[top.lower()]: [image for image in images if PurePath(image).parts[0] == top] for top in tops}
 
 
 def find_layout_errors(images: list[str], has_classes: bool) -> set[str]:
@@ -222,8 +222,11 @@ def find_layout_errors(images: list[str], has_classes: bool) -> set[str]:
     splits = find_splits(images)
     errors: set[str] = set()
     if splits is not None:
-        if {"val", "validation"} <= {PurePath(image).parts[0] for image in images}:
-            errors.add("val and validation")
+        tops = sorted({PurePath(image).parts[0] for image in images if len(PurePath(image).parts) > 1})
+        for split in splits:
+            folders = [top for top in tops if SPLITS[top.lower()] == split]
+            if len(folders) > 1:
+                errors.add(", ".join(folders))
         errors |= {image for image in images if len(PurePath(image).parts) == 1}
     for files in (splits or {"": images}).values() if has_classes else ():
         if len({len(PurePath(image).parts) for image in files}) > 1:

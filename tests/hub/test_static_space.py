@@ -93,7 +93,9 @@ def test_push_uploads_the_page_once(hub, npm, folder):
 
 
 def test_models_with_the_same_name_are_an_error(tmp_path):
-    with pytest.raises(ValueError, match=r"must be folders with different names, got cat, cat\. Rename one of them\."):
+    with pytest.raises(
+        ValueError, match=r"must name different pipelines, got cat, cat\. Omit or rename one of them\."
+    ):
         static_space.make_static_space([Path("first/cat"), Path("second/cat")], tmp_path)
 
 

@@ -185,10 +185,10 @@ def test_wrong_number_of_images_lists_the_valid_numbers():
         ({"strength": 0.0}, r"`strength` must be in \(0, 1\], got 0\.0"),
         ({"strength": 1.1}, r"`strength` must be in \(0, 1\], got 1\.1"),
         ({"strength": float("nan")}, r"`strength` must be in \(0, 1\], got nan"),
-        ({"strength": 0.4}, r"`strength` must be at least 1/2 to run at least one of the 2 steps, got 0\.4"),
+        ({"strength": 0.4}, r"`strength` must be at least 1/2, because sampling has 2 steps, got 0\.4"),
         (
             {"strength": 0.2, "timesteps": [900, 500, 20]},
-            r"`strength` must be at least 1/3 to run at least one of the 3 steps, got ",
+            r"`strength` must be at least 1/3, because sampling has 3 steps, got ",
         ),
         ({"strength": 0.5, "image": None}, r"`strength` requires an `image`, got 0\.5"),
         ({"latents": torch.zeros(1, 1, 8, 8)}, "both `latents` and `image`"),

@@ -205,7 +205,7 @@ def find_fault(status: int, body: str) -> str | None:
     if message is None:
         return None
     if not isinstance(message, str) or "\n" in message or len(message) > 300:
-        return "not one sentence"
+        return "not a short message"
     return None if re.fullmatch(r"[A-Z].*\.", message) else "not a sentence"
 
 

@@ -80,7 +80,7 @@ def test_evaluation_may_use_half_precision(pipeline: str, tmp_path: Path, diffus
     ("changes", "message"),
     [
         ({"conditional": True}, "must be an evaluation of unconditional samples"),
-        ({"real": {}, "num_samples": None}, "metrics.json"),
+        ({"num_samples": None}, "damaged"),
         ({"weights_sha256": "0" * 64}, "must be an evaluation of unconditional samples"),
         ({"metrics": {"fid": 3.0}}, r"must be an evaluation of unconditional samples of .* against Fashion-MNIST\."),
         ({"metrics": {"class_shares": [0.5, 0.5]}}, r"must have the 2 classes of the evaluation, got 10\."),

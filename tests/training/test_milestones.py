@@ -32,7 +32,7 @@ def test_advice_names_the_setting_that_limits_the_run(max_train_steps: int, name
     [
         (
             "IMAGES_FOR_FINE_TUNING",
-            TrainingConfig(init_from="base"),
+            ResolvedConfig(init_from="base"),
             " if the images differ from the training images of base",
         ),
         ("IMAGES_FOR_DISTILLATION", TrainingConfig(init_from="base", distillation=DistillationConfig(32)), ""),

@@ -96,9 +96,12 @@ def test_broken_image_of_a_streamed_dataset_exits_with_one_line(
     assert str(images / "3.png") in error
     config = tmp_path / "run" / "config.yaml"
     assert f"Continue from the last checkpoint with --config={config} --resume=latest." in error
+    (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
+    assert 0 < int(checkpoint.name.removeprefix("checkpoint-")) < 8
     # Once the image has been replaced, the run can continue.
     shutil.copy(images / "4.png", images / "3.png")
     launch(*options, "--resume=latest")
+    assert [int(row["step"]) for row in read_losses(tmp_path / "run")] == list(range(1, 17))
 
 
 def run_script(*args: str, cwd: Path) -> subprocess.CompletedProcess[str]:
