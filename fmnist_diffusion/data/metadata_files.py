@@ -92,11 +92,11 @@ def _read_table(folder: Path, file: PurePath) -> pa.Table:
 def _empty_to_null(table: pa.Table) -> pa.Table:
     """Replaces the empty strings that pyarrow reads from empty cells of string columns."""
     import pyarrow as pa
-    import pyarrow.compute as pc
 
     for index, (name, values) in enumerate(zip(table.column_names, table.columns, strict=True)):
         if pa.types.is_string(values.type) and name != FILE_NAME:
-            table = table.set_column(index, name, pc.if_else(pc.equal(values, ""), None, values))
+            values = pa.array([value or None for value in values.to_pylist()], values.type)
+            table = table.set_column(index, name, values)
     return table
 
 

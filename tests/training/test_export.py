@@ -66,6 +66,7 @@ def test_train_config_contains_neither_private_settings_nor_local_paths():
         ("./secret/pets", "pets"),
         ("~/pets", "pets"),
         ("secret/project/pets", "pets"),
+        ("my photos/pets", "pets"),
     ],
 )
 def test_public_name_contains_no_local_path(source: str, name: str):

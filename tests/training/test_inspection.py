@@ -73,6 +73,20 @@ def resolve(tmp_path: Path, images: Path) -> Callable[..., ResolvedConfig]:
     return run
 
 
+def test_fine_tuning_a_distilled_pipeline_is_a_warning(resolve: Callable, caplog: pytest.LogCaptureFixture):
+    resolve("--init_from=fast")
+    assert "Warning: fast is a distilled pipeline. Fine-tuning does not preserve the distillation" in caplog.text
+    caplog.clear()
+    resolve("--init_from=base")
+    assert "is a distilled pipeline" not in caplog.text
+
+
+def test_resuming_a_missing_run_is_the_only_problem(resolve: Callable, capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        resolve("--resume=latest")
+    assert capsys.readouterr().err.splitlines()[-1].startswith("train.py: error: Could not find a checkpoint in ")
+
+
 def test_fine_tuned_model_follows_the_images_and_the_checkpoint(resolve: Callable, caplog: pytest.LogCaptureFixture):
     config = resolve()
     base = load_pipeline("base").unet.config
