@@ -22,8 +22,8 @@ MAX_VOCAB_SIZE, MAX_LENGTH = 8192, 24
 
 MISSING_CAPTIONS = (
     "A text encoder requires images with captions, or the images of Fashion-MNIST at their original size. Add a column"
-    " `text` with one string per image to metadata.csv or to the dataset, or set `--data.caption_column` to a column"
-    " of strings."
+    " `text` with captions to metadata.csv or to the dataset (one string for each image), or set"
+    " `--data.caption_column` to the caption column."
 )
 
 
