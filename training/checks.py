@@ -271,22 +271,19 @@ def find_unused_settings(values: Mapping[str, Any]) -> Iterator[str]:
 
 
 def make_noise_schedule(values: Mapping[str, Any]) -> DDPMScheduler | None:
-    """Returns the noise schedule without rescaling, or None for flow matching or if a setting is not in `values`."""
-    names = [*SCHEDULE_NAMES, "prediction_type"]
-    schedule = {name: values[f"scheduler.{name}"] for name in names if f"scheduler.{name}" in values}
-    if len(schedule) < len(names) or schedule["prediction_type"] == "flow_prediction":
-        return None
-    return DDPMScheduler(**schedule)
+    """Returns the noise schedule of a model with epsilon prediction, or None if a setting is not in `values`."""
+    schedule = {name: values[f"scheduler.{name}"] for name in SCHEDULE_NAMES if f"scheduler.{name}" in values}
+    return DDPMScheduler(**schedule) if len(schedule) == len(SCHEDULE_NAMES) else None
 
 
 def find_schedule_problems(values: Mapping[str, Any]) -> Iterator[str]:
     if values.get("scheduler.prediction_type") == "flow_prediction":
         return
     start, end = values.get("scheduler.beta_start", 0), values.get("scheduler.beta_end", 1)
-    num_timesteps, schedule = values.get("scheduler.num_train_timesteps"), make_noise_schedule(values)
+    num_timesteps = values.get("scheduler.num_train_timesteps")
     if start > end:
         yield f"`--scheduler.beta_start` must be at most `--scheduler.beta_end` ({end}), got {start}."
-    elif schedule is not None and schedule.alphas_cumprod[-1] < MIN_ALPHAS_CUMPROD:
+    elif (schedule := make_noise_schedule(values)) is not None and schedule.alphas_cumprod[-1] < MIN_ALPHAS_CUMPROD:
         yield (
             f"`--scheduler.beta_end` is too large for `--scheduler.num_train_timesteps={num_timesteps}`, got {end}."
             " Images would be pure noise long before the last timestep."
@@ -344,7 +341,7 @@ def find_latent_problems(values: Mapping[str, Any], program: str) -> Iterator[st
                 f"`--{name}` must be {format_value(value)} with an autoencoder, got {format_value(values[name])}. The"
                 " latents of the images are computed only once."
             )
-    schedule = make_noise_schedule(values)
+    schedule = make_noise_schedule(values) if values.get("scheduler.prediction_type") == "epsilon" else None
     if schedule is not None and has_unstable_epsilon(schedule):
         yield (
             "`--scheduler.prediction_type` must be v_prediction or sample for latents if the noise schedule ends with"

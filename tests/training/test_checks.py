@@ -128,6 +128,12 @@ def test_epsilon_prediction_of_latents_requires_noise_levels_below_pure_noise():
     assert find_problems(SCHEDULE | {"scheduler.beta_end": 0.04}) == []
 
 
+def test_noise_schedule_is_checked_without_a_valid_prediction_type():
+    values = {name: value for name, value in SCHEDULE.items() if name != "scheduler.prediction_type"}
+    (problem,) = find_problems(values | {"scheduler.beta_end": 0.5})
+    assert "`--scheduler.beta_end` is too large" in problem
+
+
 def test_unused_evaluation_settings_are_not_compared():
     values = {"eval.num_inference_steps": 20, "scheduler.num_train_timesteps": 10}
     assert find_problems(values | {"eval.every_n_epochs": None}) == []
