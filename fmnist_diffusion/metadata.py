@@ -49,7 +49,7 @@ METRICS = (
         "FD-classifier (training images)",
         ("real", "classifier", "test", "frechet_distance"),
     ),
-    ("class_agreement", "accuracy", "Class accuracy", ("real", "classifier_accuracy", "test")),
+    ("class_accuracy", "accuracy", "Class accuracy", ("real", "classifier_accuracy", "test")),
 )
 
 

@@ -24,7 +24,7 @@ METRICS = {
     "metrics": {
         "fid_train": {"mean": 4.25, "min": 4.0, "seeds": [4.0, 4.5]},
         "precision": {"mean": 0.75, "min": 0.7, "seeds": [0.7, 0.8]},
-        "class_agreement": {"mean": 0.9, "min": 0.8, "seeds": [0.8, 1.0]},
+        "class_accuracy": {"mean": 0.9, "min": 0.8, "seeds": [0.8, 1.0]},
     },
     "real": {
         "inception": {"test": {"frechet_distance": 2.5, "kernel_distance": 0.0, "precision": 0.8, "recall": 0.7}},

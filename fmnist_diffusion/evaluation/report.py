@@ -26,7 +26,7 @@ OTHER_TITLES = {
     "fid_test": "FID (test images)",
     "kid_std": "Standard deviation of KID",
     "class_distance_from_uniform": "Distance from uniform class distribution",
-    "evaluations_per_image": "Function evaluations per image",
+    "nfe": "Function evaluations per image",
     "images_per_second": "Images per second",
 }
 SPACE_TITLES = {"pixels": "pixels", "classifier": "classifier", "inception": "Inception"}

@@ -43,7 +43,7 @@ def classifier_metrics(
         "class_shares": shares,
     }
     if labels is not None:
-        metrics["class_agreement"] = float((predicted_classes == labels).float().mean())
+        metrics["class_accuracy"] = float((predicted_classes == labels).float().mean())
     return metrics
 
 
@@ -150,7 +150,7 @@ def measure_memorization(
 def add_sampling_speed(metrics: dict[str, Any], samples: Samples) -> None:
     """Adds the number of function evaluations per image and the speed of one process, if they are known."""
     if samples.seconds:
-        metrics["evaluations_per_image"] = samples.num_function_evaluations / len(samples)
+        metrics["nfe"] = samples.num_function_evaluations / len(samples)
         metrics["images_per_second"] = len(samples) / samples.seconds
 
 

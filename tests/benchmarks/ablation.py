@@ -145,7 +145,7 @@ def main() -> None:
     print("|---|---|---|---|")
     for row in options.rows:
         metrics = evaluate(row, options)
-        distance, accuracy = metrics["classifier_frechet_distance_train"], metrics["class_agreement"]
+        distance, accuracy = metrics["classifier_frechet_distance_train"], metrics["class_accuracy"]
         fid = f"{metrics['fid_train']:.1f}" if "fid_train" in metrics else ""
         print(f"| {row} | {distance:.3f} | {accuracy * 100:.1f}% | {fid} |", flush=True)
 

@@ -59,7 +59,7 @@ METRICS = {
     "recall": "recall",
     "density": "density",
     "coverage": "coverage",
-    "class_agreement": "class accuracy",
+    "class_accuracy": "class accuracy",
 }
 
 

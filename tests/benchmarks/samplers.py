@@ -85,7 +85,7 @@ class Benchmark:
             "" if guidance_scale == 1 else guidance,
             f"{nfe:.0f}",
             f"{metrics['classifier_frechet_distance_train']:.3f}",
-            f"{metrics['class_agreement'] * 100:.1f}%" if labels else "",
+            f"{metrics['class_accuracy'] * 100:.1f}%" if labels else "",
             f"{metrics['fid_train']:.2f}" if "fid_train" in metrics else "",
         ]
         return f"| {' | '.join(columns)} |"

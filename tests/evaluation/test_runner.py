@@ -56,7 +56,7 @@ def evaluate(pipe: FashionMNISTPipeline, fashion_mnist_folder: Path):
     return evaluate
 
 
-def compute_agreement(classifier: Classifier, folder: Path, labels: Sequence[int]) -> float:
+def compute_accuracy(classifier: Classifier, folder: Path, labels: Sequence[int]) -> float:
     images = torch.cat([batch.images for batch in load_batches(folder)])
     predicted = classifier.classify(classifier(images))
     return (predicted == torch.tensor(labels[: len(images)])).float().mean().item()
@@ -73,8 +73,8 @@ def test_text_conditional_pipeline_generates_captions_of_the_test_images(
         assert any(noun in prompt.lower() for noun in CLASS_NOUNS[label])
     results = evaluate(tmp_path / "text", pipe=text_pipe)
     # The 300 samples cycle through the 128 captions, so each caption is used at least twice.
-    agreement = compute_agreement(classifier, tmp_path / "text", conditions["class_labels"] * 3)
-    assert results["metrics"]["class_agreement"] == pytest.approx(agreement)
+    accuracy = compute_accuracy(classifier, tmp_path / "text", conditions["class_labels"] * 3)
+    assert results["metrics"]["class_accuracy"] == pytest.approx(accuracy)
     # The hash of the weights includes the text encoder.
     text_pipe.text_encoder.get_input_embeddings().weight.data += 1
     assert evaluate(tmp_path / "other", pipe=text_pipe)["weights_sha256"] != results["weights_sha256"]
@@ -95,12 +95,12 @@ def read_results(folder: Path) -> dict[str, Any]:
 def test_results_of_a_pipeline_are_complete(run_folder: Path, classifier: Classifier):
     results = read_results(run_folder)
     metrics = results["metrics"]
-    assert metrics["evaluations_per_image"] == 2
+    assert metrics["nfe"] == 2
     assert metrics["images_per_second"] > 0
     assert metrics["classifier_frechet_distance_train"] > results["real"]["classifier"]["test"]["frechet_distance"]
     assert sum(metrics["class_shares"]) == pytest.approx(1)
-    agreement = compute_agreement(classifier, run_folder, list(range(10)) * 30)
-    assert metrics["class_agreement"] == pytest.approx(agreement)
+    accuracy = compute_accuracy(classifier, run_folder, list(range(10)) * 30)
+    assert metrics["class_accuracy"] == pytest.approx(accuracy)
     assert metrics["nearest_pixels"]["median"] > metrics["nearest_pixels"]["test_median"]
     assert "fid_train" not in metrics
     # The features of all training images would take most of the time.
@@ -128,7 +128,7 @@ def test_results_describe_the_sampling_settings_that_were_used(evaluate, pipe: F
     assert (results["scheduler"], results["timestep_power"]) == ("DDIMScheduler", None)
     assert "algorithm_type" not in results["scheduler_config"]
     assert (results["num_inference_steps"], results["guidance_interval"]) == (4, [0.5, 1.0])
-    assert results["metrics"]["evaluations_per_image"] == 6
+    assert results["metrics"]["nfe"] == 6
     assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
 
 
@@ -167,7 +167,7 @@ def test_several_seeds_give_mean_and_minimum(evaluate, tmp_path: Path):
     assert distance["min"] == min(distance["seeds"])
     assert distance["mean"] == pytest.approx(sum(distance["seeds"]) / 2)
     assert distance["seeds"][0] != distance["seeds"][1]
-    assert "class_agreement" not in metrics
+    assert "class_accuracy" not in metrics
 
 
 def test_existing_samples_are_evaluated(fashion_mnist_folder: Path, tmp_path: Path):
@@ -179,7 +179,7 @@ def test_existing_samples_are_evaluated(fashion_mnist_folder: Path, tmp_path: Pa
         reference=FashionMNISTReference(train_data_dir=str(fashion_mnist_folder)),
     )
     assert (results["source"], results["num_samples"]) == ("noise", 300)
-    assert "evaluations_per_image" not in results["metrics"] and "class_agreement" not in results["metrics"]
+    assert "nfe" not in results["metrics"] and "class_accuracy" not in results["metrics"]
     assert (tmp_path / "out" / "report.png").is_file()
 
 
@@ -213,7 +213,7 @@ def test_inception_network_adds_its_metrics(
     else:
         results = evaluate(tmp_path / "out", num_samples=2100, inception=inception)
     bundled = json.loads((get_pipeline_folder("base") / "metrics.json").read_text())
-    sampling_keys = {"class_agreement", "evaluations_per_image", "images_per_second"} if existing else set()
+    sampling_keys = {"class_accuracy", "nfe", "images_per_second"} if existing else set()
     assert set(results["metrics"]) == set(bundled["metrics"]) - sampling_keys
     assert results["inception"] is True
     assert results["num_real_images"]["inception_train"] == 60_000

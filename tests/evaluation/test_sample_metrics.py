@@ -28,10 +28,10 @@ def test_classifier_metrics_recognize_real_images(
     metrics = classifier_metrics(test_features, classes, labels)
     assert metrics["classifier_frechet_distance_test"] == pytest.approx(0, abs=1e-2)
     assert metrics["class_distance_from_uniform"] < 0.02
-    assert metrics["class_agreement"] > 0.9
+    assert metrics["class_accuracy"] > 0.9
     shirts = classifier_metrics(test_features[labels == 6], classes[labels == 6], None)
     assert shirts["class_distance_from_uniform"] > 0.5
-    assert "class_agreement" not in shirts
+    assert "class_accuracy" not in shirts
 
 
 @pytest.mark.usefixtures("cache_folder")
@@ -44,7 +44,7 @@ def test_fast_metrics_need_no_inception_network(monkeypatch: pytest.MonkeyPatch)
         "classifier_frechet_distance_test",
         "class_distance_from_uniform",
         "class_shares",
-        "class_agreement",
+        "class_accuracy",
     }
 
 

@@ -334,7 +334,7 @@ class TestMetrics:
         assert Engine(str(folder)).metrics is None
 
     def test_metrics_of_a_bundled_checkpoint_are_read(self, spec):
-        assert spec.metrics["metrics"].keys() >= METRICS["metrics"].keys() - {"class_agreement"}
+        assert spec.metrics["metrics"].keys() >= METRICS["metrics"].keys() - {"class_accuracy"}
 
     def test_checkpoint_without_metrics_returns_none(self, tiny):
         assert tiny.metrics is None

@@ -40,7 +40,7 @@ def test_run_evaluates_its_epochs_and_keeps_the_best(
     rows = read_csv(run / "eval.csv")
     assert [(float(row["epoch"]), float(row["step"]), float(row[DISTANCE])) for row in rows] == [(1, 6, 1), (2, 12, 2)]
     assert all(distance > 0 for distance in distances)
-    assert all(0 <= float(row["class_agreement"]) <= 1 for row in rows)
+    assert all(0 <= float(row["class_accuracy"]) <= 1 for row in rows)
     assert read_step(run / "best") == 6
     load_pipeline(run / "best")
     # The sample grid belongs to these weights.
@@ -68,7 +68,7 @@ def test_metrics_are_those_of_the_exported_pipeline(tmp_path: Path, launch: Call
     parts = generate(pipe, SamplingConfig(num_inference_steps=2), 257, class_labels=range(10), batch_size=257)
     expected = FastMetrics(257)(Samples.concatenate(list(parts)))
     [row] = read_csv(tmp_path / "run" / "eval.csv")
-    for name in (DISTANCE, "class_agreement"):
+    for name in (DISTANCE, "class_accuracy"):
         assert float(row[name]) == pytest.approx(expected[name], rel=0.01)
 
 
