@@ -21,7 +21,7 @@ MAX_GRADIENT_NORM = 1.0
 class ClassifierTrainingConfig:
     """Settings of [`train_classifier`]; the defaults are those of the bundled classifier."""
 
-    num_train_epochs: int = field(default=17, metadata={"help": "number of epochs"})
+    num_epochs: int = field(default=17, metadata={"help": "number of epochs"})
     num_plain_epochs: int = field(default=3, metadata={"help": "number of final epochs without augmentation"})
     train_batch_size: int = field(default=128, metadata={"help": "number of images per batch"})
     learning_rate: float = field(default=4e-3, metadata={"help": "peak learning rate of AdamW"})
@@ -33,7 +33,7 @@ class ClassifierTrainingConfig:
     seed: int = field(default=42, metadata={"help": "random seed"})
 
     def __post_init__(self):
-        for name in ("num_train_epochs", "train_batch_size"):
+        for name in ("num_epochs", "train_batch_size"):
             if getattr(self, name) < 1:
                 raise ValueError(f"`--{name}` must be a positive integer, got {getattr(self, name)}.")
         if not 0 < self.learning_rate < 1:
@@ -86,7 +86,7 @@ def train_classifier(
         groups = [{"params": matrices}, {"params": vectors, "weight_decay": 0.0}]
         optimizer = torch.optim.AdamW(groups, lr=config.learning_rate, weight_decay=config.weight_decay)
         steps_per_epoch = math.ceil(len(images) / config.train_batch_size)
-        num_steps = config.num_train_epochs * steps_per_epoch
+        num_steps = config.num_epochs * steps_per_epoch
         num_warmup_steps = max(1, round(config.warmup_ratio * num_steps))
         scheduler = torch.optim.lr_scheduler.LambdaLR(
             optimizer,
@@ -95,11 +95,11 @@ def train_classifier(
                 (1 + math.cos(math.pi * max(0, step - num_warmup_steps) / max(1, num_steps - num_warmup_steps))) / 2,
             ),
         )
-        bar = tqdm(total=config.num_train_epochs * len(images), desc=progress, unit="image", disable=None)
-        for epoch in range(config.num_train_epochs):
+        bar = tqdm(total=config.num_epochs * len(images), desc=progress, unit="image", disable=None)
+        for epoch in range(config.num_epochs):
             for indices in torch.randperm(len(images)).split(config.train_batch_size):
                 batch = to_model_input(images.images[indices].to(device))
-                if epoch < config.num_train_epochs - config.num_plain_epochs:
+                if epoch < config.num_epochs - config.num_plain_epochs:
                     batch = augment(augment(batch, "shift"), "flip")
                 logits = model(to_classifier_input(batch)).logits
                 labels = images.labels[indices].to(device)

@@ -1,11 +1,9 @@
 """Metrics of feature vectors (Fréchet distance, kernel distance, manifold metrics, nearest neighbors) and classes."""
 
-import warnings
 from dataclasses import dataclass
 
 import torch
-from torchmetrics.image.fid import FrechetInceptionDistance
-from torchmetrics.image.kid import KernelInceptionDistance
+from torchmetrics.image.kid import poly_mmd
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 
@@ -15,19 +13,6 @@ NEAREST_K = 5
 # To limit memory usage, distance matrices are computed in blocks of rows, and points are converted in blocks.
 BLOCK_ROWS = 500
 BLOCK_VALUES = 2**26
-
-
-class Identity(torch.nn.Identity):
-    """
-    Replaces the feature network of a torchmetrics metric, which then accepts features instead of images.
-
-    Metrics require `sync_on_compute=False`, because only the main process measures samples. Otherwise, they would wait
-    for the features of the other processes.
-    """
-
-    def __init__(self, num_features: int):
-        super().__init__()
-        self.num_features = num_features
 
 
 @dataclass(frozen=True)
@@ -71,15 +56,11 @@ def frechet_distance(features: torch.Tensor, real: Moments) -> float:
             f"The Fréchet distance requires more images than features: at least {num_features + 1} images, got"
             f" {num_images}."
         )
-    # By default, the metrics wait for all processes of a distributed evaluation, but only the main process uses them.
-    metric = FrechetInceptionDistance(Identity(num_features), sync_on_compute=False)
-    # This is the state of the metric after an update with all real images.
-    count = real.num_images
-    metric.real_features_num_samples = torch.tensor(count)
-    metric.real_features_sum = real.mean * count
-    metric.real_features_cov_sum = real.covariance * (count - 1) + count * torch.outer(real.mean, real.mean)
-    metric.update(features.double(), real=False)
-    return float(metric.compute())
+    fake = compute_moments(features)
+    # The trace of a matrix square root is the sum of the square roots of the eigenvalues of the matrix.
+    trace_of_root = torch.linalg.eigvals(real.covariance @ fake.covariance).sqrt().real.sum()
+    traces = real.covariance.trace() + fake.covariance.trace() - 2 * trace_of_root
+    return float((real.mean - fake.mean).square().sum() + traces)
 
 
 def kernel_distance(features: torch.Tensor, real: torch.Tensor) -> tuple[float, float]:
@@ -87,7 +68,7 @@ def kernel_distance(features: torch.Tensor, real: torch.Tensor) -> tuple[float, 
     Computes the kernel distance (KID, arXiv 1801.01401) of 100 pairs of random subsets.
 
     The subsets have 1,000 images, or half of the smaller set if it has fewer than 2,000, so that the subsets differ.
-    They are always the same, and the global random state is not changed.
+    They are always the same.
 
     Args:
         features, real (`torch.Tensor`):
@@ -103,21 +84,13 @@ def kernel_distance(features: torch.Tensor, real: torch.Tensor) -> tuple[float, 
     num_images = min(len(features), len(real))
     if num_images < 4:
         raise ValueError(f"The kernel distance requires at least 4 images, got {num_images}.")
-    with warnings.catch_warnings():
-        # The metric warns that it stores all features. They are already in memory.
-        warnings.simplefilter("ignore", UserWarning)
-        metric = KernelInceptionDistance(
-            Identity(features.shape[1]),
-            subsets=KID_SUBSETS,
-            subset_size=min(KID_SUBSET_SIZE, num_images // 2),
-            sync_on_compute=False,
-        )
-    metric.update(real.double(), real=True)
-    metric.update(features.double(), real=False)
-    with torch.random.fork_rng(devices=[]):
-        torch.manual_seed(0)
-        mean, std = metric.compute()
-    return float(mean), float(std)
+    features, real = features.double(), real.double()
+    size, generator = min(KID_SUBSET_SIZE, num_images // 2), torch.Generator().manual_seed(0)
+    distances = []
+    for _ in range(KID_SUBSETS):
+        subsets = [values[torch.randperm(len(values), generator=generator)[:size]] for values in (real, features)]
+        distances.append(poly_mmd(*subsets))
+    return float(torch.stack(distances).mean()), float(torch.stack(distances).std(correction=0))
 
 
 def nearest_neighbors(queries: torch.Tensor, points: torch.Tensor, k: int = 1) -> tuple[torch.Tensor, torch.Tensor]:

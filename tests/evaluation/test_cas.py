@@ -11,7 +11,7 @@ from fmnist_diffusion.evaluation.cas import check_cas, measure_cas
 from fmnist_diffusion.sampling import Samples
 
 
-CONFIG = ClassifierTrainingConfig(num_train_epochs=5, num_plain_epochs=1, train_batch_size=16)
+CONFIG = ClassifierTrainingConfig(num_epochs=5, num_plain_epochs=1, train_batch_size=16)
 NAMES = ("dark", "bright")
 
 
@@ -48,7 +48,7 @@ def test_classifier_learns_and_only_depends_on_the_seed():
     assert not torch.equal(torch.get_rng_state(), state)
     assert all(torch.equal(a, b) for a, b in zip(first.parameters(), second.parameters(), strict=True))
     assert measure_accuracy(first, make_images(40, seed=1, channels=3)) > 0.9
-    other = train_classifier(images, replace(CONFIG, seed=1, num_train_epochs=1))
+    other = train_classifier(images, replace(CONFIG, seed=1, num_epochs=1))
     assert not torch.equal(next(other.parameters()), next(first.parameters()))
     assert not first.training
     assert first.config.id2label == dict(enumerate(NAMES))

@@ -18,7 +18,7 @@ def test_training_writes_a_classifier(tmp_path: Path, fashion_mnist_folder: Path
             f"--train_data_dir={fashion_mnist_folder}",
             f"--output_dir={tmp_path}",
             "--max_train_samples=64",
-            "--num_train_epochs=1",
+            "--num_epochs=1",
             "--train_batch_size=32",
         ]
     )
@@ -29,7 +29,7 @@ def test_training_writes_a_classifier(tmp_path: Path, fashion_mnist_folder: Path
     facts = json.loads((folder / "metrics.json").read_text())
     assert 0 <= facts["test_accuracy"] <= 1
     assert (facts["num_train_images"], facts["num_test_images"]) == (64, 128)
-    assert facts["training"]["num_train_epochs"] == 1
+    assert facts["training"]["num_epochs"] == 1
 
 
 def test_folder_that_cannot_be_written_is_an_error_before_the_images_are_loaded(tmp_path: Path, capsys):
