@@ -35,32 +35,18 @@ class Metric(NamedTuple):
     real_value: float
 
 
-# Each entry is a key in metrics.json, the type, the title, and the path of the value for the real test images.
+# Each entry is a key in metrics.json, the type and the title. `fid` and `kid` refer to the images of `--reference`.
 METRICS = (
-    ("fid_train", "fid", "FID (training images)", ("real", "inception", "test", "frechet_distance")),
-    ("kid_train", "kid", "KID (training images)", ("real", "inception", "test", "kernel_distance")),
-    ("precision", "precision", "Precision", ("real", "inception", "test", "precision")),
-    ("recall", "recall", "Recall", ("real", "inception", "test", "recall")),
-    ("density", "density", "Density", ("real", "inception", "test", "density")),
-    ("coverage", "coverage", "Coverage", ("real", "inception", "test", "coverage")),
-    (
-        "classifier_frechet_distance_train",
-        "classifier_frechet_distance",
-        "FD-classifier (training images)",
-        ("real", "classifier", "test", "frechet_distance"),
-    ),
-    ("class_accuracy", "accuracy", "Class accuracy", ("real", "classifier_accuracy", "test")),
-)
-
-
-# These are the metrics with respect to other reference images. The floor is the value for two halves of the reference.
-REFERENCE_METRICS = (
-    ("fid", "fid", "FID", ("floor", "fid")),
-    ("kid", "kid", "KID", ("floor", "kid")),
-    ("precision", "precision", "Precision", ("floor", "precision")),
-    ("recall", "recall", "Recall", ("floor", "recall")),
-    ("density", "density", "Density", ("floor", "density")),
-    ("coverage", "coverage", "Coverage", ("floor", "coverage")),
+    ("fid_train", "fid", "FID (training images)"),
+    ("fid", "fid", "FID"),
+    ("kid_train", "kid", "KID (training images)"),
+    ("kid", "kid", "KID"),
+    ("precision", "precision", "Precision"),
+    ("recall", "recall", "Recall"),
+    ("density", "density", "Density"),
+    ("coverage", "coverage", "Coverage"),
+    ("classifier_frechet_distance_train", "classifier_frechet_distance", "FD-classifier (training images)"),
+    ("class_accuracy", "accuracy", "Class accuracy"),
 )
 
 
@@ -106,9 +92,7 @@ def read_metrics(path: Path) -> dict[str, Any] | None:
         `ValueError`: If the file is damaged.
     """
     metrics = read_json(path)
-    if not isinstance(metrics, dict) or not {"metrics", "num_samples"} <= metrics.keys():
-        return None
-    if not metrics.keys() & {"real", "floor"}:
+    if not isinstance(metrics, dict) or not {"metrics", "real_metrics", "num_samples"} <= metrics.keys():
         return None
     try:
         valid = metrics["num_samples"] > 0 and all(
@@ -124,17 +108,13 @@ def read_metrics(path: Path) -> dict[str, Any] | None:
 
 def measured_metrics(metrics: Mapping[str, Any]) -> list[Metric]:
     """Returns the main metrics from the content of `metrics.json` with their values for real images."""
-    measured = []
-    for key, metric_type, title, path in METRICS if "real" in metrics else REFERENCE_METRICS:
-        value = metrics["metrics"].get(key)
-        if value is not None:
-            real_value: Any = metrics
-            for name in path[:-1]:
-                real_value = real_value[name]
-            # Half of the reference may be too small for a metric.
-            real_value = real_value.get(path[-1], math.nan) if "floor" in path else real_value[path[-1]]
-            measured.append(Metric(metric_type, title, get_mean(value), real_value))
-    return measured
+    values, real_values = metrics["metrics"], metrics["real_metrics"]
+    # Half of the reference may be too small for a metric.
+    return [
+        Metric(metric_type, title, get_mean(values[key]), real_values.get(key, math.nan))
+        for key, metric_type, title in METRICS
+        if values.get(key) is not None
+    ]
 
 
 def get_mean(value: Any) -> float:

@@ -26,10 +26,14 @@ METRICS = {
         "precision": {"mean": 0.75, "min": 0.7, "seeds": [0.7, 0.8]},
         "class_accuracy": {"mean": 0.9, "min": 0.8, "seeds": [0.8, 1.0]},
     },
-    "real": {
-        "inception": {"test": {"frechet_distance": 2.5, "kernel_distance": 0.0, "precision": 0.8, "recall": 0.7}},
-        "classifier": {"test": {"frechet_distance": 0.01}},
-        "classifier_accuracy": {"test": 0.94},
+    "real_metrics": {
+        "num_images": 10000,
+        "fid_train": 2.5,
+        "kid_train": 0.0,
+        "precision": 0.8,
+        "recall": 0.7,
+        "classifier_frechet_distance_train": 0.01,
+        "class_accuracy": 0.94,
     },
 }
 

@@ -123,7 +123,7 @@ REFERENCE_METRICS = {
     "num_samples": 500,
     "metrics": {"kid": 0.01, "precision": 0.5, "recall": 0.25, "fid": 40.0},
     "reference": {"name": "me/shoes", "num_images": 600},
-    "floor": {"num_images": 300, "kid": 0.001, "precision": 0.8, "recall": 0.7},
+    "real_metrics": {"num_images": 300, "kid": 0.001, "precision": 0.8, "recall": 0.7},
 }
 
 
@@ -148,8 +148,8 @@ def test_metrics_of_another_reference_are_compared_with_the_floor(tmp_path):
         {"num_samples": "many"},
         {"num_samples": None},
         {"num_samples": -1},
-        {"real": 3},
-        {"real": {}},
+        {"real_metrics": 3},
+        {"real_metrics": {"precision": "high"}},
         {"seeds": 3},
     ],
     ids=str,

@@ -266,17 +266,17 @@ def format_results(result: dict[str, Any]) -> Iterator[str]:
         yield f"{title:{widths[0]}}  {value:>{widths[1]}}  {real:>{widths[2]}}".rstrip()
     yield ""
     num_samples = f"{result['num_samples']:,} samples"
-    if "real" in result:
-        reference = "the training images of Fashion-MNIST"
-        yield f"Compared {num_samples} with {reference}. The last column shows the metrics of its test images."
-        has_fid, minimum = "fid_train" in result["metrics"] or not result["inception"], "samples"
-    else:
-        reference, half = result["reference"], result["floor"]["num_images"]
+    if "reference" in result:
+        reference, half = result["reference"], result["real_metrics"]["num_images"]
         yield (
             f"Compared {num_samples} with {reference['num_images']:,} images of {reference['name']}"
             f" ({reference['split']}). The last column is the floor: it compares two random halves of the reference,"
             f" which have {half:,} images each."
         )
         has_fid, minimum = "fid" in result["metrics"], "samples and as many reference images"
+    else:
+        reference = "the training images of Fashion-MNIST"
+        yield f"Compared {num_samples} with {reference}. The last column shows the metrics of its test images."
+        has_fid, minimum = "fid_train" in result["metrics"] or not result["inception"], "samples"
     if not has_fid:
         yield f"FID requires at least 2,049 {minimum}. Use KID to compare models."

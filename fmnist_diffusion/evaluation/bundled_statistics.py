@@ -5,6 +5,7 @@ They were computed with `python -m fmnist_diffusion.evaluation.compute_statistic
 
 import json
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import safe_open
@@ -36,9 +37,23 @@ def load_moments(extractor_name: str, split: str, folder: Path = STATISTICS_DIR)
     return Moments(mean, covariance, num_images)
 
 
-def load_real_metrics() -> dict:
-    """Loads the metrics of unchanged and altered real images, for comparison with the metrics of samples."""
+def load_real_metrics() -> dict[str, Any]:
+    """Loads the metrics of unchanged and altered real images."""
     return json.loads((STATISTICS_DIR / "real.json").read_text())
+
+
+def load_test_metrics() -> dict[str, float]:
+    """Loads the metrics of the test images, with the same keys as the metrics of samples."""
+    real = load_real_metrics()
+    inception = real["inception"]["test"]
+    return {
+        "num_images": inception["num_images"],
+        "fid_train": inception["frechet_distance"],
+        "kid_train": inception["kernel_distance"],
+        **{name: inception[name] for name in ("precision", "recall", "density", "coverage")},
+        "classifier_frechet_distance_train": real["classifier"]["test"]["frechet_distance"],
+        "class_accuracy": real["classifier_accuracy"]["test"],
+    }
 
 
 def load_test_distances() -> dict[str, torch.Tensor]:

@@ -18,8 +18,8 @@ from .bundled_statistics import (
     TRAIN_SHA256,
     get_statistics_path,
     load_moments,
-    load_real_metrics,
     load_test_distances,
+    load_test_metrics,
 )
 from .classifier import Classifier
 from .distances import KID_SUBSET_SIZE, KID_SUBSETS, NEAREST_K
@@ -173,7 +173,7 @@ class FashionMNISTReference(Reference):
                 statistics_hash = hash_file(get_statistics_path(network.name, split))
                 hashes[f"statistics_{network.name}_{split}"] = statistics_hash
         return {
-            "real": load_real_metrics(),
+            "real_metrics": load_test_metrics(),
             "num_real_images": {**num_images, "nearest": len(self.real_images)},
             "protocol": FAST_PROTOCOL if self.inception is None else PROTOCOL,
             "num_threads": torch.get_num_threads(),

@@ -256,7 +256,7 @@ class ImageReference(Reference):
         channels, height, width = self.shape
         kind = {1: "images with the gray channel repeated three times", 3: "RGB images"}[channels]
         return {
-            "floor": self.floor,
+            "real_metrics": self.floor,
             "protocol": (
                 f"{height}x{width} uint8 {kind}, resized bilinearly to 299x299"
                 " (align_corners false), scaled to [-1, 1]; float32 features of the last pooling layer; statistics in"

@@ -26,7 +26,7 @@ OTHER_TITLES = {
     "fid_test": "FID (test images)",
     "kid_std": "Standard deviation of KID",
     "class_distance_from_uniform": "Distance from uniform class distribution",
-    "nfe": "Function evaluations per image",
+    "num_function_evaluations": "Function evaluations per image",
     "images_per_second": "Images per second",
 }
 SPACE_TITLES = {"pixels": "pixels", "classifier": "classifier", "inception": "Inception"}
@@ -53,10 +53,10 @@ def save_report(
     FigureCanvasAgg(figure)
     figure.suptitle(results["source"], fontsize=15, fontweight="bold")
     grid = figure.add_gridspec(4, 3, height_ratios=(9, 3.2, 2.7, 2.7))
-    real_title = "test images" if "real" in results else "reference images"
+    real_title = "reference images" if "reference" in results else "test images"
     plot_samples(figure.add_subplot(grid[0, :2]), measurement, label_names)
     plot_metrics(figure.add_subplot(grid[0, 2]), results)
-    spaces = dict(measurement.memorization)
+    spaces = measurement.memorization
     if measurement.predicted_classes is not None:
         plot_class_balance(figure.add_subplot(grid[1, :2]), measurement.predicted_classes)
     else:
@@ -144,16 +144,13 @@ def metric_rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     The real images are the test images of Fashion-MNIST, or one half of a reference compared with its other half.
     """
     metrics = results["metrics"]
-    if "real" in results:
-        real_name, real_title, num_real_images = "test", "test", 10_000
-    else:
-        real_name, real_title, num_real_images = "reference", "half", results["floor"]["num_images"]
+    real_metrics = results["real_metrics"]
+    real_name, real_title = ("reference", "half") if "reference" in results else ("test", "test")
     yield "", "samples", real_title
-    yield "Images", f"{results['num_samples']:,}", f"{num_real_images:,}"
+    yield "Images", f"{results['num_samples']:,}", f"{real_metrics['num_images']:,}"
     rows = [(metric.title, metric.value, metric.real_value) for metric in measured_metrics(results)]
-    floor = results.get("floor", {})
     rows += [
-        (title, get_mean(metrics[name]), floor.get(name, math.nan))
+        (title, get_mean(metrics[name]), real_metrics.get(name, math.nan))
         for name, title in OTHER_TITLES.items()
         if name in metrics
     ]

@@ -150,7 +150,7 @@ def measure_memorization(
 def add_sampling_speed(metrics: dict[str, Any], samples: Samples) -> None:
     """Adds the number of function evaluations per image and the speed of one process, if they are known."""
     if samples.seconds:
-        metrics["nfe"] = samples.num_function_evaluations / len(samples)
+        metrics["num_function_evaluations"] = samples.num_function_evaluations // len(samples)
         metrics["images_per_second"] = len(samples) / samples.seconds
 
 

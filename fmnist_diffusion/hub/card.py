@@ -119,7 +119,7 @@ def make_model_card(
         grid="samples.png" if "samples.png" in images else next(iter(images), None),
         settings={format_code(name): format_cell(value) for name, value in settings.items() if value is not None},
         metrics=metrics,
-        reference=None if "real" in (metrics or {}) else format_cell(dataset_name),
+        reference=format_cell(dataset_name) if "reference" in (metrics or {}) else None,
         protocol=format_cell((metrics or {}).get("protocol")),
         sampler=format_code((metrics or {}).get("scheduler") or ""),
         measured=measured,

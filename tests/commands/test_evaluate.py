@@ -23,10 +23,12 @@ RESULT = {
         "kid_train": -1.399278608005261e-05,
         "class_shares": [0.1, 1 / 3],
     },
-    "real": {
-        "inception": {"test": {"frechet_distance": 1.4930330891230597, "kernel_distance": 0.000123}},
-        "classifier": {"test": {"frechet_distance": 0.008549199784049222}},
-        "classifier_accuracy": {"test": 0.9406999945640564},
+    "real_metrics": {
+        "num_images": 10000,
+        "fid_train": 1.4930330891230597,
+        "kid_train": 0.000123,
+        "classifier_frechet_distance_train": 0.008549199784049222,
+        "class_accuracy": 0.9406999945640564,
     },
     "inception": False,
 }

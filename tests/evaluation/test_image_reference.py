@@ -111,9 +111,9 @@ def test_results_name_the_reference_without_its_folder(make_reference, images_fo
         "images_sha256": "",
     }
     assert str(images_folder.parent) not in (tmp_path / "out" / "metrics.json").read_text()
-    assert results["floor"]["num_images"] == 30
-    assert results["metrics"]["kid"] > 3 * abs(results["floor"]["kid"])
-    assert results["metrics"]["precision"] < results["floor"]["precision"]
+    assert results["real_metrics"]["num_images"] == 30
+    assert results["metrics"]["kid"] > 3 * abs(results["real_metrics"]["kid"])
+    assert results["metrics"]["precision"] < results["real_metrics"]["precision"]
     assert "8x8 uint8 RGB images" in results["protocol"]
     with Image.open(tmp_path / "out" / "report.png") as report:
         assert report.size == (1500, 1680)

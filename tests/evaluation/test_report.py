@@ -4,7 +4,7 @@ import torch
 from PIL import Image
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
-from fmnist_diffusion.evaluation.bundled_statistics import load_real_metrics
+from fmnist_diffusion.evaluation.bundled_statistics import load_test_metrics
 from fmnist_diffusion.evaluation.report import class_grid, metric_rows, save_report
 from fmnist_diffusion.evaluation.sample_metrics import Measurement, Memorization
 from fmnist_diffusion.sampling import Samples
@@ -20,7 +20,7 @@ RESULTS = {
         "nearest_pixels": NEAREST,
         "nearest_classifier": NEAREST,
     },
-    "real": load_real_metrics(),
+    "real_metrics": load_test_metrics(),
 }
 
 
@@ -46,7 +46,8 @@ def test_metric_rows_contain_scaled_means_and_test_values():
 def test_metric_rows_contain_the_floor_of_another_reference():
     metrics = {"fid": 40.0, "kid": 0.01, "kid_std": 0.002, "precision": 0.5, "images_per_second": 7.0}
     floor = {"num_images": 300, "kid": 0.001, "kid_std": 0.0005, "precision": 0.8}
-    assert list(metric_rows({"num_samples": 500, "metrics": metrics, "floor": floor})) == [
+    results = {"num_samples": 500, "metrics": metrics, "real_metrics": floor, "reference": {}}
+    assert list(metric_rows(results)) == [
         ("", "samples", "half"),
         ("Images", "500", "300"),
         ("FID", "40.000", ""),

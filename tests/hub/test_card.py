@@ -205,7 +205,7 @@ def test_card_shows_the_reference_and_the_floor(make_card, folder):
         "num_samples": 500,
         "metrics": {"kid": 0.01},
         "reference": {"name": "me/shoes"},
-        "floor": {"num_images": 300, "kid": 0.001},
+        "real_metrics": {"num_images": 300, "kid": 0.001},
         "protocol": "<b>as in | the papers</b>",
         "scheduler": "DDIM`|Scheduler",
     }

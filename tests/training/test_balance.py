@@ -34,7 +34,7 @@ def write_evaluation(pipeline: str, folder: Path, **changes: object) -> str:
         "weights_sha256": weights_hash(load_pipeline(pipeline)),
         "num_samples": 100,
         "metrics": {"class_shares": SHARES},
-        "real": {},
+        "real_metrics": {},
     }
     (folder / "metrics.json").write_text(json.dumps(metrics | changes))
     return str(folder)
