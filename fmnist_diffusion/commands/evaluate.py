@@ -212,7 +212,7 @@ def evaluate(
                 classifier_guidance_scale=classifier_guidance_scale,
                 processes=processes,
             )
-    if processes.is_main:
+    if processes.is_main_process:
         for line in format_results(result):
             typer.echo(line)
         typer.echo(f"Saved metrics.json and report.png to {folder}.")

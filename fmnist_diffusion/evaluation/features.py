@@ -54,14 +54,14 @@ def cached_features(
         total=sum(len(chunks[index]) for index in missing),
         desc=progress,
         unit="image",
-        disable=None if progress and processes.is_main and missing else True,
+        disable=None if progress and processes.is_main_process and missing else True,
     ) as bar:
         for index in processes.select(missing):
             computed = extractor(chunks[index])
             save_verified(paths[index], {"features": computed})
             features[index] = computed
-            bar.update(len(chunks[index]) * processes.count)
-    processes.wait()
+            bar.update(len(chunks[index]) * processes.num_processes)
+    processes.wait_for_everyone()
     for index in missing:
         if features[index] is None:
             features[index] = load_features(paths[index], len(chunks[index]))

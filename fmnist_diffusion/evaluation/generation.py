@@ -108,14 +108,14 @@ def generate_samples(
         initial=num_samples - sum(count for _, count in missing),
         desc=folder.name,
         unit="image",
-        disable=None if processes.is_main else True,
+        disable=None if processes.is_main_process else True,
     ) as bar:
         for start, count in processes.select(missing):
             (samples,) = generate(pipe, sampling, count, **conditions, batch_size=count, start=start)
             batch = EvaluationSamples(samples, inception(samples.images) if inception else None)
             save_batch(batch, get_batch_path(folder, start))
-            bar.update(min(count * processes.count, num_samples - bar.n))
-    processes.wait()
+            bar.update(min(count * processes.num_processes, num_samples - bar.n))
+    processes.wait_for_everyone()
     paths = [get_batch_path(folder, start) for start, _, _ in batches]
     return EvaluationSamples.concatenate(processes.check_results(paths, [load_batch(path) for path in paths]))
 

@@ -199,7 +199,7 @@ class ImageReference(Reference):
     def prepare(self, processes: Processes) -> None:
         images = self.real_images.images
         self.features = cached_features(self.inception, images, "reference", processes=processes)
-        if processes.is_main:
+        if processes.is_main_process:
             self.distances, self.floor = self.load_statistics()
 
     def load_statistics(self) -> tuple[dict[str, torch.Tensor], dict[str, Any]]:

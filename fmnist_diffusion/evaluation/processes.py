@@ -22,26 +22,26 @@ class Processes:
     The processes that share an evaluation. They must see the same files.
 
     Attributes:
-        index (`int`): Index of this process, from 0 to `count - 1`.
-        count (`int`): Number of processes.
+        process_index (`int`): Index of this process, from 0 to `num_processes - 1`.
+        num_processes (`int`): Number of processes.
     """
 
-    index: int = 0
-    count: int = 1
+    process_index: int = 0
+    num_processes: int = 1
 
     @property
-    def is_main(self) -> bool:
-        return self.index == 0
+    def is_main_process(self) -> bool:
+        return self.process_index == 0
 
-    def wait(self) -> None:
+    def wait_for_everyone(self) -> None:
         """Waits until all processes have called this method."""
-        if self.count > 1:
+        if self.num_processes > 1:
             torch.distributed.barrier()
 
     def select(self, items: Sequence[Item]) -> Sequence[Item]:
         """Returns the part of `items` that this process must process. All processes must pass the same `items`."""
-        self.wait()
-        return items[self.index :: self.count]
+        self.wait_for_everyone()
+        return items[self.process_index :: self.num_processes]
 
     @staticmethod
     def check_results(paths: Sequence[Path], results: Sequence[Item | None]) -> list[Item]:

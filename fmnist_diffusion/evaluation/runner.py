@@ -202,14 +202,14 @@ def run_evaluation(
         `ValueError`: If `folder` contains other files, if the real images cannot be used, or if the processes do not
             see the same files.
     """
-    if processes.is_main:
+    if processes.is_main_process:
         prepare_folder(folder, settings)
-    processes.wait()
+    processes.wait_for_everyone()
     reference.prepare(processes)
     path, metrics, first = folder / "metrics.json", [], None
     # All processes generate samples or compute features. Only the main process measures them.
     for run in runs:
-        if processes.is_main:
+        if processes.is_main_process:
             measurement = reference.measure(run)
             metrics.append(measurement.metrics)
             first = first or measurement
@@ -221,7 +221,7 @@ def run_evaluation(
         with write_atomically(folder / "report.png") as temporary:
             save_report(temporary, results, first, reference.real_images.images, label_names)
         write_json(path, results)
-    processes.wait()
+    processes.wait_for_everyone()
     return json.loads(path.read_text())
 
 

@@ -19,13 +19,13 @@ def test_items_are_distributed_over_the_processes(monkeypatch: pytest.MonkeyPatc
     monkeypatch.setattr(Processes, "wait", lambda self: None)
     items = [Processes(index, 3).select(range(8)) for index in range(3)]
     assert [list(part) for part in items] == [[0, 3, 6], [1, 4, 7], [2, 5]]
-    assert [Processes(index, 3).is_main for index in range(3)] == [True, False, False]
+    assert [Processes(index, 3).is_main_process for index in range(3)] == [True, False, False]
 
 
 def test_a_single_process_does_not_wait(monkeypatch: pytest.MonkeyPatch):
     monkeypatch.delenv("WORLD_SIZE", raising=False)
     processes = connect_processes()
-    processes.wait()
+    processes.wait_for_everyone()
     assert (processes, list(processes.select([1, 2]))) == (Processes(0, 1), [1, 2])
 
 
