@@ -1,6 +1,7 @@
 """The command `fmnist-diffusion evaluate`."""
 
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated, Any
 
@@ -145,7 +146,7 @@ def evaluate(
         option = "fast" if fast else "train_data_dir"
         raise ValueError(f"`{option}` only applies to Fashion-MNIST. Pass only one of `{option}` and `reference`.")
     sampling = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval)
-    seed_list = parse_seeds(seeds)
+    seed_tuple = parse_seeds(seeds)
     check_packages("The evaluation", EVALUATION_PACKAGES, "eval")
     import_libraries()
     from fmnist_diffusion import evaluation
@@ -154,13 +155,19 @@ def evaluate(
 
     reference_class = evaluation.FashionMNISTReference if reference is None else evaluation.ImageReference
     images = source is not None and contains_images(source)
-    options = num_samples, seed_list, cas, classifier_guidance_scale
-    if not images:
-        evaluation.check_options(reference_class, sampling, not unconditional, *options)
-    else:
+    if images:
         reject_sampling_options(context)
-        if num_samples is not None:
-            reference_class.check_num_samples(num_samples)
+    config = evaluation.EvaluationConfig(
+        sampling=sampling,
+        conditional=not unconditional,
+        num_samples=None if images else num_samples,
+        seeds=seed_tuple,
+        batch_size=batch_size,
+        cas=cas,
+        classifier_guidance_scale=classifier_guidance_scale,
+    )
+    if num_samples is not None:
+        reference_class.check_num_samples(num_samples)
     if download_inception:
         typer.echo(f"The Inception network is at {evaluation.download_inception()}.")
     if source is None:
@@ -195,22 +202,12 @@ def evaluate(
         else:
             pipe = load_for_sampling(source, device, dtype)
             conditional = not unconditional and (pipe.is_conditional or classifier_guidance_scale != 0)
-            # The Inception network takes several seconds to load, so the options are checked first.
-            evaluation.check_options(reference_class, sampling, conditional, *options, pipe)
+            config = replace(config, conditional=conditional)
+            # The Inception network takes several seconds to load, so the settings are checked first.
+            config.check_pipeline(pipe)
             reference_images = make_reference(pipe.image_shape, pipe.unet.device)
             result = evaluation.evaluate_pipeline(
-                pipe,
-                folder,
-                name=name,
-                sampling=sampling,
-                conditional=conditional,
-                reference=reference_images,
-                num_samples=num_samples,
-                seeds=seed_list,
-                batch_size=batch_size,
-                cas=cas,
-                classifier_guidance_scale=classifier_guidance_scale,
-                processes=processes,
+                pipe, folder, config, name=name, reference=reference_images, processes=processes
             )
     if processes.is_main_process:
         for line in format_results(result):
@@ -249,9 +246,9 @@ def find_inception(weights: str | None, skippable: bool) -> Path:
     return path
 
 
-def parse_seeds(seeds: str) -> list[int]:
+def parse_seeds(seeds: str) -> tuple[int, ...]:
     try:
-        return [int(seed) for seed in seeds.split(",")]
+        return tuple(int(seed) for seed in seeds.split(","))
     except ValueError:
         raise ValueError(f"`seeds` must be comma-separated integers, got {seeds!r}.") from None
 

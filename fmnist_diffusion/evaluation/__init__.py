@@ -3,6 +3,7 @@
 from .alignment import measure_alignment
 from .classifier import Classifier
 from .classifier_training import ClassifierTrainingConfig, measure_accuracy, train_classifier
+from .config import EvaluationConfig
 from .distances import frechet_distance, kernel_distance, manifold_metrics
 from .fashion_mnist import FashionMNISTReference
 from .generation import load_batches
@@ -13,7 +14,7 @@ from .processes import Processes, connect_processes, disconnect_processes
 from .provenance import weights_hash
 from .reference import Reference
 from .report import metric_rows
-from .runner import check_options, evaluate_pipeline, evaluate_samples
+from .runner import evaluate_pipeline, evaluate_samples
 from .sample_metrics import FastMetrics
 from .samples import load_samples
 
@@ -21,6 +22,7 @@ from .samples import load_samples
 __all__ = [
     "Classifier",
     "ClassifierTrainingConfig",
+    "EvaluationConfig",
     "FashionMNISTReference",
     "FastMetrics",
     "ImageReference",
@@ -29,7 +31,6 @@ __all__ = [
     "Processes",
     "Reference",
     "check_likelihood",
-    "check_options",
     "connect_processes",
     "disconnect_processes",
     "download_inception",

@@ -1,7 +1,7 @@
 """Generates the samples of an evaluation. Finished batches are saved, so that an interrupted run can continue."""
 
 from collections.abc import Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -9,8 +9,9 @@ import torch
 from tqdm.auto import tqdm
 
 from fmnist_diffusion import FashionMNISTPipeline
-from fmnist_diffusion.sampling import Samples, SamplingConfig, generate, get_max_batch_size
+from fmnist_diffusion.sampling import Samples, generate, get_max_batch_size
 
+from .config import IMAGES_PER_SEED, EvaluationConfig
 from .inception import InceptionFeatures
 from .processes import Processes
 from .verified_tensors import load_verified, save_verified
@@ -85,10 +86,9 @@ def load_batches(folder: Path) -> Iterator[Samples]:
 
 def generate_samples(
     pipe: FashionMNISTPipeline,
-    sampling: SamplingConfig,
-    num_samples: int,
+    config: EvaluationConfig,
+    seed: int,
     conditions: dict[str, Any],
-    batch_size: int,
     folder: Path,
     inception: InceptionFeatures | None,
     processes: Processes,
@@ -96,11 +96,15 @@ def generate_samples(
     """
     Generates the samples of one seed and computes their Inception features. All `processes` must call this function.
 
-    `conditions` contains the class labels or prompts and the classifier guidance scale as keyword arguments of
-    [`generate`]. Every batch is saved in `folder` and named by the index of its first image. Existing batches are
-    loaded, and damaged ones are replaced. Raises `ValueError` if the processes do not see the same files.
+    `config.num_samples` must not be `None`. `conditions` contains the class labels or prompts and the classifier
+    guidance scale as keyword arguments of [`generate`]. Every batch is saved in `folder` and named by the index of its
+    first image. Existing batches are loaded, and damaged ones are replaced. Raises `ValueError` if the processes do
+    not see the same files.
     """
-    batches = plan_batches(folder, num_samples, min(batch_size, get_max_batch_size(pipe)))
+    num_samples = config.num_samples
+    assert num_samples is not None
+    sampling = replace(config.sampling, seed=seed * IMAGES_PER_SEED)
+    batches = plan_batches(folder, num_samples, min(config.batch_size, get_max_batch_size(pipe)))
     missing = [(start, count) for start, count, is_saved in batches if not is_saved]
     # With several processes, the bar of the main process counts the batches of all of them.
     with tqdm(

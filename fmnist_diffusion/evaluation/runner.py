@@ -9,9 +9,10 @@ from typing import Any
 
 from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.files import write_atomically
-from fmnist_diffusion.sampling import MAX_SEED, Samples, SamplingConfig, copy_pipeline
+from fmnist_diffusion.sampling import Samples, copy_pipeline
 
-from .cas import LABELS_REQUIRED, check_cas, measure_cas
+from .cas import check_cas, measure_cas
+from .config import EvaluationConfig
 from .features import cached_features
 from .generation import EvaluationSamples, generate_samples
 from .processes import Processes
@@ -22,25 +23,16 @@ from .run_folder import prepare_folder, write_json
 from .verified_tensors import hash_content
 
 
-# Evaluation seed k uses random seeds starting at k * 2**20, so samples of different seeds never share noise.
-IMAGES_PER_SEED = 2**20
-NUM_SEEDS = (MAX_SEED + 1) // IMAGES_PER_SEED
 DEFAULT_NUM_SAMPLES = 10_000
 
 
 def evaluate_pipeline(
     pipe: FashionMNISTPipeline,
     folder: Path,
+    config: EvaluationConfig,
     *,
     name: str,
-    sampling: SamplingConfig,
-    conditional: bool,
     reference: Reference,
-    num_samples: int | None = None,
-    seeds: Sequence[int] = (0,),
-    batch_size: int = 100,
-    cas: bool = False,
-    classifier_guidance_scale: float = 0.0,
     processes: Processes | None = None,
 ) -> dict[str, Any]:
     r"""
@@ -52,20 +44,9 @@ def evaluate_pipeline(
     Args:
         pipe ([`FashionMNISTPipeline`]): A pipeline for images that `reference` supports; it is not changed.
         folder (`Path`): A new folder, or the folder of an earlier call with the same settings.
+        config ([`EvaluationConfig`]): The settings.
         name (`str`): Name of the pipeline in the results.
-        sampling ([`SamplingConfig`]): The sampling settings. `seed` is replaced by `seeds`.
-        conditional (`bool`):
-            Whether to generate samples of all classes (see [`Reference.choose_conditions`]) or unconditional samples.
         reference ([`Reference`]): The real images.
-        num_samples (`int`, *optional*):
-            Number of samples per seed, at most 2**20. Defaults to 10,000, or with `cas` to the number of real images.
-        seeds (`Sequence[int]`, defaults to `(0,)`):
-            Evaluation seeds from 0 to 4095. Image i of a seed uses the random seed `seed * 2**20 + i`. With several
-            seeds, the results contain the mean and the minimum over the seeds.
-        batch_size (`int`, defaults to 100): Number of images per batch; it does not affect the samples.
-        cas (`bool`, defaults to `False`):
-            Whether to measure the classification accuracy score of the samples of the first seed; see [`measure_cas`].
-        classifier_guidance_scale (`float`, defaults to 0.0): See [`~FashionMNISTPipeline.__call__`].
         processes ([`Processes`], *optional*):
             Processes that call this function together to share the work. The results do not depend on their number.
 
@@ -73,37 +54,42 @@ def evaluate_pipeline(
         `dict`: The content of `metrics.json`.
 
     Raises:
-        `ValueError`: If an argument is out of range, the pipeline generates images that `reference` does not support,
-            a sample has NaN or infinite pixels, `folder` contains other files, or the real images are not available.
+        `ValueError`: If the pipeline does not support the settings or generates images that `reference` does not
+            support, if there are too few samples, if a sample has NaN or infinite pixels, if `folder` contains other
+            files, or if the real images are not available.
     """
     # All arguments are checked before any image is loaded.
-    options: dict[str, Any] = {"classifier_guidance_scale": classifier_guidance_scale, "pipe": pipe}
-    check_options(type(reference), sampling, conditional, num_samples, seeds, cas, **options)
-    reference.check_pipeline(pipe, conditional)
+    if config.num_samples is not None:
+        reference.check_num_samples(config.num_samples)
+    config.check_pipeline(pipe)
+    reference.check_pipeline(pipe, config.conditional)
+    sampling = config.sampling
     pipe = copy_pipeline(pipe, sampling.scheduler)
     pipe.set_progress_bar_config(disable=True)
     num_inference_steps = sampling.num_inference_steps or pipe.config["num_inference_steps"]
     pipe.set_timesteps(num_inference_steps)
     sampling = replace(sampling, scheduler=None, num_inference_steps=num_inference_steps)
-    label_names = reference.get_label_names(pipe) if conditional else None
-    if cas:
+    label_names = reference.get_label_names(pipe) if config.conditional else None
+    if config.cas:
         check_cas(reference, label_names)
+    num_samples = config.num_samples
     if num_samples is None:
-        num_samples = len(reference.real_images) if cas else DEFAULT_NUM_SAMPLES
-        check_options(type(reference), sampling, conditional, num_samples, seeds, cas, **options)
-    conditions: dict[str, Any] = {"classifier_guidance_scale": classifier_guidance_scale}
-    if conditional:
+        num_samples = len(reference.real_images) if config.cas else DEFAULT_NUM_SAMPLES
+        reference.check_num_samples(num_samples)
+    config = replace(config, sampling=sampling, num_samples=num_samples)
+    conditions: dict[str, Any] = {"classifier_guidance_scale": config.classifier_guidance_scale}
+    if config.conditional:
         conditions |= reference.choose_conditions(pipe, num_samples)
     scheduler_config = {key: to_json(value) for key, value in pipe.scheduler.config.items() if key[0] != "_"}
     settings = {
         "source": name,
         "weights_sha256": weights_hash(pipe),
         "num_samples": num_samples,
-        "seeds": list(seeds),
-        "num_inference_steps": sampling.num_inference_steps,
+        "seeds": list(config.seeds),
+        "num_inference_steps": num_inference_steps,
         "guidance_scale": sampling.guidance_scale,
         "guidance_interval": list(sampling.guidance_interval),
-        "conditional": conditional,
+        "conditional": config.conditional,
         "scheduler": type(pipe.scheduler).__name__,
         "scheduler_config": scheduler_config,
         "timestep_power": pipe.config["timestep_power"],
@@ -111,28 +97,19 @@ def evaluate_pipeline(
         "device": get_device_name(pipe.unet.device),
         "inception": reference.inception is not None,
         "versions": get_versions(),
-        **reference.get_settings(pipe if conditional else None),
+        **reference.get_settings(pipe if config.conditional else None),
     }
     if "prompts" in conditions:
         prompts = {name: json.dumps(conditions[name]) for name in ("prompts", "class_labels")}
         settings["prompts_sha256"] = hash_content({}, prompts)
-    if classifier_guidance_scale != 0:
-        settings["classifier_guidance_scale"] = classifier_guidance_scale
+    if config.classifier_guidance_scale != 0:
+        settings["classifier_guidance_scale"] = config.classifier_guidance_scale
     processes = processes or Processes()
     runs = (
-        generate_samples(
-            pipe,
-            replace(sampling, seed=seed * IMAGES_PER_SEED),
-            num_samples,
-            conditions,
-            batch_size,
-            folder / f"seed-{seed}",
-            reference.inception,
-            processes,
-        )
-        for seed in seeds
+        generate_samples(pipe, config, seed, conditions, folder / f"seed-{seed}", reference.inception, processes)
+        for seed in config.seeds
     )
-    return run_evaluation(runs, folder, settings, reference, label_names, cas, processes)
+    return run_evaluation(runs, folder, settings, reference, label_names, config.cas, processes)
 
 
 def evaluate_samples(
@@ -223,54 +200,6 @@ def run_evaluation(
         write_json(path, results)
     processes.wait_for_everyone()
     return json.loads(path.read_text())
-
-
-def check_options(
-    reference_class: type[Reference],
-    sampling: SamplingConfig,
-    conditional: bool,
-    num_samples: int | None,
-    seeds: Sequence[int],
-    cas: bool,
-    classifier_guidance_scale: float = 0.0,
-    pipe: FashionMNISTPipeline | None = None,
-) -> None:
-    """
-    Raises `ValueError` if arguments of [`evaluate_pipeline`] contradict each other or are out of range, or if `pipe`
-    lacks a component that they require.
-    """
-    if num_samples is not None:
-        reference_class.check_num_samples(num_samples)
-        if num_samples > IMAGES_PER_SEED:
-            raise ValueError(f"`num_samples` must be at most {IMAGES_PER_SEED}, got {num_samples}.")
-    if not all(0 <= seed < NUM_SEEDS for seed in seeds):
-        raise ValueError(f"`seeds` must be between 0 and {NUM_SEEDS - 1}, got {', '.join(map(str, seeds))}.")
-    if len(set(seeds)) < len(seeds):
-        raise ValueError(f"`seeds` must not contain duplicates, got {', '.join(map(str, seeds))}.")
-    for name, value, disabled in (
-        ("guidance_scale", sampling.guidance_scale, 1.0),
-        ("classifier_guidance_scale", classifier_guidance_scale, 0.0),
-    ):
-        if not conditional and value != disabled:
-            raise ValueError(
-                f"`{name}` must be {disabled} for unconditional sampling, got {value}. Omit it, or evaluate"
-                " conditional samples."
-            )
-    if not conditional and cas:
-        raise ValueError(LABELS_REQUIRED)
-    if pipe is not None:
-        has_prompts = pipe.text_encoder is not None
-        # The pipeline checks these arguments itself, but only after the real images have been prepared.
-        pipe.check_inputs(
-            class_labels=0 if conditional and not has_prompts else None,
-            prompt="" if conditional and has_prompts else None,
-            num_images_per_prompt=1,
-            num_inference_steps=1,
-            output_type="latent",
-            callback_on_step_end_tensor_inputs=(),
-            guidance_scale=sampling.guidance_scale,
-            classifier_guidance_scale=classifier_guidance_scale,
-        )
 
 
 def to_json(value: Any) -> Any:

@@ -44,8 +44,8 @@ def calls(monkeypatch, tmp_path) -> list[tuple]:
     """Replaces the evaluation; returns the list of its calls."""
     calls = []
 
-    def record(subject, folder, **kwargs):
-        calls.append((subject, folder, kwargs))
+    def record(subject, folder, *config, **kwargs):
+        calls.append((subject, folder, *config, kwargs))
         return RESULT | {"inception": kwargs["reference"].inception is not None}
 
     monkeypatch.chdir(tmp_path)
@@ -65,23 +65,22 @@ def images(tmp_path) -> Path:
 
 def test_default_options_reach_the_evaluation(calls, pipeline):
     main(["evaluate", pipeline, "--fast"])
-    ((pipe, folder, kwargs),) = calls
+    ((pipe, folder, config, kwargs),) = calls
     assert type(pipe.scheduler).__name__ == "DPMSolverMultistepScheduler"
     assert folder == Path(f"evaluation/{Path(pipeline).parent.name}-pipeline")
     reference = kwargs.pop("reference")
     assert isinstance(reference, evaluation.FashionMNISTReference)
     assert (reference.inception, reference.train_data_dir) == (None, None)
-    assert kwargs == {
-        "name": f"{Path(pipeline).parent.name}/pipeline",
-        "cas": False,
-        "classifier_guidance_scale": 0.0,
-        "processes": evaluation.Processes(),
-        "sampling": SamplingConfig(),
-        "conditional": True,
-        "num_samples": None,
-        "seeds": [0],
-        "batch_size": 100,
-    }
+    assert config == evaluation.EvaluationConfig(
+        sampling=SamplingConfig(),
+        conditional=True,
+        num_samples=None,
+        seeds=(0,),
+        batch_size=100,
+        cas=False,
+        classifier_guidance_scale=0.0,
+    )
+    assert kwargs == {"name": f"{Path(pipeline).parent.name}/pipeline", "processes": evaluation.Processes()}
 
 
 def test_options_reach_the_evaluation(calls, tmp_path):
@@ -102,29 +101,28 @@ def test_options_reach_the_evaluation(calls, tmp_path):
     }
     args = [arg for option in options.items() for arg in option]
     main(["evaluate", "guided", *args, "--guidance-interval", "0.2", "1", "--cas"])
-    ((pipe, folder, kwargs),) = calls
+    ((pipe, folder, config, kwargs),) = calls
     assert pipe.unet.dtype == torch.bfloat16
     assert folder == Path("results")
     reference = kwargs.pop("reference")
     assert reference.inception.weights == Path("inception.pt")
     assert reference.train_data_dir == "images"
-    assert kwargs == {
-        "name": "guided",
-        "cas": True,
-        "classifier_guidance_scale": 0.5,
-        "processes": evaluation.Processes(),
-        "sampling": SamplingConfig("ddim", 5, 2.0, (0.2, 1.0)),
-        "conditional": True,
-        "num_samples": 300,
-        "seeds": [0, 7],
-        "batch_size": 50,
-    }
+    assert config == evaluation.EvaluationConfig(
+        sampling=SamplingConfig("ddim", 5, 2.0, (0.2, 1.0)),
+        conditional=True,
+        num_samples=300,
+        seeds=(0, 7),
+        batch_size=50,
+        cas=True,
+        classifier_guidance_scale=0.5,
+    )
+    assert kwargs == {"name": "guided", "processes": evaluation.Processes()}
 
 
 def test_unconditional_samples_are_evaluated(calls, pipeline):
     main(["evaluate", pipeline, "--fast", "--unconditional"])
-    ((_, _, kwargs),) = calls
-    assert not kwargs["conditional"]
+    ((_, _, config, _),) = calls
+    assert not config.conditional
 
 
 def test_printed_metrics_are_rounded(calls, pipeline, capsys):

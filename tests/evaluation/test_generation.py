@@ -3,7 +3,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from fmnist_diffusion.evaluation import Processes, load_batches
+from fmnist_diffusion.evaluation import EvaluationConfig, Processes, load_batches
 from fmnist_diffusion.evaluation.generation import (
     EvaluationSamples,
     generate_samples,
@@ -62,6 +62,7 @@ def test_batches_are_limited_by_memory(tmp_path: Path, monkeypatch: pytest.Monke
     monkeypatch.setattr(
         "fmnist_diffusion.sampling.MAX_BATCH_BYTES", 3 * 80 * 8 * 8 * pipe.unet.config.block_out_channels[0]
     )
-    run = generate_samples(pipe, SamplingConfig(num_inference_steps=1), 8, {}, 64, tmp_path, None, Processes())
+    config = EvaluationConfig(SamplingConfig(num_inference_steps=1), num_samples=8, batch_size=64)
+    run = generate_samples(pipe, config, 0, {}, tmp_path, None, Processes())
     assert [path.stem for path in sorted(tmp_path.iterdir())] == ["0000000", "0000003", "0000006"]
     assert len(run.samples) == 8

@@ -7,10 +7,16 @@ import pytest
 import torch
 from PIL import Image
 
-from fmnist_diffusion.evaluation import ImageReference, ImageSource, evaluate_pipeline, evaluate_samples
+from fmnist_diffusion.evaluation import (
+    EvaluationConfig,
+    ImageReference,
+    ImageSource,
+    evaluate_pipeline,
+    evaluate_samples,
+)
 from fmnist_diffusion.evaluation.distances import kernel_distance, nearest_neighbors
 from fmnist_diffusion.evaluation.image_reference import compare_features, distribute_classes, select_images
-from fmnist_diffusion.sampling import Samples, SamplingConfig
+from fmnist_diffusion.sampling import Samples
 from tiny_pipelines import get_pipeline
 
 
@@ -199,10 +205,8 @@ def test_class_conditional_samples_have_the_proportions_of_the_reference(make_re
     labels = torch.tensor(reference.choose_conditions(pipe, 60)["class_labels"])
     assert labels.bincount(minlength=4).tolist() == [30, 0, 20, 10]
     assert labels[:30].bincount(minlength=4).tolist() == [15, 0, 10, 5]
-    results = evaluate_pipeline(
-        pipe, tmp_path / "out", name="pipe", sampling=SamplingConfig(), conditional=True, reference=reference,
-        num_samples=60,
-    )  # fmt: skip
+    config = EvaluationConfig(num_samples=60)
+    results = evaluate_pipeline(pipe, tmp_path / "out", config, name="pipe", reference=reference)
     assert results["class_proportions"] == "reference"
     assert json.loads((tmp_path / "out" / "settings.json").read_text())["class_proportions"] == "reference"
 
@@ -243,11 +247,9 @@ def test_unsuitable_pipelines_are_rejected(
     config: dict[str, Any], kwargs: dict[str, Any], message: str, make_reference, tmp_path: Path
 ):
     pipe = get_pipeline(**{"in_channels": 3, "out_channels": 3} | config)
+    evaluation_config = EvaluationConfig(**{"num_samples": 60} | kwargs)
     with pytest.raises(ValueError, match=message):
-        evaluate_pipeline(
-            pipe, tmp_path / "out", name="pipe", sampling=SamplingConfig(), conditional=True,
-            reference=make_reference(), **{"num_samples": 60} | kwargs,
-        )  # fmt: skip
+        evaluate_pipeline(pipe, tmp_path / "out", evaluation_config, name="pipe", reference=make_reference())
     assert not (tmp_path / "out").exists()
 
 

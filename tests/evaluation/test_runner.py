@@ -14,6 +14,7 @@ from fmnist_diffusion.captions.captions import CLASS_NOUNS
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.evaluation import (
     Classifier,
+    EvaluationConfig,
     FashionMNISTReference,
     InceptionFeatures,
     evaluate_pipeline,
@@ -46,10 +47,15 @@ def pipe() -> FashionMNISTPipeline:
 def evaluate(pipe: FashionMNISTPipeline, fashion_mnist_folder: Path):
     """Evaluates a small pipeline with the classifier against 512 training images."""
 
-    def evaluate(folder: Path, inception: InceptionFeatures | None = None, **kwargs) -> dict[str, Any]:
-        kwargs = {"pipe": pipe, "sampling": SamplingConfig(), "conditional": True, "num_samples": 300} | kwargs
+    def evaluate(
+        folder: Path,
+        inception: InceptionFeatures | None = None,
+        pipe: FashionMNISTPipeline = pipe,
+        **kwargs,
+    ) -> dict[str, Any]:
+        config = EvaluationConfig(**{"num_samples": 300, "batch_size": 128} | kwargs)
         reference = FashionMNISTReference(inception, train_data_dir=str(fashion_mnist_folder))
-        results = evaluate_pipeline(folder=folder, name="test", reference=reference, **{"batch_size": 128} | kwargs)
+        results = evaluate_pipeline(pipe, folder, config, name="test", reference=reference)
         assert json.loads((folder / "metrics.json").read_text()) == results
         return results
 
@@ -84,7 +90,7 @@ def test_text_conditional_pipeline_generates_captions_of_the_test_images(
 def run_folder(evaluate, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The folder of a complete run with seed 3."""
     folder = tmp_path_factory.mktemp("runner") / "run"
-    evaluate(folder, seeds=[3])
+    evaluate(folder, seeds=(3,))
     return folder
 
 
@@ -153,8 +159,8 @@ def test_an_interrupted_run_continues_with_the_same_results(
 
     monkeypatch.setattr(generation, "generate", generate_with_interrupt)
     with pytest.raises(KeyboardInterrupt):
-        evaluate(tmp_path / "out", seeds=[3])
-    results, expected = evaluate(tmp_path / "out", seeds=[3]), read_results(run_folder)
+        evaluate(tmp_path / "out", seeds=(3,))
+    results, expected = evaluate(tmp_path / "out", seeds=(3,)), read_results(run_folder)
     assert starts == [0, 128, 128, 256]
     for metrics in (expected["metrics"], results["metrics"]):
         del metrics["images_per_second"]
@@ -162,7 +168,7 @@ def test_an_interrupted_run_continues_with_the_same_results(
 
 
 def test_several_seeds_give_mean_and_minimum(evaluate, tmp_path: Path):
-    metrics = evaluate(tmp_path / "out", seeds=[0, 1], conditional=False)["metrics"]
+    metrics = evaluate(tmp_path / "out", seeds=(0, 1), conditional=False)["metrics"]
     distance = metrics["classifier_frechet_distance_train"]
     assert distance["min"] == min(distance["seeds"])
     assert distance["mean"] == pytest.approx(sum(distance["seeds"]) / 2)
@@ -233,7 +239,7 @@ def test_fid_needs_the_original_training_images(fashion_mnist_folder: Path):
 def test_a_folder_of_another_run_is_not_changed(evaluate, run_folder: Path):
     before = (run_folder / "metrics.json").read_bytes()
     with pytest.raises(ValueError, match=r"The folder .*run contains a different run or other files\."):
-        evaluate(run_folder, seeds=[5])
+        evaluate(run_folder, seeds=(5,))
     assert (run_folder / "metrics.json").read_bytes() == before
 
 
@@ -245,7 +251,7 @@ def test_damaged_parts_are_generated_again(evaluate, run_folder: Path, tmp_path:
     second.write_bytes(content[:5000] + bytes([content[5000] ^ 1]) + content[5001:])
     # Interrupted programs leave such files.
     third.rename(third.with_name(f".incomplete-1-{third.name}"))
-    results, expected = evaluate(tmp_path / "out", seeds=[3], batch_size=100), read_results(run_folder)
+    results, expected = evaluate(tmp_path / "out", seeds=(3,), batch_size=100), read_results(run_folder)
     for metrics in (expected["metrics"], results["metrics"]):
         del metrics["images_per_second"]
     assert results == expected
@@ -264,7 +270,7 @@ def test_damaged_parts_are_generated_again(evaluate, run_folder: Path, tmp_path:
             r"The Fréchet distance requires at least 257 samples, got 100\. Evaluate more samples\.",
         ),
         ({"num_samples": 2**21}, r"`num_samples` must be at most 1048576, got 2097152\."),
-        ({"seeds": [0, 4096]}, r"`seeds` must be between 0 and 4095, got 0, 4096\."),
+        ({"seeds": (0, 4096)}, r"`seeds` must be between 0 and 4095, got 0, 4096\."),
         (
             {"sampling": SamplingConfig(guidance_scale=2.0), "conditional": False},
             r"`guidance_scale` must be 1\.0 for unconditional sampling, got 2\.0\.",
