@@ -12,15 +12,11 @@ from fmnist_diffusion.data import ImageTensors
 from fmnist_diffusion.sampling import Samples
 
 from .classifier_training import ClassifierTrainingConfig, measure_accuracy, train_classifier
+from .config import LABELS_REQUIRED
 from .inception import cache_dir
 from .provenance import tensor_hash
 from .reference import Reference
 from .verified_tensors import load_verified, save_verified
-
-
-LABELS_REQUIRED = (
-    "`cas` requires labeled samples: pass a class-conditional pipeline, or images with the classes of the reference."
-)
 
 
 def check_cas(reference: Reference, label_names: Sequence[str] | None) -> None:

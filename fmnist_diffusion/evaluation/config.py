@@ -5,12 +5,13 @@ from dataclasses import dataclass, field
 from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig
 
-from .cas import LABELS_REQUIRED
-
 
 # Evaluation seed k uses random seeds starting at k * 2**20, so samples of different seeds never share noise.
 IMAGES_PER_SEED = 2**20
 NUM_SEEDS = (MAX_SEED + 1) // IMAGES_PER_SEED
+LABELS_REQUIRED = (
+    "`cas` requires labeled samples: pass a class-conditional pipeline, or images with the classes of the reference."
+)
 
 
 @dataclass(frozen=True)

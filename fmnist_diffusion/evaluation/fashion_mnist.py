@@ -31,10 +31,9 @@ from .provenance import tensor_hash
 from .reference import Reference
 from .sample_metrics import (
     Measurement,
-    add_sampling_speed,
     classifier_metrics,
     inception_metrics,
-    measure_memorization,
+    make_measurement,
 )
 from .samples import describe_shape
 
@@ -153,16 +152,12 @@ class FashionMNISTReference(Reference):
         if run.inception_features is not None:
             metrics = inception_metrics(run.inception_features, self.reference_features) | metrics
 
-        test_distances = load_test_distances()
-        spaces = {"pixels": (samples.images.flatten(1), self.real_images.images.flatten(1))}
+        real_distances = load_test_distances()
+        pixels = samples.images.flatten(1), self.real_images.images.flatten(1)
+        spaces = {"pixels": (*pixels, real_distances["pixels"])}
         if self.train_features is not None:
-            spaces["classifier"] = features, self.train_features
-        memorization = {
-            space: measure_memorization(*vectors, test_distances[space]) for space, vectors in spaces.items()
-        }
-        metrics |= {f"nearest_{space}": found.summarize("test") for space, found in memorization.items()}
-        add_sampling_speed(metrics, samples)
-        return Measurement(samples, memorization, metrics, predicted_classes)
+            spaces["classifier"] = features, self.train_features, real_distances["classifier"]
+        return make_measurement(samples, metrics, spaces, "test", predicted_classes)
 
     def describe(self) -> dict[str, Any]:
         networks = [self.classifier] if self.inception is None else [self.classifier, self.inception]

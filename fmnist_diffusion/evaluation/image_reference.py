@@ -29,7 +29,7 @@ from .inception import InceptionFeatures, cache_dir
 from .processes import Processes
 from .provenance import tensor_hash
 from .reference import Reference
-from .sample_metrics import Measurement, add_sampling_speed, measure_memorization
+from .sample_metrics import Measurement, make_measurement
 from .samples import describe_shape
 from .verified_tensors import load_verified, save_verified
 
@@ -241,16 +241,10 @@ class ImageReference(Reference):
     def measure(self, run: EvaluationSamples) -> Measurement:
         samples, features = run.samples, run.inception_features
         assert features is not None
-        metrics: dict[str, Any] = compare_features(features, self.features)
         images = samples.images.expand(-1, self.shape[0], -1, -1)
         vectors = {"pixels": images.flatten(1), "inception": features}
-        memorization = {
-            space: measure_memorization(vectors[space], real, self.distances[space])
-            for space, real in self.get_vectors().items()
-        }
-        metrics |= {f"nearest_{space}": found.summarize("reference") for space, found in memorization.items()}
-        add_sampling_speed(metrics, samples)
-        return Measurement(samples, memorization, metrics)
+        spaces = {space: (vectors[space], real, self.distances[space]) for space, real in self.get_vectors().items()}
+        return make_measurement(samples, compare_features(features, self.features), spaces, "reference")
 
     def describe(self) -> dict[str, Any]:
         channels, height, width = self.shape

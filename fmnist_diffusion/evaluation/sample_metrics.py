@@ -1,5 +1,6 @@
 """Classifier metrics, Inception metrics and memorization (nearest training images) of a set of samples."""
 
+from collections.abc import Mapping
 from dataclasses import dataclass
 from typing import Any
 
@@ -147,13 +148,6 @@ def measure_memorization(
     return Memorization(distances[:, 0], indices[:, 0], real_distances)
 
 
-def add_sampling_speed(metrics: dict[str, Any], samples: Samples) -> None:
-    """Adds the number of function evaluations per image and the speed of one process, if they are known."""
-    if samples.seconds:
-        metrics["num_function_evaluations"] = samples.num_function_evaluations // len(samples)
-        metrics["images_per_second"] = len(samples) / samples.seconds
-
-
 @dataclass
 class Measurement:
     """
@@ -171,3 +165,30 @@ class Measurement:
     memorization: dict[str, Memorization]
     metrics: dict[str, Any]
     predicted_classes: torch.Tensor | None = None
+
+
+def make_measurement(
+    samples: Samples,
+    metrics: dict[str, Any],
+    spaces: Mapping[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]],
+    real_name: str,
+    predicted_classes: torch.Tensor | None = None,
+) -> Measurement:
+    """
+    Finds the nearest training image of each sample, and adds the distances and the sampling speed to `metrics`.
+
+    Args:
+        samples ([`Samples`]): The samples.
+        metrics (`dict`): Other metrics by name; it is not changed.
+        spaces (`Mapping[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]`):
+            The arguments of [`measure_memorization`] for each feature space, such as `"pixels"`.
+        real_name (`str`): Name of these real images, such as `"test"`.
+        predicted_classes (`torch.Tensor`, *optional*): See [`Measurement`].
+    """
+    memorization = {space: measure_memorization(*tensors) for space, tensors in spaces.items()}
+    metrics = metrics | {f"nearest_{space}": found.summarize(real_name) for space, found in memorization.items()}
+    # The number of function evaluations and the speed of existing samples are unknown.
+    if samples.seconds:
+        metrics["num_function_evaluations"] = samples.num_function_evaluations // len(samples)
+        metrics["images_per_second"] = len(samples) / samples.seconds
+    return Measurement(samples, memorization, metrics, predicted_classes)
