@@ -10,6 +10,7 @@ import math
 import torch
 
 from fmnist_diffusion.objectives import PredictionType
+from fmnist_diffusion.pipelines import predict_x0
 from fmnist_diffusion.schedulers import compute_angles
 
 
@@ -37,15 +38,12 @@ def predict_images(
 ) -> torch.Tensor:
     r"""Converts the output of a model to the predicted clean images $f(x_\theta, \theta)$.
 
-    This is $\cos(\theta)\,x_\theta - \sin(\theta)\,v$ for v-prediction (arXiv 2202.00512, appendix D). For every
-    prediction type, $f(x, 0) = x$, as a consistency function requires (arXiv 2303.01469, section 3).
+    For every prediction type, $f(x, 0) = x$, as a consistency function requires (arXiv 2303.01469, section 3).
     """
     angles = angles.view(-1, 1, 1, 1)
-    if prediction_type == "v_prediction":
-        return angles.cos() * noisy_images - angles.sin() * prediction
-    if prediction_type == "epsilon":
-        return (noisy_images - angles.sin() * prediction) / angles.cos()
-    return torch.where(angles > 0, prediction, noisy_images)
+    if prediction_type == "sample":
+        return torch.where(angles > 0, prediction, noisy_images)
+    return predict_x0(noisy_images, prediction, angles.cos(), angles.sin(), prediction_type)
 
 
 def ddim_step(

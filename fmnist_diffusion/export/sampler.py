@@ -1,26 +1,22 @@
 """Describes a sampler by the coefficients of its steps, so that sampling needs no scheduler."""
 
-import inspect
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import numpy as np
 import torch
 
+from fmnist_diffusion.pipelines import FashionMNISTPipeline, predict_x0
+from fmnist_diffusion.pipelines.pipeline_fmnist import get_scheduler_options
 from fmnist_diffusion.sampling import copy_pipeline
 
 
-if TYPE_CHECKING:
-    from fmnist_diffusion.pipelines import FashionMNISTPipeline
-
 PROBE_SHAPE = (1, 1, 64, 64)
-# `pred_original_sample` clamps x0 to [-1, 1]. For inputs as small as this, x0 stays inside that range.
-SMALL_INPUT = 1e-6
 # Schedulers compute in float32, so a linear step differs from its fit by rounding errors. The errors are largest for
 # EulerDiscreteScheduler at high noise levels.
 MAX_RELATIVE_ERROR = 1e-4
 
 
-def describe_sampler(pipe: "FashionMNISTPipeline", num_inference_steps: int) -> dict[str, Any]:
+def describe_sampler(pipe: FashionMNISTPipeline, num_inference_steps: int) -> dict[str, Any]:
     """
     Computes the timesteps and the coefficients of all sampling steps from the scheduler of a pipeline.
 
@@ -93,28 +89,27 @@ def get_clip(scheduler: Any) -> float | None:
     Raises:
         `ValueError`: If the maximum depends on the sample.
     """
-    # The config that `from_config` creates also contains options of the previous scheduler class.
-    parameters = inspect.signature(type(scheduler)).parameters
-    config = {name: value for name, value in scheduler.config.items() if name in parameters}
-    if config.get("thresholding", False):
+    options = get_scheduler_options(scheduler)
+    if options.get("thresholding", False):
         # Dynamic thresholding uses a quantile between 1 and `sample_max_value`.
-        if config["sample_max_value"] > 1:
+        if options["sample_max_value"] > 1:
             raise ValueError(
                 "Dynamic thresholding cannot be exported. Use a scheduler with `thresholding=False` or"
                 " `sample_max_value=1.0`."
             )
         return 1.0
-    if config.get("clip_sample", False):
-        return float(config["clip_sample_range"])
+    if options.get("clip_sample", False):
+        return float(options["clip_sample_range"])
     return None
 
 
-def get_x0_coefficients(pipe: "FashionMNISTPipeline", timestep: torch.Tensor) -> tuple[float, float]:
+def get_x0_coefficients(pipe: FashionMNISTPipeline, timestep: torch.Tensor) -> tuple[float, float]:
     """Returns `a` and `b` of the predicted x0 at a timestep, `a * model_input + b * prediction`."""
-    small, zero = torch.full((), SMALL_INPUT), torch.zeros(())
-    from_input = pipe.pred_original_sample(zero, small, timestep)
-    from_prediction = pipe.pred_original_sample(small, zero, timestep)
-    return float(from_input) / SMALL_INPUT, float(from_prediction) / SMALL_INPUT
+    noise_level = pipe._get_input_noise_level(timestep)
+    one, zero = torch.ones(()), torch.zeros(())
+    from_input = predict_x0(one, zero, *noise_level, pipe.prediction_type)
+    from_prediction = predict_x0(zero, one, *noise_level, pipe.prediction_type)
+    return float(from_input), float(from_prediction)
 
 
 def fit(inputs: dict[str, torch.Tensor], output: torch.Tensor) -> dict[str, float] | None:

@@ -182,6 +182,34 @@ def uses_flow_matching(scheduler: Any) -> bool:
     return isinstance(scheduler, FLOW_MATCH_SCHEDULERS) or bool(scheduler.config.get("use_flow_sigmas", False))
 
 
+def predict_x0(
+    model_input: torch.Tensor,
+    prediction: torch.Tensor,
+    alpha: torch.Tensor,
+    sigma: torch.Tensor,
+    prediction_type: str,
+) -> torch.Tensor:
+    """
+    Computes x0 from noisy images `alpha * x0 + sigma * noise` and the output of a model.
+
+    The equations are those of arXiv 2006.11239 (equation 15) for epsilon prediction, arXiv 2202.00512 (appendix D) for
+    v-prediction, and arXiv 2209.03003 (equation 1) for flow matching.
+
+    Args:
+        model_input (`torch.Tensor`): The noisy images.
+        prediction (`torch.Tensor` of the same shape): Output of the model.
+        alpha, sigma (`torch.Tensor`): Noise levels, which must be broadcastable to the images.
+        prediction_type (`str`): `"epsilon"`, `"v_prediction"`, `"flow_prediction"` or `"sample"`.
+    """
+    if prediction_type == "epsilon":
+        return (model_input - sigma * prediction) / alpha
+    if prediction_type == "v_prediction":
+        return alpha * model_input - sigma * prediction
+    if prediction_type == "flow_prediction":
+        return model_input - sigma * prediction
+    return prediction
+
+
 def get_orientation(image: PIL.Image.Image) -> int:
     """Returns the EXIF orientation, from 1 to 8; 1 (upright) if it is missing or the metadata is broken."""
     try:
@@ -1399,23 +1427,15 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self, prediction: torch.Tensor, model_input: torch.Tensor, timestep: torch.Tensor
     ) -> torch.Tensor:
         """
-        Computes the predicted x0 (arXiv 2006.11239, equation 15; arXiv 2202.00512, appendix D). In flow matching, it
-        is `x - sigma * prediction` (arXiv 2209.03003, equation 1). Images are clamped to [-1, 1]; latents are not.
+        Computes the predicted x0; see [`predict_x0`]. Images are clamped to [-1, 1]; latents are not.
 
         Args:
             prediction (`torch.Tensor`): Output of the model.
             model_input (`torch.Tensor` of the same shape): The noisy images that the model received.
             timestep (`torch.Tensor` of shape `()`): The timestep of all images, one of `scheduler.timesteps`.
         """
-        alpha, sigma = self._get_input_noise_level(timestep)
-        if self.prediction_type == "epsilon":
-            original = (model_input - sigma * prediction) / alpha
-        elif self.prediction_type == "v_prediction":
-            original = alpha * model_input - sigma * prediction
-        elif self.prediction_type == "flow_prediction":
-            original = model_input - sigma * prediction
-        else:
-            original = prediction
+        noise_level = self._get_input_noise_level(timestep)
+        original = predict_x0(model_input, prediction, *noise_level, self.prediction_type)
         return original.clamp(-1, 1) if self.vae is None else original
 
     def _get_input_noise_level(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
