@@ -19,7 +19,7 @@ from PIL import Image
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.data import DEFAULT_DATASET, FASHION_MNIST_LABELS, to_pil, to_uint8
 from fmnist_diffusion.data.errors import list_names
-from fmnist_diffusion.loading import find_pipeline_file
+from fmnist_diffusion.loading import find_pipeline_file, get_device
 from fmnist_diffusion.metadata import get_dataset, read_metrics, read_train_config
 from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, generate_pixels, make_generators
 
@@ -132,12 +132,12 @@ class Engine:
 
     Args:
         model_id (`str`): Name of a bundled checkpoint, a local folder or a Hub repository id.
-        device (`str`, *optional*): By default, a GPU if there is one.
+        device (`str`, defaults to `"auto"`): Name of a torch device; see [`get_device`].
     """
 
-    def __init__(self, model_id: str, device: str | None = None):
+    def __init__(self, model_id: str, device: str = "auto"):
         self.model_id = model_id
-        self.device = torch.device(device or ("cuda" if torch.cuda.is_available() else "cpu"))
+        self.device = get_device(device)
         self.pipe: FashionMNISTPipeline = load_pipeline(model_id).to(self.device)
         self.pipe.set_progress_bar_config(disable=True)
         # The demo does not use classifier guidance, so it ignores the class names of a classifier.

@@ -45,7 +45,7 @@ from uploads import EXAMPLES, open_upload, parse_mask, to_fashion_mnist, to_mode
 
 
 DEFAULT_SCHEDULER = "default"
-SCHEDULERS = (DEFAULT_SCHEDULER, "ddim", "dpmsolver++", "unipc", "deis", "ddpm")
+SCHEDULER_CHOICES = (DEFAULT_SCHEDULER, "ddim", "dpmsolver++", "unipc", "deis", "ddpm")
 ALL_CLASSES = "all classes"
 # With this seed, the ten images of the first screen are easy to recognize.
 FIRST_SEED = 25
@@ -76,8 +76,8 @@ def make_request(
     labels = [] if labels is None else labels
     if not isinstance(labels, list) or not all(isinstance(label, str) for label in labels):
         raise RequestError("The classes must be a list of class names.")
-    if scheduler not in SCHEDULERS:
-        raise RequestError(f"The scheduler must be one of {', '.join(SCHEDULERS)}.")
+    if scheduler not in SCHEDULER_CHOICES:
+        raise RequestError(f"The scheduler must be one of {', '.join(SCHEDULER_CHOICES)}.")
     return GenerationRequest(
         labels=tuple(labels),
         num_images=num_images,

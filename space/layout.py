@@ -14,7 +14,7 @@ from handlers import (
     DEFAULT_SCHEDULER,
     FIRST_INTERPOLATION_SEEDS,
     MAX_LIVE_STEPS,
-    SCHEDULERS,
+    SCHEDULER_CHOICES,
     Handlers,
 )
 from runs import FRAME_COLUMNS, get_positions
@@ -29,7 +29,7 @@ LIVE_INFO = f"With at most {MAX_LIVE_STEPS} steps, new images appear whenever yo
 # With fewer steps, few values of the strength are possible, and the images of `fast` often keep the original class.
 MIN_IMAGE_TO_IMAGE_STEPS = 20
 # DDPM adds noise that cannot be interpolated.
-INTERPOLATION_SCHEDULERS = SCHEDULERS[:-1]
+INTERPOLATION_SCHEDULERS = SCHEDULER_CHOICES[:-1]
 
 # System fonts require no network access. The colors meet the contrast requirements of WCAG level AA.
 THEME = gr.themes.Base(
@@ -66,7 +66,7 @@ def steps_slider(value: int, info: str | None = None) -> gr.Slider:
     return gr.Slider(1, MAX_STEPS, value, step=1, label="Steps", info=info)
 
 
-def scheduler_dropdown(engines: Iterable[Engine], names: Sequence[str] = SCHEDULERS) -> gr.Dropdown:
+def scheduler_dropdown(engines: Iterable[Engine], names: Sequence[str] = SCHEDULER_CHOICES) -> gr.Dropdown:
     """Returns a dropdown of the schedulers that at least one of the engines supports."""
     engines = list(engines)
     choices = [name for name in names if name == DEFAULT_SCHEDULER or any(e.supports(name) for e in engines)]

@@ -119,7 +119,7 @@ class TestFlowMatchingModel:
             assert difference([image], alone) <= 1
 
     def test_only_solvers_of_flow_matching_are_supported(self, flow_engine, base):
-        names = layout.SCHEDULERS[1:]
+        names = layout.SCHEDULER_CHOICES[1:]
         assert [name for name in names if flow_engine.supports(name)] == ["dpmsolver++", "unipc"]
         assert all(base.supports(name) for name in names)
         with pytest.raises(RequestError, match="DDIMScheduler does not support this flow-matching model"):
@@ -198,7 +198,7 @@ class TestGenerate:
         pixels = ((noise[0, 0] / 2 + 0.5).clamp(0, 1) * 255).round().numpy()
         assert abs(arrays(steps[0].images)[0] - pixels).max() <= 1
 
-    @pytest.mark.parametrize("scheduler", layout.SCHEDULERS[1:])
+    @pytest.mark.parametrize("scheduler", layout.SCHEDULER_CHOICES[1:])
     def test_schedulers_of_the_page_work(self, base, scheduler):
         step = last(base.generate(request(labels=("Coat",), num_images=1, scheduler=scheduler)))
         assert step.num_function_evaluations == 3

@@ -374,7 +374,7 @@ def test_flow_matching_page_offers_schedulers_that_work(flow_folder):
         assert [value for _, value in dropdown.choices] == ["default", "dpmsolver++", "unipc"]
     # Other checkpoints can be chosen in these tabs.
     for name in ("on_generate", "on_compare"):
-        assert all(len(dropdown.choices) == len(handlers.SCHEDULERS) for dropdown in schedulers[name])
+        assert all(len(dropdown.choices) == len(handlers.SCHEDULER_CHOICES) for dropdown in schedulers[name])
 
 
 class TestCustomModels:
