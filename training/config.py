@@ -52,17 +52,10 @@ class DataConfig:
     max_train_samples: int | None = None
 
     def get_source(self) -> dict[str, Any]:
-        """Returns the arguments of [`load_split`], which [`load_images`] and [`inspect_images`] also accept."""
-        return {
-            "dataset_name": self.dataset_name,
-            "split": self.split,
-            "dataset_config_name": self.dataset_config_name,
-            "train_data_dir": self.train_data_dir,
-            "image_column": self.image_column,
-            "label_column": self.label_column,
-            "caption_column": self.caption_column,
-            "max_samples": self.max_train_samples,
-        }
+        """Returns the arguments that [`load_images`], [`inspect_images`] and [`load_split`] have in common."""
+        names = ("dataset_name", "split", "dataset_config_name", "train_data_dir")
+        names += ("image_column", "label_column", "caption_column")
+        return {name: getattr(self, name) for name in names} | {"max_samples": self.max_train_samples}
 
 
 @dataclass

@@ -44,7 +44,7 @@ def standardize_columns(
         source (`str`):
             Path or name of the dataset for error messages.
         image_column, label_column (`str`, *optional*), caption_column (`str`):
-            See [`load_split`].
+            See [`DataSource`].
     """
     import datasets
 
