@@ -7,10 +7,12 @@ They consist of safetensors and JSON files, and a manifest with their hashes. Lo
 
 import json
 import re
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 import torch
 from accelerate import Accelerator
@@ -151,15 +153,30 @@ def save_checkpoint(
             "grad_scaler": scaler.state_dict() if scaler is not None else None,
             "vae_sha256": None if components.vae is None else hash_vae(components.vae),
         }
-        with replace_folder(folder / f"checkpoint-{progress.global_step}") as temporary:
-            for name, values in tensors.items():
-                write_tensors(temporary / f"{name}.safetensors", values)
-            (temporary / "trainer.json").write_text(json.dumps(state) + "\n")
-            write_manifest(temporary)
+        write_checkpoint(folder / f"checkpoint-{progress.global_step}", tensors, state)
         for old in list_checkpoints(folder)[:-total_limit]:
             remove_folder(old)
 
     call_on_main_process(accelerator, write)
+
+
+def write_checkpoint(folder: Path, tensors: Mapping[str, Tensors], state: dict[str, Any]) -> None:
+    """Replaces `folder` with one safetensors file per item of `tensors`, `trainer.json` and a manifest.
+
+    Raises:
+        `WriteError`: If a file cannot be written.
+    """
+    with replace_folder(folder) as temporary:
+        for name, values in tensors.items():
+            write_tensors(temporary / f"{name}.safetensors", values)
+        (temporary / "trainer.json").write_text(json.dumps(state) + "\n")
+        write_manifest(temporary)
+
+
+def restore_tensors(path: Path, restore: Callable[[Tensors], None]) -> None:
+    """Calls `restore` with the tensors of a safetensors file; raises `ValueError` if they cannot be restored."""
+    with describe_load_errors(path):
+        restore(load_file(path))
 
 
 def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint: Path) -> Progress:
@@ -171,18 +188,16 @@ def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint
         `ValueError`: If the checkpoint does not fit the model or the data of this run.
     """
     unet = accelerator.unwrap_model(components.unet)
-    with describe_load_errors(checkpoint / "model.safetensors") as path:
-        copy_tensors(load_file(path), unet.state_dict())
-    with describe_load_errors(checkpoint / "optimizer.safetensors") as path:
-        set_optimizer_tensors(components.optimizer, unet, load_file(path))
-    with describe_load_errors(checkpoint / "timestep_sampler.safetensors") as path:
-        copy_tensors(load_file(path), components.loss.timestep_sampler.state_dict())
+    sampler, optimizer = components.loss.timestep_sampler, components.optimizer
+    restore_tensors(checkpoint / "model.safetensors", partial(copy_tensors, target=unet.state_dict()))
+    restore_tensors(checkpoint / "optimizer.safetensors", partial(set_optimizer_tensors, optimizer, unet))
+    restore_tensors(checkpoint / "timestep_sampler.safetensors", partial(copy_tensors, target=sampler.state_dict()))
     if components.discriminator is not None:
         discriminator = accelerator.unwrap_model(components.discriminator)
-        with describe_load_errors(checkpoint / "discriminator.safetensors") as path:
-            copy_tensors(load_file(path), discriminator.state_dict())
-        with describe_load_errors(checkpoint / "discriminator_optimizer.safetensors") as path:
-            set_optimizer_tensors(components.optimizer, discriminator, load_file(path))
+        restore = partial(copy_tensors, target=discriminator.state_dict())
+        restore_tensors(checkpoint / "discriminator.safetensors", restore)
+        restore = partial(set_optimizer_tensors, optimizer, discriminator)
+        restore_tensors(checkpoint / "discriminator_optimizer.safetensors", restore)
     with describe_load_errors(checkpoint / "trainer.json") as path:
         state = json.loads(path.read_bytes())
         progress = Progress(**state["progress"])
@@ -194,8 +209,8 @@ def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint
         if components.ema is not None:
             components.ema.optimization_step = int(state["ema_step"])
     if components.ema is not None:
-        with describe_load_errors(checkpoint / "ema.safetensors") as path:
-            copy_tensors(load_file(path), get_ema_tensors(components.ema, unet))
+        target = get_ema_tensors(components.ema, unet)
+        restore_tensors(checkpoint / "ema.safetensors", partial(copy_tensors, target=target))
     return progress
 
 

@@ -21,12 +21,11 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 from jsonargparse import ArgumentParser
-from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from autoencoder import compute_psnr, reconstruct
 from batches import Batches
-from checkpoint import Progress, check_progress, describe_load_errors
+from checkpoint import Progress, check_progress, describe_load_errors, restore_tensors, write_checkpoint
 from checks import check_values
 from components import make_lr_scheduler, make_optimizer
 from config import DataConfig, OptimizerConfig, add_defaults
@@ -37,13 +36,12 @@ from fmnist_diffusion.files import (
     remove_temporary_files,
     replace_folder,
     write_atomically,
-    write_tensors,
 )
 from fmnist_diffusion.images import image_grid, upscale
 from fmnist_diffusion.pipelines import get_vae_scale_factor
 from interrupts import Interrupts, Terminated
 from lock import check_new_folder, lock_folder
-from manifest import find_damage, write_manifest
+from manifest import find_damage
 from processes import call_on_main_process, destroy_process_groups_after
 from run import print_and_exit
 from states import are_finite, copy_tensors, get_optimizer_tensors, set_optimizer_tensors
@@ -276,18 +274,18 @@ class AutoencoderTrainer:
         call_on_main_process(self.accelerator, partial(self._write, loss))
 
     def _write(self, loss: float | None) -> None:
-        with replace_folder(self.checkpoint) as temporary:
-            write_tensors(temporary / "model.safetensors", self.vae.state_dict())
-            write_tensors(temporary / "optimizer.safetensors", get_optimizer_tensors(self.optimizer, self.vae))
-            scaler = self.accelerator.scaler
-            state = {
-                "config": asdict(self.config),
-                "progress": asdict(self.progress),
-                "batches_per_epoch": len(self.batches),
-                "grad_scaler": None if scaler is None else scaler.state_dict(),
-            }
-            (temporary / "trainer.json").write_text(json.dumps(state) + "\n")
-            write_manifest(temporary)
+        tensors = {
+            "model": self.vae.state_dict(),
+            "optimizer": get_optimizer_tensors(self.optimizer, self.vae),
+        }
+        scaler = self.accelerator.scaler
+        state = {
+            "config": asdict(self.config),
+            "progress": asdict(self.progress),
+            "batches_per_epoch": len(self.batches),
+            "grad_scaler": None if scaler is None else scaler.state_dict(),
+        }
+        write_checkpoint(self.checkpoint, tensors, state)
         metrics = self._write_outputs()
         text = f"Step {self.progress.global_step:,} of {self.total_steps:,}: "
         if loss is not None:
@@ -347,10 +345,9 @@ class AutoencoderTrainer:
                 f"`--num_epochs` must be at least {progress.epoch + (progress.batch > 0)}, the number of started"
                 f" epochs, got {self.config.num_epochs}."
             )
-        with describe_load_errors(self.checkpoint / "model.safetensors") as path:
-            copy_tensors(load_file(path), self.vae.state_dict())
-        with describe_load_errors(self.checkpoint / "optimizer.safetensors") as path:
-            set_optimizer_tensors(self.optimizer, self.vae, load_file(path))
+        model, optimizer = (self.checkpoint / f"{name}.safetensors" for name in ("model", "optimizer"))
+        restore_tensors(model, partial(copy_tensors, target=self.vae.state_dict()))
+        restore_tensors(optimizer, partial(set_optimizer_tensors, self.optimizer, self.vae))
         vars(self.progress).update(vars(progress))
 
 

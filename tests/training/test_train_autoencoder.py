@@ -241,7 +241,7 @@ def test_full_disk_exits_with_one_line(
     def fail(*args: object) -> None:
         raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-    monkeypatch.setattr("train_autoencoder.write_tensors", fail)
+    monkeypatch.setattr("checkpoint.write_tensors", fail)
     with pytest.raises(SystemExit) as error:
         launch()
     assert error.value.code == 1
