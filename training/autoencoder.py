@@ -10,7 +10,7 @@ from diffusers import AutoencoderKL
 
 from batches import ImageDataset
 from config import DataConfig
-from fmnist_diffusion.data import ImageTensors, get_height_width, to_model_input, to_uint8
+from fmnist_diffusion.data import ImageTensors, to_model_input, to_uint8
 from fmnist_diffusion.pipelines import encode_images, get_vae_scale_factor
 from fmnist_diffusion.pipelines.components import check_scaling, load_model
 from pretrained import load_pretrained
@@ -53,17 +53,17 @@ def hash_vae(vae: AutoencoderKL) -> str:
 
 def check_image_shape(data: DataConfig, vae: AutoencoderKL) -> None:
     """Raises `ValueError` if the autoencoder does not support the size or the channels of the images."""
-    assert data.resolution is not None
+    channels, *size = data.image_shape
     factor = get_vae_scale_factor(vae)
-    if any(side % factor for side in get_height_width(data.resolution)):
+    if any(side % factor for side in size):
         raise ValueError(
             f"`--data.resolution` must be a multiple of {factor}, the downsampling factor of the autoencoder, got"
             f" {data.resolution}."
         )
-    if data.channels != vae.config["in_channels"]:
+    if channels != vae.config["in_channels"]:
         raise ValueError(
             f"`--data.channels` must be {vae.config['in_channels']}, the number of channels of the autoencoder, got"
-            f" {data.channels}."
+            f" {channels}."
         )
 
 

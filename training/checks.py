@@ -13,6 +13,7 @@ from typing import Any, Literal
 from diffusers import DDPMScheduler
 
 from config import ObjectiveConfig, SchedulerConfig
+from fmnist_diffusion.data import get_height_width
 from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.models.unet_fmnist import (
     MAX_LEVELS,
@@ -247,7 +248,7 @@ def find_contradictions(values: Mapping[str, Any], program: str) -> Iterator[str
         yield from find_sampling_problems("eval", values)
     resolution = values.get("data.resolution")
     if resolution is not None:
-        height, width = resolution if isinstance(resolution, tuple) else (resolution, resolution)
+        height, width = get_height_width(resolution)
         limit = MAX_VALUES // (height * width * (values.get("data.channels") or 3))
         for name in ("train_batch_size", "samples.num_images"):
             count = values.get(name)

@@ -4,7 +4,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Literal
 
-from fmnist_diffusion.data import DEFAULT_DATASET
+from fmnist_diffusion.data import DEFAULT_DATASET, get_height_width
 from fmnist_diffusion.files import write_atomically
 from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.objectives import LossType, PredictionType, TimestepSampling, WeightingScheme
@@ -50,6 +50,12 @@ class DataConfig:
     streaming: bool = False
     dataloader_num_workers: int = 2
     max_train_samples: int | None = None
+
+    @property
+    def image_shape(self) -> tuple[int, int, int]:
+        """Number of channels, height and width. `resolution` and `channels` must not be `None`."""
+        assert self.resolution is not None and self.channels is not None
+        return (self.channels, *get_height_width(self.resolution))
 
     def get_source(self) -> dict[str, Any]:
         """Returns the arguments that [`load_images`], [`inspect_images`] and [`load_split`] have in common."""

@@ -321,9 +321,8 @@ def check_captions(
     problems: Problems,
 ) -> None:
     """Checks that the images of a text-conditional model have captions, or that captions can be generated."""
-    assert data.resolution is not None and data.channels is not None
-    shape = (data.channels, *get_height_width(data.resolution))
-    if not config.text_encoder.enabled or summary.has_captions or can_be_captioned(summary.label_names, shape):
+    has_captions = summary.has_captions or can_be_captioned(summary.label_names, data.image_shape)
+    if has_captions or not config.text_encoder.enabled:
         return
     # Fine-tuning cannot remove a text encoder.
     is_pretrained = pretrained is not None and pretrained.pipe.text_encoder is not None

@@ -7,7 +7,6 @@ from diffusers import AutoencoderKL, DDPMScheduler
 from adaptation import load_adapted_weights
 from config import DataConfig, ResolvedConfig, TextEncoderConfig, TrainingConfig
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
-from fmnist_diffusion.data import get_height_width
 from fmnist_diffusion.pipelines import get_vae_scale_factor
 from fmnist_diffusion.sampling import make_consistency_pipeline, make_pipeline
 from noise_schedule import NoiseScheduler, make_noise_scheduler
@@ -65,10 +64,9 @@ def make_model_config(
 
 def get_sample_shape(data: DataConfig, vae: AutoencoderKL | None) -> tuple[int, int, int]:
     """Returns the number of channels, the height and the width of the latents or, without `vae`, of the images."""
-    assert data.resolution is not None and data.channels is not None
-    height, width = get_height_width(data.resolution)
     if vae is None:
-        return data.channels, height, width
+        return data.image_shape
+    _, height, width = data.image_shape
     factor = get_vae_scale_factor(vae)
     return vae.config["latent_channels"], height // factor, width // factor
 

@@ -82,10 +82,8 @@ def describe_run(
 
     `changes` are those of [`describe_changes`], or `None` for a run from scratch.
     """
-    data = config.data
-    assert data.resolution is not None
-    size = get_height_width(data.resolution)
-    colors = "RGB" if data.channels == 3 else "grayscale"
+    channels, *size = config.data.image_shape
+    colors = "RGB" if channels == 3 else "grayscale"
     num_classes = config.model.get("num_class_embeds")
     classes = "unconditional" if num_classes is None else format_count(num_classes, "class", "classes")
     num_layers = config.text_encoder.num_hidden_layers
@@ -108,7 +106,7 @@ def describe_run(
         format_line("model", f"{describe_parameters(parameters)}, {source}"),
         format_line("samples", f"{format_size(size)} pixels, {colors}, {classes}"),
     ]
-    shape = get_sample_shape(data, vae)
+    shape = get_sample_shape(config.data, vae)
     if vae is not None:
         lines.append(format_line("latents", f"{format_size(shape[1:])}, {shape[0]} channels, from {config.vae}"))
     if changes is not None:

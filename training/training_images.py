@@ -64,12 +64,12 @@ def load_training_images(config: DataConfig) -> tuple[ImageTensors | ImageDatase
     Raises:
         `DataError`: If the images cannot be used.
     """
-    source, resolution, channels = config.get_source(), config.resolution, config.channels
+    source = config.get_source()
     with name_settings():
         if not config.streaming:
-            images = load_images(**source, resolution=resolution, channels=channels)
+            images = load_images(**source, resolution=config.resolution, channels=config.channels)
             return images, images.label_names
-        assert resolution is not None and channels is not None
         dataset = load_split(**source)
     label_names = tuple(dataset.features["label"].names) if "label" in dataset.features else None
-    return ImageStream(dataset, resolution=resolution, channels=channels), label_names
+    channels, height, width = config.image_shape
+    return ImageStream(dataset, resolution=(height, width), channels=channels), label_names
