@@ -1,8 +1,5 @@
 """Inspects and loads the training images."""
 
-import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from dataclasses import fields
 from typing import Any
 
@@ -17,24 +14,16 @@ from fmnist_diffusion.data import (
     load_images,
     load_split,
 )
+from fmnist_diffusion.data.errors import rename_arguments
 from pretrained import PretrainedPipeline
 
 
-SETTINGS = {field.name: field.name for field in fields(DataConfig)} | {
-    "max_samples": "max_train_samples",
-    "ImageStream": "streaming=true",
-    "load_images": "streaming=false",
+# Settings that replace arguments and functions in error messages.
+SETTINGS = {f"`{field.name}`": f"`--data.{field.name}`" for field in fields(DataConfig)} | {
+    "`max_samples`": "`--data.max_train_samples`",
+    "`ImageStream`": "`--data.streaming=true`",
+    "`load_images`": "`--data.streaming=false`",
 }
-
-
-@contextmanager
-def name_settings() -> Iterator[None]:
-    """Replaces arguments and functions in messages of `DataError` with settings, such as `--data.image_column`."""
-    try:
-        yield
-    except DataError as error:
-        names = rf"`({'|'.join(SETTINGS)})`"
-        raise DataError(re.sub(names, lambda match: f"`--data.{SETTINGS[match[1]]}`", str(error))) from error
 
 
 def inspect_training_images(config: TrainingConfig, pretrained: PretrainedPipeline | None) -> DataSummary:
@@ -44,7 +33,7 @@ def inspect_training_images(config: TrainingConfig, pretrained: PretrainedPipeli
         `DataError`: If the images cannot be used.
     """
     source: dict[str, Any] = config.data.get_source()
-    with name_settings():
+    with rename_arguments(SETTINGS):
         try:
             return inspect_images(**source)
         except DataError:
@@ -65,7 +54,7 @@ def load_training_images(config: DataConfig) -> tuple[ImageTensors | ImageDatase
         `DataError`: If the images cannot be used.
     """
     source = config.get_source()
-    with name_settings():
+    with rename_arguments(SETTINGS):
         if not config.streaming:
             images = load_images(**source, resolution=config.resolution, channels=config.channels)
             return images, images.label_names

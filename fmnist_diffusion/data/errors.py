@@ -1,6 +1,8 @@
 """Error classes for invalid data."""
 
-from collections.abc import Sequence
+import re
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 
 
 MAX_NAMES = 5
@@ -34,6 +36,22 @@ def combine_image_errors(errors: Sequence[ImageError]) -> DataError:
         return errors[0]
     names = list_names([f"{error.name} ({error.reason})" for error in errors])
     return DataError(f"Could not read {len(errors)} images: {names}. Replace or remove them.")
+
+
+@contextmanager
+def rename_arguments(names: Mapping[str, str], error_class: type[ValueError] = DataError) -> Iterator[None]:
+    """
+    Replaces text in the message of a [`DataError`], for callers whose users know an argument by another name.
+
+    Args:
+        names (`Mapping[str, str]`): Pairs of text and replacement, such as "`split`" and "`--data.split`".
+        error_class (`type[ValueError]`, defaults to `DataError`): Class of the new error.
+    """
+    try:
+        yield
+    except DataError as error:
+        pattern = "|".join(map(re.escape, names))
+        raise error_class(re.sub(pattern, lambda match: names[match[0]], str(error))) from error
 
 
 def list_names(names: Sequence[str], limit: int = MAX_NAMES) -> str:

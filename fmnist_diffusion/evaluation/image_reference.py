@@ -11,7 +11,8 @@ from typing import Any
 import torch
 
 from fmnist_diffusion import FashionMNISTPipeline
-from fmnist_diffusion.data import DataError, DataSummary, ImageTensors, inspect_images, load_images
+from fmnist_diffusion.data import DataSummary, ImageTensors, inspect_images, load_images
+from fmnist_diffusion.data.errors import rename_arguments
 
 from .distances import (
     KID_SUBSET_SIZE,
@@ -38,6 +39,7 @@ MIN_IMAGES = 50
 # KID, precision, recall, density, coverage and the distances within the reference use at most this number of images.
 MAX_IMAGES = 10_000
 DEFAULT_SPLIT, TEST_SPLIT = "train", "test"
+ARGUMENT_NAMES = {"`train_data_dir`": "`reference`"}
 
 
 @dataclass(frozen=True)
@@ -74,10 +76,8 @@ class ImageSource:
     @cached_property
     def summary(self) -> DataSummary:
         """The sizes, channels and classes of the images; raises `ValueError` if they cannot be read."""
-        try:
+        with rename_arguments(ARGUMENT_NAMES, ValueError):
             return inspect_images(split=self.split, **self.arguments)
-        except DataError as error:
-            raise ValueError(str(error).replace("`train_data_dir`", "`reference`")) from error
 
     def load(self, shape: tuple[int, int, int], split: str | None = None) -> ImageTensors:
         """
@@ -87,10 +87,8 @@ class ImageSource:
             shape (`tuple[int, int, int]`): Number of channels, height and width of the images.
             split (`str`, *optional*): Name of another split.
         """
-        try:
+        with rename_arguments(ARGUMENT_NAMES, ValueError):
             return load_images(split=split or self.split, channels=shape[0], resolution=shape[1:], **self.arguments)
-        except DataError as error:
-            raise ValueError(str(error).replace("`train_data_dir`", "`reference`")) from error
 
 
 class ImageReference(Reference):

@@ -11,8 +11,8 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fmnist_diffusion.data import DataError, ImageTensors, inspect_images, load_images
-from fmnist_diffusion.data.errors import get_reason
+from fmnist_diffusion.data import ImageTensors, inspect_images, load_images
+from fmnist_diffusion.data.errors import get_reason, rename_arguments
 from fmnist_diffusion.sampling import Samples
 
 
@@ -92,15 +92,13 @@ def read_images(
         "label_column": "none" if label_names is None else None,
         "ignored_files": IGNORED_FILES,
     }
-    try:
+    # The messages name an argument that the user of an evaluation does not know.
+    with rename_arguments({" as `train_data_dir`": ""}, ValueError):
         summary = inspect_images(**arguments)
         if shape is not None:
             for size in summary.sizes:
                 check_shape((summary.channels, *size), shape, path)
         images = load_images(resolution=summary.resolution, channels=summary.channels, **arguments)
-    except DataError as error:
-        # The messages name an argument that the user of an evaluation does not know.
-        raise ValueError(str(error).replace(" as `train_data_dir`", "")) from error
     return Samples(images.images, match_labels(images, label_names))
 
 
