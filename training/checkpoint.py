@@ -1,8 +1,8 @@
 """Checkpoints that resume a run exactly: weights, optimizer, EMA, discriminator and position in the data.
 
 The random numbers of a batch only depend on the seed, the epoch and its position, so checkpoints contain no random
-states.
-They consist of safetensors and JSON files, and a manifest with their hashes. Loading a checkpoint executes no code.
+states. They consist of safetensors and JSON files, and a manifest with their hashes. Loading a checkpoint executes no
+code.
 """
 
 import json

@@ -95,11 +95,9 @@ class ConsistencyLoss(DiffusionLoss):
     def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:
         """Samples segments and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`.
 
-        Also samples the noise of the adversarial loss, if there is one, and then returns a [`DistillationBatch`].
-
         The `target` of the batch contains the clean images that `target_unet` predicts at the earlier timesteps of the
-        segments.
-        See [`DiffusionLoss.add_noise`].
+        segments. With an adversarial loss, the batch is a [`DistillationBatch`], which also contains the noise of that
+        loss. See [`DiffusionLoss.add_noise`].
         """
         class_labels = self.select_labels(labels, generator)
         count = self.num_processes * len(images)

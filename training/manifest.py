@@ -17,7 +17,7 @@ def write_manifest(folder: Path) -> None:
     """Writes `manifest.json` for all files in `folder`."""
     files = {path.name: {"size": path.stat().st_size, "sha256": hash_file(path)} for path in sorted(folder.iterdir())}
     content = {"format_version": FORMAT_VERSION, "files": files}
-    content["sha256"] = hash_content(content)
+    content["sha256"] = hash_manifest(content)
     (folder / MANIFEST).write_text(json.dumps(content, indent=2) + "\n")
 
 
@@ -48,7 +48,7 @@ def read_manifest(path: Path) -> dict[str, dict[str, Any]] | None:
     try:
         content = json.loads(path.read_bytes())
         valid = (
-            content.pop("sha256") == hash_content(content)
+            content.pop("sha256") == hash_manifest(content)
             and content["format_version"] == FORMAT_VERSION
             # The manifest must not refer to files outside the folder.
             and all(Path(name).name == name for name in content["files"])
@@ -59,5 +59,5 @@ def read_manifest(path: Path) -> dict[str, dict[str, Any]] | None:
     return content["files"] if valid else None
 
 
-def hash_content(content: dict[str, Any]) -> str:
+def hash_manifest(content: dict[str, Any]) -> str:
     return hashlib.sha256(json.dumps(content, sort_keys=True).encode()).hexdigest()

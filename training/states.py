@@ -32,7 +32,7 @@ def are_finite(tensors: Iterable[torch.Tensor]) -> bool:
 
 
 def get_optimizer_tensors(optimizer: AcceleratedOptimizer, model: torch.nn.Module) -> Tensors:
-    """Returns the state of `optimizer` for each parameter of `model`, such as `"input_block.weight/exp_avg"`."""
+    """Returns the state of `optimizer` for each parameter of `model`, such as `"conv_out.weight/exp_avg"`."""
     return {
         f"{name}/{key}": value
         for name, parameter in model.named_parameters()

@@ -116,12 +116,12 @@ def split_by_folder(folder: Path, files: Collection[PurePath]) -> dict[str, list
         `DataError`: If there are files next to the split folders, or if several folders are the same split.
     """
     names = sorted({file.parts[0] for file in files if len(file.parts) > 1})
-    split_of = {name: SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES}
-    if not names or len(split_of) < len(names):
+    split_names = {name: SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES}
+    if not names or len(split_names) < len(names):
         return None
     splits: dict[str, list[PurePath]] = {}
     for split in dict.fromkeys(SPLIT_NAMES.values()):
-        folders = [name for name in names if split_of[name] == split]
+        folders = [name for name in names if split_names[name] == split]
         if len(folders) > 1:
             raise DataError(
                 f"The folder {folder} contains several folders for the split {split}: {', '.join(folders)}. Rename or"
@@ -136,7 +136,7 @@ def split_by_folder(folder: Path, files: Collection[PurePath]) -> dict[str, list
             " them into one of the splits."
         )
     for file in files:
-        splits[split_of[file.parts[0]]].append(file)
+        splits[split_names[file.parts[0]]].append(file)
     return splits
 
 

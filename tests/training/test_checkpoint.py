@@ -17,7 +17,7 @@ from checkpoint import (
     load_checkpoint,
     save_checkpoint,
 )
-from manifest import find_damage, hash_content, write_manifest
+from manifest import find_damage, hash_manifest, write_manifest
 from states import copy_tensors, get_optimizer_tensors, set_optimizer_tensors
 
 
@@ -121,7 +121,7 @@ def test_only_damaged_checkpoint_offers_a_new_run(tmp_path: Path):
 def test_malformed_manifest_is_damaged(tmp_path: Path, content: str):
     if content.endswith("}"):
         values = json.loads(content)
-        content = json.dumps(values | {"sha256": values.get("sha256", hash_content(values))})
+        content = json.dumps(values | {"sha256": values.get("sha256", hash_manifest(values))})
     (tmp_path / "manifest.json").write_text(content)
     assert find_damage(tmp_path) == f"{tmp_path / 'manifest.json'} is damaged"
 
