@@ -42,7 +42,7 @@ from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrai
 from publishing import check_token
 from settings import DATA_OPTIONS
 from summary import CLASSES_REMOVED, describe_changes, describe_images, describe_run
-from text_model import check_num_heads, count_parameters, get_hidden_size
+from text_model import check_num_heads, count_text_encoder_parameters, get_hidden_size
 from tracking import get_log_with
 from training_images import inspect_training_images
 
@@ -294,7 +294,7 @@ def check_model(
         return {}
     parameters = {"unet": unet.num_parameters()}
     if config.text_encoder.enabled:
-        parameters["text_encoder"] = count_parameters(config.text_encoder, get_hidden_size(unet))
+        parameters["text_encoder"] = count_text_encoder_parameters(config.text_encoder, get_hidden_size(unet))
     with problems.collect():
         check_model_size(sum(parameters.values()))
     if vae is not None:

@@ -100,7 +100,9 @@ def check_num_heads(config: TextEncoderConfig, unet: FashionMNISTUNet2DModel) ->
         )
 
 
-def count_parameters(config: TextEncoderConfig, hidden_size: int, vocab_size: int = MAX_VOCAB_SIZE) -> int:
+def count_text_encoder_parameters(
+    config: TextEncoderConfig, hidden_size: int, vocab_size: int = MAX_VOCAB_SIZE
+) -> int:
     """Returns the number of parameters of a text encoder, by default for the largest possible vocabulary."""
     assert config.num_hidden_layers is not None
     attention = 4 * (hidden_size**2 + hidden_size)

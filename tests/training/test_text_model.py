@@ -16,7 +16,7 @@ from config import EMAConfig, TextEncoderConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.data import load_images
 from fmnist_diffusion.pipelines import tokenize
-from text_model import TextConditionalUNet, add_text_encoder, count_parameters, get_null_label
+from text_model import TextConditionalUNet, add_text_encoder, count_text_encoder_parameters, get_null_label
 from tiny_unets import TINY
 
 
@@ -60,7 +60,11 @@ def test_long_captions_are_logged(model: TextConditionalUNet, captions: Captions
 
 def test_parameters_are_counted(model: TextConditionalUNet):
     expected = model.text_encoder.num_parameters()
-    assert count_parameters(CONFIG, 16, len(model.tokenizer)) == expected < count_parameters(CONFIG, 16)
+    assert (
+        count_text_encoder_parameters(CONFIG, 16, len(model.tokenizer))
+        == expected
+        < count_text_encoder_parameters(CONFIG, 16)
+    )
 
 
 @torch.no_grad()
