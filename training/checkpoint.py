@@ -7,10 +7,9 @@ code.
 
 import json
 import re
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -173,12 +172,6 @@ def write_checkpoint(folder: Path, tensors: Mapping[str, Tensors], state: dict[s
         write_manifest(temporary)
 
 
-def restore_tensors(path: Path, restore: Callable[[Tensors], None]) -> None:
-    """Calls `restore` with the tensors of a safetensors file; raises `ValueError` if they cannot be restored."""
-    with describe_load_errors(path):
-        restore(load_file(path))
-
-
 def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint: Path) -> Progress:
     """Restores the tensors that `save_checkpoint` wrote, and returns the position of the run.
 
@@ -188,16 +181,18 @@ def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint
         `ValueError`: If the checkpoint does not fit the model or the data of this run.
     """
     unet = accelerator.unwrap_model(components.unet)
-    sampler, optimizer = components.loss.timestep_sampler, components.optimizer
-    restore_tensors(checkpoint / "model.safetensors", partial(copy_tensors, target=unet.state_dict()))
-    restore_tensors(checkpoint / "optimizer.safetensors", partial(set_optimizer_tensors, optimizer, unet))
-    restore_tensors(checkpoint / "timestep_sampler.safetensors", partial(copy_tensors, target=sampler.state_dict()))
+    with describe_load_errors(checkpoint / "model.safetensors") as path:
+        copy_tensors(load_file(path), unet.state_dict())
+    with describe_load_errors(checkpoint / "optimizer.safetensors") as path:
+        set_optimizer_tensors(components.optimizer, unet, load_file(path))
+    with describe_load_errors(checkpoint / "timestep_sampler.safetensors") as path:
+        copy_tensors(load_file(path), components.loss.timestep_sampler.state_dict())
     if components.discriminator is not None:
         discriminator = accelerator.unwrap_model(components.discriminator)
-        restore = partial(copy_tensors, target=discriminator.state_dict())
-        restore_tensors(checkpoint / "discriminator.safetensors", restore)
-        restore = partial(set_optimizer_tensors, optimizer, discriminator)
-        restore_tensors(checkpoint / "discriminator_optimizer.safetensors", restore)
+        with describe_load_errors(checkpoint / "discriminator.safetensors") as path:
+            copy_tensors(load_file(path), discriminator.state_dict())
+        with describe_load_errors(checkpoint / "discriminator_optimizer.safetensors") as path:
+            set_optimizer_tensors(components.optimizer, discriminator, load_file(path))
     with describe_load_errors(checkpoint / "trainer.json") as path:
         state = json.loads(path.read_bytes())
         progress = Progress(**state["progress"])
@@ -209,8 +204,8 @@ def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint
         if components.ema is not None:
             components.ema.optimization_step = int(state["ema_step"])
     if components.ema is not None:
-        target = get_ema_tensors(components.ema, unet)
-        restore_tensors(checkpoint / "ema.safetensors", partial(copy_tensors, target=target))
+        with describe_load_errors(checkpoint / "ema.safetensors") as path:
+            copy_tensors(load_file(path), get_ema_tensors(components.ema, unet))
     return progress
 
 

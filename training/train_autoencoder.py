@@ -21,11 +21,12 @@ from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
 from jsonargparse import ArgumentParser
+from safetensors.torch import load_file
 from torch.nn import functional as F
 
 from autoencoder import compute_psnr, reconstruct
 from batches import Batches
-from checkpoint import Progress, check_progress, describe_load_errors, restore_tensors, write_checkpoint
+from checkpoint import Progress, check_progress, describe_load_errors, write_checkpoint
 from checks import check_values
 from components import make_lr_scheduler, make_optimizer
 from config import DataConfig, OptimizerConfig, add_defaults
@@ -345,9 +346,10 @@ class AutoencoderTrainer:
                 f"`--num_epochs` must be at least {progress.epoch + (progress.batch > 0)}, the number of started"
                 f" epochs, got {self.config.num_epochs}."
             )
-        model, optimizer = (self.checkpoint / f"{name}.safetensors" for name in ("model", "optimizer"))
-        restore_tensors(model, partial(copy_tensors, target=self.vae.state_dict()))
-        restore_tensors(optimizer, partial(set_optimizer_tensors, self.optimizer, self.vae))
+        with describe_load_errors(self.checkpoint / "model.safetensors") as path:
+            copy_tensors(load_file(path), self.vae.state_dict())
+        with describe_load_errors(self.checkpoint / "optimizer.safetensors") as path:
+            set_optimizer_tensors(self.optimizer, self.vae, load_file(path))
         vars(self.progress).update(vars(progress))
 
 

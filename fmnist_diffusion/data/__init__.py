@@ -8,6 +8,7 @@ from .fashion_mnist import DEBIAN_FOLDER, DEFAULT_DATASET, FASHION_MNIST_LABELS,
 from .image_tensors import ImageTensors
 from .pixels import get_height_width, to_model_input, to_pil, to_uint8
 from .reading import read_header, read_image
+from .sources import DataSource
 from .splits import inspect_images, load_images, load_split
 from .summary import DataSummary
 from .tensor_file import save_tensors
@@ -18,6 +19,7 @@ __all__ = [
     "DEFAULT_DATASET",
     "FASHION_MNIST_LABELS",
     "DataError",
+    "DataSource",
     "DataSummary",
     "ImageStream",
     "ImageTensors",

@@ -33,8 +33,7 @@ def load_images(
     Loads a split and decodes it into memory.
 
     Args:
-        dataset_name, split, kwargs:
-            Arguments of [`~fmnist_diffusion.data.sources.DataSource`], such as `train_data_dir`.
+        dataset_name, split, kwargs: Arguments of [`DataSource`], such as `train_data_dir`.
         resolution (`int` or `tuple[int, int]`, *optional*), channels (`int`, *optional*):
             See [`decode`]. Default to the values of [`DataSummary`].
 
@@ -71,8 +70,7 @@ def inspect_images(dataset_name: str = DEFAULT_DATASET, split: str = "train", **
     Only the headers of the images are read, except to look for colors and transparent pixels.
 
     Args:
-        dataset_name, split, kwargs:
-            Arguments of [`~fmnist_diffusion.data.sources.DataSource`], such as `train_data_dir`.
+        dataset_name, split, kwargs: Arguments of [`DataSource`], such as `train_data_dir`.
 
     Raises:
         `DataError`: If an argument is invalid, or if the data is missing, corrupted or in an unexpected format.
@@ -89,8 +87,7 @@ def load_split(dataset_name: str = DEFAULT_DATASET, split: str = "train", **kwar
     column `text` if there are captions.
 
     Args:
-        dataset_name, split, kwargs:
-            Arguments of [`~fmnist_diffusion.data.sources.DataSource`], such as `train_data_dir`.
+        dataset_name, split, kwargs: Arguments of [`DataSource`], such as `train_data_dir`.
 
     Raises:
         `DataError`: If the data is missing, corrupted or in an unexpected format.
