@@ -178,7 +178,7 @@ def test_default_folder_contains_the_name_of_the_run(calls, pipeline, tmp_path):
     run = tmp_path / "mine" / "best"
     shutil.copytree(pipeline, run)
     main(["evaluate", str(run), "--fast"])
-    ((_, folder, kwargs),) = calls
+    ((_, folder, _, kwargs),) = calls
     assert folder == Path("evaluation/mine-best")
     assert kwargs["name"] == "mine/best"
 

@@ -16,7 +16,7 @@ ACCELERATE_CONFIG = Path(__file__).parents[2] / "training" / "accelerate_configs
 
 
 def test_items_are_distributed_over_the_processes(monkeypatch: pytest.MonkeyPatch):
-    monkeypatch.setattr(Processes, "wait", lambda self: None)
+    monkeypatch.setattr(Processes, "wait_for_everyone", lambda self: None)
     items = [Processes(index, 3).select(range(8)) for index in range(3)]
     assert [list(part) for part in items] == [[0, 3, 6], [1, 4, 7], [2, 5]]
     assert [Processes(index, 3).is_main_process for index in range(3)] == [True, False, False]
