@@ -44,6 +44,7 @@ NETWORK_ERRORS = (httpx.HTTPError, ConnectionError, TimeoutError, FileMetadataEr
 TIMEOUTS = (httpx.TimeoutException, TimeoutError)
 # huggingface_hub raises these errors if a response is valid JSON with unexpected content.
 RESPONSE_ERRORS = (AttributeError, LookupError, TypeError, ValueError)
+HUB_ERRORS = (*NETWORK_ERRORS, *RESPONSE_ERRORS, RuntimeError, EntryNotFoundError)
 
 Result = TypeVar("Result")
 
@@ -129,7 +130,7 @@ def call_hub(
     action: Callable[[], Result],
     repo_id: str,
     *,
-    delays: tuple[float, ...] = DELAYS,
+    retry: bool = True,
     num_bytes: int = 0,
     access: Literal["read", "write"] = "write",
 ) -> Result:
@@ -141,7 +142,7 @@ def call_hub(
     Args:
         action (`Callable`): Function without arguments.
         repo_id (`str`): Repository id for error messages.
-        delays (`tuple[float, ...]`, defaults to `(1.0, 4.0)`): Seconds to wait before each retry.
+        retry (`bool`, defaults to `True`): Whether to retry after temporary errors, up to twice.
         num_bytes (`int`, defaults to 0): Size of the files to transfer, which extends the time limit of 30 seconds.
         access (`str`, defaults to `"write"`): The access that the token needs, for error messages.
 
@@ -154,19 +155,19 @@ def call_hub(
     """
     time_limit = TIME_LIMIT + num_bytes / MIN_BYTES_PER_SECOND
     end = time.monotonic() + time_limit
-    remaining_delays = iter(delays)
+    delays = iter(DELAYS if retry else ())
     while True:
         try:
             with _limit_requests():
                 return run_with_time_limit(action, max(end - time.monotonic(), 0))
         except HFValidationError:
             raise
-        except (*NETWORK_ERRORS, *RESPONSE_ERRORS, RuntimeError, EntryNotFoundError) as raised:
+        except HUB_ERRORS as raised:
             error = _get_cause(raised)
-            if not isinstance(error, (*NETWORK_ERRORS, *RESPONSE_ERRORS, RuntimeError, EntryNotFoundError)):
+            if not isinstance(error, HUB_ERRORS):
                 raise
             temporary = _is_temporary(error)
-            delay = next(remaining_delays, None) if temporary and not isinstance(error, TIMEOUTS) else None
+            delay = next(delays, None) if temporary and not isinstance(error, TIMEOUTS) else None
             if delay is None or time.monotonic() + delay > end:
                 raise HubError(_explain(error, repo_id, time_limit, access), temporary) from error
         time.sleep(delay)

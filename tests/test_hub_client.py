@@ -79,10 +79,10 @@ class TestCallHub:
             call_hub(action, "me/model")
         assert action.num_calls == 3
 
-    def test_number_of_retries_is_the_number_of_delays(self, delays):
+    def test_a_call_is_not_retried_without_retry(self, delays):
         action = Action(ConnectionError("reset"))
         with pytest.raises(HubError):
-            call_hub(action, "me/model", delays=())
+            call_hub(action, "me/model", retry=False)
         assert action.num_calls == 1
         assert delays == []
 
@@ -143,7 +143,7 @@ class TestCallHub:
     )
     def test_messages_say_what_to_do(self, error, message):
         with pytest.raises(HubError, match=message) as raised:
-            call_hub(Action(error), "me/model", delays=())
+            call_hub(Action(error), "me/model", retry=False)
         assert str(raised.value).endswith(".")
 
 

@@ -5,7 +5,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
-from fmnist_diffusion.hub_client import DELAYS, call_hub, connect, get_folder_size, get_full_repo_id
+from fmnist_diffusion.hub_client import call_hub, connect, get_folder_size, get_full_repo_id
 from fmnist_diffusion.loading import check_pipeline_folder, load_pipeline
 from fmnist_diffusion.metadata import read_metrics, read_train_config, stored_dtypes
 from fmnist_diffusion.pipelines import FashionMNISTPipeline
@@ -89,7 +89,7 @@ def push_pipeline(
             ),
             repo_id,
             # A retry after a lost response would open a second pull request.
-            delays=() if create_pr else DELAYS,
+            retry=not create_pr,
             num_bytes=get_folder_size(Path(staging)),
         )
     if tag is not None:
