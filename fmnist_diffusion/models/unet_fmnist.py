@@ -552,6 +552,10 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
 
         self.gradient_checkpointing = False
 
+    def set_default_attn_processor(self) -> None:
+        """Replaces custom attention processors with the default one."""
+        self.set_attn_processor(FashionMNISTAttnProcessor())
+
     def forward(
         self,
         sample: torch.Tensor,

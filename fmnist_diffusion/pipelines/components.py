@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -74,20 +74,19 @@ def load_components(
     path: str, *, variant: str | None = None, device_map: Any = None, **kwargs: Any
 ) -> tuple[Any, Any, dict[str, Any]]:
     """
-    Loads the model and the scheduler of a pipeline and, if it has them, the text encoder with its tokenizer, the
-    classifier and the autoencoder.
+    Loads the components of a pipeline, except those that are passed.
 
     Args:
         path (`str`): A folder, or a repository id such as `owner/name`.
         variant, device_map, kwargs: See [`FashionMNISTPipeline.from_pretrained`].
 
     Returns:
-        `tuple`: The model, the scheduler and the other arguments of [`FashionMNISTPipeline`].
+        `tuple`: The model, the stored scheduler and the other arguments of [`FashionMNISTPipeline`]. If a `scheduler`
+            is passed, it is returned if `timestep_power` is passed too, or if the stored scheduler cannot be loaded.
 
     Raises:
         `OSError`: If a file does not exist, cannot be downloaded, or is damaged.
-        `ValueError`: If `use_safetensors` is `False`, if a passed component has the wrong type, or if both `dtype` and
-            `torch_dtype` are passed.
+        `ValueError`: If an option is invalid, or if a passed component has the wrong type.
     """
     optional = FashionMNISTPipeline._optional_components
     passed = {name: kwargs.pop(name) for name in ("unet", "scheduler", *optional) if name in kwargs}
@@ -125,7 +124,7 @@ def load_components(
                 f"Could not find a pipeline at {path!r}: pass a local folder with {INDEX_NAME}, or a Hub repository id"
                 " (`owner/name`). To load a bundled checkpoint, use `load_pipeline`."
             )
-        folder = download_pipeline(path, exclude=components, variant=variant, **hub_options)
+        folder = download_pipeline(path, exclude=components.keys() - {"scheduler"}, variant=variant, **hub_options)
     index = read_json_object(folder / INDEX_NAME)
     settings = {
         "num_inference_steps": index.get("num_inference_steps", 20),
@@ -138,6 +137,9 @@ def load_components(
         if name not in components and (name not in optional or has_component(index, name)):
             components[name] = _load_component(folder, index, name, variant, device_map, **kwargs)
     unet, scheduler = components.pop("unet"), components.pop("scheduler")
+    if "scheduler" in passed and "timestep_power" not in options:
+        with suppress(OSError):
+            scheduler = _load_component(folder, index, "scheduler", variant, device_map, **kwargs)
     # A pipeline that is loaded with `text_encoder=None` generates images from `prompt_embeds`.
     if not omits_text_encoder:
         check_text_encoder(folder, unet, components.get("text_encoder"), components.get("tokenizer"))

@@ -588,7 +588,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 The arguments of [`DiffusionPipeline.from_pretrained`], such as `dtype`, `variant`, `revision`,
                 `token`, `cache_dir`, `local_files_only`, `force_download` and `device_map`; and `unet`, `scheduler`,
                 `text_encoder`, `tokenizer`, `classifier`, `vae`, `num_inference_steps` and `timestep_power`, which
-                override the stored values. Other arguments are ignored with a warning.
+                override the stored values. Unless `timestep_power` is passed as well, a passed `scheduler` behaves
+                like one that is assigned later: it must support the model, and only uses the stored `timestep_power`
+                if it has the class and options of the stored scheduler. Other arguments are ignored with a warning.
+
+        The weights must be safetensors files, and the stored models must have the classes of this package. For other
+        models, pass the model, or use [`DiffusionPipeline.from_pretrained`].
 
         Returns:
             [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
@@ -603,6 +608,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         device_map = kwargs.get("device_map")
         unet, scheduler, settings = cls._load_components(path, **kwargs)
         pipe: Any = cls(unet, scheduler, **settings)
+        if kwargs.get("scheduler") is not None:
+            pipe.scheduler = kwargs["scheduler"]
         pipe.register_to_config(_name_or_path=path)
         if device_map is not None:
             pipe.hf_device_map = device_map
@@ -614,12 +621,16 @@ class FashionMNISTPipeline(DiffusionPipeline):
         Creates a pipeline from the components of another pipeline; see [`DiffusionPipeline.from_pipe`].
 
         Unlike `FashionMNISTPipeline(**pipeline.components)`, this method keeps `num_inference_steps` and
-        `timestep_power`.
+        `timestep_power`. Unless `timestep_power` is passed as well, a passed `scheduler` behaves like one that is
+        assigned later; see [`~FashionMNISTPipeline.from_pretrained`].
         """
+        scheduler = None if "timestep_power" in kwargs else kwargs.pop("scheduler", None)
         # diffusers only reuses a model whose class is exactly the annotated class.
         components = {**dict.fromkeys(cls._optional_components), **pipeline.components}
         models = {name: components[name] for name in ("unet", *cls._optional_components) if name in components}
         pipe: Any = super().from_pipe(pipeline, **{**models, **kwargs})
+        if scheduler is not None:
+            pipe.scheduler = scheduler
         return pipe
 
     @classmethod
@@ -1283,10 +1294,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
             # CogVideoXDDIMScheduler changes the noise schedule with this option.
             or scheduler.config.get("snr_shift_scale", 1.0) != 1.0
         ):
-            option = " with `use_flow_sigmas`" if scheduler.config.get("use_flow_sigmas", False) else ""
+            if scheduler.config.get("use_flow_sigmas", False):
+                raise ValueError(
+                    f"{name} must not use `use_flow_sigmas` with this model. Create it with `use_flow_sigmas=False`."
+                )
             raise ValueError(
-                f"{name}{option} does not support this model. Use a different scheduler, such as"
-                " DPMSolverMultistepScheduler or DDIMScheduler."
+                f"{name} does not support this model. Use a different scheduler, such as DPMSolverMultistepScheduler"
+                " or DDIMScheduler."
             )
         if self.prediction_type == "sample" and name in NO_SAMPLE_PREDICTION:
             raise ValueError(
@@ -1398,8 +1412,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
             if len(images) == num_prompts:
                 return images.repeat_interleave(num_images_per_prompt, dim=0)
             counts = f"one for each label or prompt ({num_prompts}), or " if 1 < num_prompts < batch_size else "or "
+            hint = f" Pass `num_images_per_prompt={len(images)}` to use all of them." if batch_size == 1 else ""
             raise ValueError(
-                f"`{name}` must be one image, {counts}one for each generated image ({batch_size}), got {len(images)}."
+                f"`{name}` must be one image, {counts}one for each generated image ({batch_size}), got"
+                f" {len(images)}.{hint}"
             )
 
         original = repeat_images("image", original).to(noise)

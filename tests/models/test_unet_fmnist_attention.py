@@ -5,7 +5,7 @@ import torch
 from diffusers.models.attention_dispatch import _AttentionBackendRegistry, attention_backend
 from diffusers.models.attention_processor import AttnProcessor, AttnProcessor2_0, FusedAttnProcessor2_0
 
-from fmnist_diffusion.models.unet_fmnist import FashionMNISTAttention
+from fmnist_diffusion.models.unet_fmnist import FashionMNISTAttention, FashionMNISTAttnProcessor
 from tiny_unets import CONFIGS, TINY_CONDITIONAL, assert_close, make_inputs, make_model, predict
 
 
@@ -22,6 +22,9 @@ def test_stock_attention_processors_give_the_same_output(config, processor):
     assert_close(predict(model, **inputs), expected)
     model.set_attn_processor(dict(original))
     assert model.attn_processors == original
+    model.set_attn_processor(processor())
+    model.set_default_attn_processor()
+    assert {type(processor) for processor in model.attn_processors.values()} == {FashionMNISTAttnProcessor}
     assert torch.equal(predict(model, **inputs), expected)
 
 

@@ -146,7 +146,10 @@ VALUES = "contain finite values in .0, 1., got values from"
         (np.zeros((8, 8, 2)), "have 1 channels, got 2"),
         (np.zeros((1, 8, 8)), "have 1 channels, got 8"),
         (Image.new("LAB", (8, 8)), "one of the modes 1, L, P, .*, got 'LAB'"),
-        (torch.zeros(3, 1, 8, 8), r"be one image, or one for each generated image \(1\), got 3"),
+        (
+            torch.zeros(3, 1, 8, 8),
+            r"be one image, or one for each generated image \(1\), got 3\. Pass `num_images_per_prompt=3` to use",
+        ),
     ],
 )
 def test_invalid_images_are_errors(image, message):

@@ -17,6 +17,8 @@ from diffusers import (
     DDPMScheduler,
     DiffusionPipeline,
     DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+    SchedulerMixin,
 )
 from diffusers.utils import logging as diffusers_logging
 from torch.testing import assert_close
@@ -348,6 +350,33 @@ class TestFromPretrained:
     def test_scheduler_that_is_not_an_object_is_an_error(self, folder, scheduler):
         with pytest.raises(ValueError, match=r"`scheduler` must be a scheduler object, got .*ddim"):
             load(folder, scheduler=scheduler)
+
+    @pytest.mark.parametrize("method", ["from_pretrained", "from_pipe"])
+    def test_passed_scheduler_behaves_like_an_assigned_one(self, folder, method):
+        def replace_scheduler(scheduler: SchedulerMixin, **kwargs) -> FashionMNISTPipeline:
+            if method == "from_pretrained":
+                return load(folder, scheduler=scheduler, **kwargs)
+            pipe = FashionMNISTPipeline.from_pipe(load(folder), scheduler=scheduler, **kwargs)
+            pipe.set_progress_bar_config(disable=True)
+            return pipe
+
+        pipe = load(folder)
+        config = pipe.scheduler.config
+        pipe.scheduler = DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++")
+        passed = replace_scheduler(DPMSolverMultistepScheduler.from_config(config, algorithm_type="dpmsolver++"))
+        assert passed.config.timestep_power is None
+        assert torch.equal(sample(passed, "Bag"), sample(pipe, "Bag"))
+        same = replace_scheduler(DPMSolverMultistepScheduler.from_config(config))
+        assert same.config.timestep_power == 1.5
+        assert replace_scheduler(DDIMScheduler(), timestep_power=1.1).config.timestep_power == 1.1
+        with pytest.raises(ValueError, match="FlowMatchEulerDiscreteScheduler does not support this model"):
+            replace_scheduler(FlowMatchEulerDiscreteScheduler())("Bag")
+
+    def test_passed_scheduler_replaces_a_damaged_one(self, folder):
+        (folder / "scheduler" / "scheduler_config.json").write_text("{")
+        with pytest.raises(OSError, match=r"scheduler_config\.json"):
+            load(folder)
+        assert type(load(folder, scheduler=DDIMScheduler()).scheduler) is DDIMScheduler
 
     def test_unexpected_arguments_are_ignored_with_a_warning(self, folder, expected, caplog):
         pipe = load(folder, sample_size=16, safety_checker=None, trust_remote_code=True)

@@ -176,7 +176,9 @@ def test_flow_sigmas_are_an_error(name):
     pipe = make_oracle_pipeline(name, DDPMScheduler())
     options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **options)
-    with pytest.raises(ValueError, match="with `use_flow_sigmas` does not support this model"):
+    with pytest.raises(
+        ValueError, match=r"must not use `use_flow_sigmas` with this model\. Create it with `use_flow_sigmas=False`"
+    ):
         pipe()
 
 
