@@ -141,7 +141,7 @@ def load_pipeline(
 def get_device(name: str) -> torch.device:
     """Returns the torch device `name`, where `auto` selects the best one; raises `ValueError` if it is unavailable."""
     if name == "auto":
-        return torch.accelerator.current_accelerator(check_available=True) or torch.device("cpu")
+        name = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     try:
         device = torch.device(name)
         torch.zeros(1, device=device).cpu()

@@ -26,7 +26,8 @@ class Metric(NamedTuple):
         type (`str`): Metric type in the metadata of the Hub, such as `"fid"`.
         title (`str`): Display name.
         value (`float`): Value for the generated images, averaged over the seeds.
-        real_value (`float`): Value for the real test images, or for two halves of the reference images.
+        real_value (`float`): Value for the real test images, or for two halves of the reference images; NaN if it is
+            unknown.
     """
 
     type: str
@@ -98,6 +99,10 @@ def read_metrics(path: Path) -> dict[str, Any] | None:
         valid = metrics["num_samples"] > 0 and all(
             isinstance(number, int | float) for metric in measured_metrics(metrics) for number in metric[2:]
         )
+        # Half of another reference may be too small for a metric.
+        valid &= "reference" in metrics or not any(
+            math.isnan(metric.real_value) for metric in measured_metrics(metrics)
+        )
         list(metrics.get("seeds", []))
     except (AttributeError, KeyError, TypeError):
         valid = False
@@ -109,7 +114,6 @@ def read_metrics(path: Path) -> dict[str, Any] | None:
 def measured_metrics(metrics: Mapping[str, Any]) -> list[Metric]:
     """Returns the main metrics from the content of `metrics.json` with their values for real images."""
     values, real_values = metrics["metrics"], metrics["real_metrics"]
-    # Half of the reference may be too small for a metric.
     return [
         Metric(metric_type, title, get_mean(values[key]), real_values.get(key, math.nan))
         for key, metric_type, title in METRICS

@@ -149,6 +149,7 @@ def test_metrics_of_another_reference_are_compared_with_the_floor(tmp_path):
         {"num_samples": None},
         {"num_samples": -1},
         {"real_metrics": 3},
+        {"real_metrics": {}},
         {"real_metrics": {"precision": "high"}},
         {"seeds": 3},
     ],

@@ -1,10 +1,10 @@
 """Configuration of a training run. The annotations and docstrings define the options of the command line."""
 
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Literal
 
-from fmnist_diffusion.data import DEFAULT_DATASET, get_height_width
+from fmnist_diffusion.data import DEFAULT_DATASET, DataSource, get_height_width
 from fmnist_diffusion.files import write_atomically
 from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.objectives import LossType, PredictionType, TimestepSampling, WeightingScheme
@@ -59,8 +59,7 @@ class DataConfig:
 
     def get_source(self) -> dict[str, Any]:
         """Returns the arguments that [`load_images`], [`inspect_images`] and [`load_split`] have in common."""
-        names = ("dataset_name", "split", "dataset_config_name", "train_data_dir")
-        names += ("image_column", "label_column", "caption_column")
+        names = {field.name for field in fields(DataSource)} & {field.name for field in fields(self)}
         return {name: getattr(self, name) for name in names} | {"max_samples": self.max_train_samples}
 
 

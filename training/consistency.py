@@ -43,7 +43,7 @@ def predict_images(
     angles = angles.view(-1, 1, 1, 1)
     if prediction_type == "sample":
         return torch.where(angles > 0, prediction, noisy_images)
-    return predict_x0(noisy_images, prediction, angles.cos(), angles.sin(), prediction_type)
+    return predict_x0(prediction, noisy_images, angles.cos(), angles.sin(), prediction_type)
 
 
 def ddim_step(

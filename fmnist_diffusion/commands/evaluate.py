@@ -146,7 +146,7 @@ def evaluate(
         option = "fast" if fast else "train_data_dir"
         raise ValueError(f"`{option}` only applies to Fashion-MNIST. Pass only one of `{option}` and `reference`.")
     sampling = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval)
-    seed_tuple = parse_seeds(seeds)
+    evaluation_seeds = parse_seeds(seeds)
     check_packages("The evaluation", EVALUATION_PACKAGES, "eval")
     import_libraries()
     from fmnist_diffusion import evaluation
@@ -157,11 +157,12 @@ def evaluate(
     images = source is not None and contains_images(source)
     if images:
         reject_sampling_options(context)
+    # Only the samples of a pipeline are limited to 2**20.
     config = evaluation.EvaluationConfig(
         sampling=sampling,
         conditional=not unconditional,
         num_samples=None if images else num_samples,
-        seeds=seed_tuple,
+        seeds=evaluation_seeds,
         batch_size=batch_size,
         cas=cas,
         classifier_guidance_scale=classifier_guidance_scale,

@@ -41,7 +41,7 @@ def combine_image_errors(errors: Sequence[ImageError]) -> DataError:
 @contextmanager
 def rename_arguments(names: Mapping[str, str], error_class: type[ValueError] = DataError) -> Iterator[None]:
     """
-    Replaces text in the message of a [`DataError`], for callers whose users know an argument by another name.
+    Replaces argument names in the message of a [`DataError`] with names that the user of the caller knows.
 
     Args:
         names (`Mapping[str, str]`): Pairs of text and replacement, such as "`split`" and "`--data.split`".

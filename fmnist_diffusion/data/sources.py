@@ -1,4 +1,4 @@
-"""Opens the source of a split: a dataset on the Hub, a folder or a parquet file."""
+"""Describes the source of a split, which is a Hub dataset or local data, and loads it."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class DataSource:
     """
     A split of a dataset on the Hub or of local data.
 
-    Args:
+    Attributes:
         dataset_name (`str`, defaults to `"zalando-datasets/fashion_mnist"`):
             Name of a dataset on the Hub. If the Hub is not reachable, the dataset is loaded from the local cache. If
             the default dataset is not cached either, it is loaded from the IDX files of the Debian package
@@ -72,7 +72,7 @@ class DataSource:
             Names of files to ignore in a folder.
 
     Raises:
-        `DataError`: If `max_samples` is not positive.
+        `DataError`: If `max_samples` is neither a positive integer nor `None`.
     """
 
     dataset_name: str = DEFAULT_DATASET
@@ -100,7 +100,7 @@ class DataSource:
 
 
 def load_source(source: DataSource) -> tuple[datasets.Dataset, Skipped]:
-    """Loads a split (see [`load_split`]). Also returns the paths of files that are not used, with the reasons."""
+    """Loads a split; see [`DataSource`]. Also returns the paths of files that are not used, with the reasons."""
     skipped: Skipped = ()
     if source.train_data_dir is None:
         splits = load_hub_dataset(source.dataset_name, source.dataset_config_name, source.split)

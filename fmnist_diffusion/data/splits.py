@@ -90,7 +90,7 @@ def load_split(dataset_name: str = DEFAULT_DATASET, split: str = "train", **kwar
         dataset_name, split, kwargs: Arguments of [`DataSource`], such as `train_data_dir`.
 
     Raises:
-        `DataError`: If the data is missing, corrupted or in an unexpected format.
+        `DataError`: If an argument is invalid, or if the data is missing, corrupted or in an unexpected format.
     """
     source = DataSource(dataset_name=dataset_name, split=split, **kwargs)
     if source.is_tensor_file:

@@ -20,7 +20,7 @@ class EvaluationConfig:
     Settings of [`evaluate_pipeline`].
 
     Attributes:
-        sampling ([`SamplingConfig`]): The sampling settings. `seed` is replaced by `seeds`.
+        sampling ([`SamplingConfig`]): The sampling settings, whose `seed` is ignored.
         conditional (`bool`, defaults to `True`):
             Whether to generate samples of all classes (see [`Reference.choose_conditions`]) or unconditional samples.
         num_samples (`int`, *optional*):

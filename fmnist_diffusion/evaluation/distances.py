@@ -56,11 +56,11 @@ def frechet_distance(features: torch.Tensor, real: Moments) -> float:
             f"The Fréchet distance requires more images than features: at least {num_features + 1} images, got"
             f" {num_images}."
         )
-    fake = compute_moments(features)
+    samples = compute_moments(features)
     # The trace of a matrix square root is the sum of the square roots of the eigenvalues of the matrix.
-    trace_of_root = torch.linalg.eigvals(real.covariance @ fake.covariance).sqrt().real.sum()
-    traces = real.covariance.trace() + fake.covariance.trace() - 2 * trace_of_root
-    return float((real.mean - fake.mean).square().sum() + traces)
+    trace_of_root = torch.linalg.eigvals(real.covariance @ samples.covariance).sqrt().real.sum()
+    traces = real.covariance.trace() + samples.covariance.trace() - 2 * trace_of_root
+    return float((real.mean - samples.mean).square().sum() + traces)
 
 
 def kernel_distance(features: torch.Tensor, real: torch.Tensor) -> tuple[float, float]:
@@ -68,7 +68,7 @@ def kernel_distance(features: torch.Tensor, real: torch.Tensor) -> tuple[float, 
     Computes the kernel distance (KID, arXiv 1801.01401) of 100 pairs of random subsets.
 
     The subsets have 1,000 images, or half of the smaller set if it has fewer than 2,000, so that the subsets differ.
-    They are always the same.
+    They are always the same, and the global random state is not changed.
 
     Args:
         features, real (`torch.Tensor`):

@@ -175,14 +175,14 @@ def make_measurement(
     predicted_classes: torch.Tensor | None = None,
 ) -> Measurement:
     """
-    Finds the nearest training image of each sample, and adds the distances and the sampling speed to `metrics`.
+    Finds the nearest training image of each sample, and combines `metrics` with the distances and the sampling speed.
 
     Args:
         samples ([`Samples`]): The samples.
-        metrics (`dict`): Other metrics by name; it is not changed.
+        metrics (`dict`): Other metrics by name.
         spaces (`Mapping[str, tuple[torch.Tensor, torch.Tensor, torch.Tensor]]`):
             The arguments of [`measure_memorization`] for each feature space, such as `"pixels"`.
-        real_name (`str`): Name of these real images, such as `"test"`.
+        real_name (`str`): See [`Memorization.summarize`].
         predicted_classes (`torch.Tensor`, *optional*): See [`Measurement`].
     """
     memorization = {space: measure_memorization(*tensors) for space, tensors in spaces.items()}

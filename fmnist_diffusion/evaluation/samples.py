@@ -92,7 +92,7 @@ def read_images(
         "label_column": "none" if label_names is None else None,
         "ignored_files": IGNORED_FILES,
     }
-    # The messages name an argument that the user of an evaluation does not know.
+    # Users of an evaluation do not pass `train_data_dir`, so the messages must not mention it.
     with rename_arguments({" as `train_data_dir`": ""}, ValueError):
         summary = inspect_images(**arguments)
         if shape is not None:

@@ -107,8 +107,8 @@ def get_x0_coefficients(pipe: FashionMNISTPipeline, timestep: torch.Tensor) -> t
     """Returns `a` and `b` of the predicted x0 at a timestep, `a * model_input + b * prediction`."""
     noise_level = pipe._get_input_noise_level(timestep)
     one, zero = torch.ones(()), torch.zeros(())
-    from_input = predict_x0(one, zero, *noise_level, pipe.prediction_type)
-    from_prediction = predict_x0(zero, one, *noise_level, pipe.prediction_type)
+    from_input = predict_x0(zero, one, *noise_level, pipe.prediction_type)
+    from_prediction = predict_x0(one, zero, *noise_level, pipe.prediction_type)
     return float(from_input), float(from_prediction)
 
 

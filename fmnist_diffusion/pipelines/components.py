@@ -3,7 +3,7 @@
 import inspect
 import math
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
@@ -23,6 +23,7 @@ from .files import (
     check_weights,
     has_component,
     list_weights,
+    read_class_name,
     read_header,
     read_json_object,
 )
@@ -81,8 +82,8 @@ def load_components(
         variant, device_map, kwargs: See [`FashionMNISTPipeline.from_pretrained`].
 
     Returns:
-        `tuple`: The model, the stored scheduler and the other arguments of [`FashionMNISTPipeline`]. If a `scheduler`
-            is passed, it is returned if `timestep_power` is passed too, or if the stored scheduler cannot be loaded.
+        `tuple`: The model, the original scheduler and the other arguments of [`FashionMNISTPipeline`]. The original
+            scheduler is the passed one if `unet` or `timestep_power` is also passed, or if the stored one is damaged.
 
     Raises:
         `OSError`: If a file does not exist, cannot be downloaded, or is damaged.
@@ -99,6 +100,8 @@ def load_components(
             f"`scheduler` must be a scheduler object, got {scheduler!r}. Create one with `from_config`, or load the"
             " pipeline with `load_pipeline`, which also accepts a name or a class."
         )
+    if "unet" not in components and "timestep_power" not in options:
+        components.pop("scheduler", None)
     for name in MODELS:
         if components.get(name) is not None and not hasattr(components[name], "config"):
             raise ValueError(
@@ -124,7 +127,7 @@ def load_components(
                 f"Could not find a pipeline at {path!r}: pass a local folder with {INDEX_NAME}, or a Hub repository id"
                 " (`owner/name`). To load a bundled checkpoint, use `load_pipeline`."
             )
-        folder = download_pipeline(path, exclude=components.keys() - {"scheduler"}, variant=variant, **hub_options)
+        folder = download_pipeline(path, exclude=components, variant=variant, **hub_options)
     index = read_json_object(folder / INDEX_NAME)
     settings = {
         "num_inference_steps": index.get("num_inference_steps", 20),
@@ -135,11 +138,13 @@ def load_components(
     settings |= options
     for name in ("scheduler", *optional, "unet"):
         if name not in components and (name not in optional or has_component(index, name)):
-            components[name] = _load_component(folder, index, name, variant, device_map, **kwargs)
+            try:
+                components[name] = _load_component(folder, index, name, variant, device_map, **kwargs)
+            except OSError:
+                if name != "scheduler" or scheduler is None:
+                    raise
+                components["scheduler"], settings["timestep_power"] = scheduler, None
     unet, scheduler = components.pop("unet"), components.pop("scheduler")
-    if "scheduler" in passed and "timestep_power" not in options:
-        with suppress(OSError):
-            scheduler = _load_component(folder, index, "scheduler", variant, device_map, **kwargs)
     # A pipeline that is loaded with `text_encoder=None` generates images from `prompt_embeds`.
     if not omits_text_encoder:
         check_text_encoder(folder, unet, components.get("text_encoder"), components.get("tokenizer"))
@@ -150,7 +155,7 @@ def load_components(
 def _load_component(
     folder: Path, index: Mapping[str, Any], name: str, variant: str | None, device_map: Any, **kwargs: Any
 ) -> Any:
-    class_name = _read_class_name(folder / INDEX_NAME, index, name)
+    class_name = read_class_name(folder / INDEX_NAME, index, name)
     for option in ("dtype", "torch_dtype"):
         if isinstance(kwargs.get(option), dict):
             kwargs[option] = kwargs[option].get(name, kwargs[option].get("default", torch.float32))
@@ -174,13 +179,6 @@ def _load_component(
             f" `{name}`, or use `DiffusionPipeline.from_pretrained`."
         )
     return load_model(folder, name, model_class, variant, device_map, **kwargs)
-
-
-def _read_class_name(path: Path, index: Mapping[str, Any], component: str) -> str:
-    entry = index.get(component)
-    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(name, str) for name in entry):
-        raise OSError(f"`{component}` in {path} must be the module and the class of the {component}, got {entry!r}.")
-    return entry[1]
 
 
 def load_scheduler(folder: Path, class_name: str) -> Any:

@@ -190,3 +190,11 @@ def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
             return {name: (tuple(view.get_shape()), "F" in view.get_dtype()) for name, view in slices.items()}
     except SafetensorError as error:
         raise OSError(f"{path} is not a valid safetensors file ({error}). Download or save it again.") from error
+
+
+def read_class_name(path: Path, index: Mapping[str, Any], component: str) -> str:
+    """Returns the class name of a component from `model_index.json`; raises `OSError` if the entry is invalid."""
+    entry = index.get(component)
+    if not isinstance(entry, list) or len(entry) != 2 or not all(isinstance(name, str) for name in entry):
+        raise OSError(f"`{component}` in {path} must be the module and the class of the {component}, got {entry!r}.")
+    return entry[1]

@@ -183,22 +183,22 @@ def uses_flow_matching(scheduler: Any) -> bool:
 
 
 def predict_x0(
-    model_input: torch.Tensor,
     prediction: torch.Tensor,
+    model_input: torch.Tensor,
     alpha: torch.Tensor,
     sigma: torch.Tensor,
     prediction_type: str,
 ) -> torch.Tensor:
     """
-    Computes x0 from noisy images `alpha * x0 + sigma * noise` and the output of a model.
+    Computes the predicted x0 from the output of a model and its input, `alpha * x0 + sigma * noise`.
 
     The equations are those of arXiv 2006.11239 (equation 15) for epsilon prediction, arXiv 2202.00512 (appendix D) for
     v-prediction, and arXiv 2209.03003 (equation 1) for flow matching.
 
     Args:
-        model_input (`torch.Tensor`): The noisy images.
-        prediction (`torch.Tensor` of the same shape): Output of the model.
-        alpha, sigma (`torch.Tensor`): Noise levels, which must be broadcastable to the images.
+        prediction (`torch.Tensor`): Output of the model.
+        model_input (`torch.Tensor` of the same shape): The noisy images.
+        alpha, sigma (`torch.Tensor`): Scales of x0 and of the noise, which must be broadcastable to the images.
         prediction_type (`str`): `"epsilon"`, `"v_prediction"`, `"flow_prediction"` or `"sample"`.
     """
     if prediction_type == "epsilon":
@@ -588,9 +588,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 The arguments of [`DiffusionPipeline.from_pretrained`], such as `dtype`, `variant`, `revision`,
                 `token`, `cache_dir`, `local_files_only`, `force_download` and `device_map`; and `unet`, `scheduler`,
                 `text_encoder`, `tokenizer`, `classifier`, `vae`, `num_inference_steps` and `timestep_power`, which
-                override the stored values. Unless `timestep_power` is passed as well, a passed `scheduler` behaves
-                like one that is assigned later: it must support the model, and only uses the stored `timestep_power`
-                if it has the class and options of the stored scheduler. Other arguments are ignored with a warning.
+                override the stored values. Other arguments are ignored with a warning.
+
+        A passed `scheduler` replaces the stored one, as if it were assigned later. It must support the model. It only
+        uses the stored `timestep_power` if its class and options are those of the stored scheduler. If `unet` or
+        `timestep_power` is also passed, the scheduler is treated as the original one.
 
         The weights must be safetensors files, and the stored models must have the classes of this package. For other
         models, pass the model, or use [`DiffusionPipeline.from_pretrained`].
@@ -621,10 +623,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         Creates a pipeline from the components of another pipeline; see [`DiffusionPipeline.from_pipe`].
 
         Unlike `FashionMNISTPipeline(**pipeline.components)`, this method keeps `num_inference_steps` and
-        `timestep_power`. Unless `timestep_power` is passed as well, a passed `scheduler` behaves like one that is
-        assigned later; see [`~FashionMNISTPipeline.from_pretrained`].
+        `timestep_power`. A passed `scheduler` is treated as in [`~FashionMNISTPipeline.from_pretrained`].
         """
-        scheduler = None if "timestep_power" in kwargs else kwargs.pop("scheduler", None)
+        scheduler = None if kwargs.keys() & {"unet", "timestep_power"} else kwargs.pop("scheduler", None)
         # diffusers only reuses a model whose class is exactly the annotated class.
         components = {**dict.fromkeys(cls._optional_components), **pipeline.components}
         models = {name: components[name] for name in ("unet", *cls._optional_components) if name in components}
@@ -1296,7 +1297,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         ):
             if scheduler.config.get("use_flow_sigmas", False):
                 raise ValueError(
-                    f"{name} must not use `use_flow_sigmas` with this model. Create it with `use_flow_sigmas=False`."
+                    f"`use_flow_sigmas` must be False for this model, got True. Create {name} with"
+                    " `use_flow_sigmas=False`."
                 )
             raise ValueError(
                 f"{name} does not support this model. Use a different scheduler, such as DPMSolverMultistepScheduler"
@@ -1451,7 +1453,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             timestep (`torch.Tensor` of shape `()`): The timestep of all images, one of `scheduler.timesteps`.
         """
         noise_level = self._get_input_noise_level(timestep)
-        original = predict_x0(model_input, prediction, *noise_level, self.prediction_type)
+        original = predict_x0(prediction, model_input, *noise_level, self.prediction_type)
         return original.clamp(-1, 1) if self.vae is None else original
 
     def _get_input_noise_level(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:

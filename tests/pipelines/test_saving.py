@@ -376,7 +376,15 @@ class TestFromPretrained:
         (folder / "scheduler" / "scheduler_config.json").write_text("{")
         with pytest.raises(OSError, match=r"scheduler_config\.json"):
             load(folder)
-        assert type(load(folder, scheduler=DDIMScheduler()).scheduler) is DDIMScheduler
+        pipe = load(folder, scheduler=DPMSolverMultistepScheduler())
+        assert type(pipe.scheduler) is DPMSolverMultistepScheduler
+        assert pipe.config.timestep_power is None
+
+    def test_passed_scheduler_belongs_to_a_passed_model(self, folder):
+        model = make_default_pipeline().unet
+        pipe = load(folder, unet=model, scheduler=FlowMatchEulerDiscreteScheduler())
+        assert FashionMNISTPipeline.from_pipe(pipe, unet=model, scheduler=DDIMScheduler())("Bag").images
+        assert pipe("Bag").images
 
     def test_unexpected_arguments_are_ignored_with_a_warning(self, folder, expected, caplog):
         pipe = load(folder, sample_size=16, safety_checker=None, trust_remote_code=True)

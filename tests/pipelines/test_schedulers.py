@@ -176,9 +176,7 @@ def test_flow_sigmas_are_an_error(name):
     pipe = make_oracle_pipeline(name, DDPMScheduler())
     options = {"use_flow_sigmas": True, "prediction_type": "flow_prediction"}
     pipe.scheduler = type(pipe.scheduler).from_config(pipe.scheduler.config, **options)
-    with pytest.raises(
-        ValueError, match=r"must not use `use_flow_sigmas` with this model\. Create it with `use_flow_sigmas=False`"
-    ):
+    with pytest.raises(ValueError, match=r"`use_flow_sigmas` must be False for this model, got True\. Create "):
         pipe()
 
 
