@@ -335,8 +335,10 @@ class TrainingConfig:
         needs_pretrained = self.distillation.num_segments is not None or self.text_encoder.enabled
         names = ("seed", "vae", *(("init_from",) if needs_pretrained else ()), *steps, *sections)
         saved, current = (dict(flatten({name: settings[name] for name in names})) for settings in (saved, current))
+        # The images may have moved. Loading a checkpoint compares the number of batches.
+        has_moved = all(settings.get("data.train_data_dir") for settings in (saved, current))
         for name in dict.fromkeys([*saved, *current]):
-            if current.get(name) != saved.get(name):
+            if current.get(name) != saved.get(name) and not (has_moved and name == "data.train_data_dir"):
                 raise ValueError(
                     f"`--{name}` must be the same as in the run to resume ({saved.get(name)}), got"
                     f" {current.get(name)}. Pass --config={path} together with --resume, and omit this setting."

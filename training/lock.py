@@ -34,11 +34,13 @@ def lock_folder(folder: Path) -> None:
 
 
 def check_new_folder(folder: Path, resume: str | None = None) -> None:
-    """Raises `ValueError` if `folder` contains files other than a lock.
+    """Raises `ValueError` if `folder` is a file or contains files other than a lock.
 
     Args:
         resume: The value of `--resume` that resumes the run in `folder`; `None` if the script cannot resume a run.
     """
+    if folder.exists() and not folder.is_dir():
+        raise ValueError(f"`--output_dir` must be a folder, but {folder} is a file. Pass a different --output_dir.")
     if folder.exists() and any(path.name != LOCK for path in folder.iterdir()):
         advice = "" if resume is None else f", or --resume={resume} to resume the run in this folder"
         raise ValueError(

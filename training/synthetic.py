@@ -34,16 +34,24 @@ def load_synthetic_images(folders: list[Path], label_noise: float = 0.0) -> Imag
         label_noise: Probability with which a label is replaced by a random one.
 
     Raises:
-        `ValueError`: If a folder contains no samples or samples of another dataset, if `label_noise` is not in [0, 1],
-            or if there are no labels to replace.
+        `ValueError`: If a folder contains no samples, samples of another dataset or an unfinished evaluation, if
+            `label_noise` is not in [0, 1], or if there are no labels to replace.
     """
     if not 0 <= label_noise <= 1:
         raise ValueError(f"`--label_noise` must be between 0 and 1, got {label_noise}.")
     for folder in folders:
-        if "reference" in (read_json(folder / "settings.json") or {}):
+        settings = read_json(folder / "settings.json") or {}
+        if "reference" in settings:
             raise ValueError(
                 f"{folder} contains samples that were evaluated with `--reference`, but only samples of Fashion-MNIST"
                 " models are supported. Pass a different folder."
+            )
+        expected = settings.get("num_samples", 0) * len(settings.get("seeds", []))
+        found = sum(len(batch) for batch in load_batches(folder))
+        if found < expected:
+            raise ValueError(
+                f"{folder} must contain {expected} samples, got {found}. Run the same `fmnist-diffusion evaluate`"
+                " again to finish the evaluation."
             )
     batches = [batch for folder in folders for batch in load_batches(folder)]
     if all(batch.labels is None for batch in batches):

@@ -39,6 +39,8 @@ from fmnist_diffusion.files import (
     write_atomically,
 )
 from fmnist_diffusion.images import image_grid, upscale
+from fmnist_diffusion.metadata import flatten
+from fmnist_diffusion.models.unet_fmnist import MIN_SIZE
 from fmnist_diffusion.pipelines import get_vae_scale_factor
 from interrupts import Interrupts, Terminated
 from lock import check_new_folder, lock_folder
@@ -54,7 +56,10 @@ GRID_COLUMNS = 16
 GRID_ROWS = 4
 NORM_NUM_GROUPS = 8
 # A resumed run may change these settings.
-CHANGEABLE_SETTINGS = {"output_dir", "resume", "num_epochs", "mixed_precision", "save_minutes"}
+CHANGEABLE_SETTINGS = {
+    *("output_dir", "resume", "num_epochs", "mixed_precision", "save_minutes"),
+    *("data.train_data_dir", "data.dataloader_num_workers"),
+}
 
 
 @dataclass(frozen=True)
@@ -153,6 +158,11 @@ def make_vae(config: AutoencoderConfig, images: ImageTensors) -> AutoencoderKL:
     if height % factor or width % factor:
         raise ValueError(
             f"`--data.resolution` must be a multiple of {factor} for {num_levels} levels, got {height}x{width}."
+        )
+    if min(height, width) < MIN_SIZE * factor:
+        raise ValueError(
+            f"`--block_out_channels` must have fewer levels for images of {height}x{width} pixels, because the latents"
+            f" must have at least {MIN_SIZE}x{MIN_SIZE} values, got {num_levels} levels."
         )
     return AutoencoderKL(
         in_channels=channels,
@@ -330,12 +340,10 @@ class AutoencoderTrainer:
             state = json.loads(path.read_bytes())
             saved = add_defaults(state["config"], asdict(AutoencoderConfig()))
         # JSON turns tuples into lists.
-        current, saved = json.loads(json.dumps([asdict(self.config), saved]))
-        for name in current.keys() - CHANGEABLE_SETTINGS:
-            if current[name] != saved[name]:
-                raise ValueError(
-                    f"`--{name}` must be the same as in the run to resume ({saved[name]}), got {current[name]}."
-                )
+        current, saved = (dict(flatten(item)) for item in json.loads(json.dumps([asdict(self.config), saved])))
+        for name, value in current.items():
+            if name not in CHANGEABLE_SETTINGS and value != saved[name]:
+                raise ValueError(f"`--{name}` must be the same as in the run to resume ({saved[name]}), got {value}.")
         with describe_load_errors(path):
             progress = Progress(**state["progress"])
             check_progress(progress, progress.global_step, state["batches_per_epoch"], len(self.batches))

@@ -6,6 +6,7 @@
 The classifier uses the noise schedule of the pipeline. The other components of the pipeline do not change.
 """
 
+import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -89,9 +90,11 @@ def split(images: ImageTensors) -> tuple[ImageTensors, ImageTensors]:
 
 
 def check_label_names(images: ImageTensors, pipe: FashionMNISTPipeline) -> tuple[str, ...]:
-    """Returns the class names; raises `ValueError` if the classes of the images are not those of the pipeline."""
+    """Returns the class names; raises `ValueError` if the images do not have the classes that the pipeline needs."""
     if images.label_names is None:
         raise ValueError("The images must have labels, got none. Pass labeled images.")
+    if len(images.label_names) < 2:
+        raise ValueError("The images must have at least two classes, got one. Pass images of several classes.")
     if pipe.is_conditional and images.label_names != pipe.label_names:
         raise ValueError(
             f"The images must have the classes of the pipeline ({', '.join(pipe.label_names or ['no names'])}), got"
@@ -166,6 +169,15 @@ def main(args: list[str] | None = None) -> None:
     parser = ArgumentParser(prog="train_guidance_classifier.py", description=__doc__)
     parser.add_class_arguments(GuidanceClassifierConfig, None)
     try:
+        run(parser, args)
+    except KeyboardInterrupt:
+        parser.exit(130, f"{parser.prog}: Interrupted. Run the same command to start again from the beginning.\n")
+
+
+def run(parser: ArgumentParser, args: list[str] | None) -> None:
+    try:
+        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+            raise ValueError("The classifier is trained in one process. Start the script with python.")
         config = GuidanceClassifierConfig(**vars(parser.instantiate(parser.parse_args(args))))
         folder, device = Path(config.output_dir), get_device(config.device)
         check_new_folder(folder)

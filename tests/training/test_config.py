@@ -3,7 +3,7 @@ from pathlib import Path
 
 import pytest
 
-from config import DistillationConfig, ResolvedConfig, TextEncoderConfig, TrainingConfig
+from config import DataConfig, DistillationConfig, ResolvedConfig, TextEncoderConfig, TrainingConfig
 from parsing import parse_config
 
 
@@ -85,6 +85,16 @@ def test_help_describes_every_field(capsys: pytest.CaptureFixture[str]):
 )
 def test_total_steps_depend_on_epochs_accumulation_and_limit(args: list[str], batches: int, steps: int):
     assert ResolvedConfig(**vars(parse_config(args))).get_total_steps(batches) == steps
+
+
+def test_resumed_run_accepts_images_that_have_moved(tmp_path: Path):
+    path = tmp_path / "config.yaml"
+    config = ResolvedConfig(data=DataConfig(train_data_dir="images"))
+    config.save(path)
+    dataclasses.replace(config, data=DataConfig(train_data_dir="moved/images")).check_resumable(path)
+    for data in (DataConfig(), DataConfig(train_data_dir="moved/images", split="test")):
+        with pytest.raises(ValueError, match=r"`--data\.(train_data_dir|split)` must be the same"):
+            dataclasses.replace(config, data=data).check_resumable(path)
 
 
 @pytest.mark.parametrize(

@@ -49,6 +49,12 @@ def test_second_run_in_the_same_folder_is_rejected(
     assert (tmp_path / "run" / "config.yaml").exists()
 
 
+def test_output_dir_that_is_a_file_is_an_error(tmp_path: Path):
+    (tmp_path / "run").touch()
+    with pytest.raises(ValueError, match=r"`--output_dir` must be a folder, but .*run is a file\. Pass a different"):
+        check_new_folder(tmp_path / "run")
+
+
 def test_same_process_can_lock_a_folder_again(tmp_path: Path):
     lock_folder(tmp_path)
     lock_folder(tmp_path)

@@ -106,6 +106,21 @@ def test_samples_of_another_dataset_are_an_error(tmp_path: Path, capsys: pytest.
     assert not path.exists()
 
 
+def test_unfinished_evaluation_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
+    folder, path = tmp_path / "samples", tmp_path / "synthetic.safetensors"
+    write_evaluation(folder, [3, 1, 0, 0])
+    (folder / "settings.json").write_text('{"num_samples": 4, "seeds": [0, 1]}')
+    with pytest.raises(SystemExit, match="2"):
+        main([str(folder), f"--output={path}"])
+    assert capsys.readouterr().err == (
+        f"synthetic.py: error: {folder} must contain 8 samples, got 4. Run the same `fmnist-diffusion evaluate` again"
+        " to finish the evaluation.\n"
+    )
+    (folder / "settings.json").write_text('{"num_samples": 4, "seeds": [0]}')
+    main([str(folder), f"--output={path}"])
+    assert path.is_file()
+
+
 def test_path_with_another_suffix_is_an_error(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
     path = tmp_path / "synthetic.pt"
     with pytest.raises(SystemExit, match="2"):

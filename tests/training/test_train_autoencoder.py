@@ -132,6 +132,7 @@ def test_resumed_run_has_identical_weights(
         ([], "contains files. Pass a different --output_dir, or --resume=true to resume the run in this folder."),
         # This also changes the number of batches per epoch.
         (["--resume=true", "--train_batch_size=32"], "`--train_batch_size` must be the same as in the run to resume"),
+        (["--resume=true", "--optimizer.learning_rate=0.5"], "`--optimizer.learning_rate` must be the same"),
         (["--resume=true", "--seed=3"], "`--seed` must be the same as in the run to resume (0), got 3."),
         (["--resume=true", f"--output_dir={tmp_path / 'new'}"], "Could not find a checkpoint in"),
     ):
@@ -267,6 +268,7 @@ def test_full_disk_exits_with_one_line(
         ("--optimizer.adam_beta2=1", "`--optimizer.adam_beta2` must be at least 0 and less than 1, got 1."),
         ("--block_out_channels=[8, 12]", "`--block_out_channels` must be multiples of 8, got [8, 12]."),
         ("--block_out_channels=[8, 8, 8, 8]", "`--data.resolution` must be a multiple of 8 for 4 levels, got 28x28."),
+        ("--block_out_channels=[8, 8, 8]", "`--block_out_channels` must have fewer levels for images of 28x28 pixels"),
         ("--data.streaming=true", "`--data.streaming` must be false, because all images are kept in memory."),
         ("--data.train_data_dir=nowhere", "nowhere"),
     ],

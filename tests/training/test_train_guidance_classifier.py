@@ -139,6 +139,39 @@ def test_images_without_labels_exit_with_one_line(run, tmp_path: Path, capsys):
     assert "The images must have labels" in capsys.readouterr().err
 
 
+def test_images_of_one_class_exit_with_one_line(run, tmp_path: Path, capsys):
+    (tmp_path / "images" / "cat").mkdir(parents=True)
+    Image.new("L", (8, 8)).save(tmp_path / "images" / "cat" / "0.png")
+    with pytest.raises(SystemExit, match="2"):
+        run(
+            save_pipeline(tmp_path / "source", num_class_embeds=None),
+            f"--data.train_data_dir={tmp_path / 'images'}",
+        )
+    assert "The images must have at least two classes, got one." in capsys.readouterr().err
+
+
+def test_several_processes_exit_with_one_line(run, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    monkeypatch.setenv("WORLD_SIZE", "2")
+    with pytest.raises(SystemExit, match="2"):
+        run(tmp_path / "source")
+    assert capsys.readouterr().err == (
+        "train_guidance_classifier.py: error: The classifier is trained in one process. Start the script with"
+        " python.\n"
+    )
+
+
+def test_interrupted_training_exits_with_one_line(run, tmp_path: Path, capsys, monkeypatch: pytest.MonkeyPatch):
+    def interrupt(*args: object) -> None:
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr("train_guidance_classifier.train", interrupt)
+    with pytest.raises(SystemExit, match="130"):
+        run(save_pipeline(tmp_path / "source", num_class_embeds=10))
+    assert capsys.readouterr().err.splitlines()[-1] == (
+        "train_guidance_classifier.py: Interrupted. Run the same command to start again from the beginning."
+    )
+
+
 def test_images_with_the_null_label_are_dropped(run, tmp_path: Path, fashion_mnist_folder: Path):
     images = load_images(train_data_dir=str(fashion_mnist_folder), max_samples=200)
     assert images.labels is not None
