@@ -88,8 +88,9 @@ def kernel_distance(features: torch.Tensor, real: torch.Tensor) -> tuple[float, 
     size, generator = min(KID_SUBSET_SIZE, num_images // 2), torch.Generator().manual_seed(0)
     distances = []
     for _ in range(KID_SUBSETS):
-        subsets = [values[torch.randperm(len(values), generator=generator)[:size]] for values in (real, features)]
-        distances.append(poly_mmd(*subsets))
+        real_indices = torch.randperm(len(real), generator=generator)[:size]
+        indices = torch.randperm(len(features), generator=generator)[:size]
+        distances.append(poly_mmd(real[real_indices], features[indices]))
     return float(torch.stack(distances).mean()), float(torch.stack(distances).std(correction=0))
 
 

@@ -5,6 +5,7 @@ This file only depends on torch and diffusers, because `save_pretrained` copies 
 """
 
 from collections.abc import Callable
+from typing import Any
 
 import torch
 import torch.nn.functional as F
@@ -554,7 +555,8 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
 
     def set_default_attn_processor(self) -> None:
         """Replaces custom attention processors with the default one."""
-        self.set_attn_processor(FashionMNISTAttnProcessor())
+        processor: Any = FashionMNISTAttnProcessor()
+        self.set_attn_processor(processor)
 
     def forward(
         self,

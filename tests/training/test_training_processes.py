@@ -82,12 +82,12 @@ main(sys.argv[1:])
 # Every write of a checkpoint fails.
 FULL_DISK = """
 import errno, os, sys
-import train_autoencoder
+import checkpoint, train_autoencoder
 
 def fail(*args):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
-train_autoencoder.write_tensors = fail
+checkpoint.write_tensors = fail
 train_autoencoder.main(sys.argv[1:])
 """
 # GroupNorm, unlike BatchNorm, does not depend on the other images of a process. The derivative of ReLU jumps at zero,
