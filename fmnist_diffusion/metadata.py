@@ -96,13 +96,12 @@ def read_metrics(path: Path) -> dict[str, Any] | None:
     if not isinstance(metrics, dict) or not {"metrics", "real_metrics", "num_samples"} <= metrics.keys():
         return None
     try:
+        measured = measured_metrics(metrics)
         valid = metrics["num_samples"] > 0 and all(
-            isinstance(number, int | float) for metric in measured_metrics(metrics) for number in metric[2:]
+            isinstance(number, int | float) for metric in measured for number in metric[2:]
         )
         # Half of another reference may be too small for a metric.
-        valid &= "reference" in metrics or not any(
-            math.isnan(metric.real_value) for metric in measured_metrics(metrics)
-        )
+        valid &= "reference" in metrics or not any(math.isnan(metric.real_value) for metric in measured)
         list(metrics.get("seeds", []))
     except (AttributeError, KeyError, TypeError):
         valid = False

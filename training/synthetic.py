@@ -39,6 +39,7 @@ def load_synthetic_images(folders: list[Path], label_noise: float = 0.0) -> Imag
     """
     if not 0 <= label_noise <= 1:
         raise ValueError(f"`--label_noise` must be between 0 and 1, got {label_noise}.")
+    batches: list[Samples] = []
     for folder in folders:
         settings = read_json(folder / "settings.json") or {}
         if "reference" in settings:
@@ -47,13 +48,14 @@ def load_synthetic_images(folders: list[Path], label_noise: float = 0.0) -> Imag
                 " models are supported. Pass a different folder."
             )
         expected = settings.get("num_samples", 0) * len(settings.get("seeds", []))
-        found = sum(len(batch) for batch in load_batches(folder))
+        loaded = list(load_batches(folder))
+        found = sum(map(len, loaded))
         if found < expected:
             raise ValueError(
                 f"{folder} must contain {expected} samples, got {found}. Run the same `fmnist-diffusion evaluate`"
                 " again to finish the evaluation."
             )
-    batches = [batch for folder in folders for batch in load_batches(folder)]
+        batches += loaded
     if all(batch.labels is None for batch in batches):
         if label_noise:
             raise ValueError("`--label_noise` requires conditional samples, but all samples are unconditional.")

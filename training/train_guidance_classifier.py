@@ -6,7 +6,6 @@
 The classifier uses the noise schedule of the pipeline. The other components of the pipeline do not change.
 """
 
-import os
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -26,6 +25,7 @@ from fmnist_diffusion.data import ImageTensors, to_model_input
 from fmnist_diffusion.files import describe_write_errors
 from fmnist_diffusion.loading import get_device
 from fmnist_diffusion.schedulers import get_noise_scheduler
+from launch_environment import get_num_processes
 from lock import check_new_folder
 from losses import DiffusionLoss
 from pretrained import find_train_config
@@ -176,7 +176,7 @@ def main(args: list[str] | None = None) -> None:
 
 def run(parser: ArgumentParser, args: list[str] | None) -> None:
     try:
-        if int(os.environ.get("WORLD_SIZE", "1")) > 1:
+        if get_num_processes() > 1:
             raise ValueError("The classifier is trained in one process. Start the script with python.")
         config = GuidanceClassifierConfig(**vars(parser.instantiate(parser.parse_args(args))))
         folder, device = Path(config.output_dir), get_device(config.device)

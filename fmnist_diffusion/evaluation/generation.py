@@ -96,10 +96,9 @@ def generate_samples(
     """
     Generates the samples of one seed and computes their Inception features. All `processes` must call this function.
 
-    `config.num_samples` must not be `None`. `conditions` contains the class labels or prompts and the classifier
-    guidance scale as keyword arguments of [`generate`]. Every batch is saved in `folder` and named by the index of its
-    first image. Existing batches are loaded, and damaged ones are replaced. Raises `ValueError` if the processes do
-    not see the same files.
+    `config.num_samples` must not be `None`. `conditions` contains the class labels or prompts as keyword arguments of
+    [`generate`]. Every batch is saved in `folder` and named by the index of its first image. Existing batches are
+    loaded, and damaged ones are replaced. Raises `ValueError` if the processes do not see the same files.
     """
     num_samples = config.num_samples
     assert num_samples is not None
@@ -115,7 +114,15 @@ def generate_samples(
         disable=None if processes.is_main_process else True,
     ) as bar:
         for start, count in processes.select(missing):
-            (samples,) = generate(pipe, sampling, count, **conditions, batch_size=count, start=start)
+            (samples,) = generate(
+                pipe,
+                sampling,
+                count,
+                **conditions,
+                batch_size=count,
+                start=start,
+                classifier_guidance_scale=config.classifier_guidance_scale,
+            )
             batch = EvaluationSamples(samples, inception(samples.images) if inception else None)
             save_batch(batch, get_batch_path(folder, start))
             bar.update(min(count * processes.num_processes, num_samples - bar.n))

@@ -77,9 +77,7 @@ def evaluate_pipeline(
         num_samples = len(reference.real_images) if config.cas else DEFAULT_NUM_SAMPLES
         reference.check_num_samples(num_samples)
     config = replace(config, sampling=sampling, num_samples=num_samples)
-    conditions: dict[str, Any] = {"classifier_guidance_scale": config.classifier_guidance_scale}
-    if config.conditional:
-        conditions |= reference.choose_conditions(pipe, num_samples)
+    conditions = reference.choose_conditions(pipe, num_samples) if config.conditional else {}
     scheduler_config = {key: to_json(value) for key, value in pipe.scheduler.config.items() if key[0] != "_"}
     settings = {
         "source": name,
