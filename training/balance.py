@@ -71,7 +71,7 @@ def main(args: list[str] | None = None) -> None:
         if shares is None or not has_same_weights(evaluation, options.pipeline):
             raise ValueError(
                 f"{options.evaluation} must be an evaluation of unconditional samples of {options.pipeline} against"
-                f" Fashion-MNIST. Run `fmnist-diffusion evaluate {options.pipeline} --unconditional`."
+                f" Fashion-MNIST. Run `fmnist-diffusion evaluate {options.pipeline} --unconditional` to the end."
             )
         pipe = load_pipeline(options.pipeline)
         if not has_fashion_mnist_order(pipe.label_names):

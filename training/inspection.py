@@ -106,12 +106,13 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     vae = load_vae(config.vae)
     if pretrained is not None:
         check_pretrained_settings(config, pretrained, problems)
-        if isinstance(pretrained.pipe.scheduler, LCMScheduler) and config.distillation.num_segments is None:
-            problems.warnings.append(
-                f"{config.init_from} is a distilled pipeline. Fine-tuning does not preserve the distillation, so the"
-                " new pipeline will need more steps. To keep the number of steps low, fine-tune the teacher of"
-                f" {config.init_from}, and distill the result with distill.py."
-            )
+        if isinstance(pretrained.pipe.scheduler, LCMScheduler):
+            effect = "Fine-tuning does not preserve the distillation, so the new pipeline will need more steps."
+            advice = f"fine-tune the teacher of {config.init_from}, and distill the result with distill.py."
+            if config.distillation.num_segments is not None:
+                effect = "Its predictions do not follow the probability flow ODE, so it is a poor teacher."
+                advice = f"distill the teacher of {config.init_from}."
+            problems.warnings.append(f"{config.init_from} is a distilled pipeline. {effect} Instead, {advice}")
         if pretrained.pipe.classifier is not None:
             problems.warnings.append(
                 f"The new pipeline does not contain the classifier of {config.init_from}. To train a new one, run"
@@ -321,8 +322,14 @@ def check_captions(
     problems: Problems,
 ) -> None:
     """Checks that the images of a text-conditional model have captions, or that captions can be generated."""
-    has_captions = summary.has_captions or can_be_captioned(summary.label_names, data.image_shape)
-    if has_captions or not config.text_encoder.enabled:
+    if not config.text_encoder.enabled:
+        if summary.has_captions:
+            problems.warnings.append(
+                "The captions are ignored, because the model has no text encoder. Use training/configs/text.yaml or"
+                " --init_from=text to train a text-to-image model."
+            )
+        return
+    if summary.has_captions or can_be_captioned(summary.label_names, data.image_shape):
         return
     # Fine-tuning cannot remove a text encoder.
     is_pretrained = pretrained is not None and pretrained.pipe.text_encoder is not None

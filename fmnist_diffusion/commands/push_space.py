@@ -46,7 +46,7 @@ def push_space(
     """
     from fmnist_diffusion.export import ExportError
     from fmnist_diffusion.hub import space, static_space
-    from fmnist_diffusion.hub_client import HubError
+    from fmnist_diffusion.hub_client import HubError, is_repo_id
 
     models = model or []
     if static and hardware is not None:
@@ -57,6 +57,12 @@ def push_space(
             folders = [get_existing_folder(name).resolve() for name in models or STATIC_MODELS]
             url = static_space.push_static_space(repo_id, folders, private=private)
         elif len(models) == 1:
+            # The owner may be omitted.
+            if "/" in models[0] and not is_repo_id(models[0]):
+                raise ValueError(
+                    f"`model` must be the repository id of a public model, got {models[0]}. Upload a local pipeline"
+                    " with `fmnist-diffusion push` first, or pass `static` to upload the browser page."
+                )
             url = space.push_space(repo_id, models[0], private=private, space_hardware=hardware)
         else:
             raise ValueError(

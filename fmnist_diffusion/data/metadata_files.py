@@ -72,7 +72,11 @@ def _read_table(folder: Path, file: PurePath) -> pa.Table:
         with path.open("rb") as opened:
             if file.suffix == ".csv":
                 options = pyarrow.csv.ConvertOptions(column_types={FILE_NAME: pa.string()})
-                table = _empty_to_null(pyarrow.csv.read_csv(opened, convert_options=options))
+                table = pyarrow.csv.read_csv(opened, convert_options=options)
+                # pyarrow reads a column of text in a different encoding as binary data.
+                if any(pa.types.is_binary(column_type) for column_type in table.schema.types):
+                    raise ValueError("it is not encoded in UTF-8")
+                table = _empty_to_null(table)
             elif file.suffix == ".jsonl":
                 table = pyarrow.json.read_json(opened)
             else:

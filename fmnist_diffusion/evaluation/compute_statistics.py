@@ -12,8 +12,9 @@ from pathlib import Path
 import torch
 from PIL import Image, ImageFilter
 
-from fmnist_diffusion.data import DataError, ImageTensors, load_images
+from fmnist_diffusion.data import ImageTensors, load_images
 from fmnist_diffusion.files import write_tensors
+from fmnist_diffusion.loading import get_device
 
 from .bundled_statistics import NUM_REFERENCE_IMAGES, SPLITS, STATISTICS_DIR, get_statistics_path
 from .classifier import Classifier
@@ -136,16 +137,25 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument("--device", default="cpu", help="device of the feature networks (default: %(default)s)")
     parser.add_argument("--only", choices=("inception", "classifier"), help="network to use (default: both)")
     options = parser.parse_args(args)
-
     try:
-        splits = {split: load_images(split=split, train_data_dir=options.train_data_dir) for split in SPLITS}
-    except DataError as error:
+        run(options)
+    except (OSError, ValueError) as error:
         parser.error(str(error))
+
+
+def run(options: argparse.Namespace) -> None:
+    device = get_device(options.device)
+    splits = {split: load_images(split=split, train_data_dir=options.train_data_dir) for split in SPLITS}
     extractors: list[FeatureExtractor] = []
     if options.only != "inception":
-        extractors.append(Classifier(options.device))
+        extractors.append(Classifier(device))
     if options.only != "classifier":
-        extractors.append(InceptionFeatures(find_inception() or download_inception(), options.device))
+        extractors.append(InceptionFeatures(find_inception() or download_inception(), device))
+    minimum = 1 + max(extractor.num_features for extractor in extractors)
+    if not minimum <= options.num_altered <= len(splits["test"]):
+        raise ValueError(
+            f"`--num-altered` must be between {minimum} and {len(splits['test'])}, got {options.num_altered}."
+        )
 
     path = options.output_dir / "real.json"
     metrics = json.loads(path.read_text()) if path.is_file() else {}

@@ -116,8 +116,8 @@ class FashionMNISTReference(Reference):
             names = list_names(pipe.label_names or [unnamed])
             advice = ", or pass images of its classes as `reference`" if pipe.num_classes else ""
             raise ValueError(
-                f"The pipeline must have the classes of Fashion-MNIST in their original order, got {names}. Evaluate"
-                f" it with unconditional samples{advice}."
+                f"The pipeline must have the classes of Fashion-MNIST in their original order, got {names}. Pass"
+                f" --unconditional (in Python, `conditional=False`){advice}."
             )
 
     def choose_conditions(self, pipe: FashionMNISTPipeline, num_samples: int) -> dict[str, Sequence[Any]]:

@@ -147,7 +147,8 @@ class ImageReference(Reference):
             )
         if conditional and pipe.num_classes is None:
             raise ValueError(
-                "The pipeline must be class-conditional, got no classes. Evaluate it with unconditional samples."
+                "The pipeline must be class-conditional, got no classes. Pass --unconditional (in Python,"
+                " `conditional=False`)."
             )
 
     def choose_conditions(self, pipe: FashionMNISTPipeline, num_samples: int) -> dict[str, Sequence[Any]]:

@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fmnist_diffusion.files import write_atomically
+from fmnist_diffusion.files import describe_write_errors, write_atomically
 
 
 def prepare_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -15,6 +15,7 @@ def prepare_folder(folder: Path, settings: dict[str, Any]) -> None:
 
     Raises:
         `ValueError`: If the folder contains other files.
+        `WriteError`: If the folder cannot be written to.
     """
     path = folder / "settings.json"
     text = json.dumps(settings, indent=2) + "\n"
@@ -30,7 +31,8 @@ def prepare_folder(folder: Path, settings: dict[str, Any]) -> None:
             f"The folder {folder} contains a different run or other files. Pass a different folder, or the settings of"
             " that run to continue it."
         )
-    folder.mkdir(parents=True, exist_ok=True)
+    with describe_write_errors(folder):
+        folder.mkdir(parents=True, exist_ok=True)
     write_json(path, settings)
 
 

@@ -49,6 +49,10 @@ def test_push_space_uploads_a_static_page(hub, capsys, monkeypatch, models):
             ["push-space", "--repo-id", "demo", "--model", "me/x", "--model", "me/y"],
             "--model must be the repository id",
         ),
+        (
+            ["push-space", "--repo-id", "demo", "--model", "output/mine/pipeline"],
+            "--model must be the repository id of a public model, got output/mine/pipeline. Upload a local pipeline",
+        ),
         (["push-space", "--repo-id", "demo", "--static", "--hardware", "zero-a10g"], "--hardware does not apply to"),
         (["push-space", "--repo-id", "demo", "--static", "--model", "nowhere"], "Could not find the folder nowhere"),
     ],

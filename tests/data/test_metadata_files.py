@@ -109,6 +109,12 @@ def test_damaged_metadata_is_an_error(folder, suffix, contents):
     assert f"metadata.{suffix}" in get_error(folder)
 
 
+def test_csv_file_in_another_encoding_is_an_error(folder):
+    rows = "file_name,text\na.png,café\nb.png,tea\nmore/c.png,tea\n"
+    (folder / "metadata.csv").write_bytes(rows.encode("latin-1"))
+    assert "metadata.csv (it is not encoded in UTF-8). Fix or remove it." in get_error(folder)
+
+
 @pytest.mark.parametrize(
     ("rows", "message"),
     [

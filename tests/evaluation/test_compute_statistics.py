@@ -40,9 +40,23 @@ def test_metrics_of_altered_images_are_worse(
     assert five_classes["coverage"] < unaltered["coverage"] - 0.2
 
 
-def test_missing_data_is_reported_in_one_line(tmp_path: Path, capsys: pytest.CaptureFixture[str]):
-    with pytest.raises(SystemExit) as error:
-        main(["--train-data-dir", str(tmp_path / "none"), "--output-dir", str(tmp_path)])
-    assert error.value.code == 2
-    assert "error:" in capsys.readouterr().err.splitlines()[-1]
+@pytest.mark.parametrize(
+    ("args", "message"),
+    [
+        (["--train-data-dir=none"], "Could not find none"),
+        (["--device=nothing"], "`device` must be auto or an available torch device, got 'nothing'"),
+        (["--num-altered=256"], "`--num-altered` must be between 257 and 128, got 256."),
+    ],
+)
+def test_invalid_options_are_reported_in_one_line(
+    args: list[str],
+    message: str,
+    fashion_mnist_folder: Path,
+    tmp_path: Path,
+    capsys: pytest.CaptureFixture[str],
+):
+    data = f"--train-data-dir={fashion_mnist_folder}"
+    with pytest.raises(SystemExit, match="2"):
+        main([data, f"--output-dir={tmp_path}", "--only=classifier", *args])
+    assert f"error: {message}" in capsys.readouterr().err.splitlines()[-1]
     assert not list(tmp_path.iterdir())

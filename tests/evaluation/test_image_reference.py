@@ -239,7 +239,11 @@ def test_selected_images_are_random(monkeypatch: pytest.MonkeyPatch):
     [
         ({"sample_size": (8, 12)}, {}, r"images of 8x8 pixels, got RGB images of 8x12 pixels"),
         ({"in_channels": 4, "out_channels": 4}, {}, r"grayscale or RGB images .*, got 4-channel images"),
-        ({"num_class_embeds": None}, {}, "got no classes. Evaluate it with unconditional samples"),
+        (
+            {"num_class_embeds": None},
+            {},
+            r"got no classes\. Pass --unconditional \(in Python, `conditional=False`\)\.",
+        ),
         ({}, {"num_samples": 49}, r"at least 50 samples, got 49\."),
     ],
 )

@@ -81,6 +81,25 @@ def test_fine_tuning_a_distilled_pipeline_is_a_warning(resolve: Callable, caplog
     assert "is a distilled pipeline" not in caplog.text
 
 
+def test_a_distilled_teacher_is_a_warning(
+    fashion_mnist_folder: Path, tmp_path: Path, caplog: pytest.LogCaptureFixture
+):
+    args = [f"--config={FINETUNE.with_name('distill.yaml')}", "--init_from=fast", "--report_to=none"]
+    args += [f"--data.train_data_dir={fashion_mnist_folder}", "--eval.every_n_epochs=null"]
+    resolve_config(parse_config([*args, f"--output_dir={tmp_path / 'run'}"], "distill.py"))
+    assert "Warning: fast is a distilled pipeline. Its predictions do not follow the probability flow" in caplog.text
+
+
+def test_ignored_captions_are_a_warning(resolve: Callable, images: Path, caplog: pytest.LogCaptureFixture):
+    resolve()
+    assert "captions are ignored" not in caplog.text
+    files = [path.relative_to(images) for path in images.rglob("*.png")]
+    rows = [f"{path},a shape,{path.parent}" for path in files]
+    (images / "metadata.csv").write_text("\n".join(["file_name,text,label", *rows]))
+    resolve()
+    assert "Warning: The captions are ignored, because the model has no text encoder." in caplog.text
+
+
 def test_resuming_a_missing_run_is_the_only_problem(resolve: Callable, capsys: pytest.CaptureFixture[str]):
     with pytest.raises(SystemExit, match="2"):
         resolve("--resume=latest")
