@@ -5,11 +5,10 @@ from pathlib import Path
 from typing import Any, Literal
 
 from fmnist_diffusion.data import DEFAULT_DATASET, DataSource, get_height_width
-from fmnist_diffusion.files import write_atomically
 from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.objectives import LossType, PredictionType, TimestepSampling, WeightingScheme
 from fmnist_diffusion.sampling import SamplingConfig
-from yaml_files import dump_yaml, load_yaml, read_yaml
+from yaml_files import dump_yaml, load_yaml, read_yaml, write_yaml
 
 
 @dataclass
@@ -316,8 +315,7 @@ class TrainingConfig:
 
     def save(self, path: Path) -> None:
         """Writes a YAML file for `--config`. `resume` is reset, because it only applies to one command."""
-        with write_atomically(path) as temporary:
-            temporary.write_text(dump_yaml(self.to_dict() | {"resume": None}), encoding="utf-8")
+        write_yaml(path, self.to_dict() | {"resume": None})
 
     def check_resumable(self, path: Path) -> None:
         """Raises `ValueError` if the run whose config was saved at `path` cannot continue with this config."""

@@ -1,6 +1,8 @@
-"""Rank and number of processes that the launcher sets. They are also known before Accelerate is initialized."""
+"""Rank and number of processes that the launcher sets, which are also known before Accelerate is initialized."""
 
 import os
+import sys
+from typing import NoReturn
 
 
 def is_first_process() -> bool:
@@ -11,3 +13,10 @@ def is_first_process() -> bool:
 def get_num_processes() -> int:
     """Returns the number of processes."""
     return int(os.environ.get("WORLD_SIZE", "1"))
+
+
+def print_and_exit(program: str, message: str, code: int) -> NoReturn:
+    """Prints a message in the first process, and exits."""
+    if is_first_process():
+        print(f"{program}: {message}", file=sys.stderr)
+    raise SystemExit(code)

@@ -1,10 +1,9 @@
 """Runs the trainer and turns its exceptions into messages and exit codes."""
 
 import logging
-import sys
 from functools import partial
 from pathlib import Path
-from typing import Literal, NoReturn
+from typing import Literal
 
 from checkpoint import list_checkpoints
 from config import TrainingConfig
@@ -12,7 +11,7 @@ from fmnist_diffusion.data import DataError
 from fmnist_diffusion.files import WriteError
 from inspection import resolve_config
 from interrupts import Terminated
-from launch_environment import is_first_process
+from launch_environment import is_first_process, print_and_exit
 from parsing import parse_config
 from trainer import Trainer
 
@@ -54,12 +53,6 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
             f"Interrupted at step {trainer.progress.global_step}. {get_advice(config)}",
             143 if isinstance(interrupt, Terminated) else 130,
         )
-
-
-def print_and_exit(program: str, message: str, code: int) -> NoReturn:
-    if is_first_process():
-        print(f"{program}: {message}", file=sys.stderr)
-    raise SystemExit(code)
 
 
 def get_advice(config: TrainingConfig) -> str:

@@ -5,7 +5,7 @@ import signal
 import sys
 from typing import Literal, NoReturn
 
-from launch_environment import is_first_process
+from launch_environment import is_first_process, print_and_exit
 
 
 INTERRUPTED = 130
@@ -28,7 +28,7 @@ def start(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
 
     previous = signal.signal(signal.SIGINT, exit_now)
     from processes import destroy_process_groups_after
-    from run import print_and_exit, run
+    from run import run
 
     signal.signal(signal.SIGINT, previous)
 

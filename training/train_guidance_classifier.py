@@ -6,13 +6,13 @@
 The classifier uses the noise schedule of the pipeline. The other components of the pipeline do not change.
 """
 
+import sys
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 import torch.nn.functional as F
-from jsonargparse import ArgumentParser
 from tqdm.auto import tqdm
 
 from batches import Batches
@@ -25,14 +25,16 @@ from fmnist_diffusion.data import ImageTensors, to_model_input
 from fmnist_diffusion.files import describe_write_errors
 from fmnist_diffusion.loading import get_device
 from fmnist_diffusion.schedulers import get_noise_scheduler
-from launch_environment import get_num_processes
+from launch_environment import get_num_processes, print_and_exit
 from lock import check_new_folder
 from losses import DiffusionLoss
+from parsing import parse
 from pretrained import find_train_config
 from states import are_finite
 from training_images import load_training_images
 
 
+PROGRAM = "train_guidance_classifier.py"
 # One in this many images is held out to measure the accuracy.
 VALIDATION_INTERVAL = 10
 # The accuracy is measured separately in this many ranges of timesteps.
@@ -165,20 +167,18 @@ def format_accuracy(accuracy: list[float | None], num_train_timesteps: int) -> s
     return "\n".join(["timesteps         accuracy", *lines])
 
 
-def main(args: list[str] | None = None) -> None:
-    parser = ArgumentParser(prog="train_guidance_classifier.py", description=__doc__)
-    parser.add_class_arguments(GuidanceClassifierConfig, None)
+def main(args: list[str]) -> None:
     try:
-        run(parser, args)
+        run(args)
     except KeyboardInterrupt:
-        parser.exit(130, f"{parser.prog}: Interrupted. Run the same command to start again from the beginning.\n")
+        print_and_exit(PROGRAM, "Interrupted. Run the same command to start again from the beginning.", 130)
 
 
-def run(parser: ArgumentParser, args: list[str] | None) -> None:
+def run(args: list[str]) -> None:
+    config = parse(args, GuidanceClassifierConfig, PROGRAM, __doc__, "guided.yaml")
     try:
         if get_num_processes() > 1:
             raise ValueError("The classifier is trained in one process. Start the script with python.")
-        config = GuidanceClassifierConfig(**vars(parser.instantiate(parser.parse_args(args))))
         folder, device = Path(config.output_dir), get_device(config.device)
         check_new_folder(folder)
         with describe_write_errors(folder):
@@ -197,8 +197,7 @@ def run(parser: ArgumentParser, args: list[str] | None) -> None:
             training_images, config.train_batch_size, config.seed, device, augmentation=data.augmentation
         )
     except (OSError, ValueError) as error:
-        message = str(error).replace("`device`", "`--device`")
-        parser.exit(2, f"{parser.prog}: error: {message}\n")
+        print_and_exit(PROGRAM, f"error: {error}".replace("`device`", "`--device`"), 2)
 
     torch.manual_seed(config.seed)
     classifier: Any = FashionMNISTGuidanceClassifier(images.images.shape[1], len(label_names), label_names=label_names)
@@ -206,7 +205,7 @@ def run(parser: ArgumentParser, args: list[str] | None) -> None:
     loss = make_loss(pipe, len(label_names), device)
     train(classifier, batches, loss, config)
     if not are_finite(classifier.state_dict().values()):
-        parser.exit(1, f"{parser.prog}: error: The weights are NaN or infinite. Reduce `--optimizer.learning_rate`.\n")
+        print_and_exit(PROGRAM, "error: The weights are NaN or infinite. Reduce `--optimizer.learning_rate`.", 1)
     accuracy = measure_accuracy(classifier.eval(), validation_images, loss, config.seed)
     print(format_accuracy(accuracy, loss.noise_scheduler.config["num_train_timesteps"]))
 
@@ -218,9 +217,9 @@ def run(parser: ArgumentParser, args: list[str] | None) -> None:
     try:
         save_with_train_config(pipe, folder, train_config | {"guidance_classifier": settings})
     except OSError as error:
-        parser.exit(2, f"{parser.prog}: error: {error}\n")
+        print_and_exit(PROGRAM, f"error: {error}", 2)
     print(f"Saved the pipeline to {folder}.")
 
 
 if __name__ == "__main__":
-    main()
+    main(sys.argv[1:])

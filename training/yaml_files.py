@@ -10,6 +10,8 @@ from typing import Any
 
 import yaml
 
+from fmnist_diffusion.files import write_atomically
+
 
 MAX_BYTES = 100_000
 MAX_DEPTH = 16
@@ -124,3 +126,13 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def dump_yaml(settings: dict[str, Any]) -> str:
     """Returns the settings in YAML, in the order of their names in `settings`."""
     return yaml.dump(settings, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def write_yaml(path: Path, settings: dict[str, Any]) -> None:
+    """Writes a YAML file for `--config`.
+
+    Raises:
+        `WriteError`: If the file cannot be written.
+    """
+    with write_atomically(path) as temporary:
+        temporary.write_text(dump_yaml(settings), encoding="utf-8")

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from checks import FLOW_DEFAULTS, MODEL_TYPES, RANGES
 from config import OptimizerConfig, TrainingConfig
 from parsing import parse_config
-from settings import SECTIONS, TYPES
+from settings import Schema
 from yaml_files import dump_yaml, load_yaml
 
 from .messages import check_message
@@ -21,6 +21,8 @@ from .messages import check_message
 
 START = "train.py: error: "
 MAX_LENGTH = 3000
+SCHEMA = Schema(TrainingConfig)
+TYPES, SECTIONS = SCHEMA.types, SCHEMA.sections
 NAMES = st.sampled_from(
     [*TYPES, *(name.rpartition(".")[2] for name in TYPES), "zzz", "<<", "class_path", "dict_kwargs"]
 )

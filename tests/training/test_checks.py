@@ -5,10 +5,10 @@ from typing import Any
 import pytest
 
 from checks import MAX_PARAMETERS, MODEL_TYPES, RANGES, Range, check_model_size, find_problems, format_value
-from config import SchedulerConfig
+from config import SchedulerConfig, TrainingConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from noise_schedule import make_noise_scheduler
-from settings import DATA_OPTIONS, TYPES
+from settings import DATA_OPTIONS, Schema
 
 
 SCHEDULE = {f"scheduler.{name}": value for name, value in vars(SchedulerConfig()).items()}
@@ -18,7 +18,8 @@ FLOW = SCHEDULE | {"scheduler.prediction_type": "flow_prediction"}
 
 
 def test_every_numeric_setting_has_a_range():
-    numeric = {name for name, annotation in TYPES.items() if any(word in str(annotation) for word in ("int", "float"))}
+    types = Schema(TrainingConfig).types
+    numeric = {name for name, annotation in types.items() if any(word in str(annotation) for word in ("int", "float"))}
     assert numeric == RANGES.keys()
 
 

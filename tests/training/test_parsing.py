@@ -5,9 +5,14 @@ from typing import Any
 import pytest
 
 from checks import MAX_PROBLEMS, RANGES
+from config import TrainingConfig
 from parsing import parse_config
-from settings import SECTIONS, TYPES, has_type
+from settings import Schema, has_type
 from yaml_files import dump_yaml
+
+
+SCHEMA = Schema(TrainingConfig)
+TYPES, SECTIONS = SCHEMA.types, SCHEMA.sections
 
 
 @pytest.fixture

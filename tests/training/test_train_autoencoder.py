@@ -17,12 +17,15 @@ from run_files import assert_equal_weights
 from safetensors.torch import load_file
 
 from autoencoder import compute_psnr, reconstruct
+from autoencoder_config import AutoencoderConfig
+from autoencoder_trainer import AutoencoderTrainer, split_images
 from config import DataConfig
 from fmnist_diffusion.data import ImageTensors, load_images
 from fmnist_diffusion.files import PREVIOUS
 from lock import LOCK
 from manifest import write_manifest
-from train_autoencoder import AutoencoderConfig, AutoencoderTrainer, main, split_images
+from records import read_rows
+from train_autoencoder import main
 
 
 @pytest.fixture
@@ -68,6 +71,11 @@ def test_run_writes_an_autoencoder_with_scaled_latents(
     assert scaled.mean() == pytest.approx(0, abs=0.01) and scaled.std() == pytest.approx(1, abs=0.01)
     with Image.open(run / "reconstructions.png") as grid:
         assert grid.mode == "L"
+    losses = read_rows(run / "loss.csv", ("loss", "reconstruction_loss", "kl_loss"))
+    assert [row["step"] for row in losses] == [str(step) for step in range(1, 9)]
+    for row in losses:
+        assert float(row["loss"]) == pytest.approx(float(row["reconstruction_loss"]) + float(row["kl_loss"]))
+    assert (run / "loss.png").is_file()
 
 
 def test_training_reduces_the_error(tmp_path: Path, launch: Callable[..., None]):
@@ -88,30 +96,36 @@ def test_gradient_scaler_is_restored(tmp_path: Path, fashion_mnist_folder: Path,
         AutoencoderConfig(str(tmp_path / "run"), data=data, num_validation_images=32, block_out_channels=(8, 8))
     )
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu", init_scale=8)
-    trainer._save([])
+    trainer._save()
     trainer.accelerator.scaler = torch.amp.GradScaler("cpu")
     trainer._load_checkpoint()
     assert trainer.accelerator.scaler.get_scale() == 8
 
 
 def test_resumed_run_has_identical_weights(
-    tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+    tmp_path: Path,
+    launch: Callable[..., None],
+    reset_accelerate: Callable[[], None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
 ):
     launch(f"--output_dir={tmp_path / 'complete'}")
     train_batch, steps = AutoencoderTrainer._train_batch, []
 
-    def interrupt_after_three_steps(self: AutoencoderTrainer, *batch: Any) -> torch.Tensor:
-        loss = train_batch(self, *batch)
-        steps.append(loss)
+    def interrupt_after_three_steps(self: AutoencoderTrainer, *batch: Any) -> None:
+        train_batch(self, *batch)
+        steps.append(self.progress.global_step)
         if len(steps) == 3:
             self.interrupts.received = 2
-        return loss
 
     monkeypatch.setattr(AutoencoderTrainer, "_train_batch", interrupt_after_three_steps)
     with pytest.raises(SystemExit) as error:
         launch()
     assert error.value.code == 130
-    assert "Interrupted. Resume from the last checkpoint with --resume=true." in capsys.readouterr().err
+    path = tmp_path / "run" / "config.yaml"
+    assert (
+        f"Interrupted. Resume from the last checkpoint with --config={path} --resume=true." in capsys.readouterr().err
+    )
     # A run of an earlier version does not have all settings.
     path = tmp_path / "run" / "checkpoint" / "trainer.json"
     state = json.loads(path.read_text())
@@ -122,8 +136,11 @@ def test_resumed_run_has_identical_weights(
     # A process that is killed while it replaces the checkpoint leaves the previous one under a different name.
     checkpoint = tmp_path / "run" / "checkpoint"
     checkpoint.rename(checkpoint.with_name(f"{PREVIOUS}checkpoint"))
-    launch("--resume=true")
-    assert len(steps) == 8
+    reset_accelerate()
+    main([f"--config={tmp_path / 'run' / 'config.yaml'}", "--resume=true"])
+    assert steps == list(range(1, 9))
+    losses = [(tmp_path / name / "loss.csv").read_text() for name in ("complete", "run")]
+    assert losses[0] == losses[1] and len(losses[0].splitlines()) == 9
     first, second = (load_file(tmp_path / name / "checkpoint" / "model.safetensors") for name in ("complete", "run"))
     assert_equal_weights(first, second)
     assert_equal_weights(first, load_vae(tmp_path / "run").state_dict())
@@ -145,11 +162,10 @@ def call_after_step(monkeypatch: pytest.MonkeyPatch, step: int, function: Callab
     """Calls `function` with the trainer after the optimizer step with the number `step`."""
     train_batch = AutoencoderTrainer._train_batch
 
-    def train_and_call(self: AutoencoderTrainer, *batch: Any) -> torch.Tensor:
-        loss = train_batch(self, *batch)
+    def train_and_call(self: AutoencoderTrainer, *batch: Any) -> None:
+        train_batch(self, *batch)
         if self.progress.global_step == step:
             function(self)
-        return loss
 
     monkeypatch.setattr(AutoencoderTrainer, "_train_batch", train_and_call)
 
@@ -205,11 +221,11 @@ def test_weights_that_are_not_finite_are_not_saved(
     call_after_step(monkeypatch, 7, make_gradient_infinite)
     with pytest.raises(SystemExit, match="1"):
         launch()
-    assert capsys.readouterr().err == (
+    assert capsys.readouterr().err.splitlines()[-1] == (
         "train_autoencoder.py: error: The weights are NaN or infinite at step 8. Start again with a lower"
-        " --optimizer.learning_rate and a different --output_dir.\n"
+        " --optimizer.learning_rate and a different --output_dir."
     )
-    assert [path.name for path in (tmp_path / "run").iterdir()] == [LOCK]
+    assert {path.name for path in (tmp_path / "run").iterdir()} == {LOCK, "config.yaml", "loss.csv"}
 
 
 def test_ctrl_c_before_the_first_checkpoint_does_not_suggest_resuming(
@@ -218,7 +234,7 @@ def test_ctrl_c_before_the_first_checkpoint_does_not_suggest_resuming(
     def interrupt(*args: object) -> None:
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("train_autoencoder.load_training_images", interrupt)
+    monkeypatch.setattr("autoencoder_trainer.load_training_images", interrupt)
     with pytest.raises(SystemExit, match="130"):
         launch()
     assert capsys.readouterr().err == (
@@ -246,9 +262,9 @@ def test_full_disk_exits_with_one_line(
     with pytest.raises(SystemExit) as error:
         launch()
     assert error.value.code == 1
-    assert capsys.readouterr().err == (
+    assert capsys.readouterr().err.splitlines()[-1] == (
         f"train_autoencoder.py: error: Could not write {tmp_path / 'run' / 'checkpoint'}: No space left on device."
-        " There is no checkpoint yet. Start again with a different --output_dir.\n"
+        " There is no checkpoint yet. Start again with a different --output_dir."
     )
 
 
@@ -271,6 +287,11 @@ def test_full_disk_exits_with_one_line(
         ("--block_out_channels=[8, 8, 8]", "`--block_out_channels` must have fewer levels for images of 28x28 pixels"),
         ("--data.streaming=true", "`--data.streaming` must be false, because all images are kept in memory."),
         ("--data.train_data_dir=nowhere", "nowhere"),
+        ("--num-epochs=3", "Could not find the setting `--num-epochs`. Did you mean `--num_epochs`?"),
+        ("--model.norm_type=group", "Could not find the setting `--model.norm_type`. Pass --help"),
+        ("--resume=latest", "`--resume` must be true or false, got latest."),
+        ("--block_out_channels=8", "`--block_out_channels` must be a list of integers, got 8."),
+        ("--config=missing.yaml", "missing.yaml'). Pass the path of a YAML file."),
     ],
 )
 def test_invalid_settings_are_errors(
