@@ -299,7 +299,7 @@ class Handlers:
         prompt: str = "",
     ) -> Iterator[Update]:
         """
-        Generates images of clothes in the style of Fashion-MNIST and returns them in one PNG, in rows of 10.
+        Generates images and returns them in one PNG, in rows of 10.
 
         Args:
             labels: Class names, assigned to the images in turn; all classes if empty.
@@ -332,10 +332,10 @@ class Handlers:
         Interpolates between two seeds and two classes or prompts. Returns one PNG with rows of 10 images.
 
         Args:
-            first_label: Class name of the first image.
-            last_label: Class name of the last image.
-            first_seed: Random seed of the first image.
-            last_seed: Random seed of the last image.
+            first_label: Class name of the first image; null for a model without classes.
+            last_label: Class name of the last image; null for a model without classes.
+            first_seed: Random seed of the first image, a whole number from 0 to 4294967295.
+            last_seed: Random seed of the last image, a whole number from 0 to 4294967295.
             num_images: Number of images, from 3 to 24.
             num_inference_steps: Number of denoising steps, from 1 to 100.
             scheduler: Name of the scheduler; "default" uses the scheduler stored with the checkpoint.

@@ -29,7 +29,7 @@ LIVE_INFO = f"With at most {MAX_LIVE_STEPS} steps, new images appear whenever yo
 # With fewer steps, few values of the strength are possible, and the images of `fast` often keep the original class.
 MIN_IMAGE_TO_IMAGE_STEPS = 20
 # DDPM adds noise that cannot be interpolated.
-INTERPOLATION_SCHEDULERS = SCHEDULER_CHOICES[:-1]
+INTERPOLATION_SCHEDULERS = [name for name in SCHEDULER_CHOICES if name != "ddpm"]
 
 # System fonts require no network access. The colors meet the contrast requirements of WCAG level AA.
 THEME = gr.themes.Base(
@@ -295,7 +295,7 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
     with gr.Row(elem_classes="workspace"):
         with gr.Column(elem_classes="actions"):
             with gr.Row():
-                example = gr.Dropdown(list(handlers.examples), value=first_example, label="Image", min_width=120)
+                example = gr.Dropdown(list(handlers.examples), value=first_example, label="Example", min_width=120)
                 label = gr.Dropdown(
                     [ALL_CLASSES, *names], value=ALL_CLASSES, label="New class", min_width=120, visible=bool(names)
                 )
@@ -315,7 +315,7 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
             controls = sampling_controls(steps, [handlers.engine], bool(names) or has_prompts, guidance=2)
             seed = seed_control()
         with gr.Column(elem_classes="results"):
-            goal = "match the prompt" if has_prompts else "show other classes" if names else "look different"
+            goal = "match the prompt" if has_prompts else "match the new class" if names else "look different"
             text = markup.placeholder("Transform", f"make the image or the painted region {goal}")
             images = gr.HTML(text, elem_id="image-to-image-images")
             bar = gr.HTML(elem_id="image-to-image-bar")

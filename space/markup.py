@@ -172,7 +172,7 @@ def quality_table(metrics: dict[str, Any] | None) -> str:
         real, column = "one half of these real images, compared with the other half", "Real images"
     return (
         f"<p>These metrics compare {metrics['num_samples']:,} generated images with {name}. The last column shows the"
-        f" same metrics for {real}.</p>"
+        f" same metrics for {real}. FID, KID and FD-classifier should be low, and the other metrics high.</p>"
         "<table><thead><tr><th scope=col>Metric</th><th scope=col>This checkpoint</th>"
         f"<th scope=col>{column}</th></tr></thead><tbody>{body}</tbody></table>"
     )

@@ -73,7 +73,7 @@ def test_commands(checkout: Path, fashion_mnist_folder: Path):
         options = next((options for name, options in FAST_OPTIONS.items() if command.startswith(name)), "")
         run(f"{command} {options}", checkout)
     assert len(list((checkout / "samples" / "001").glob("*.png"))) == 13
-    assert (checkout / "evaluation" / "base" / "report.png").is_file()
+    assert (checkout / "evaluation" / "base-50000" / "report.png").is_file()
 
 
 @pytest.mark.slow
@@ -81,10 +81,10 @@ def test_training_commands(checkout: Path, fashion_mnist_folder: Path):
     _, block = read_blocks("Training", "bash")
     train, resume = block.splitlines()
     run(f"{train} {FAST_OPTIONS['training/train.py']} --data.train_data_dir={fashion_mnist_folder}", checkout)
-    config = yaml.safe_load((checkout / "output" / "spec" / "config.yaml").read_text())
+    config = yaml.safe_load((checkout / "output" / "base" / "config.yaml").read_text())
     assert config["max_train_steps"] == 2
     run(f"{resume} --max_train_steps=3", checkout)
-    assert (checkout / "output" / "spec" / "pipeline" / "pipeline_fmnist.py").is_file()
+    assert (checkout / "output" / "base" / "pipeline" / "pipeline_fmnist.py").is_file()
 
 
 @pytest.mark.slow
@@ -104,7 +104,7 @@ def test_commands_for_custom_images(checkout: Path, hub: FakeHub, inception_weig
     # FakeHub does not support Xet.
     environment = {"HF_ENDPOINT": hub.endpoint, "HF_HUB_OFFLINE": "0", "HF_HUB_DISABLE_XET": "1"}
     for command in commands:
-        command = command.replace("me/my-model", "someone/my-model")
+        command = command.replace("--model my-model", "--model someone/my-model")
         if "evaluate" in command:
             command += f" --num-samples 50 --num-inference-steps 1 --inception-weights {inception_weights}"
         run(command, checkout, environment)

@@ -1,4 +1,4 @@
-"""Balances the classes of the unconditional samples of a class-conditional pipeline:
+"""Balances the classes of the unconditional samples of a class-conditional Fashion-MNIST pipeline:
 
     fmnist-diffusion evaluate base --num-samples 10000 --unconditional -o evaluation/base-unconditional
     python training/balance.py base evaluation/base-unconditional --output_dir output/balanced
@@ -58,7 +58,7 @@ def has_same_weights(evaluation: dict[str, Any], pipeline: str) -> bool:
 
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("pipeline", help="folder or name of a bundled checkpoint")
+    parser.add_argument("pipeline", help="local folder, name of a bundled checkpoint or Hub repository")
     parser.add_argument("evaluation", type=Path, help="output folder of fmnist-diffusion evaluate --unconditional")
     parser.add_argument("--strength", type=float, default=0.15, help="size of the step (default: %(default)s)")
     add_output_arguments(parser)

@@ -85,7 +85,8 @@ def main(args: list[str] | None = None) -> None:
     parser.add_argument(
         "pipelines",
         nargs="+",
-        help="folders or names of bundled checkpoints; the scheduler and the settings of the first one are used",
+        help="local folders, names of bundled checkpoints or Hub repositories; the scheduler and the settings of the"
+        " first one are used",
     )
     parser.add_argument(
         "--weights",

@@ -16,14 +16,14 @@ class DataConfig:
     """Training images.
 
     Args:
-        dataset_name: dataset id on the Hub; if the Hub is not reachable, the local cache is used and, for the default
+        dataset_name: dataset id on the Hub; if the Hub is not reachable, the local cache is used or, for the default
             dataset, the Debian package dataset-fashion-mnist
         dataset_config_name: configuration of the Hub dataset
         train_data_dir: local images to use instead of dataset_name: an IDX folder, an image folder, parquet files or a
             .safetensors file
         split: split of the dataset
         image_column: column with the images; detected from its type if null
-        label_column: column with the labels; detected from its type if null; none ignores the labels
+        label_column: column with the labels; null detects it from its type, and the string none ignores the labels
         caption_column: column with the captions for a text encoder; if the default column text does not exist,
             captions are generated from the labels and pixels of Fashion-MNIST
         resolution: side length, or height and width, that images are resized to, in pixels; if null, that of the
@@ -74,11 +74,11 @@ class SchedulerConfig:
         beta_end: variance of the last noising step
         beta_schedule: noise schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine) or sigmoid
         prediction_type: output of the model: epsilon (the noise), v_prediction, sample (the clean image) or
-            flow_prediction (the velocity of flow matching, which only uses num_train_timesteps and shift)
+            flow_prediction (the velocity of flow matching; only num_train_timesteps and shift apply to it)
         rescale_betas_zero_snr: rescale the betas to a terminal signal-to-noise ratio of zero; not supported with
             epsilon
-        timestep_spacing: timestep spacing: leading, linspace or trailing; the default scheduler uses power-law spacing
-            instead
+        timestep_spacing: timestep spacing of schedulers without power-law spacing, such as DDIM: leading, linspace or
+            trailing
         shift: shift of the noise levels of flow matching; values above 1 use higher noise levels more often
     """
 
@@ -245,7 +245,7 @@ class TrainingConfig:
         train_batch_size: total number of images per batch, across all processes, or auto
         gradient_accumulation_steps: number of batches whose gradients are averaged for an optimizer step
         mixed_precision: mixed-precision dtype: no, bf16 or fp16; the setting of accelerate launch if null; auto uses
-            that setting if it is bf16 or fp16, and otherwise bf16 if the GPU or CPU supports it natively
+            that setting if it is bf16 or fp16, and otherwise bf16 if the CUDA GPU or CPU supports it natively
         gradient_checkpointing: recompute activations in the backward pass to save memory
         compile: use torch.compile for the model; auto enables it if a compiler is installed and the run has at least
             3,000 steps, on a CPU or a CUDA GPU

@@ -1,11 +1,12 @@
 """Reads the settings of a program from YAML files and the command line."""
 
+import argparse
 import re
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, Literal, NoReturn, TypeVar
 
-from jsonargparse import ArgumentParser, Namespace, set_dumper, set_loader
+from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_dumper, set_loader
 
 from checkpoint import find_checkpoint
 from checks import find_problems, format_problems
@@ -31,6 +32,10 @@ class SettingsError(Exception):
     def __init__(self, problems: list[str]):
         super().__init__(" ".join(problems))
         self.problems = problems
+
+
+class HelpFormatter(argparse.RawDescriptionHelpFormatter, DefaultHelpFormatter):
+    """Formatter that keeps the line breaks of the description, which contains commands."""
 
 
 class Parser(ArgumentParser):
@@ -121,7 +126,13 @@ def parse(
         example: Path of a YAML file for the help.
         parse_settings: Function that parses and checks the arguments.
     """
-    parser = Parser(prog=program, allow_abbrev=False, parser_mode="core_yaml", description=description)
+    parser = Parser(
+        prog=program,
+        allow_abbrev=False,
+        parser_mode="core_yaml",
+        description=description,
+        formatter_class=HelpFormatter,
+    )
     parser.schema = Schema(config_class)
     parser.add_argument("--config", action="config", help=f"YAML file, such as {example}")
     parser.add_class_arguments(config_class, None)

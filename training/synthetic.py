@@ -1,4 +1,4 @@
-"""Turns the samples of evaluations into training images, to train a model on its own samples:
+"""Turns the samples of a Fashion-MNIST pipeline into training images, to train a model on its own samples:
 
     fmnist-diffusion evaluate base --num-samples 50000 -o evaluation/base-50000
     fmnist-diffusion evaluate base --num-samples 10000 --unconditional -o evaluation/base-unconditional

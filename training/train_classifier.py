@@ -31,7 +31,9 @@ class DataArguments:
     max_train_samples: int | None = field(
         default=None, metadata={"help": "maximum number of training images, from the start of the dataset"}
     )
-    output_dir: str = field(default="output/classifier", metadata={"help": "output folder"})
+    output_dir: str = field(
+        default="output/classifier", metadata={"help": "folder in which the folder classifier is created"}
+    )
     device: str = field(
         default="auto", metadata={"help": "torch device, such as cuda; auto uses a GPU if one is available"}
     )

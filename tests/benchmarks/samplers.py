@@ -4,7 +4,7 @@ FID if there are more than 2,048 samples and the Inception network is in the cac
     python tests/benchmarks/samplers.py base
 
 All rows use the same initial noise and class labels. With `--weak`, guidance uses an earlier checkpoint of the same
-model in place of the unconditional prediction (autoguidance, arXiv 2406.02070, equation 3). Heun uses the noise levels
+model in place of the unconditional prediction (autoguidance, arXiv 2406.02507, equation 3). Heun uses the noise levels
 of arXiv 2206.00364 (table 1) up to sigma 80, because the noise levels of a cosine schedule are almost unbounded.
 """
 

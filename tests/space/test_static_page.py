@@ -151,7 +151,7 @@ def shared_page(context, url) -> Page:
 @pytest.fixture
 def select_model(shared_page) -> Callable[[str], Page]:
     def select(name: str) -> Page:
-        shared_page.get_by_label("Model").select_option(label=name)
+        shared_page.get_by_label("Checkpoint").select_option(label=name)
         wait_until_loaded(shared_page)
         assert shared_page.evaluate("import('./main.js').then(({ model }) => model.name)") == name
         return shared_page
