@@ -319,3 +319,10 @@ def test_held_out_images_are_not_used_for_training():
     assert len(train) == 38 and len(validation) == 12
     assert sorted([*train.images.flatten().tolist(), *validation.images.flatten().tolist()]) == list(range(50))
     assert train.labels is not None and train.labels.tolist() == train.images.flatten().tolist()
+
+
+def test_help_contains_commands_on_separate_lines(capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="0"):
+        main(["--help"])
+    lines = capsys.readouterr().out.splitlines()
+    assert "    accelerate launch training/train_autoencoder.py --data.train_data_dir=path/to/images" in lines
