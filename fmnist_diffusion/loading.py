@@ -59,6 +59,7 @@ def find_pipeline_file(name_or_path: str | os.PathLike, file_name: str) -> Path 
 
     Raises:
         [`HubError`]: If the Hub cannot be reached or rejects a request.
+        `ValueError`: If `name_or_path` is neither a folder nor a valid repository id.
     """
     folder = get_pipeline_folder(name_or_path)
     if folder.is_dir():
@@ -105,8 +106,8 @@ def load_pipeline(
     Raises:
         `OSError`: If the pipeline, revision or variant does not exist, if the Hub cannot be reached and there is no
             cached copy, or if a file is damaged. The message names the file.
-        `ValueError`: If the scheduler does not exist or requires other arguments. A scheduler that does not support
-            the model raises an error when the pipeline is called.
+        `ValueError`: If an argument is out of range, or if `scheduler` does not exist, requires arguments, or does not
+            support the noise schedule. Other unsupported schedulers raise an error when the pipeline is called.
 
     Examples:
         ```py

@@ -45,7 +45,7 @@ class SamplingConfig:
         num_inference_steps: number of denoising steps; the stored number if null
         guidance_scale: scale of classifier-free guidance; 1 disables it
         guidance_interval: range of sampling steps that use guidance, as fractions from 0 (noise) to 1 (image)
-        seed: random seed from 0 to 2**32 - 1; image i uses seed + i
+        seed: random seed from 0 to 2**32 - 1; image i uses (seed + i) modulo 2**32
 
     Raises:
         `ValueError`: If a value is out of range.
@@ -79,7 +79,7 @@ class Samples:
 
     Attributes:
         images (`torch.Tensor` of shape `(num_images, channels, height, width)`): uint8 pixels.
-        labels (`torch.Tensor` of shape `(num_images,)`, *optional*): int64 class labels; `None` if unconditional.
+        labels (`torch.Tensor` of shape `(num_images,)`, *optional*): int64 class labels; `None` without labels.
         num_function_evaluations (`int`): Number of function evaluations (NFE), summed over the images.
         seconds (`float`): Wall-clock time of sampling, in seconds.
     """
@@ -211,7 +211,7 @@ def copy_pipeline(
             See [`get_scheduler_class`]. Defaults to a copy of the scheduler of `pipe`.
 
     Raises:
-        `ValueError`: If the scheduler does not exist or does not support the model.
+        `ValueError`: See [`make_scheduler`]. Other unsupported schedulers raise an error when the pipeline is called.
     """
     # The original scheduler determines which other schedulers support the model.
     original: Any = pipe._original_scheduler
@@ -235,7 +235,7 @@ def convert_dtype(model: torch.nn.Module, dtype: torch.dtype) -> torch.nn.Module
 
 def select_dtype(pipe: FashionMNISTPipeline, batch_size: int = 16) -> torch.dtype:
     """
-    Selects the fastest dtype for a pipeline by measuring function evaluations on its device.
+    Selects the fastest dtype for a pipeline by measuring function evaluations of copies of the U-Net on its device.
 
     Args:
         pipe ([`FashionMNISTPipeline`]): The pipeline; it is not changed.
@@ -354,8 +354,8 @@ def generate(
         batch_size (`int`, defaults to 64):
             Number of images per batch, limited by [`get_max_batch_size`].
         start (`int`, defaults to 0): Index of the first image.
-        kwargs: `classifier_guidance_scale`, `image`, `mask_image`, `strength`, `num_resampling_steps` and
-            `negative_prompt` (a single string); see [`~FashionMNISTPipeline.__call__`].
+        kwargs: `classifier_guidance_scale`, `strength`, `num_resampling_steps`, and a single `image`, `mask_image` and
+            `negative_prompt` for all images; see [`~FashionMNISTPipeline.__call__`].
 
     Yields:
         [`Samples`]: A batch of images.

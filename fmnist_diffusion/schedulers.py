@@ -64,7 +64,7 @@ def compute_angles(alphas_cumprod: torch.Tensor) -> torch.Tensor:
 
 def has_unstable_epsilon(noise_scheduler: DDPMScheduler) -> bool:
     """
-    Returns whether a model with epsilon prediction was trained with a noise schedule that ends with almost pure noise.
+    Returns whether the prediction type is epsilon and the noise schedule ends with almost pure noise.
 
     At the last timestep, a small error in the predicted noise then becomes a huge error in x0.
     """
@@ -129,9 +129,8 @@ def make_scheduler(scheduler: str | type[SchedulerMixin], config: Mapping[str, A
         [`SchedulerMixin`]: The new scheduler.
 
     Raises:
-        `ValueError`: If the scheduler does not exist, if it does not support the noise schedule, if it requires
-            arguments that `config` does not provide, or if either the scheduler or the model, but not both, uses flow
-            matching.
+        `ValueError`: If the scheduler does not exist, if it does not support the noise schedule, if its class has
+            required arguments, or if either the scheduler or the model, but not both, uses flow matching.
     """
     from diffusers import DPMSolverMultistepScheduler
 

@@ -93,9 +93,7 @@ def evaluate(
     guidance_scale: GuidanceScale = SamplingConfig.guidance_scale,
     guidance_interval: GuidanceInterval = SamplingConfig.guidance_interval,
     classifier_guidance_scale: ClassifierGuidanceScale = 0.0,
-    unconditional: Annotated[
-        bool, typer.Option("--unconditional", help="sample a class-conditional model without labels")
-    ] = False,
+    unconditional: Annotated[bool, typer.Option("--unconditional", help="sample without labels or prompts")] = False,
     batch_size: BatchSize = 100,
     device: Device = "auto",
     dtype: Dtype = "float32",

@@ -47,7 +47,7 @@ BatchSize = Annotated[
         metavar="N",
         min=1,
         max=4096,
-        help="maximum number of images per batch; reduced for large images to save memory; does not affect the images",
+        help="maximum number of images per batch; reduced for large images; does not affect the results",
     ),
 ]
 Device = Annotated[

@@ -19,7 +19,8 @@ def push_space(
         list[str] | None,
         typer.Option(
             metavar="MODEL",
-            help="repository id of a public model; with --static, a bundled checkpoint or a local folder (repeatable)",
+            help="repository id of one public model; with --static, a bundled checkpoint or a local folder"
+            " (can be repeated)",
             show_default=f"with --static: {', '.join(STATIC_MODELS)}",
         ),
     ] = None,

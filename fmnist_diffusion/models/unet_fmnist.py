@@ -43,7 +43,7 @@ UNSUPPORTED_ARGUMENTS = {
     "mid_block_scale_factor": "residual blocks are not rescaled",
     "add_attention": "`attention_levels=()` disables attention",
     "attn_norm_num_groups": "attention uses LayerNorm, which has no groups",
-    "center_input_sample": "the model expects images in [-1, 1]",
+    "center_input_sample": "pipelines scale images to [-1, 1]",
     "downsample_padding": "downsampling is always a 3x3 convolution with stride 2 and padding 1",
     "downsample_type": "downsampling is always a 3x3 convolution with stride 2 and padding 1",
     "upsample_type": "upsampling is always a transposed convolution",
@@ -116,6 +116,8 @@ def check_label_names(label_names: object, argument: str, num_classes: int | Non
         or len(set(label_names)) < len(label_names)
     ):
         raise ValueError(f"`label_names` must be a tuple of distinct strings, got {label_names!r}.")
+    if num_classes is None:
+        raise ValueError(f"`label_names` requires `{argument}`. Set it to the number of names ({len(label_names)}).")
     if len(label_names) != num_classes:
         raise ValueError(
             f"`label_names` must have one name for each class (`{argument}`={num_classes}), got {len(label_names)}."
@@ -392,6 +394,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     Raises:
         `ValueError`:
             If a parameter is out of range, or is an argument of [`UNet2DModel`] that this model does not support.
+        `TypeError`: If an argument is unknown.
     """
 
     ignore_for_config = ["kwargs"]
@@ -436,7 +439,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 raise ValueError(
                     f"`{name}` is not supported by {type(self).__name__}. Remove it: {UNSUPPORTED_ARGUMENTS[name]}."
                 )
-            raise TypeError(f"{type(self).__name__} got an unexpected argument {name!r}.")
+            raise TypeError(f"{type(self).__name__} got an unexpected keyword argument {name!r}.")
         for name, value, choices in (
             ("norm_type", norm_type, NORM_TYPES),
             ("act_fn", act_fn, tuple(ACT2CLS)),

@@ -71,7 +71,7 @@ NEAR_ZERO_SNR = 1e-6
 MIN_TIMESTEP_COVERAGE = 0.7
 MAX_TIMESTEP_POWER = 100
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
-# This table maps the number of channels of a model to the mode of its PIL images.
+# This table maps the number of image channels of a model to the mode that PIL images are converted to.
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
 SUPPORTED_PIL_MODES = ("1", "L", "P", "RGB", "RGBX", "CMYK", "YCbCr", "HSV", "LA", "PA", "La", "RGBA", "RGBa")
 LUMA = (0.299, 0.587, 0.114)  # ITU-R 601-2
@@ -162,12 +162,15 @@ def scale_num_steps(num_steps: int, fraction: float) -> float:
 
 def power_law_timesteps(num_inference_steps: int, num_train_timesteps: int, power: float) -> list[int]:
     """
-    Computes the timesteps `T * (k / n) ** power - 1` for `k` from `n` to 1.
+    Computes the timesteps `T * (k / n) ** power - 1` for `k` from `n` to 1, rounded to distinct integers.
 
     Args:
         num_inference_steps (`int`): Number of timesteps, `n`.
         num_train_timesteps (`int`): Number of training timesteps, `T`.
         power (`float`): 1 for equal spacing; larger values space timesteps more densely at low noise levels.
+
+    Returns:
+        `list[int]`: The timesteps, in decreasing order.
     """
     timesteps = []
     for k in range(num_inference_steps, 0, -1):
@@ -312,7 +315,7 @@ def convert_array(image: Any, height: int, width: int, channels: int, name: str)
     if not hasattr(image, "dtype") or len(shape) not in (2, 3, 4) or 0 in shape:
         raise ValueError(
             f"`{name}` must be a PIL image, a non-empty array or tensor with 2 to 4 dimensions, or a list of these,"
-            f" got {type(image).__name__} of shape {tuple(shape)}."
+            f" got {type(image).__name__}{f' of shape {tuple(shape)}' if shape else ''}."
         )
     # torch does not support negative strides or read-only arrays, such as np.asarray(pil_image).
     tensor = image.cpu() if torch.is_tensor(image) else torch.as_tensor(image.copy())
@@ -364,17 +367,11 @@ def get_size(image: Any) -> tuple[int, int]:
     return height, width
 
 
-def copy_generator(
-    generator: torch.Generator | list[torch.Generator] | None,
-) -> torch.Generator | list[torch.Generator] | None:
+def copy_generator(generator: Any) -> Any:
     """Copies a generator or a list of generators, including the state."""
-    if generator is None:
-        return None
     if isinstance(generator, list):
-        return [copy_generator(item) for item in generator]  # pyright: ignore[reportReturnType]
-    copy = torch.Generator(generator.device)
-    copy.set_state(generator.get_state())
-    return copy
+        return [copy_generator(item) for item in generator]
+    return None if generator is None else generator.clone_state()
 
 
 def get_step_indices(num_timesteps: int, order: int, num_resampling_steps: int) -> list[int]:
@@ -496,11 +493,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
             Power of the timestep spacing, from 1 to 100. With a [`DPMSolverMultistepScheduler`] or an
             [`LCMScheduler`], step `k` from `n` to 1 uses the timestep `T * (k / n) ** timestep_power - 1`, where `n`
             is the number of steps and `T` is `num_train_timesteps`. With a [`FlowMatchEulerDiscreteScheduler`], it
-            uses the sigma `(k / n) ** timestep_power`, to which the scheduler applies its `shift`. The following
-            schedulers ignore this option: an [`LCMScheduler`] whose `original_inference_steps` is less than `T`, a
-            scheduler with Karras, exponential, beta, Lu or flow sigmas, and all other schedulers. A scheduler that is
-            assigned to the pipeline later only uses this option if it has the same class and options as the original
-            scheduler.
+            uses the sigma `(k / n) ** timestep_power`, to which the scheduler applies its `shift`. All other
+            schedulers ignore this option, and so do an [`LCMScheduler`] whose `original_inference_steps` is less than
+            `T` and a scheduler with Karras, exponential, beta, Lu or flow sigmas. A scheduler that is assigned to the
+            pipeline later only uses this option if it has the same class and options as the original scheduler.
         text_encoder ([`~transformers.CLIPTextModel`], *optional*):
             Text encoder of a text-conditional model. `unet` receives its pooled output as `class_labels`. Without a
             text encoder, a text-conditional pipeline requires `prompt_embeds`.
@@ -510,6 +506,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         vae ([`AutoencoderKL`], *optional*):
             Autoencoder of a latent diffusion model (arXiv 2112.10752). `unet` denoises its latents, which are decoded
             after the last step.
+
+    Raises:
+        `ValueError`: If `num_inference_steps` or `timestep_power` is out of range.
     """
 
     config: Any
@@ -582,6 +581,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
         r"""
         Loads a pipeline from a local folder or a Hub repository without remote code.
 
+        A passed `scheduler` replaces the stored one, as if it were assigned later. It must support the model. It only
+        uses the stored `timestep_power` if its class and options are those of the stored scheduler. If `unet` or
+        `timestep_power` is also passed, the scheduler is treated as the original one.
+
+        The weights must be safetensors files, and the stored models must have the classes of this package. For other
+        models, pass the model, or use [`DiffusionPipeline.from_pretrained`].
+
         Args:
             pretrained_model_name_or_path (`str` or `os.PathLike`): A folder, or a repository id such as `owner/name`.
             kwargs:
@@ -590,19 +596,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 `text_encoder`, `tokenizer`, `classifier`, `vae`, `num_inference_steps` and `timestep_power`, which
                 override the stored values. Other arguments are ignored with a warning.
 
-        A passed `scheduler` replaces the stored one, as if it were assigned later. It must support the model. It only
-        uses the stored `timestep_power` if its class and options are those of the stored scheduler. If `unet` or
-        `timestep_power` is also passed, the scheduler is treated as the original one.
-
-        The weights must be safetensors files, and the stored models must have the classes of this package. For other
-        models, pass the model, or use [`DiffusionPipeline.from_pretrained`].
-
         Returns:
             [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
 
         Raises:
-            `OSError`: If the pipeline, revision or variant does not exist, or if a file is damaged.
-            `ValueError`: If an argument is out of range.
+            `OSError`: If the pipeline, revision or variant does not exist, if the Hub cannot be reached and there is
+                no cached copy, if a file is damaged, or if a stored component is not supported.
+            `ValueError`: If an argument is out of range or has the wrong type.
         """
         if cls._load_components is None:
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # pyright: ignore[reportReturnType]
@@ -651,7 +651,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         return super().extract_init_dict(config_dict, **kwargs)
 
     def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
-        """Writes `model_index.json` and copies the source files. [`save_pretrained`] calls this method last."""
+        """
+        Writes `model_index.json` and copies the source files. [`save_pretrained`] calls this method last.
+
+        Raises:
+            `ValueError`: If a model cannot be saved, such as a `PeftModel`.
+        """
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         folder = Path(save_directory)
         index_path = folder / self.config_name
@@ -781,6 +786,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     @property
     def num_timesteps(self) -> int:
+        """
+        Number of scheduler steps in the current or last call. Each evaluation of a second-order scheduler and each
+        repetition of a step counts as one.
+        """
         return self._num_timesteps
 
     @property
@@ -893,6 +902,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             `ValueError`: If an argument is invalid, if the model is not text-conditional, or if a text must be encoded
                 and the pipeline has no text encoder.
         """
+        if self.prompt_embeds_dim is None:
+            raise ValueError("`encode_prompt` requires a text-conditional model. Pass a pipeline with a text encoder.")
         self._check_prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, has_guidance=do_classifier_free_guidance
         )
@@ -1003,8 +1014,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if class_labels is not None and self._only_classifier_has_classes:
             if classifier_guidance_scale == 0:
                 raise ValueError(
-                    "An unconditional model only supports `class_labels` with classifier guidance. Omit"
-                    " `class_labels`."
+                    "An unconditional model only supports `class_labels` with classifier guidance. Pass"
+                    " `classifier_guidance_scale`, or omit `class_labels`."
                 )
             if guidance_scale != 1:
                 raise ValueError(
@@ -1055,8 +1066,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         unknown = set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs)
         if unknown:
             raise ValueError(
-                f"`callback_on_step_end_tensor_inputs` must be in {', '.join(self._callback_tensor_inputs)}, got"
-                f" {', '.join(sorted(unknown))}."
+                "`callback_on_step_end_tensor_inputs` must only contain names from"
+                f" {', '.join(self._callback_tensor_inputs)}, got {', '.join(sorted(unknown))}."
             )
 
     def _check_unet(self) -> None:
@@ -1124,15 +1135,15 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f" {classifier_guidance_scale}. Omit it, or pass a pipeline with a classifier"
                 " (`training/train_guidance_classifier.py`)."
             )
-        if class_labels is None:
-            raise ValueError(
-                "`classifier_guidance_scale` must be 0.0 without `class_labels`, got"
-                f" {classifier_guidance_scale}. Pass `class_labels` to use guidance."
-            )
         if self.num_classes is None:
             raise ValueError(
                 "`classifier_guidance_scale` must be 0.0 for a text-conditional model, got"
                 f" {classifier_guidance_scale}. Use `prompt` and `guidance_scale` instead."
+            )
+        if class_labels is None:
+            raise ValueError(
+                "`classifier_guidance_scale` must be 0.0 without `class_labels`, got"
+                f" {classifier_guidance_scale}. Pass `class_labels` to use guidance."
             )
         num_classes, in_channels = self.classifier.config.num_classes, self.classifier.config.in_channels
         for name, value, expected in (
@@ -1228,7 +1239,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     raise ValueError(f"`sigmas` must be greater than 0 and at most 1 with {name}, got {values}.")
             # EulerDiscreteScheduler would otherwise leave the noise of the last sigma in the images.
             elif len(values) < 2 or values[-1] != 0:
-                raise ValueError(f"The last of two or more `sigmas` must be 0 with {name}, got {values}. Append 0.")
+                raise ValueError(f"`sigmas` must have two or more values and end with 0 for {name}, got {values}.")
             # UniPCMultistepScheduler requires a NumPy array.
             values = torch.tensor(values).numpy() if option == "sigmas" else values
             set_scheduler_timesteps(**{option: values}, device=device)
@@ -1354,15 +1365,13 @@ class FashionMNISTPipeline(DiffusionPipeline):
         """Converts `mask_image` to a Boolean tensor `(batch, 1, height, width)`, which is true in the white region."""
         masks = convert_images(mask_image, height, width, 1, "mask_image")
         # Images and masks of different sizes would be cropped differently.
-        sizes, mask_sizes = (
-            {get_size(item) for item in (value if isinstance(value, (list, tuple)) else [value])}
-            for value in (image, mask_image)
-        )
-        if len(sizes | mask_sizes) > 1:
-            expected, got = (
-                " and ".join(sorted(f"{size[0]}x{size[1]}" for size in values)) for values in (sizes, mask_sizes)
-            )
-            raise ValueError(f"`mask_image` must have the same size as `image`, {expected} pixels, got {got}.")
+        items = [
+            item for value in (image, mask_image) for item in (value if isinstance(value, list | tuple) else [value])
+        ]
+        sizes = sorted({get_size(item) for item in items})
+        if len(sizes) > 1:
+            names = " and ".join(f"{height}x{width}" for height, width in sizes)
+            raise ValueError(f"`image` and `mask_image` must have the same size, got {names} pixels. Resize them.")
         return masks >= 0.5
 
     def prepare_noise(
@@ -1623,21 +1632,21 @@ class FashionMNISTPipeline(DiffusionPipeline):
         eta: float | None = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
-        Generates `num_images_per_prompt` images for each label or prompt, or in total if there are none.
+        Generates `num_images_per_prompt` images for each label or prompt, or this number of unconditional images.
 
         Args:
             class_labels (`int`, `str`, `list`, `np.ndarray` or `torch.Tensor`, *optional*):
                 Labels in `[0, num_classes)` or case-insensitive names from `label_names`. `None` samples
                 unconditionally.
             num_images_per_prompt (`int`, defaults to 1):
-                Number of images to generate for each label or prompt. Images of the same one are consecutive.
+                Number of images to generate for each label or prompt. The images of a label or prompt are consecutive.
             num_inference_steps (`int`, *optional*):
                 Number of denoising steps, from 1 to the scheduler's `num_train_timesteps`. Defaults to the value in
-                the pipeline's config. A scheduler with `order` 2, such as [`HeunDiscreteScheduler`], evaluates the
-                model twice in every step except the last.
+                the pipeline's config. Ignored if `timesteps` or `sigmas` is passed. A scheduler with `order` 2, such
+                as [`HeunDiscreteScheduler`], evaluates the model twice in every step except the last.
             timesteps (`Sequence[int]`, *optional*):
-                Custom decreasing timesteps, for schedulers whose `set_timesteps` supports them. Flow matching does not
-                support them.
+                Custom decreasing timesteps from 0 to `num_train_timesteps - 1`, for schedulers whose `set_timesteps`
+                supports them. Flow matching does not support them. Cannot be combined with `sigmas`.
             sigmas (`Sequence[float]`, *optional*):
                 Custom decreasing sigmas, for schedulers whose `set_timesteps` supports them. Without flow matching,
                 there must be at least two, and the last one must be 0. In flow matching, they must be in (0, 1]; the
@@ -1646,9 +1655,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 Scale `s` of classifier-free guidance (`1 + w` in arXiv 2207.12598, equation 6). The prediction is
                 `uncond + s * (cond - uncond)`, where `uncond` and `cond` are the predictions without and with the
                 label or prompt. 1 disables guidance, and 0 only uses the prediction without the label or prompt.
-                Higher values follow the label or prompt more closely.
+                Higher values follow the label or prompt more closely. Must be 1 for unconditional sampling.
             guidance_interval (`tuple[float, float]`, defaults to `(0.0, 1.0)`):
                 Range of sampling steps that use guidance, as fractions from 0 (noise) to 1 (image) (arXiv 2404.07724).
+                The other steps use `guidance_scale=1` and `classifier_guidance_scale=0`.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 One generator for all images, or a list with one generator for each image. With a list, an image
                 does not depend on the rest of the batch.
@@ -1659,19 +1669,20 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 with `image`.
             image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
                 Image to start from (image-to-image, arXiv 2108.01073): one image, one for each label or prompt, or one
-                for each generated image. The pipeline adds noise to it and denoises it. Arrays `(height, width,
-                channels)` and tensors `(channels, height, width)`, with or without a batch dimension, must contain
-                uint8 values or floats in [0, 1]. A PIL image is made upright with its EXIF orientation. The channels
+                for each generated image. The pipeline adds noise to it and denoises it. Arrays have the shape
+                `(height, width)` or `(height, width, channels)`, and tensors `(height, width)` or `(channels, height,
+                width)`; the latter may have a batch dimension. They contain uint8 values, Booleans, or floats in
+                [0, 1]. A PIL image is made upright with its EXIF orientation. The channels
                 are converted to those of the model, and transparent pixels are composited over white unless the model
                 has 4 channels. Images of a different size are resized to cover the size of the model and
                 center-cropped.
             mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
                 Region of `image` to inpaint: one mask, one for each label or prompt, or one for each generated image.
-                White pixels are generated and black pixels keep their exact values; the threshold is 0.5. A mask must
-                have the same size as `image`. It is converted to grayscale, and resized and cropped like `image`.
-                Before every step, the black pixels are replaced with those of `image`, to which new noise of the
-                current timestep is added (arXiv 2201.09865, equation 8). With an autoencoder, this applies to latents
-                that cover only black pixels, and the black pixels of the decoded images are replaced as well.
+                White pixels are generated and black pixels keep their exact values; the threshold is 0.5. All images
+                and masks must have the same size. A mask is converted to grayscale, and resized and cropped like
+                `image`. Before every step, the black pixels are replaced with those of `image`, to which new noise of
+                the current timestep is added (arXiv 2201.09865, equation 8). With an autoencoder, this applies to
+                latents that cover only black pixels, and the black pixels of the decoded images are replaced as well.
             strength (`float`, *optional*):
                 Fraction of the denoising steps to run if an `image` is passed, in (0, 1]. With 1, little of `image`
                 remains, and a masked region starts from pure noise. Defaults to 0.8, or to 1 with a `mask_image`.
@@ -1686,7 +1697,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 autoencoder, otherwise images with the shape of `"pt"` and values in about [-1, 1].
             return_dict (`bool`, defaults to `True`): Whether to return an [`ImagePipelineOutput`] or a tuple.
             callback_on_step_end (`Callable`, *optional*):
-                Called after each step as `callback(pipe, step, timestep, tensors)`. If it returns a `dict` with
+                Called as `callback(pipe, step, timestep, tensors)` after each of the `pipe.num_timesteps` scheduler
+                steps. If it returns a `dict` with
                 `latents`, sampling continues with them. It may set `pipe._guidance_scale` or
                 `pipe._classifier_guidance_scale`, or set `pipe._interrupt = True` to stop sampling. The
                 `tensor_inputs` of a [`PipelineCallback`] or [`MultiPipelineCallbacks`] replace
@@ -1711,10 +1723,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 Scale of classifier guidance, which adds the gradient of the classifier to the prediction of the model
                 (arXiv 2105.05233, equation 14) within `guidance_interval`. It requires a pipeline with a classifier
                 and `class_labels`. A class-conditional model also receives the labels; with `guidance_scale=0`, only
-                the classifier receives them. 0 disables classifier guidance.
+                the classifier receives them within `guidance_interval`. 0 disables classifier guidance.
             eta (`float`, *optional*):
-                Amount of noise that [`DDIMScheduler`] (arXiv 2010.02502, equation 16) or [`TCDScheduler`] adds in each
-                step, in [0, 1]. Defaults to the scheduler's default. Other schedulers do not support it.
+                Amount of noise to add in each step, in [0, 1], for schedulers whose `step` has this argument, such as
+                [`DDIMScheduler`] (arXiv 2010.02502, equation 16; 0 by default) and [`TCDScheduler`] (0.3 by default).
 
         Examples:
 
@@ -1925,8 +1937,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             [`ImagePipelineOutput`] or `tuple`: The images in order.
 
         Raises:
-            `ValueError`: If an argument is out of range, or if the scheduler adds noise that cannot be interpolated,
-                such as [`DDPMScheduler`].
+            `ValueError`: If an argument is out of range, or if the scheduler, such as [`DDPMScheduler`], adds noise
+                that cannot be interpolated.
 
         Examples:
             ```py
@@ -2046,10 +2058,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 `return_dict`, `callback_on_step_end` and `callback_on_step_end_tensor_inputs` are not supported.
 
         Returns:
-            `list[list[PIL.Image.Image]]`: The images of each step, followed by the final images.
+            `list[list[PIL.Image.Image]]`: The images of each scheduler step, followed by the final images.
 
         Raises:
-            `ValueError`: If an argument is out of range.
+            `ValueError`: If an argument is out of range, or if the images have neither 1 nor 3 channels.
 
         Examples:
             ```py
@@ -2070,6 +2082,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     f"`{name}` cannot be used with `trajectory`. Omit it, or call the pipeline with"
                     " `callback_on_step_end` to process the intermediate images yourself."
                 )
+        channels = self.image_shape[0]
+        if channels not in (1, 3):
+            raise ValueError(
+                f"`trajectory` only supports images with 1 or 3 channels, got {channels}. Call the pipeline with"
+                " `callback_on_step_end` instead."
+            )
         frames = []
 
         def save_frame(pipe: Any, step: int, timestep: Any, tensors: dict[str, torch.Tensor]) -> None:

@@ -63,7 +63,8 @@ def folders(tmp_path_factory) -> Path:
             "sample",
             "guided",
             LABELS,
-            "An unconditional model only supports --class-labels with classifier guidance. Omit --class-labels.",
+            "An unconditional model only supports --class-labels with classifier guidance. Pass"
+            " --classifier-guidance-scale, or omit --class-labels.",
         ),
         (
             "sample",

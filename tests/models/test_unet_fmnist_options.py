@@ -118,7 +118,10 @@ def test_invalid_value_is_an_error(name, value, expected):
     [
         ({"attention_head_dim": 48}, "`attention_head_dim` must divide the 512 channels .*, got 48"),
         ({"norm_type": "group", "norm_num_groups": 48}, "`norm_num_groups` must divide every entry .*, got 48"),
-        ({"label_names": ("a", "b")}, r"must have one name for each class \(`num_class_embeds`=None\), got 2"),
+        (
+            {"label_names": ("a", "b")},
+            r"`label_names` requires `num_class_embeds`\. Set it to the number of names \(2\)",
+        ),
         ({"label_names": ("a", "b"), "num_class_embeds": 3}, r"must have one name for each class .*=3\), got 2"),
         ({"class_embed_type": "identity", "num_class_embeds": 3}, "`num_class_embeds` must be None .*, got 3"),
         ({"class_embed_type": "timestep"}, "`class_embed_type` must be one of None, 'identity', got 'timestep'"),
@@ -150,7 +153,7 @@ def test_suggested_arguments_exist(name):
 
 
 def test_unknown_argument_is_an_error():
-    with pytest.raises(TypeError, match="unexpected argument 'num_class_embedings'"):
+    with pytest.raises(TypeError, match="unexpected keyword argument 'num_class_embedings'"):
         FashionMNISTUNet2DModel(num_class_embedings=10)
 
 

@@ -206,7 +206,10 @@ def test_invalid_arguments_are_errors(pipe, arguments, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        ({"class_labels": 3}, "only supports `class_labels` with classifier guidance. Omit `class_labels`."),
+        (
+            {"class_labels": 3},
+            "only supports `class_labels` with classifier guidance. Pass `classifier_guidance_scale`, or",
+        ),
         (
             {"class_labels": 3, "classifier_guidance_scale": 1.0, "guidance_scale": 2.0},
             r"`guidance_scale` must be 1\.0 for an unconditional model, got 2\.0",

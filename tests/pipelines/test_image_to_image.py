@@ -141,7 +141,7 @@ VALUES = "contain finite values in .0, 1., got values from"
         ([], "at least one image, got an empty list"),
         (np.zeros((0, 8, 8, 1)), r"a non-empty array .*, got ndarray of shape \(0, 8, 8, 1\)"),
         (torch.zeros(8), r"with 2 to 4 dimensions, .*, got Tensor of shape \(8,\)"),
-        ("image.png", r"be a PIL image, .*, got str of shape \(\)"),
+        ("image.png", r"be a PIL image, .*, got str\."),
         ([GRAY.tolist()], "be a PIL image, .*, got list"),
         (np.zeros((8, 8, 2)), "have 1 channels, got 2"),
         (np.zeros((1, 8, 8)), "have 1 channels, got 8"),

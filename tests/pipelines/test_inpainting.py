@@ -155,7 +155,7 @@ def test_mask_of_a_rotated_image_is_upright():
     file = io.BytesIO()
     Image.new("L", (16, 8)).save(file, "PNG", exif=exif)
     sample(make_pipeline("ddim"), image=Image.open(file), mask_image=Image.new("L", (8, 16)))
-    with pytest.raises(ValueError, match="must have the same size as `image`, 16x8 pixels, got 8x16"):
+    with pytest.raises(ValueError, match="`image` and `mask_image` must have the same size, got 8x16 and 16x8 pixels"):
         sample(make_pipeline("ddim"), image=Image.open(file), mask_image=Image.new("L", (16, 8)))
 
 
@@ -238,7 +238,10 @@ def test_saved_pipeline_inpaints(tmp_path, dynamic_modules):
     [
         ({"image": None}, "`mask_image` requires an `image`"),
         ({"latents": torch.zeros(1, 1, 8, 8)}, "both `latents` and `image`"),
-        ({"mask_image": torch.zeros(9, 8)}, "`mask_image` must have the same size as `image`, 8x8 pixels, got 9x8"),
+        (
+            {"mask_image": torch.zeros(9, 8)},
+            "`image` and `mask_image` must have the same size, got 8x8 and 9x8 pixels",
+        ),
         (
             {"mask_image": torch.zeros(2, 1, 8, 8)},
             r"`mask_image` must be one image, or one for each generated image \(1\), got 2",

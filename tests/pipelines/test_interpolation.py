@@ -179,5 +179,5 @@ class TestTrajectory:
                 get_default_pipeline().trajectory(**{name: value})
 
     def test_images_without_pil_mode_are_an_error(self):
-        with pytest.raises(ValueError, match="for images with 2 channels, got 'pil'"):
+        with pytest.raises(ValueError, match="only supports images with 1 or 3 channels, got 2"):
             get_pipeline(in_channels=2, out_channels=2).trajectory()

@@ -429,7 +429,10 @@ INTERVAL = "`guidance_interval` must be .start, stop. with 0 <= start <= stop <=
         ({"guidance_scale": None}, "`guidance_scale` must be a finite number, got None"),
         ({"latents": np.zeros((1, 1, 8, 8))}, r"`latents` must be a tensor of shape \(1, 1, 8, 8\), got ndarray"),
         ({"latents": torch.zeros(1, 1, 8, 9)}, r"`latents` must have shape \(1, 1, 8, 8\), got \(1, 1, 8, 9\)"),
-        ({"callback_on_step_end_tensor_inputs": ["noise"]}, "must be in latents, model_input, .*, got noise"),
+        (
+            {"callback_on_step_end_tensor_inputs": ["noise"]},
+            "must only contain names from latents, model_input, .*, got noise",
+        ),
         ({"callback_on_step_end_tensor_inputs": "latents"}, "must be a list of names, got 'latents'"),
     ],
     ids=str,

@@ -160,7 +160,7 @@ class TestPrompt:
     def test_classifier_guidance_is_not_supported(self, pipe):
         pipe.classifier = FashionMNISTGuidanceClassifier(1, 10)
         with pytest.raises(ValueError, match=r"must be 0\.0 for a text-conditional model, got 1\.0\. Use `prompt`"):
-            pipe(0, classifier_guidance_scale=1.0)
+            pipe(prompt=FIRST, classifier_guidance_scale=1.0)
 
     def test_unknown_words_are_logged(self, pipe, diffusers_log):
         sample(pipe, prompt=CAPTIONS[1].upper() + ", 1!")
@@ -221,6 +221,8 @@ class TestPrompt:
         hint = "Omit it" if name.startswith("negative") else "Pass `class_labels` instead"
         with pytest.raises(ValueError, match=f"`{name}` requires a text-conditional model. {hint}"):
             get_pipeline()(**{name: FIRST})
+        with pytest.raises(ValueError, match="`encode_prompt` requires a text-conditional model"):
+            get_pipeline(num_class_embeds=4).encode_prompt()
 
 
 class TestInterpolate:
