@@ -58,12 +58,7 @@ class AutoencoderConfig:
 
     def __post_init__(self):
         check_values(self)
-        for name in ("num_validation_images", "layers_per_block", "latent_channels", "save_minutes"):
-            if not getattr(self, name) > 0:
-                raise ValueError(f"`--{name}` must be positive, got {getattr(self, name)}.")
-        if not self.kl_weight >= 0:
-            raise ValueError(f"`--kl_weight` must be at least 0, got {self.kl_weight}.")
-        if not self.block_out_channels or any(size < 1 or size % NORM_NUM_GROUPS for size in self.block_out_channels):
+        if not self.block_out_channels or any(size % NORM_NUM_GROUPS for size in self.block_out_channels):
             raise ValueError(
                 f"`--block_out_channels` must be multiples of {NORM_NUM_GROUPS}, got {list(self.block_out_channels)}."
             )

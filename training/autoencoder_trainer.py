@@ -21,7 +21,13 @@ from checkpoint import Progress, check_progress, describe_load_errors, write_che
 from components import make_lr_scheduler, make_optimizer
 from config import add_defaults
 from fmnist_diffusion.data import ImageTensors, to_pil
-from fmnist_diffusion.files import describe_write_errors, remove_temporary_files, replace_folder, write_atomically
+from fmnist_diffusion.files import (
+    PREVIOUS,
+    describe_write_errors,
+    remove_temporary_files,
+    replace_folder,
+    write_atomically,
+)
 from fmnist_diffusion.images import image_grid, upscale
 from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.models.unet_fmnist import MIN_SIZE
@@ -136,22 +142,30 @@ class AutoencoderTrainer:
             config.optimizer, self.optimizer, self.total_steps, self.progress.global_step
         )
         self.interrupts = Interrupts(self.accelerator)
-        record = None
-        if self.accelerator.is_main_process:
-            write_yaml(self.folder / "config.yaml", asdict(config) | {"resume": False})
-            path = self.folder / "loss.csv"
-            record = LossRecord(path, path if config.resume else None, self.progress.global_step, LOSS_TERMS)
-        self.loss_logger = LossLogger(self.accelerator, record, config.train_batch_size, LOSS_TERMS)
+        self.record = None
+        call_on_main_process(self.accelerator, self._start_records)
+        self.loss_logger = LossLogger(self.accelerator, self.record, config.train_batch_size, LOSS_TERMS)
 
     def _prepare_folder(self) -> None:
         if not self.config.resume:
-            check_new_folder(self.folder, resume="true")
+            # A killed process may have left the checkpoint under its previous name.
+            has_checkpoint = any((self.folder / name).is_dir() for name in ("checkpoint", f"{PREVIOUS}checkpoint"))
+            check_new_folder(self.folder, resume="true" if has_checkpoint else None)
         with describe_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         lock_folder(self.folder)
         remove_temporary_files(self.folder)
         if self.config.resume and not self.checkpoint.is_dir():
-            raise ValueError(f"Could not find a checkpoint in {self.folder}. Omit --resume to start a new run.")
+            raise ValueError(
+                f"Could not find a checkpoint in {self.folder}. Omit --resume and pass a new --output_dir to start a"
+                " new run."
+            )
+
+    def _start_records(self) -> None:
+        write_yaml(self.folder / "config.yaml", asdict(self.config) | {"resume": False})
+        path = self.folder / "loss.csv"
+        resumed = path if self.config.resume else None
+        self.record = LossRecord(path, resumed, self.progress.global_step, LOSS_TERMS)
 
     @property
     def vae(self) -> AutoencoderKL:
@@ -215,10 +229,9 @@ class AutoencoderTrainer:
         self.loss_logger.restart_clock()
 
     def _write(self) -> None:
-        record = self.loss_logger.record
-        assert record is not None
+        assert self.record is not None
         # The losses must be on disk before the checkpoint, so that a run that resumes from it has all of them.
-        record.sync()
+        self.record.sync()
         tensors = {
             "model": self.vae.state_dict(),
             "optimizer": get_optimizer_tensors(self.optimizer, self.vae),
@@ -232,7 +245,7 @@ class AutoencoderTrainer:
         }
         write_checkpoint(self.checkpoint, tensors, state)
         metrics = self._write_outputs()
-        record.plot(self.folder / "loss.png", self.config.train_batch_size)
+        self.record.plot(self.folder / "loss.png", self.config.train_batch_size)
         step = f"Step {self.progress.global_step:,} of {self.total_steps:,}"
         tqdm.write(f"{step}: held-out PSNR {metrics['psnr']:.2f} dB")
 

@@ -1,4 +1,4 @@
-"""Allowed values of the settings of a training run.
+"""Allowed values of the settings of the training scripts.
 
 The upper bounds reject typos before anything is allocated. They are far above reasonable values.
 """
@@ -146,6 +146,12 @@ RANGES = {
     "ema.inv_gamma": Range(1e-6, 10**6),
     "ema.power": Range(0, 10, above=True),
     "samples.num_images": Range(1, 1000),
+    "num_validation_images": Range(1, 10**6),
+    "save_minutes": Range(0, 10**6, above=True),
+    "block_out_channels": Range(1, 4096),
+    "layers_per_block": Range(1, 16),
+    "latent_channels": Range(1, 4096),
+    "kl_weight": Range(0, 1000),
     "eval.every_n_epochs": EPOCHS,
     "eval.num_samples": Range(MIN_EVAL_SAMPLES, 100_000),
     **{f"{section}.{name}": value for section in ("samples", "eval") for name, value in SAMPLING_RANGES.items()},

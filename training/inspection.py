@@ -321,9 +321,12 @@ def check_captions(
     summary: DataSummary,
     problems: Problems,
 ) -> None:
-    """Checks that the images of a text-conditional model have captions, or that captions can be generated."""
+    """Checks that the images of a text-conditional model have captions, or that captions can be generated.
+
+    Warns if another model ignores captions.
+    """
     if not config.text_encoder.enabled:
-        if summary.has_captions:
+        if summary.has_captions and config.distillation.num_segments is None:
             problems.warnings.append(
                 "The captions are ignored, because the model has no text encoder. Use training/configs/text.yaml or"
                 " --init_from=text to train a text-to-image model."

@@ -1,4 +1,7 @@
-"""Rank and number of processes that the launcher sets, which are also known before Accelerate is initialized."""
+"""Rank and number of processes, as the launcher sets them, and messages of the first process.
+
+They are also available before Accelerate is initialized.
+"""
 
 import os
 import sys

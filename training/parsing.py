@@ -113,8 +113,8 @@ def parse(
     config_class: type[Config],
     program: str,
     description: str,
-    example: str,
-    parse_settings: Callable[[Parser, list[str]], Namespace] = parse_settings,
+    example: str | None = None,
+    read_settings: Callable[[Parser, list[str]], Namespace] = parse_settings,
 ) -> Config:
     """Reads `--config file.yaml` and `--any.field=value`; later arguments win. Errors exit with code 2.
 
@@ -124,7 +124,7 @@ def parse(
         program: Name of the script.
         description: Text at the start of the help.
         example: Path of a YAML file for the help.
-        parse_settings: Function that parses and checks the arguments.
+        read_settings: Function that parses and checks the arguments.
     """
     parser = Parser(
         prog=program,
@@ -134,26 +134,29 @@ def parse(
         formatter_class=HelpFormatter,
     )
     parser.schema = Schema(config_class)
-    parser.add_argument("--config", action="config", help=f"YAML file, such as {example}")
+    hint = "" if example is None else f", such as {example}"
+    parser.add_argument("--config", action="config", help=f"YAML file with settings{hint}")
     parser.add_class_arguments(config_class, None)
     try:
-        fields = vars(parser.instantiate(parse_settings(parser, args)))
-        del fields["config"]
-        return config_class(**fields)
+        settings = read_settings(parser, args)
     except SettingsError as error:
-        problems = error.problems
+        text = format_problems([" ".join(problem.split()) for problem in error.problems])
+        print_and_exit(program, f"error: {text}", 2)
+    fields = vars(parser.instantiate(settings))
+    del fields["config"]
+    try:
+        return config_class(**fields)
     except ValueError as error:
-        problems = [str(error)]
-    text = format_problems([" ".join(problem.split()) for problem in problems])
-    print_and_exit(program, f"error: {text}", 2)
+        print_and_exit(program, f"error: {error}", 2)
 
 
 DESCRIPTIONS = {
-    "train.py": "Trains a FashionMNISTUNet2DModel: accelerate launch training/train.py --config FILE ...",
-    "distill.py": (
-        "Distills a pipeline into one that needs one to four steps: accelerate launch training/distill.py --config"
-        " FILE --init_from PIPELINE ..."
-    ),
+    "train.py": """Trains a FashionMNISTUNet2DModel:
+
+    accelerate launch training/train.py --config training/configs/base.yaml""",
+    "distill.py": """Distills a pipeline into one that needs one to four steps:
+
+    accelerate launch training/distill.py --config training/configs/distill.yaml --init_from=base""",
 }
 
 

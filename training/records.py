@@ -121,7 +121,7 @@ class LossRecord:
             ends = [images[epoch][-1] for epoch in epochs]
             means = [losses[epoch].mean() for epoch in epochs]
             axes.plot(ends, means, "o", color="tab:orange", markersize=4, label="mean of an epoch")
-            axes.set(ylabel=name.replace("_", " "), yscale="log")
+            axes.set(ylabel=name.replace("_", " "), yscale="log" if losses.max() > 0 else "linear")
             axes.grid(alpha=0.3, which="both")
         all_axes[0, 0].legend()
         all_axes[-1, 0].set_xlabel("images seen")

@@ -32,7 +32,7 @@ class DataArguments:
         default=None, metadata={"help": "maximum number of training images, from the start of the dataset"}
     )
     output_dir: str = field(
-        default="output/classifier", metadata={"help": "folder in which the folder classifier is created"}
+        default="output/classifier", metadata={"help": "parent folder of the new folder classifier"}
     )
     device: str = field(
         default="auto", metadata={"help": "torch device, such as cuda; auto uses a GPU if one is available"}

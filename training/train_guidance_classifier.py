@@ -175,7 +175,7 @@ def main(args: list[str]) -> None:
 
 
 def run(args: list[str]) -> None:
-    config = parse(args, GuidanceClassifierConfig, PROGRAM, __doc__, "guided.yaml")
+    config = parse(args, GuidanceClassifierConfig, PROGRAM, __doc__)
     try:
         if get_num_processes() > 1:
             raise ValueError("The classifier is trained in one process. Start the script with python.")

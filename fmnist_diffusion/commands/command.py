@@ -92,6 +92,8 @@ class Command(TyperCommand):
     def replace_parameters(self, message: str) -> str:
         """Replaces parameter names in `message` with options of this command, such as --num-images."""
         names = {param.name for param in self.params}
+        if "unconditional" in names:
+            message = message.replace("`conditional=False`", "--unconditional")
 
         def replace(match: re.Match[str]) -> str:
             return f"--{match[1].replace('_', '-')}" if match[1] in names else match[0]

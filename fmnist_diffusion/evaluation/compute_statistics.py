@@ -140,22 +140,21 @@ def main(args: list[str] | None = None) -> None:
     try:
         run(options)
     except (OSError, ValueError) as error:
-        parser.error(str(error))
+        parser.error(str(error).replace("`device`", "`--device`"))
 
 
 def run(options: argparse.Namespace) -> None:
     device = get_device(options.device)
+    networks = [network for network in (Classifier, InceptionFeatures) if options.only in (None, network.name)]
+    minimum = 1 + max(network.num_features for network in networks)
+    if options.num_altered < minimum:
+        raise ValueError(f"`--num-altered` must be at least {minimum}, got {options.num_altered}.")
     splits = {split: load_images(split=split, train_data_dir=options.train_data_dir) for split in SPLITS}
     extractors: list[FeatureExtractor] = []
     if options.only != "inception":
         extractors.append(Classifier(device))
     if options.only != "classifier":
         extractors.append(InceptionFeatures(find_inception() or download_inception(), device))
-    minimum = 1 + max(extractor.num_features for extractor in extractors)
-    if not minimum <= options.num_altered <= len(splits["test"]):
-        raise ValueError(
-            f"`--num-altered` must be between {minimum} and {len(splits['test'])}, got {options.num_altered}."
-        )
 
     path = options.output_dir / "real.json"
     metrics = json.loads(path.read_text()) if path.is_file() else {}

@@ -117,7 +117,7 @@ class FashionMNISTReference(Reference):
             advice = ", or pass images of its classes as `reference`" if pipe.num_classes else ""
             raise ValueError(
                 f"The pipeline must have the classes of Fashion-MNIST in their original order, got {names}. Pass"
-                f" --unconditional (in Python, `conditional=False`){advice}."
+                f" `conditional=False`{advice}."
             )
 
     def choose_conditions(self, pipe: FashionMNISTPipeline, num_samples: int) -> dict[str, Sequence[Any]]:

@@ -146,10 +146,7 @@ class ImageReference(Reference):
                 f" {describe_shape(shape)}."
             )
         if conditional and pipe.num_classes is None:
-            raise ValueError(
-                "The pipeline must be class-conditional, got no classes. Pass --unconditional (in Python,"
-                " `conditional=False`)."
-            )
+            raise ValueError("The pipeline must be class-conditional, got no classes. Pass `conditional=False`.")
 
     def choose_conditions(self, pipe: FashionMNISTPipeline, num_samples: int) -> dict[str, Sequence[Any]]:
         """

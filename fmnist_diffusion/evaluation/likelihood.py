@@ -188,7 +188,7 @@ def check_images(pipe: FashionMNISTPipeline, images: ImageTensors, conditional: 
     if conditional and (images.labels is None or images.label_names != pipe.label_names):
         raise ValueError(
             f"The images must have the classes of the pipeline ({', '.join(pipe.label_names or ['none'])}), got"
-            f" {', '.join(images.label_names or ['none'])}. Pass --unconditional (in Python, `conditional=False`)."
+            f" {', '.join(images.label_names or ['none'])}. Pass `conditional=False`."
         )
 
 

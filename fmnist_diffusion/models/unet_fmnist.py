@@ -499,6 +499,10 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
                 f" {num_class_embeds}."
             )
         if label_names is not None:
+            if class_embed_type is not None:
+                raise ValueError(
+                    f"`label_names` must be None with `class_embed_type={class_embed_type!r}`, got {label_names!r}."
+                )
             check_label_names(label_names, "num_class_embeds", num_class_embeds)
 
         # 1. time and class

@@ -367,11 +367,17 @@ def get_size(image: Any) -> tuple[int, int]:
     return height, width
 
 
-def copy_generator(generator: Any) -> Any:
+def copy_generator(
+    generator: torch.Generator | list[torch.Generator] | None,
+) -> torch.Generator | list[torch.Generator] | None:
     """Copies a generator or a list of generators, including the state."""
+    if generator is None:
+        return None
     if isinstance(generator, list):
-        return [copy_generator(item) for item in generator]
-    return None if generator is None else generator.clone_state()
+        return [copy_generator(item) for item in generator]  # pyright: ignore[reportReturnType]
+    copy = torch.Generator(generator.device)
+    copy.set_state(generator.get_state())
+    return copy
 
 
 def get_step_indices(num_timesteps: int, order: int, num_resampling_steps: int) -> list[int]:
@@ -903,7 +909,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 and the pipeline has no text encoder.
         """
         if self.prompt_embeds_dim is None:
-            raise ValueError("`encode_prompt` requires a text-conditional model. Pass a pipeline with a text encoder.")
+            raise ValueError("`encode_prompt` requires a text-conditional model. Load one, such as `text`.")
         self._check_prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, has_guidance=do_classifier_free_guidance
         )
@@ -1239,7 +1245,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     raise ValueError(f"`sigmas` must be greater than 0 and at most 1 with {name}, got {values}.")
             # EulerDiscreteScheduler would otherwise leave the noise of the last sigma in the images.
             elif len(values) < 2 or values[-1] != 0:
-                raise ValueError(f"`sigmas` must have two or more values and end with 0 for {name}, got {values}.")
+                raise ValueError(
+                    f"`sigmas` must have two or more values and end with 0 for {name}, got {values}. Append 0."
+                )
             # UniPCMultistepScheduler requires a NumPy array.
             values = torch.tensor(values).numpy() if option == "sigmas" else values
             set_scheduler_timesteps(**{option: values}, device=device)
@@ -1645,7 +1653,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 the pipeline's config. Ignored if `timesteps` or `sigmas` is passed. A scheduler with `order` 2, such
                 as [`HeunDiscreteScheduler`], evaluates the model twice in every step except the last.
             timesteps (`Sequence[int]`, *optional*):
-                Custom decreasing timesteps from 0 to `num_train_timesteps - 1`, for schedulers whose `set_timesteps`
+                Custom decreasing timesteps in `[0, num_train_timesteps)`, for schedulers whose `set_timesteps`
                 supports them. Flow matching does not support them. Cannot be combined with `sigmas`.
             sigmas (`Sequence[float]`, *optional*):
                 Custom decreasing sigmas, for schedulers whose `set_timesteps` supports them. Without flow matching,
@@ -1671,8 +1679,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 Image to start from (image-to-image, arXiv 2108.01073): one image, one for each label or prompt, or one
                 for each generated image. The pipeline adds noise to it and denoises it. Arrays have the shape
                 `(height, width)` or `(height, width, channels)`, and tensors `(height, width)` or `(channels, height,
-                width)`; the latter may have a batch dimension. They contain uint8 values, Booleans, or floats in
-                [0, 1]. A PIL image is made upright with its EXIF orientation. The channels
+                width)`. With channels, they may also have a batch dimension. They contain uint8 values, Booleans, or
+                floats in [0, 1]. A PIL image is made upright with its EXIF orientation. The channels
                 are converted to those of the model, and transparent pixels are composited over white unless the model
                 has 4 channels. Images of a different size are resized to cover the size of the model and
                 center-cropped.

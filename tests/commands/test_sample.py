@@ -225,7 +225,7 @@ def test_image_to_image_follows_the_strength(sample, tmp_path):
         (["--image", "text.png"], "Could not read text.png (unknown image format)."),
         (
             ["--image", "image.png", "--mask-image", "large.png"],
-            "--image and --mask-image must have the same size, got",
+            "--image and --mask-image must have the same size, got 8x8 and 8x9 pixels. Resize them.",
         ),
     ],
 )

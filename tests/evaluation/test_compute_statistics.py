@@ -44,8 +44,8 @@ def test_metrics_of_altered_images_are_worse(
     ("args", "message"),
     [
         (["--train-data-dir=none"], "Could not find none"),
-        (["--device=nothing"], "`device` must be auto or an available torch device, got 'nothing'"),
-        (["--num-altered=256"], "`--num-altered` must be between 257 and 128, got 256."),
+        (["--device=nothing"], "`--device` must be auto or an available torch device, got 'nothing'"),
+        (["--num-altered=256"], "`--num-altered` must be at least 257, got 256."),
     ],
 )
 def test_invalid_options_are_reported_in_one_line(

@@ -242,7 +242,7 @@ def test_selected_images_are_random(monkeypatch: pytest.MonkeyPatch):
         (
             {"num_class_embeds": None},
             {},
-            r"got no classes\. Pass --unconditional",
+            r"got no classes\. Pass `conditional=False`\.",
         ),
         ({}, {"num_samples": 49}, r"at least 50 samples, got 49\."),
     ],

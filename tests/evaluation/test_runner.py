@@ -301,10 +301,10 @@ def test_invalid_arguments_are_rejected(kwargs: dict[str, Any], message: str, ev
             {"num_class_embeds": 4},
             r"must have the classes of Fashion-MNIST in their original order, got 4 classes without names\.",
         ),
-        ({"num_class_embeds": None}, r"got no classes\. Pass --unconditional \(in Python, `conditional=False`\)\."),
+        ({"num_class_embeds": None}, r"got no classes\. Pass `conditional=False`\."),
         (
             {"label_names": sorted(FASHION_MNIST_LABELS)},
-            r"original order, got Ankle boot, Bag, Coat, Dress, Pullover and 5 more\. Pass --unconditional",
+            r"original order, got Ankle boot, Bag, Coat, Dress, Pullover and 5 more\. Pass `conditional=False`, or",
         ),
     ],
 )

@@ -124,6 +124,7 @@ def test_invalid_value_is_an_error(name, value, expected):
         ),
         ({"label_names": ("a", "b"), "num_class_embeds": 3}, r"must have one name for each class .*=3\), got 2"),
         ({"class_embed_type": "identity", "num_class_embeds": 3}, "`num_class_embeds` must be None .*, got 3"),
+        ({"class_embed_type": "identity", "label_names": ("a",)}, "`label_names` must be None .*, got \\('a',\\)"),
         ({"class_embed_type": "timestep"}, "`class_embed_type` must be one of None, 'identity', got 'timestep'"),
     ],
     ids=str,

@@ -221,7 +221,7 @@ class TestPrompt:
         hint = "Omit it" if name.startswith("negative") else "Pass `class_labels` instead"
         with pytest.raises(ValueError, match=f"`{name}` requires a text-conditional model. {hint}"):
             get_pipeline()(**{name: FIRST})
-        with pytest.raises(ValueError, match="`encode_prompt` requires a text-conditional model"):
+        with pytest.raises(ValueError, match=r"`encode_prompt` requires a text-conditional model\. Load one"):
             get_pipeline(num_class_embeds=4).encode_prompt()
 
 

@@ -4,11 +4,13 @@ from typing import Any
 
 import pytest
 
+from autoencoder_config import AutoencoderConfig
 from checks import MAX_PARAMETERS, MODEL_TYPES, RANGES, Range, check_model_size, find_problems, format_value
 from config import SchedulerConfig, TrainingConfig
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from noise_schedule import make_noise_scheduler
 from settings import DATA_OPTIONS, Schema
+from train_guidance_classifier import GuidanceClassifierConfig
 
 
 SCHEDULE = {f"scheduler.{name}": value for name, value in vars(SchedulerConfig()).items()}
@@ -18,7 +20,7 @@ FLOW = SCHEDULE | {"scheduler.prediction_type": "flow_prediction"}
 
 
 def test_every_numeric_setting_has_a_range():
-    types = Schema(TrainingConfig).types
+    types = Schema(TrainingConfig).types | Schema(AutoencoderConfig).types | Schema(GuidanceClassifierConfig).types
     numeric = {name for name, annotation in types.items() if any(word in str(annotation) for word in ("int", "float"))}
     assert numeric == RANGES.keys()
 

@@ -21,7 +21,7 @@ from autoencoder_config import AutoencoderConfig
 from autoencoder_trainer import AutoencoderTrainer, split_images
 from config import DataConfig
 from fmnist_diffusion.data import ImageTensors, load_images
-from fmnist_diffusion.files import PREVIOUS
+from fmnist_diffusion.files import PREVIOUS, WriteError
 from lock import LOCK
 from manifest import write_manifest
 from records import read_rows
@@ -201,14 +201,14 @@ def test_damaged_checkpoint_is_not_loaded(
     )
 
 
-def test_finished_run_can_be_resumed_and_reports_no_loss(
-    tmp_path: Path, launch: Callable[..., None], capsys: pytest.CaptureFixture[str]
-):
+def test_finished_run_can_be_resumed(tmp_path: Path, launch: Callable[..., None], capsys: pytest.CaptureFixture[str]):
     launch()
+    losses = (tmp_path / "run" / "loss.csv").read_text()
     psnr = json.loads((tmp_path / "run" / "vae" / "metrics.json").read_text())["psnr"]
     capsys.readouterr()
     launch("--resume=true")
     assert capsys.readouterr().out.startswith(f"Step 8 of 8: held-out PSNR {psnr:.2f} dB\n")
+    assert (tmp_path / "run" / "loss.csv").read_text() == losses
 
 
 def test_weights_that_are_not_finite_are_not_saved(
@@ -277,10 +277,10 @@ def test_full_disk_exits_with_one_line(
         ),
         ("--train_batch_size=100", "`--train_batch_size` must be at most the number of images (64), got 100."),
         ("--train_batch_size=0", "`--train_batch_size` must be between 1 and 65,536, got 0."),
-        ("--save_minutes=0", "`--save_minutes` must be positive, got 0.0."),
-        ("--kl_weight=-1", "`--kl_weight` must be at least 0, got -1.0."),
+        ("--save_minutes=0", "`--save_minutes` must be greater than 0 and at most 1,000,000, got 0.0."),
+        ("--kl_weight=-1", "`--kl_weight` must be between 0 and 1,000, got -1.0."),
         ("--data.image_column=pixels", "Set `--data.image_column` to"),
-        ("--latent_channels=0", "`--latent_channels` must be positive, got 0."),
+        ("--latent_channels=0", "`--latent_channels` must be between 1 and 4,096, got 0."),
         ("--optimizer.adam_beta2=1", "`--optimizer.adam_beta2` must be at least 0 and less than 1, got 1."),
         ("--block_out_channels=[8, 12]", "`--block_out_channels` must be multiples of 8, got [8, 12]."),
         ("--block_out_channels=[8, 8, 8, 8]", "`--data.resolution` must be a multiple of 8 for 4 levels, got 28x28."),
@@ -302,6 +302,51 @@ def test_invalid_settings_are_errors(
     line = capsys.readouterr().err.strip()
     assert error.value.code == 2
     assert line.startswith("train_autoencoder.py: error: ") and message in line and "\n" not in line
+
+
+def test_invalid_settings_are_reported_together(launch: Callable[..., None], capsys: pytest.CaptureFixture[str]):
+    with pytest.raises(SystemExit, match="2"):
+        launch("--kl_weight=-1", "--seed=-1", "--optimizer.name=sgd")
+    first, *others = capsys.readouterr().err.splitlines()
+    assert first == "train_autoencoder.py: error: Found 3 problems:"
+    names = sorted(line.split("`")[1] for line in others)
+    assert names == ["--kl_weight", "--optimizer.name", "--seed"]
+
+
+def test_folder_of_a_run_without_checkpoint_cannot_be_resumed(
+    tmp_path: Path, launch: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    (tmp_path / "run").mkdir()
+    (tmp_path / "run" / "config.yaml").touch()
+    (tmp_path / "run" / "loss.csv").touch()
+    for option, message in (
+        ("--resume=false", "contains files. Pass a different --output_dir.\n"),
+        ("--resume=true", "Omit --resume and pass a new --output_dir to start a new run.\n"),
+    ):
+        with pytest.raises(SystemExit, match="2"):
+            launch(option)
+        assert capsys.readouterr().err.endswith(message)
+
+
+@pytest.mark.filterwarnings("error:Data has no positive values")
+def test_kl_divergence_can_be_disabled(tmp_path: Path, launch: Callable[..., None]):
+    launch("--kl_weight=0")
+    assert (tmp_path / "run" / "loss.png").is_file()
+
+
+def test_full_disk_before_training_exits_with_one_line(
+    tmp_path: Path, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+):
+    def fail(path: Path, *args: object) -> None:
+        raise WriteError(f"Could not write {path}: No space left on device.")
+
+    monkeypatch.setattr("autoencoder_trainer.write_yaml", fail)
+    with pytest.raises(SystemExit, match="1"):
+        launch()
+    assert capsys.readouterr().err == (
+        f"train_autoencoder.py: error: Could not write {tmp_path / 'run' / 'config.yaml'}: No space left on device."
+        " There is no checkpoint yet. Start again with a different --output_dir.\n"
+    )
 
 
 def test_psnr_of_known_errors():

@@ -233,3 +233,18 @@ def test_damaged_training_settings_are_an_error_before_training(run, tmp_path: P
     with pytest.raises(SystemExit, match="2"):
         run(pipeline)
     assert f"{pipeline}/train_config.json is not valid JSON" in capsys.readouterr().err
+
+
+def test_settings_are_parsed_like_those_of_the_trainer(run, tmp_path: Path, capsys):
+    (tmp_path / "settings.yaml").write_text("num_epochs: 0\noptimizer: {learning_rate: 2}\n")
+    with pytest.raises(SystemExit, match="2"):
+        run("base", f"--config={tmp_path / 'settings.yaml'}", "--num-epochs=3")
+    assert capsys.readouterr().err.splitlines() == [
+        "train_guidance_classifier.py: error: Found 3 problems:",
+        "  - Could not find the setting `--num-epochs`. Did you mean `--num_epochs`?",
+        "  - `--num_epochs` must be between 1 and 1,000,000, got 0.",
+        "  - `--optimizer.learning_rate` must be greater than 0 and at most 1, got 2.0.",
+    ]
+    with pytest.raises(SystemExit, match="2"):
+        run("base", "--data.channels=1", "--data.streaming=true")
+    assert "The pipeline determines `--data.resolution` and `--data.channels`." in capsys.readouterr().err
