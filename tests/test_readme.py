@@ -20,8 +20,9 @@ README = (ROOT / "README.md").read_text()
 
 # These options reduce the run time of a command.
 FAST_OPTIONS = {
-    "training/train.py": "--max_train_steps=2 --model.block_out_channels=[8,16] --model.attention_head_dim=8"
-    " --samples.num_images=10 --samples.num_inference_steps=2 --data.max_train_samples=64",
+    "training/train.py": "--max_train_steps=2 --model.block_out_channels=[8,16] --model.attention_levels=[1]"
+    " --model.attention_head_dim=8 --train_batch_size=32 --data.max_train_samples=64 --samples.num_images=10"
+    " --samples.num_inference_steps=2 --eval.every_n_epochs=null",
     "fmnist-diffusion sample": "--num-inference-steps 2",
     "fmnist-diffusion evaluate": "--fast --num-samples 300 --num-inference-steps 1",
 }
