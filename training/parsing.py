@@ -112,7 +112,7 @@ def parse(
     args: list[str],
     config_class: type[Config],
     program: str,
-    description: str,
+    description: str | None,
     example: str | None = None,
     read_settings: Callable[[Parser, list[str]], Namespace] = parse_settings,
 ) -> Config:
