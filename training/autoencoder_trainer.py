@@ -149,7 +149,8 @@ class AutoencoderTrainer:
     def _prepare_folder(self) -> None:
         if not self.config.resume:
             # A killed process may have left the checkpoint under its previous name.
-            has_checkpoint = any((self.folder / name).is_dir() for name in ("checkpoint", f"{PREVIOUS}checkpoint"))
+            previous = self.checkpoint.with_name(f"{PREVIOUS}{self.checkpoint.name}")
+            has_checkpoint = self.checkpoint.is_dir() or previous.is_dir()
             check_new_folder(self.folder, resume="true" if has_checkpoint else None)
         with describe_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)

@@ -151,9 +151,9 @@ def run(options: argparse.Namespace) -> None:
         raise ValueError(f"`--num-altered` must be at least {minimum}, got {options.num_altered}.")
     splits = {split: load_images(split=split, train_data_dir=options.train_data_dir) for split in SPLITS}
     extractors: list[FeatureExtractor] = []
-    if options.only != "inception":
+    if Classifier in networks:
         extractors.append(Classifier(device))
-    if options.only != "classifier":
+    if InceptionFeatures in networks:
         extractors.append(InceptionFeatures(find_inception() or download_inception(), device))
 
     path = options.output_dir / "real.json"
