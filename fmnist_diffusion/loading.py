@@ -139,8 +139,17 @@ def load_pipeline(
     return pipe
 
 
-def get_device(name: str) -> torch.device:
-    """Returns the torch device `name`, where `auto` selects the best one; raises `ValueError` if it is unavailable."""
+def get_device(name: str, argument: str = "device") -> torch.device:
+    """
+    Returns the torch device `name`, where `auto` selects the best one.
+
+    Args:
+        name (`str`): Name of the device, such as `"cuda"`.
+        argument (`str`, defaults to `"device"`): Name of the argument or option in the error message.
+
+    Raises:
+        `ValueError`: If the device is unavailable.
+    """
     if name == "auto":
         name = str(torch.accelerator.current_accelerator(check_available=True) or "cpu")
     try:
@@ -148,7 +157,7 @@ def get_device(name: str) -> torch.device:
         torch.zeros(1, device=device).cpu()
     # torch raises these errors for unknown devices, missing backends and missing hardware.
     except (AssertionError, ImportError, RuntimeError) as error:
-        raise ValueError(f"`device` must be auto or an available torch device, got {name!r}.") from error
+        raise ValueError(f"`{argument}` must be auto or an available torch device, got {name!r}.") from error
     return device
 
 

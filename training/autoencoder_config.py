@@ -4,7 +4,6 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Literal
 
-from checks import check_values
 from config import DataConfig, OptimizerConfig
 
 
@@ -57,7 +56,6 @@ class AutoencoderConfig:
     )
 
     def __post_init__(self):
-        check_values(self)
         if not self.block_out_channels or any(size % NORM_NUM_GROUPS for size in self.block_out_channels):
             raise ValueError(
                 f"`--block_out_channels` must be multiples of {NORM_NUM_GROUPS}, got {list(self.block_out_channels)}."

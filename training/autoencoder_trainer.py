@@ -7,18 +7,24 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from accelerate import Accelerator
 from accelerate.utils import set_seed
 from diffusers import AutoencoderKL
-from safetensors.torch import load_file
 from torch.nn import functional as F
 from tqdm.auto import tqdm
 
 from autoencoder import compute_psnr, reconstruct
 from autoencoder_config import CHANGEABLE_SETTINGS, NORM_NUM_GROUPS, AutoencoderConfig
 from batches import Batches
-from checkpoint import Progress, check_progress, describe_load_errors, write_checkpoint
-from components import make_lr_scheduler, make_optimizer
+from checkpoint import (
+    Progress,
+    describe_load_errors,
+    describe_missing_checkpoint,
+    get_loop_state,
+    load_loop_state,
+    load_weights,
+    write_checkpoint,
+)
+from components import make_accelerator, make_lr_scheduler, make_optimizer
 from config import add_defaults
 from fmnist_diffusion.data import ImageTensors, to_pil
 from fmnist_diffusion.files import (
@@ -33,13 +39,13 @@ from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.models.unet_fmnist import MIN_SIZE
 from fmnist_diffusion.pipelines import get_vae_scale_factor
 from interrupts import Interrupts
-from lock import check_new_folder, lock_folder
 from manifest import find_damage
+from output_folder import check_new_folder, lock_folder
 from processes import call_on_main_process
 from records import LossLogger, LossRecord
-from states import are_finite, copy_tensors, get_optimizer_tensors, set_optimizer_tensors
+from states import check_finite, get_optimizer_tensors
 from training_images import load_training_images
-from yaml_files import write_yaml
+from yaml_files import convert_tuples, write_yaml
 
 
 # Each row of images in the grid is followed by a row of their reconstructions.
@@ -68,7 +74,11 @@ class Autoencoder(torch.nn.Module):
 
 
 def split_images(images: ImageTensors, num_validation_images: int, seed: int) -> tuple[ImageTensors, ImageTensors]:
-    """Returns the training images and the held-out images, both in random order."""
+    """Returns the training images and the held-out images, both in random order.
+
+    Raises:
+        `ValueError`: If no training images would remain.
+    """
     if num_validation_images >= len(images):
         raise ValueError(
             f"`--num_validation_images` must be less than the number of images ({len(images)}), got"
@@ -110,13 +120,12 @@ class AutoencoderTrainer:
 
     Raises:
         `ValueError`, `OSError`: If the configuration, the data or the checkpoint cannot be used.
+        `WriteError`: If `output_dir` is not writable.
     """
 
     def __init__(self, config: AutoencoderConfig):
         self.config, self.folder, self.checkpoint = config, Path(config.output_dir), config.checkpoint
-        self.accelerator = Accelerator(
-            cpu=not torch.accelerator.is_available(), mixed_precision=config.mixed_precision
-        )
+        self.accelerator = make_accelerator(config.mixed_precision)
         call_on_main_process(self.accelerator, self._prepare_folder)
         set_seed(config.seed)
         data = config.data
@@ -142,31 +151,26 @@ class AutoencoderTrainer:
             config.optimizer, self.optimizer, self.total_steps, self.progress.global_step
         )
         self.interrupts = Interrupts(self.accelerator)
-        self.record = None
-        call_on_main_process(self.accelerator, self._start_records)
-        self.loss_logger = LossLogger(self.accelerator, self.record, config.train_batch_size, LOSS_TERMS)
+        record = call_on_main_process(self.accelerator, self._start_record)
+        self.loss_logger = LossLogger(self.accelerator, record, config.train_batch_size, LOSS_TERMS)
 
     def _prepare_folder(self) -> None:
+        # A killed process may have left the checkpoint under its previous name.
+        previous = self.checkpoint.with_name(f"{PREVIOUS}{self.checkpoint.name}")
+        has_checkpoint = self.checkpoint.is_dir() or previous.is_dir()
         if not self.config.resume:
-            # A killed process may have left the checkpoint under its previous name.
-            previous = self.checkpoint.with_name(f"{PREVIOUS}{self.checkpoint.name}")
-            has_checkpoint = self.checkpoint.is_dir() or previous.is_dir()
             check_new_folder(self.folder, resume="true" if has_checkpoint else None)
+        elif not has_checkpoint:
+            raise ValueError(describe_missing_checkpoint(self.folder))
         with describe_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         lock_folder(self.folder)
         remove_temporary_files(self.folder)
-        if self.config.resume and not self.checkpoint.is_dir():
-            raise ValueError(
-                f"Could not find a checkpoint in {self.folder}. Omit --resume and pass a new --output_dir to start a"
-                " new run."
-            )
 
-    def _start_records(self) -> None:
+    def _start_record(self) -> LossRecord:
         write_yaml(self.folder / "config.yaml", asdict(self.config) | {"resume": False})
         path = self.folder / "loss.csv"
-        resumed = path if self.config.resume else None
-        self.record = LossRecord(path, resumed, self.progress.global_step, LOSS_TERMS)
+        return LossRecord(path, path if self.config.resume else None, self.progress.global_step, LOSS_TERMS)
 
     @property
     def vae(self) -> AutoencoderKL:
@@ -224,29 +228,23 @@ class AutoencoderTrainer:
         """Writes a checkpoint and the outputs in the main process while the other processes wait."""
         self.loss_logger.report()
         # The last loss was computed before the last optimizer step.
-        if not are_finite(self.vae.state_dict().values()):
-            raise FloatingPointError(f"The weights are NaN or infinite at step {self.progress.global_step}.")
+        check_finite(self.vae.state_dict().values(), "The weights", self.progress.global_step)
         call_on_main_process(self.accelerator, self._write)
         self.loss_logger.restart_clock()
 
     def _write(self) -> None:
-        assert self.record is not None
+        record = self.loss_logger.record
+        assert record is not None
         # The losses must be on disk before the checkpoint, so that a run that resumes from it has all of them.
-        self.record.sync()
+        record.sync()
         tensors = {
             "model": self.vae.state_dict(),
             "optimizer": get_optimizer_tensors(self.optimizer, self.vae),
         }
-        scaler = self.accelerator.scaler
-        state = {
-            "config": asdict(self.config),
-            "progress": asdict(self.progress),
-            "batches_per_epoch": len(self.batches),
-            "grad_scaler": None if scaler is None else scaler.state_dict(),
-        }
-        write_checkpoint(self.checkpoint, tensors, state)
+        state = get_loop_state(self.accelerator, self.progress, self.batches)
+        write_checkpoint(self.checkpoint, tensors, state | {"config": asdict(self.config)})
         metrics = self._write_outputs()
-        self.record.plot(self.folder / "loss.png", self.config.train_batch_size)
+        record.plot(self.folder / "loss.png", self.config.train_batch_size)
         step = f"Step {self.progress.global_step:,} of {self.total_steps:,}"
         tqdm.write(f"{step}: held-out PSNR {metrics['psnr']:.2f} dB")
 
@@ -286,23 +284,16 @@ class AutoencoderTrainer:
         with describe_load_errors(self.checkpoint / "trainer.json") as path:
             state = json.loads(path.read_bytes())
             saved = add_defaults(state["config"], asdict(AutoencoderConfig()))
-        # JSON turns tuples into lists.
-        current, saved = (dict(flatten(item)) for item in json.loads(json.dumps([asdict(self.config), saved])))
+        current, saved = (dict(flatten(convert_tuples(item))) for item in (asdict(self.config), saved))
         for name, value in current.items():
             if name not in CHANGEABLE_SETTINGS and value != saved[name]:
                 raise ValueError(f"`--{name}` must be the same as in the run to resume ({saved[name]}), got {value}.")
         with describe_load_errors(path):
-            progress = Progress(**state["progress"])
-            check_progress(progress, progress.global_step, state["batches_per_epoch"], len(self.batches))
-            if self.accelerator.scaler is not None and state["grad_scaler"]:
-                self.accelerator.scaler.load_state_dict(state["grad_scaler"])
+            progress = load_loop_state(self.accelerator, state, self.batches)
         if progress.global_step > self.total_steps:
             raise ValueError(
                 f"`--num_epochs` must be at least {progress.epoch + (progress.batch > 0)}, the number of started"
                 f" epochs, got {self.config.num_epochs}."
             )
-        with describe_load_errors(self.checkpoint / "model.safetensors") as path:
-            copy_tensors(load_file(path), self.vae.state_dict())
-        with describe_load_errors(self.checkpoint / "optimizer.safetensors") as path:
-            set_optimizer_tensors(self.optimizer, self.vae, load_file(path))
-        vars(self.progress).update(vars(progress))
+        load_weights(self.checkpoint, ("model", "optimizer"), self.vae, self.optimizer)
+        self.progress = progress

@@ -67,7 +67,7 @@ def reestimate_batch_norm(
         norm.momentum = None
         norm.train()
     for images, labels, generator in itertools.islice(batches.epoch(0), BATCH_NORM_BATCHES):
-        batch = loss.add_noise(images, labels, generator)
+        batch = loss.prepare_batch(images, labels, generator)
         with accelerator.autocast():
             unet(batch.images, batch.timesteps, batch.class_labels)
     for norm in norms:

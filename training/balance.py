@@ -21,7 +21,7 @@ from fmnist_diffusion.data.errors import list_names
 from fmnist_diffusion.evaluation import weights_hash
 from fmnist_diffusion.metadata import read_metrics
 from fmnist_diffusion.sampling import convert_dtype
-from lock import check_new_folder
+from output_folder import check_new_folder
 from pretrained import find_train_config
 
 

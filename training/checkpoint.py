@@ -15,17 +15,19 @@ from typing import Any
 
 import torch
 from accelerate import Accelerator
+from accelerate.optimizer import AcceleratedOptimizer
 from diffusers.training_utils import EMAModel
 from safetensors import SafetensorError
 from safetensors.torch import load_file
 
 from autoencoder import hash_vae
+from batches import Batches
 from components import Components
 from config import TrainingConfig
 from fmnist_diffusion.data.errors import get_reason
 from fmnist_diffusion.files import remove_folder, replace_folder, write_tensors
-from lock import check_new_folder
 from manifest import find_damage, write_manifest
+from output_folder import check_new_folder
 from processes import call_on_main_process
 from states import Tensors, copy_tensors, get_optimizer_tensors, set_optimizer_tensors
 
@@ -82,10 +84,7 @@ def find_checkpoint(resume: str, folder: Path) -> Path:
     if resume == "latest":
         checkpoints = list_checkpoints(folder)
         if not checkpoints:
-            raise ValueError(
-                f"Could not find a checkpoint in {folder}. Omit --resume and pass a new --output_dir to start a new"
-                " run."
-            )
+            raise ValueError(describe_missing_checkpoint(folder))
         check_undamaged(checkpoints[-1])
         return checkpoints[-1]
     path, folder = Path(resume).resolve(), folder.resolve()
@@ -100,8 +99,23 @@ def find_checkpoint(resume: str, folder: Path) -> Path:
     return path
 
 
+def describe_missing_checkpoint(folder: Path) -> str:
+    return f"Could not find a checkpoint in {folder}. Omit --resume and pass a new --output_dir to start a new run."
+
+
 def find_later_checkpoints(folder: Path, global_step: int) -> list[Path]:
     return [path for path in list_checkpoints(folder) if get_step(path) > global_step]
+
+
+def get_resume_advice(folder: Path, resume: str | None) -> str:
+    """Returns a sentence about how to continue the stopped run in `folder`.
+
+    Args:
+        resume: The value of `--resume` that continues the run; `None` if there is no checkpoint.
+    """
+    if resume is None:
+        return "There is no checkpoint yet. Start again with a different --output_dir."
+    return f"Continue from the last checkpoint with --config={folder / 'config.yaml'} --resume={resume}."
 
 
 def check_undamaged(checkpoint: Path) -> None:
@@ -144,12 +158,9 @@ def save_checkpoint(
             discriminator = accelerator.unwrap_model(components.discriminator)
             tensors["discriminator"] = discriminator.state_dict()
             tensors["discriminator_optimizer"] = get_optimizer_tensors(components.optimizer, discriminator)
-        scaler = accelerator.scaler
         state = {
-            "progress": asdict(progress),
-            "batches_per_epoch": len(components.batches),
+            **get_loop_state(accelerator, progress, components.batches),
             "ema_step": None if components.ema is None else components.ema.optimization_step,
-            "grad_scaler": scaler.state_dict() if scaler is not None else None,
             "vae_sha256": None if components.vae is None else hash_vae(components.vae),
         }
         write_checkpoint(folder / f"checkpoint-{progress.global_step}", tensors, state)
@@ -157,6 +168,16 @@ def save_checkpoint(
             remove_folder(old)
 
     call_on_main_process(accelerator, write)
+
+
+def get_loop_state(accelerator: Accelerator, progress: Progress, batches: Batches) -> dict[str, Any]:
+    """Returns the items of `trainer.json` that the checkpoints of all trainers have."""
+    scaler = accelerator.scaler
+    return {
+        "progress": asdict(progress),
+        "batches_per_epoch": len(batches),
+        "grad_scaler": None if scaler is None else scaler.state_dict(),
+    }
 
 
 def write_checkpoint(folder: Path, tensors: Mapping[str, Tensors], state: dict[str, Any]) -> None:
@@ -181,26 +202,20 @@ def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint
         `ValueError`: If the checkpoint does not fit the model or the data of this run.
     """
     unet = accelerator.unwrap_model(components.unet)
-    with describe_load_errors(checkpoint / "model.safetensors") as path:
-        copy_tensors(load_file(path), unet.state_dict())
-    with describe_load_errors(checkpoint / "optimizer.safetensors") as path:
-        set_optimizer_tensors(components.optimizer, unet, load_file(path))
+    load_weights(checkpoint, ("model", "optimizer"), unet, components.optimizer)
     with describe_load_errors(checkpoint / "timestep_sampler.safetensors") as path:
         copy_tensors(load_file(path), components.loss.timestep_sampler.state_dict())
     if components.discriminator is not None:
         discriminator = accelerator.unwrap_model(components.discriminator)
-        with describe_load_errors(checkpoint / "discriminator.safetensors") as path:
-            copy_tensors(load_file(path), discriminator.state_dict())
-        with describe_load_errors(checkpoint / "discriminator_optimizer.safetensors") as path:
-            set_optimizer_tensors(components.optimizer, discriminator, load_file(path))
+        names = ("discriminator", "discriminator_optimizer")
+        load_weights(checkpoint, names, discriminator, components.optimizer)
     with describe_load_errors(checkpoint / "trainer.json") as path:
         state = json.loads(path.read_bytes())
-        progress = Progress(**state["progress"])
-        check_progress(progress, get_step(checkpoint), state["batches_per_epoch"], len(components.batches))
+        progress = load_loop_state(accelerator, state, components.batches)
+        if progress.global_step != get_step(checkpoint):
+            raise ValueError(f"it belongs to step {progress.global_step}")
         if components.vae is not None and hash_vae(components.vae) != state["vae_sha256"]:
             raise ValueError("the autoencoder has changed since this checkpoint was written")
-        if accelerator.scaler is not None and state["grad_scaler"]:
-            accelerator.scaler.load_state_dict(state["grad_scaler"])
         if components.ema is not None:
             components.ema.optimization_step = int(state["ema_step"])
     if components.ema is not None:
@@ -209,8 +224,30 @@ def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint
     return progress
 
 
-def check_progress(progress: Progress, global_step: int, batches_per_epoch: int, expected_batches: int) -> None:
-    """Raises `ValueError` if the position is invalid or the number of batches per epoch has changed."""
+def load_weights(
+    checkpoint: Path, names: tuple[str, str], model: torch.nn.Module, optimizer: AcceleratedOptimizer
+) -> None:
+    """Restores a model and its part of the optimizer; `names` are the names of their files without `.safetensors`."""
+    with describe_load_errors(checkpoint / f"{names[0]}.safetensors") as path:
+        copy_tensors(load_file(path), model.state_dict())
+    with describe_load_errors(checkpoint / f"{names[1]}.safetensors") as path:
+        set_optimizer_tensors(optimizer, model, load_file(path))
+
+
+def load_loop_state(accelerator: Accelerator, state: Mapping[str, Any], batches: Batches) -> Progress:
+    """Restores the gradient scaler from the result of `get_loop_state`, and returns the position of the run.
+
+    Raises:
+        `ValueError`: If the position is invalid or the number of batches per epoch has changed.
+    """
+    progress = Progress(**state["progress"])
+    check_progress(progress, state["batches_per_epoch"], len(batches))
+    if accelerator.scaler is not None and state["grad_scaler"]:
+        accelerator.scaler.load_state_dict(state["grad_scaler"])
+    return progress
+
+
+def check_progress(progress: Progress, batches_per_epoch: int, expected_batches: int) -> None:
     if batches_per_epoch != expected_batches:
         raise ValueError(
             f"the training images have changed, because an epoch had {batches_per_epoch} batches and now has"
@@ -219,8 +256,6 @@ def check_progress(progress: Progress, global_step: int, batches_per_epoch: int,
     values = asdict(progress).values()
     if any(type(value) is not int or value < 0 for value in values) or progress.batch > batches_per_epoch:
         raise ValueError("the progress is invalid")
-    if progress.global_step != global_step:
-        raise ValueError(f"it belongs to step {progress.global_step}")
 
 
 @contextmanager

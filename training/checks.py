@@ -7,14 +7,13 @@ import math
 import re
 import reprlib
 from collections.abc import Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from typing import Any, Literal
 
 from diffusers import DDPMScheduler
 
 from config import ObjectiveConfig, SchedulerConfig
 from fmnist_diffusion.data import get_height_width
-from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.models.unet_fmnist import (
     MAX_LEVELS,
     MAX_SIZE,
@@ -197,7 +196,7 @@ class Formatter(reprlib.Repr):
 format_value = Formatter().repr
 
 
-def find_problems(values: Mapping[str, Any], program: str | None = "train.py") -> list[str]:
+def find_problems(values: Mapping[str, Any], program: str | None) -> list[str]:
     """Returns sentences about settings that are out of range or, with a `program`, contradict it or other settings.
 
     Args:
@@ -207,13 +206,6 @@ def find_problems(values: Mapping[str, Any], program: str | None = "train.py") -
     problems = {name: problem for name, value in values.items() if (problem := find_invalid_value(name, value))}
     valid = {name: value for name, value in values.items() if name not in problems}
     return [*problems.values(), *(find_contradictions(valid, program) if program is not None else [])]
-
-
-def check_values(config: Any) -> None:
-    """Raises `ValueError` if settings of a dataclass, such as `config.optimizer.learning_rate`, are out of range."""
-    problems = find_problems(dict(flatten(asdict(config))), program=None)
-    if problems:
-        raise ValueError(format_problems(problems))
 
 
 def format_problems(problems: Sequence[str]) -> str:
@@ -277,7 +269,7 @@ def find_unused_settings(values: Mapping[str, Any]) -> Iterator[str]:
             )
 
 
-def make_noise_schedule(values: Mapping[str, Any]) -> DDPMScheduler | None:
+def make_ddpm_scheduler(values: Mapping[str, Any]) -> DDPMScheduler | None:
     """Returns the noise schedule of a model with epsilon prediction, or None if a setting is not in `values`."""
     schedule = {name: values[f"scheduler.{name}"] for name in SCHEDULE_NAMES if f"scheduler.{name}" in values}
     return DDPMScheduler(**schedule) if len(schedule) == len(SCHEDULE_NAMES) else None
@@ -290,7 +282,7 @@ def find_schedule_problems(values: Mapping[str, Any]) -> Iterator[str]:
     num_timesteps = values.get("scheduler.num_train_timesteps")
     if start > end:
         yield f"`--scheduler.beta_start` must be at most `--scheduler.beta_end` ({end}), got {start}."
-    elif (schedule := make_noise_schedule(values)) is not None and schedule.alphas_cumprod[-1] < MIN_ALPHAS_CUMPROD:
+    elif (schedule := make_ddpm_scheduler(values)) is not None and schedule.alphas_cumprod[-1] < MIN_ALPHAS_CUMPROD:
         yield (
             f"`--scheduler.beta_end` is too large for `--scheduler.num_train_timesteps={num_timesteps}`, got {end}."
             " Images would be pure noise long before the last timestep."
@@ -348,7 +340,7 @@ def find_latent_problems(values: Mapping[str, Any], program: str) -> Iterator[st
                 f"`--{name}` must be {format_value(value)} with an autoencoder, got {format_value(values[name])}. The"
                 " latents of the images are computed only once."
             )
-    schedule = make_noise_schedule(values) if values.get("scheduler.prediction_type") == "epsilon" else None
+    schedule = make_ddpm_scheduler(values) if values.get("scheduler.prediction_type") == "epsilon" else None
     if schedule is not None and has_unstable_epsilon(schedule):
         yield (
             "`--scheduler.prediction_type` must be v_prediction or sample for latents if the noise schedule ends with"

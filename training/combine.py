@@ -18,8 +18,8 @@ from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.evaluation import weights_hash
 from fmnist_diffusion.sampling import convert_dtype
 from fmnist_diffusion.schedulers import get_noise_scheduler
-from lock import check_new_folder
 from noise_schedule import get_betas
+from output_folder import check_new_folder
 from pretrained import find_train_config
 
 

@@ -3,13 +3,12 @@
 import functools
 from dataclasses import dataclass
 from datetime import timedelta
-from pathlib import Path
 from typing import Any
 
 import torch
 from accelerate import Accelerator, DistributedType
 from accelerate.optimizer import AcceleratedOptimizer
-from accelerate.utils import InitProcessGroupKwargs, ProjectConfiguration
+from accelerate.utils import InitProcessGroupKwargs
 from diffusers import AutoencoderKL, DDPMScheduler
 from diffusers.optimization import get_scheduler
 from diffusers.training_utils import EMAModel
@@ -27,10 +26,9 @@ from fmnist_diffusion.data import ImageTensors, has_fashion_mnist_order
 from fmnist_diffusion.data.errors import list_names
 from losses import DiffusionLoss
 from model import make_model
-from noise_schedule import NoiseScheduler
+from noise_schedule import NoiseScheduler, make_noise_scheduler
 from pretrained import load_pretrained
 from text_model import TextConditionalUNet, add_text_encoder, get_null_label
-from tracking import get_log_with
 from training_images import load_training_images
 
 
@@ -71,12 +69,17 @@ class Components:
         """Returns the class labels or prompts of samples as keyword arguments of [`generate`]."""
         if self.captions is not None:
             return self.captions.get_conditions()
+        # The null label of a class-conditional model is its number of classes.
         num_classes = self.loss.null_label
         return {} if num_classes is None else {"class_labels": range(num_classes)}
 
 
-def make_accelerator(config: ResolvedConfig) -> Accelerator:
+def make_accelerator(mixed_precision: str | None, **kwargs: Any) -> Accelerator:
     """Creates the accelerator.
+
+    Args:
+        mixed_precision: The dtype of mixed precision; the setting of `accelerate launch` if `None`.
+        kwargs: Other arguments of [`Accelerator`].
 
     Raises:
         `ValueError`: If `accelerate launch` uses FSDP or DeepSpeed.
@@ -84,12 +87,10 @@ def make_accelerator(config: ResolvedConfig) -> Accelerator:
     accelerator = Accelerator(
         # Without a GPU, Accelerate only recognizes torchrun's processes as one group if cpu=True.
         cpu=not torch.accelerator.is_available(),
-        mixed_precision=config.mixed_precision,
-        gradient_accumulation_steps=config.gradient_accumulation_steps,
-        log_with=get_log_with(config.report_to),
-        project_config=ProjectConfiguration(config.output_dir, logging_dir=str(Path(config.output_dir) / "logs")),
+        mixed_precision=mixed_precision,
         # The main process evaluates alone; this can take longer than the default timeout of the waiting processes.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],
+        **kwargs,
     )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError("FSDP and DeepSpeed are not supported. Use a config in training/accelerate_configs.")
@@ -121,7 +122,8 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     needs_pretrained = config.resume is None or distills or config.text_encoder.enabled
     pretrained = load_pretrained(config.init_from) if config.init_from and needs_pretrained else None
     vae = load_vae(config.vae)
-    unet, noise_scheduler = make_model(config, label_names, None if pretrained is None else pretrained.pipe.unet, vae)
+    unet = make_model(config, label_names, None if pretrained is None else pretrained.pipe.unet, vae)
+    noise_scheduler = make_noise_scheduler(config.scheduler)
     make_token_ids = None
     if captions is not None:
         unet = add_text_encoder(config.text_encoder, unet, pretrained, captions, config.seed)
@@ -159,7 +161,17 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
     unet, optimizer = accelerator.prepare(unet, optimizer)
     ema = make_ema(config.ema, unet)
     loss = make_loss(config, accelerator, noise_scheduler, unet, ema, teacher, discriminator)
-    return Components(batches, unet, optimizer, ema, noise_scheduler, loss, discriminator, captions, vae)
+    return Components(
+        batches=batches,
+        unet=unet,
+        optimizer=optimizer,
+        ema=ema,
+        noise_scheduler=noise_scheduler,
+        loss=loss,
+        discriminator=discriminator,
+        captions=captions,
+        vae=vae,
+    )
 
 
 def make_loss(

@@ -8,7 +8,7 @@ from fmnist_diffusion.data import DEFAULT_DATASET, DataSource, get_height_width
 from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.objectives import LossType, PredictionType, TimestepSampling, WeightingScheme
 from fmnist_diffusion.sampling import SamplingConfig
-from yaml_files import dump_yaml, load_yaml, read_yaml, write_yaml
+from yaml_files import convert_tuples, read_yaml, write_yaml
 
 
 @dataclass
@@ -310,20 +310,16 @@ class TrainingConfig:
     samples: SamplesConfig = field(default_factory=SamplesConfig)
     eval: EvalConfig = field(default_factory=EvalConfig)
 
-    def to_dict(self) -> dict[str, Any]:
-        return asdict(self)
-
     def save(self, path: Path) -> None:
         """Writes a YAML file for `--config`. `resume` is reset, because it only applies to one command."""
-        write_yaml(path, self.to_dict() | {"resume": None})
+        write_yaml(path, asdict(self) | {"resume": None})
 
     def check_resumable(self, path: Path) -> None:
         """Raises `ValueError` if the run whose config was saved at `path` cannot continue with this config."""
         if not path.exists():
             return
         saved = read_saved_settings(path)
-        # YAML turns tuples into lists.
-        current = load_yaml(dump_yaml(self.to_dict()))
+        current = convert_tuples(asdict(self))
         for settings in (saved, current):
             settings["data"].pop("dataloader_num_workers")
             settings["ema.enabled"] = settings["ema"]["enabled"]
@@ -349,6 +345,12 @@ def count_steps(config: TrainingConfig, num_epochs: int, batches_per_epoch: int)
     return min(steps, config.max_train_steps or steps)
 
 
+def get_saved_settings_path(resume: str, output_dir: str) -> Path:
+    """Returns the path of the settings of the run to resume."""
+    folder = Path(output_dir) if resume == "latest" else Path(resume).resolve().parent.parent
+    return folder / "config.yaml"
+
+
 def read_saved_settings(path: Path) -> dict[str, Any]:
     """Reads a `config.yaml` that [`TrainingConfig.save`] wrote.
 
@@ -361,8 +363,7 @@ def read_saved_settings(path: Path) -> dict[str, Any]:
         saved = read_yaml(path)
     except ValueError as error:
         raise ValueError(f"{error} Restore the file, or start a new run.") from error
-    # YAML turns tuples into lists.
-    return add_defaults(saved, load_yaml(dump_yaml(TrainingConfig().to_dict())))
+    return add_defaults(saved, convert_tuples(asdict(TrainingConfig())))
 
 
 def add_defaults(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:

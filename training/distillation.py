@@ -47,7 +47,7 @@ class ConsistencyLoss(DiffusionLoss):
     noise is added to both first.
 
     Args:
-        objective: The training objective; only `label_dropout` is used.
+        config: The training objective; only `label_dropout` is used.
         num_segments: Number of segments that the noise schedule is divided into.
         noise_scheduler: The noise schedule and the prediction type.
         null_label: The null label, or its token ids `(L,)`; `None` for an unconditional model.
@@ -64,7 +64,7 @@ class ConsistencyLoss(DiffusionLoss):
 
     def __init__(
         self,
-        objective: ObjectiveConfig,
+        config: ObjectiveConfig,
         num_segments: int,
         noise_scheduler: DDPMScheduler,
         null_label: int | torch.Tensor | None,
@@ -76,7 +76,7 @@ class ConsistencyLoss(DiffusionLoss):
         process_index: int = 0,
         num_processes: int = 1,
     ):
-        super().__init__(objective, noise_scheduler, null_label, device, process_index, num_processes)
+        super().__init__(config, noise_scheduler, null_label, device, process_index, num_processes)
         alphas_cumprod = noise_scheduler.alphas_cumprod
         self.prediction_type: Any = noise_scheduler.config["prediction_type"]
         if has_unstable_epsilon(noise_scheduler):
@@ -92,12 +92,14 @@ class ConsistencyLoss(DiffusionLoss):
         num_timesteps = len(alphas_cumprod)
         self.noise_timestep_sampler = TimestepSampler("logit_normal", num_timesteps, device, LOGIT_MEAN, LOGIT_STD)
 
-    def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:
+    def prepare_batch(
+        self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator
+    ) -> NoisyBatch:
         """Samples segments and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`.
 
         The `target` of the batch contains the clean images that `target_unet` predicts at the earlier timesteps of the
         segments. With an adversarial loss, the batch is a [`DistillationBatch`], which also contains the noise of that
-        loss. See [`DiffusionLoss.add_noise`].
+        loss. See [`DiffusionLoss.prepare_batch`].
         """
         class_labels = self.select_labels(labels, generator)
         count = self.num_processes * len(images)
@@ -115,7 +117,16 @@ class ConsistencyLoss(DiffusionLoss):
         noise_timesteps, _ = self.noise_timestep_sampler.sample(count, generator)
         noise_timesteps = noise_timesteps.view(self.num_processes, -1)[self.process_index]
         noise = self.sample_noise(images, generator)
-        return DistillationBatch(noisy_images, later, class_labels, target, weights, images, noise, noise_timesteps)
+        return DistillationBatch(
+            noisy_images,
+            later,
+            class_labels,
+            target,
+            weights,
+            real_images=images,
+            noise=noise,
+            noise_timesteps=noise_timesteps,
+        )
 
     def __call__(self, prediction: torch.Tensor, batch: NoisyBatch) -> BatchLoss:
         """Returns the loss of the batch and the consistency loss of each image.

@@ -56,7 +56,7 @@ def add_output_arguments(parser: argparse.ArgumentParser) -> None:
 
 def make_train_config(config: TrainingConfig, progress: Progress) -> dict[str, Any]:
     """Returns the settings and the progress of a run without local paths."""
-    train_config: dict[str, Any] = config.to_dict() | {"progress": asdict(progress)}
+    train_config: dict[str, Any] = asdict(config) | {"progress": asdict(progress)}
     for name in PRIVATE_SETTINGS:
         del train_config[name]
     hide_local_paths(train_config)

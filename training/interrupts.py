@@ -14,6 +14,11 @@ class Terminated(KeyboardInterrupt):
     """The process received SIGTERM."""
 
 
+def get_exit_code(interrupt: KeyboardInterrupt) -> int:
+    """Returns the exit code of a process that `interrupt` stopped: 128 plus the number of the signal, as in shells."""
+    return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
+
+
 class Interrupts:
     """Context manager that records SIGINT (Ctrl-C) and SIGTERM instead of stopping the process.
 

@@ -1,4 +1,4 @@
-"""Rank and number of processes, as the launcher sets them, and messages of the first process.
+"""Rank and number of processes, as the launcher sets them, and messages of the main process.
 
 They are also available before Accelerate is initialized.
 """
@@ -8,7 +8,7 @@ import sys
 from typing import NoReturn
 
 
-def is_first_process() -> bool:
+def is_main_process() -> bool:
     """Returns whether this is the main process."""
     return os.environ.get("RANK", "0") == "0"
 
@@ -19,7 +19,7 @@ def get_num_processes() -> int:
 
 
 def print_and_exit(program: str, message: str, code: int) -> NoReturn:
-    """Prints a message in the first process, and exits."""
-    if is_first_process():
+    """Prints a message in the main process, and exits."""
+    if is_main_process():
         print(f"{program}: {message}", file=sys.stderr)
     raise SystemExit(code)

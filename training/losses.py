@@ -94,7 +94,9 @@ class DiffusionLoss:
             # diffusers stores the noise levels in descending order.
             self.sigmas = self.noise_scheduler.sigmas.flip(0).to(device)  # (T,)
 
-    def add_noise(self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator) -> NoisyBatch:
+    def prepare_batch(
+        self, images: torch.Tensor, labels: torch.Tensor | None, generator: torch.Generator
+    ) -> NoisyBatch:
         """Samples timesteps and noise for clean `images`, `(B, C, H, W)`, and drops some of the `labels`.
 
         All processes must pass generators with the same state. Each process samples random numbers for the images of

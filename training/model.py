@@ -9,7 +9,7 @@ from config import DataConfig, ResolvedConfig, TextEncoderConfig, TrainingConfig
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.pipelines import get_vae_scale_factor
 from fmnist_diffusion.sampling import make_consistency_pipeline, make_pipeline
-from noise_schedule import NoiseScheduler, make_noise_scheduler
+from noise_schedule import NoiseScheduler
 from text_model import TextConditionalUNet
 
 
@@ -18,8 +18,8 @@ def make_model(
     label_names: tuple[str, ...] | None,
     pretrained: FashionMNISTUNet2DModel | None,
     vae: AutoencoderKL | None,
-) -> tuple[FashionMNISTUNet2DModel, NoiseScheduler]:
-    """Creates the model and its noise schedule.
+) -> FashionMNISTUNet2DModel:
+    """Creates the model.
 
     Args:
         config: The run. `config.model` contains the arguments of the model.
@@ -35,7 +35,7 @@ def make_model(
     unet = FashionMNISTUNet2DModel(**model_config)
     if pretrained is not None:
         load_adapted_weights(unet, pretrained)
-    return unet, make_noise_scheduler(config.scheduler)
+    return unet
 
 
 def make_model_config(

@@ -10,12 +10,12 @@ from jsonargparse import ArgumentParser, DefaultHelpFormatter, Namespace, set_du
 
 from checkpoint import find_checkpoint
 from checks import find_problems, format_problems
-from config import TrainingConfig
+from config import TrainingConfig, get_saved_settings_path
 from fmnist_diffusion.metadata import flatten
 from launch_environment import print_and_exit
-from pretrained import find_defaults, get_saved_settings_path
+from pretrained import find_defaults
 from settings import Schema
-from yaml_files import dump_yaml, load_yaml, read_yaml
+from yaml_files import dump_yaml, load_settings, load_yaml, read_yaml
 
 
 Config = TypeVar("Config")
@@ -51,10 +51,7 @@ class Parser(ArgumentParser):
         return super().parse_path(path, *args, **kwargs)
 
     def parse_string(self, content: str, *args: Any, **kwargs: Any) -> Namespace:
-        settings = load_yaml(content)
-        if not isinstance(settings, dict):
-            raise ValueError("it must contain a mapping, such as `num_epochs: 10`")
-        problems = list(self.schema.find_wrong_settings(settings).values())
+        problems = list(self.schema.find_wrong_settings(load_settings(content)).values())
         if problems:
             raise SettingsError(problems)
         return super().parse_string(content, *args, **kwargs)

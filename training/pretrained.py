@@ -3,16 +3,22 @@
 import functools
 import logging
 from dataclasses import asdict, dataclass, fields
-from pathlib import Path
 from typing import Any
 
-from config import ObjectiveConfig, SchedulerConfig, TextEncoderConfig, read_saved_settings
+from config import (
+    ObjectiveConfig,
+    SchedulerConfig,
+    TextEncoderConfig,
+    get_saved_settings_path,
+    read_saved_settings,
+)
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.hub_client import HubError
 from fmnist_diffusion.loading import find_pipeline_file
 from fmnist_diffusion.metadata import read_train_config
 from fmnist_diffusion.schedulers import get_noise_scheduler
 from noise_schedule import get_betas
+from yaml_files import convert_tuples
 
 
 logger = logging.getLogger("training")
@@ -64,19 +70,14 @@ class PretrainedPipeline:
 def load_pretrained(init_from: str) -> PretrainedPipeline:
     """Loads the pipeline `init_from`; raises `OSError` or `ValueError` if it cannot be loaded."""
     pipe = load_pipeline(init_from)
-    # YAML files contain lists instead of tuples.
-    model = {
-        name: list(value) if isinstance(value, tuple) else value
-        for name, value in pipe.unet.config.items()
-        if not name.startswith("_")
-    }
+    model = {name: value for name, value in pipe.unet.config.items() if not name.startswith("_")}
     noise_scheduler = get_noise_scheduler(pipe)
     schedule_names = {field.name for field in fields(SchedulerConfig)}
     objective_names = {field.name for field in fields(ObjectiveConfig)}
     objective = (find_train_config(init_from) or {}).get("objective", {})
     return PretrainedPipeline(
         pipe=pipe,
-        model=model,
+        model=convert_tuples(model),
         # The scheduler of a flow-matching model does not have all fields.
         scheduler=asdict(SchedulerConfig(prediction_type="flow_prediction"))
         | {name: value for name, value in noise_scheduler.config.items() if name in schedule_names},
@@ -99,12 +100,6 @@ def find_train_config(init_from: str) -> dict[str, Any] | None:
         )
         return None
     return None if path is None else read_train_config(path)
-
-
-def get_saved_settings_path(resume: str, output_dir: str) -> Path:
-    """Returns the path of the settings of the run to resume."""
-    folder = Path(output_dir) if resume == "latest" else Path(resume).resolve().parent.parent
-    return folder / "config.yaml"
 
 
 def find_defaults(init_from: str | None, resume: str | None, output_dir: str) -> dict[str, Any]:

@@ -2,28 +2,36 @@
 
 import gc
 from collections.abc import Callable
+from typing import TypeVar
 
 import torch
 from accelerate import Accelerator
 from accelerate.utils import broadcast_object_list
 
 
-def call_on_main_process(accelerator: Accelerator, function: Callable[[], None]) -> None:
+Result = TypeVar("Result")
+
+
+def call_on_main_process(accelerator: Accelerator, function: Callable[[], Result]) -> Result | None:
     """Calls `function` in the main process while the other processes wait.
+
+    Returns:
+        The result of `function` in the main process, `None` in the other processes.
 
     Raises:
         `OSError`, `ValueError`, `FloatingPointError`: If `function` raises it. All processes raise it, so that none of
             them waits for the main process.
     """
-    error = None
+    result = error = None
     if accelerator.is_main_process:
         try:
-            function()
+            result = function()
         except (OSError, ValueError, FloatingPointError) as caught:
             error = caught
     [error] = broadcast_object_list([error])
     if error is not None:
         raise error
+    return result
 
 
 def destroy_process_groups_after(function: Callable[[], None]) -> None:

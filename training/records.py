@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from config import EvalConfig
 from fmnist_diffusion.files import describe_write_errors, sync, write_atomically
 from fmnist_diffusion.images import image_grid, upscale
+from processes import call_on_main_process
 
 
 matplotlib.use("Agg")
@@ -193,10 +194,11 @@ class LossLogger:
         return f"{seen:,} of {total:,} images, {tqdm.format_interval(seconds)} left"
 
     def report(self) -> None:
-        """Reports the steps since the last call.
+        """Reports the steps since the last call. All processes must call this method at the same step.
 
         Raises:
             `FloatingPointError`: If a loss is NaN or infinite.
+            `WriteError`: If `record` cannot be written.
         """
         if not self.steps:
             return
@@ -209,8 +211,7 @@ class LossLogger:
         self.steps = []
         images_per_second = len(rows) * self.images_per_step / (time.perf_counter() - self.start_time)
         self.restart_clock()
-        if self.record is not None:
-            self.record.append(rows)
+        call_on_main_process(self.accelerator, lambda: self._append(rows))
         step, epoch, _, learning_rate, *_ = rows[-1]
         losses = dict(zip(self.names, mean_losses.mean(0).tolist(), strict=True))
         self.bar.set_postfix(epoch=epoch, loss=f"{losses['loss']:.4f}")
@@ -224,6 +225,10 @@ class LossLogger:
         for step, _, loss, *_ in rows:
             if not math.isfinite(loss):
                 raise FloatingPointError(f"The loss is {loss} at step {step}.")
+
+    def _append(self, rows: Sequence[tuple[float, ...]]) -> None:
+        if self.record is not None:
+            self.record.append(rows)
 
 
 class EvalRecord:

@@ -5,14 +5,14 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
-from checkpoint import list_checkpoints
+from checkpoint import get_resume_advice, list_checkpoints
 from config import TrainingConfig
 from fmnist_diffusion.data import DataError
 from fmnist_diffusion.files import WriteError
-from inspection import resolve_config
-from interrupts import Terminated
-from launch_environment import is_first_process, print_and_exit
+from interrupts import get_exit_code
+from launch_environment import is_main_process, print_and_exit
 from parsing import parse_config
+from resolve import resolve_config
 from trainer import Trainer
 
 
@@ -23,7 +23,7 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
         `SystemExit`: If the run fails or is interrupted.
     """
     logging.basicConfig(format="%(message)s")
-    logging.getLogger("training").setLevel(logging.INFO if is_first_process() else logging.ERROR)
+    logging.getLogger("training").setLevel(logging.INFO if is_main_process() else logging.ERROR)
     config = parse_config(args, program)
     stop = partial(print_and_exit, program)
     try:
@@ -49,15 +49,11 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
     except OSError as error:
         stop(f"error: The run stopped because of an error of the operating system: {error}. {get_advice(config)}", 1)
     except KeyboardInterrupt as interrupt:
-        stop(
-            f"Interrupted at step {trainer.progress.global_step}. {get_advice(config)}",
-            143 if isinstance(interrupt, Terminated) else 130,
-        )
+        step = trainer.progress.global_step
+        stop(f"Interrupted at step {step}. {get_advice(config)}", get_exit_code(interrupt))
 
 
 def get_advice(config: TrainingConfig) -> str:
     """Returns a sentence about how to continue the stopped run."""
     folder = Path(config.output_dir)
-    if list_checkpoints(folder / "checkpoints"):
-        return f"Continue from the last checkpoint with --config={folder / 'config.yaml'} --resume=latest."
-    return "There is no checkpoint yet. Start again with a different --output_dir."
+    return get_resume_advice(folder, "latest" if list_checkpoints(folder / "checkpoints") else None)

@@ -5,7 +5,7 @@ import signal
 import sys
 from typing import Literal, NoReturn
 
-from launch_environment import is_first_process, print_and_exit
+from launch_environment import is_main_process, print_and_exit
 
 
 INTERRUPTED = 130
@@ -20,7 +20,7 @@ def start(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
     message = "Interrupted before the training started."
 
     def exit_now(*_: object) -> NoReturn:
-        if is_first_process():
+        if is_main_process():
             print(f"{program}: {message}", file=sys.stderr, flush=True)
         # Raising `KeyboardInterrupt` is not sufficient, because some packages turn it into a different error while
         # they are imported.

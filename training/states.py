@@ -31,6 +31,12 @@ def are_finite(tensors: Iterable[torch.Tensor]) -> bool:
     return bool(torch.stack(finite).all())
 
 
+def check_finite(tensors: Iterable[torch.Tensor], name: str, global_step: int) -> None:
+    """Raises `FloatingPointError` if a tensor contains NaN or infinity."""
+    if not are_finite(tensors):
+        raise FloatingPointError(f"{name} are NaN or infinite at step {global_step}.")
+
+
 def get_optimizer_tensors(optimizer: AcceleratedOptimizer, model: torch.nn.Module) -> Tensors:
     """Returns the state of `optimizer` for each parameter of `model`, such as `"conv_out.weight/exp_avg"`."""
     return {

@@ -1,6 +1,7 @@
 """Reports to the experiment tracker (TensorBoard, Trackio or Weights & Biases)."""
 
 import importlib.util
+from dataclasses import asdict
 from typing import Any
 
 import numpy as np
@@ -26,7 +27,7 @@ def start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
     # Trackers only accept these types.
     hparams = {
         name: value if isinstance(value, str | int | float | bool) else str(value)
-        for name, value in flatten(config.to_dict())
+        for name, value in flatten(asdict(config))
     }
     accelerator.init_trackers("fmnist-diffusion", hparams, {"wandb": {"dir": config.output_dir}})
 

@@ -15,8 +15,9 @@ from pathlib import Path
 
 from autoencoder_config import AutoencoderConfig
 from autoencoder_trainer import AutoencoderTrainer
+from checkpoint import get_resume_advice
 from fmnist_diffusion.files import WriteError
-from interrupts import Terminated
+from interrupts import get_exit_code
 from launch_environment import print_and_exit
 from parsing import parse
 from processes import destroy_process_groups_after
@@ -36,7 +37,7 @@ def run(args: list[str]) -> None:
         trainer = AutoencoderTrainer(config)
         trainer.train()
     except KeyboardInterrupt as interrupt:
-        stop(f"Interrupted. {get_advice(config)}", 143 if isinstance(interrupt, Terminated) else 130)
+        stop(f"Interrupted. {get_advice(config)}", get_exit_code(interrupt))
     except FloatingPointError as error:
         stop(f"error: {error} Start again with a lower --optimizer.learning_rate and a different --output_dir.", 1)
     except WriteError as error:
@@ -47,11 +48,8 @@ def run(args: list[str]) -> None:
 
 
 def get_advice(config: AutoencoderConfig) -> str:
-    """Returns a sentence about how to resume or restart the stopped run."""
-    if config.checkpoint.is_dir():
-        path = Path(config.output_dir) / "config.yaml"
-        return f"Resume from the last checkpoint with --config={path} --resume=true."
-    return "There is no checkpoint yet. Start again with a different --output_dir."
+    """Returns a sentence about how to continue the stopped run."""
+    return get_resume_advice(Path(config.output_dir), "true" if config.checkpoint.is_dir() else None)
 
 
 if __name__ == "__main__":

@@ -5,7 +5,6 @@ evaluate samples during training.
 """
 
 import json
-import re
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any
@@ -15,11 +14,12 @@ import transformers
 from transformers import HfArgumentParser, ViTImageProcessorPil
 
 from fmnist_diffusion.data import DEFAULT_DATASET, load_images
+from fmnist_diffusion.data.errors import rename_arguments
 from fmnist_diffusion.evaluation import ClassifierTrainingConfig, measure_accuracy, train_classifier
 from fmnist_diffusion.evaluation.classifier import IMAGE_SIZE
 from fmnist_diffusion.files import describe_write_errors, replace_folder
 from fmnist_diffusion.loading import get_device
-from lock import check_new_folder
+from output_folder import check_new_folder
 
 
 @dataclass
@@ -45,18 +45,18 @@ def main(args: list[str] | None = None) -> None:
     try:
         run(*parser.parse_args_into_dataclasses(args))
     except (OSError, ValueError) as error:
-        message = re.sub("`(device|dataset_name|train_data_dir)`", r"`--\1`", str(error))
-        parser.exit(2, f"train_classifier.py: error: {message}\n")
+        parser.exit(2, f"train_classifier.py: error: {error}\n")
 
 
 def run(data: DataArguments, config: ClassifierTrainingConfig) -> None:
-    folder, device = Path(data.output_dir) / "classifier", get_device(data.device)
+    folder, device = Path(data.output_dir) / "classifier", get_device(data.device, "--device")
     check_new_folder(folder)
     with describe_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     source = {"dataset_name": data.dataset_name, "train_data_dir": data.train_data_dir}
-    train = load_images(split="train", resolution=28, channels=1, max_samples=data.max_train_samples, **source)
-    test = load_images(split="test", resolution=28, channels=1, **source)
+    with rename_arguments({f"`{name}`": f"`--{name}`" for name in source}):
+        train = load_images(split="train", resolution=28, channels=1, max_samples=data.max_train_samples, **source)
+        test = load_images(split="test", resolution=28, channels=1, **source)
     model = train_classifier(train, config, device)
     accuracy = measure_accuracy(model, test)
     metrics = {

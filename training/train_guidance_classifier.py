@@ -16,7 +16,6 @@ import torch.nn.functional as F
 from tqdm.auto import tqdm
 
 from batches import Batches
-from checks import check_values
 from components import make_lr_scheduler, make_optimizer
 from config import DataConfig, ObjectiveConfig, OptimizerConfig
 from export import hide_local_paths, save_with_train_config
@@ -26,8 +25,8 @@ from fmnist_diffusion.files import describe_write_errors
 from fmnist_diffusion.loading import get_device
 from fmnist_diffusion.schedulers import get_noise_scheduler
 from launch_environment import get_num_processes, print_and_exit
-from lock import check_new_folder
 from losses import DiffusionLoss
+from output_folder import check_new_folder
 from parsing import parse
 from pretrained import find_train_config
 from states import are_finite
@@ -76,7 +75,6 @@ class GuidanceClassifierConfig:
     )
 
     def __post_init__(self):
-        check_values(self)
         if self.data.resolution is not None or self.data.channels is not None:
             raise ValueError("The pipeline determines `--data.resolution` and `--data.channels`. Omit both options.")
         if self.data.streaming:
@@ -106,7 +104,7 @@ def check_label_names(images: ImageTensors, pipe: FashionMNISTPipeline) -> tuple
 
 
 def make_loss(pipe: FashionMNISTPipeline, num_classes: int, device: torch.device) -> DiffusionLoss:
-    """Creates a loss whose `add_noise` samples timesteps uniformly and does not drop labels."""
+    """Creates a loss whose `prepare_batch` samples timesteps uniformly and does not drop labels."""
     objective = ObjectiveConfig(timestep_sampling="uniform", label_dropout=0.0)
     return DiffusionLoss(objective, get_noise_scheduler(pipe), num_classes, device)
 
@@ -124,7 +122,7 @@ def train(
     bar = tqdm(total=num_steps * batches.batch_size, desc="training", unit="image", disable=None)
     for epoch in range(config.num_epochs):
         for images, labels, generator in batches.epoch(epoch):
-            batch = loss.add_noise(images.contiguous(memory_format=torch.channels_last), labels, generator)
+            batch = loss.prepare_batch(images.contiguous(memory_format=torch.channels_last), labels, generator)
             assert batch.class_labels is not None
             cross_entropy = F.cross_entropy(classifier(batch.images, batch.timesteps), batch.class_labels)
             cross_entropy.backward()
@@ -150,7 +148,7 @@ def measure_accuracy(
     batches = zip(images.images.split(EVALUATION_BATCH_SIZE), images.labels.split(EVALUATION_BATCH_SIZE), strict=True)
     for pixels, labels in batches:
         labels = labels.to(device)
-        batch = loss.add_noise(to_model_input(pixels).to(device), labels, generator)
+        batch = loss.prepare_batch(to_model_input(pixels).to(device), labels, generator)
         ranges = (batch.timesteps * NUM_RANGES / num_train_timesteps).long().clamp(max=NUM_RANGES - 1).cpu()
         correct = (classifier(batch.images, batch.timesteps).argmax(1) == labels).cpu()
         counts += torch.stack([torch.bincount(r, minlength=NUM_RANGES) for r in (ranges[correct], ranges)])
@@ -179,7 +177,7 @@ def run(args: list[str]) -> None:
     try:
         if get_num_processes() > 1:
             raise ValueError("The classifier is trained in one process. Start the script with python.")
-        folder, device = Path(config.output_dir), get_device(config.device)
+        folder, device = Path(config.output_dir), get_device(config.device, "--device")
         check_new_folder(folder)
         with describe_write_errors(folder):
             folder.mkdir(parents=True, exist_ok=True)
@@ -197,7 +195,7 @@ def run(args: list[str]) -> None:
             training_images, config.train_batch_size, config.seed, device, augmentation=data.augmentation
         )
     except (OSError, ValueError) as error:
-        print_and_exit(PROGRAM, f"error: {error}".replace("`device`", "`--device`"), 2)
+        print_and_exit(PROGRAM, f"error: {error}", 2)
 
     torch.manual_seed(config.seed)
     classifier: Any = FashionMNISTGuidanceClassifier(images.images.shape[1], len(label_names), label_names=label_names)

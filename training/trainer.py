@@ -4,7 +4,7 @@ from collections.abc import Iterator
 from pathlib import Path
 
 import torch
-from accelerate.utils import set_seed
+from accelerate.utils import ProjectConfiguration, set_seed
 from tqdm.auto import tqdm
 
 from averaging import copy_model, reestimate_batch_norm
@@ -22,13 +22,13 @@ from config import ResolvedConfig
 from fmnist_diffusion.data import DataError
 from fmnist_diffusion.files import describe_write_errors, remove_folder, remove_temporary_files
 from interrupts import Interrupts
-from lock import lock_folder
 from milestones import describe_run_length
+from output_folder import lock_folder
 from outputs import DueOutputs, RunOutputs, get_due_outputs
 from processes import call_on_main_process
 from records import LossLogger, LossRecord
-from states import are_finite
-from tracking import start_tracker
+from states import check_finite
+from tracking import get_log_with, start_tracker
 
 
 class Trainer:
@@ -48,7 +48,12 @@ class Trainer:
         global_step = 0 if checkpoint is None else get_step(checkpoint)
 
         # 1. components, the same in every process
-        self.accelerator = make_accelerator(config)
+        self.accelerator = make_accelerator(
+            config.mixed_precision,
+            gradient_accumulation_steps=config.gradient_accumulation_steps,
+            log_with=get_log_with(config.report_to),
+            project_config=ProjectConfiguration(config.output_dir, logging_dir=str(self.folder / "logs")),
+        )
         set_seed(config.seed)
         self.components = make_components(config, self.accelerator)
         self.total_steps = config.get_total_steps(len(self.components.batches))
@@ -58,13 +63,12 @@ class Trainer:
                 f"The checkpoint is at step {global_step}, but the run ends at step {self.total_steps}. Increase"
                 f" --{option} to train longer."
             )
-        self.outputs = None
 
-        def prepare_outputs() -> None:
-            self._prepare_folder(global_step)
-            self.outputs = RunOutputs(config, self.accelerator, self.components, global_step)
+        def prepare_outputs() -> RunOutputs:
+            self._prepare_folder(checkpoint, global_step)
+            return RunOutputs(config, self.accelerator, self.components, global_step)
 
-        call_on_main_process(self.accelerator, prepare_outputs)
+        self.outputs = call_on_main_process(self.accelerator, prepare_outputs)
 
         # 2. state
         self.progress = Progress()
@@ -79,19 +83,26 @@ class Trainer:
         self.interrupts = Interrupts(self.accelerator)
 
         # 3. records
-        record, term_names = None, self.components.loss.term_names
-        if self.accelerator.is_main_process:
+        term_names = self.components.loss.term_names
+
+        def start_record() -> LossRecord:
             config.save(self.folder / "config.yaml")
             resumed = None if checkpoint is None else checkpoint.parents[1] / "loss.csv"
-            record = LossRecord(self.folder / "loss.csv", resumed, global_step, term_names)
+            return LossRecord(self.folder / "loss.csv", resumed, global_step, term_names)
+
+        record = call_on_main_process(self.accelerator, start_record)
         start_tracker(self.accelerator, config)
         self.loss_logger = LossLogger(self.accelerator, record, config.images_per_step, term_names)
 
-    def _prepare_folder(self, global_step: int) -> None:
+    def _prepare_folder(self, checkpoint: Path | None, global_step: int) -> None:
         """Locks the folder of the run and removes temporary files and damaged checkpoints of an interrupted run."""
         with describe_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            lock_folder(self.folder)
+        lock_folder(self.folder)
+        # Loading the data can take minutes, in which another run may have written to the folder and ended.
+        if find_resumed_checkpoint(self.config) != checkpoint:
+            raise ValueError(f"Another run has written to {self.folder}. Run the same command again.")
+        with describe_write_errors(self.folder):
             self.checkpoints.mkdir(exist_ok=True)
         for folder in (self.folder, self.checkpoints, self.folder / "samples"):
             remove_temporary_files(folder)
@@ -138,6 +149,7 @@ class Trainer:
         self.accelerator.print(describe_run_length(images_seen, config))
         if self.outputs is not None:
             self.outputs.finish()
+        # `Accelerator.end_training` would also destroy the process groups, before the models that use them are freed.
         for tracker in self.accelerator.trackers:
             tracker.finish()
 
@@ -157,7 +169,7 @@ class Trainer:
         images = images.to(memory_format=get_memory_format(config))
         # In distillation, the target model must use the same dropout mask (arXiv 2310.14189, section 3.1).
         self._seed_dropout()
-        batch = components.loss.add_noise(images, labels, generator)
+        batch = components.loss.prepare_batch(images, labels, generator)
         self._seed_dropout()
         with self.accelerator.accumulate(*components.get_modules()):
             prediction = components.unet(batch.images, batch.timesteps, batch.class_labels).sample
@@ -190,24 +202,26 @@ class Trainer:
         """Raises `FloatingPointError` if a loss or a weight is NaN or infinite."""
         self.loss_logger.report()
         components, step = self.components, self.progress.global_step
-        if not are_finite(components.unet.state_dict().values()):
-            raise FloatingPointError(f"The weights are NaN or infinite at step {step}.")
-        if components.ema is not None and not are_finite(components.ema.shadow_params):
-            raise FloatingPointError(f"The EMA weights are NaN or infinite at step {step}.")
-        if components.discriminator is not None and not are_finite(components.discriminator.state_dict().values()):
-            raise FloatingPointError(f"The weights of the discriminator are NaN or infinite at step {step}.")
+        check_finite(components.unet.state_dict().values(), "The weights", step)
+        if components.ema is not None:
+            check_finite(components.ema.shadow_params, "The EMA weights", step)
+        if components.discriminator is not None:
+            check_finite(components.discriminator.state_dict().values(), "The weights of the discriminator", step)
 
     def _save_checkpoint(self) -> None:
         """Writes a checkpoint unless there already is one for this step."""
         self._report_losses()
         if self.saved_step != self.progress.global_step:
             # The losses must be on disk before the checkpoint, so that a run that resumes from it has all of them.
-            if self.loss_logger.record is not None:
-                self.loss_logger.record.sync()
+            call_on_main_process(self.accelerator, self._sync_record)
             limit = self.config.checkpoints_total_limit
             save_checkpoint(self.accelerator, self.components, self.progress, self.checkpoints, limit)
             self.saved_step = self.progress.global_step
         self.loss_logger.restart_clock()
+
+    def _sync_record(self) -> None:
+        assert self.loss_logger.record is not None
+        self.loss_logger.record.sync()
 
     def _end_epoch(self) -> None:
         """Ends an epoch, which `max_train_steps` may have shortened: reports its loss and writes the outputs."""
@@ -216,13 +230,7 @@ class Trainer:
         # A finished run that is resumed has already counted its last epoch.
         epoch = progress.epoch + (progress.batch > 0)
         due = get_due_outputs(self.config, epoch, finished=progress.global_step == self.total_steps)
-        if self.loss_logger.record is not None:
-            epoch_loss = self.loss_logger.record.get_epoch_mean(epoch)
-            self.accelerator.log({"epoch_loss": epoch_loss}, step=progress.global_step)
-            tqdm.write(f"Epoch {epoch}: loss {epoch_loss:.5f}, {self.loss_logger.describe_progress()}")
-            # Plotting can take longer than a short epoch, so the plot is only updated together with other outputs.
-            if due:
-                self.loss_logger.record.plot(self.folder / "loss.png", self.config.images_per_step)
+        call_on_main_process(self.accelerator, lambda: self._report_epoch(epoch, plot=bool(due)))
         if due:
             # Writing the outputs can fail or be interrupted, so the checkpoint is saved first. A resumed run writes
             # the outputs again.
@@ -231,6 +239,16 @@ class Trainer:
         if progress.batch == len(self.components.batches):
             progress.epoch, progress.batch = epoch, 0
         self.loss_logger.restart_clock()
+
+    def _report_epoch(self, epoch: int, plot: bool) -> None:
+        record = self.loss_logger.record
+        assert record is not None
+        epoch_loss = record.get_epoch_mean(epoch)
+        self.accelerator.log({"epoch_loss": epoch_loss}, step=self.progress.global_step)
+        tqdm.write(f"Epoch {epoch}: loss {epoch_loss:.5f}, {self.loss_logger.describe_progress()}")
+        # Plotting can take longer than a short epoch, so the plot is only updated together with other outputs.
+        if plot:
+            record.plot(self.folder / "loss.png", self.config.images_per_step)
 
     def _write_outputs(self, epoch: int, due: DueOutputs) -> None:
         components, progress = self.components, self.progress
@@ -243,10 +261,7 @@ class Trainer:
                 unet = copy_model(self.accelerator.unwrap_model(components.unet), components.ema)
                 if components.ema is not None:
                     reestimate_batch_norm(unet, components.batches, components.loss, self.accelerator)
-                if not are_finite(unet.state_dict().values()):
-                    raise FloatingPointError(
-                        f"The exported weights are NaN or infinite at step {progress.global_step}."
-                    )
+                check_finite(unet.state_dict().values(), "The exported weights", progress.global_step)
                 self.outputs.write(unet, progress, epoch, due)
 
         call_on_main_process(self.accelerator, write)

@@ -98,6 +98,14 @@ def load_yaml(text: str) -> Any:
         raise ValueError("a string contains an invalid escape sequence") from error
 
 
+def load_settings(text: str) -> dict[str, Any]:
+    """Parses a YAML document; raises `ValueError` if it is not valid or not a mapping."""
+    settings = load_yaml(text)
+    if not isinstance(settings, dict):
+        raise ValueError("it must contain a mapping, such as `num_epochs: 10`")
+    return settings
+
+
 def read_yaml(path: Path) -> dict[str, Any]:
     """Reads a YAML file that contains a mapping.
 
@@ -111,9 +119,7 @@ def read_yaml(path: Path) -> dict[str, Any]:
             content = file.read(MAX_BYTES + 1)
         if len(content) > MAX_BYTES:
             raise ValueError(f"it must have at most {MAX_BYTES:,} bytes")
-        settings = load_yaml(content.decode("utf-8-sig"))
-        if not isinstance(settings, dict):
-            raise ValueError("it must contain a mapping, such as `num_epochs: 10`")
+        settings = load_settings(content.decode("utf-8-sig"))
     except UnicodeDecodeError as error:
         raise ValueError(f"Could not read {path}: it must be encoded in UTF-8.") from error
     except OSError as error:
@@ -126,6 +132,11 @@ def read_yaml(path: Path) -> dict[str, Any]:
 def dump_yaml(settings: dict[str, Any]) -> str:
     """Returns the settings in YAML, in the order of their names in `settings`."""
     return yaml.dump(settings, Dumper=Dumper, sort_keys=False, allow_unicode=True)
+
+
+def convert_tuples(settings: dict[str, Any]) -> dict[str, Any]:
+    """Returns `settings` as a YAML file contains them, with lists instead of tuples."""
+    return load_yaml(dump_yaml(settings))
 
 
 def write_yaml(path: Path, settings: dict[str, Any]) -> None:

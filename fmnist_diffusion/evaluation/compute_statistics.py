@@ -140,11 +140,11 @@ def main(args: list[str] | None = None) -> None:
     try:
         run(options)
     except (OSError, ValueError) as error:
-        parser.error(str(error).replace("`device`", "`--device`"))
+        parser.error(str(error))
 
 
 def run(options: argparse.Namespace) -> None:
-    device = get_device(options.device)
+    device = get_device(options.device, "--device")
     networks = [network for network in (Classifier, InceptionFeatures) if options.only in (None, network.name)]
     minimum = 1 + max(network.num_features for network in networks)
     if options.num_altered < minimum:

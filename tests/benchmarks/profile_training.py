@@ -20,8 +20,8 @@ from torch.utils.flop_counter import FlopCounterMode
 
 
 sys.path.insert(0, str(Path(__file__).parents[2] / "training"))
-from inspection import resolve_config
 from parsing import parse_config
+from resolve import resolve_config
 from trainer import Trainer
 
 

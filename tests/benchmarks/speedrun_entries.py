@@ -40,9 +40,9 @@ sys.path.append(str(ROOT / "training"))
 from averaging import copy_model, reestimate_batch_norm  # noqa: E402
 from batches import Batches  # noqa: E402
 from components import get_memory_format, make_accelerator, make_components, make_lr_scheduler  # noqa: E402
-from inspection import resolve_config  # noqa: E402
 from losses import NoisyBatch  # noqa: E402
 from parsing import parse_config  # noqa: E402
+from resolve import resolve_config  # noqa: E402
 
 
 NUM_STEPS = 20
@@ -190,7 +190,7 @@ class Ours(Entry):
             config = resolve_config(replace(config, max_train_steps=steps))
         # The entries have their own autocast, and CUDA graphs replace compilation on a GPU.
         config = replace(config, mixed_precision="no", compile=config.compile and not torch.cuda.is_available())
-        self.config, self.accelerator = config, make_accelerator(config)
+        self.config, self.accelerator = config, make_accelerator(config.mixed_precision)
         self.bf16, self.device = False, self.accelerator.device
         self.batch_size, self.max_grad_norm = config.images_per_step, config.optimizer.max_grad_norm
         set_seed(seed)
@@ -204,7 +204,7 @@ class Ours(Entry):
         memory_format = get_memory_format(self.config)
         for epoch in count():
             for images, labels, generator in self.batches.epoch(epoch):
-                batch = self.components.loss.add_noise(images.to(memory_format=memory_format), labels, generator)
+                batch = self.components.loss.prepare_batch(images.to(memory_format=memory_format), labels, generator)
                 class_labels = () if batch.class_labels is None else (batch.class_labels,)
                 yield batch.images, batch.timesteps, batch.target, batch.weights, *class_labels
 

@@ -8,8 +8,8 @@ from accelerate.state import AcceleratorState, GradientState, PartialState
 from matplotlib.figure import Figure
 from torch.optim.optimizer import register_optimizer_step_pre_hook
 
-from inspection import resolve_config
 from parsing import parse_config
+from resolve import resolve_config
 from train import main
 from trainer import Trainer
 

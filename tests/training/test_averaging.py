@@ -30,7 +30,7 @@ def test_ema_weights_are_exported(tmp_path: Path, make_trainer: Callable):
             module.register_forward_pre_hook(record)
     with torch.no_grad():
         for images, labels, generator in components.batches.epoch(0):
-            batch = components.loss.add_noise(images, labels, generator)
+            batch = components.loss.prepare_batch(images, labels, generator)
             unet(batch.images, batch.timesteps)
     for name, batches in statistics.items():
         mean, variance = (torch.stack(values).mean(0) for values in zip(*batches, strict=True))

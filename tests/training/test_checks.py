@@ -44,7 +44,7 @@ def test_ranges_include_their_bounds_and_nothing_else(name: str):
             [[value], [8, value]] if name in ("model.block_out_channels", "model.attention_levels") else [value]
         )
         for invalid in values:
-            (problem,) = find_problems({name: invalid})
+            (problem,) = find_problems({name: invalid}, "train.py")
             assert problem == f"`--{name}` must be {bounds}, got {format_value(invalid)}."
 
 
@@ -122,25 +122,25 @@ def test_ranges_are_described_in_words():
     ids=lambda value: value[:40] if isinstance(value, str) else "",
 )
 def test_invalid_and_contradictory_settings(values: dict[str, Any], message: str):
-    (problem,) = find_problems(values)
+    (problem,) = find_problems(values, "train.py")
     assert message in problem
 
 
 def test_epsilon_prediction_of_latents_requires_noise_levels_below_pure_noise():
-    assert find_problems(SCHEDULE | {"vae": "vae"}) == []
-    assert find_problems(SCHEDULE | {"scheduler.beta_end": 0.04}) == []
+    assert find_problems(SCHEDULE | {"vae": "vae"}, "train.py") == []
+    assert find_problems(SCHEDULE | {"scheduler.beta_end": 0.04}, "train.py") == []
 
 
 def test_noise_schedule_is_checked_without_a_valid_prediction_type():
     values = {name: value for name, value in SCHEDULE.items() if name != "scheduler.prediction_type"}
-    (problem,) = find_problems(values | {"scheduler.beta_end": 0.5})
+    (problem,) = find_problems(values | {"scheduler.beta_end": 0.5}, "train.py")
     assert "`--scheduler.beta_end` is too large" in problem
 
 
 def test_unused_evaluation_settings_are_not_compared():
     values = {"eval.num_inference_steps": 20, "scheduler.num_train_timesteps": 10}
-    assert find_problems(values | {"eval.every_n_epochs": None}) == []
-    assert len(find_problems(values | {"eval.every_n_epochs": 1})) == 1
+    assert find_problems(values | {"eval.every_n_epochs": None}, "train.py") == []
+    assert len(find_problems(values | {"eval.every_n_epochs": 1}, "train.py")) == 1
 
 
 @pytest.mark.parametrize(
@@ -161,7 +161,7 @@ def test_unused_evaluation_settings_are_not_compared():
 )
 def test_accepted_schedules_have_finite_noise_levels(schedule: dict[str, Any]):
     config = SchedulerConfig(**schedule)
-    assert find_problems({f"scheduler.{name}": value for name, value in vars(config).items()}) == []
+    assert find_problems({f"scheduler.{name}": value for name, value in vars(config).items()}, "train.py") == []
     alphas_cumprod = make_noise_scheduler(config).alphas_cumprod
     assert 1e-16 < alphas_cumprod[-1] <= alphas_cumprod[0] < 1
 

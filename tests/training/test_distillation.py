@@ -25,9 +25,9 @@ from distill import main
 from distillation import ConsistencyLoss, DistillationBatch
 from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
-from inspection import resolve_config
 from losses import NoisyBatch
 from parsing import parse_config
+from resolve import resolve_config
 from train import main as train
 from trainer import Trainer
 
@@ -97,7 +97,7 @@ def compute_gaussian_loss(num_segments: int, function: Callable) -> float:
     loss = make_loss(num_segments, function=function)
     generator = torch.Generator().manual_seed(0)
     images = MEAN + STD * torch.randn(512, 1, 4, 4, generator=generator)
-    batch = loss.add_noise(images, None, generator)
+    batch = loss.prepare_batch(images, None, generator)
     value = loss(ExactModel(function, loss.angles)(batch.images, batch.timesteps, None).sample, batch)
     torch.testing.assert_close(value.total, value.per_image.mean())
     return float(value.total)
@@ -119,20 +119,20 @@ def test_target_of_a_clean_image_is_the_prediction_of_the_teacher(prediction_typ
     loss.teacher = ExactModel(lambda images, angles: image.expand_as(images), loss.angles)
     if prediction_type == "sample":
         loss.teacher = ConstantModel(image)
-    batch = loss.add_noise(torch.rand(8, 1, 4, 4), None, torch.Generator().manual_seed(0))
+    batch = loss.prepare_batch(torch.rand(8, 1, 4, 4), None, torch.Generator().manual_seed(0))
     torch.testing.assert_close(batch.target, image.expand(8, 1, 4, 4))
     assert batch.timesteps.tolist() == [999] * 8
 
 
 def test_target_is_clamped():
     loss = make_loss(function=lambda images, angles: images + 9)
-    batch = loss.add_noise(torch.zeros(64, 1, 4, 4), None, torch.Generator().manual_seed(0))
+    batch = loss.prepare_batch(torch.zeros(64, 1, 4, 4), None, torch.Generator().manual_seed(0))
     assert batch.target.max() == 1 and batch.target.min() >= -1
 
 
 def test_noise_timesteps_of_the_discriminator_are_mostly_low():
     loss = make_loss(adversarial_loss=object())
-    batch = loss.add_noise(torch.zeros(20_000, 1, 1, 1), None, torch.Generator().manual_seed(0))
+    batch = loss.prepare_batch(torch.zeros(20_000, 1, 1, 1), None, torch.Generator().manual_seed(0))
     assert isinstance(batch, DistillationBatch)
     timesteps = batch.noise_timesteps
     assert timesteps.min() >= 0 and timesteps.max() <= 999
@@ -143,7 +143,7 @@ def test_noise_timesteps_of_the_discriminator_are_mostly_low():
 def test_terms_of_the_loss_with_an_adversarial_loss():
     losses = torch.tensor(0.3), torch.tensor(1.2)
     loss = make_loss(adversarial_loss=lambda real, generated, timesteps, class_labels: losses)
-    batch = loss.add_noise(torch.zeros(8, 1, 4, 4), None, torch.Generator().manual_seed(0))
+    batch = loss.prepare_batch(torch.zeros(8, 1, 4, 4), None, torch.Generator().manual_seed(0))
     value = loss(torch.zeros(8, 1, 4, 4), batch)
     terms = dict(zip(loss.term_names, value.terms, strict=True))
     torch.testing.assert_close(terms["consistency_loss"], value.per_image.mean())
@@ -158,7 +158,7 @@ def test_processes_train_on_the_same_batches_as_one(num_processes: int):
 
     def make_batch(part: slice, **processes: int) -> NoisyBatch:
         loss = make_loss(num_class_embeds=10, label_dropout=0.5, adversarial_loss=object(), **processes)
-        return loss.add_noise(images[part], labels[part], torch.Generator().manual_seed(0))
+        return loss.prepare_batch(images[part], labels[part], torch.Generator().manual_seed(0))
 
     whole, size = make_batch(slice(None)), 16 // num_processes
     assert isinstance(whole, DistillationBatch)

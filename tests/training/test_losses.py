@@ -22,7 +22,7 @@ def make_loss(num_class_embeds: int | None = None, prediction_type: str = "epsil
 def test_scheduler_recovers_the_image_from_the_target(prediction_type: str):
     loss = make_loss(prediction_type=prediction_type)
     images = torch.rand(8, 1, 28, 28) * 2 - 1
-    batch = loss.add_noise(images, None, torch.Generator())
+    batch = loss.prepare_batch(images, None, torch.Generator())
     for image, noisy, timestep, target in zip(images, batch.images, batch.timesteps, batch.target, strict=True):
         step = loss.noise_scheduler.step(target[None], int(timestep), noisy[None])
         torch.testing.assert_close(step.pred_original_sample[0], image, rtol=0, atol=2e-3)
@@ -32,7 +32,7 @@ def test_scheduler_recovers_the_image_from_the_target(prediction_type: str):
 def test_flow_matching_interpolates_between_images_and_noise(shift: float):
     loss = DiffusionLoss(ObjectiveConfig(), FlowMatchEulerDiscreteScheduler(shift=shift), None, CPU)
     images = torch.randn(64, 1, 4, 4)
-    batch = loss.add_noise(images, None, torch.Generator())
+    batch = loss.prepare_batch(images, None, torch.Generator())
     sigma = batch.timesteps.view(-1, 1, 1, 1) / 1000
     torch.testing.assert_close(batch.images, images + sigma * batch.target)
     noise = batch.target + images
@@ -55,7 +55,7 @@ def test_shift_moves_the_logit_normal_density(shift: float, logit_mean: float):
     """A shift s adds log(s) to the logit of sigma (arXiv 2403.03206, equation 23)."""
     objective = ObjectiveConfig(timestep_sampling="logit_normal", logit_mean=logit_mean, logit_std=0.7)
     loss = DiffusionLoss(objective, FlowMatchEulerDiscreteScheduler(shift=shift), None, CPU)
-    batch = loss.add_noise(torch.zeros(20_000, 1, 1, 1), None, torch.Generator().manual_seed(0))
+    batch = loss.prepare_batch(torch.zeros(20_000, 1, 1, 1), None, torch.Generator().manual_seed(0))
     logits = torch.logit((batch.timesteps - 0.5) / 1000)
     assert logits.mean().item() == pytest.approx(logit_mean + torch.tensor(shift).log().item(), abs=0.02)
     assert logits.std().item() == pytest.approx(0.7, abs=0.02)
@@ -67,7 +67,7 @@ def test_weighting_scheme_weights_the_loss():
     for scheme in ("none", "sigma_sqrt", "cosmap"):
         objective = ObjectiveConfig(weighting_scheme=scheme)
         loss = DiffusionLoss(objective, FlowMatchEulerDiscreteScheduler(), None, CPU)
-        batch = loss.add_noise(images, None, torch.Generator().manual_seed(0))
+        batch = loss.prepare_batch(images, None, torch.Generator().manual_seed(0))
         sigmas, weights[scheme] = batch.timesteps / 1000, batch.weights
     torch.testing.assert_close(weights["none"], torch.ones(64))
     torch.testing.assert_close(weights["sigma_sqrt"], sigmas**-2)
@@ -77,7 +77,7 @@ def test_weighting_scheme_weights_the_loss():
 def test_importance_sampling_records_the_timesteps_of_flow_matching():
     objective = ObjectiveConfig(timestep_sampling="importance")
     loss = DiffusionLoss(objective, FlowMatchEulerDiscreteScheduler(num_train_timesteps=20, shift=3.0), None, CPU)
-    batch = loss.add_noise(torch.zeros(64, 1, 2, 2), None, torch.Generator().manual_seed(0))
+    batch = loss.prepare_batch(torch.zeros(64, 1, 2, 2), None, torch.Generator().manual_seed(0))
     loss.update_timestep_sampler(batch.timesteps, torch.ones(64))
     generator = torch.Generator().manual_seed(0)
     expected, _ = TimestepSampler("importance", 20).sample(64, generator)
@@ -86,7 +86,7 @@ def test_importance_sampling_records_the_timesteps_of_flow_matching():
 
 def test_loss_of_the_target_is_zero_and_weights_scale_the_loss():
     loss = make_loss(snr_gamma=5.0)
-    batch = loss.add_noise(torch.randn(64, 1, 4, 4), None, torch.Generator())
+    batch = loss.prepare_batch(torch.randn(64, 1, 4, 4), None, torch.Generator())
     assert not torch.equal(batch.weights, torch.ones(64))
     value = loss(batch.target, batch)
     assert value.total == 0 and not value.per_image.any()
@@ -98,13 +98,13 @@ def test_loss_of_the_target_is_zero_and_weights_scale_the_loss():
 @pytest.mark.parametrize(("label_dropout", "expected"), [(0.0, [3, 1, 4]), (1.0, [10, 10, 10])])
 def test_dropped_labels_become_the_null_label(label_dropout: float, expected: list[int]):
     loss, labels = make_loss(10, label_dropout=label_dropout), torch.tensor([3, 1, 4])
-    batch = loss.add_noise(torch.zeros(3, 1, 4, 4), labels, torch.Generator())
+    batch = loss.prepare_batch(torch.zeros(3, 1, 4, 4), labels, torch.Generator())
     assert batch.class_labels is not None
     assert batch.class_labels.tolist() == expected
 
 
 def test_unconditional_model_gets_no_labels():
-    batch = make_loss().add_noise(torch.zeros(3, 1, 4, 4), torch.tensor([3, 1, 4]), torch.Generator())
+    batch = make_loss().prepare_batch(torch.zeros(3, 1, 4, 4), torch.tensor([3, 1, 4]), torch.Generator())
     assert batch.class_labels is None
 
 
@@ -122,7 +122,7 @@ def make_noisy_batches(
     loss = DiffusionLoss(objective, scheduler, 10, CPU, **processes)
     # Importance sampling is uniform until every timestep has ten losses.
     loss.timestep_sampler.update(torch.arange(20).repeat(10), torch.arange(200.0))
-    return [loss.add_noise(*batch) for batch in batches.epoch(1)]
+    return [loss.prepare_batch(*batch) for batch in batches.epoch(1)]
 
 
 @pytest.mark.parametrize(

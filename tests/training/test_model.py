@@ -18,7 +18,7 @@ CONFIG = ResolvedConfig(model=TINY, data=DataConfig(resolution=28, channels=1))
 
 def test_images_determine_size_channels_and_classes():
     data = DataConfig(resolution=(16, 24), channels=3)
-    unet, _ = make_model(ResolvedConfig(model=TINY | {"num_class_embeds": 2}, data=data), ("cat", "dog"), None, None)
+    unet = make_model(ResolvedConfig(model=TINY | {"num_class_embeds": 2}, data=data), ("cat", "dog"), None, None)
     assert tuple(unet.config["sample_size"]) == (16, 24)
     assert (unet.config["in_channels"], unet.config["out_channels"]) == (3, 3)
     assert unet.config["num_class_embeds"] == 2
@@ -26,7 +26,7 @@ def test_images_determine_size_channels_and_classes():
 
 
 def test_unconditional_model_ignores_class_names():
-    unet, _ = make_model(CONFIG, FASHION_MNIST_LABELS, None, None)
+    unet = make_model(CONFIG, FASHION_MNIST_LABELS, None, None)
     assert unet.config["num_class_embeds"] is None
     assert unet.config["label_names"] is None
 
@@ -38,6 +38,6 @@ def test_sigmoid_schedule_works_with_other_schedulers():
 
 def test_fine_tuning_starts_with_the_pretrained_weights():
     pretrained = FashionMNISTUNet2DModel(**TINY)
-    unet, _ = make_model(replace(CONFIG, init_from="pretrained"), None, pretrained, None)
+    unet = make_model(replace(CONFIG, init_from="pretrained"), None, pretrained, None)
     for name, weight in pretrained.state_dict().items():
         assert torch.equal(unet.state_dict()[name], weight), name

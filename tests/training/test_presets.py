@@ -12,9 +12,9 @@ from diffusers import FlowMatchEulerDiscreteScheduler
 from PIL import Image
 
 from fmnist_diffusion import load_pipeline
-from inspection import resolve_config
 from latent_pipelines import make_vae
 from parsing import parse_config
+from resolve import resolve_config
 from train import main
 
 

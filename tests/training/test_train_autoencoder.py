@@ -22,8 +22,8 @@ from autoencoder_trainer import AutoencoderTrainer, split_images
 from config import DataConfig
 from fmnist_diffusion.data import ImageTensors, load_images
 from fmnist_diffusion.files import PREVIOUS, WriteError
-from lock import LOCK
 from manifest import write_manifest
+from output_folder import LOCK
 from records import read_rows
 from train_autoencoder import main
 

@@ -185,7 +185,7 @@ def test_accumulated_gradients_equal_those_of_the_whole_batch(make_trainer: Call
         parts = (tensor.split(size) for tensor in (noisy, timesteps, noise, weights))
         for images, steps, target, factors in zip(*parts, strict=True):
             batch = NoisyBatch(images, steps, None, target, factors)
-            components.loss.add_noise = lambda *args, batch=batch: batch
+            components.loss.prepare_batch = lambda *args, batch=batch: batch
             trainer._train_batch(images, None, generator)
     assert len(gradients) == 2
     for whole, halves in zip(*gradients, strict=True):

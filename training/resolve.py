@@ -5,7 +5,7 @@ import logging
 import math
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 import torch
@@ -21,13 +21,14 @@ from config import (
     ResolvedConfig,
     TrainingConfig,
     count_steps,
+    get_saved_settings_path,
     read_saved_settings,
 )
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import DataSummary, get_height_width
 from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.sampling import copy_pipeline
-from launch_environment import get_num_processes, is_first_process
+from launch_environment import get_num_processes, is_main_process
 from machine import (
     can_compile,
     choose_batch_size,
@@ -38,7 +39,7 @@ from machine import (
 from milestones import get_num_images_needed
 from model import get_sample_shape, make_model_config, make_run_pipeline
 from noise_schedule import get_betas, make_noise_scheduler
-from pretrained import PretrainedPipeline, get_saved_settings_path, load_pretrained
+from pretrained import PretrainedPipeline, load_pretrained
 from publishing import check_token
 from settings import DATA_OPTIONS
 from summary import CLASSES_REMOVED, describe_changes, describe_images, describe_run
@@ -49,14 +50,8 @@ from training_images import inspect_training_images
 
 logger = logging.getLogger("training")
 
-AUTO_SETTINGS = (
-    "num_epochs",
-    "train_batch_size",
-    "mixed_precision",
-    "compile",
-    "save_images_epochs",
-    "save_model_epochs",
-)
+# ResolvedConfig redeclares the settings that may be auto.
+AUTO_SETTINGS = tuple(ResolvedConfig.__annotations__)
 # With the value auto, a run saves this many sample grids and exports the pipeline this many times.
 NUM_OUTPUTS = 10
 
@@ -184,7 +179,7 @@ def check_environment(config: TrainingConfig, problems: Problems) -> None:
     with problems.collect():
         get_log_with(config.report_to)
     # Only the main process pushes.
-    if is_first_process():
+    if is_main_process():
         with problems.collect():
             check_token(config)
     if config.eval.every_n_epochs is not None:
@@ -206,7 +201,7 @@ def check_environment(config: TrainingConfig, problems: Problems) -> None:
 
 def check_pretrained_settings(config: TrainingConfig, pretrained: PretrainedPipeline, problems: Problems) -> None:
     """Checks the settings of the model, the text encoder and the noise schedule that fine-tuning cannot change."""
-    settings = dict(flatten(config.to_dict()))
+    settings = dict(flatten(asdict(config)))
     expected = pretrained.get_fixed_settings() | {"vae": None if pretrained.pipe.vae is None else config.init_from}
     contradictions = [name for name, value in settings.items() if value != expected.get(name, value)]
     problems.errors += [

@@ -7,13 +7,13 @@ from pathlib import Path
 
 import pytest
 
-from lock import check_new_folder, lock_folder
+from output_folder import check_new_folder, lock_folder
 
 
 LOCK_AND_WAIT = """
 import sys
 from pathlib import Path
-from lock import lock_folder
+from output_folder import lock_folder
 lock_folder(Path(sys.argv[1]))
 print("locked", flush=True)
 sys.stdin.read()

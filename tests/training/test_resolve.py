@@ -19,8 +19,8 @@ from run_files import assert_equal_weights, load_weights, read_losses
 
 from config import ResolvedConfig, TrainingConfig
 from fmnist_diffusion import load_pipeline
-from inspection import AUTO_SETTINGS, resolve_config
 from parsing import parse_config
+from resolve import AUTO_SETTINGS, resolve_config
 
 
 FINETUNE = Path(__file__).parents[2] / "training" / "configs" / "finetune.yaml"
@@ -137,7 +137,7 @@ def test_resolved_settings_are_complete(resolve: Callable, tmp_path: Path):
     assert "auto" not in (tmp_path / "config.yaml").read_text()
     assert {field.name for field in fields(config)} == {field.name for field in fields(TrainingConfig)}
     # Inspecting the resolved settings does not change them.
-    assert resolve_config(parse_config([f"--config={tmp_path / 'config.yaml'}"])).to_dict() == config.to_dict()
+    assert resolve_config(parse_config([f"--config={tmp_path / 'config.yaml'}"])) == config
 
 
 def test_images_without_labels_make_the_model_unconditional(tmp_path: Path, resolve: Callable):
@@ -355,7 +355,7 @@ def test_unsupported_sampling_settings_are_an_error(resolve: Callable, options: 
 )
 def test_length_of_the_run(resolve: Callable, monkeypatch: pytest.MonkeyPatch, options: list[str], expected: dict):
     monkeypatch.setattr("milestones.IMAGES_FOR_FINE_TUNING", 40_000)
-    monkeypatch.setattr("inspection.get_device_type", lambda: "cpu")
+    monkeypatch.setattr("resolve.get_device_type", lambda: "cpu")
     config = resolve(*options)
     assert {name: getattr(config, name) for name in expected} == expected
 
@@ -390,7 +390,7 @@ def test_same_command_resumes_the_run_exactly(
     train("whole")
     train("run", "--max_train_steps=8")
     # The choices for another machine and other weights must not change a resumed run.
-    monkeypatch.setattr("inspection.choose_batch_size", lambda *args: 2)
+    monkeypatch.setattr("resolve.choose_batch_size", lambda *args: 2)
     (tmp_path / "start").rename(tmp_path / "moved")
     train("run", "--resume=latest", "--max_train_steps=null")
     assert read_losses(tmp_path / "run")[:8] == read_losses(tmp_path / "whole")[:8]
