@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import os
+import secrets
 import shutil
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -90,8 +91,6 @@ def replace_folder(folder: Path) -> Iterator[Path]:
         # Neither "." nor a symbolic link can be renamed in place of the folder that it refers to.
         folder = folder.resolve()
         temporary, previous = get_temporary_path(folder), folder.with_name(f"{PREVIOUS}{folder.name}")
-        # A killed process with the same id may have left this folder.
-        shutil.rmtree(temporary, ignore_errors=True)
         temporary.mkdir(parents=True)
         try:
             yield temporary
@@ -163,4 +162,5 @@ def sync(path: Path) -> None:
 
 
 def get_temporary_path(path: Path) -> Path:
-    return path.with_name(f"{INCOMPLETE}{os.getpid()}-{path.name}")
+    # The id of the process is not unique, because other machines and containers can write to the same folder.
+    return path.with_name(f"{INCOMPLETE}{secrets.token_hex(4)}-{path.name}")

@@ -7,7 +7,7 @@ from typing import Any
 import torch
 from diffusers import SchedulerMixin
 from huggingface_hub import hf_hub_download
-from huggingface_hub.errors import EntryNotFoundError, LocalEntryNotFoundError
+from huggingface_hub.errors import RemoteEntryNotFoundError
 
 from .hub_client import HubError, call_hub, is_repo_id
 from .pipelines import FashionMNISTPipeline
@@ -68,9 +68,7 @@ def find_pipeline_file(name_or_path: str | os.PathLike, file_name: str) -> Path 
     try:
         return Path(call_hub(lambda: hf_hub_download(repo_id, file_name), repo_id, access="read"))
     except HubError as error:
-        if isinstance(error.__cause__, EntryNotFoundError) and not isinstance(
-            error.__cause__, LocalEntryNotFoundError
-        ):
+        if isinstance(error.__cause__, RemoteEntryNotFoundError):
             return None
         raise
 
@@ -129,12 +127,12 @@ def load_pipeline(
         )
     if dtype is not None and dtype != "auto":
         kwargs["dtype"] = dtype
+    if isinstance(scheduler, SchedulerMixin):
+        kwargs["scheduler"] = scheduler
     pipe = FashionMNISTPipeline.from_pretrained(path, **kwargs)
     if dtype == "auto":
         use_fastest_dtype(pipe)
-    if isinstance(scheduler, SchedulerMixin):
-        pipe.scheduler = scheduler
-    elif scheduler is not None:
+    if scheduler is not None and not isinstance(scheduler, SchedulerMixin):
         pipe.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
     return pipe
 

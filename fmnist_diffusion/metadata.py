@@ -52,6 +52,7 @@ METRICS = (
 
 
 def read_json(path: Path) -> Any:
+    """Returns the content of a JSON file, or `None` if it does not exist; raises `ValueError` if it is damaged."""
     if not path.is_file():
         return None
     try:

@@ -366,9 +366,8 @@ def generate(
     """
     import torch
 
-    for name, values in (("class_labels", class_labels), ("prompts", prompts)):
+    for name, values, item in (("class_labels", class_labels, "label"), ("prompts", prompts, "prompt")):
         if values is not None and not len(values):
-            item = "label" if name == "class_labels" else "prompt"
             raise ValueError(f"`{name}` must contain at least one {item}, or be None for unconditional sampling.")
     pipe = copy_pipeline(pipe, config.scheduler)
     batch_size = min(batch_size, get_max_batch_size(pipe))

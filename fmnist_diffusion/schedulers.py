@@ -109,7 +109,8 @@ def get_scheduler_class(scheduler: str | type[SchedulerMixin]) -> tuple[type[Any
         scheduler_class = getattr(diffusers, name, None)
     else:
         raise ValueError(f"`scheduler` must be a name or a class, got an instance of {type(scheduler).__name__}.")
-    if not (isinstance(scheduler_class, type) and issubclass(scheduler_class, diffusers.SchedulerMixin)):
+    bases = (diffusers.SchedulerMixin, diffusers.ConfigMixin)
+    if not (isinstance(scheduler_class, type) and all(issubclass(scheduler_class, base) for base in bases)):
         raise ValueError(
             f"Could not find the scheduler {scheduler!r}: pass one of {', '.join(SCHEDULERS)}, or a diffusers"
             " scheduler class."
@@ -187,20 +188,19 @@ def get_flow_options(scheduler_class: type[Any], config: Mapping[str, Any]) -> d
     """
     from .pipelines.pipeline_fmnist import FLOW_MATCH_SCHEDULERS, FLOW_SOLVERS
 
-    flow_matching = is_flow_matching_config(config)
     only_flow_matching = issubclass(scheduler_class, FLOW_MATCH_SCHEDULERS)
-    if flow_matching and not issubclass(scheduler_class, FLOW_MATCH_SCHEDULERS + FLOW_SOLVERS):
-        raise ValueError(
-            f"{scheduler_class.__name__} does not support this flow-matching model. Use a different scheduler, such as"
-            " FlowMatchEulerDiscreteScheduler or DPMSolverMultistepScheduler."
-        )
-    if only_flow_matching and not flow_matching:
+    if not is_flow_matching_config(config):
+        if not only_flow_matching:
+            return {}
         raise ValueError(
             f"{scheduler_class.__name__} does not support this model, which was not trained with flow matching. Use a"
             " different scheduler, such as DPMSolverMultistepScheduler."
         )
-    if not flow_matching:
-        return {}
+    if not issubclass(scheduler_class, FLOW_MATCH_SCHEDULERS + FLOW_SOLVERS):
+        raise ValueError(
+            f"{scheduler_class.__name__} does not support this flow-matching model. Use a different scheduler, such as"
+            " FlowMatchEulerDiscreteScheduler or DPMSolverMultistepScheduler."
+        )
     shift = config.get("shift", config.get("flow_shift", 1.0))
     if only_flow_matching:
         return {"shift": shift}

@@ -68,6 +68,8 @@ def make_file_folder() -> tempfile.TemporaryDirectory:
     # Gradio only reads these settings from the environment. Without a limit, it analyzes the last 10,000 requests
     # after each request. Without a backend, its first request imports pyplot, which takes a second.
     os.environ |= {"GRADIO_TEMP_DIR": folder.name, "GRADIO_ANALYTICS_MAX_EVENTS": "100", "MPLBACKEND": "agg"}
+    # Gradio read the first setting for the files of MCP clients when it was imported.
+    gr.mcp.DEFAULT_TEMP_DIR = folder.name
     return folder
 
 
@@ -138,17 +140,30 @@ class RequestFilter:
             await send_error(send, 404)
         elif len(scope["query_string"]) > MAX_QUERY_BYTES:
             await send_error(send, 414)
-        elif scope["path"] != UPLOAD_ROUTE:
-            limit = MAX_MCP_BODY_BYTES if scope["path"].startswith(MCP_ROUTE) else MAX_BODY_BYTES
-            await self.handle(scope, receive, send, limit)
-        elif self.num_uploads >= MAX_PARALLEL_UPLOADS or await run_sync(is_full, self.folder):
+        elif scope["path"] == UPLOAD_ROUTE:
+            await self.handle_upload(scope, receive, send)
+        elif not scope["path"].startswith(MCP_ROUTE):
+            await self.handle(scope, receive, send, MAX_BODY_BYTES)
+        # A call of a tool can contain a file.
+        elif await run_sync(is_full, self.folder):
             await send_error(send, 503, BUSY)
         else:
-            self.num_uploads += 1
-            try:
+            await self.handle(scope, receive, send, MAX_MCP_BODY_BYTES)
+
+    async def handle_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
+        """Runs the application if there are not too many simultaneous uploads and stored files."""
+        if self.num_uploads >= MAX_PARALLEL_UPLOADS:
+            await send_error(send, 503, BUSY)
+            return
+        # The upload is counted before the first `await`, so that simultaneous requests cannot exceed the limit.
+        self.num_uploads += 1
+        try:
+            if await run_sync(is_full, self.folder):
+                await send_error(send, 503, BUSY)
+            else:
                 await self.handle(scope, receive, send, MAX_UPLOAD_BODY_BYTES, MAX_UPLOAD_SECONDS)
-            finally:
-                self.num_uploads -= 1
+        finally:
+            self.num_uploads -= 1
 
     async def handle(
         self, scope: Scope, receive: Receive, send: Send, limit: int, seconds: float | None = None
@@ -187,14 +202,13 @@ class RequestFilter:
         try:
             async with asyncio.timeout(seconds):
                 await self.app(scope, receive_limited, send_checked)
-        except TimeoutError:
-            await send_error(send, 408)
         # Gradio's routes raise many types of exceptions for malformed requests.
         except Exception as error:
-            if size <= limit:
+            is_timeout = seconds is not None and isinstance(error, TimeoutError)
+            if size <= limit and not is_timeout:
                 self.log(scope["path"], error)
             if not status:
-                await send_error(send, 413 if size > limit else 400)
+                await send_error(send, 413 if size > limit else 408 if is_timeout else 400)
             elif not is_complete:
                 await send({"type": "http.response.body"})
 

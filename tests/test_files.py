@@ -110,6 +110,15 @@ def test_full_disk_is_an_error_that_names_the_target(tmp_path: Path):
     assert list_names(tmp_path) == []
 
 
+def test_writers_with_the_same_process_id_have_different_temporary_files(tmp_path: Path):
+    with write_atomically(tmp_path / "file") as first, write_atomically(tmp_path / "file") as second:
+        first.write_text("first")
+        second.write_text("second")
+        assert first.read_text() == "first"
+    assert (tmp_path / "file").read_text() == "first"
+    assert list_names(tmp_path) == ["file"]
+
+
 def test_missing_parent_folder_is_an_error_that_names_the_target(tmp_path: Path):
     path = tmp_path / "missing" / "file.txt"
     with (

@@ -67,6 +67,14 @@ class TestLocalFolder:
         with pytest.raises(ValueError, match="`scheduler` must be a name or a class, got an instance of int"):
             load_pipeline(folder, scheduler=3)
 
+    def test_scheduler_object_and_timesteps_can_be_passed_together(self, folder):
+        pipe = load_pipeline(folder, scheduler=DPMSolverMultistepScheduler(), timestep_power=1.3)
+        assert pipe.config.timestep_power == 1.3
+
+    def test_base_class_is_not_a_scheduler(self, folder):
+        with pytest.raises(ValueError, match="Could not find the scheduler 'SchedulerMixin'"):
+            load_pipeline(folder, scheduler="SchedulerMixin")
+
     @pytest.mark.parametrize("scheduler", ["sde-dpmsolver++", DPMSolverMultistepScheduler])
     def test_equal_scheduler_keeps_the_timesteps(self, folder, scheduler):
         assert load_pipeline(folder, scheduler=scheduler).config.timestep_power == 1.5

@@ -181,7 +181,8 @@ class AutoencoderTrainer:
 
         Raises:
             `FloatingPointError`: If the loss or the weights are NaN or infinite. In this case, no weights are saved.
-            `KeyboardInterrupt`: After Ctrl-C or, as [`Terminated`], after SIGTERM. A checkpoint is written first.
+            `KeyboardInterrupt`: After Ctrl-C or, as [`Terminated`], after SIGTERM or SIGHUP. A checkpoint is written
+                first, unless a second signal stops a single process.
             `WriteError`: If a file cannot be written.
         """
         progress, saved = self.progress, time.monotonic()

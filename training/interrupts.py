@@ -1,4 +1,4 @@
-"""Delays Ctrl-C and SIGTERM until the trainer has written a checkpoint."""
+"""Delays Ctrl-C, SIGTERM and SIGHUP until the trainer has written a checkpoint."""
 
 import signal
 from collections.abc import Iterator
@@ -11,16 +11,16 @@ from accelerate import Accelerator
 
 
 class Terminated(KeyboardInterrupt):
-    """The process received SIGTERM."""
+    """The process received SIGTERM, or SIGHUP because its terminal was closed."""
 
 
 def get_exit_code(interrupt: KeyboardInterrupt) -> int:
-    """Returns the exit code of a process that `interrupt` stopped: 128 plus the number of the signal, as in shells."""
+    """Returns the exit code of a process that `interrupt` stopped: 128 plus the number of SIGINT or SIGTERM."""
     return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
 class Interrupts:
-    """Context manager that records SIGINT (Ctrl-C) and SIGTERM instead of stopping the process.
+    """Context manager that records SIGINT (Ctrl-C), SIGTERM and SIGHUP instead of stopping the process.
 
     With a single process, a second signal stops the process immediately.
 
@@ -37,7 +37,11 @@ class Interrupts:
 
     def __enter__(self) -> "Interrupts":
         self.received = 0
-        self.previous = {number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)}
+        numbers = [signal.SIGINT, signal.SIGTERM]
+        # `nohup` makes a process ignore SIGHUP.
+        if signal.getsignal(signal.SIGHUP) != signal.SIG_IGN:
+            numbers.append(signal.SIGHUP)
+        self.previous = {number: signal.getsignal(number) for number in numbers}
         for number in self.previous:
             signal.signal(number, self._record)
         return self
@@ -83,4 +87,4 @@ class Interrupts:
 
     def stop(self) -> None:
         """Raises the exception of the signal, `KeyboardInterrupt` or [`Terminated`]."""
-        raise Terminated if self.received == signal.SIGTERM else KeyboardInterrupt
+        raise KeyboardInterrupt if self.received == signal.SIGINT else Terminated

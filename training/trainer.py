@@ -117,7 +117,8 @@ class Trainer:
             `DataError`: If an image of a streamed dataset cannot be decoded. With a single process, a checkpoint is
                 written first, unless the error occurs between two batches of the same optimizer step.
             `FloatingPointError`: If the loss or the weights are NaN or infinite. In this case, no weights are saved.
-            `KeyboardInterrupt`: After Ctrl-C or, as [`Terminated`], after SIGTERM. A checkpoint is written first.
+            `KeyboardInterrupt`: After Ctrl-C or, as [`Terminated`], after SIGTERM or SIGHUP. A checkpoint is written
+                first, unless a second signal stops a single process.
             `WriteError`: If a file cannot be written.
         """
         config, progress = self.config, self.progress

@@ -133,8 +133,6 @@ ATTRIBUTES: dict[str, dict[str, Attribute]] = {
         "shaft": Attribute(measure_shaft, *SHAFT_WORDS, (0.25, 0.75)),
     },
 }
-CLASS_ATTRIBUTES = [ATTRIBUTES[name] for name in FASHION_MNIST_LABELS]
-"""The attributes of each class, indexed by label."""
 
 
 def compute_thresholds(images: torch.Tensor, labels: torch.Tensor) -> dict[str, dict[str, Thresholds]]:
@@ -146,10 +144,10 @@ def compute_thresholds(images: torch.Tensor, labels: torch.Tensor) -> dict[str, 
         labels (`torch.Tensor`): int64 class indices `(num_images,)`.
     """
     thresholds = {}
-    for label, (name, attributes) in enumerate(ATTRIBUTES.items()):
+    for label, name in enumerate(FASHION_MNIST_LABELS):
         pixels = images[labels == label].squeeze(1)
         thresholds[name] = {}
-        for key, attribute in attributes.items():
+        for key, attribute in ATTRIBUTES[name].items():
             low, high = attribute.quantiles
             quantiles = attribute.measure(pixels).double().quantile(torch.tensor([low, 0.5, high]).double())
             thresholds[name][key] = Thresholds(*quantiles.tolist())
@@ -178,10 +176,10 @@ def find_directions(images: torch.Tensor, labels: torch.Tensor) -> list[dict[str
         `list[dict[str, int]]`: The direction of each of these attributes: -1 for low and 1 for high values.
     """
     directions: list[dict[str, int]] = [{} for _ in range(len(images))]
-    for label, (name, attributes) in enumerate(ATTRIBUTES.items()):
+    for label, name in enumerate(FASHION_MNIST_LABELS):
         indices = (labels == label).nonzero().flatten()
         pixels = images[indices].squeeze(1)
-        for key, attribute in attributes.items():
+        for key, attribute in ATTRIBUTES[name].items():
             thresholds = load_thresholds()[name][key]
             values = attribute.measure(pixels)
             # If an attribute has few distinct values, such as a number of rows, a threshold can equal the median.
@@ -208,10 +206,10 @@ def check_directions(
         `list[dict[str, bool]]`: A result for each requested attribute of each image.
     """
     results: list[dict[str, bool]] = [{} for _ in range(len(images))]
-    for label, (name, attributes) in enumerate(ATTRIBUTES.items()):
+    for label, name in enumerate(FASHION_MNIST_LABELS):
         indices = (labels == label).nonzero().flatten()
         pixels = images[indices].squeeze(1)
-        for key, attribute in attributes.items():
+        for key, attribute in ATTRIBUTES[name].items():
             median = load_thresholds()[name][key].median
             for index, value in zip(indices.tolist(), attribute.measure(pixels).tolist(), strict=True):
                 if key in directions[index]:

@@ -9,7 +9,7 @@ import torch
 
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 
-from .attributes import CLASS_ATTRIBUTES
+from .attributes import ATTRIBUTES
 
 
 NOUNS: dict[str, tuple[str, ...]] = {
@@ -143,7 +143,8 @@ def _make_phrase(label: int, directions: dict[str, int], rng: random.Random) -> 
     """Returns a noun with words for some of the attributes, such as "dark narrow trousers", and these attributes."""
     names = [name for name in directions if rng.random() < ATTRIBUTE_PROBABILITY]
     rng.shuffle(names)
-    words = [rng.choice(CLASS_ATTRIBUTES[label][name].get_words(directions[name])) for name in names]
+    attributes = ATTRIBUTES[FASHION_MNIST_LABELS[label]]
+    words = [rng.choice(attributes[name].get_words(directions[name])) for name in names]
     adjectives = [word for word in words if not word.startswith("with")]
     endings = [word for word in words if word.startswith("with")]
     # "with a high heel" and "with a tall shaft" become "with a high heel and a tall shaft".

@@ -95,10 +95,10 @@ def get_launcher() -> list[str]:
 
 
 def run(command: list[str]) -> int:
-    """Runs a command, which handles Ctrl-C and SIGTERM itself, and returns its exit code."""
+    """Runs a command, which handles Ctrl-C, SIGTERM and SIGHUP (a closed terminal), and returns its exit code."""
     # In its own process group, the command receives each signal once, from this process.
     process = subprocess.Popen(command, process_group=0)
-    for number in (signal.SIGINT, signal.SIGTERM):
+    for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
         signal.signal(number, lambda number, frame: process.send_signal(number))
     exit_code = process.wait()
     # The exit code is negative if a signal terminated the process.

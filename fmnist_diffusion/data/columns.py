@@ -189,7 +189,7 @@ def _check_missing(dataset: datasets.Dataset, column: str, source: str, advice: 
 
 
 def _read_captions(dataset: datasets.Dataset, source: str, column: str) -> list[str] | None:
-    if _is_string(dataset.features.get(column)):
+    if _get_label_kind(dataset.features.get(column)) == "string":
         return [caption or "" for caption in dataset[column]]
     if column == DEFAULT_CAPTION_COLUMN:
         return None
@@ -200,12 +200,6 @@ def _read_captions(dataset: datasets.Dataset, source: str, column: str) -> list[
 
 def _list_columns(dataset: datasets.Dataset) -> str:
     return f"one of: {', '.join(dataset.column_names)}"
-
-
-def _is_string(feature: Any) -> bool:
-    import datasets
-
-    return isinstance(feature, datasets.Value) and feature.dtype in ("string", "large_string", "string_view")
 
 
 def _is_image(feature: Any) -> bool:

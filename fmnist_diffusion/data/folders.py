@@ -90,10 +90,11 @@ def list_folder(folder: Path, ignored_files: Collection[str] = ()) -> FolderCont
                 continue
             file = relative / entry.name
             _check_name(folder, file)
-            if entry.is_dir():
+            # Unlike `DirEntry.is_dir`, this function does not raise an error for a link to itself.
+            if os.path.isdir(entry):
                 pending.append((file, (*parents, identity)))
             # Broken links are listed too, so that the image reader reports them as errors.
-            elif entry.is_file() or entry.is_symlink():
+            elif entry.is_symlink() or entry.is_file():
                 contents.files.append(file)
             else:
                 contents.skip(file, "not a regular file")

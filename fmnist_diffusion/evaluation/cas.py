@@ -31,7 +31,9 @@ def check_cas(reference: Reference, label_names: Sequence[str] | None) -> None:
     if label_names is None:
         raise ValueError(LABELS_REQUIRED)
     names = reference.label_names
-    if names is None:
+    labels = None if names is None else reference.real_images.labels
+    # The null label of a .safetensors file is not a class.
+    if names is None or labels is None or int(labels.max()) >= len(names):
         raise ValueError(
             "`cas` requires a reference with classes. Pass class folders or a labeled dataset as `reference`."
         )

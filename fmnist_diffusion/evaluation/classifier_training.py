@@ -77,7 +77,12 @@ def train_classifier(
         [`RegNetForImageClassification`]: The classifier in evaluation mode.
     """
     assert images.labels is not None and images.label_names is not None
-    with torch.random.fork_rng():
+    # Without `devices`, `fork_rng` would initialize every GPU.
+    devices = [] if torch.device(device).type == "cpu" else [device]
+    with (
+        torch.random.fork_rng(devices),
+        tqdm(total=config.num_epochs * len(images), desc=progress, unit="image", disable=None) as bar,
+    ):
         torch.manual_seed(config.seed)
         model: Any = make_classifier(images.label_names, images.images.shape[1])
         model.to(device=device, memory_format=torch.channels_last).train()
@@ -95,7 +100,6 @@ def train_classifier(
                 (1 + math.cos(math.pi * max(0, step - num_warmup_steps) / max(1, num_steps - num_warmup_steps))) / 2,
             ),
         )
-        bar = tqdm(total=config.num_epochs * len(images), desc=progress, unit="image", disable=None)
         for epoch in range(config.num_epochs):
             for indices in torch.randperm(len(images)).split(config.train_batch_size):
                 batch = to_model_input(images.images[indices].to(device))
@@ -110,7 +114,6 @@ def train_classifier(
                 optimizer.step()
                 scheduler.step()
                 bar.update(len(indices))
-        bar.close()
     return model.eval()
 
 

@@ -28,6 +28,7 @@ from .distances import (
 )
 from .features import FeatureExtractor, cached_features
 from .inception import InceptionFeatures, download_inception, find_inception
+from .run_folder import write_json
 
 
 NUM_CHECK_IMAGES = 16
@@ -165,7 +166,7 @@ def run(options: argparse.Namespace) -> None:
         if isinstance(extractor, Classifier):
             accuracy = save_classifier_references(extractor, splits, options.output_dir)
             metrics["classifier_accuracy"] = {"test": accuracy}
-    path.write_text(json.dumps(metrics, indent=2) + "\n")
+    write_json(path, metrics)
 
 
 if __name__ == "__main__":

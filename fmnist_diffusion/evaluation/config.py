@@ -46,8 +46,12 @@ class EvaluationConfig:
     classifier_guidance_scale: float = 0.0
 
     def __post_init__(self):
-        if self.num_samples is not None and self.num_samples > IMAGES_PER_SEED:
-            raise ValueError(f"`num_samples` must be at most {IMAGES_PER_SEED}, got {self.num_samples}.")
+        if self.num_samples is not None and not 1 <= self.num_samples <= IMAGES_PER_SEED:
+            raise ValueError(f"`num_samples` must be between 1 and {IMAGES_PER_SEED}, got {self.num_samples}.")
+        if self.batch_size < 1:
+            raise ValueError(f"`batch_size` must be a positive integer, got {self.batch_size}.")
+        if not self.seeds:
+            raise ValueError("`seeds` must contain at least one seed.")
         if not all(0 <= seed < NUM_SEEDS for seed in self.seeds):
             raise ValueError(f"`seeds` must be between 0 and {NUM_SEEDS - 1}, got {', '.join(map(str, self.seeds))}.")
         if len(set(self.seeds)) < len(self.seeds):

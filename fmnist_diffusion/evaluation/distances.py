@@ -127,7 +127,9 @@ def nearest_neighbors(queries: torch.Tensor, points: torch.Tensor, k: int = 1) -
         rows = slice(first, first + BLOCK_ROWS)
         # `cdist` uses matrix products, which are inaccurate for small distances, so the distances are recomputed by
         # subtraction.
-        nearest[rows] = (to_float(queries[rows])[:, None] - to_float(points[indices[rows]])).norm(dim=2)
+        distances = (to_float(queries[rows])[:, None] - to_float(points[indices[rows]])).norm(dim=2)
+        nearest[rows], order = distances.sort(dim=1)
+        indices[rows] = indices[rows].gather(1, order)
     return nearest, indices
 
 

@@ -223,7 +223,7 @@ class ImageReference(Reference):
         distances = {}
         for space, vectors in self.get_vectors().items():
             # The nearest image of each image is the image itself, which does not count.
-            distances[space] = nearest_neighbors(select_images(vectors), vectors, k=2)[0].amax(1)
+            distances[space] = nearest_neighbors(select_images(vectors), vectors, k=2)[0][:, 1]
         half = len(self.features) // 2
         order = torch.randperm(len(self.features), generator=torch.Generator().manual_seed(0))
         metrics = compare_features(self.features[order[:half]], self.features[order[half : 2 * half]])

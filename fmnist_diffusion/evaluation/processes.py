@@ -39,7 +39,11 @@ class Processes:
             torch.distributed.barrier()
 
     def select(self, items: Sequence[Item]) -> Sequence[Item]:
-        """Returns the part of `items` that this process must process. All processes must pass the same `items`."""
+        """
+        Waits for all processes, and returns the part of `items` that this one must process.
+
+        All processes must pass the same `items`.
+        """
         self.wait_for_everyone()
         return items[self.process_index :: self.num_processes]
 

@@ -2,7 +2,8 @@
 
 import hashlib
 import platform
-from importlib.metadata import distributions
+from contextlib import suppress
+from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
@@ -19,19 +20,22 @@ def weights_hash(pipe: FashionMNISTPipeline) -> str:
     for model in (getattr(pipe, name) for name in MODELS):
         for name, tensor in sorted(model.state_dict().items()) if model is not None else ():
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().tobytes())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy())
     return digest.hexdigest()
 
 
 def tensor_hash(tensor: torch.Tensor) -> str:
     """Returns the SHA-256 of the values of a CPU tensor in row-major order. The shape and dtype have no effect."""
-    return hashlib.sha256(tensor.contiguous().numpy().tobytes()).hexdigest()
+    return hashlib.sha256(tensor.contiguous().numpy()).hexdigest()
 
 
 def get_versions() -> dict[str, str]:
     """Returns the versions of the installed packages that affect the metrics."""
-    installed = {distribution.name.lower(): distribution.version for distribution in distributions()}
-    return {name: installed[name] for name in PACKAGES if name in installed}
+    versions = {}
+    for name in PACKAGES:
+        with suppress(PackageNotFoundError):
+            versions[name] = version(name)
+    return versions
 
 
 def get_device_name(device: torch.device) -> str:

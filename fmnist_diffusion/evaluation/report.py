@@ -51,7 +51,7 @@ def save_report(
     """
     figure = Figure(figsize=(12.5, 14), layout="constrained")
     FigureCanvasAgg(figure)
-    figure.suptitle(results["source"], fontsize=15, fontweight="bold")
+    figure.suptitle(results["source"], fontsize=15, fontweight="bold", parse_math=False)
     grid = figure.add_gridspec(4, 3, height_ratios=(9, 3.2, 2.7, 2.7))
     real_title = "reference images" if "reference" in results else "test images"
     plot_samples(figure.add_subplot(grid[0, :2]), measurement, label_names)
@@ -96,12 +96,7 @@ def plot_samples(axis: Axes, measurement: Measurement, label_names: Sequence[str
     show_image(axis, class_grid(samples.images, classes, len(label_names)))
     width = samples.images.shape[3]
     centers = [width * (i + 0.5) - 0.5 for i in range(len(label_names))]
-    axis.set_xticks(centers, escape_labels(label_names), rotation=35, ha="right")
-
-
-def escape_labels(label_names: Sequence[str]) -> list[str]:
-    """Shortens class names and escapes dollar signs, which would start a formula."""
-    return [name[:20].replace("$", r"\$") for name in label_names]
+    axis.set_xticks(centers, [name[:20] for name in label_names], rotation=35, ha="right", parse_math=False)
 
 
 def class_grid(images: torch.Tensor, classes: torch.Tensor, num_classes: int = NUM_CLASSES) -> torch.Tensor:

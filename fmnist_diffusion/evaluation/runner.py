@@ -193,9 +193,9 @@ def run_evaluation(
         if cas:
             assert label_names is not None
             results["cas"] = measure_cas(first.samples, label_names, reference)
+        write_json(path, results)
         with write_atomically(folder / "report.png") as temporary:
             save_report(temporary, results, first, reference.real_images.images, label_names)
-        write_json(path, results)
     processes.wait_for_everyone()
     return json.loads(path.read_text())
 

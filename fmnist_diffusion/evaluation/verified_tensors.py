@@ -13,9 +13,9 @@ from fmnist_diffusion.files import write_atomically, write_tensors
 
 def save_verified(path: Path, tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str] | None = None) -> None:
     """Writes tensors and metadata with their hash atomically; see [`load_verified`]."""
-    path.parent.mkdir(parents=True, exist_ok=True)
     metadata = dict(metadata or {})
     with write_atomically(path) as temporary:
+        path.parent.mkdir(parents=True, exist_ok=True)
         write_tensors(temporary, tensors, metadata | {"sha256": hash_content(tensors, metadata)})
 
 
@@ -44,5 +44,5 @@ def hash_content(tensors: Mapping[str, torch.Tensor], metadata: Mapping[str, str
     digest = hashlib.sha256(json.dumps(sorted(metadata.items())).encode())
     for name, tensor in sorted(tensors.items()):
         digest.update(f"{name} {tensor.dtype} {tuple(tensor.shape)}".encode())
-        digest.update(tensor.contiguous().numpy().tobytes())
+        digest.update(tensor.contiguous().numpy())
     return digest.hexdigest()

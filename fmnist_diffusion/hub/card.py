@@ -49,7 +49,7 @@ def make_model_card(
         other_metrics (`Sequence[dict]`, defaults to `()`):
             Contents of `metrics-1-step.json` and similar files, with other numbers of steps.
     """
-    images = images or []
+    images, metrics = images or [], metrics or {}
     settings = dict(flatten(train_config or {}))
     dataset = get_dataset(train_config)
     fashion_mnist = dataset == DEFAULT_DATASET
@@ -57,7 +57,7 @@ def make_model_card(
         license = get_license(train_config)
     measured = measured_metrics(metrics) if metrics else []
     model_name = repo_id.rpartition("/")[2]
-    dataset_type, dataset_name = get_reference(metrics or {})
+    dataset_type, dataset_name = get_reference(metrics)
     config, parameters = pipe.unet.config, count_parameters(pipe)
     channels, height, width = pipe.image_shape
     task = "unconditional-image-generation" if pipe.text_encoder is None else "text-to-image"
@@ -87,8 +87,7 @@ def make_model_card(
             )
             for metric in measured
         ]
-        if metrics
-        else None,
+        or None,
     )
     return ModelCard.from_template(
         card_data,
@@ -119,9 +118,9 @@ def make_model_card(
         grid="samples.png" if "samples.png" in images else next(iter(images), None),
         settings={format_code(name): format_cell(value) for name, value in settings.items() if value is not None},
         metrics=metrics,
-        reference=format_cell(dataset_name) if "reference" in (metrics or {}) else None,
-        protocol=format_cell((metrics or {}).get("protocol")),
-        sampler=format_code((metrics or {}).get("scheduler") or ""),
+        reference=format_cell(dataset_name) if "reference" in metrics else None,
+        protocol=format_cell(metrics.get("protocol")),
+        sampler=format_code(metrics.get("scheduler") or ""),
         measured=measured,
         columns=[
             (

@@ -352,9 +352,9 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
 
     Parameters:
         sample_size (`int` or `tuple[int, int]`, defaults to `28`):
-            Height and width of the images that a pipeline generates, from 8 to 512. `forward` accepts any height and
-            width.
-        in_channels (`int`, defaults to `1`): Number of channels of the noisy image.
+            Height and width of the images that a pipeline generates, or of the latents with an autoencoder, from 8 to
+            512. `forward` accepts any height and width.
+        in_channels (`int`, defaults to `1`): Number of channels of the noisy images or latents.
         out_channels (`int`, defaults to `1`): Number of channels of the prediction.
         block_out_channels (`tuple[int, ...]`, defaults to `(64, 128, 256, 512)`):
             Number of channels of each level, for 1 to 8 levels; the last level is the bottleneck. Each level after the

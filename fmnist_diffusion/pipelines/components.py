@@ -54,7 +54,9 @@ CHOICES = {
     "prediction_type": ("epsilon", "sample", "v_prediction", "flow_prediction"),
     "timestep_spacing": ("linspace", "leading", "trailing"),
 }
-POSITIVE_OPTIONS = ("num_train_timesteps", "solver_order")
+POSITIVE_OPTIONS = ("num_train_timesteps", "solver_order", "shift", "flow_shift")
+# `from_config` copies a null `variance_type` from the config of other schedulers.
+NULLABLE_OPTIONS = {"trained_betas": (list, "null or a list of numbers"), "variance_type": (str, "null or a string")}
 MAX_REASON_LENGTH = 300
 # Models and schedulers raise these errors if an option has an invalid value. `SafetensorError` indicates a damaged
 # file.
@@ -94,11 +96,11 @@ def load_components(
     components = {name: item for name, item in passed.items() if item is not None or name in optional}
     hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
     options = {name: kwargs.pop(name) for name in ("num_inference_steps", "timestep_power") if name in kwargs}
-    scheduler = components.get("scheduler")
-    if scheduler is not None and not isinstance(scheduler, diffusers.SchedulerMixin):
+    passed_scheduler = components.get("scheduler")
+    if passed_scheduler is not None and not isinstance(passed_scheduler, diffusers.SchedulerMixin):
         raise ValueError(
-            f"`scheduler` must be a scheduler object, got {scheduler!r}. Create one with `from_config`, or load the"
-            " pipeline with `load_pipeline`, which also accepts a name or a class."
+            f"`scheduler` must be a scheduler object, got {passed_scheduler!r}. Create one with `from_config`, or load"
+            " the pipeline with `load_pipeline`, which also accepts a name or a class."
         )
     if "unet" not in components and "timestep_power" not in options:
         components.pop("scheduler", None)
@@ -141,9 +143,9 @@ def load_components(
             try:
                 components[name] = _load_component(folder, index, name, variant, device_map, **kwargs)
             except OSError:
-                if name != "scheduler" or scheduler is None:
+                if name != "scheduler" or passed_scheduler is None:
                     raise
-                components["scheduler"], settings["timestep_power"] = scheduler, None
+                components["scheduler"], settings["timestep_power"] = passed_scheduler, None
     unet, scheduler = components.pop("unet"), components.pop("scheduler")
     # A pipeline that is loaded with `text_encoder=None` generates images from `prompt_embeds`.
     if not omits_text_encoder:
@@ -206,7 +208,10 @@ def load_scheduler(folder: Path, class_name: str) -> Any:
 def _check_option(path: Path, name: str, value: Any, default: Any) -> None:
     """Checks the type of an option of a scheduler, which diffusers does not check."""
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
-    if isinstance(default, bool):
+    if name in NULLABLE_OPTIONS:
+        kind, expected = NULLABLE_OPTIONS[name]
+        valid = value is None or isinstance(value, kind)
+    elif isinstance(default, bool):
         valid, expected = isinstance(value, bool), "true or false"
     elif isinstance(default, int):
         valid, expected = isinstance(value, int) and is_number, "an integer"
@@ -216,17 +221,10 @@ def _check_option(path: Path, name: str, value: Any, default: Any) -> None:
         valid, expected = isinstance(value, str), "a string"
     else:
         valid, expected = True, ""
-    if name == "trained_betas":
-        valid, expected = value is None or isinstance(value, list), "null or a list of numbers"
-    elif name == "variance_type":
-        # DDPMScheduler accepts null, which `from_config` copies from the config of other schedulers.
-        valid, expected = value is None or isinstance(value, str), "null or a string"
-    elif name in POSITIVE_OPTIONS:
-        valid, expected = valid and value > 0, "a positive integer"
+    if name in POSITIVE_OPTIONS:
+        valid, expected = valid and value > 0, f"a positive {'integer' if isinstance(default, int) else 'number'}"
     elif name in CHOICES:
         valid, expected = valid and value in CHOICES[name], f"one of {', '.join(CHOICES[name])}"
-    elif name in ("shift", "flow_shift"):
-        valid, expected = valid and value > 0, "a positive number"
     if not valid:
         raise OSError(f"`{name}` in {path} must be {expected}, got {str(value)[:100]!r}.")
 
@@ -238,7 +236,8 @@ def _check_noise_schedule(path: Path, scheduler: Any) -> None:
             f"`trained_betas` in {path} must have one value for each timestep ({num_train_timesteps}), got"
             f" {len(betas)}."
         )
-    if not (betas.isfinite().all() and betas.min() >= 0 and betas.max() <= 1 and betas.max() > 0):
+    # These comparisons are false for NaN.
+    if not (betas.min() >= 0 and 0 < betas.max() <= 1):
         raise OSError(f"The noise schedule in {path} must have betas in [0, 1] that are not all 0.")
 
 
@@ -296,7 +295,7 @@ def load_text_encoder(folder: Path, variant: str | None, device_map: Any, **kwar
     loaded: Any = CLIPTextModel.from_pretrained(
         encoder_folder,
         variant=variant,
-        dtype=kwargs.get("dtype", kwargs.get("torch_dtype")) or torch.float32,
+        dtype=kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32,
         device_map=device_map,
         use_safetensors=True,
         # The weights with a wrong shape are checked below, with the other problems in the report.

@@ -55,7 +55,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     Reads the options of a pipeline or one of its components from a JSON file.
 
     Raises:
-        `OSError`: If the file does not exist, is not a JSON object, or contains a number that is too large.
+        `OSError`: If the file does not exist, is not a JSON object, or contains NaN or a number that is too large.
     """
     content = _parse_json_object(path)
     for name, value in content.items():
@@ -108,14 +108,13 @@ def get_shard_names(index_path: Path) -> list[str]:
     shards = index.get("weight_map")
     if not isinstance(shards, dict) or not isinstance(index.get("metadata"), dict) or not shards:
         raise OSError(f"{index_path} must contain `metadata` and a `weight_map`. Download or save the pipeline again.")
-    names = set(shards.values()) if all(isinstance(name, str) for name in shards.values()) else {""}
-    for name in names:
-        if Path(name).name != name or not name.endswith(".safetensors"):
+    for name in shards.values():
+        if not isinstance(name, str) or Path(name).name != name or not name.endswith(".safetensors"):
             raise OSError(
                 f"`weight_map` in {index_path} must contain names of safetensors files, got {name!r}. Download or save"
                 " the pipeline again."
             )
-    return [f"{index_path.parent.name}/{name}" for name in sorted(names)]
+    return [f"{index_path.parent.name}/{name}" for name in sorted(set(shards.values()))]
 
 
 def check_weights(folder: Path, component: str, variant: str | None, model: torch.nn.Module) -> list[Path]:
@@ -165,17 +164,6 @@ def check_weights(folder: Path, component: str, variant: str | None, model: torc
     return paths
 
 
-def check_weights_file(path: Path) -> None:
-    """Raises `OSError` if a weights file does not exist or is too large."""
-    if not path.is_file():
-        raise OSError(
-            f"Could not find {path}. Check `variant`, or save the weights again; weights in other formats are not"
-            " supported."
-        )
-    if path.stat().st_size > MAX_WEIGHTS_BYTES:
-        raise OSError(f"{path} has more than {MAX_WEIGHTS_BYTES} bytes, the limit for weights.")
-
-
 def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
     """
     Returns the shape of each tensor in a weights file and whether it has a floating-point dtype.
@@ -183,7 +171,13 @@ def read_header(path: Path) -> dict[str, tuple[tuple[int, ...], bool]]:
     Raises:
         `OSError`: If the file does not exist, is too large or is damaged.
     """
-    check_weights_file(path)
+    if not path.is_file():
+        raise OSError(
+            f"Could not find {path}. Check `variant`, or save the weights again; weights in other formats are not"
+            " supported."
+        )
+    if path.stat().st_size > MAX_WEIGHTS_BYTES:
+        raise OSError(f"{path} has more than {MAX_WEIGHTS_BYTES} bytes, the limit for weights.")
     try:
         with safe_open(path, framework="pt") as file:
             slices = {name: file.get_slice(name) for name in file.keys()}  # noqa: SIM118

@@ -85,8 +85,8 @@ TRANSPOSITIONS = {
     7: PIL.Image.Transpose.TRANSVERSE,
     8: PIL.Image.Transpose.ROTATE_90,
 }
-# Pillow raises these errors if it cannot parse the metadata of an image.
-METADATA_ERRORS = (
+# Pillow raises these errors if it cannot parse the metadata or decode the pixels of an image.
+PILLOW_ERRORS = (
     ArithmeticError,
     AssertionError,
     AttributeError,
@@ -99,7 +99,7 @@ METADATA_ERRORS = (
     ValueError,
     struct.error,
 )
-# Each of these options of DPMSolverMultistepScheduler replaces the timestep spacing.
+# Each of these options of a scheduler replaces the timestep spacing.
 SPACING_OPTIONS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -217,7 +217,7 @@ def get_orientation(image: PIL.Image.Image) -> int:
     """Returns the EXIF orientation, from 1 to 8; 1 (upright) if it is missing or the metadata is broken."""
     try:
         orientation = image.getexif().get(PIL.ExifTags.Base.Orientation)
-    except METADATA_ERRORS:
+    except PILLOW_ERRORS:
         return 1
     return orientation if isinstance(orientation, int) and 1 <= orientation <= 8 else 1
 
@@ -252,8 +252,10 @@ def convert_pil_image(
         raise ValueError(f"`{name}` must have one of the modes {', '.join(SUPPORTED_PIL_MODES)}, got {image.mode!r}.")
     try:
         image.load()
-    except (ArithmeticError, LookupError, OSError, RuntimeError, SyntaxError, TypeError, ValueError) as error:
-        raise ValueError(f"`{name}` could not be decoded ({error}). Pass a different image.") from error
+    except PILLOW_ERRORS as error:
+        # Pillow raises an AssertionError without a message if the image was closed.
+        reason = str(error) or type(error).__name__
+        raise ValueError(f"`{name}` could not be decoded ({reason}). Pass a different image.") from error
     orientation = get_orientation(image)
     if orientation in TRANSPOSITIONS:
         image = image.transpose(TRANSPOSITIONS[orientation])
@@ -310,7 +312,12 @@ def resize_and_crop(images: torch.Tensor, height: int, width: int) -> torch.Tens
 
 
 def convert_array(image: Any, height: int, width: int, channels: int, name: str) -> torch.Tensor:
-    """Converts an array `(..., H, W, C)` or a tensor `(..., C, H, W)` to a tensor `(B, C, H, W)` in [0, 1]."""
+    """
+    Converts an array `(..., H, W, C)` or a tensor `(..., C, H, W)` to a tensor `(B, C, H, W)` in [0, 1].
+
+    Raises:
+        `ValueError`: If the shape, the dtype or a value is not supported.
+    """
     shape = getattr(image, "shape", ())
     if not hasattr(image, "dtype") or len(shape) not in (2, 3, 4) or 0 in shape:
         raise ValueError(
@@ -461,6 +468,7 @@ def get_scheduler_options(scheduler: Any) -> dict[str, Any]:
 
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
+    """Sets `model` to evaluation mode, and restores the mode of each of its modules at the end."""
     # In training mode, BatchNorm would mix the images of a batch and sampling would change its running statistics.
     modes = [(module, module.training) for module in model.modules()]
     model.eval()
@@ -528,7 +536,6 @@ class FashionMNISTPipeline(DiffusionPipeline):
     # The classifier is small, and every guided step uses it together with the U-Net.
     _exclude_from_cpu_offload = ["classifier"]
     _optional_components = ["text_encoder", "tokenizer", "classifier", "vae"]
-    _models = ["unet", "classifier", "vae"]
     _callback_tensor_inputs = ["latents", "model_input", "pred_original_sample"]
     # The installed package sets this function, so that its `from_pretrained` needs no remote code.
     _load_components: Callable[..., tuple[Any, Any, dict[str, Any]]] | None = None
@@ -672,7 +679,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             if index[name] == [None, None]:
                 del index[name]
         index["_class_name"] = self._copy_source(self, folder)
-        for name in index.keys() & set(self._models):
+        for name in sorted(index.keys() & {"unet", "classifier", "vae"}):
             model = getattr(self, name)
             # torch.compile wraps the model.
             model = getattr(model, "_orig_mod", model)
@@ -846,15 +853,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
             label = label.tolist()
         label_id = label
         if isinstance(label, str):
+            # Names may differ only in case or surrounding spaces, so an exact match takes precedence.
+            for normalize in (str, str.strip, lambda name: name.strip().lower()):
+                normalized = [normalize(name) for name in names]
+                if normalize(label) in normalized:
+                    return normalized.index(normalize(label))
             text = label.strip()
-            if label in names:
-                return names.index(label)
-            stripped = [name.strip() for name in names]
-            if text in stripped:
-                return stripped.index(text)
-            lower_case = [name.lower() for name in stripped]
-            if text.lower() in lower_case:
-                return lower_case.index(text.lower())
             label_id = int(text) if text.isdecimal() else None
         if isinstance(label_id, Integral) and not isinstance(label_id, bool) and int(label_id) in range(num_classes):
             return int(label_id)
@@ -986,6 +990,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         classifier_guidance_scale: float = 0.0,
         eta: float | None = None,
     ) -> None:
+        """Raises `ValueError` if an argument of [`~FashionMNISTPipeline.__call__`] is invalid."""
         self._check_unet()
         for name, value in (
             ("num_images_per_prompt", num_images_per_prompt),
@@ -1189,80 +1194,87 @@ class FashionMNISTPipeline(DiffusionPipeline):
         Raises:
             `ValueError`: If the scheduler does not support the arguments or the model.
         """
-        scheduler = self.scheduler
-        name = type(scheduler).__name__
-        self._check_scheduler(name)
-        set_scheduler_timesteps: Any = scheduler.set_timesteps
-        num_train_timesteps = scheduler.config.num_train_timesteps
-        if timesteps is None and sigmas is None:
-            if num_inference_steps > num_train_timesteps:
-                raise ValueError(
-                    f"`num_inference_steps` must be between 1 and {num_train_timesteps}, the scheduler's"
-                    f" `num_train_timesteps`, got {num_inference_steps}."
-                )
-            if isinstance(scheduler, LCMScheduler):
-                max_steps = scheduler.config["original_inference_steps"]
-                if num_inference_steps > max_steps:
-                    raise ValueError(
-                        f"`num_inference_steps` must be between 1 and {max_steps}, the `original_inference_steps` of"
-                        f" LCMScheduler, got {num_inference_steps}."
-                    )
-            if isinstance(scheduler, PNDMScheduler) and num_inference_steps < scheduler.pndm_order:
-                raise ValueError(
-                    f"`num_inference_steps` must be at least {scheduler.pndm_order} with PNDMScheduler, got"
-                    f" {num_inference_steps}."
-                )
-            if self._uses_power_law():
-                power = self.config.timestep_power
-                if isinstance(scheduler, FlowMatchEulerDiscreteScheduler):
-                    spaced = [(k / num_inference_steps) ** power for k in range(num_inference_steps, 0, -1)]
-                    set_scheduler_timesteps(sigmas=spaced, device=device)
-                else:
-                    spaced = power_law_timesteps(num_inference_steps, num_train_timesteps, power)
-                    set_scheduler_timesteps(timesteps=spaced, device=device)
-            else:
-                set_scheduler_timesteps(num_inference_steps, device=device)
-                self._check_coverage(name, num_inference_steps)
-        elif timesteps is not None and sigmas is not None:
+        self._check_scheduler()
+        if timesteps is not None and sigmas is not None:
             raise ValueError("Cannot use both `timesteps` and `sigmas`. Pass only one of them.")
+        if timesteps is not None:
+            self._set_custom_spacing("timesteps", timesteps, device)
+        elif sigmas is not None:
+            self._set_custom_spacing("sigmas", sigmas, device)
         else:
-            option, values = ("sigmas", sigmas) if timesteps is None else ("timesteps", timesteps)
-            values = self._convert_spacing(option, values)
-            parameters = inspect.signature(scheduler.set_timesteps).parameters
-            if uses_flow_matching(scheduler):
-                # Custom timesteps would not have the matching noise levels.
-                supported = option == "sigmas"
-            else:
-                # Without flow matching, UniPCMultistepScheduler does not support sigmas.
-                supported = option == "timesteps" or not isinstance(scheduler, FLOW_SOLVERS)
-            if option not in parameters or not supported:
-                raise ValueError(f"{name} does not support custom `{option}`. Pass `num_inference_steps` instead.")
-            if option == "timesteps":
-                if not 0 <= values[-1] <= values[0] < num_train_timesteps:
-                    raise ValueError(f"`timesteps` must be between 0 and {num_train_timesteps - 1}, got {values}.")
-            elif uses_flow_matching(scheduler):
-                if not 0 < values[-1] <= values[0] <= 1:
-                    raise ValueError(f"`sigmas` must be greater than 0 and at most 1 with {name}, got {values}.")
-            # EulerDiscreteScheduler would otherwise leave the noise of the last sigma in the images.
-            elif len(values) < 2 or values[-1] != 0:
-                raise ValueError(
-                    f"`sigmas` must have two or more values and end with 0 for {name}, got {values}. Append 0."
-                )
-            # UniPCMultistepScheduler requires a NumPy array.
-            values = torch.tensor(values).numpy() if option == "sigmas" else values
-            set_scheduler_timesteps(**{option: values}, device=device)
-        all_timesteps: Any = scheduler.timesteps
+            self._set_num_inference_steps(num_inference_steps, device)
+        all_timesteps = self.scheduler.timesteps
         lowest, highest = float(all_timesteps.min()), float(all_timesteps.max())
+        num_train_timesteps = self.scheduler.config.num_train_timesteps
         # In flow matching, timesteps are `num_train_timesteps` times sigma. The shift can cause rounding errors.
-        limit = num_train_timesteps if uses_flow_matching(scheduler) else num_train_timesteps - 1
+        limit = num_train_timesteps if uses_flow_matching(self.scheduler) else num_train_timesteps - 1
         if lowest < 0 or highest > limit + 0.01:
             raise ValueError(
-                f"{name} uses timesteps from {lowest:g} to {highest:g}, but they must be between 0 and"
-                f" {limit}. Use a different number of steps, `steps_offset` or `timestep_spacing`."
+                f"{type(self.scheduler).__name__} uses timesteps from {lowest:g} to {highest:g}, but they must be"
+                f" between 0 and {limit}. Use a different number of steps, `steps_offset` or `timestep_spacing`."
             )
         # Without a begin index, a scheduler skips the first step if the first two timesteps are equal.
         self._set_begin_index(0)
         return all_timesteps
+
+    def _set_num_inference_steps(self, num_inference_steps: int, device: torch.device | None) -> None:
+        num_train_timesteps = self.scheduler.config.num_train_timesteps
+        if num_inference_steps > num_train_timesteps:
+            raise ValueError(
+                f"`num_inference_steps` must be between 1 and {num_train_timesteps}, the scheduler's"
+                f" `num_train_timesteps`, got {num_inference_steps}."
+            )
+        if isinstance(self.scheduler, LCMScheduler):
+            max_steps = self.scheduler.config["original_inference_steps"]
+            if num_inference_steps > max_steps:
+                raise ValueError(
+                    f"`num_inference_steps` must be between 1 and {max_steps}, the `original_inference_steps` of"
+                    f" LCMScheduler, got {num_inference_steps}."
+                )
+        if isinstance(self.scheduler, PNDMScheduler) and num_inference_steps < self.scheduler.pndm_order:
+            raise ValueError(
+                f"`num_inference_steps` must be at least {self.scheduler.pndm_order} with PNDMScheduler, got"
+                f" {num_inference_steps}."
+            )
+        set_timesteps: Any = self.scheduler.set_timesteps
+        power = self.config.timestep_power
+        if not self._uses_power_law():
+            set_timesteps(num_inference_steps, device=device)
+            self._check_coverage(num_inference_steps)
+        elif isinstance(self.scheduler, FlowMatchEulerDiscreteScheduler):
+            spaced = [(k / num_inference_steps) ** power for k in range(num_inference_steps, 0, -1)]
+            set_timesteps(sigmas=spaced, device=device)
+        else:
+            spaced = power_law_timesteps(num_inference_steps, num_train_timesteps, power)
+            set_timesteps(timesteps=spaced, device=device)
+
+    def _set_custom_spacing(self, option: str, values: Any, device: torch.device | None) -> None:
+        """Sets custom timesteps or sigmas; `option` is `"timesteps"` or `"sigmas"`."""
+        name, num_train_timesteps = type(self.scheduler).__name__, self.scheduler.config.num_train_timesteps
+        flow_matching = uses_flow_matching(self.scheduler)
+        values = self._convert_spacing(option, values)
+        if flow_matching:
+            # Custom timesteps would not have the matching noise levels.
+            supported = option == "sigmas"
+        else:
+            # Without flow matching, UniPCMultistepScheduler does not support sigmas.
+            supported = option == "timesteps" or not isinstance(self.scheduler, FLOW_SOLVERS)
+        if not supported or option not in inspect.signature(self.scheduler.set_timesteps).parameters:
+            raise ValueError(f"{name} does not support custom `{option}`. Pass `num_inference_steps` instead.")
+        if option == "timesteps":
+            if not 0 <= values[-1] <= values[0] < num_train_timesteps:
+                raise ValueError(f"`timesteps` must be between 0 and {num_train_timesteps - 1}, got {values}.")
+        elif flow_matching:
+            if not 0 < values[-1] <= values[0] <= 1:
+                raise ValueError(f"`sigmas` must be greater than 0 and at most 1 with {name}, got {values}.")
+        # EulerDiscreteScheduler would otherwise leave the noise of the last sigma in the images.
+        elif len(values) < 2 or values[-1] != 0:
+            raise ValueError(
+                f"`sigmas` must have two or more values and end with 0 for {name}, got {values}. Append 0."
+            )
+        # UniPCMultistepScheduler requires a NumPy array.
+        spacing: Any = torch.tensor(values).numpy() if option == "sigmas" else values
+        self.scheduler.set_timesteps(**{option: spacing}, device=device)
 
     @staticmethod
     def _convert_spacing(option: str, values: Any) -> list[float]:
@@ -1288,9 +1300,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if hasattr(self.scheduler, "set_begin_index"):
             self.scheduler.set_begin_index(index)
 
-    def _check_scheduler(self, name: str) -> None:
-        scheduler = self.scheduler
-        if not isinstance(self.scheduler, SchedulerMixin):
+    def _check_scheduler(self) -> None:
+        scheduler, name = self.scheduler, type(self.scheduler).__name__
+        if not isinstance(scheduler, SchedulerMixin):
             raise ValueError(
                 f"`scheduler` must be a scheduler object, got {scheduler!r}. Create one with `from_config`."
             )
@@ -1328,9 +1340,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"{name} does not support this model, whose `prediction_type` is sample. Use a different scheduler,"
                 " such as DPMSolverMultistepScheduler."
             )
-        # The config can contain options of other schedulers.
-        options = inspect.signature(type(scheduler)).parameters.keys() & {"clip_sample", "thresholding"}
-        if self.vae is not None and any(scheduler.config.get(option) for option in options):
+        options = get_scheduler_options(scheduler)
+        if self.vae is not None and (options.get("clip_sample") or options.get("thresholding")):
             raise ValueError(
                 f"{name} must not clip the latents of this model to [-1, 1]. Create it with `clip_sample=False` and"
                 " `thresholding=False`."
@@ -1344,25 +1355,25 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 " infinite. Use a different scheduler, such as UniPCMultistepScheduler."
             )
 
-    def _check_coverage(self, name: str, num_inference_steps: int) -> None:
+    def _check_coverage(self, num_inference_steps: int) -> None:
         num_train_timesteps = self.scheduler.config.num_train_timesteps
         first = float(self.scheduler.timesteps.max())
         if first + num_train_timesteps / num_inference_steps < MIN_TIMESTEP_COVERAGE * num_train_timesteps:
             # "leading" spacing can start halfway if the number of steps does not divide `num_train_timesteps`.
             raise ValueError(
-                f"{name} starts at timestep {first:g} of {num_train_timesteps} with `num_inference_steps`="
-                f"{num_inference_steps}, which skips the high noise levels. Use fewer steps, or a different"
-                " `timestep_spacing`."
+                f"{type(self.scheduler).__name__} starts at timestep {first:g} of {num_train_timesteps} with"
+                f" `num_inference_steps`={num_inference_steps}, which skips the high noise levels. Use fewer steps, or"
+                " a different `timestep_spacing`."
             )
 
     def _uses_power_law(self) -> bool:
-        config = self.scheduler.config
+        options = get_scheduler_options(self.scheduler)
         return (
             self.config.timestep_power is not None
             and isinstance(self.scheduler, POWER_LAW_SCHEDULERS)
             # LCMScheduler only supports the timesteps of its training schedule.
-            and config.get("original_inference_steps", math.inf) >= config["num_train_timesteps"]
-            and not any(config.get(option, False) for option in SPACING_OPTIONS)
+            and options.get("original_inference_steps", math.inf) >= options["num_train_timesteps"]
+            and not any(options.get(name) for name in SPACING_OPTIONS)
         )
 
     def _preprocess_image(self, image: Any, height: int, width: int) -> torch.Tensor:
@@ -1389,7 +1400,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         latents: torch.Tensor | None,
         device: torch.device,
     ) -> torch.Tensor:
-        """Returns `latents` or, if it is `None`, standard normal noise of shape `(batch, channels, height, width)`."""
+        """
+        Returns `latents` or, if it is `None`, standard normal noise of shape `(batch, channels, height, width)`.
+
+        Raises:
+            `ValueError`: If the shape of `latents` or the number of generators is wrong.
+        """
         shape = (batch_size, *self.latent_shape)
         if isinstance(generator, list) and len(generator) != batch_size:
             raise ValueError(
@@ -1418,30 +1434,36 @@ class FashionMNISTPipeline(DiffusionPipeline):
             `tuple[torch.Tensor, torch.Tensor | None]`: One image or `len(noise)` images of shape
             `(batch, channels, height, width)` in [-1, 1], and the Boolean masks of shape `(batch, 1, height, width)`,
             which are true in the region to inpaint. The second element is `None` without a `mask_image`.
+
+        Raises:
+            `ValueError`: If an image cannot be converted, or if the number or the size of the images and masks does
+                not match.
         """
         batch_size = len(noise)
         _, height, width = self.image_shape
-        original = self._preprocess_image(image, height, width)
+        images = self._preprocess_image(image, height, width)
         mask = None if mask_image is None else self._preprocess_mask(mask_image, image, height, width)
         num_prompts = batch_size // num_images_per_prompt
 
-        def repeat_images(name: str, images: torch.Tensor) -> torch.Tensor:
-            if len(images) in (1, batch_size):
-                return images
-            if len(images) == num_prompts:
-                return images.repeat_interleave(num_images_per_prompt, dim=0)
+        def repeat_images(name: str, tensor: torch.Tensor) -> torch.Tensor:
+            if len(tensor) in (1, batch_size):
+                return tensor
+            if len(tensor) == num_prompts:
+                return tensor.repeat_interleave(num_images_per_prompt, dim=0)
             counts = f"one for each label or prompt ({num_prompts}), or " if 1 < num_prompts < batch_size else "or "
-            hint = f" Pass `num_images_per_prompt={len(images)}` to use all of them." if batch_size == 1 else ""
+            hint = f" Pass `num_images_per_prompt={len(tensor)}` to use all of them." if batch_size == 1 else ""
             raise ValueError(
                 f"`{name}` must be one image, {counts}one for each generated image ({batch_size}), got"
-                f" {len(images)}.{hint}"
+                f" {len(tensor)}.{hint}"
             )
 
-        original = repeat_images("image", original).to(noise)
-        return original, None if mask is None else repeat_images("mask_image", mask).to(noise.device)
+        images = repeat_images("image", images).to(noise)
+        return images, None if mask is None else repeat_images("mask_image", mask).to(noise.device)
 
-    def _add_noise(self, images: torch.Tensor, noise: torch.Tensor, timesteps: torch.Tensor) -> torch.Tensor:
+    def _add_noise(self, images: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
+        """Adds noise to images of shape `(batch, channels, height, width)` at one timestep of shape `()`."""
         scheduler: Any = self.scheduler
+        timesteps: Any = timestep.expand(len(images))
         if isinstance(scheduler, FLOW_MATCH_SCHEDULERS):
             return scheduler.scale_noise(images, timesteps, noise)  # pyright: ignore[reportArgumentType]
         return scheduler.add_noise(images, noise, timesteps)
@@ -1455,8 +1477,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def _get_noise_level(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns `alpha` and `sigma` of the current state `alpha * x0 + sigma * noise` of the scheduler."""
         zero = torch.zeros(1, 1, 1, 1, device=timestep.device)
-        timesteps: Any = timestep.reshape(1)
-        return self._add_noise(zero + 1, zero, timesteps), self._add_noise(zero, zero + 1, timesteps)
+        return self._add_noise(zero + 1, zero, timestep), self._add_noise(zero, zero + 1, timestep)
 
     def pred_original_sample(
         self, prediction: torch.Tensor, model_input: torch.Tensor, timestep: torch.Tensor
@@ -1470,8 +1491,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             timestep (`torch.Tensor` of shape `()`): The timestep of all images, one of `scheduler.timesteps`.
         """
         noise_level = self._get_input_noise_level(timestep)
-        original = predict_x0(prediction, model_input, *noise_level, self.prediction_type)
-        return original.clamp(-1, 1) if self.vae is None else original
+        pred_original_sample = predict_x0(prediction, model_input, *noise_level, self.prediction_type)
+        return pred_original_sample.clamp(-1, 1) if self.vae is None else pred_original_sample
 
     def _get_input_noise_level(self, timestep: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
         """Returns `alpha` and `sigma` of a model input, which is `alpha * x0 + sigma * noise`."""
@@ -1535,7 +1556,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         predict: Callable[[torch.Tensor, torch.Tensor, int], torch.Tensor],
         step: Callable[[torch.Tensor, torch.Tensor, torch.Tensor, int], torch.Tensor],
         callback_on_step_end: Callable[..., dict | None] | None,
-        callback_on_step_end_tensor_inputs: Sequence[str],
+        callback_on_step_end_tensor_inputs: Sequence[str] | None,
     ) -> torch.Tensor:
         """
         Runs the denoising loop.
@@ -1594,12 +1615,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         sample: torch.Tensor,
         output_type: str,
         return_dict: bool,
-        image: torch.Tensor | None = None,
+        image: Any = None,
         mask: torch.Tensor | None = None,
     ) -> ImagePipelineOutput | tuple:
         if output_type != "latent":
             sample = self.decode_latents(sample)
-            if image is not None and mask is not None:
+            if mask is not None:
                 # The autoencoder does not reproduce the known pixels exactly.
                 sample = torch.where(mask, sample, image)
         if not sample.isfinite().all():
@@ -1630,7 +1651,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["FashionMNISTPipeline", int, int, dict], dict | None] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
         *,
         prompt: str | list[str] | None = None,
         negative_prompt: str | list[str] | None = None,
@@ -1680,10 +1701,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 for each generated image. The pipeline adds noise to it and denoises it. Arrays have the shape
                 `(height, width)` or `(height, width, channels)`, and tensors `(height, width)` or `(channels, height,
                 width)`. With channels, they may also have a batch dimension. They contain uint8 values, Booleans, or
-                floats in [0, 1]. A PIL image is made upright with its EXIF orientation. The channels
-                are converted to those of the model, and transparent pixels are composited over white unless the model
-                has 4 channels. Images of a different size are resized to cover the size of the model and
-                center-cropped.
+                floats in [0, 1]. A PIL image is made upright with its EXIF orientation. The channels are converted to
+                those of the model, and transparent pixels are composited over white unless the model has 4 channels.
+                Images of a different size are resized to cover the size of the model and center-cropped.
             mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
                 Region of `image` to inpaint: one mask, one for each label or prompt, or one for each generated image.
                 White pixels are generated and black pixels keep their exact values; the threshold is 0.5. All images
@@ -1706,16 +1726,15 @@ class FashionMNISTPipeline(DiffusionPipeline):
             return_dict (`bool`, defaults to `True`): Whether to return an [`ImagePipelineOutput`] or a tuple.
             callback_on_step_end (`Callable`, *optional*):
                 Called as `callback(pipe, step, timestep, tensors)` after each of the `pipe.num_timesteps` scheduler
-                steps. If it returns a `dict` with
-                `latents`, sampling continues with them. It may set `pipe._guidance_scale` or
-                `pipe._classifier_guidance_scale`, or set `pipe._interrupt = True` to stop sampling. The
-                `tensor_inputs` of a [`PipelineCallback`] or [`MultiPipelineCallbacks`] replace
+                steps. If it returns a `dict` with `latents`, sampling continues with them. It may set
+                `pipe._guidance_scale` or `pipe._classifier_guidance_scale`, or set `pipe._interrupt = True` to stop
+                sampling. The `tensor_inputs` of a [`PipelineCallback`] or [`MultiPipelineCallbacks`] replace
                 `callback_on_step_end_tensor_inputs`.
             callback_on_step_end_tensor_inputs (`Sequence[str]`, defaults to `("latents",)`):
                 The tensors that the callback receives: `"latents"`, the state of the scheduler after the step;
                 `"model_input"`, the noisy images that the model received in this step; and
                 `"pred_original_sample"`, the predicted x0 of this step, in [-1, 1]. With an autoencoder, all of them
-                are latents; [`~FashionMNISTPipeline.decode_latents`] decodes them.
+                are latents; [`~FashionMNISTPipeline.decode_latents`] decodes them. `None` passes no tensors.
             prompt (`str` or `list[str]`, *optional*):
                 One or more prompts for a text-conditional model. If neither `prompt` nor `prompt_embeds` is passed,
                 sampling is unconditional, which is the same as an empty prompt without guidance. Without a text
@@ -1777,20 +1796,20 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
         # 2. Class labels or prompts
         batch_size = num_images_per_prompt
-        label_kwargs, null_kwargs, guidance_labels = {}, {}, None
+        # The model receives the embeddings of prompts as class labels.
         labels: Any = None
+        model_labels: Any = None
+        null_labels: Any = None
         if class_labels is not None:
             labels = torch.tensor(self.get_label_ids(class_labels), device=device)
             labels = labels.repeat_interleave(num_images_per_prompt)  # (B,)
             batch_size = len(labels)
         if class_labels is not None and self.is_conditional:
-            null_labels = torch.full_like(labels, self.unet.config.num_class_embeds)
-            guidance_labels = torch.cat([null_labels, labels])  # (2B,)
-            label_kwargs, null_kwargs = {"class_labels": labels}, {"class_labels": null_labels}
+            model_labels, null_labels = labels, torch.full_like(labels, self.unet.config.num_class_embeds)
         elif self.prompt_embeds_dim is not None:
             # A callback can enable guidance later, so the negative prompt is encoded whenever there is a text encoder.
             has_negative_prompt = self.text_encoder is not None or negative_prompt_embeds is not None
-            prompt_embeds, negative_prompt_embeds = self.encode_prompt(
+            model_labels, null_labels = self.encode_prompt(
                 prompt,
                 device,
                 num_images_per_prompt,
@@ -1799,11 +1818,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 prompt_embeds,
                 negative_prompt_embeds,
             )
-            label_kwargs = {"class_labels": prompt_embeds}
-            if negative_prompt_embeds is not None:
-                guidance_labels = torch.cat([negative_prompt_embeds, prompt_embeds])  # (2B, channels)
-                null_kwargs = {"class_labels": negative_prompt_embeds}
-            batch_size = len(prompt_embeds)
+            batch_size = len(model_labels)
 
         # 3. Timesteps
         all_timesteps = self.set_timesteps(num_steps, timesteps, sigmas, device)
@@ -1828,26 +1843,23 @@ class FashionMNISTPipeline(DiffusionPipeline):
         known_generator = copy_generator(generator)
         noise = self.prepare_noise(batch_size, generator, latents, device)
         sample = noise * self.init_noise_sigma
-        original: Any = None
+        image_latents: Any = None
         mask: Any = None
         image_tensor: Any = None
         pixel_mask: Any = None
 
-        def add_noise(sample: torch.Tensor, noise: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
-            return self._add_noise(sample, noise, timestep.expand(batch_size))
-
         def replace_known_pixels(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             known_noise = self.prepare_noise(batch_size, known_generator, None, device)
-            return torch.where(mask, sample, add_noise(original, known_noise, timestep))
+            return torch.where(mask, sample, self._add_noise(image_latents, known_noise, timestep))
 
         if image is not None:
             image_tensor, pixel_mask = self.prepare_image(image, mask_image, noise, num_images_per_prompt)
-            original = encode_images(self.vae, image_tensor).expand_as(noise)
+            image_latents = encode_images(self.vae, image_tensor).expand_as(noise)
             if pixel_mask is not None:
                 # A latent is generated if it covers at least one pixel to inpaint.
                 mask = F.max_pool2d(pixel_mask.float(), self.vae_scale_factor) > 0
             if mask is None or strength < 1:
-                sample = add_noise(original, noise, remaining[0])
+                sample = self._add_noise(image_latents, noise, remaining[0])
             if mask is not None:
                 sample = replace_known_pixels(sample, remaining[0])
         step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
@@ -1857,16 +1869,16 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
         def predict(model_input: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
             is_guided = start <= indices[i] < stop
-            guidance_scale = self.guidance_scale if is_guided and guidance_labels is not None else 1.0
+            guidance_scale = self.guidance_scale if is_guided and null_labels is not None else 1.0
             if guidance_scale not in (0, 1):
                 self._num_function_evaluations += 2
-                inputs = torch.cat([model_input, model_input])
-                uncond, cond = self.unet(inputs, t, class_labels=guidance_labels).sample.float().chunk(2)
+                inputs, input_labels = torch.cat([model_input, model_input]), torch.cat([null_labels, model_labels])
+                uncond, cond = self.unet(inputs, t, class_labels=input_labels).sample.float().chunk(2)
                 prediction = uncond + guidance_scale * (cond - uncond)
             else:
                 self._num_function_evaluations += 1
-                kwargs = null_kwargs if guidance_scale == 0 else label_kwargs
-                prediction = self.unet(model_input, t, **kwargs).sample.float()
+                input_labels = null_labels if guidance_scale == 0 else model_labels
+                prediction = self.unet(model_input, t, class_labels=input_labels).sample.float()
             if is_guided and self.classifier_guidance_scale != 0:
                 prediction = self._guide_with_classifier(prediction, model_input, t, labels)
             return prediction
@@ -1877,7 +1889,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             if mask is None:
                 return sample
             if next_index == len(remaining):
-                return torch.where(mask, sample, original)
+                return torch.where(mask, sample, image_latents)
             if next_index % order:
                 # A second-order scheduler has not completed the step yet.
                 return sample
@@ -1916,7 +1928,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         output_type: str = "pil",
         return_dict: bool = True,
         callback_on_step_end: Callable[["FashionMNISTPipeline", int, int, dict], dict | None] | None = None,
-        callback_on_step_end_tensor_inputs: Sequence[str] = ("latents",),
+        callback_on_step_end_tensor_inputs: Sequence[str] | None = ("latents",),
         *,
         prompt: str | list[str] | None = None,
     ) -> ImagePipelineOutput | tuple:
@@ -1986,20 +1998,22 @@ class FashionMNISTPipeline(DiffusionPipeline):
         weights = weights.view(-1, 1, 1, 1)  # (B, 1, 1, 1)
 
         # 2. Class labels or prompts
-        labels = []
+        # Two equal labels or prompts require only one prediction.
+        num_predictions, labels = 1, None
         if class_labels is not None:
             label_ids = self.get_label_ids(class_labels)
             if len(label_ids) > 2:
                 raise ValueError(f"`class_labels` must contain one or two labels, got {len(label_ids)}.")
-            # Two equal labels require only one prediction.
-            labels = [torch.full((num_images,), label_id, device=device) for label_id in dict.fromkeys(label_ids)]
+            num_predictions = len(set(label_ids))
+            labels = torch.tensor(label_ids[:num_predictions], device=device).repeat_interleave(num_images)
         elif self.prompt_embeds_dim is not None:
             prompts = prompt if isinstance(prompt, list) else [prompt or ""]
             if len(prompts) > 2:
                 raise ValueError(f"`prompt` must contain one or two prompts, got {len(prompts)}.")
-            prompts = list(dict.fromkeys(prompts))
-            prompt_embeds, _ = self.encode_prompt(prompts, device, num_images, do_classifier_free_guidance=False)
-            labels = list(prompt_embeds.chunk(len(prompts)))
+            num_predictions = len(set(prompts))
+            labels, _ = self.encode_prompt(
+                prompts[:num_predictions], device, num_images, do_classifier_free_guidance=False
+            )
 
         # 3. Timesteps and noise
         timesteps = self.set_timesteps(num_steps, device=device)
@@ -2025,8 +2039,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 return output.prev_sample
             if isinstance(self.scheduler, LCMScheduler):
                 unused_generator.set_state(initial_state)
-                next_timestep: Any = timesteps[self.scheduler.step_index].expand(num_images)
-                return self.scheduler.add_noise(output.denoised, sample_noise(), next_timestep)
+                next_timestep = timesteps[self.scheduler.step_index]
+                return self._add_noise(output.denoised, sample_noise(), next_timestep)
             raise ValueError(
                 f"{type(self.scheduler).__name__} adds noise that cannot be interpolated. Use a deterministic"
                 " scheduler, such as DDIMScheduler, or use DPMSolverMultistepScheduler."
@@ -2034,14 +2048,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
         # 4. Denoising loop
         def predict(model_input: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
-            if len(labels) < 2:
-                self._num_function_evaluations += 1
-                label_kwargs = {"class_labels": labels[0]} if labels else {}
-                return self.unet(model_input, t, **label_kwargs).sample.float()
-            self._num_function_evaluations += 2
-            model_input = torch.cat([model_input, model_input])
-            first, last = self.unet(model_input, t, class_labels=torch.cat(labels)).sample.float().chunk(2)
-            return torch.lerp(first, last, weights)
+            self._num_function_evaluations += num_predictions
+            inputs = torch.cat([model_input] * num_predictions)
+            predictions = self.unet(inputs, t, class_labels=labels).sample.float().chunk(num_predictions)
+            return torch.lerp(predictions[0], predictions[-1], weights)
 
         sample = self._denoise(
             sample, timesteps, predict, step, callback_on_step_end, callback_on_step_end_tensor_inputs
@@ -2090,6 +2100,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     f"`{name}` cannot be used with `trajectory`. Omit it, or call the pipeline with"
                     " `callback_on_step_end` to process the intermediate images yourself."
                 )
+        self._check_unet()
         channels = self.image_shape[0]
         if channels not in (1, 3):
             raise ValueError(

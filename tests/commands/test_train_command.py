@@ -110,14 +110,14 @@ def test_several_gpus_are_used_with_accelerate(script, monkeypatch):
     assert "--num_processes=4" in launcher
 
 
-@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+@pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
 def test_the_trainer_finishes_after_one_signal(tmp_path, number, exit_code):
     started = tmp_path / "started"
     (tmp_path / "train.py").write_text(f"""
 import signal, sys, time
 
 signals = []
-for number in (signal.SIGINT, signal.SIGTERM):
+for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
     signal.signal(number, lambda number, frame: signals.append(number))
 open({str(started)!r}, "w").close()
 while not signals:
@@ -139,8 +139,8 @@ sys.exit(128 + signals[0])
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell in the background ignores SIGINT, and child processes inherit this.
-        preexec_fn=lambda: signal.signal(signal.SIGINT, signal.SIG_DFL),
+        # A shell in the background ignores SIGINT, nohup ignores SIGHUP, and child processes inherit this.
+        preexec_fn=lambda: [signal.signal(name, signal.SIG_DFL) for name in (signal.SIGINT, signal.SIGHUP)],
     )
     while not started.exists():
         assert process.poll() is None

@@ -142,6 +142,12 @@ def test_broken_link_to_an_image_is_an_error(tmp_path):
     assert get_error(tmp_path).startswith(f"Could not read the image {tmp_path / '1.png'} (No such file or directory)")
 
 
+def test_link_to_itself_is_an_error(tmp_path):
+    add_image(tmp_path / "0.png")
+    (tmp_path / "1.png").symlink_to(tmp_path / "1.png")
+    assert get_error(tmp_path).startswith(f"Could not read the image {tmp_path / '1.png'} (Too many levels of")
+
+
 def test_pipes_are_not_read(tmp_path):
     add_image(tmp_path / "0.png")
     os.mkfifo(tmp_path / "1.png")

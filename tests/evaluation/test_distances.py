@@ -127,6 +127,13 @@ def test_nearest_neighbors_are_exact():
     assert torch.allclose(found.double(), exact.sort(1).values[:, :3])
 
 
+def test_nearest_neighbors_of_near_duplicates_are_sorted():
+    points = 100 + 1e-3 * sample_normal(500, 16)
+    found, indices = nearest_neighbors(points, points, k=4)
+    assert (found.diff(dim=1) >= 0).all()
+    assert torch.equal(found, (points[:, None] - points[indices]).norm(dim=2))
+
+
 def test_nearest_neighbors_are_found_in_blocks(monkeypatch: pytest.MonkeyPatch):
     points = torch.randint(0, 256, (700, 12), dtype=torch.uint8, generator=torch.Generator().manual_seed(0))
     expected = nearest_neighbors(points[:50], points, k=3)

@@ -2,7 +2,7 @@ import torch
 from diffusers import DDPMScheduler
 
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
-from fmnist_diffusion.evaluation import weights_hash
+from fmnist_diffusion.evaluation import provenance, weights_hash
 from fmnist_diffusion.evaluation.provenance import get_device_name, get_versions, tensor_hash
 from fmnist_diffusion.files import hash_file
 
@@ -23,7 +23,9 @@ def test_tensor_hash_depends_on_the_values_only(tmp_path):
     assert hash_file(tmp_path / "pixels") == tensor_hash(images)
 
 
-def test_versions_and_device_are_reported():
+def test_versions_and_device_are_reported(monkeypatch):
     assert get_versions()["torch"] == torch.__version__
     assert get_versions().keys() >= {"fmnist-diffusion", "diffusers", "transformers", "torchmetrics", "numpy"}
+    monkeypatch.setattr(provenance, "PACKAGES", ("torch", "not-installed"))
+    assert get_versions() == {"torch": torch.__version__}
     assert get_device_name(torch.device("cpu")).startswith("cpu (")

@@ -1,5 +1,6 @@
 from pathlib import Path
 
+import pytest
 import torch
 from PIL import Image
 
@@ -58,13 +59,16 @@ def test_metric_rows_contain_the_floor_of_another_reference():
     ]
 
 
-def test_report_is_saved_with_and_without_labels(tmp_path: Path):
+# A single dollar sign is valid, and two of them would enclose a formula.
+@pytest.mark.parametrize("name", ["base", "cost $x^$"])
+def test_report_is_saved_with_and_without_labels(tmp_path: Path, name: str):
     generator = torch.Generator().manual_seed(0)
     images = torch.randint(0, 256, (30, 1, 28, 28), dtype=torch.uint8, generator=generator)
     memorization = Memorization(torch.rand(30, generator=generator), torch.arange(30), torch.rand(50))
     nearest = {"pixels": memorization, "classifier": memorization}
     for labels in (None, torch.arange(30) % 10):
         measurement = Measurement(Samples(images, labels), nearest, {}, torch.arange(30) % 10)
-        save_report(tmp_path / "report.png", RESULTS, measurement, images, FASHION_MNIST_LABELS)
+        label_names = (*FASHION_MNIST_LABELS[:9], name)
+        save_report(tmp_path / "report.png", RESULTS | {"source": name}, measurement, images, label_names)
         with Image.open(tmp_path / "report.png") as report:
             assert report.size == (1500, 1680)

@@ -269,7 +269,10 @@ def test_damaged_parts_are_generated_again(evaluate, run_folder: Path, tmp_path:
             {"num_samples": 100},
             r"The Fréchet distance requires at least 257 samples, got 100\. Evaluate more samples\.",
         ),
-        ({"num_samples": 2**21}, r"`num_samples` must be at most 1048576, got 2097152\."),
+        ({"num_samples": 2**21}, r"`num_samples` must be between 1 and 1048576, got 2097152\."),
+        ({"num_samples": 0}, r"`num_samples` must be between 1 and 1048576, got 0\."),
+        ({"batch_size": 0}, r"`batch_size` must be a positive integer, got 0\."),
+        ({"seeds": ()}, r"`seeds` must contain at least one seed\."),
         ({"seeds": (0, 4096)}, r"`seeds` must be between 0 and 4095, got 0, 4096\."),
         (
             {"sampling": SamplingConfig(guidance_scale=2.0), "conditional": False},

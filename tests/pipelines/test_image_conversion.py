@@ -127,6 +127,16 @@ def test_truncated_image_is_an_error():
         convert(image, 8, 8, 3)
 
 
+@pytest.mark.parametrize("suffix", ["PNG", "JPEG", "GIF", "BMP"])
+def test_closed_image_is_an_error(suffix: str):
+    file = io.BytesIO()
+    Image.new("RGB", (8, 8)).save(file, suffix)
+    with Image.open(file) as image:
+        pass
+    with pytest.raises(ValueError, match=r"`image` could not be decoded \(.+\)\. Pass a different image\."):
+        convert(image, 8, 8, 3)
+
+
 def test_other_numbers_of_channels_need_arrays():
     image = torch.full((1, 2, 16, 16), 0.5)
     assert (convert(image, 8, 8, 2) == 128).all()

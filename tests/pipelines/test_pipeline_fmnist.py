@@ -482,7 +482,7 @@ def test_layerwise_casting_generates_images(dtype):
     assert torch.isfinite(images).all() and images.std() > 0.05
 
 
-@pytest.mark.parametrize("method", ["__call__", "interpolate"])
+@pytest.mark.parametrize("method", ["__call__", "interpolate", "trajectory"])
 def test_wrapped_model_is_an_error(method):
     pipe = get_pipeline()
     pipe.unet = torch.nn.DataParallel(pipe.unet)

@@ -277,6 +277,11 @@ class TestSaving:
         assert not diffusers_log.records
         assert not caplog.records
 
+    def test_all_models_have_the_requested_dtype(self, pipe, tmp_path):
+        pipe.save_pretrained(tmp_path)
+        half: Any = load_pipeline(tmp_path, dtype=None, torch_dtype=torch.float16)
+        assert (half.unet.dtype, half.text_encoder.dtype) == (torch.float16, torch.float16)
+
     def test_from_pipe_keeps_the_text_encoder(self, pipe):
         again = FashionMNISTPipeline.from_pipe(pipe)
         assert again.text_encoder is pipe.text_encoder

@@ -98,6 +98,13 @@ class TestPowerLaw:
         assert compute_timesteps(pipe) == timesteps
         assert [record.message for record in diffusers_log.records] == []
 
+    def test_spacing_options_of_other_schedulers_have_no_effect(self):
+        config = DPMSolverMultistepScheduler(use_karras_sigmas=True).config
+        scheduler = LCMScheduler.from_config(config, original_inference_steps=1000)
+        assert scheduler.config["use_karras_sigmas"]
+        pipe = FashionMNISTPipeline(make_unet(), scheduler, timestep_power=2.0)
+        assert compute_timesteps(pipe) == POWER_2
+
     def test_custom_timesteps_take_precedence(self):
         assert compute_timesteps(make_power_pipeline(), timesteps=[900, 400, 20]) == [900, 400, 20]
 

@@ -6,6 +6,7 @@ import json
 import re
 import time
 import urllib.request
+from pathlib import Path
 
 import anyio
 import gradio as gr
@@ -20,6 +21,7 @@ from PIL import Image
 
 import uploads
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
+from server import make_file_folder
 
 
 TOOLS = {"generate", "interpolate", "image_to_image", "quality"}
@@ -189,6 +191,9 @@ class TestMCP:
             assert not result.isError
             image = next(content for content in result.content if content.type == "image")
             assert Image.open(io.BytesIO(base64.b64decode(image.data))).size == size
+        # The demo limits the size of this folder and deletes old files.
+        contents = [path.read_bytes() for path in Path(make_file_folder().name).rglob("*.png")]
+        assert buffer.getvalue() in contents
 
     def test_errors_are_shown(self, url):
         _, result = call_tools(url, ("generate", {"seed": 0.5}))

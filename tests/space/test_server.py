@@ -115,27 +115,52 @@ class TestRequestFilter:
         monkeypatch.setattr(server, "MAX_UPLOAD_SECONDS", 0.05)
         assert request(wait, tmp_path, "/gradio_api/upload").status_code == 408
 
+    @pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/queue/data"])
+    def test_timeout_after_the_start_of_a_response_does_not_start_another_one(self, tmp_path, path):
+        messages = []
+
+        async def start_and_fail(scope: Any, receive: Any, send: Any) -> None:
+            await send({"type": "http.response.start", "status": 200, "headers": []})
+            raise TimeoutError
+
+        async def send(message: Any) -> None:
+            messages.append(message["type"])
+
+        scope = {"type": "http", "path": path, "query_string": b"", "headers": [], "method": "POST"}
+        anyio.run(RequestFilter(start_and_fail, tmp_path), scope, None, send)
+        assert messages == ["http.response.start", "http.response.body"]
+
     @pytest.mark.parametrize("name, value", [("MAX_STORED_BYTES", 9), ("MAX_STORED_FILES", 1)])
-    def test_stored_uploads_are_limited(self, tmp_path, monkeypatch, name, value):
-        assert request(read_body, tmp_path, "/gradio_api/upload").status_code == 200
+    @pytest.mark.parametrize("path", ["/gradio_api/upload", "/gradio_api/mcp/"])
+    def test_stored_uploads_are_limited(self, tmp_path, monkeypatch, path, name, value):
+        assert request(read_body, tmp_path, path).status_code == 200
         for i in range(2):
             (tmp_path / f"{i}.png").write_bytes(bytes(5))
         monkeypatch.setattr(server, name, value)
-        response = request(read_body, tmp_path, "/gradio_api/upload")
+        response = request(read_body, tmp_path, path)
         assert response.status_code == 503
         assert response.json() == {"detail": server.BUSY}
 
     def test_parallel_uploads_are_limited(self, tmp_path):
-        filtered = RequestFilter(read_body, tmp_path)
-        filtered.num_uploads = server.MAX_PARALLEL_UPLOADS
-        messages = []
+        count, limit = 0, server.MAX_PARALLEL_UPLOADS
+        counts = []
 
-        async def send(message: Any) -> None:
-            messages.append(message)
+        async def upload(scope: Any, receive: Any, send: Any) -> None:
+            nonlocal count
+            count += 1
+            counts.append(count)
+            await anyio.sleep(0.05)
+            count -= 1
+            await respond(200)(scope, receive, send)
 
-        scope = {"type": "http", "path": server.UPLOAD_ROUTE, "query_string": b"", "headers": [], "method": "POST"}
-        anyio.run(filtered, scope, None, send)
-        assert messages[0]["status"] == 503
+        async def run() -> list[int]:
+            transport = httpx.ASGITransport(RequestFilter(upload, tmp_path))
+            async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
+                requests = [client.post(server.UPLOAD_ROUTE) for _ in range(3 * limit)]
+                return [response.status_code for response in await asyncio.gather(*requests)]
+
+        assert sorted(anyio.run(run)) == [200] * limit + [503] * (2 * limit)
+        assert max(counts) == limit
 
 
 class TestCleanup:

@@ -19,6 +19,7 @@ from train import main
 from trainer import Trainer
 
 
+SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TRAINING = Path(__file__).parents[2] / "training"
 
 
@@ -27,18 +28,28 @@ def list_names(run: Path) -> list[str]:
 
 
 @pytest.mark.parametrize(
-    ("number", "error", "code"), [(signal.SIGINT, KeyboardInterrupt, 130), (signal.SIGTERM, Terminated, 143)]
+    ("number", "error", "code"),
+    [
+        (signal.SIGINT, KeyboardInterrupt, 130),
+        (signal.SIGTERM, Terminated, 143),
+        # The terminal was closed.
+        (signal.SIGHUP, Terminated, 143),
+    ],
 )
 def test_signal_during_a_step_writes_a_checkpoint(
     tmp_path: Path,
     launch: Callable[..., None],
     monkeypatch: pytest.MonkeyPatch,
     capsys: pytest.CaptureFixture[str],
+    request: pytest.FixtureRequest,
     number: signal.Signals,
     error: type[BaseException],
     code: int,
 ):
-    handlers = [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)]
+    # nohup ignores SIGHUP, and child processes inherit this.
+    previous = signal.signal(signal.SIGHUP, signal.SIG_DFL)
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, previous))
+    handlers = [signal.getsignal(name) for name in SIGNALS]
     train_batch = Trainer._train_batch
 
     def interrupt(trainer: Trainer, *args):
@@ -55,11 +66,20 @@ def test_signal_during_a_step_writes_a_checkpoint(
         "train.py: Interrupted at step 3. Continue from the last checkpoint with"
         f" --config={tmp_path / 'run' / 'config.yaml'} --resume=latest."
     )
-    assert [signal.getsignal(name) for name in (signal.SIGINT, signal.SIGTERM)] == handlers
+    assert [signal.getsignal(name) for name in SIGNALS] == handlers
     assert list_names(tmp_path / "run") == ["checkpoint-3"]
     monkeypatch.undo()
     launch("--resume=latest")
     assert len(read_losses(tmp_path / "run")) == 12
+
+
+def test_closed_terminal_does_not_stop_a_run_with_nohup(request: pytest.FixtureRequest):
+    previous = signal.signal(signal.SIGHUP, signal.SIG_IGN)
+    request.addfinalizer(lambda: signal.signal(signal.SIGHUP, previous))
+    interrupts = Interrupts(SimpleNamespace(num_processes=1))  # pyright: ignore[reportArgumentType]
+    with interrupts:
+        signal.raise_signal(signal.SIGHUP)
+        assert not interrupts.exchange()
 
 
 def test_second_signal_stops_immediately(tmp_path: Path, make_trainer: Callable):

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 
+from components import make_components
 from output_folder import check_new_folder, lock_folder
 
 
@@ -47,6 +48,32 @@ def test_second_run_in_the_same_folder_is_rejected(
     other_run.wait()
     launch("--max_train_steps=1")
     assert (tmp_path / "run" / "config.yaml").exists()
+
+
+@pytest.mark.parametrize("resume", [True, False])
+def test_checkpoints_of_another_run_that_has_ended_are_kept(
+    tmp_path: Path,
+    launch: Callable[..., None],
+    fail_to_launch: Callable[..., str],
+    monkeypatch: pytest.MonkeyPatch,
+    resume: bool,
+):
+    launch("--max_train_steps=2", "--checkpointing_steps=1")
+    checkpoints, hidden = tmp_path / "run" / "checkpoints", tmp_path / "hidden"
+    hidden.mkdir()
+    # The other run writes these files while this run loads its data.
+    for path in [checkpoints / "checkpoint-2"] if resume else list((tmp_path / "run").iterdir()):
+        path.rename(hidden / path.name)
+
+    def load_slowly(*args):
+        for path in hidden.iterdir():
+            path.rename((checkpoints if resume else tmp_path / "run") / path.name)
+        return make_components(*args)
+
+    monkeypatch.setattr("trainer.make_components", load_slowly)
+    error = fail_to_launch("--max_train_steps=4", *(["--resume=latest"] if resume else []))
+    assert ("Another run has written to" if resume else "`--output_dir` must be new or empty") in error
+    assert sorted(path.name for path in checkpoints.iterdir()) == ["checkpoint-1", "checkpoint-2"]
 
 
 def test_output_dir_that_is_a_file_is_an_error(tmp_path: Path):

@@ -7,10 +7,12 @@ import os
 import signal
 from collections.abc import Callable
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
 import torch
+from accelerate import DistributedType
 from diffusers import AutoencoderKL
 from PIL import Image
 from run_files import assert_equal_weights
@@ -124,7 +126,8 @@ def test_resumed_run_has_identical_weights(
     assert error.value.code == 130
     path = tmp_path / "run" / "config.yaml"
     assert (
-        f"Interrupted. Resume from the last checkpoint with --config={path} --resume=true." in capsys.readouterr().err
+        f"Interrupted. Continue from the last checkpoint with --config={path} --resume=true."
+        in capsys.readouterr().err
     )
     # A run of an earlier version does not have all settings.
     path = tmp_path / "run" / "checkpoint" / "trainer.json"
@@ -156,6 +159,31 @@ def test_resumed_run_has_identical_weights(
         with pytest.raises(SystemExit) as error:
             launch(*options)
         assert error.value.code == 2 and message in capsys.readouterr().err
+
+
+def test_folder_without_a_run_is_not_changed(
+    tmp_path: Path, launch: Callable[..., None], capsys: pytest.CaptureFixture[str]
+):
+    # Another process is writing this folder.
+    (tmp_path / ".incomplete-1-guided").mkdir()
+    for folder in (tmp_path, tmp_path / "missing"):
+        with pytest.raises(SystemExit, match="2"):
+            launch("--resume=true", f"--output_dir={folder}")
+        assert f"Could not find a checkpoint in {folder}. Omit --resume" in capsys.readouterr().err
+    assert [path.name for path in tmp_path.iterdir()] == [".incomplete-1-guided"]
+
+
+@pytest.mark.parametrize("kind", [DistributedType.FSDP, DistributedType.DEEPSPEED])
+def test_sharded_training_is_an_error(
+    launch: Callable[..., None],
+    monkeypatch: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    kind: DistributedType,
+):
+    monkeypatch.setattr("components.Accelerator", lambda **kwargs: SimpleNamespace(distributed_type=kind))
+    with pytest.raises(SystemExit, match="2"):
+        launch()
+    assert "error: FSDP and DeepSpeed are not supported." in capsys.readouterr().err
 
 
 def call_after_step(monkeypatch: pytest.MonkeyPatch, step: int, function: Callable[[AutoencoderTrainer], Any]) -> None:

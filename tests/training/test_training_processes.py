@@ -59,7 +59,8 @@ COUNT_MODELS = """
 import errno, gc, os, sys
 import torch
 from torch.nn.parallel import DistributedDataParallel
-import checkpoint
+import checkpoint, records
+from fmnist_diffusion.files import describe_write_errors
 from train import main
 
 destroy = torch.distributed.destroy_process_group
@@ -72,9 +73,16 @@ def count_models():
 def fail(*args):
     raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
 
+def append(record, rows):
+    with describe_write_errors(record.path):
+        fail()
+
 torch.distributed.destroy_process_group = count_models
-if os.environ.get("END") == "failure":
-    checkpoint.write_tensors = fail
+match os.environ.get("FULL_DISK"):
+    case "checkpoints/checkpoint-1":
+        checkpoint.write_tensors = fail
+    case "loss.csv":
+        records.LossRecord.append = append
 # With a long switch interval, gloo's threads only get the GIL when the main thread releases it.
 sys.setswitchinterval(60)
 main(sys.argv[1:])
@@ -316,12 +324,13 @@ def test_two_processes_distill_like_one_process(
 
 
 @pytest.mark.slow
-def test_full_disk_stops_all_processes_with_one_line(tmp_path: Path, tiny_args: list[str]):
+@pytest.mark.parametrize("path", ["checkpoints/checkpoint-1", "loss.csv"])
+def test_full_disk_stops_all_processes_with_one_line(tmp_path: Path, tiny_args: list[str], path: str):
     script = tmp_path / "count_models.py"
     script.write_text(COUNT_MODELS)
     result = subprocess.run(
         [*LAUNCH, "--main_process_port=0", str(script), *tiny_args, "--checkpointing_steps=1"],
-        env={**ENVIRONMENT, "END": "failure"},
+        env={**ENVIRONMENT, "FULL_DISK": path},
         capture_output=True,
         text=True,
         timeout=240,
@@ -329,8 +338,7 @@ def test_full_disk_stops_all_processes_with_one_line(tmp_path: Path, tiny_args: 
     assert result.returncode != 0
     assert "exitcode  : 1 " in result.stderr, result.stderr
     assert result.stderr.count("train.py: error: ") == 1, result.stderr
-    path = tmp_path / "run" / "checkpoints" / "checkpoint-1"
-    assert f"train.py: error: Could not write {path}: No space left on device." in result.stderr
+    assert f"train.py: error: Could not write {tmp_path / 'run' / path}: No space left on device." in result.stderr
     assert f'File "{TRAINING}' not in result.stderr and f'File "{script}' not in result.stderr, result.stderr
     # The process groups must be destroyed after the models.
     assert result.stdout.splitlines().count("0 models") == 2, result.stdout
