@@ -74,28 +74,36 @@ CONSTRUCTION_ERRORS = (
 
 
 def load_components(
-    path: str, *, variant: str | None = None, device_map: Any = None, **kwargs: Any
+    pipeline_class: type[FashionMNISTPipeline],
+    path: str,
+    *,
+    variant: str | None = None,
+    device_map: Any = None,
+    **kwargs: Any,
 ) -> tuple[Any, Any, dict[str, Any]]:
     """
     Loads the components of a pipeline, except those that are passed.
 
     Args:
+        pipeline_class (`type`): [`FashionMNISTPipeline`] or a subclass, which may have other settings.
         path (`str`): A folder, or a repository id such as `owner/name`.
         variant, device_map, kwargs: See [`FashionMNISTPipeline.from_pretrained`].
 
     Returns:
-        `tuple`: The model, the original scheduler and the other arguments of [`FashionMNISTPipeline`]. The original
-            scheduler is the passed one if `unet` or `timestep_power` is also passed, or if the stored one is damaged.
+        `tuple`: The model, the original scheduler and the other arguments of `pipeline_class`. The original scheduler
+            is the passed one if `unet` or `timestep_power` is also passed, or if the stored one is damaged.
 
     Raises:
         `OSError`: If a file does not exist, cannot be downloaded, or is damaged.
         `ValueError`: If an option is invalid, or if a passed component has the wrong type.
     """
     optional = FashionMNISTPipeline._optional_components
-    passed = {name: kwargs.pop(name) for name in ("unet", "scheduler", *optional) if name in kwargs}
+    names = ("unet", "scheduler", *optional)
+    passed = {name: kwargs.pop(name) for name in names if name in kwargs}
     components = {name: item for name, item in passed.items() if item is not None or name in optional}
     hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-    options = {name: kwargs.pop(name) for name in ("num_inference_steps", "timestep_power") if name in kwargs}
+    setting_names = [name for name in inspect.signature(pipeline_class).parameters if name not in names]
+    options = {name: kwargs.pop(name) for name in setting_names if name in kwargs}
     passed_scheduler = components.get("scheduler")
     if passed_scheduler is not None and not isinstance(passed_scheduler, diffusers.SchedulerMixin):
         raise ValueError(
@@ -119,7 +127,9 @@ def load_components(
     unknown = [name for name in kwargs if name not in (*MODEL_OPTIONS, "trust_remote_code")]
     if unknown:
         logger.warning(
-            "Keyword arguments %s are not expected by FashionMNISTPipeline and will be ignored.", ", ".join(unknown)
+            "Keyword arguments %s are not expected by %s and will be ignored.",
+            ", ".join(unknown),
+            pipeline_class.__name__,
         )
     kwargs = {name: value for name, value in kwargs.items() if name in MODEL_OPTIONS}
     folder = Path(path)
@@ -131,12 +141,9 @@ def load_components(
             )
         folder = download_pipeline(path, exclude=components, variant=variant, **hub_options)
     index = read_json_object(folder / INDEX_NAME)
-    settings = {
-        "num_inference_steps": index.get("num_inference_steps", 20),
-        "timestep_power": index.get("timestep_power"),
-    }
+    settings = {name: index[name] for name in setting_names if name in index}
     with _named_errors(folder / INDEX_NAME):
-        check_settings(**settings)
+        check_settings(index.get("num_inference_steps", 20), index.get("timestep_power"))
     settings |= options
     for name in ("scheduler", *optional, "unet"):
         if name not in components and (name not in optional or has_component(index, name)):

@@ -40,6 +40,7 @@ from diffusers import (
     ModelMixin,
     PNDMScheduler,
     SchedulerMixin,
+    UNet2DModel,
     UniPCMultistepScheduler,
 )
 from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
@@ -434,7 +435,7 @@ def encode_images(vae: AutoencoderKL | None, images: torch.Tensor) -> torch.Tens
     (arXiv 2112.10752, appendix G). Without an autoencoder, the latents are the images themselves.
 
     Args:
-        vae ([`AutoencoderKL`], *optional*): The autoencoder.
+        vae ([`AutoencoderKL`] or [`AutoencoderTiny`], *optional*): The autoencoder.
         images (`torch.Tensor` of shape `(batch, channels, height, width)`): Images in [-1, 1].
 
     Returns:
@@ -443,7 +444,9 @@ def encode_images(vae: AutoencoderKL | None, images: torch.Tensor) -> torch.Tens
     if vae is None:
         return images
     output: Any = vae.encode(images.to(vae.dtype))
-    return (output.latent_dist.mode().float() - (vae.config["shift_factor"] or 0.0)) * vae.config["scaling_factor"]
+    # The encoder of AutoencoderTiny has no posterior.
+    latents = output.latent_dist.mode() if hasattr(output, "latent_dist") else output.latents
+    return (latents.float() - (vae.config["shift_factor"] or 0.0)) * vae.config["scaling_factor"]
 
 
 def tokenize(tokenizer: Any, prompts: list[str]) -> torch.Tensor:
@@ -607,7 +610,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 The arguments of [`DiffusionPipeline.from_pretrained`], such as `dtype`, `variant`, `revision`,
                 `token`, `cache_dir`, `local_files_only`, `force_download` and `device_map`; and `unet`, `scheduler`,
                 `text_encoder`, `tokenizer`, `classifier`, `vae`, `num_inference_steps` and `timestep_power`, which
-                override the stored values. Other arguments are ignored with a warning.
+                override the stored values, like the other settings of a subclass. Other arguments are ignored with a
+                warning.
 
         Returns:
             [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
@@ -621,7 +625,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             return super().from_pretrained(pretrained_model_name_or_path, **kwargs)  # pyright: ignore[reportReturnType]
         path = str(pretrained_model_name_or_path)
         device_map = kwargs.get("device_map")
-        unet, scheduler, settings = cls._load_components(path, **kwargs)
+        unet, scheduler, settings = cls._load_components(cls, path, **kwargs)
         pipe: Any = cls(unet, scheduler, **settings)
         if kwargs.get("scheduler") is not None:
             pipe.scheduler = kwargs["scheduler"]
@@ -1018,6 +1022,17 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self._check_prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, has_guidance=guidance_scale != 1
         )
+        if isinstance(self.unet, UNet2DModel) and self.is_conditional:
+            if class_labels is None:
+                raise ValueError(
+                    "`class_labels` is required, because UNet2DModel has no null label. Pass labels, or use"
+                    " FashionMNISTUNet2DModel for unconditional sampling."
+                )
+            if guidance_scale != 1:
+                raise ValueError(
+                    "`guidance_scale` must be 1.0, because UNet2DModel has no null label, got"
+                    f" {guidance_scale}. Omit it, or use FashionMNISTUNet2DModel."
+                )
         if class_labels is None and prompt is None and prompt_embeds is None:
             self.check_unconditional_guidance(guidance_scale)
         if classifier_guidance_scale != 0:
@@ -1080,6 +1095,16 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 "`callback_on_step_end_tensor_inputs` must only contain names from"
                 f" {', '.join(self._callback_tensor_inputs)}, got {', '.join(sorted(unknown))}."
             )
+
+    def _get_tensor_inputs(self, callback: PipelineCallback | MultiPipelineCallbacks) -> list[str]:
+        unknown = sorted(set(callback.tensor_inputs) - set(self._callback_tensor_inputs))
+        if unknown:
+            raise ValueError(
+                f"`callback_on_step_end` must only require {', '.join(self._callback_tensor_inputs)}, but"
+                f" {type(callback).__name__} requires {', '.join(unknown)}. To use guidance in only some of the steps,"
+                " pass `guidance_interval` instead."
+            )
+        return callback.tensor_inputs
 
     def _check_unet(self) -> None:
         if not hasattr(self.unet, "config"):
@@ -1594,6 +1619,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             self._set_begin_index(None)
         return sample
 
+    @torch.no_grad()
     def decode_latents(self, latents: torch.Tensor) -> torch.Tensor:
         """
         Decodes the latents of [`encode_images`], such as the output with `output_type="latent"`.
@@ -1766,7 +1792,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         """
         # 1. Check inputs
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+            callback_on_step_end_tensor_inputs = self._get_tensor_inputs(callback_on_step_end)
         num_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         self.check_inputs(
             class_labels=class_labels,
@@ -1976,7 +2002,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 " encoder."
             )
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
-            callback_on_step_end_tensor_inputs = callback_on_step_end.tensor_inputs
+            callback_on_step_end_tensor_inputs = self._get_tensor_inputs(callback_on_step_end)
         num_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         if not isinstance(num_images, Integral) or num_images < 2:
             raise ValueError(f"`num_images` must be an integer of at least 2, got {num_images!r}.")

@@ -6,7 +6,7 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import AutoencoderTiny, DDIMScheduler, DDPMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
 from torch.testing import assert_close
 
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
@@ -81,6 +81,11 @@ class TestSampling:
         pil = pipe(1, generator=torch.Generator().manual_seed(6)).images[0]
         assert pil.size == (16, 16) and pil.mode == "RGB"
 
+    def test_latents_are_decoded_without_gradients(self, pipe):
+        latents = sample(pipe, ["Bag", 3], output_type="latent")
+        images = pipe.image_processor.postprocess(pipe.decode_latents(latents), "np")
+        assert_close(torch.from_numpy(images).permute(0, 3, 1, 2), sample(pipe, ["Bag", 3]))
+
     def test_interpolation_and_trajectory_are_decoded(self, pipe):
         assert pipe.interpolate([1, 2], num_images=3, output_type="pt").images.shape == (3, 3, 16, 16)
         frames = pipe.trajectory([1], tensor_name="pred_original_sample")
@@ -96,6 +101,23 @@ class TestImages:
     def test_encoding_uses_the_mean_of_the_posterior(self, pipe, image):
         mean = pipe.vae.encode(image).latent_dist.mean
         assert_close(encode_images(pipe.vae, image), (mean - 0.1) * 3.0)
+
+    def test_autoencoder_without_posterior_encodes_images(self, pipe, image):
+        vae: Any = AutoencoderTiny(
+            encoder_block_out_channels=(4, 4),
+            decoder_block_out_channels=(4, 4),
+            num_encoder_blocks=(1, 1),
+            num_decoder_blocks=(1, 1),
+            latent_channels=2,
+        )
+        pipe = FashionMNISTPipeline(pipe.unet, pipe.scheduler, vae=vae.eval())
+        pipe.set_progress_bar_config(disable=True)
+        with torch.no_grad():
+            expected = vae.encode(2 * image - 1).latents
+            assert_close(encode_images(vae, 2 * image - 1), expected)
+        mask = torch.zeros(1, 16, 16)
+        images = sample(pipe, image=image, mask_image=mask)
+        assert_close(images, image)
 
     def test_image_to_image_starts_from_noisy_latents(self, pipe, image):
         generator = torch.Generator().manual_seed(3)

@@ -17,9 +17,10 @@ from diffusers import (
     ImagePipelineOutput,
     KDPM2AncestralDiscreteScheduler,
     PNDMScheduler,
+    UNet2DModel,
     UniPCMultistepScheduler,
 )
-from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback
+from diffusers.callbacks import MultiPipelineCallbacks, PipelineCallback, SDCFGCutoffCallback
 from torch.testing import assert_close
 
 from fmnist_diffusion import FashionMNISTPipeline, data
@@ -488,6 +489,39 @@ def test_wrapped_model_is_an_error(method):
     pipe.unet = torch.nn.DataParallel(pipe.unet)
     with pytest.raises(ValueError, match=r"`unet` must be a diffusers model, got DataParallel\. Assign the unwrapped"):
         getattr(pipe, method)()
+
+
+def test_model_without_null_label_has_no_guidance():
+    unet = UNet2DModel(
+        sample_size=8,
+        in_channels=1,
+        out_channels=1,
+        block_out_channels=(8, 8),
+        down_block_types=("DownBlock2D", "DownBlock2D"),
+        up_block_types=("UpBlock2D", "UpBlock2D"),
+        norm_num_groups=4,
+        num_class_embeds=10,
+    )
+    pipe = FashionMNISTPipeline(unet, DDPMScheduler())  # type: ignore[arg-type]
+    pipe.set_progress_bar_config(disable=True)
+    assert sample(pipe, [3, 9]).shape == (2, 1, 8, 8)
+    with pytest.raises(
+        ValueError, match=r"`guidance_scale` must be 1\.0, because UNet2DModel has no null label, got 2"
+    ):
+        pipe(3, guidance_scale=2.0)
+    with pytest.raises(ValueError, match="`class_labels` is required, because UNet2DModel has no null label"):
+        pipe()
+
+
+@pytest.mark.parametrize("method", ["__call__", "interpolate"])
+@pytest.mark.parametrize("combine", [lambda callback: callback, lambda callback: MultiPipelineCallbacks([callback])])
+def test_callback_that_requires_other_tensors_is_an_error(method, combine):
+    callback = combine(SDCFGCutoffCallback(cutoff_step_ratio=0.5))
+    message = (
+        rf"must only require latents, .*, but {type(callback).__name__} requires prompt_embeds\. To use guidance in"
+    )
+    with pytest.raises(ValueError, match=message):
+        getattr(get_pipeline(), method)(callback_on_step_end=callback)
 
 
 def test_docstring_has_the_example():

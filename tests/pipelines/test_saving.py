@@ -46,6 +46,14 @@ FILES = {
 }
 
 
+class MarkedPipeline(FashionMNISTPipeline):
+    """A pipeline with an additional setting."""
+
+    def __init__(self, unet, scheduler, num_inference_steps=20, timestep_power=None, watermark="none", **components):
+        super().__init__(unet, scheduler, num_inference_steps, timestep_power, **components)
+        self.register_to_config(watermark=watermark)
+
+
 def make_default_pipeline(**config) -> FashionMNISTPipeline:
     pipe = make_pipeline(make_unet(**config), DDPMScheduler(), num_inference_steps=3)
     pipe.unet.eval()
@@ -209,6 +217,16 @@ class TestRoundTrip:
         for again in (load(tmp_path / "ddim"), load_dynamically(tmp_path / "ddim")):
             assert type(again.scheduler) is DDIMScheduler
             assert torch.equal(sample(again), expected)
+
+    def test_settings_of_a_subclass_are_saved_and_loaded(self, folder, tmp_path, diffusers_log):
+        pipe = MarkedPipeline.from_pretrained(folder, watermark="first")
+        assert pipe.config.watermark == "first"
+        pipe.save_pretrained(tmp_path)
+        assert MarkedPipeline.from_pretrained(tmp_path).config.watermark == "first"
+        assert MarkedPipeline.from_pretrained(tmp_path, watermark="second").config.watermark == "second"
+        assert not diffusers_log.records
+        MarkedPipeline.from_pretrained(tmp_path, other=1)
+        assert "other are not expected by MarkedPipeline and will be ignored" in diffusers_log.records[0].message
 
     def test_variant_is_saved_and_loaded(self, folder, tmp_path):
         half = load(folder, dtype=torch.float16)
