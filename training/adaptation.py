@@ -48,7 +48,7 @@ def load_adapted_weights(unet: FashionMNISTUNet2DModel, pretrained: FashionMNIST
 def adapt_embeddings(
     unet: FashionMNISTUNet2DModel, pretrained: FashionMNISTUNet2DModel, embeddings: torch.Tensor | None
 ) -> torch.Tensor:
-    """Returns the embeddings of the classes and of the null label of `unet`."""
+    """Returns the embeddings of the `K` classes and of the null label of `unet`, `(K + 1, D)`."""
     assert isinstance(unet.class_embedding, nn.Embedding)
     if embeddings is None:
         return torch.zeros_like(unet.class_embedding.weight)

@@ -24,6 +24,8 @@ ENCODING_BATCH_SIZE = 32
 def load_vae(vae: str | None) -> AutoencoderKL | None:
     """Loads a folder that `train_autoencoder.py` wrote, or the autoencoder of a latent diffusion pipeline.
 
+    Returns `None` if `vae` is `None`.
+
     Raises:
         `ValueError`, `OSError`: If there is no autoencoder, or if it cannot be loaded.
     """
@@ -47,7 +49,7 @@ def hash_vae(vae: AutoencoderKL) -> str:
     """Returns the SHA-256 of the weights and of the factors that scale the latents."""
     digest = hashlib.sha256(f"{vae.config['scaling_factor']} {vae.config['shift_factor']}".encode())
     for _, tensor in sorted(vae.state_dict().items()):
-        digest.update(tensor.cpu().contiguous().numpy().tobytes())
+        digest.update(tensor.cpu().contiguous().numpy())
     return digest.hexdigest()
 
 
@@ -80,7 +82,16 @@ def encode_dataset(vae: AutoencoderKL, images: ImageTensors | ImageDataset, devi
 
 @torch.no_grad()
 def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor, torch.Tensor]:
-    """Returns the float32 latents (the means of the posteriors) and the reconstructions of uint8 images."""
+    """Encodes and decodes images.
+
+    Args:
+        vae: The autoencoder.
+        images: uint8 pixels `(N, C, H, W)`.
+
+    Returns:
+        The means of the posteriors, float32 `(N, latent_channels, H / factor, W / factor)`, on the device of `vae`;
+        and the reconstructions, uint8 `(N, C, H, W)`, on the CPU.
+    """
     latents, reconstructions = [], []
     for batch in images.split(ENCODING_BATCH_SIZE):
         encoded: Any = vae.encode(to_model_input(batch).to(vae.device))
@@ -91,7 +102,7 @@ def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def compute_psnr(reconstructions: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Returns the peak signal-to-noise ratio of each uint8 image in decibels, `(N,)`."""
+    """Returns the peak signal-to-noise ratio of each image in decibels, `(N,)`. The inputs are uint8 `(N, C, H, W)`."""
     errors = (reconstructions.float() - images.float()).square().flatten(1).mean(1)
     # To keep the PSNR finite, a perfect reconstruction counts as an error of 1 in a single pixel value.
     return 10 * torch.log10(255**2 / errors.clamp(min=1 / images[0].numel()))

@@ -51,7 +51,10 @@ def copy_model(unet: Model, ema: EMAModel | None) -> Model:
 
 @torch.no_grad()
 def reestimate_batch_norm(
-    unet: FashionMNISTUNet2DModel, batches: Batches, loss: DiffusionLoss, accelerator: Accelerator
+    unet: FashionMNISTUNet2DModel | TextConditionalUNet,
+    batches: Batches,
+    loss: DiffusionLoss,
+    accelerator: Accelerator,
 ) -> None:
     """Re-estimates the running statistics of BatchNorm for the EMA weights (arXiv 1803.05407, section 3.2).
 

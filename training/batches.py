@@ -29,6 +29,12 @@ class Batches:
         images: Images in memory (uint8 pixels or float32 latents), which are moved to `device`, or a dataset that
             `num_workers` processes read.
         batch_size: Total number of images per batch, across all processes.
+        seed: Seed of the order of the images and of all random numbers.
+        device: Device of the batches.
+        augmentation: Name of an augmentation; see [`augment`].
+        process_index, num_processes: Index of this process and number of processes that share each batch.
+        num_workers: Number of processes that read a dataset.
+        gradient_accumulation_steps: Number of batches per optimizer step, which divides the number of batches.
         make_token_ids: Function that takes the seed of an epoch and returns the token ids of the captions of all
             images, `(N, L)`. The token ids replace the labels of images in memory.
 
