@@ -162,5 +162,6 @@ def sync(path: Path) -> None:
 
 
 def get_temporary_path(path: Path) -> Path:
-    # The id of the process is not unique, because other machines and containers can write to the same folder.
+    # A process id is not unique, because processes on other machines or in other containers can write to the same
+    # folder.
     return path.with_name(f"{INCOMPLETE}{secrets.token_hex(4)}-{path.name}")

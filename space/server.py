@@ -68,7 +68,7 @@ def make_file_folder() -> tempfile.TemporaryDirectory:
     # Gradio only reads these settings from the environment. Without a limit, it analyzes the last 10,000 requests
     # after each request. Without a backend, its first request imports pyplot, which takes a second.
     os.environ |= {"GRADIO_TEMP_DIR": folder.name, "GRADIO_ANALYTICS_MAX_EVENTS": "100", "MPLBACKEND": "agg"}
-    # Gradio read the first setting for the files of MCP clients when it was imported.
+    # Gradio stores the files of MCP clients in this folder. It only reads GRADIO_TEMP_DIR for it at import.
     gr.mcp.DEFAULT_TEMP_DIR = folder.name
     return folder
 
@@ -144,14 +144,14 @@ class RequestFilter:
             await self.handle_upload(scope, receive, send)
         elif not scope["path"].startswith(MCP_ROUTE):
             await self.handle(scope, receive, send, MAX_BODY_BYTES)
-        # A call of a tool can contain a file.
+        # An MCP tool call can contain a file, so it is also rejected if the folder is full.
         elif await run_sync(is_full, self.folder):
             await send_error(send, 503, BUSY)
         else:
             await self.handle(scope, receive, send, MAX_MCP_BODY_BYTES)
 
     async def handle_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Runs the application if there are not too many simultaneous uploads and stored files."""
+        """Passes an upload to the application, unless there are too many simultaneous uploads or stored files."""
         if self.num_uploads >= MAX_PARALLEL_UPLOADS:
             await send_error(send, 503, BUSY)
             return

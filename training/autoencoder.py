@@ -102,7 +102,7 @@ def reconstruct(vae: AutoencoderKL, images: torch.Tensor) -> tuple[torch.Tensor,
 
 
 def compute_psnr(reconstructions: torch.Tensor, images: torch.Tensor) -> torch.Tensor:
-    """Returns the peak signal-to-noise ratio of each image in decibels, `(N,)`. The inputs are uint8 `(N, C, H, W)`."""
+    """Returns the peak signal-to-noise ratio of each image in decibels, `(N,)`; the inputs are uint8."""
     errors = (reconstructions.float() - images.float()).square().flatten(1).mean(1)
     # To keep the PSNR finite, a perfect reconstruction counts as an error of 1 in a single pixel value.
     return 10 * torch.log10(255**2 / errors.clamp(min=1 / images[0].numel()))

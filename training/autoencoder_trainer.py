@@ -182,7 +182,7 @@ class AutoencoderTrainer:
         Raises:
             `FloatingPointError`: If the loss or the weights are NaN or infinite. In this case, no weights are saved.
             `KeyboardInterrupt`: After Ctrl-C or, as [`Terminated`], after SIGTERM or SIGHUP. A checkpoint is written
-                first, unless a second signal stops a single process.
+                first, unless a run with a single process receives a second signal.
             `WriteError`: If a file cannot be written.
         """
         progress, saved = self.progress, time.monotonic()

@@ -171,7 +171,7 @@ def save_checkpoint(
 
 
 def get_loop_state(accelerator: Accelerator, progress: Progress, batches: Batches) -> dict[str, Any]:
-    """Returns the items of `trainer.json` that the checkpoints of all trainers have."""
+    """Returns the items of `trainer.json` that both trainers save."""
     scaler = accelerator.scaler
     return {
         "progress": asdict(progress),

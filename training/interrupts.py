@@ -15,7 +15,7 @@ class Terminated(KeyboardInterrupt):
 
 
 def get_exit_code(interrupt: KeyboardInterrupt) -> int:
-    """Returns the exit code of a process that `interrupt` stopped: 128 plus the number of SIGINT or SIGTERM."""
+    """Returns the exit code after `interrupt`: 130 for SIGINT, and 143 for SIGTERM and SIGHUP."""
     return 128 + (signal.SIGTERM if isinstance(interrupt, Terminated) else signal.SIGINT)
 
 
@@ -53,7 +53,9 @@ class Interrupts:
     def _record(self, number: int, frame: FrameType | None) -> None:
         self.received = number
         if self.group is None:
-            self.__exit__()
+            for other, handler in self.previous.items():
+                # If a terminal is closed, both the shell and the kernel send SIGHUP.
+                signal.signal(other, signal.SIG_IGN if number == other == signal.SIGHUP else handler)
             if self.immediate:
                 self.stop()
 

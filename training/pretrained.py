@@ -65,7 +65,7 @@ class PretrainedPipeline:
         return {name: value for name, value in settings.items() if name not in changeable}
 
 
-# Parsing, inspection and training need the same pipeline, and loading it from the Hub sends several requests.
+# Parsing, resolving and training need the same pipeline, and loading it from the Hub sends several requests.
 @functools.lru_cache(maxsize=1)
 def load_pretrained(init_from: str) -> PretrainedPipeline:
     """Loads the pipeline `init_from`; raises `OSError` or `ValueError` if it cannot be loaded."""

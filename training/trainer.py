@@ -99,9 +99,11 @@ class Trainer:
         with describe_write_errors(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
         lock_folder(self.folder)
-        # Loading the data can take minutes, in which another run may have written to the folder and ended.
+        # Loading the data can take minutes. In the meantime, another run may have written to the folder and ended.
         if find_resumed_checkpoint(self.config) != checkpoint:
-            raise ValueError(f"Another run has written to {self.folder}. Run the same command again.")
+            raise ValueError(
+                f"Another run has written to {self.folder} since this run started. Run the same command again."
+            )
         with describe_write_errors(self.folder):
             self.checkpoints.mkdir(exist_ok=True)
         for folder in (self.folder, self.checkpoints, self.folder / "samples"):
@@ -118,7 +120,7 @@ class Trainer:
                 written first, unless the error occurs between two batches of the same optimizer step.
             `FloatingPointError`: If the loss or the weights are NaN or infinite. In this case, no weights are saved.
             `KeyboardInterrupt`: After Ctrl-C or, as [`Terminated`], after SIGTERM or SIGHUP. A checkpoint is written
-                first, unless a second signal stops a single process.
+                first, unless a run with a single process receives a second signal.
             `WriteError`: If a file cannot be written.
         """
         config, progress = self.config, self.progress

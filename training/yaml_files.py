@@ -135,7 +135,7 @@ def dump_yaml(settings: dict[str, Any]) -> str:
 
 
 def convert_tuples(settings: dict[str, Any]) -> dict[str, Any]:
-    """Returns `settings` as a YAML file contains them, with lists instead of tuples."""
+    """Returns `settings` after a round trip through YAML, which converts tuples to lists."""
     return load_yaml(dump_yaml(settings))
 
 

@@ -96,10 +96,12 @@ def get_launcher() -> list[str]:
 
 def run(command: list[str]) -> int:
     """Runs a command, which handles Ctrl-C, SIGTERM and SIGHUP (a closed terminal), and returns its exit code."""
-    # In its own process group, the command receives each signal once, from this process.
+    # In its own process group, the command only receives the signals that this process forwards.
     process = subprocess.Popen(command, process_group=0)
     for number in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
-        signal.signal(number, lambda number, frame: process.send_signal(number))
+        # `nohup` makes a process ignore SIGHUP, but torchrun would handle it.
+        if number != signal.SIGHUP or signal.getsignal(number) != signal.SIG_IGN:
+            signal.signal(number, lambda number, frame: process.send_signal(number))
     exit_code = process.wait()
     # The exit code is negative if a signal terminated the process.
     return exit_code if exit_code >= 0 else 128 - exit_code

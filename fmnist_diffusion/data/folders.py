@@ -90,7 +90,7 @@ def list_folder(folder: Path, ignored_files: Collection[str] = ()) -> FolderCont
                 continue
             file = relative / entry.name
             _check_name(folder, file)
-            # Unlike `DirEntry.is_dir`, this function does not raise an error for a link to itself.
+            # Unlike `DirEntry.is_dir`, `os.path.isdir` does not raise an error for a link to itself.
             if os.path.isdir(entry):
                 pending.append((file, (*parents, identity)))
             # Broken links are listed too, so that the image reader reports them as errors.

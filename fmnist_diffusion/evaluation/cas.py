@@ -35,7 +35,8 @@ def check_cas(reference: Reference, label_names: Sequence[str] | None) -> None:
     # The null label of a .safetensors file is not a class.
     if names is None or labels is None or int(labels.max()) >= len(names):
         raise ValueError(
-            "`cas` requires a reference with classes. Pass class folders or a labeled dataset as `reference`."
+            "`cas` requires a reference whose images all have a class. Pass class folders or a completely labeled"
+            " dataset as `reference`."
         )
     missing = [name for name in names if name not in label_names]
     if missing:

@@ -40,7 +40,7 @@ class Processes:
 
     def select(self, items: Sequence[Item]) -> Sequence[Item]:
         """
-        Waits for all processes, and returns the part of `items` that this one must process.
+        Waits for all processes, and returns the part of `items` that this process must process.
 
         All processes must pass the same `items`.
         """

@@ -74,18 +74,13 @@ CONSTRUCTION_ERRORS = (
 
 
 def load_components(
-    pipeline_class: type[FashionMNISTPipeline],
-    path: str,
-    *,
-    variant: str | None = None,
-    device_map: Any = None,
-    **kwargs: Any,
+    pipeline_class: type[Any], path: str, *, variant: str | None = None, device_map: Any = None, **kwargs: Any
 ) -> tuple[Any, Any, dict[str, Any]]:
     """
     Loads the components of a pipeline, except those that are passed.
 
     Args:
-        pipeline_class (`type`): [`FashionMNISTPipeline`] or a subclass, which may have other settings.
+        pipeline_class (`type`): [`FashionMNISTPipeline`] or a subclass, which may have additional settings.
         path (`str`): A folder, or a repository id such as `owner/name`.
         variant, device_map, kwargs: See [`FashionMNISTPipeline.from_pretrained`].
 
@@ -102,7 +97,8 @@ def load_components(
     passed = {name: kwargs.pop(name) for name in names if name in kwargs}
     components = {name: item for name, item in passed.items() if item is not None or name in optional}
     hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-    setting_names = [name for name in inspect.signature(pipeline_class).parameters if name not in names]
+    parameters = ("num_inference_steps", "timestep_power", *inspect.signature(pipeline_class).parameters)
+    setting_names = [name for name in parameters if name not in names]
     options = {name: kwargs.pop(name) for name in setting_names if name in kwargs}
     passed_scheduler = components.get("scheduler")
     if passed_scheduler is not None and not isinstance(passed_scheduler, diffusers.SchedulerMixin):
@@ -126,11 +122,8 @@ def load_components(
         components.setdefault("tokenizer", None)
     unknown = [name for name in kwargs if name not in (*MODEL_OPTIONS, "trust_remote_code")]
     if unknown:
-        logger.warning(
-            "Keyword arguments %s are not expected by %s and will be ignored.",
-            ", ".join(unknown),
-            pipeline_class.__name__,
-        )
+        message = "Keyword arguments %s are not expected by %s and will be ignored."
+        logger.warning(message, ", ".join(unknown), pipeline_class.__name__)
     kwargs = {name: value for name, value in kwargs.items() if name in MODEL_OPTIONS}
     folder = Path(path)
     if not folder.is_dir():

@@ -100,7 +100,7 @@ PILLOW_ERRORS = (
     ValueError,
     struct.error,
 )
-# Each of these options of a scheduler replaces the timestep spacing.
+# Each of these scheduler options replaces the timestep spacing.
 SPACING_OPTIONS = (
     "use_karras_sigmas",
     "use_exponential_sigmas",
@@ -520,7 +520,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         tokenizer ([`~transformers.CLIPTokenizer`], *optional*): Tokenizer of the text encoder.
         classifier ([`~fmnist_diffusion.FashionMNISTGuidanceClassifier`], *optional*):
             Classifier for noisy images, used for classifier guidance.
-        vae ([`AutoencoderKL`], *optional*):
+        vae ([`AutoencoderKL`] or [`AutoencoderTiny`], *optional*):
             Autoencoder of a latent diffusion model (arXiv 2112.10752). `unet` denoises its latents, which are decoded
             after the last step.
 
@@ -610,8 +610,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 The arguments of [`DiffusionPipeline.from_pretrained`], such as `dtype`, `variant`, `revision`,
                 `token`, `cache_dir`, `local_files_only`, `force_download` and `device_map`; and `unet`, `scheduler`,
                 `text_encoder`, `tokenizer`, `classifier`, `vae`, `num_inference_steps` and `timestep_power`, which
-                override the stored values, like the other settings of a subclass. Other arguments are ignored with a
-                warning.
+                override the stored values. A subclass also accepts its additional settings. Other arguments are
+                ignored with a warning.
 
         Returns:
             [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
@@ -1022,16 +1022,16 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self._check_prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, has_guidance=guidance_scale != 1
         )
-        if isinstance(self.unet, UNet2DModel) and self.is_conditional:
+        if isinstance(self.unet, UNet2DModel) and self.unet.config.num_class_embeds is not None:
             if class_labels is None:
                 raise ValueError(
-                    "`class_labels` is required, because UNet2DModel has no null label. Pass labels, or use"
+                    "`class_labels` is required for a UNet2DModel, which has no null label. Pass labels, or use a"
                     " FashionMNISTUNet2DModel for unconditional sampling."
                 )
             if guidance_scale != 1:
                 raise ValueError(
-                    "`guidance_scale` must be 1.0, because UNet2DModel has no null label, got"
-                    f" {guidance_scale}. Omit it, or use FashionMNISTUNet2DModel."
+                    f"`guidance_scale` must be 1.0 for a UNet2DModel, which has no null label, got {guidance_scale}."
+                    " Omit it, or use a FashionMNISTUNet2DModel."
                 )
         if class_labels is None and prompt is None and prompt_embeds is None:
             self.check_unconditional_guidance(guidance_scale)
@@ -1100,9 +1100,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         unknown = sorted(set(callback.tensor_inputs) - set(self._callback_tensor_inputs))
         if unknown:
             raise ValueError(
-                f"`callback_on_step_end` must only require {', '.join(self._callback_tensor_inputs)}, but"
-                f" {type(callback).__name__} requires {', '.join(unknown)}. To use guidance in only some of the steps,"
-                " pass `guidance_interval` instead."
+                f"`callback_on_step_end` can only use the tensors {', '.join(self._callback_tensor_inputs)}, but"
+                f" {type(callback).__name__} requires {', '.join(unknown)}. Remove these names from its"
+                " `tensor_inputs`. To use guidance in only some of the steps, pass `guidance_interval`."
             )
         return callback.tensor_inputs
 
@@ -1760,7 +1760,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 The tensors that the callback receives: `"latents"`, the state of the scheduler after the step;
                 `"model_input"`, the noisy images that the model received in this step; and
                 `"pred_original_sample"`, the predicted x0 of this step, in [-1, 1]. With an autoencoder, all of them
-                are latents; [`~FashionMNISTPipeline.decode_latents`] decodes them. `None` passes no tensors.
+                are latents; [`~FashionMNISTPipeline.decode_latents`] decodes them. With `None`, the callback receives
+                no tensors.
             prompt (`str` or `list[str]`, *optional*):
                 One or more prompts for a text-conditional model. If neither `prompt` nor `prompt_embeds` is passed,
                 sampling is unconditional, which is the same as an empty prompt without guidance. Without a text
@@ -1831,7 +1832,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
             labels = labels.repeat_interleave(num_images_per_prompt)  # (B,)
             batch_size = len(labels)
         if class_labels is not None and self.is_conditional:
-            model_labels, null_labels = labels, torch.full_like(labels, self.unet.config.num_class_embeds)
+            model_labels = labels
+            if not isinstance(self.unet, UNet2DModel):
+                null_labels = torch.full_like(labels, self.unet.config.num_class_embeds)
         elif self.prompt_embeds_dim is not None:
             # A callback can enable guidance later, so the negative prompt is encoded whenever there is a text encoder.
             has_negative_prompt = self.text_encoder is not None or negative_prompt_embeds is not None

@@ -111,7 +111,8 @@ def test_several_gpus_are_used_with_accelerate(script, monkeypatch):
 
 
 @pytest.mark.parametrize(("number", "exit_code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGHUP, 129)])
-def test_the_trainer_finishes_after_one_signal(tmp_path, number, exit_code):
+@pytest.mark.parametrize("nohup", [False, True])
+def test_the_trainer_finishes_after_one_signal(tmp_path, number, exit_code, nohup):
     started = tmp_path / "started"
     (tmp_path / "train.py").write_text(f"""
 import signal, sys, time
@@ -139,14 +140,23 @@ sys.exit(128 + signals[0])
         stderr=subprocess.PIPE,
         text=True,
         start_new_session=True,
-        # A shell in the background ignores SIGINT, nohup ignores SIGHUP, and child processes inherit this.
-        preexec_fn=lambda: [signal.signal(name, signal.SIG_DFL) for name in (signal.SIGINT, signal.SIGHUP)],
+        # Background processes of a shell ignore SIGINT, and nohup makes a process ignore SIGHUP. Child processes
+        # inherit both.
+        preexec_fn=lambda: [
+            signal.signal(signal.SIGINT, signal.SIG_DFL),
+            signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL),
+        ],
     )
     while not started.exists():
         assert process.poll() is None
         time.sleep(0.05)
     # A terminal sends Ctrl-C to the whole foreground process group.
     os.killpg(process.pid, number)
+    if nohup and number == signal.SIGHUP:
+        time.sleep(1)
+        assert process.poll() is None
+        number, exit_code = signal.SIGTERM, 143
+        os.killpg(process.pid, number)
     output, errors = process.communicate(timeout=60)
     assert (process.returncode, output, errors) == (exit_code, "saved\n", "")
 

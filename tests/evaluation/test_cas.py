@@ -90,8 +90,8 @@ def test_cas_requires_the_classes_and_a_test_split_of_the_reference():
         check_cas(reference, NAMES)
     # A dataset can contain images with the null label, which is not a class.
     reference.real_images = replace(make_images(96, seed=0), labels=torch.arange(96) % 3)
-    with pytest.raises(ValueError, match="`cas` requires a reference with classes"):
+    with pytest.raises(ValueError, match="`cas` requires a reference whose images all have a class"):
         check_cas(reference, NAMES)
     reference.real_images = replace(reference.real_images, labels=None, label_names=None)
-    with pytest.raises(ValueError, match="`cas` requires a reference with classes"):
+    with pytest.raises(ValueError, match="`cas` requires a reference whose images all have a class"):
         check_cas(reference, NAMES)

@@ -491,7 +491,8 @@ def test_wrapped_model_is_an_error(method):
         getattr(pipe, method)()
 
 
-def test_model_without_null_label_has_no_guidance():
+def make_stock_pipeline(**config) -> FashionMNISTPipeline:
+    """A pipeline with a model of diffusers."""
     unet = UNet2DModel(
         sample_size=8,
         in_channels=1,
@@ -500,26 +501,41 @@ def test_model_without_null_label_has_no_guidance():
         down_block_types=("DownBlock2D", "DownBlock2D"),
         up_block_types=("UpBlock2D", "UpBlock2D"),
         norm_num_groups=4,
-        num_class_embeds=10,
+        **config,
     )
     pipe = FashionMNISTPipeline(unet, DDPMScheduler())  # type: ignore[arg-type]
     pipe.set_progress_bar_config(disable=True)
+    return pipe
+
+
+def test_model_without_null_label_has_no_guidance():
+    pipe = make_stock_pipeline(num_class_embeds=10)
     assert sample(pipe, [3, 9]).shape == (2, 1, 8, 8)
     with pytest.raises(
-        ValueError, match=r"`guidance_scale` must be 1\.0, because UNet2DModel has no null label, got 2"
+        ValueError, match=r"`guidance_scale` must be 1\.0 for a UNet2DModel, which has no null label, got 2"
     ):
         pipe(3, guidance_scale=2.0)
-    with pytest.raises(ValueError, match="`class_labels` is required, because UNet2DModel has no null label"):
+    with pytest.raises(ValueError, match="`class_labels` is required for a UNet2DModel, which has no null label"):
         pipe()
+
+    def set_guidance(pipe, step, timestep, tensors):
+        pipe._guidance_scale = 2.0
+        return {}
+
+    assert_close(sample(pipe, [3, 9], callback_on_step_end=set_guidance), sample(pipe, [3, 9]))
+
+
+def test_model_of_diffusers_accepts_embeddings():
+    pipe = make_stock_pipeline(class_embed_type="identity")
+    embeds = torch.randn(2, pipe.prompt_embeds_dim, generator=torch.manual_seed(0))
+    assert sample(pipe, prompt_embeds=embeds).shape == (2, 1, 8, 8)
 
 
 @pytest.mark.parametrize("method", ["__call__", "interpolate"])
 @pytest.mark.parametrize("combine", [lambda callback: callback, lambda callback: MultiPipelineCallbacks([callback])])
 def test_callback_that_requires_other_tensors_is_an_error(method, combine):
     callback = combine(SDCFGCutoffCallback(cutoff_step_ratio=0.5))
-    message = (
-        rf"must only require latents, .*, but {type(callback).__name__} requires prompt_embeds\. To use guidance in"
-    )
+    message = rf"can only use the tensors latents, .*, but {type(callback).__name__} requires prompt_embeds\. Remove"
     with pytest.raises(ValueError, match=message):
         getattr(get_pipeline(), method)(callback_on_step_end=callback)
 

@@ -54,6 +54,13 @@ class MarkedPipeline(FashionMNISTPipeline):
         self.register_to_config(watermark=watermark)
 
 
+class RenamedPipeline(FashionMNISTPipeline):
+    """A pipeline whose signature does not list the settings."""
+
+    def __init__(self, *args, **kwargs):
+        super().__init__(*args, **kwargs)
+
+
 def make_default_pipeline(**config) -> FashionMNISTPipeline:
     pipe = make_pipeline(make_unet(**config), DDPMScheduler(), num_inference_steps=3)
     pipe.unet.eval()
@@ -227,6 +234,10 @@ class TestRoundTrip:
         assert not diffusers_log.records
         MarkedPipeline.from_pretrained(tmp_path, other=1)
         assert "other are not expected by MarkedPipeline and will be ignored" in diffusers_log.records[0].message
+
+    def test_subclass_without_named_arguments_is_loaded(self, folder):
+        pipe = RenamedPipeline.from_pretrained(folder, num_inference_steps=7)
+        assert (pipe.config.num_inference_steps, pipe.config.timestep_power) == (7, 1.5)
 
     def test_variant_is_saved_and_loaded(self, folder, tmp_path):
         half = load(folder, dtype=torch.float16)

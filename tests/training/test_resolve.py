@@ -136,7 +136,7 @@ def test_resolved_settings_are_complete(resolve: Callable, tmp_path: Path):
     config.save(tmp_path / "config.yaml")
     assert "auto" not in (tmp_path / "config.yaml").read_text()
     assert {field.name for field in fields(config)} == {field.name for field in fields(TrainingConfig)}
-    # Inspecting the resolved settings does not change them.
+    # Resolving the settings again does not change them.
     assert resolve_config(parse_config([f"--config={tmp_path / 'config.yaml'}"])) == config
 
 
