@@ -49,7 +49,7 @@ def hash_vae(vae: AutoencoderKL) -> str:
     """Returns the SHA-256 of the weights and of the factors that scale the latents."""
     digest = hashlib.sha256(f"{vae.config['scaling_factor']} {vae.config['shift_factor']}".encode())
     for _, tensor in sorted(vae.state_dict().items()):
-        digest.update(tensor.cpu().contiguous().numpy())
+        digest.update(tensor.cpu().contiguous().numpy().data)
     return digest.hexdigest()
 
 

@@ -31,16 +31,19 @@ def check_cas(reference: Reference, label_names: Sequence[str] | None) -> None:
     if label_names is None:
         raise ValueError(LABELS_REQUIRED)
     names = reference.label_names
-    labels = None if names is None else reference.real_images.labels
-    # The null label of a .safetensors file is not a class.
-    if names is None or labels is None or int(labels.max()) >= len(names):
+    if names is None:
         raise ValueError(
-            "`cas` requires a reference whose images all have a class. Pass class folders or a completely labeled"
-            " dataset as `reference`."
+            "`cas` requires a reference with classes. Pass class folders or a labeled dataset as `reference`."
         )
     missing = [name for name in names if name not in label_names]
     if missing:
         raise ValueError(f"`cas` requires samples of all classes of the reference, but {missing[0]!r} is missing.")
+    labels = reference.real_images.labels
+    # The null label of a .safetensors file is not a class.
+    if labels is None or int(labels.max()) >= len(names):
+        raise ValueError(
+            "`cas` requires a reference whose images all have a class. Remove the images without a class."
+        )
     if torch.equal(reference.load_test_images().images, reference.real_images.images):
         raise ValueError(
             "`cas` requires a reference with a separate test split. Pass a folder with the subfolders train and test,"

@@ -20,13 +20,13 @@ def weights_hash(pipe: FashionMNISTPipeline) -> str:
     for model in (getattr(pipe, name) for name in MODELS):
         for name, tensor in sorted(model.state_dict().items()) if model is not None else ():
             digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().contiguous().numpy())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
     return digest.hexdigest()
 
 
 def tensor_hash(tensor: torch.Tensor) -> str:
     """Returns the SHA-256 of the values of a CPU tensor in row-major order. The shape and dtype have no effect."""
-    return hashlib.sha256(tensor.contiguous().numpy()).hexdigest()
+    return hashlib.sha256(tensor.contiguous().numpy().data).hexdigest()
 
 
 def get_versions() -> dict[str, str]:

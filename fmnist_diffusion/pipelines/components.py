@@ -210,7 +210,7 @@ def _check_option(path: Path, name: str, value: Any, default: Any) -> None:
     is_number = isinstance(value, int | float) and not isinstance(value, bool)
     if name in NULLABLE_OPTIONS:
         kind, expected = NULLABLE_OPTIONS[name]
-        valid = value is None or isinstance(value, kind)
+        valid = isinstance(value, (kind, type(None)))
     elif isinstance(default, bool):
         valid, expected = isinstance(value, bool), "true or false"
     elif isinstance(default, int):

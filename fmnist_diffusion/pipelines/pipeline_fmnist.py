@@ -1022,7 +1022,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self._check_prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, has_guidance=guidance_scale != 1
         )
-        if isinstance(self.unet, UNet2DModel) and self.unet.config.num_class_embeds is not None:
+        if self.unet.config.num_class_embeds is not None and isinstance(self.unet, UNet2DModel):
             if class_labels is None:
                 raise ValueError(
                     "`class_labels` is required for a UNet2DModel, which has no null label. Pass labels, or use a"
@@ -1298,8 +1298,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"`sigmas` must have two or more values and end with 0 for {name}, got {values}. Append 0."
             )
         # UniPCMultistepScheduler requires a NumPy array.
-        spacing: Any = torch.tensor(values).numpy() if option == "sigmas" else values
-        self.scheduler.set_timesteps(**{option: spacing}, device=device)
+        spacing = torch.tensor(values).numpy() if option == "sigmas" else values
+        set_timesteps: Any = self.scheduler.set_timesteps
+        set_timesteps(**{option: spacing}, device=device)
 
     @staticmethod
     def _convert_spacing(option: str, values: Any) -> list[float]:
@@ -1327,7 +1328,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     def _check_scheduler(self) -> None:
         scheduler, name = self.scheduler, type(self.scheduler).__name__
-        if not isinstance(scheduler, SchedulerMixin):
+        if not isinstance(self.scheduler, SchedulerMixin):
             raise ValueError(
                 f"`scheduler` must be a scheduler object, got {scheduler!r}. Create one with `from_config`."
             )
@@ -1848,6 +1849,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 negative_prompt_embeds,
             )
             batch_size = len(model_labels)
+        guidance_labels = None if null_labels is None else torch.cat([null_labels, model_labels])
 
         # 3. Timesteps
         all_timesteps = self.set_timesteps(num_steps, timesteps, sigmas, device)
@@ -1898,11 +1900,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
         def predict(model_input: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
             is_guided = start <= indices[i] < stop
-            guidance_scale = self.guidance_scale if is_guided and null_labels is not None else 1.0
+            guidance_scale = self.guidance_scale if is_guided and guidance_labels is not None else 1.0
             if guidance_scale not in (0, 1):
                 self._num_function_evaluations += 2
-                inputs, input_labels = torch.cat([model_input, model_input]), torch.cat([null_labels, model_labels])
-                uncond, cond = self.unet(inputs, t, class_labels=input_labels).sample.float().chunk(2)
+                inputs = torch.cat([model_input, model_input])
+                uncond, cond = self.unet(inputs, t, class_labels=guidance_labels).sample.float().chunk(2)
                 prediction = uncond + guidance_scale * (cond - uncond)
             else:
                 self._num_function_evaluations += 1

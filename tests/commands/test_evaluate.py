@@ -222,7 +222,7 @@ def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
         (["base", "--fast", "--seeds", "4096"], "--seeds must be between 0 and 4095, got 4096."),
         (["base", "--fast", "-n", "256"], "The Fréchet distance requires at least 257 samples, got 256."),
         (["base", "--reference", ".", "-n", "49"], "The metrics require at least 50 samples, got 49."),
-        (["base", "--fast", "-n", "1048577"], "--num-samples must be at most 1048576, got 1048577."),
+        (["base", "--fast", "-n", "1048577"], "--num-samples must be between 1 and 1048576, got 1048577."),
         (
             ["base", "--fast", "--unconditional", "--guidance-scale", "2"],
             "--guidance-scale must be 1.0 for unconditional sampling, got 2.0. Omit it, or evaluate conditional"
