@@ -12,7 +12,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
 )
-from huggingface_hub import create_repo, hf_hub_download, upload_folder
+from huggingface_hub import constants, create_repo, hf_hub_download, upload_folder
 from torch.testing import assert_close
 
 import fmnist_diffusion
@@ -197,6 +197,16 @@ class TestHub:
         requests = len(hub.requests)
         assert torch.equal(sample(load(REPO_ID, local_files_only=True), "Bag"), expected)
         assert len(hub.requests) == requests
+
+    def test_offline_mode_uses_the_cached_copy(self, repository, hub, expected, monkeypatch):
+        load(REPO_ID)
+        monkeypatch.setattr(constants, "HF_HUB_OFFLINE", True)
+        hub.requests.clear()
+        assert torch.equal(sample(load(REPO_ID), "Bag"), expected)
+        message = "Could not find someone/other with revision main in the cache, and HF_HUB_OFFLINE is set"
+        with pytest.raises(OSError, match=message):
+            load("someone/other")
+        assert hub.requests == []
 
     def test_cache_dir_and_force_download_are_respected(self, repository, hub, tmp_path):
         for options, downloads in (({}, 1), ({}, 1), ({"force_download": True}, 2)):

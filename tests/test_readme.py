@@ -132,12 +132,31 @@ def list_anchors(page: Path) -> set[str]:
 
 
 def test_links_exist():
-    for page in ("README.md", "CONTRIBUTING.md", "training/README.md", "fmnist_diffusion/evaluation/README.md"):
-        path = ROOT / page
-        for target in re.findall(r"\]\(([^)]+)\)", path.read_text()):
+    pages = [*ROOT.glob("*.md")]
+    for part in ("fmnist_diffusion", "space", "training"):
+        pages += ROOT.glob(f"{part}/**/README.md")
+    for path in pages:
+        page = path.relative_to(ROOT)
+        for groups in re.findall(r'\]\(([^)]+)\)|src="([^"]+)"', path.read_text()):
+            target = "".join(groups)
             if target.startswith("http"):
                 continue
             name, _, anchor = target.partition("#")
             file = path.parent / name if name else path
             assert file.exists(), f"{page}: {target}"
             assert not anchor or anchor in list_anchors(file), f"{page}: {target}"
+
+
+def test_results_are_the_bundled_metrics():
+    pattern = r"^\| `(\w+)`, (.*?) \| [\d.]+ M \| (\d+) \| \**([\d.]+)\** \| ([\d,]+) \| ([\d.]*)%? ?\|"
+    rows = re.findall(pattern, README, re.MULTILINE)
+    assert len(rows) == 5
+    for name, kind, evaluations, fid, num_samples, accuracy in rows:
+        # The package only contains the conditional evaluation of `base`.
+        if (name, kind) == ("base", "unconditional"):
+            continue
+        results = json.loads((ROOT / "fmnist_diffusion" / "pretrained" / name / "metrics.json").read_text())
+        metrics = results["metrics"]
+        assert (evaluations, num_samples) == (str(metrics["num_function_evaluations"]), f"{results['num_samples']:,}")
+        assert fid == f"{metrics['fid_train']:.2f}"
+        assert accuracy == (f"{100 * metrics['class_accuracy']:.1f}" if "class_accuracy" in metrics else "")

@@ -1,6 +1,8 @@
 """Builds the data, model, optimizer and loss of a run from its configuration."""
 
 import functools
+import logging
+import os
 from dataclasses import dataclass
 from datetime import timedelta
 from typing import Any
@@ -24,6 +26,7 @@ from distillation import ConsistencyLoss
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import ImageTensors, has_fashion_mnist_order
 from fmnist_diffusion.data.errors import list_names
+from launch_environment import get_num_processes
 from losses import DiffusionLoss
 from model import make_model
 from noise_schedule import NoiseScheduler, make_noise_scheduler
@@ -31,6 +34,8 @@ from pretrained import load_pretrained
 from text_model import TextConditionalUNet, add_text_encoder, get_null_label
 from training_images import load_training_images
 
+
+logger = logging.getLogger("training")
 
 OPTIMIZERS = {"adam": torch.optim.Adam, "adamw": torch.optim.AdamW}
 
@@ -94,6 +99,15 @@ def make_accelerator(mixed_precision: str | None, **kwargs: Any) -> Accelerator:
     )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError("FSDP and DeepSpeed are not supported. Use a config in training/accelerate_configs.")
+    num_threads = max((os.cpu_count() or 1) // get_num_processes(), 1)
+    # `accelerate launch` sets this variable and, by default, limits each process to one thread.
+    is_launched = "ACCELERATE_MIXED_PRECISION" in os.environ
+    if accelerator.device.type == "cpu" and is_launched and torch.get_num_threads() == 1 < num_threads:
+        logger.warning(
+            "`accelerate launch` limits PyTorch to one CPU thread. To train faster, set the environment variable"
+            " OMP_NUM_THREADS=%d.",
+            num_threads,
+        )
     return accelerator
 
 

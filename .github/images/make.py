@@ -1,4 +1,5 @@
-"""Generates the images of the README and the training guide with the bundled checkpoints base, text and fast:
+"""Generates the images of the README and the guides with the bundled checkpoints base, text and fast, except
+fine-tuned.png and latent.png, which show other models:
 
     python .github/images/make.py
 

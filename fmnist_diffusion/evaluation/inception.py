@@ -132,7 +132,7 @@ class InceptionFeatures:
     r"""
     The Inception network of FID in float32.
 
-    The network runs with TorchScript on a GPU and with OpenVINO on a CPU, where OpenVINO is 2.6x faster than
+    The network runs with TorchScript on a GPU and with OpenVINO on a CPU, where OpenVINO is 1.5x faster than
     TorchScript (`python tests/benchmarks/inception.py`).
 
     Args:

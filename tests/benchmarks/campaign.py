@@ -9,7 +9,6 @@ Example: PYTHONPATH=tests:training python tests/benchmarks/campaign.py --inputs 
 import argparse
 import json
 import os
-import resource
 import signal
 import tempfile
 import time
@@ -17,6 +16,8 @@ import traceback
 import warnings
 from collections import Counter
 from typing import Any
+
+from peak_memory import get_peak_memory
 
 
 MAX_SECONDS = 30
@@ -102,7 +103,7 @@ def main() -> None:
             campaign.run(kind, min(remaining, BATCH_SIZE), seed)
             remaining -= BATCH_SIZE
             seed += 1
-    peak_memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024
+    peak_memory = get_peak_memory() // 2**20
     print("\n\n".join(campaign.failures))
     results = {
         "inputs": campaign.counts,

@@ -18,6 +18,7 @@ from PIL import Image
 
 from fmnist_diffusion.evaluation import InceptionFeatures, download_inception, frechet_distance, load_samples
 from fmnist_diffusion.evaluation.distances import compute_moments
+from fmnist_diffusion.evaluation.samples import IGNORED_FILES
 
 
 BATCH_SIZE = 50
@@ -27,7 +28,7 @@ BATCH_SIZE = 50
 def compute_features(folder: Path, network: torch.jit.ScriptModule) -> np.ndarray:
     """Returns the features of all images, float32 `(num_images, 2048)`, in the order of their paths."""
     features = []
-    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    paths = sorted(path for path in folder.rglob("*") if path.is_file() and path.name not in IGNORED_FILES)
     for start in range(0, len(paths), BATCH_SIZE):
         images = [np.array(Image.open(path).convert("RGB")) for path in paths[start : start + BATCH_SIZE]]
         pixels = torch.from_numpy(np.stack(images)).permute(0, 3, 1, 2).float() / 255

@@ -2,7 +2,7 @@
 
     python tests/benchmarks/inception.py
 
-Both networks process the same batches, one after the other.
+Both networks process the same batches of 4 images, which are the fastest on a CPU.
 """
 
 import argparse
@@ -13,7 +13,7 @@ import torch
 
 from fmnist_diffusion.data import load_images
 from fmnist_diffusion.evaluation import InceptionFeatures, download_inception
-from fmnist_diffusion.evaluation.inception import to_inception_input
+from fmnist_diffusion.evaluation.inception import CPU_BATCH_SIZE, to_inception_input
 
 
 def measure(network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tensor) -> tuple[float, torch.Tensor]:
@@ -35,11 +35,12 @@ def main() -> None:
     script, inception = torch.jit.load(weights).eval(), InceptionFeatures(weights)
 
     def torchscript(batch: torch.Tensor) -> torch.Tensor:
-        return script(to_inception_input(batch)).flatten(1)
+        return torch.cat([script(to_inception_input(part)).flatten(1) for part in batch.split(CPU_BATCH_SIZE)])
 
     networks = {"TorchScript": torchscript, "InceptionFeatures": inception}
-    for network in networks.values():
-        network(images[:4])
+    # TorchScript optimizes the network in its first two calls.
+    for network in [*networks.values()] * 2:
+        network(images[:CPU_BATCH_SIZE])
     seconds = dict.fromkeys(networks, 0.0)
     for batch in images.split(options.batch_size):
         features = {}

@@ -19,14 +19,13 @@ from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import get_height_width
 
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "training"))
+sys.path.append(str(Path(__file__).parents[2] / "training"))
 
-from autoencoder import load_vae  # noqa: E402
-from components import make_optimizer  # noqa: E402
-from model import get_sample_shape, make_model_config, make_run_pipeline  # noqa: E402
-from noise_schedule import make_noise_scheduler  # noqa: E402
-from parsing import parse_config  # noqa: E402
+from autoencoder import load_vae
+from components import make_optimizer
+from model import get_sample_shape, make_model_config, make_run_pipeline
+from noise_schedule import make_noise_scheduler
+from parsing import parse_config
 
 
 NUM_INFERENCE_STEPS = 20

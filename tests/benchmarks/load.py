@@ -55,7 +55,12 @@ class Clients:
     def run(self, seed: int) -> None:
         # The clients load the page one after another.
         time.sleep(0.1 * seed)
-        client = Client(self.url, verbose=False, download_files=False)
+        try:
+            client = Client(self.url, verbose=False, download_files=False)
+        except Exception as error:  # Thread boundary: the error is counted and reported.
+            with self.lock:
+                self.responses[f"error {error!r}"] += 1
+            return
         arguments = ([], NUM_IMAGES, NUM_INFERENCE_STEPS, SCHEDULER, GUIDANCE_SCALE, seed)
         while not self.stopped.is_set():
             start = time.perf_counter()

@@ -56,7 +56,8 @@ class Benchmark:
             }
         scheduler = make_scheduler(name, config)
         power = self.timestep_power if name in ("sde-dpmsolver++", "LCMScheduler") else None
-        pipe = FashionMNISTPipeline(self.pipe.unet, scheduler, timestep_power=power)
+        components = {name: getattr(self.pipe, name) for name in self.pipe._optional_components}
+        pipe = FashionMNISTPipeline(self.pipe.unet, scheduler, timestep_power=power, **components)
         pipe.set_progress_bar_config(disable=True)
         return pipe
 

@@ -18,9 +18,9 @@ with five float32 values per parameter: the weight, its gradient, the two runnin
 
 import argparse
 import json
-import resource
 import time
 from concurrent.futures import ProcessPoolExecutor
+from concurrent.futures.process import BrokenProcessPool
 from dataclasses import asdict, dataclass
 from multiprocessing import get_context
 from pathlib import Path
@@ -28,6 +28,7 @@ from pathlib import Path
 import numpy as np
 import torch
 from diffusers.training_utils import EMAModel
+from peak_memory import get_peak_memory
 from scipy.optimize import nnls
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -109,7 +110,7 @@ def count_flop(factor: float, resolution: int) -> float:
 def measure(resolution: int, factor: float, batch_size: int, device: str, bf16: bool, num_steps: int) -> Measurement:
     """Measures training steps of one setting in this process, with AdamW, gradient clipping and EMA."""
     torch.manual_seed(0)
-    model = make_model(factor, resolution).to(device=device, memory_format=torch.channels_last)  # pyright: ignore
+    model = make_model(factor, resolution).to(device=device, memory_format=torch.channels_last)  # pyright: ignore[reportCallIssue]
     optimizer = torch.optim.AdamW(model.parameters(), fused=True)
     ema = EMAModel(model.parameters(), foreach=True)
     sample = torch.randn(batch_size, 1, resolution, resolution, device=device)
@@ -127,10 +128,7 @@ def measure(resolution: int, factor: float, batch_size: int, device: str, bf16: 
         if device == "cuda":
             torch.cuda.synchronize()
         times.append(time.perf_counter() - start)
-    if device == "cuda":
-        memory = float(torch.cuda.max_memory_allocated())
-    else:
-        memory = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss * 1024.0
+    memory = float(torch.cuda.max_memory_allocated() if device == "cuda" else get_peak_memory())
     parameters = sum(parameter.numel() for parameter in model.parameters())
     flop, width = count_flop(factor, resolution), model.config["block_out_channels"][0]
     seconds = float(np.median(times[WARMUP_STEPS:]))
@@ -143,6 +141,11 @@ def try_measure(*args) -> Measurement | None:
         return measure(*args)
     except (torch.OutOfMemoryError, MemoryError):
         return None
+    except RuntimeError as error:
+        # PyTorch raises this error if the CPU is out of memory.
+        if "can't allocate memory" not in str(error):
+            raise
+        return None
 
 
 def measure_all(device: str, bf16: bool, num_steps: int) -> list[Measurement]:
@@ -154,8 +157,12 @@ def measure_all(device: str, bf16: bool, num_steps: int) -> list[Measurement]:
             torch.cuda.reset_peak_memory_stats()
             result = try_measure(*args)
         else:
-            with ProcessPoolExecutor(1, get_context("spawn")) as pool:
-                result = pool.submit(try_measure, *args).result()
+            try:
+                with ProcessPoolExecutor(1, get_context("spawn")) as pool:
+                    result = pool.submit(try_measure, *args).result()
+            except BrokenProcessPool:
+                # The operating system kills a process that uses too much memory.
+                result = None
         if result is None:
             print(f"{setting}: out of memory")
             continue
@@ -227,6 +234,7 @@ def main() -> None:
     if options.command == "measure":
         device = "cuda" if torch.cuda.is_available() else "cpu"
         measurements = measure_all(device, options.bf16, options.steps)
+        options.output.parent.mkdir(parents=True, exist_ok=True)
         options.output.write_text(json.dumps([asdict(m) for m in measurements], indent=1) + "\n")
     else:
         measurements = [Measurement(**values) for values in json.loads(options.input.read_text())]

@@ -22,10 +22,13 @@ and quality separately:
   than that and its FID is already lower, the report shows its time as an upper bound (≤).
 
 The commands append their results to `speed.jsonl` and `quality.jsonl` in `--output-dir`, so they can run several times
-and on different machines. Use a separate folder for the speed of each machine, and pass all folders to `report`.
+and on different machines. Use a separate folder for the speed of each machine, and pass `report` one of them together
+with the folders that contain the quality.
 
 speedrun_entries.py lists the settings of the other projects. Other options are settings of this project's trainer,
-such as `--optimizer.learning_rate=0.002`. They define a variant of the preset with its own row in the report.
+such as `--optimizer.learning_rate=0.002`. They define a variant of the preset with its own row in the report. The
+preset is class-conditional and the other projects are unconditional. `--model.num_class_embeds=null` trains the preset
+without labels.
 """
 
 import argparse
@@ -298,6 +301,14 @@ def make_curve(name: str, speeds: list[Record], qualities: list[Record]) -> Curv
 def load_curves(folders: list[Path]) -> list[Curve]:
     """Returns the curves of all entries with results of `speed` and `quality`."""
     speeds, qualities = read_records(folders, "speed.jsonl"), read_records(folders, "quality.jsonl")
+    for records, key in ((speeds, "machine"), (speeds, "threads"), (qualities, "num_samples")):
+        values = {record[key] for record in records}
+        if len(values) > 1:
+            found = ", ".join(map(str, sorted(values)))
+            raise SystemExit(
+                f"speedrun.py: error: The results have different values of `{key}` ({found}). Pass folders with only"
+                " one of them."
+            )
     curves = []
     for name in dict.fromkeys(record["name"] for record in qualities):
         own_speeds = [record for record in speeds if record["name"] == name]
@@ -321,11 +332,11 @@ def describe_time(curve: Curve, fid: float) -> str:
 
 def describe_speedup(fid: float, ours: list[Curve], others: list[Curve]) -> str:
     """Returns a sentence that compares this project's time with that of the fastest other project."""
-    times = [found[0] for curve in ours if (found := curve.find_time(fid)) is not None]
-    if not times or min(times) > TIME_LIMIT:
+    times = [found for curve in ours if (found := curve.find_time(fid)) is not None]
+    if not times or min(times)[0] > TIME_LIMIT:
         return f"This project did not reach FID {fid}."
-    seconds = min(times)
-    result = f"FID {fid}: {describe_duration(seconds)}"
+    seconds, own_bound = min(times)
+    result = f"FID {fid}: {own_bound}{describe_duration(seconds)}"
     if not others:
         return f"{result}."
     found = {curve.name: time for curve in others if (time := curve.find_time(fid)) is not None}
@@ -337,6 +348,9 @@ def describe_speedup(fid: float, ours: list[Curve], others: list[Curve]) -> str:
     if reached:
         fastest = min(reached, key=lambda name: reached[name])
         other_seconds, bound = reached[fastest]
+        if own_bound and bound:
+            return f"{result}. Evaluate both projects after fewer training images to compare the times."
+        bound = "≥ " if own_bound else bound
         return f"{result}, {bound}{other_seconds / seconds:.1f}x as fast as {fastest}."
     measured = min(TIME_LIMIT, *(curve.times[-1] for curve in others))
     return (

@@ -34,15 +34,14 @@ from mocked_packages import UNUSED_PACKAGES, mock_packages
 from fmnist_diffusion.data import load_images, to_uint8
 
 
-ROOT = Path(__file__).resolve().parents[2]
-sys.path.append(str(ROOT / "training"))
+sys.path.append(str(Path(__file__).parents[2] / "training"))
 
-from averaging import copy_model, reestimate_batch_norm  # noqa: E402
-from batches import Batches  # noqa: E402
-from components import get_memory_format, make_accelerator, make_components, make_lr_scheduler  # noqa: E402
-from losses import NoisyBatch  # noqa: E402
-from parsing import parse_config  # noqa: E402
-from resolve import resolve_config  # noqa: E402
+from averaging import copy_model, reestimate_batch_norm
+from batches import Batches
+from components import get_memory_format, make_accelerator, make_components, make_lr_scheduler
+from losses import NoisyBatch
+from parsing import parse_config
+from resolve import resolve_config
 
 
 NUM_STEPS = 20

@@ -2,6 +2,7 @@
 
 import json
 import math
+import re
 from pathlib import Path
 
 import pytest
@@ -34,11 +35,16 @@ def make_speed(name: str, images_per_second: float, startup_seconds: float, prec
         "images_per_second": images_per_second,
         "startup_seconds": startup_seconds,
         "parameters": 1_000_000,
+        "machine": "cpu",
+        "threads": 2,
     }
 
 
 def make_quality(name: str, fids: dict[int, float], sampler: str = "default") -> list[dict]:
-    return [{"name": name, "num_images": images, "sampler": sampler, "fid": fid} for images, fid in fids.items()]
+    return [
+        {"name": name, "num_images": images, "num_samples": 10_000, "sampler": sampler, "fid": fid}
+        for images, fid in fids.items()
+    ]
 
 
 @pytest.mark.parametrize("num_class_embeds", [10, "null"])
@@ -118,8 +124,30 @@ def test_report_makes_no_claim_about_a_late_first_evaluation(tmp_path, capsys):
     speedrun.main(["report", str(tmp_path)])
     rows = capsys.readouterr().out.splitlines()
     assert rows[3].endswith("| ≤ 167 min | not reached | not reached | ≥ 30.0 |")
-    assert rows[5] == "FID 40: 100 s. Evaluate diffusers after fewer training images to compare the times."
-    assert rows[6].startswith("FID 20: 100 s. No other project reached it within 120 min")
+    assert rows[5] == "FID 40: ≤ 100 s. Evaluate diffusers after fewer training images to compare the times."
+    assert rows[6].startswith("FID 20: ≤ 100 s. No other project reached it within 120 min")
+
+
+@pytest.mark.parametrize(
+    ("fids", "message"),
+    [
+        ({2_000: 50.0, 8_000: 30.0}, r"FID 40: ≤ 100 s, ≥ \d+\.\dx as fast as diffusers\."),
+        ({2_000: 39.0, 8_000: 30.0}, "FID 40: ≤ 100 s. Evaluate both projects after fewer training images"),
+    ],
+)
+def test_speedup_of_a_late_first_evaluation_is_a_bound(tmp_path, capsys, fids, message):
+    write(tmp_path / "speed.jsonl", [make_speed("ours", 100.0, 0), make_speed("diffusers", 2.0, 0)])
+    write(tmp_path / "quality.jsonl", [*make_quality("ours", {10_000: 10.0}), *make_quality("diffusers", fids)])
+    speedrun.main(["report", str(tmp_path)])
+    assert re.match(message, capsys.readouterr().out.splitlines()[5])
+
+
+@pytest.mark.parametrize(("key", "value"), [("machine", "other"), ("threads", 4)])
+def test_speeds_of_different_machines_are_not_combined(tmp_path, key, value):
+    write(tmp_path / "speed.jsonl", [make_speed("ours", 1.0, 0), make_speed("diffusers", 1.0, 0) | {key: value}])
+    write(tmp_path / "quality.jsonl", make_quality("ours", {10_000: 10.0}))
+    with pytest.raises(SystemExit, match=f"different values of `{key}`"):
+        speedrun.main(["report", str(tmp_path)])
 
 
 def test_settings_of_other_projects_are_rejected(tmp_path, capsys):

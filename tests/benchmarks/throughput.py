@@ -10,7 +10,6 @@ machine slow all of them down equally.
 """
 
 import argparse
-import resource
 import time
 from collections.abc import Callable
 from concurrent.futures import ProcessPoolExecutor
@@ -20,6 +19,7 @@ from statistics import median
 import torch
 from diffusers import UNet2DModel
 from mocked_packages import UNUSED_PACKAGES, mock_packages
+from peak_memory import get_peak_memory
 from torch.utils.flop_counter import FlopCounterMode
 
 from fmnist_diffusion import FashionMNISTUNet2DModel
@@ -60,7 +60,7 @@ def make_smalldiffusion() -> tuple[torch.nn.Module, Forward]:
     with mock_packages(*UNUSED_PACKAGES):
         from smalldiffusion.model_unet import Unet  # pyright: ignore[reportMissingImports]
 
-    model = Unet(28, 1, 1, ch=64, ch_mult=(1, 2, 4), attn_resolutions=(14,))
+    model = Unet(28, 1, 1, ch=64, ch_mult=(1, 2, 4), attn_resolutions=(14,), dropout=0.0)
     return model, lambda sample, timesteps: model(sample, timesteps + 1.0)
 
 
@@ -126,7 +126,8 @@ class Benchmark:
     def count(self) -> dict[str, float]:
         """Returns the number of parameters and of floating-point operations per image in a training step."""
         self.model.train()
-        with FlopCounterMode(display=False) as counter:
+        # Without `force_eager`, torch.compile would never compile the model after this call.
+        with torch.compiler.set_stance("force_eager"), FlopCounterMode(display=False) as counter:
             self.compute_gradients()
         self.optimizer.zero_grad()
         return {
@@ -138,7 +139,7 @@ class Benchmark:
         """Returns the peak memory in MiB: of the process on a CPU, of PyTorch's allocations on a GPU."""
         if self.device != "cpu":
             return torch.cuda.max_memory_allocated() / 2**20
-        return resource.getrusage(resource.RUSAGE_SELF).ru_maxrss / 2**10
+        return get_peak_memory() / 2**20
 
 
 benchmark: Benchmark
@@ -196,9 +197,9 @@ def main() -> None:
     counts = {name: request(name, "count") for name in names}
     training: dict[str, list[float]] = {name: [] for name in names}
     sampling: dict[str, list[float]] = {name: [] for name in names}
-    peaks = []
+    matmul_speeds = []
     for turn in range(options.turns + 1):
-        peaks.append(measure_matmul(device, dtype))
+        matmul_speeds.append(measure_matmul(device, dtype))
         for name in names:
             speeds = request(name, "measure_training"), request(name, "measure_sampling")
             # The first turn is a warm-up.
@@ -209,19 +210,19 @@ def main() -> None:
     for pool in pools.values():
         pool.shutdown()
 
-    peak = max(peaks)
+    matmul_speed = max(matmul_speeds)
     threads = f", {torch.get_num_threads()} threads" if device == "cpu" else f", {torch.cuda.get_device_name()}"
     print(f"{device}{threads}, batch {options.batch_size}, {dtype}{', compiled' if options.compile else ''}")
-    print(f"matrix product: {peak / 1e12:.3f} TFLOP/s\n")
+    print(f"matrix product: {matmul_speed / 1e12:.3f} TFLOP/s\n")
     print(
         "| model | parameters (M) | training (images/s) | sampling (NFE/s) | speedup of `spec` |"
-        " % of peak FLOP/s | MiB |"
+        " % of matrix product FLOP/s | MiB |"
     )
     print("|---|---|---|---|---|---|---|")
     own_training, own_sampling = median(training[OWN_MODEL]), median(sampling[OWN_MODEL])
     for name in names:
         images, evaluations = median(training[name]), median(sampling[name])
-        utilization = images * counts[name]["flop"] / peak
+        utilization = images * counts[name]["flop"] / matmul_speed
         speedup = f"{own_training / images:.2f} / {own_sampling / evaluations:.2f}"
         print(
             f"| {name} | {counts[name]['parameters'] / 1e6:.1f} | {images:.1f} | {evaluations:.1f} | {speedup} |"

@@ -110,3 +110,20 @@ def test_hub_errors_are_one_line_in_a_new_process(hub, pipeline, tmp_path):
     message = "The Hub denied write access to someone/tiny (a simulated fault)."
     assert result.stderr.startswith(f"fmnist-diffusion: error: {message}")
     assert result.stderr.count("\n") == 1
+
+
+def test_push_space_creates_a_private_space(hub):
+    hub.repositories["someone/tiny"] = Repository()
+    hub.repositories["someone/tiny"].commit({"model_index.json": b"{}"})
+    main(["push-space", "--repo-id", "demo", "--model", "someone/tiny", "--private"])
+    assert hub.repositories["spaces/someone/demo"].private
+
+
+def test_push_uploads_to_a_branch_or_a_pull_request(hub, pipeline):
+    main(["push", pipeline, "--repo-id", "someone/tiny", "--revision", "trial"])
+    repository = hub.repositories["someone/tiny"]
+    assert set(repository.files) == {".gitattributes"}
+    assert "model_index.json" in repository.commits[repository.refs["trial"]]
+    main(["push", pipeline, "--repo-id", "someone/tiny", "--create-pr"])
+    assert set(repository.files) == {".gitattributes"}
+    assert "refs/pr/1" in repository.refs

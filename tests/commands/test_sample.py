@@ -335,10 +335,10 @@ def test_batches_are_limited_by_memory(pipeline, monkeypatch):
     assert [len(samples) for samples in batches] == [3, 3, 2]
 
 
-def test_error_while_saving_names_the_file(sample, tmp_path, monkeypatch):
+def test_error_while_saving_names_the_file(pipeline, get_error, monkeypatch):
     def save(self, path):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(Image.Image, "save", save)
-    with pytest.raises(SystemExit):
-        sample("-n", "1")
+    message = get_error("sample", pipeline, "-n", "1", "--num-inference-steps", "1", "--output-dir", "out")
+    assert message == "Could not write out/0000.png (No space left on device). Pass a different --output-dir."

@@ -147,8 +147,9 @@ sys.exit(128 + signals[0])
             signal.signal(signal.SIGHUP, signal.SIG_IGN if nohup else signal.SIG_DFL),
         ],
     )
+    deadline = time.monotonic() + 120
     while not started.exists():
-        assert process.poll() is None
+        assert process.poll() is None and time.monotonic() < deadline
         time.sleep(0.05)
     # A terminal sends Ctrl-C to the whole foreground process group.
     os.killpg(process.pid, number)

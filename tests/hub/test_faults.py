@@ -251,11 +251,12 @@ class TestLoad:
 
 
 def test_abandoned_threads_do_not_keep_the_process_alive():
-    end = threading.Event()
+    before, end = set(threading.enumerate()), threading.Event()
     try:
         with pytest.raises(TimeoutError):
             run_with_time_limit(end.wait, 0.01)
-        assert all(thread.daemon for thread in threading.enumerate() if thread is not threading.main_thread())
+        (thread,) = set(threading.enumerate()) - before
+        assert thread.daemon
     finally:
         end.set()
 

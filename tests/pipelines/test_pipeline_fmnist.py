@@ -157,6 +157,27 @@ class TestGuidance:
             ({"scheduler": HeunDiscreteScheduler()}, [3] * 7, 7),
             ({"scheduler": HeunDiscreteScheduler(), "guidance_scale": 2.0}, [6] * 7, 14),
             ({"image": torch.zeros(1, 1, 8, 8), "strength": 0.5, "guidance_scale": 2.0}, [6, 6], 4),
+            (
+                {
+                    "image": torch.zeros(1, 1, 8, 8),
+                    "strength": 0.5,
+                    "guidance_scale": 2.0,
+                    "guidance_interval": (0.5, 1.0),
+                },
+                [3, 6],
+                3,
+            ),
+            (
+                {
+                    "image": torch.zeros(1, 1, 8, 8),
+                    "mask_image": torch.ones(1, 1, 8, 8),
+                    "num_resampling_steps": 2,
+                    "guidance_scale": 2.0,
+                    "guidance_interval": (0.5, 1.0),
+                },
+                [3, 3, 3, 3, 6, 6, 6],
+                10,
+            ),
         ],
     )
     def test_guided_steps_evaluate_two_predictions(self, kwargs, batches, evaluations):
@@ -334,6 +355,15 @@ class TestCallback:
         images = sample(pipe, 1, guidance_scale=2.0, callback_on_step_end=callback)
         assert pipe.guidance_scale == 4.0
         assert (images - sample(pipe, 1, guidance_scale=2.0)).abs().max() > 1e-4
+
+    def test_callback_can_enable_guidance(self):
+        def callback(pipe, step, timestep, tensors):
+            pipe._guidance_scale = 3.0
+
+        pipe = get_pipeline()
+        images = sample(pipe, 1, callback_on_step_end=callback)
+        assert pipe.num_function_evaluations == 3
+        assert_close(images, sample(pipe, 1, guidance_scale=3.0, guidance_interval=(0.5, 1.0)))
 
     def test_callback_can_interrupt_the_sampling(self):
         calls = []

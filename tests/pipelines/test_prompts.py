@@ -62,6 +62,16 @@ class TestPrompt:
             expected = scheduler.step(uncond + 3.0 * (cond - uncond), t, expected).prev_sample
         assert_close(images, expected, atol=1e-4, rtol=1e-4)
 
+    def test_callback_can_enable_guidance(self, pipe):
+        def callback(pipe, step, timestep, tensors):
+            pipe._guidance_scale = 3.0
+
+        prompts = {"prompt": FIRST, "negative_prompt": SECOND}
+        images = sample(pipe, callback_on_step_end=callback, **prompts)
+        expected = sample(pipe, guidance_scale=3.0, guidance_interval=(0.5, 1.0), **prompts)
+        assert_close(images, expected)
+        assert (expected - sample(pipe, prompt=FIRST)).abs().max() > 1e-4
+
     def test_negative_prompts_are_those_of_the_images(self, pipe):
         settings = {"guidance_scale": 2.0, "latents": torch.randn(2, 1, 8, 8), "output_type": "pt"}
         images = pipe(prompt=[FIRST, SECOND], negative_prompt=[SECOND, FIRST], **settings).images

@@ -455,3 +455,11 @@ def test_name_of_a_folder_has_no_path(tiny_handlers):
 def test_first_images_show_each_class(base_handlers):
     images = np.stack([np.asarray(image) for image in base_handlers.first_step.images])
     assert classify(images).tolist() == list(range(len(FASHION_MNIST_LABELS)))
+
+
+def test_runs_share_the_documented_limits(tiny_handlers):
+    page = layout.build(tiny_handlers)
+    assert page._queue.max_size == 30
+    runs = [function for function in page.fns.values() if function.concurrency_id == "model"]
+    assert {function.api_name for function in runs} >= {"generate", "interpolate", "image_to_image"}
+    assert {function.concurrency_limit for function in runs} == {2}

@@ -1,6 +1,7 @@
 """Errors in the configuration and the data, and options that change how the model is computed."""
 
 import io
+import math
 from collections.abc import Callable
 from pathlib import Path
 from types import SimpleNamespace
@@ -11,7 +12,7 @@ import torch
 from accelerate import DistributedType
 from PIL import Image
 
-from components import OPTIMIZERS, make_lr_scheduler
+from components import OPTIMIZERS, make_accelerator, make_lr_scheduler
 from config import OptimizerConfig
 
 
@@ -49,6 +50,28 @@ def test_sharded_training_is_an_error(
     assert fail_to_launch() == (
         "train.py: error: FSDP and DeepSpeed are not supported. Use a config in training/accelerate_configs."
     )
+
+
+@pytest.mark.parametrize(("num_threads", "launched"), [(1, True), (1, False), (2, True)])
+def test_limited_cpu_threads_are_reported(
+    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, num_threads: int, launched: bool
+):
+    monkeypatch.setattr("os.cpu_count", lambda: 4)
+    monkeypatch.setattr("torch.get_num_threads", lambda: num_threads)
+    monkeypatch.setattr(
+        "components.Accelerator",
+        lambda **kwargs: SimpleNamespace(distributed_type=DistributedType.NO, device=torch.device("cpu")),
+    )
+    if launched:
+        monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
+    else:
+        monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
+    make_accelerator("no")
+    message = (
+        "`accelerate launch` limits PyTorch to one CPU thread. To train faster, set the environment variable"
+        " OMP_NUM_THREADS=4."
+    )
+    assert caplog.messages == ([message] if launched and num_threads == 1 else [])
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
@@ -102,6 +125,14 @@ def test_learning_rate_continues_at_any_step(lr_scheduler: str):
         rates.append(schedule.get_last_lr()[0])
         optimizer.step()
         schedule.step()
+    decay = {
+        "constant_with_warmup": lambda progress: 1.0,
+        "linear": lambda progress: 1 - progress,
+        "cosine": lambda progress: (1 + math.cos(math.pi * progress)) / 2,
+        "polynomial": lambda progress: 1 - progress,
+    }[lr_scheduler]
+    expected = [0.1 * min(step / 3, 1) * decay(max(step - 3, 0) / 7) for step in range(10)]
+    assert rates == pytest.approx(expected, abs=1e-6)
     for step, rate in enumerate(rates):
         optimizer = make_optimizer()
         assert make_lr_scheduler(config, optimizer, 10, step).get_last_lr() == [rate]  # pyright: ignore

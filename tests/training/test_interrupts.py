@@ -23,6 +23,22 @@ SIGNALS = (signal.SIGINT, signal.SIGTERM, signal.SIGHUP)
 TRAINING = Path(__file__).parents[2] / "training"
 
 
+# Sends SIGINT to itself when the module in the first argument is imported.
+INTERRUPTED_START = """
+import signal, sys
+from startup import start
+
+class Interrupt:
+    def find_spec(self, name, path=None, target=None):
+        if name == sys.argv[1]:
+            signal.raise_signal(signal.SIGINT)
+
+signal.signal(signal.SIGINT, signal.default_int_handler)
+sys.meta_path.insert(0, Interrupt())
+start(sys.argv[2:], "train.py")
+"""
+
+
 def list_names(run: Path) -> list[str]:
     return [path.name for path in list_checkpoints(run / "checkpoints")]
 
@@ -171,17 +187,14 @@ def test_only_the_first_process_reports_an_interrupt_before_the_training(
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("seconds", [1, 3])
-def test_ctrl_c_during_the_start_exits_without_a_traceback(tmp_path: Path, tiny_args: list[str], seconds: float):
-    process = subprocess.Popen(
-        [sys.executable, str(TRAINING / "train.py"), *tiny_args, "--num_epochs=10000"],
-        stderr=subprocess.PIPE,
+@pytest.mark.parametrize("module", ["torch", "diffusers", "trainer"])
+def test_ctrl_c_during_the_start_exits_without_a_traceback(tiny_args: list[str], module: str):
+    result = subprocess.run(
+        [sys.executable, "-c", INTERRUPTED_START, module, *tiny_args],
+        env={**os.environ, "OMP_NUM_THREADS": "1", "PYTHONPATH": f"{TRAINING.parent}:{TRAINING}"},
+        capture_output=True,
         text=True,
-        env={**os.environ, "OMP_NUM_THREADS": "1"},
+        timeout=240,
     )
-    time.sleep(seconds)
-    process.send_signal(signal.SIGINT)
-    _, error = process.communicate(timeout=120)
-    assert process.returncode == 130
-    assert "Traceback" not in error
-    assert error.strip().splitlines()[-1].startswith("train.py: Interrupted")
+    assert result.returncode == 130 and "Traceback" not in result.stderr
+    assert result.stderr.splitlines()[-1] == "train.py: Interrupted before the training started."

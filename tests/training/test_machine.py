@@ -57,6 +57,7 @@ def test_only_long_runs_with_a_compiler_are_compiled(monkeypatch: pytest.MonkeyP
     monkeypatch.setattr("machine.can_compile", lambda: True)
     assert not choose_compile("cpu", 1000)
     assert choose_compile("cpu", 100_000)
+    assert choose_compile("cuda", 100_000)
     assert not choose_compile("mps", 100_000)
     monkeypatch.setattr("machine.can_compile", lambda: False)
     assert not choose_compile("cpu", 100_000)

@@ -42,11 +42,19 @@ def test_pushed_pipeline_can_be_fine_tuned(hub: FakeHub, launch: Callable[..., N
 
 
 @pytest.mark.slow
-def test_pipeline_is_pushed_every_n_epochs(hub: FakeHub, launch: Callable[..., None]):
+def test_pipeline_is_pushed_every_n_epochs(hub: FakeHub, launch: Callable[..., None], monkeypatch: pytest.MonkeyPatch):
+    pushes, push = [], BackgroundPush.push
+
+    def count_push(self: BackgroundPush) -> None:
+        pushes.append(self)
+        push(self)
+
+    monkeypatch.setattr(BackgroundPush, "push", count_push)
     launch("--push_to_hub=true", "--push_to_hub_epochs=1", "--hub_private_repo=true", "--hub_license=cc0-1.0")
     repository = hub.repositories["someone/run"]
     assert repository.private
     assert ModelCard(repository.files["README.md"].decode()).data.license == "cc0-1.0"
+    assert len(pushes) == 2
     # The first commit is empty. The push of the first epoch is canceled if it has not started before the second one.
     assert len(repository.commits) in (2, 3)
     assert json.loads(repository.files["train_config.json"])["progress"]["epoch"] == 2
