@@ -26,7 +26,7 @@ from distillation import ConsistencyLoss
 from fmnist_diffusion import FashionMNISTUNet2DModel
 from fmnist_diffusion.data import ImageTensors, has_fashion_mnist_order
 from fmnist_diffusion.data.errors import list_names
-from launch_environment import get_num_processes
+from launch_environment import get_num_local_processes
 from losses import DiffusionLoss
 from model import make_model
 from noise_schedule import NoiseScheduler, make_noise_scheduler
@@ -99,13 +99,13 @@ def make_accelerator(mixed_precision: str | None, **kwargs: Any) -> Accelerator:
     )
     if accelerator.distributed_type in (DistributedType.FSDP, DistributedType.DEEPSPEED):
         raise ValueError("FSDP and DeepSpeed are not supported. Use a config in training/accelerate_configs.")
-    num_threads = max((os.cpu_count() or 1) // get_num_processes(), 1)
-    # `accelerate launch` sets this variable and, by default, limits each process to one thread.
-    is_launched = "ACCELERATE_MIXED_PRECISION" in os.environ
-    if accelerator.device.type == "cpu" and is_launched and torch.get_num_threads() == 1 < num_threads:
+    num_threads = (os.cpu_count() or 1) // get_num_local_processes()
+    # `accelerate launch` sets ACCELERATE_MIXED_PRECISION. By default, it also limits each process to one thread.
+    is_limited = "ACCELERATE_MIXED_PRECISION" in os.environ and torch.get_num_threads() == 1 < num_threads
+    if is_limited and accelerator.device.type == "cpu" and accelerator.is_main_process:
         logger.warning(
-            "`accelerate launch` limits PyTorch to one CPU thread. To train faster, set the environment variable"
-            " OMP_NUM_THREADS=%d.",
+            "PyTorch uses one CPU thread, which is the default of `accelerate launch`. To use all CPU cores, set the"
+            " environment variable OMP_NUM_THREADS=%d.",
             num_threads,
         )
     return accelerator

@@ -18,6 +18,11 @@ def get_num_processes() -> int:
     return int(os.environ.get("WORLD_SIZE", "1"))
 
 
+def get_num_local_processes() -> int:
+    """Returns the number of processes on this machine."""
+    return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
+
+
 def print_and_exit(program: str, message: str, code: int) -> NoReturn:
     """Prints a message in the main process, and exits."""
     if is_main_process():

@@ -1,9 +1,9 @@
-"""Generates the images of the README and the guides with the bundled checkpoints base, text and fast, except
-fine-tuned.png and latent.png, which show other models:
+"""Generates the images of the README and the guides with the bundled checkpoints base, text and fast:
 
     python .github/images/make.py
 
-The screenshots require Debian's chromium and npm.
+The script does not generate fine-tuned.png and latent.png, which show other models. The screenshots require Debian's
+chromium and npm.
 """
 
 import subprocess

@@ -10,9 +10,9 @@
 
 `train` runs training steps for two hours, not counting the time between the steps, and resumes an interrupted run. It
 uses bf16 on CPUs where the trainer of the diffusion model uses bf16. N is the number of steps that the trainer
-completes in two hours, including data loading and compilation, which favors the GAN. Do not run other programs during
-these measurements. `report` prints the mean and standard deviation of the metrics over the evaluated runs of each kind
-of model.
+completes in two hours. These two hours include data loading and compilation, so the comparison favors the GAN. Do not
+run other programs during these measurements. `report` prints the mean and standard deviation of the metrics over the
+evaluated runs of each kind of model.
 
 The generator has 3.2 M parameters (`base`: 3.8 M). Both networks are residual networks (Mescheder et al., 2018,
 arXiv 1801.04406, appendix D). The generator uses conditional batch normalization (Dumoulin et al., 2017,

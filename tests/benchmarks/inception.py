@@ -2,7 +2,7 @@
 
     python tests/benchmarks/inception.py
 
-Both networks process the same batches of 4 images, which are the fastest on a CPU.
+Both networks process batches of 4 images. They take turns, so that other load on the machine affects both of them.
 """
 
 import argparse
@@ -26,12 +26,12 @@ def measure(network: Callable[[torch.Tensor], torch.Tensor], images: torch.Tenso
 @torch.no_grad()
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--batch-size", type=int, default=100, help="images per batch (default: %(default)s)")
-    parser.add_argument("--rounds", type=int, default=3, help="number of batches (default: %(default)s)")
+    parser.add_argument("--images-per-round", type=int, default=100, help="images per round (default: %(default)s)")
+    parser.add_argument("--rounds", type=int, default=3, help="number of rounds (default: %(default)s)")
     options = parser.parse_args()
 
     weights = download_inception()
-    images = load_images(split="test", max_samples=options.rounds * options.batch_size).images
+    images = load_images(split="test", max_samples=options.rounds * options.images_per_round).images
     script, inception = torch.jit.load(weights).eval(), InceptionFeatures(weights)
 
     def torchscript(batch: torch.Tensor) -> torch.Tensor:
@@ -42,7 +42,7 @@ def main() -> None:
     for network in [*networks.values()] * 2:
         network(images[:CPU_BATCH_SIZE])
     seconds = dict.fromkeys(networks, 0.0)
-    for batch in images.split(options.batch_size):
+    for batch in images.split(options.images_per_round):
         features = {}
         for name, network in networks.items():
             duration, features[name] = measure(network, batch)
@@ -50,7 +50,7 @@ def main() -> None:
         expected = features["TorchScript"]
         difference = (features["InceptionFeatures"] - expected).abs().max()
         print(f"largest difference of a feature: {difference:.1e}, largest feature: {expected.max():.2f}")
-    print(f"batches of {options.batch_size}, {torch.get_num_threads()} threads")
+    print(f"batches of {CPU_BATCH_SIZE}, {torch.get_num_threads()} threads")
     for name, duration in seconds.items():
         print(f"{name:18} {len(images) / duration:6.2f} images/s")
     print(f"speedup {seconds['TorchScript'] / seconds['InceptionFeatures']:.2f}x")

@@ -1,9 +1,9 @@
 """Kills training runs and resumes them: each one must end like a run without interruptions.
 
-Half of the kills happen directly before a change of the file system in the output folder. The first kills of new runs
-cover all of these changes in random order. The other half of the kills happen at random times. A run is killed several
-times before it may end. Then its loss.csv, its exported pipeline and its last checkpoint must be byte-identical to
-those of an uninterrupted run.
+Half of the kills happen directly before a change of the file system in the output folder. New runs are killed before
+each of these changes once, in random order. The other half happen at random times. A run is killed several times
+before it may end. Then its loss.csv, its exported pipeline and its last checkpoint must be byte-identical to those of
+an uninterrupted run.
 
 Example: PYTHONPATH=training python tests/benchmarks/kills.py --kills 200
 """

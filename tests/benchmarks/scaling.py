@@ -164,7 +164,7 @@ def measure_all(device: str, bf16: bool, num_steps: int) -> list[Measurement]:
                 # The operating system kills a process that uses too much memory.
                 result = None
         if result is None:
-            print(f"{setting}: out of memory")
+            print(f"{setting}: out of memory, or the process was killed")
             continue
         found.append(result)
         print(f"{setting}: {result.batch_size / result.seconds:.1f} images/s", flush=True)

@@ -22,8 +22,8 @@ and quality separately:
   than that and its FID is already lower, the report shows its time as an upper bound (≤).
 
 The commands append their results to `speed.jsonl` and `quality.jsonl` in `--output-dir`, so they can run several times
-and on different machines. Use a separate folder for the speed of each machine, and pass `report` one of them together
-with the folders that contain the quality.
+and on different machines. Use a separate folder for the speed of each machine. Pass one of these folders to `report`,
+together with the folders that contain quality results.
 
 speedrun_entries.py lists the settings of the other projects. Other options are settings of this project's trainer,
 such as `--optimizer.learning_rate=0.002`. They define a variant of the preset with its own row in the report. The
@@ -306,8 +306,8 @@ def load_curves(folders: list[Path]) -> list[Curve]:
         if len(values) > 1:
             found = ", ".join(map(str, sorted(values)))
             raise SystemExit(
-                f"speedrun.py: error: The results have different values of `{key}` ({found}). Pass folders with only"
-                " one of them."
+                f"speedrun.py: error: The results have different values of `{key}` ({found}). Pass only folders with"
+                " the same value."
             )
     curves = []
     for name in dict.fromkeys(record["name"] for record in qualities):
@@ -333,9 +333,13 @@ def describe_time(curve: Curve, fid: float) -> str:
 def describe_speedup(fid: float, ours: list[Curve], others: list[Curve]) -> str:
     """Returns a sentence that compares this project's time with that of the fastest other project."""
     times = [found for curve in ours if (found := curve.find_time(fid)) is not None]
-    if not times or min(times)[0] > TIME_LIMIT:
+    if not times:
         return f"This project did not reach FID {fid}."
     seconds, own_bound = min(times)
+    if seconds > TIME_LIMIT:
+        if own_bound:
+            return f"FID {fid}: Evaluate this project after fewer training images to measure the time."
+        return f"This project did not reach FID {fid}."
     result = f"FID {fid}: {own_bound}{describe_duration(seconds)}"
     if not others:
         return f"{result}."
@@ -349,7 +353,7 @@ def describe_speedup(fid: float, ours: list[Curve], others: list[Curve]) -> str:
         fastest = min(reached, key=lambda name: reached[name])
         other_seconds, bound = reached[fastest]
         if own_bound and bound:
-            return f"{result}. Evaluate both projects after fewer training images to compare the times."
+            return f"{result}. Evaluate this project and {fastest} after fewer training images to compare the times."
         bound = "≥ " if own_bound else bound
         return f"{result}, {bound}{other_seconds / seconds:.1f}x as fast as {fastest}."
     measured = min(TIME_LIMIT, *(curve.times[-1] for curve in others))

@@ -52,26 +52,45 @@ def test_sharded_training_is_an_error(
     )
 
 
-@pytest.mark.parametrize(("num_threads", "launched"), [(1, True), (1, False), (2, True)])
+@pytest.mark.parametrize(
+    ("num_threads", "launched", "is_main_process", "num_local_processes", "expected"),
+    [
+        (1, True, True, 1, 4),
+        # Two machines with two processes each have WORLD_SIZE=4.
+        (1, True, True, 2, 2),
+        (1, True, True, 4, None),
+        (1, True, False, 1, None),
+        (1, False, True, 1, None),
+        (2, True, True, 1, None),
+    ],
+)
 def test_limited_cpu_threads_are_reported(
-    monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture, num_threads: int, launched: bool
+    monkeypatch: pytest.MonkeyPatch,
+    caplog: pytest.LogCaptureFixture,
+    num_threads: int,
+    launched: bool,
+    is_main_process: bool,
+    num_local_processes: int,
+    expected: int | None,
 ):
     monkeypatch.setattr("os.cpu_count", lambda: 4)
     monkeypatch.setattr("torch.get_num_threads", lambda: num_threads)
     monkeypatch.setattr(
         "components.Accelerator",
-        lambda **kwargs: SimpleNamespace(distributed_type=DistributedType.NO, device=torch.device("cpu")),
+        lambda **kwargs: SimpleNamespace(
+            distributed_type=DistributedType.NO, device=torch.device("cpu"), is_main_process=is_main_process
+        ),
     )
+    monkeypatch.setenv("LOCAL_WORLD_SIZE", str(num_local_processes))
+    monkeypatch.setenv("WORLD_SIZE", str(2 * num_local_processes))
     if launched:
         monkeypatch.setenv("ACCELERATE_MIXED_PRECISION", "no")
     else:
         monkeypatch.delenv("ACCELERATE_MIXED_PRECISION", raising=False)
     make_accelerator("no")
-    message = (
-        "`accelerate launch` limits PyTorch to one CPU thread. To train faster, set the environment variable"
-        " OMP_NUM_THREADS=4."
-    )
-    assert caplog.messages == ([message] if launched and num_threads == 1 else [])
+    assert len(caplog.messages) == (expected is not None)
+    if expected is not None:
+        assert caplog.messages[0].endswith(f"set the environment variable OMP_NUM_THREADS={expected}.")
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])
