@@ -1,3 +1,4 @@
+import asyncio
 import gc
 import shutil
 import socket
@@ -43,8 +44,10 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
 
 @pytest.fixture(scope="module", autouse=True)
 def collect_garbage() -> Iterator[None]:
-    """Collects the open connections of Gradio's clients while their warnings are ignored."""
+    """Collects the open connections and event loops of Gradio while their warnings are ignored."""
     yield
+    # This is the last event loop that Gradio has created.
+    asyncio.set_event_loop(None)
     gc.collect()
 
 

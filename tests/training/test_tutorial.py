@@ -1,5 +1,6 @@
 """The tutorial notebook runs from top to bottom, and its results support its text."""
 
+import asyncio
 import json
 from pathlib import Path
 from typing import Any
@@ -56,9 +57,11 @@ def test_notebook_runs(tmp_path: Path, complete_fashion_mnist_folder: Path, monk
     num_cells = len(notebook.cells)
     notebook.cells.append(nbformat.v4.new_code_cell(RESULTS_CELL))
     # On a busy machine, the kernel can split the printed text into several outputs.
-    nbclient.NotebookClient(
+    client = nbclient.NotebookClient(
         notebook, timeout=1200, coalesce_streams=True, resources={"metadata": {"path": str(folder)}}
-    ).execute()
+    )
+    # Unlike `execute`, `asyncio.run` closes its event loop.
+    asyncio.run(client.async_execute())
     assert list(folder.iterdir()) == []
 
     for cell in notebook.cells[:num_cells]:
