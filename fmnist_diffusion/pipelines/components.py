@@ -97,8 +97,8 @@ def load_components(
     passed = {name: kwargs.pop(name) for name in names if name in kwargs}
     components = {name: item for name, item in passed.items() if item is not None or name in optional}
     hub_options = {name: kwargs.pop(name) for name in HUB_OPTIONS if name in kwargs}
-    parameters = ("num_inference_steps", "timestep_power", *inspect.signature(pipeline_class).parameters)
-    setting_names = [name for name in parameters if name not in names]
+    parameters = inspect.signature(pipeline_class).parameters
+    setting_names = {"num_inference_steps", "timestep_power", *parameters}.difference(names)
     options = {name: kwargs.pop(name) for name in setting_names if name in kwargs}
     passed_scheduler = components.get("scheduler")
     if passed_scheduler is not None and not isinstance(passed_scheduler, diffusers.SchedulerMixin):

@@ -1366,8 +1366,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"{name} does not support this model, whose `prediction_type` is sample. Use a different scheduler,"
                 " such as DPMSolverMultistepScheduler."
             )
-        options = get_scheduler_options(scheduler)
-        if self.vae is not None and (options.get("clip_sample") or options.get("thresholding")):
+        options = {} if self.vae is None else get_scheduler_options(scheduler)
+        if options.get("clip_sample") or options.get("thresholding"):
             raise ValueError(
                 f"{name} must not clip the latents of this model to [-1, 1]. Create it with `clip_sample=False` and"
                 " `thresholding=False`."
@@ -1393,14 +1393,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
             )
 
     def _uses_power_law(self) -> bool:
+        if self.config.timestep_power is None or not isinstance(self.scheduler, POWER_LAW_SCHEDULERS):
+            return False
         options = get_scheduler_options(self.scheduler)
-        return (
-            self.config.timestep_power is not None
-            and isinstance(self.scheduler, POWER_LAW_SCHEDULERS)
-            # LCMScheduler only supports the timesteps of its training schedule.
-            and options.get("original_inference_steps", math.inf) >= options["num_train_timesteps"]
-            and not any(options.get(name) for name in SPACING_OPTIONS)
-        )
+        # LCMScheduler only supports the timesteps of its training schedule.
+        supports_spacing = options.get("original_inference_steps", math.inf) >= options["num_train_timesteps"]
+        return supports_spacing and not any(options.get(name) for name in SPACING_OPTIONS)
 
     def _preprocess_image(self, image: Any, height: int, width: int) -> torch.Tensor:
         """Converts `image` to a float32 tensor `(batch, channels, height, width)` in [-1, 1]."""

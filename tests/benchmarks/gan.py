@@ -14,11 +14,12 @@ completes in two hours. These two hours include data loading and compilation, so
 run other programs during these measurements. `report` prints the mean and standard deviation of the metrics over the
 evaluated runs of each kind of model.
 
-The generator has 3.2 M parameters (`base`: 3.8 M). Both networks are residual networks (Mescheder et al., 2018,
-arXiv 1801.04406, appendix D). The generator uses conditional batch normalization (Dumoulin et al., 2017,
-arXiv 1610.07629), and the discriminator is a projection discriminator (Miyato and Koyama, 2018, arXiv 1802.05637).
-They are trained with the non-saturating loss and the R1 penalty (equation 9 of Mescheder et al.), which is computed
-every 16 steps (Karras et al., 2020, arXiv 1912.04958, appendix B). The samples use the EMA of the generator.
+The generator has 3.2 M parameters (the model of `speedrun.yaml`: 3.7 M). Both networks are residual networks
+(Mescheder et al., 2018, arXiv 1801.04406, appendix D). The generator uses conditional batch normalization (Dumoulin et
+al., 2017, arXiv 1610.07629), and the discriminator is a projection discriminator (Miyato and Koyama, 2018, arXiv
+1802.05637). They are trained with the non-saturating loss and the R1 penalty (equation 9 of Mescheder et al.), which
+is computed every 16 steps (Karras et al., 2020, arXiv 1912.04958, appendix B). The samples use the EMA of the
+generator.
 """
 
 import argparse
