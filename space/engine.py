@@ -199,6 +199,7 @@ class Engine:
         image: Image.Image | None = None,
         strength: float = 1.0,
         mask_image: Image.Image | None = None,
+        max_seconds: float | None = MAX_RUN_SECONDS,
     ) -> Generator[Step]:
         """
         Generates images, or transforms `image` (image-to-image) or its masked region (inpainting) if it is given.
@@ -210,6 +211,7 @@ class Engine:
                 `image`, in (0, 1].
             mask_image (`PIL.Image.Image`, *optional*): Mask of the same size as `image`; white pixels are
                 inpainted.
+            max_seconds (`float`, *optional*, defaults to 60): Maximum duration of the run.
         """
         if not is_number(strength) or not 0 < strength <= 1:
             raise RequestError(f"The strength must be above 0 and at most 1, got {describe(strength)}.")
@@ -224,10 +226,14 @@ class Engine:
             kwargs |= {"num_images_per_prompt": request.num_images}
         if image is not None:
             kwargs |= {"image": image, "strength": strength, "mask_image": mask_image}
-        yield from self._steps("__call__", request, kwargs)
+        yield from self._steps("__call__", request, kwargs, max_seconds)
 
     def interpolate(
-        self, request: GenerationRequest, seeds: tuple[int, int], last_prompt: str = ""
+        self,
+        request: GenerationRequest,
+        seeds: tuple[int, int],
+        last_prompt: str = "",
+        max_seconds: float | None = MAX_RUN_SECONDS,
     ) -> Generator[Step]:
         """
         Interpolates from the first seed and class or prompt to the last ones.
@@ -237,6 +243,7 @@ class Engine:
                 The settings. The labels are the first and the last class, and the prompt is the first prompt.
             seeds (`tuple[int, int]`): Seeds of the first and the last image.
             last_prompt (`str`, defaults to `""`): Prompt of the last image; only used by text-conditional models.
+            max_seconds (`float`, *optional*, defaults to 60): Maximum duration of the run.
         """
         self.get_labels(request)
         kwargs: dict[str, Any] = {"seeds": seeds, "num_images": request.num_images}
@@ -244,7 +251,7 @@ class Engine:
             kwargs["prompt"] = [request.prompt, last_prompt]
         elif request.labels:
             kwargs["class_labels"] = request.labels
-        yield from self._steps("interpolate", request, kwargs)
+        yield from self._steps("interpolate", request, kwargs, max_seconds)
 
     def _steps(self, *args: Any) -> Generator[Step]:
         run = self._run_on_gpu if self.device.type == "cuda" else self._run
@@ -259,7 +266,9 @@ class Engine:
     def _run_on_gpu(self, *args: Any) -> Generator[Step | RequestError]:
         yield from self._run(*args)
 
-    def _run(self, method: str, request: GenerationRequest, kwargs: dict[str, Any]) -> Generator[Step | RequestError]:
+    def _run(
+        self, method: str, request: GenerationRequest, kwargs: dict[str, Any], max_seconds: float | None
+    ) -> Generator[Step | RequestError]:
         """Runs a pipeline in a thread. The thread ends at its next step when this generator is closed."""
         try:
             pipe = copy_pipeline(self.pipe, request.scheduler)
@@ -299,7 +308,8 @@ class Engine:
         threading.Thread(target=run, name="generation", daemon=True).start()
         try:
             while True:
-                item = queue.get(timeout=max(0.0, start_time + MAX_RUN_SECONDS - time.perf_counter()))
+                elapsed = time.perf_counter() - start_time
+                item = queue.get(timeout=None if max_seconds is None else max(0.0, max_seconds - elapsed))
                 if item is None:
                     return
                 if isinstance(item, NotImplementedError | ValueError):
@@ -309,6 +319,6 @@ class Engine:
                     raise item
                 yield item
         except Empty:
-            yield RequestError(f"The request took more than {MAX_RUN_SECONDS:.0f} seconds. Use fewer images or steps.")
+            yield RequestError(f"The request took more than {max_seconds:.0f} seconds. Use fewer images or steps.")
         finally:
             stopped.set()

@@ -115,11 +115,11 @@ class Handlers:
         self.first_ends = tuple(self.label_names[i] for i in (len(self.label_names) * 3 // 4, -1) if self.label_names)
         # ZeroGPU only provides a GPU during a request, so the first images are generated on the CPU.
         engine = self.engine if self.engine.device.type == "cpu" else Engine(model_id, device="cpu")
-        *_, self.first_step = engine.generate(self.first_request)
+        *_, self.first_step = engine.generate(self.first_request, max_seconds=None)
         self.first_interpolation: Step | None = None
         if self.engine.num_inference_steps <= MAX_LIVE_STEPS:
             request = replace(self.first_request, labels=self.first_ends, num_images=MAX_FRAMES)
-            *_, self.first_interpolation = engine.interpolate(request, FIRST_INTERPOLATION_SEEDS)
+            *_, self.first_interpolation = engine.interpolate(request, FIRST_INTERPOLATION_SEEDS, max_seconds=None)
         self.examples = self.make_examples()
 
     def make_examples(self) -> dict[str, Image.Image]:

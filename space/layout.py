@@ -58,7 +58,9 @@ INTERPOLATION_PROMPTS = [
 ]
 
 Components = list[Any]
-# These options are for events that only change what the page shows.
+# These options are for events that run in the browser.
+PAGE_EVENT: dict[str, Any] = {"queue": False, "api_visibility": "private"}
+# These options are for handlers that only change what the page shows.
 QUIET_EVENT: dict[str, Any] = {"preprocess": False, "show_progress": "hidden", "api_visibility": "private"}
 
 
@@ -85,16 +87,16 @@ def sampling_controls(
 
 def checkpoint_controls(
     handlers: Handlers, name: str, label: str = "Checkpoint", info: str | None = None
-) -> Components:
-    """Returns the choice of a checkpoint, which sets the number of steps, and the other sampling controls."""
+) -> tuple[Any, Components]:
+    """Returns the event that sets the steps of a chosen checkpoint, the choice, and the other sampling controls."""
     checkpoint = gr.Dropdown(list(handlers.engines), value=name, label=label)
     num_steps = {name: engine.num_inference_steps for name, engine in handlers.engines.items()}
     engines = handlers.engines.values()
     is_conditional = bool(handlers.offered_names) or any(engine.has_prompts for engine in engines)
     controls = sampling_controls(num_steps[name], engines, is_conditional, info=info)
     script = markup.look_up(num_steps)
-    checkpoint.input(None, checkpoint, controls[0], js=script, queue=False, api_visibility="private")
-    return [checkpoint, *controls]
+    event = checkpoint.input(None, checkpoint, controls[0], js=script, **PAGE_EVENT)
+    return event, [checkpoint, *controls]
 
 
 def update_conditions(handlers: Handlers, checkpoints: Components, outputs: Components) -> None:
@@ -107,7 +109,7 @@ def seed_control(value: int = 0, label: str = "Seed") -> gr.Number:
         number = gr.Number(value, minimum=0, maximum=MAX_SEED, step=1, label=label, min_width=80)
         button = gr.Button("Random", size="sm", min_width=80, scale=0)
     script = markup.random_number(MAX_SEED)
-    button.click(None, None, number, js=script, queue=False, api_visibility="private")
+    button.click(None, None, number, js=script, **PAGE_EVENT)
     return number
 
 
@@ -136,7 +138,7 @@ def example_buttons(examples: Sequence[tuple[str, ...]], prompts: Components) ->
     with gr.Row(elem_classes="examples"):
         for texts in examples:
             button = gr.Button(" → ".join(texts), size="sm", min_width=0, scale=0)
-            button.click(None, None, prompts, js=markup.fill_in(texts), queue=False, api_visibility="private")
+            button.click(None, None, prompts, js=markup.fill_in(texts), **PAGE_EVENT)
 
 
 def run_buttons(text: str) -> tuple[gr.Button, gr.Button]:
@@ -175,24 +177,25 @@ def connect(
         api_visibility="private",
         **options,
     )
-    stop.click(None, cancels=[event], queue=False, api_visibility="private")
+    stop.click(None, cancels=[event], **PAGE_EVENT)
     # `then` also runs after an error. The script does not change the bar of a complete run.
-    event.then(None, bars, bars, js=markup.MARK_AS_STOPPED, queue=False, api_visibility="private")
+    event.then(None, bars, bars, js=markup.MARK_AS_STOPPED, **PAGE_EVENT)
     return event
 
 
-def live_change(steps: gr.Slider, settings: Components, event: Any) -> Callable:
+def live_change(steps: gr.Slider, settings: Components, event: Any, *choices: Any) -> Callable:
     """
-    Returns the event that one of the `settings` changes while there are at most `MAX_LIVE_STEPS` steps.
+    Returns the event that one of the `settings` changes or after one of the `choices` while there are at most 4 steps.
 
     The run that `event` started then stops, because it has the previous settings.
     """
     count = gr.Number(0, visible="hidden")
-    options: dict[str, Any] = {"queue": False, "api_visibility": "private"}
-    script = markup.count_changes(MAX_LIVE_STEPS)
-    gr.on([item.change for item in settings], None, [count, steps, *settings], count, js=script, **options)
+    listener = {"inputs": [count, steps, *settings], "outputs": count, "js": markup.count_changes(MAX_LIVE_STEPS)}
+    gr.on([item.change for item in settings], None, **listener, **PAGE_EVENT)
+    for choice in choices:
+        choice.then(None, **listener, **PAGE_EVENT)
     # Gradio runs the listeners of an event one after the other, so the first one stops the run.
-    count.change(None, cancels=[event], **options)
+    count.change(None, cancels=[event], **PAGE_EVENT)
     return count.change
 
 
@@ -220,7 +223,7 @@ def generate_tab(handlers: Handlers, result: gr.Image) -> None:
             seed = seed_control(first.seed)
             start, stop = run_buttons("Generate")
         with gr.Column(elem_classes="settings"):
-            checkpoint, *controls = checkpoint_controls(handlers, handlers.name, "Checkpoint", LIVE_INFO)
+            choice, (checkpoint, *controls) = checkpoint_controls(handlers, handlers.name, info=LIVE_INFO)
             count = gr.Slider(1, MAX_IMAGES, first.num_images, step=1, label="Number of images")
         with gr.Column(elem_classes="results"):
             captions = handlers.engine.get_captions(first)
@@ -232,7 +235,8 @@ def generate_tab(handlers: Handlers, result: gr.Image) -> None:
     inputs = [labels, count, *controls, seed, prompt]
     run = [checkpoint, *inputs], [images, bar, strip, *downloads], [bar]
     event = connect(start.click, stop, handlers.on_generate, *run)
-    change = live_change(controls[0], inputs, event)
+    # A checkpoint with the same number of steps does not change the steps.
+    change = live_change(controls[0], inputs, event, choice)
     connect(change, stop, handlers.on_generate_change, *run, trigger_mode="always_last")
     add_endpoint(handlers.generate, inputs, result)
 
@@ -272,19 +276,14 @@ def interpolate_tab(handlers: Handlers, result: gr.Image) -> None:
             images = gr.HTML(text, elem_id="interpolate-images")
             bar = gr.HTML(shown_bar, elem_id="interpolate-bar")
             downloads = download_buttons("PNG", "GIF")
-    gr.on(
-        [position.change, images.change],
-        None,
-        [position, images],
-        image,
-        js=markup.SELECT_IMAGE,
-        queue=False,
-        api_visibility="private",
-    )
-    inputs = [*labels, *seeds, count, steps, scheduler, *prompts]
+    changes = [position.change, images.change]
+    gr.on(changes, None, [position, images], image, js=markup.SELECT_IMAGE, **PAGE_EVENT)
+    settings = [*seeds, count, steps, scheduler, *prompts]
+    inputs = [*labels, *settings]
     run = inputs, [animation, images, bar, *downloads], [bar]
     event = connect(start.click, stop, handlers.on_interpolate, *run)
-    change = live_change(steps, inputs, event)
+    # Without classes, the labels are null, like an empty seed.
+    change = live_change(steps, inputs if names else settings, event)
     connect(change, stop, handlers.on_interpolate_change, *run, trigger_mode="always_last")
     add_endpoint(handlers.interpolate, inputs, result)
 
@@ -322,7 +321,7 @@ def image_to_image_tab(handlers: Handlers, result: gr.Image) -> None:
             downloads = download_buttons("PNG")
     upload.change(handlers.preview, [upload, example], preview, **QUIET_EVENT)
     example.input(handlers.choose_example, example, [preview, upload], **QUIET_EVENT)
-    clear.click(None, js=markup.CLEAR_MASK, queue=False, api_visibility="private")
+    clear.click(None, js=markup.CLEAR_MASK, **PAGE_EVENT)
     settings, outputs = [example, label, strength, *controls, seed], [images, bar, *downloads]
     # `markup.READ_MASK` replaces the last input.
     inputs = [*settings, prompt, upload, mask]
@@ -347,7 +346,7 @@ def compare_tab(handlers: Handlers) -> None:
             sides, outputs = [], []
             for side, name in zip("AB", names, strict=True):
                 with gr.Group():
-                    sides += checkpoint_controls(handlers, name, f"Checkpoint {side}")
+                    sides += checkpoint_controls(handlers, name, f"Checkpoint {side}")[1]
         with gr.Column(elem_classes="results"):
             for side in ("A", "B"):
                 gr.HTML(f"<h2>{side}</h2>")
@@ -388,6 +387,8 @@ def launch(page: gr.Blocks, **options: Any) -> Any:
         css_paths=Path(__file__).parent / "style.css",
         mcp_server=True,
         show_error=False,
+        # On the Hub, Gradio would otherwise serve the page through Node.js.
+        ssr_mode=False,
         footer_links=["api"],
         **get_launch_options(page),
         **options,

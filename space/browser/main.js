@@ -139,14 +139,12 @@ async function addSession(entry, provider) {
 
 /** Loads a model with WebGPU if possible, and with WebAssembly otherwise. */
 async function loadModel(entry) {
-  const adapter = await navigator.gpu?.requestAdapter();
-  // A fallback adapter emulates a GPU on the CPU, which is slower than WebAssembly.
-  if (adapter && !adapter.info.isFallbackAdapter) {
-    try {
-      return await addSession(entry, "webgpu");
-    } catch (error) {
-      console.warn("WebGPU could not run this model. Falling back to WebAssembly.", error);
-    }
+  try {
+    const adapter = await navigator.gpu?.requestAdapter();
+    // A fallback adapter emulates a GPU on the CPU, which is slower than WebAssembly. Older browsers have no `info`.
+    if (adapter && !adapter.info?.isFallbackAdapter) return await addSession(entry, "webgpu");
+  } catch (error) {
+    console.warn("WebGPU could not run this model. Falling back to WebAssembly.", error);
   }
   await addSession(entry, "wasm");
 }
@@ -169,6 +167,12 @@ export let model = null;
 // A run stops early if its settings differ from these.
 let requestedSettings = null;
 let running = false;
+
+/** Shows an error in the status line and throws it again. */
+function reportError(message, error) {
+  getElement("status").textContent = `${message} (${error.message ?? error}). Reload the page to try again.`;
+  throw error;
+}
 
 function createElement(name, properties, ...children) {
   const element = Object.assign(document.createElement(name), properties);
@@ -245,6 +249,8 @@ async function update() {
       settings = requestedSettings;
       await generate(settings);
     }
+  } catch (error) {
+    reportError("Could not generate an image", error);
   } finally {
     setRunning(false);
   }
@@ -257,8 +263,7 @@ async function selectModel(entry) {
   try {
     if (!entry.session) await loadModel(entry);
   } catch (error) {
-    getElement("status").textContent = `Could not load ${entry.name} (${error.message}). Reload the page to try again.`;
-    throw error;
+    reportError(`Could not load ${entry.name}`, error);
   }
   model = entry;
   getElement("controls").disabled = false;
@@ -283,7 +288,9 @@ for (const field of form.querySelectorAll("[data-seed]")) {
     update();
   });
 }
-const models = await (await fetch("models.json")).json();
+const models = await fetch("models.json")
+  .then((response) => response.json())
+  .catch((error) => reportError("Could not load models.json", error));
 form.model.append(...models.map((entry, i) => new Option(entry.name, i)));
 getElement("model-field").hidden = models.length === 1;
 form.addEventListener("submit", (event) => event.preventDefault());

@@ -2,7 +2,8 @@
 self.addEventListener("fetch", (event) => {
   event.respondWith(
     fetch(event.request).catch(async (error) => {
-      const response = await caches.match(event.request);
+      // The page can be opened with different addresses, such as index.html.
+      const response = await caches.match(event.request.mode === "navigate" ? "./" : event.request);
       if (response === undefined) throw error;
       return response;
     }),

@@ -188,6 +188,32 @@ def test_images_follow_the_classes_and_the_seed(live_page, live_folder):
 
 
 @pytest.mark.parametrize("live_page", ["laptop"], indirect=True)
+def test_images_follow_the_checkpoint(live_page):
+    """`fast` also needs 4 steps, so the choice does not change the number of steps."""
+    before = images(live_page, "generate").first.get_attribute("src")
+    live_page.get_by_label("Checkpoint", exact=True).locator("visible=true").click()
+    live_page.get_by_role("option", name="fast").click()
+    expect(images(live_page, "generate").first).not_to_have_attribute("src", before)
+    expect(live_page.locator("#generate-bar")).to_contain_text("4 NFE per image")
+
+
+@pytest.fixture(params=SIZES)
+def text_page(request, browser: Browser, text_url: str, tmp_path: Path) -> Iterator[Page]:
+    """The demo of a text-conditional checkpoint with 2 steps."""
+    yield from open_page(request, browser, text_url, tmp_path)
+
+
+@pytest.mark.parametrize("text_page", ["laptop"], indirect=True)
+def test_interpolation_follows_the_prompts(text_page):
+    open_tab(text_page, "Interpolate")
+    last = images(text_page, "interpolate").last
+    before = last.get_attribute("src")
+    text_page.get_by_label("Last prompt").fill("a dark bag")
+    expect(last).not_to_have_attribute("src", before)
+    expect(text_page.locator("#interpolate-bar")).to_contain_text("NFE per image")
+
+
+@pytest.mark.parametrize("live_page", ["laptop"], indirect=True)
 def test_base_with_20_steps_can_be_chosen(live_page):
     live_page.get_by_label("Checkpoint", exact=True).locator("visible=true").click()
     live_page.get_by_role("option", name="base").click()

@@ -247,10 +247,9 @@ class TestGenerate:
         slow_evaluations[0].join(timeout=60)
         assert len(slow_evaluations) < 100
 
-    def test_slow_request_is_an_error(self, tiny, monkeypatch):
-        monkeypatch.setattr(engine, "MAX_RUN_SECONDS", 0.05)
+    def test_slow_request_is_an_error(self, tiny):
         with pytest.raises(RequestError, match=r"took more than 0 seconds\. Use fewer images or steps"):
-            list(tiny.generate(request(num_images=40, num_inference_steps=100)))
+            list(tiny.generate(request(num_images=40, num_inference_steps=100), max_seconds=0.05))
 
     def test_model_is_not_changed(self, tiny):
         before = {name: value.clone() for name, value in tiny.pipe.unet.state_dict().items()}
@@ -320,9 +319,8 @@ class TestZeroGPU:
         assert kwargs["generator"][0].get_state().equal(make_generators(3, 1)[0].get_state())
 
     def test_errors_can_be_pickled(self, tiny, monkeypatch):
-        monkeypatch.setattr(engine, "MAX_RUN_SECONDS", 0.0)
         monkeypatch.setattr(engine.FashionMNISTPipeline, "__call__", lambda *args, **kwargs: time.sleep(5))
-        (item,) = tiny._run("__call__", request(num_images=1), {})
+        (item,) = tiny._run("__call__", request(num_images=1), {}, max_seconds=0.0)
         assert str(pickle.loads(pickle.dumps(item))) == str(item)
 
 

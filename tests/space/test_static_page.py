@@ -278,7 +278,7 @@ def test_page_works_offline_after_the_first_visit(browser, folder, headers):
         with serve(folder, headers) as url:
             page = open_page(context, url)
         # The server has stopped.
-        page.reload()
+        page.goto(f"{url}index.html?theme=dark")
         expect(page.locator("#time")).to_contain_text("ms")
         assert page.evaluate("crossOriginIsolated")
         before = read_image(page)
@@ -411,9 +411,36 @@ def test_models_are_listed_with_their_settings(folder):
     assert all(sorted(map(int, model["samplers"])) == list(range(1, 21)) for model in models)
 
 
-def test_missing_model_is_explained(browser, url):
+@pytest.mark.parametrize(("file", "name"), [("base.onnx", "base"), ("models.json", "models.json")])
+def test_missing_file_is_explained(browser, url, file, name):
     with browser.new_context() as context:
-        context.route("**/base.onnx", lambda route: route.fulfill(status=404))
+        context.route(f"**/{file}", lambda route: route.fulfill(status=404))
         page = context.new_page()
         page.goto(url)
-        expect(page.locator("#status")).to_contain_text("Could not load base")
+        expect(page.locator("#status")).to_contain_text(f"Could not load {name} (")
+
+
+def test_failed_generation_is_explained(browser, url):
+    with browser.new_context() as context:
+        page = open_page(context, url)
+        page.evaluate("""async () => {
+            const { model } = await import("./main.js");
+            model.session.run = () => Promise.reject(new Error("device lost"));
+        }""")
+        page.get_by_label("Bag").check()
+        expect(page.locator("#status")).to_have_text(
+            "Could not generate an image (device lost). Reload the page to try again."
+        )
+        expect(page.locator("#result")).to_have_attribute("aria-busy", "false")
+
+
+@pytest.mark.parametrize("adapter", ["Promise.resolve({})", "Promise.reject(new Error('no GPU'))"])
+def test_page_falls_back_to_webassembly(browser, url, adapter):
+    """Older browsers support WebGPU only partly, such as an adapter without `info`."""
+    with browser.new_context() as context:
+        context.add_init_script(
+            f"Object.defineProperty(navigator, 'gpu', {{ value: {{ requestAdapter: () => {adapter} }} }})"
+        )
+        page = open_page(context, url)
+        expect(page.locator("#status")).to_contain_text("WebAssembly")
+        expect_evaluations(page, 20)
