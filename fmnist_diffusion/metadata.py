@@ -1,7 +1,7 @@
 """Training settings and metrics that are stored next to the weights of a pipeline."""
 
+import hashlib
 import json
-import math
 from collections.abc import Iterator, Mapping
 from decimal import Decimal
 from pathlib import Path
@@ -13,6 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from .data import DEFAULT_DATASET
 from .hub_client import is_repo_id
+from .pipelines.files import MODELS
 
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}
@@ -26,14 +27,14 @@ class Metric(NamedTuple):
         type (`str`): Metric type in the metadata of the Hub, such as `"fid"`.
         title (`str`): Display name.
         value (`float`): Value for the generated images, averaged over the seeds.
-        real_value (`float`): Value for the real test images, or for two halves of the reference images; NaN if it is
-            unknown.
+        real_value (`float`, *optional*): Value for the real test images, or for two halves of the reference images;
+            `None` if it is unknown.
     """
 
     type: str
     title: str
     value: float
-    real_value: float
+    real_value: float | None
 
 
 # Each entry is a key in metrics.json, the type and the title. `fid` and `kid` refer to the images of `--reference`.
@@ -98,11 +99,10 @@ def read_metrics(path: Path) -> dict[str, Any] | None:
         return None
     try:
         measured = measured_metrics(metrics)
-        valid = metrics["num_samples"] > 0 and all(
-            isinstance(number, int | float) for metric in measured for number in metric[2:]
-        )
+        numbers = [metric.value for metric in measured]
         # Half of another reference may be too small for a metric.
-        valid &= "reference" in metrics or not any(math.isnan(metric.real_value) for metric in measured)
+        numbers += [m.real_value for m in measured if m.real_value is not None or "reference" not in metrics]
+        valid = metrics["num_samples"] > 0 and all(isinstance(number, int | float) for number in numbers)
         list(metrics.get("seeds", []))
     except (AttributeError, KeyError, TypeError):
         valid = False
@@ -111,11 +111,35 @@ def read_metrics(path: Path) -> dict[str, Any] | None:
     return metrics
 
 
+def weights_hash(pipe: DiffusionPipeline, dtype: torch.dtype | None = None) -> str:
+    """
+    Returns the SHA-256 hash of a pipeline's weights and buffers (their names and float32 values).
+
+    Args:
+        pipe ([`DiffusionPipeline`]): The pipeline.
+        dtype (`torch.dtype`, *optional*): Dtype to convert the weights to first. By default, they are not converted.
+    """
+    digest = hashlib.sha256()
+    for model in (getattr(pipe, name) for name in MODELS):
+        for name, tensor in sorted(model.state_dict().items()) if model is not None else ():
+            if dtype is not None and tensor.is_floating_point():
+                tensor = tensor.to(dtype)
+            digest.update(name.encode())
+            digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
+    return digest.hexdigest()
+
+
+def has_same_weights(metrics: Mapping[str, Any], pipe: DiffusionPipeline) -> bool:
+    """Returns whether the content of `metrics.json` was measured with these weights, possibly in a different dtype."""
+    dtype = getattr(torch, str(metrics.get("dtype")), None)
+    return isinstance(dtype, torch.dtype) and metrics.get("weights_sha256") == weights_hash(pipe, dtype)
+
+
 def measured_metrics(metrics: Mapping[str, Any]) -> list[Metric]:
     """Returns the main metrics from the content of `metrics.json` with their values for real images."""
     values, real_values = metrics["metrics"], metrics["real_metrics"]
     return [
-        Metric(metric_type, title, get_mean(values[key]), real_values.get(key, math.nan))
+        Metric(metric_type, title, get_mean(values[key]), real_values.get(key))
         for key, metric_type, title in METRICS
         if values.get(key) is not None
     ]
@@ -154,8 +178,10 @@ def format_count(number: int, noun: str, plural: str | None = None) -> str:
     return f"{number:,} {noun if number == 1 else plural or noun + 's'}"
 
 
-def format_number(value: float) -> str:
-    """Formats `value` with four significant digits and without an exponent."""
+def format_number(value: float | None) -> str:
+    """Formats `value` with four significant digits and without an exponent. Returns an empty string for `None`."""
+    if value is None:
+        return ""
     # Adding 0.0 turns -0.0 into 0.0.
     return f"{Decimal(f'{value + 0.0:.4g}'):f}"
 

@@ -2,22 +2,26 @@ import json
 
 import pytest
 import torch
+from diffusers import DDPMScheduler
 from safetensors.torch import save_file
 
+from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.metadata import (
     Metric,
     count_parameters,
     flatten,
     format_number,
+    has_same_weights,
     measured_metrics,
     read_metrics,
     read_train_config,
     stored_dtypes,
     weights_dtypes,
+    weights_hash,
 )
 from saved_pipelines import METRICS, TRAIN_CONFIG
 from text_pipelines import get_text_pipeline
-from tiny_pipelines import get_pipeline
+from tiny_pipelines import get_pipeline, make_unet
 
 
 def test_parameters_of_every_model_are_counted():
@@ -25,6 +29,29 @@ def test_parameters_of_every_model_are_counted():
     expected = {"unet": pipe.unet.num_parameters(), "text_encoder": pipe.text_encoder.num_parameters()}
     assert count_parameters(pipe) == expected
     assert count_parameters(get_pipeline()).keys() == {"unet"}
+
+
+def test_weights_hash_depends_on_the_weights_only():
+    unet = make_unet()
+    expected = weights_hash(FashionMNISTPipeline(unet, DDPMScheduler()))
+    assert weights_hash(FashionMNISTPipeline(unet, DDPMScheduler(beta_schedule="squaredcos_cap_v2"))) == expected
+    torch.nn.init.zeros_(unet.conv_out.bias)
+    assert weights_hash(FashionMNISTPipeline(unet, DDPMScheduler())) != expected
+
+
+def test_metrics_may_be_measured_in_another_dtype(tmp_path):
+    get_text_pipeline(norm_type="batch").save_pretrained(tmp_path)
+    stored = load_pipeline(tmp_path)
+    for dtype in ("float32", "float16", "bfloat16"):
+        metrics = {
+            "dtype": dtype,
+            "weights_sha256": weights_hash(load_pipeline(tmp_path, dtype=getattr(torch, dtype))),
+        }
+        assert has_same_weights(metrics, stored)
+        torch.nn.init.normal_(stored.unet.conv_out.bias)
+        assert not has_same_weights(metrics, stored)
+        stored = load_pipeline(tmp_path)
+    assert not has_same_weights({}, stored)
 
 
 @pytest.mark.parametrize(("read", "content"), [(read_train_config, TRAIN_CONFIG), (read_metrics, METRICS)])
@@ -83,6 +110,7 @@ def test_nested_settings_are_flattened():
         (1234567.8, "1235000"),
         (float("nan"), "NaN"),
         (float("inf"), "Infinity"),
+        (None, ""),
     ],
 )
 def test_numbers_are_rounded_to_four_digits(value, text):

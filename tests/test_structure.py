@@ -31,7 +31,7 @@ ALLOWED_IMPORTS = {
     "schedulers": {"pipelines"},
     "sampling": {"models", "pipelines", "data", "schedulers"},
     "loading": {"hub_client", "pipelines", "sampling", "schedulers"},
-    "metadata": {"hub_client", "data"},
+    "metadata": {"hub_client", "data", "pipelines"},
     "evaluation": {
         "pipelines",
         "sampling",

@@ -10,7 +10,6 @@ samples do not change. Evaluate the new pipeline with the same settings, and rep
 import argparse
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Any
 
 import torch
 
@@ -18,8 +17,7 @@ from export import add_output_arguments, save_with_train_config
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.data import has_fashion_mnist_order
 from fmnist_diffusion.data.errors import list_names
-from fmnist_diffusion.evaluation import weights_hash
-from fmnist_diffusion.metadata import read_metrics
+from fmnist_diffusion.metadata import has_same_weights, read_metrics
 from fmnist_diffusion.sampling import convert_dtype
 from output_folder import check_new_folder
 from pretrained import find_train_config
@@ -50,12 +48,6 @@ def balance(unet: FashionMNISTUNet2DModel, class_shares: Sequence[float], streng
     embeddings[num_classes] += strength * -(num_classes * shares).log() @ (classes - classes.mean(dim=0))
 
 
-def has_same_weights(evaluation: dict[str, Any], pipeline: str) -> bool:
-    """Returns whether `evaluation` measured the weights of `pipeline`, possibly in a different dtype."""
-    pipe = load_pipeline(pipeline, dtype=getattr(torch, evaluation["dtype"]))
-    return evaluation["weights_sha256"] == weights_hash(pipe)
-
-
 def main(args: list[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("pipeline", help="local folder, name of a bundled checkpoint or Hub repository")
@@ -68,12 +60,12 @@ def main(args: list[str] | None = None) -> None:
         evaluation = read_metrics(options.evaluation / "metrics.json") or {}
         # An evaluation with other reference images does not measure the class shares.
         shares = None if evaluation.get("conditional", True) else evaluation["metrics"].get("class_shares")
-        if shares is None or not has_same_weights(evaluation, options.pipeline):
+        pipe = load_pipeline(options.pipeline)
+        if shares is None or not has_same_weights(evaluation, pipe):
             raise ValueError(
                 f"{options.evaluation} must be an evaluation of unconditional samples of {options.pipeline} against"
                 f" Fashion-MNIST. Run `fmnist-diffusion evaluate {options.pipeline} --unconditional` to the end."
             )
-        pipe = load_pipeline(options.pipeline)
         if not has_fashion_mnist_order(pipe.label_names):
             raise ValueError(
                 "The pipeline must have the classes of Fashion-MNIST in their original order, got"

@@ -15,7 +15,7 @@ import torch
 from autoencoder import hash_vae
 from export import add_output_arguments, save_with_train_config
 from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
-from fmnist_diffusion.evaluation import weights_hash
+from fmnist_diffusion.metadata import weights_hash
 from fmnist_diffusion.sampling import convert_dtype
 from fmnist_diffusion.schedulers import get_noise_scheduler
 from noise_schedule import get_betas

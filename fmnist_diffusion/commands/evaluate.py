@@ -216,11 +216,11 @@ def evaluate(
 
 
 def contains_images(source: str) -> bool:
-    """Returns whether `source` is a local file or folder other than a pipeline."""
+    """Returns whether `source` is a local file or folder other than a pipeline or the output of the trainer."""
     from fmnist_diffusion.loading import get_pipeline_folder
 
     path = get_pipeline_folder(source)
-    return path.exists() and not (path / "model_index.json").is_file()
+    return path.exists() and not any((folder / "model_index.json").is_file() for folder in (path, path / "pipeline"))
 
 
 def reject_sampling_options(context: typer.Context) -> None:

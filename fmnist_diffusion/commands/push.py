@@ -22,6 +22,14 @@ def push(
         typer.Option(metavar="BRANCH", help="branch to push to; created if necessary", show_default="main"),
     ] = None,
     tag: Annotated[str | None, typer.Option(metavar="TAG", help="tag for the commit, such as v1.0")] = None,
+    evaluation: Annotated[
+        str | None,
+        typer.Option(
+            metavar="DIR",
+            help="output folder of fmnist-diffusion evaluate, whose metrics are shown in the model card",
+            show_default="metrics.json in FOLDER",
+        ),
+    ] = None,
     create_pr: Annotated[
         bool,
         typer.Option("--create-pr", help="open a pull request; cannot be combined with --revision or --tag"),
@@ -53,6 +61,7 @@ def push(
             tag=tag,
             create_pr=create_pr,
             license=license,
+            evaluation=evaluation,
         )
     except HubError as error:
         raise typer.TyperException(str(error)) from error

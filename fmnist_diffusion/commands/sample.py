@@ -126,13 +126,15 @@ def sample(
         "num_resampling_steps": num_resampling_steps,
         "classifier_guidance_scale": classifier_guidance_scale,
     }
+    # `Path.exists` raises OSError if a name is too long.
+    is_new = output_dir is None or not os.path.exists(output_dir)
     folder = make_output_dir(output_dir)
     try:
         pipe = load_for_sampling(pipeline, device, dtype)
         save_images(pipe, config, num_images, labels, prompt, inputs, batch_size, upscale, folder)
     finally:
-        if output_dir is None:
-            # After an error, the numbered folder that this run created should not remain if it is empty.
+        if is_new:
+            # After an error before the first image, this removes the empty folder.
             with suppress(OSError):
                 folder.rmdir()
     typer.echo(f"Saved the images and grid.png to {folder}.")

@@ -136,7 +136,7 @@ def _number_labels(
     import datasets
 
     feature = splits[split].features[column]
-    kind = _get_label_kind(feature)
+    kind = _get_kind(feature)
     if kind is None:
         dtype = feature.dtype if isinstance(feature, datasets.Value) else type(feature).__name__
         raise DataError(
@@ -149,7 +149,7 @@ def _number_labels(
         # The column of another split may be missing or empty.
         if other_feature in (None, datasets.Value("null")) or isinstance(other_feature, datasets.ClassLabel):
             continue
-        if _get_label_kind(other_feature) != kind:
+        if _get_kind(other_feature) != kind:
             raise DataError(f"The column {column!r} must have the same type in all splits of {source}.")
         encoded[name] = _encode_labels(other, column)
     distinct = {value for labels in encoded.values() for value in labels.dictionary.to_pylist()}
@@ -160,8 +160,8 @@ def _number_labels(
     return indices[labels.indices.to_numpy()], [str(value) for value in values]
 
 
-def _get_label_kind(feature: Any) -> str | None:
-    """Returns "integer", "bool" or "string", or `None` if values of this type cannot be class labels."""
+def _get_kind(feature: Any) -> str | None:
+    """Returns "integer", "bool" or "string", or `None` for other types."""
     import datasets
 
     if not isinstance(feature, datasets.Value):
@@ -189,7 +189,7 @@ def _check_missing(dataset: datasets.Dataset, column: str, source: str, advice: 
 
 
 def _read_captions(dataset: datasets.Dataset, source: str, column: str) -> list[str] | None:
-    if _get_label_kind(dataset.features.get(column)) == "string":
+    if _get_kind(dataset.features.get(column)) == "string":
         return [caption or "" for caption in dataset[column]]
     if column == DEFAULT_CAPTION_COLUMN:
         return None

@@ -50,8 +50,10 @@ def load_hub_dataset(name: str, config_name: str | None, split: str) -> dict[str
             ) from error
         logger.warning("Could not load the dataset %s (%s). Reading %s instead.", name, reason, DEBIAN_FOLDER)
     except ValueError as error:
+        # The second line lists the available configs.
+        reason = " ".join(str(error).splitlines()[:2]).rstrip(".")
         raise DataError(
-            f"Could not load the dataset {name} ({get_reason(error)}). Check `dataset_name` and `dataset_config_name`."
+            f"Could not load the dataset {name} ({reason}). Check `dataset_name` and `dataset_config_name`."
         ) from error
     return load_idx_folder(DEBIAN_FOLDER, split)
 

@@ -71,8 +71,11 @@ def _read_table(folder: Path, file: PurePath) -> pa.Table:
             raise ValueError(f"it is larger than the limit of {MAX_METADATA_SIZE:,} bytes")
         with path.open("rb") as opened:
             if file.suffix == ".csv":
-                options = pyarrow.csv.ConvertOptions(column_types={FILE_NAME: pa.string()})
-                table = pyarrow.csv.read_csv(opened, convert_options=options)
+                table = pyarrow.csv.read_csv(
+                    opened,
+                    parse_options=pyarrow.csv.ParseOptions(newlines_in_values=True),
+                    convert_options=pyarrow.csv.ConvertOptions(column_types={FILE_NAME: pa.string()}),
+                )
                 # pyarrow reads a column of text in a different encoding as binary data.
                 if any(pa.types.is_binary(column_type) for column_type in table.schema.types):
                     raise ValueError("it is not encoded in UTF-8")

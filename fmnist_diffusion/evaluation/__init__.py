@@ -11,7 +11,6 @@ from .image_reference import ImageReference, ImageSource
 from .inception import InceptionFeatures, download_inception, find_inception
 from .likelihood import check_likelihood, measure_likelihood
 from .processes import Processes, connect_processes, disconnect_processes
-from .provenance import weights_hash
 from .reference import Reference
 from .report import metric_rows
 from .runner import evaluate_pipeline, evaluate_samples
@@ -47,5 +46,4 @@ __all__ = [
     "measure_likelihood",
     "metric_rows",
     "train_classifier",
-    "weights_hash",
 ]

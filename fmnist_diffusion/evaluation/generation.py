@@ -72,7 +72,10 @@ def load_batches(folder: Path) -> Iterator[Samples]:
     Raises:
         `ValueError`: If the folder contains no samples or a damaged file.
     """
-    paths = sorted(folder.glob("seed-*/[0-9]*.safetensors"))
+    paths = sorted(
+        folder.glob("seed-[0-9]*/[0-9]*.safetensors"),
+        key=lambda path: (int(path.parent.name.removeprefix("seed-")), path.name),
+    )
     if not paths:
         raise ValueError(
             f"Could not find any samples in {folder}. Pass the output folder of `fmnist-diffusion evaluate`."

@@ -32,6 +32,7 @@ from tqdm.auto import tqdm
 
 from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.data import ImageTensors, to_model_input
+from fmnist_diffusion.metadata import weights_hash
 from fmnist_diffusion.pipelines.pipeline_fmnist import evaluation_mode
 from fmnist_diffusion.sampling import get_max_batch_size, make_generators
 from fmnist_diffusion.schedulers import (
@@ -41,7 +42,7 @@ from fmnist_diffusion.schedulers import (
     has_unstable_epsilon,
 )
 
-from .provenance import get_device_name, get_versions, tensor_hash, weights_hash
+from .provenance import get_device_name, get_versions, tensor_hash
 from .run_folder import prepare_folder, write_json
 from .samples import describe_shape
 from .verified_tensors import load_verified, save_verified

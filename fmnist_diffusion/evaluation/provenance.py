@@ -7,21 +7,8 @@ from importlib.metadata import PackageNotFoundError, version
 
 import torch
 
-from fmnist_diffusion import FashionMNISTPipeline
-from fmnist_diffusion.pipelines.files import MODELS
-
 
 PACKAGES = ("fmnist-diffusion", "torch", "diffusers", "transformers", "torchmetrics", "openvino", "numpy")
-
-
-def weights_hash(pipe: FashionMNISTPipeline) -> str:
-    """Returns the SHA-256 hash of a pipeline's weights and buffers (their names and float32 values)."""
-    digest = hashlib.sha256()
-    for model in (getattr(pipe, name) for name in MODELS):
-        for name, tensor in sorted(model.state_dict().items()) if model is not None else ():
-            digest.update(name.encode())
-            digest.update(tensor.detach().cpu().float().contiguous().numpy().data)
-    return digest.hexdigest()
 
 
 def tensor_hash(tensor: torch.Tensor) -> str:

@@ -1,6 +1,5 @@
 """Creates `report.png`: samples by class, metrics, class balance and the nearest training images."""
 
-import math
 import warnings
 from collections.abc import Iterator, Sequence
 from pathlib import Path
@@ -145,14 +144,15 @@ def metric_rows(results: dict[str, Any]) -> Iterator[tuple[str, str, str]]:
     yield "Images", f"{results['num_samples']:,}", f"{real_metrics['num_images']:,}"
     rows = [(metric.title, metric.value, metric.real_value) for metric in measured_metrics(results)]
     rows += [
-        (title, get_mean(metrics[name]), real_metrics.get(name, math.nan))
+        (title, get_mean(metrics[name]), real_metrics.get(name))
         for name, title in OTHER_TITLES.items()
         if name in metrics
     ]
-    for title, value, real_value in rows:
+    for title, *values in rows:
         if "KID" in title:
-            title, value, real_value = f"{title} x 1000", value * 1000, real_value * 1000
-        yield title, f"{value:.3f}", "" if math.isnan(real_value) else f"{real_value:.3f}"
+            title, values = f"{title} x 1000", [value and value * 1000 for value in values]
+        value, real_value = ("" if value is None else f"{value:.3f}" for value in values)
+        yield title, value, real_value
     if "cas" in results:
         yield "Classification accuracy score", f"{results['cas']['samples']:.3f}", f"{results['cas']['real']:.3f}"
     for space, title in SPACE_TITLES.items():

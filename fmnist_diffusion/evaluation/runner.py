@@ -9,6 +9,7 @@ from typing import Any
 
 from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.files import write_atomically
+from fmnist_diffusion.metadata import weights_hash
 from fmnist_diffusion.sampling import Samples, copy_pipeline
 
 from .cas import check_cas, measure_cas
@@ -16,10 +17,11 @@ from .config import EvaluationConfig
 from .features import cached_features
 from .generation import EvaluationSamples, generate_samples
 from .processes import Processes
-from .provenance import get_device_name, get_versions, tensor_hash, weights_hash
+from .provenance import get_device_name, get_versions, tensor_hash
 from .reference import Reference
 from .report import save_report
 from .run_folder import prepare_folder, write_json
+from .samples import select_samples
 from .verified_tensors import hash_content
 
 
@@ -125,6 +127,8 @@ def evaluate_samples(
     The labels of `samples` are indices of the classes of `reference`.
     """
     reference.check_num_samples(len(samples))
+    # Some metrics only use the first samples.
+    samples = select_samples(samples, len(samples))
     label_names = None if samples.labels is None else reference.label_names
     if cas:
         check_cas(reference, label_names)

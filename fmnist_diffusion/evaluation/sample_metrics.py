@@ -118,8 +118,8 @@ class Memorization:
 
     def summarize(self, real_name: str) -> dict[str, float]:
         """
-        Returns the median distances, and the share of samples that are nearer to a training image than 99% of the
-        real images.
+        Returns the median distances, and the share of samples that are at least as near to a training image as the
+        nearest 1% of the real images.
 
         The share is about 0.01 if the model has not memorized training images.
 
@@ -130,7 +130,7 @@ class Memorization:
         return {
             "median": float(self.distances.median()),
             f"{real_name}_median": float(self.real_distances.median()),
-            f"nearer_than_99_percent_of_{real_name}": float((self.distances < threshold).float().mean()),
+            f"nearer_than_99_percent_of_{real_name}": float((self.distances <= threshold).float().mean()),
         }
 
 

@@ -79,8 +79,12 @@ def load_samples(
         raise ValueError(
             f"`num_samples` must be at most {len(samples)}, the number of images in {path}, got {num_samples}."
         )
-    # The images of a folder are sorted by class, so the first ones would not represent all classes.
-    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:num_samples].sort().values
+    return select_samples(samples, num_samples)
+
+
+def select_samples(samples: Samples, num_samples: int) -> Samples:
+    """Selects samples at random with a fixed seed, because the first ones of a folder belong to only a few classes."""
+    order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:num_samples]
     return Samples(samples.images[order], None if samples.labels is None else samples.labels[order])
 
 

@@ -7,7 +7,7 @@ from tempfile import TemporaryDirectory
 
 from fmnist_diffusion.hub_client import call_hub, connect, get_folder_size, get_full_repo_id
 from fmnist_diffusion.loading import check_pipeline_folder, load_pipeline
-from fmnist_diffusion.metadata import read_metrics, read_train_config, stored_dtypes
+from fmnist_diffusion.metadata import has_same_weights, read_metrics, read_train_config, stored_dtypes
 from fmnist_diffusion.pipelines import FashionMNISTPipeline
 from fmnist_diffusion.pipelines.files import MODELS
 
@@ -33,6 +33,7 @@ def push_pipeline(
     tag: str | None = None,
     create_pr: bool = False,
     license: str | None = None,
+    evaluation: str | os.PathLike | None = None,
     token: str | None = None,
     pipe: FashionMNISTPipeline | None = None,
 ) -> str:
@@ -55,6 +56,9 @@ def push_pipeline(
         license (`str`, *optional*):
             License of the weights, as a license identifier of the Hub. Defaults to `mit` if, according to
             `train_config.json`, the model was trained on Fashion-MNIST from the Hub, and to none otherwise.
+        evaluation (`str` or `os.PathLike`, *optional*):
+            Output folder of `fmnist-diffusion evaluate` whose `metrics.json` is uploaded and shown in the model card.
+            Defaults to `folder`.
         token (`str`, *optional*): Token with write access. Defaults to the token from `hf auth login` or `HF_TOKEN`.
         pipe ([`FashionMNISTPipeline`], *optional*): The pipeline in `folder`, if it has already been loaded.
 
@@ -64,7 +68,8 @@ def push_pipeline(
     Raises:
         [`HubError`]: If the Hub cannot be reached or rejects a request.
         `OSError`: If the folder does not contain a pipeline.
-        `ValueError`: If incompatible arguments are passed, or if a file in the folder is corrupted.
+        `ValueError`: If incompatible arguments are passed, if a file in the folder is corrupted, or if `evaluation`
+            does not contain metrics of this pipeline.
 
     [`HubError`] is an `OSError`. [`call_hub`] documents the time limit of each request.
     """
@@ -74,7 +79,7 @@ def push_pipeline(
     api = connect(token)
     repo_id = get_full_repo_id(api, repo_id)
     with TemporaryDirectory() as staging:
-        make_repository(Path(folder), repo_id, Path(staging), license, pipe)
+        make_repository(Path(folder), repo_id, Path(staging), license, evaluation, pipe)
         create_repository(api, repo_id, private)
         if revision is not None:
             call_hub(lambda: api.create_branch(repo_id, branch=revision, exist_ok=True), repo_id)
@@ -107,6 +112,7 @@ def make_repository(
     repo_id: str,
     target: Path,
     license: str | None = None,
+    evaluation: str | os.PathLike | None = None,
     pipe: FashionMNISTPipeline | None = None,
 ) -> None:
     """
@@ -116,16 +122,24 @@ def make_repository(
         folder (`Path`): See [`push_pipeline`].
         repo_id (`str`): Repository id for the model card.
         target (`Path`): Output folder.
-        license, pipe (*optional*): See [`push_pipeline`].
+        license, evaluation, pipe (*optional*): See [`push_pipeline`].
 
     Raises:
         `OSError`, `ValueError`: See [`push_pipeline`].
     """
-    train_config, metrics = read_train_config(folder / "train_config.json"), read_metrics(folder / "metrics.json")
+    metrics_path = Path(evaluation or folder) / "metrics.json"
+    train_config, metrics = read_train_config(folder / "train_config.json"), read_metrics(metrics_path)
     other_metrics = {path.name: read_metrics(path) for path in sorted(folder.glob("metrics-*.json"))}
     pipe = pipe or load_stored_pipeline(folder)
+    if evaluation is not None and (metrics is None or not has_same_weights(metrics, pipe)):
+        raise ValueError(
+            f"`evaluation` must be the output folder of a complete evaluation of {folder}, got {evaluation}. Run"
+            f" `fmnist-diffusion evaluate {folder}`."
+        )
     pipe.save_pretrained(target)
-    for name, content in {"train_config.json": train_config, "metrics.json": metrics, **other_metrics}.items():
+    if metrics is not None:
+        shutil.copyfile(metrics_path, target / "metrics.json")
+    for name, content in {"train_config.json": train_config, **other_metrics}.items():
         if content is not None:
             shutil.copyfile(folder / name, target / name)
     images = sorted((folder / "images").glob("*.png"))

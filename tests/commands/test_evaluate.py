@@ -156,6 +156,15 @@ def test_images_of_a_file_are_evaluated(calls, images):
     assert kwargs == {"name": "noise", "cas": False, "processes": evaluation.Processes()}
 
 
+def test_folder_of_a_training_run_is_not_read_as_images(calls, pipeline, tmp_path, get_error):
+    shutil.copytree(pipeline, tmp_path / "run" / "pipeline")
+    (tmp_path / "run" / "samples").mkdir()
+    PIL.Image.new("L", (56, 56)).save(tmp_path / "run" / "samples" / "epoch-0001.png")
+    message = get_error("evaluate", tmp_path / "run", "--fast", "--seeds", "1")
+    assert str(tmp_path / "run" / "pipeline") in message
+    assert calls == []
+
+
 @pytest.mark.parametrize(
     "option",
     [

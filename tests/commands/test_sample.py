@@ -5,10 +5,9 @@ import pytest
 import torch
 from PIL import Image
 
-from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
+from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.commands import main
 from fmnist_diffusion.commands.sample import get_file_label
-from fmnist_diffusion.sampling import SamplingConfig, generate
 from latent_pipelines import get_latent_pipeline
 from saved_pipelines import save_pipeline
 from text_pipelines import get_text_pipeline
@@ -253,6 +252,13 @@ class TestOutputDir:
     def test_errors_leave_no_empty_folder(self, pipeline, get_error, tmp_path):
         get_error("sample", pipeline, "--class-labels", "hat")
         assert list((tmp_path / "samples").iterdir()) == []
+        get_error("sample", pipeline, "--class-labels", "hat", "--output-dir", tmp_path / "new")
+        assert not (tmp_path / "new").exists()
+
+    def test_errors_keep_an_existing_folder(self, pipeline, get_error, tmp_path):
+        (tmp_path / "empty").mkdir()
+        get_error("sample", pipeline, "--class-labels", "hat", "--output-dir", tmp_path / "empty")
+        assert (tmp_path / "empty").is_dir()
 
     def test_files_are_never_overwritten(self, pipeline, get_error, tmp_path):
         (tmp_path / "grid.png").write_text("mine")
@@ -323,16 +329,6 @@ def test_auto_dtype_is_measured(sample, monkeypatch):
 
 def test_folder_without_a_pipeline_is_an_error(get_error, tmp_path):
     assert "model_index.json" in get_error("sample", tmp_path)
-
-
-def test_batches_are_limited_by_memory(pipeline, monkeypatch):
-    pipe = load_pipeline(pipeline)
-    monkeypatch.setattr(
-        "fmnist_diffusion.sampling.MAX_BATCH_BYTES", 3 * 80 * 8 * 8 * pipe.unet.config.block_out_channels[0]
-    )
-    pipe.set_progress_bar_config(disable=True)
-    batches = generate(pipe, SamplingConfig(num_inference_steps=1), 8, batch_size=64)
-    assert [len(samples) for samples in batches] == [3, 3, 2]
 
 
 def test_error_while_saving_names_the_file(pipeline, get_error, monkeypatch):

@@ -95,6 +95,13 @@ def test_errors_of_the_hub_become_data_errors(monkeypatch, error):
         load_split("someone/other")
 
 
+def test_available_configs_are_listed(monkeypatch):
+    text = "Config name is missing.\nPlease pick one among the available configs: ['a', 'b']\nExample of usage:\n`x`"
+    raise_on_load(monkeypatch, ValueError(text))
+    with pytest.raises(DataError, match=r"among the available configs: \['a', 'b'\]\)\. Check `dataset_name` and"):
+        load_split("someone/other")
+
+
 def test_programming_errors_are_not_hidden(monkeypatch):
     raise_on_load(monkeypatch, TypeError("bug"))
     with pytest.raises(TypeError, match="bug"):

@@ -151,6 +151,13 @@ def test_text_column_contains_captions(folder, suffix):
     assert load_images(train_data_dir=str(folder), resolution=8, max_samples=2).captions == tensors.captions[:2]
 
 
+def test_captions_may_have_several_lines(folder):
+    # pyarrow reads blocks of 1 MiB, which may end at any of these lines.
+    caption = "\n".join(["word"] * 400_000)
+    write_metadata(folder / "metadata.csv", ROWS | {"text": [caption, "a", "c"]})
+    assert caption in load_images(train_data_dir=str(folder), resolution=8).captions
+
+
 def test_captions_do_not_require_labels(folder):
     rows = {"file_name": ROWS["file_name"], "text": ["a b", None, "the c"]}
     write_metadata(folder / "metadata.csv", rows)

@@ -35,9 +35,9 @@ def test_batches_are_saved_and_loaded(tmp_path: Path, with_labels: bool):
 
 
 def test_parts_of_a_run_are_loaded_in_order(tmp_path: Path):
-    for i, path in enumerate(("seed-0/0000000", "seed-0/0000002", "seed-1/0000000")):
+    for i, path in enumerate(("seed-0/0000000", "seed-0/0000002", "seed-2/0000000", "seed-10/0000000")):
         save_batch(EvaluationSamples(Samples(IMAGES[i : i + 1])), tmp_path / f"{path}.safetensors")
-    assert torch.equal(torch.cat([samples.images for samples in load_batches(tmp_path)]), IMAGES[:3])
+    assert torch.equal(torch.cat([samples.images for samples in load_batches(tmp_path)]), IMAGES[:4])
     with pytest.raises(ValueError, match="Could not find any samples in"):
         list(load_batches(tmp_path / "seed-0"))
 

@@ -23,9 +23,10 @@ from fmnist_diffusion.evaluation import (
     generation,
     load_batches,
 )
+from fmnist_diffusion.evaluation.generation import EvaluationSamples
 from fmnist_diffusion.evaluation.provenance import tensor_hash
 from fmnist_diffusion.evaluation.runner import summarize
-from fmnist_diffusion.evaluation.sample_metrics import inception_metrics
+from fmnist_diffusion.evaluation.sample_metrics import Measurement, inception_metrics
 from fmnist_diffusion.loading import get_pipeline_folder
 from fmnist_diffusion.sampling import Samples, SamplingConfig, generate, make_pipeline
 from text_pipelines import get_text_pipeline
@@ -187,6 +188,24 @@ def test_existing_samples_are_evaluated(fashion_mnist_folder: Path, tmp_path: Pa
     assert (results["source"], results["num_samples"]) == ("noise", 300)
     assert "num_function_evaluations" not in results["metrics"] and "class_accuracy" not in results["metrics"]
     assert (tmp_path / "out" / "report.png").is_file()
+
+
+def test_metrics_do_not_depend_on_the_order_of_existing_samples(fashion_mnist_folder: Path, tmp_path: Path):
+    """The images of a folder are sorted by class, and some metrics only use the first 10,000."""
+    images = torch.arange(300).to(torch.uint8).view(300, 1, 1, 1).expand(-1, 1, 28, 28)
+    order = []
+
+    class Reference(FashionMNISTReference):
+        def measure(self, run: EvaluationSamples) -> Measurement:
+            order.extend(run.samples.images[:, 0, 0, 0].tolist())
+            assert torch.equal(run.samples.images[:, 0, 0, 0].long() % 10, run.samples.labels)
+            return super().measure(run)
+
+    samples = Samples(images.contiguous(), images[:, 0, 0, 0].long() % 10)
+    reference = Reference(train_data_dir=str(fashion_mnist_folder))
+    evaluate_samples(samples, tmp_path, name="sorted", reference=reference)
+    assert sorted(order) == sorted(images[:, 0, 0, 0].tolist())
+    assert len({value // 32 for value in order[:60]}) == 8
 
 
 class FakeInception:

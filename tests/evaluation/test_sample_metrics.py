@@ -56,3 +56,6 @@ def test_memorized_training_images_are_detected():
     assert copies.indices.tolist() == list(range(100, 500))
     assert copies.summarize("test")["nearer_than_99_percent_of_test"] == 1
     assert measure_memorization(new, train, test_distances).summarize("test")["nearer_than_99_percent_of_test"] < 0.05
+    # The distance between duplicates in the reference is zero.
+    exact = measure_memorization(train, train, torch.tensor([0.0] * 5 + [1.0] * 95))
+    assert exact.summarize("reference")["nearer_than_99_percent_of_reference"] == 1

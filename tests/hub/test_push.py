@@ -2,6 +2,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
@@ -13,7 +14,7 @@ from fake_hub import Fault, Repository
 from fmnist_diffusion import load_pipeline
 from fmnist_diffusion.hub.push import make_repository, push_pipeline
 from fmnist_diffusion.hub_client import HubError
-from fmnist_diffusion.metadata import stored_dtypes
+from fmnist_diffusion.metadata import stored_dtypes, weights_hash
 from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
 from latent_pipelines import get_latent_pipeline
@@ -28,6 +29,11 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 def read_files(folder: Path) -> dict[str, bytes]:
     return {path.relative_to(folder).as_posix(): path.read_bytes() for path in folder.rglob("*") if path.is_file()}
+
+
+def write_metrics(folder: Path, metrics: dict[str, Any]) -> None:
+    folder.mkdir()
+    (folder / "metrics.json").write_text(json.dumps(metrics))
 
 
 class TestMakeRepository:
@@ -67,6 +73,26 @@ class TestMakeRepository:
         make_repository(folder, REPO_ID, tmp_path / "repository")
         assert not (tmp_path / "repository" / "metrics.json").exists()
         assert "not been evaluated" in (tmp_path / "repository" / "README.md").read_text()
+
+    @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+    def test_metrics_of_an_evaluation_are_included(self, folder, tmp_path, dtype):
+        pipe = load_pipeline(folder, dtype=dtype)
+        metrics = METRICS | {"dtype": str(dtype).removeprefix("torch."), "weights_sha256": weights_hash(pipe)}
+        write_metrics(tmp_path / "evaluation", metrics | {"num_samples": 54321})
+        make_repository(folder, REPO_ID, tmp_path / "repository", evaluation=tmp_path / "evaluation")
+        assert json.loads((tmp_path / "repository" / "metrics.json").read_text())["num_samples"] == 54321
+        assert "54,321 generated images" in (tmp_path / "repository" / "README.md").read_text()
+
+    @pytest.mark.parametrize(
+        "change", [{"weights_sha256": "0" * 64}, {"dtype": "tensor"}, {"num_samples": None}, None]
+    )
+    def test_metrics_of_other_weights_are_an_error(self, folder, tmp_path, change):
+        metrics = METRICS | {"dtype": "float32", "weights_sha256": weights_hash(load_pipeline(folder))}
+        if change is not None:
+            write_metrics(tmp_path / "evaluation", metrics | change)
+        with pytest.raises(ValueError, match=r"evaluat.*\.$"):
+            make_repository(folder, REPO_ID, tmp_path / "repository", evaluation=tmp_path / "evaluation")
+        assert not (tmp_path / "repository").exists()
 
     def test_metrics_with_other_numbers_of_steps_are_listed(self, folder, tmp_path):
         for name, steps, fid in (("metrics-2-steps.json", 2, 7.5), ("metrics-1-step.json", 1, None)):

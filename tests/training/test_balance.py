@@ -9,7 +9,7 @@ from diffusers import DDPMScheduler
 from balance import main
 from fmnist_diffusion import FashionMNISTUNet2DModel, load_pipeline
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
-from fmnist_diffusion.evaluation import weights_hash
+from fmnist_diffusion.metadata import weights_hash
 from fmnist_diffusion.sampling import make_pipeline
 
 

@@ -7,8 +7,7 @@ from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 
 from combine import combine, main
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, load_pipeline
-from fmnist_diffusion.evaluation import weights_hash
-from fmnist_diffusion.metadata import weights_dtypes
+from fmnist_diffusion.metadata import weights_dtypes, weights_hash
 from latent_pipelines import get_latent_pipeline
 from text_pipelines import get_text_pipeline
 
