@@ -22,7 +22,7 @@ from latent_pipelines import get_latent_pipeline, make_vae
 from saved_pipelines import save_pipeline
 from subprocesses import run_python
 from text_pipelines import CAPTIONS, get_text_pipeline
-from tiny_pipelines import make_classifier, sample
+from tiny_pipelines import get_pipeline, make_classifier, sample
 
 
 REPO_ID = "someone/tiny"
@@ -270,6 +270,15 @@ class TestHub:
                 assert len(list((tmp_path / "sharded" / name).glob("*.safetensors"))) > 1
                 weights = getattr(loaded, name).state_dict()
                 assert all(torch.equal(value, weights[key]) for key, value in getattr(pipe, name).state_dict().items())
+
+    def test_shards_take_precedence(self, repository, tmp_path):
+        """diffusers also prefers them; an earlier upload may have written a single file."""
+        pipe = get_pipeline(num_class_embeds=4)
+        pipe.save_pretrained(tmp_path / "sharded", max_shard_size="2KB")
+        upload_folder(repo_id=REPO_ID, folder_path=tmp_path / "sharded")
+        assert "unet/diffusion_pytorch_model.safetensors" in repository.files
+        for options in ({}, {}, {"local_files_only": True}):
+            assert torch.equal(load(REPO_ID, **options).unet.conv_out.weight, pipe.unet.conv_out.weight)
 
     def test_passed_optional_components_are_not_downloaded(self, hub):
         pipe = get_latent_pipeline()

@@ -262,6 +262,13 @@ def test_each_image_has_its_own_seed():
 
 
 class TestGenerate:
+    def test_batches_are_limited_by_memory(self, monkeypatch: pytest.MonkeyPatch):
+        pipe = make_default_pipeline()
+        # The first level has 8 channels of 8x8 pixels, and each feature needs 80 bytes.
+        monkeypatch.setattr("fmnist_diffusion.sampling.MAX_BATCH_BYTES", 3 * 8 * 8 * 8 * 80)
+        batches = generate(pipe, SamplingConfig(num_inference_steps=1), 8, batch_size=64)
+        assert [len(samples) for samples in batches] == [3, 3, 2]
+
     def test_images_do_not_depend_on_the_batch_size(self):
         pipe = make_default_pipeline()
         config = SamplingConfig(seed=4)

@@ -72,7 +72,7 @@ def export_onnx(
             number of steps, or if its steps are not linear.
         `WriteError`: If the file cannot be written.
     """
-    if pipe.text_encoder is not None:
+    if pipe.prompt_embeds_dim is not None:
         raise ValueError("A text-conditional pipeline cannot be exported to ONNX. Export a different pipeline.")
     if pipe.vae is not None:
         raise ValueError("A latent diffusion pipeline cannot be exported to ONNX. Export a different pipeline.")

@@ -38,6 +38,7 @@ def describe_sampler(pipe: FashionMNISTPipeline, num_inference_steps: int) -> di
     pipe = copy_pipeline(pipe)
     scheduler = pipe.scheduler
     timesteps = pipe.set_timesteps(num_inference_steps)
+    pipe._set_begin_index(0)
     clip = get_clip(scheduler)
     generator = torch.Generator().manual_seed(0)
     step_kwargs = pipe.prepare_extra_step_kwargs(generator)

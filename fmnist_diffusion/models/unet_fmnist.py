@@ -654,6 +654,8 @@ class FashionMNISTGuidanceClassifier(ModelMixin, ConfigMixin):
         `ValueError`: If a parameter is out of range.
     """
 
+    _no_split_modules = ["FashionMNISTDownBlock"]
+
     @register_to_config
     def __init__(
         self,

@@ -45,7 +45,6 @@ MODEL_OPTIONS = (
     "max_memory",
     "offload_folder",
     "offload_state_dict",
-    "torch_dtype",
     "use_safetensors",
 )
 # diffusers only checks these options of a scheduler when it generates images.
@@ -114,8 +113,13 @@ def load_components(
                 f"`{name}` must be a model with a `config`, got {type(components[name]).__name__}. Pass the"
                 " unwrapped diffusers or transformers model."
             )
-    if kwargs.get("dtype") is not None and kwargs.get("torch_dtype") is not None:
+    torch_dtype = kwargs.pop("torch_dtype", None)
+    if torch_dtype is not None and kwargs.get("dtype") is not None:
         raise ValueError("Cannot use both `dtype` and `torch_dtype`. Pass only `dtype`.")
+    kwargs["dtype"] = kwargs.get("dtype") if torch_dtype is None else torch_dtype
+    unknown_names = set(device_map if isinstance(device_map, dict) else ()).difference(names)
+    if unknown_names:
+        raise ValueError(f"The keys of `device_map` must be components, such as 'unet', got {sorted(unknown_names)}.")
     omits_text_encoder = components.get("text_encoder", True) is None
     if omits_text_encoder:
         # The tokenizer is only used with a text encoder.
@@ -155,23 +159,22 @@ def load_components(
 
 
 def _load_component(
-    folder: Path, index: Mapping[str, Any], name: str, variant: str | None, device_map: Any, **kwargs: Any
+    folder: Path, index: Mapping[str, Any], name: str, variant: str | None, device_map: Any, dtype: Any, **kwargs: Any
 ) -> Any:
     class_name = read_class_name(folder / INDEX_NAME, index, name)
-    for option in ("dtype", "torch_dtype"):
-        if isinstance(kwargs.get(option), dict):
-            kwargs[option] = kwargs[option].get(name, kwargs[option].get("default", torch.float32))
-        if not isinstance(kwargs.get(option), (torch.dtype, type(None))):
-            raise ValueError(
-                f"`{option}` must be a `torch.dtype` or a dictionary of dtypes, got {kwargs[option]!r}. Pass a dtype"
-                " such as `torch.float16`."
-            )
+    if isinstance(dtype, dict):
+        dtype = dtype.get(name, dtype.get("default", torch.float32))
+    if not isinstance(dtype, (torch.dtype, type(None))):
+        raise ValueError(
+            f"`dtype` must be a `torch.dtype` or a dictionary of dtypes, got {dtype!r}. Pass a dtype such as"
+            " `torch.float16`."
+        )
     if isinstance(device_map, dict):
         device_map = {"": device_map[name]} if name in device_map else None
     if name == "scheduler":
         return load_scheduler(folder, class_name)
     if name == "text_encoder":
-        return load_text_encoder(folder, variant, device_map, **kwargs)
+        return load_text_encoder(folder, variant, device_map, dtype)
     if name == "tokenizer":
         return load_tokenizer(folder)
     model_class = MODEL_CLASSES[name]
@@ -180,7 +183,7 @@ def _load_component(
             f"`{name}` in {folder / INDEX_NAME} must be {model_class.__name__}, got {class_name!r}. Pass the model as"
             f" `{name}`, or use `DiffusionPipeline.from_pretrained`."
         )
-    return load_model(folder, name, model_class, variant, device_map, **kwargs)
+    return load_model(folder, name, model_class, variant, device_map, dtype=dtype, **kwargs)
 
 
 def load_scheduler(folder: Path, class_name: str) -> Any:
@@ -280,7 +283,7 @@ def load_model(
     return model
 
 
-def load_text_encoder(folder: Path, variant: str | None, device_map: Any, **kwargs: Any) -> Any:
+def load_text_encoder(folder: Path, variant: str | None, device_map: Any, dtype: torch.dtype | None) -> Any:
     """Loads the text encoder of a pipeline; raises `OSError` if a file is damaged or missing."""
     with _required_transformers(folder):
         from transformers import CLIPTextConfig, CLIPTextModel
@@ -295,7 +298,7 @@ def load_text_encoder(folder: Path, variant: str | None, device_map: Any, **kwar
     loaded: Any = CLIPTextModel.from_pretrained(
         encoder_folder,
         variant=variant,
-        dtype=kwargs.get("dtype") or kwargs.get("torch_dtype") or torch.float32,
+        dtype=dtype or torch.float32,
         device_map=device_map,
         use_safetensors=True,
         # The weights with a wrong shape are checked below, with the other problems in the report.

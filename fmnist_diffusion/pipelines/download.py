@@ -105,10 +105,9 @@ class _Files:
         names, models = self._list_files(index)
         for model in models:
             name, shards = get_weights_name(model, self.variant), get_weights_index_name(model, self.variant)
-            if self._find_file(name, revision) is None and (path := self._find_file(shards, revision)) is not None:
-                names += [shards, *get_shard_names(path)]
-            else:
-                names.append(name)
+            # If a repository contains both, diffusers loads the shards.
+            path = self._find_file(shards, revision)
+            names += [name] if path is None else [shards, *get_shard_names(path)]
         paths = [path for name in names if (path := self._find_file(name, revision)) is not None]
         if len(paths) < len(names) or not all(map(self._is_intact, paths)):
             return None
@@ -122,30 +121,33 @@ class _Files:
         for name in names:
             self._download_file(name, commit, force_download)
         for model in models:
-            try:
-                self._download_file(get_weights_name(model, self.variant), commit, force_download)
-            except HubError as error:
-                if not isinstance(error.__cause__, EntryNotFoundError):
-                    raise
-                self._download_shards(model, commit, force_download)
+            self._download_weights(model, commit, force_download)
         # This request updates the branch in the cache. It is the last one, so that the branch does not refer to an
         # incomplete copy if the download fails. If someone has pushed a new commit in the meantime, the cache only
         # contains this file of the new commit, so the folder of `commit` is returned.
         self._request_file(INDEX_NAME, revision)
         return index.parent
 
-    def _download_shards(self, model: str, commit: str, force_download: bool) -> None:
-        try:
-            index = self._download_file(get_weights_index_name(model, self.variant), commit, force_download)
-        except HubError as error:
-            if not isinstance(error.__cause__, EntryNotFoundError):
-                raise
-            raise OSError(
-                f"{self.repo_id} contains no {get_weights_name(model, self.variant)}. Check `revision` and `variant`;"
-                " weights in other formats are not supported."
-            ) from error
-        for name in get_shard_names(index):
-            self._download_file(name, commit, force_download)
+    def _download_weights(self, model: str, commit: str, force_download: bool) -> None:
+        name, shards = get_weights_name(model, self.variant), get_weights_index_name(model, self.variant)
+        names = [name]
+        is_cached = self._find_file(name, commit) is not None and self._find_file(shards, commit) is None
+        if force_download or not is_cached:
+            try:
+                names = get_shard_names(self._download_file(shards, commit, force_download))
+            except HubError as error:
+                if not isinstance(error.__cause__, EntryNotFoundError):
+                    raise
+        for name in names:
+            try:
+                self._download_file(name, commit, force_download)
+            except HubError as error:
+                if not isinstance(error.__cause__, EntryNotFoundError):
+                    raise
+                raise OSError(
+                    f"{self.repo_id} contains no {name}. Check `revision` and `variant`; weights in other formats are"
+                    " not supported."
+                ) from error
 
     def _list_files(self, index: Path) -> tuple[list[str], list[str]]:
         """Returns the files that this `model_index.json` requires, except weights, and the names of its models."""

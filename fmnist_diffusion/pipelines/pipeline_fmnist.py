@@ -469,6 +469,11 @@ def get_scheduler_options(scheduler: Any) -> dict[str, Any]:
     return {name: value.tolist() if hasattr(value, "tolist") else value for name, value in options.items()}
 
 
+def unwrap_compiled(model: Any) -> Any:
+    """Returns the original model if `torch.compile` has wrapped it, and otherwise `model` itself."""
+    return getattr(model, "_orig_mod", model)
+
+
 @contextmanager
 def evaluation_mode(model: torch.nn.Module) -> Iterator[None]:
     """Sets `model` to evaluation mode, and restores the mode of each of its modules at the end."""
@@ -667,13 +672,29 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 vars(sys.modules[library]).update({"ModelMixin": ModelMixin, class_name: ModelMixin})
         return super().extract_init_dict(config_dict, **kwargs)
 
-    def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+    def save_pretrained(self, save_directory: Any, *args: Any, **kwargs: Any) -> None:
         """
-        Writes `model_index.json` and copies the source files. [`save_pretrained`] calls this method last.
+        Saves the pipeline with the source code of its classes; see [`DiffusionPipeline.save_pretrained`].
 
         Raises:
-            `ValueError`: If a model cannot be saved, such as a `PeftModel`.
+            `ValueError`: If a model cannot be saved, such as a `PeftModel`. In this case, no file is written.
         """
+        for name in ("unet", "text_encoder", "classifier", "vae"):
+            model = unwrap_compiled(getattr(self, name))
+            # The pipeline can be imported without transformers.
+            is_saveable = isinstance(model, ModelMixin) or any(
+                base.__name__ == "PreTrainedModel" for base in type(model).__mro__
+            )
+            if model is not None and not is_saveable:
+                raise ValueError(
+                    f"`{name}` is a {type(model).__name__}, which cannot be saved. Assign a model of diffusers,"
+                    f" transformers or this package. For a PeftModel, assign the result of"
+                    f" `pipe.{name}.merge_and_unload()`."
+                )
+        super().save_pretrained(save_directory, *args, **kwargs)
+
+    def save_config(self, save_directory: Any, push_to_hub: bool = False, **kwargs: Any) -> None:
+        """Writes `model_index.json` and copies the source files. [`save_pretrained`] calls this method last."""
         super().save_config(save_directory, push_to_hub=push_to_hub, **kwargs)
         folder = Path(save_directory)
         index_path = folder / self.config_name
@@ -684,14 +705,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 del index[name]
         index["_class_name"] = self._copy_source(self, folder)
         for name in sorted(index.keys() & {"unet", "classifier", "vae"}):
-            model = getattr(self, name)
-            # torch.compile wraps the model.
-            model = getattr(model, "_orig_mod", model)
-            if not isinstance(model, ModelMixin):
-                raise ValueError(
-                    f"`{name}` is a {type(model).__name__}, which cannot be saved. Assign a model of diffusers or of"
-                    f" this package. For a PeftModel, assign the result of `pipe.{name}.merge_and_unload()`."
-                )
+            model = unwrap_compiled(getattr(self, name))
             if not type(model).__module__.startswith("diffusers."):
                 index[name] = self._copy_source(model, folder / name)
             # Do not publish the local path that from_pretrained stores in the config.
@@ -706,6 +720,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if index["unet"][0] != "diffusers" and not index.keys() & {"classifier", "text_encoder", "vae"}:
             index["auto_map"] = {"AutoModel": ".".join(index["unet"])}
         index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
+        # diffusers deletes the sharded weights of an earlier model, but not the file that lists them.
+        for shards_path in folder.glob("*/*.safetensors.index*.json"):
+            names = json.loads(shards_path.read_text(encoding="utf-8"))["weight_map"].values()
+            if not all((shards_path.parent / name).is_file() for name in names):
+                shards_path.unlink()
 
     @staticmethod
     def _copy_source(component: Any, folder: Path) -> list[str]:
@@ -727,6 +746,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if source.resolve() != (folder / source.name).resolve():
             shutil.copyfile(source, folder / source.name)
         return [source.stem, saved.__name__]
+
+    def enable_group_offload(self, *args: Any, exclude_modules: str | list[str] | None = None, **kwargs: Any) -> None:
+        """Offloads the models except the classifier; see [`DiffusionPipeline.enable_group_offload`]."""
+        excluded = [exclude_modules] if isinstance(exclude_modules, str) else exclude_modules or []
+        # The gradient of the classifier requires all of its weights.
+        super().enable_group_offload(*args, exclude_modules=[*excluded, *self._exclude_from_cpu_offload], **kwargs)
 
     @property
     def num_classes(self) -> int | None:
@@ -787,6 +812,11 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def is_conditional(self) -> bool:
         """Whether the model is class-conditional or text-conditional."""
         return self.unet.config.num_class_embeds is not None or self.prompt_embeds_dim is not None
+
+    @property
+    def _null_label(self) -> int | None:
+        """Label for unconditional predictions; `None` if the model has no classes or is a [`UNet2DModel`]."""
+        return None if isinstance(unwrap_compiled(self.unet), UNet2DModel) else self.unet.config.num_class_embeds
 
     @property
     def prompt_embeds_dim(self) -> int | None:
@@ -1004,7 +1034,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             if not is_positive_integer(value):
                 raise ValueError(f"`{name}` must be a positive integer, got {value!r}.")
         for value in generator if isinstance(generator, list) else [generator]:
-            if value is not None and not isinstance(value, torch.Generator):
+            if generator is not None and not isinstance(value, torch.Generator):
                 raise ValueError(f"`generator` must be a `torch.Generator` or a list of them, got {value!r}.")
         for name, value in (
             ("guidance_scale", guidance_scale),
@@ -1022,7 +1052,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self._check_prompts(
             prompt, negative_prompt, prompt_embeds, negative_prompt_embeds, has_guidance=guidance_scale != 1
         )
-        if self.unet.config.num_class_embeds is not None and isinstance(self.unet, UNet2DModel):
+        if self.unet.config.num_class_embeds is not None and self._null_label is None:
             if class_labels is None:
                 raise ValueError(
                     "`class_labels` is required for a UNet2DModel, which has no null label. Pass labels, or use a"
@@ -1112,6 +1142,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"`unet` must be a diffusers model, got {type(self.unet).__name__}. Assign the unwrapped model:"
                 " `pipe.unet = accelerator.unwrap_model(pipe.unet)`."
             )
+        if self.unet.config.sample_size is None:
+            raise ValueError("`sample_size` of the `unet` must be set, got None. Create the model with `sample_size`.")
 
     def check_unconditional_guidance(self, guidance_scale: float) -> None:
         """Raises `ValueError` if `guidance_scale` is not 1, which unconditional sampling does not support."""
@@ -1238,8 +1270,6 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"{type(self.scheduler).__name__} uses timesteps from {lowest:g} to {highest:g}, but they must be"
                 f" between 0 and {limit}. Use a different number of steps, `steps_offset` or `timestep_spacing`."
             )
-        # Without a begin index, a scheduler skips the first step if the first two timesteps are equal.
-        self._set_begin_index(0)
         return all_timesteps
 
     def _set_num_inference_steps(self, num_inference_steps: int, device: torch.device | None) -> None:
@@ -1832,8 +1862,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             batch_size = len(labels)
         if class_labels is not None and self.is_conditional:
             model_labels = labels
-            if not isinstance(self.unet, UNet2DModel):
-                null_labels = torch.full_like(labels, self.unet.config.num_class_embeds)
+            if self._null_label is not None:
+                null_labels = torch.full_like(labels, self._null_label)
         elif self.prompt_embeds_dim is not None:
             # A callback can enable guidance later, so the negative prompt is encoded whenever there is a text encoder.
             has_negative_prompt = self.text_encoder is not None or negative_prompt_embeds is not None
@@ -1849,7 +1879,23 @@ class FashionMNISTPipeline(DiffusionPipeline):
             batch_size = len(model_labels)
         guidance_labels = None if null_labels is None else torch.cat([null_labels, model_labels])
 
-        # 3. Timesteps
+        # 3. Noise and images
+        # The noise of the known pixels is sampled from a copy of the generator, so that the other pixels have the same
+        # noise as without a mask.
+        known_generator = copy_generator(generator)
+        noise = self.prepare_noise(batch_size, generator, latents, device)
+        image_latents: Any = None
+        mask: Any = None
+        image_tensor: Any = None
+        pixel_mask: Any = None
+        if image is not None:
+            image_tensor, pixel_mask = self.prepare_image(image, mask_image, noise, num_images_per_prompt)
+            image_latents = encode_images(self.vae, image_tensor).expand_as(noise)
+            if pixel_mask is not None:
+                # A latent is generated if it covers at least one pixel to inpaint.
+                mask = F.max_pool2d(pixel_mask.float(), self.vae_scale_factor) > 0
+
+        # 4. Timesteps
         all_timesteps = self.set_timesteps(num_steps, timesteps, sigmas, device)
         # UnCLIPScheduler has no order.
         order, num_skipped = getattr(self.scheduler, "order", 1), 0
@@ -1862,38 +1908,24 @@ class FashionMNISTPipeline(DiffusionPipeline):
                     f"`strength` must be at least 1/{total}, because sampling has {total} steps, got {strength}."
                 )
             num_skipped = (total - num_remaining) * order
-            self._set_begin_index(num_skipped)
         remaining = all_timesteps[num_skipped:]
         indices = get_step_indices(len(remaining), order, num_resampling_steps)
+        step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
 
-        # 4. Noise
-        # The noise of the known pixels is sampled from a copy of the generator, so that the other pixels have the same
-        # noise as without a mask.
-        known_generator = copy_generator(generator)
-        noise = self.prepare_noise(batch_size, generator, latents, device)
+        # 5. Denoising loop
+        # Without a begin index, a scheduler skips the first step if the first two timesteps are equal.
+        self._set_begin_index(num_skipped)
         sample = noise * self.init_noise_sigma
-        image_latents: Any = None
-        mask: Any = None
-        image_tensor: Any = None
-        pixel_mask: Any = None
 
         def replace_known_pixels(sample: torch.Tensor, timestep: torch.Tensor) -> torch.Tensor:
             known_noise = self.prepare_noise(batch_size, known_generator, None, device)
             return torch.where(mask, sample, self._add_noise(image_latents, known_noise, timestep))
 
         if image is not None:
-            image_tensor, pixel_mask = self.prepare_image(image, mask_image, noise, num_images_per_prompt)
-            image_latents = encode_images(self.vae, image_tensor).expand_as(noise)
-            if pixel_mask is not None:
-                # A latent is generated if it covers at least one pixel to inpaint.
-                mask = F.max_pool2d(pixel_mask.float(), self.vae_scale_factor) > 0
             if mask is None or strength < 1:
                 sample = self._add_noise(image_latents, noise, remaining[0])
             if mask is not None:
                 sample = replace_known_pixels(sample, remaining[0])
-        step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
-
-        # 5. Denoising loop
         start, stop = (scale_num_steps(len(remaining), fraction) for fraction in guidance_interval)
 
         def predict(model_input: torch.Tensor, t: torch.Tensor, i: int) -> torch.Tensor:
@@ -2006,6 +2038,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             )
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = self._get_tensor_inputs(callback_on_step_end)
+        if class_labels is not None and self._only_classifier_has_classes:
+            raise ValueError("`class_labels` is not supported by an unconditional model. Omit it.")
         num_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         if not isinstance(num_images, Integral) or num_images < 2:
             raise ValueError(f"`num_images` must be an integer of at least 2, got {num_images!r}.")
@@ -2082,6 +2116,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
             predictions = self.unet(inputs, t, class_labels=labels).sample.float().chunk(num_predictions)
             return torch.lerp(predictions[0], predictions[-1], weights)
 
+        self._set_begin_index(0)
         sample = self._denoise(
             sample, timesteps, predict, step, callback_on_step_end, callback_on_step_end_tensor_inputs
         )

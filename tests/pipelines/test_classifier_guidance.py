@@ -9,8 +9,8 @@ from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepSchedu
 from gaussian_classes import make_mixture_pipeline, tilted_mean
 from torch.testing import assert_close
 
-from fmnist_diffusion import FashionMNISTPipeline, load_pipeline
-from fmnist_diffusion.evaluation import weights_hash
+from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipeline, load_pipeline
+from fmnist_diffusion.metadata import weights_hash
 from fmnist_diffusion.sampling import SamplingConfig, generate, make_generators
 from text_pipelines import get_text_pipeline
 from tiny_pipelines import get_pipeline, make_classifier, make_unet, sample
@@ -247,7 +247,7 @@ def test_guidance_requires_a_classifier():
 def test_interpolation_ignores_the_classifier(pipe, unconditional_pipe):
     images = pipe.interpolate([3, 4], num_images=2, output_type="pt").images
     assert torch.equal(images, get_pipeline().interpolate([3, 4], num_images=2, output_type="pt").images)
-    with pytest.raises(ValueError, match="only supports `class_labels` with classifier guidance"):
+    with pytest.raises(ValueError, match="`class_labels` is not supported by an unconditional model"):
         unconditional_pipe.interpolate([3, 4])
 
 
@@ -326,6 +326,18 @@ class TestSaving:
             again = load_pipeline("someone/guided", **options)
             again.set_progress_bar_config(disable=True)
             assert_close(sample(again, 3, classifier_guidance_scale=2.0), expected, rtol=0, atol=1e-5)
+
+
+def test_group_offloading_gives_the_same_images(pipe, tmp_path):
+    expected = sample(pipe, 3, classifier_guidance_scale=2.0)
+    pipe.enable_group_offload(torch.device("cpu"), offload_type="leaf_level", offload_to_disk_path=str(tmp_path))
+    assert_close(sample(pipe, 3, classifier_guidance_scale=2.0), expected)
+
+
+def test_classifier_supports_an_automatic_device_map(tmp_path):
+    make_classifier().save_pretrained(tmp_path)
+    model = FashionMNISTGuidanceClassifier.from_pretrained(tmp_path, device_map="auto")
+    assert set(model.hf_device_map.values()) == {"cpu"}
 
 
 def test_hash_of_the_weights_depends_on_the_classifier(pipe):

@@ -445,6 +445,7 @@ INTERVAL = "`guidance_interval` must be .start, stop. with 0 <= start <= stop <=
         ({"num_inference_steps": 1001}, "`num_inference_steps` must be between 1 and 1000, .*, got 1001"),
         ({"generator": 3}, "`generator` must be a `torch.Generator` or a list of them, got 3"),
         ({"generator": [3]}, "`generator` must be a `torch.Generator` or a list of them, got 3"),
+        ({"generator": [None]}, "`generator` must be a `torch.Generator` or a list of them, got None"),
         ({"output_type": "jpeg"}, "`output_type` must be one of pil, np, pt, latent, got 'jpeg'"),
         ({"guidance_interval": (0.5, 0.2)}, INTERVAL),
         ({"guidance_interval": (-0.1, 1)}, INTERVAL),
@@ -538,8 +539,11 @@ def make_stock_pipeline(**config) -> FashionMNISTPipeline:
     return pipe
 
 
-def test_model_without_null_label_has_no_guidance():
+@pytest.mark.parametrize("compiled", [False, True])
+def test_model_without_null_label_has_no_guidance(compiled):
     pipe = make_stock_pipeline(num_class_embeds=10)
+    if compiled:
+        pipe.unet = torch.compile(pipe.unet, backend="eager")
     assert sample(pipe, [3, 9]).shape == (2, 1, 8, 8)
     with pytest.raises(
         ValueError, match=r"`guidance_scale` must be 1\.0 for a UNet2DModel, which has no null label, got 2"
@@ -553,6 +557,13 @@ def test_model_without_null_label_has_no_guidance():
         return {}
 
     assert_close(sample(pipe, [3, 9], callback_on_step_end=set_guidance), sample(pipe, [3, 9]))
+
+
+def test_model_without_sample_size_is_an_error():
+    pipe = make_stock_pipeline()
+    pipe.unet.register_to_config(sample_size=None)
+    with pytest.raises(ValueError, match="`sample_size` of the `unet` must be set, got None"):
+        pipe()
 
 
 def test_model_of_diffusers_accepts_embeddings():

@@ -26,7 +26,7 @@ from torch.testing import assert_close
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel
 from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
-from fmnist_diffusion.sampling import make_pipeline
+from fmnist_diffusion.sampling import copy_pipeline, make_pipeline
 from fmnist_diffusion.schedulers import get_scheduler_class
 from latent_pipelines import get_latent_pipeline
 from subprocesses import run_python
@@ -173,15 +173,28 @@ class TestRoundTrip:
         # AutoModel would load the class of the U-Net from every folder.
         assert "auto_map" not in json.loads((tmp_path / "model_index.json").read_text())
 
-    def test_model_that_diffusers_cannot_save_is_an_error(self, tmp_path):
-        pipe = make_default_pipeline()
-        unet = pipe.unet
-        pipe.unet = torch.nn.Sequential(unet)
-        with pytest.raises(ValueError, match="`unet` is a Sequential, which cannot be saved"):
-            pipe.save_pretrained(tmp_path / "wrapped")
-        pipe.unet = unet
-        pipe.save_pretrained(tmp_path / "wrapped")
-        load(tmp_path / "wrapped")
+    @pytest.mark.parametrize("name", ["unet", "text_encoder", "vae", "classifier"])
+    def test_model_that_diffusers_cannot_save_is_an_error(self, tmp_path, name):
+        pipe = get_latent_pipeline() if name == "vae" else get_text_pipeline()
+        pipe.classifier = make_classifier()
+        pipe.save_pretrained(tmp_path)
+        index = (tmp_path / "model_index.json").read_bytes()
+        model = getattr(pipe, name)
+        setattr(pipe, name, torch.nn.Sequential(model))
+        with pytest.raises(ValueError, match=f"`{name}` is a Sequential, which cannot be saved"):
+            pipe.save_pretrained(tmp_path)
+        # The pipeline in the folder is not damaged.
+        assert (tmp_path / "model_index.json").read_bytes() == index
+        setattr(pipe, name, model)
+        pipe.save_pretrained(tmp_path)
+        assert (tmp_path / "model_index.json").read_bytes() == index
+
+    def test_other_shards_replace_those_of_an_earlier_model(self, tmp_path):
+        pipe = get_text_pipeline()
+        for max_shard_size in ("2KB", None):
+            pipe.save_pretrained(tmp_path, max_shard_size=max_shard_size)
+            assert torch.equal(load(tmp_path).unet.conv_out.weight, pipe.unet.conv_out.weight)
+            torch.nn.init.normal_(pipe.unet.conv_out.weight)
 
     @pytest.mark.slow
     def test_round_trips_work_without_the_package(self, folder, tmp_path, expected):
@@ -231,6 +244,7 @@ class TestRoundTrip:
         pipe.save_pretrained(tmp_path)
         assert MarkedPipeline.from_pretrained(tmp_path).config.watermark == "first"
         assert MarkedPipeline.from_pretrained(tmp_path, watermark="second").config.watermark == "second"
+        assert copy_pipeline(pipe).config.watermark == "first"
         assert not diffusers_log.records
         MarkedPipeline.from_pretrained(tmp_path, other=1)
         assert "other are not expected by MarkedPipeline and will be ignored" in diffusers_log.records[0].message
@@ -444,6 +458,10 @@ class TestFromPretrained:
         images = sample(pipe, "Bag")
         assert images.dtype == torch.float32
         assert (images - expected).abs().mean() < 0.05
+
+    def test_unknown_component_in_a_device_map_is_an_error(self, folder):
+        with pytest.raises(ValueError, match=r"The keys of `device_map` must be components, .*, got \[''\]\."):
+            load(folder, device_map={"": "cpu"})
 
     @pytest.mark.parametrize("device_map", ["cpu", {"unet": "cpu"}], ids=str)
     def test_device_map_gives_the_same_images(self, folder, device_map, expected):

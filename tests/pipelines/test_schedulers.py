@@ -115,6 +115,7 @@ def test_scheduler_can_add_noise_after_a_call(name):
     for callback in (None, interrupt):
         with contextlib.suppress(KeyboardInterrupt):
             pipe(num_inference_steps=20, callback_on_step_end=callback)
+        pipe.set_timesteps(20)
         for timestep in expected.timesteps[:-1].view(-1, 1):
             noisy = pipe.scheduler.add_noise(torch.zeros_like(noise), noise, timestep)
             assert noisy.min() > 0
