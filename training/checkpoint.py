@@ -5,6 +5,7 @@ states. They consist of safetensors and JSON files, and a manifest with their ha
 code.
 """
 
+import hashlib
 import json
 import re
 from collections.abc import Iterator, Mapping
@@ -162,12 +163,23 @@ def save_checkpoint(
             **get_loop_state(accelerator, progress, components.batches),
             "ema_step": None if components.ema is None else components.ema.optimization_step,
             "vae_sha256": None if components.vae is None else hash_vae(components.vae),
+            **get_condition_state(unet),
         }
         write_checkpoint(folder / f"checkpoint-{progress.global_step}", tensors, state)
         for old in list_checkpoints(folder)[:-total_limit]:
             remove_folder(old)
 
     call_on_main_process(accelerator, write)
+
+
+def get_condition_state(unet: Any) -> dict[str, Any]:
+    """Returns the class names and the hash of the vocabulary, which give the embeddings of a model their meaning."""
+    names, tokenizer = unet.config["label_names"], getattr(unet, "tokenizer", None)
+    vocabulary = "" if tokenizer is None else json.dumps(tokenizer.get_vocab(), sort_keys=True)
+    return {
+        "label_names": None if names is None else list(names),
+        "vocabulary_sha256": hashlib.sha256(vocabulary.encode()).hexdigest(),
+    }
 
 
 def get_loop_state(accelerator: Accelerator, progress: Progress, batches: Batches) -> dict[str, Any]:
@@ -216,6 +228,10 @@ def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint
             raise ValueError(f"it belongs to step {progress.global_step}")
         if components.vae is not None and hash_vae(components.vae) != state["vae_sha256"]:
             raise ValueError("the autoencoder has changed since this checkpoint was written")
+        for name, value in get_condition_state(unet).items():
+            if state[name] != value:
+                kind = "classes" if name == "label_names" else "captions"
+                raise ValueError(f"the {kind} of the training images have changed")
         if components.ema is not None:
             components.ema.optimization_step = int(state["ema_step"])
     if components.ema is not None:

@@ -139,9 +139,9 @@ def parse(
     except SettingsError as error:
         text = format_problems([" ".join(problem.split()) for problem in error.problems])
         print_and_exit(program, f"error: {text}", 2)
-    fields = vars(parser.instantiate(settings))
-    del fields["config"]
     try:
+        fields = vars(parser.instantiate(settings))
+        del fields["config"]
         return config_class(**fields)
     except ValueError as error:
         print_and_exit(program, f"error: {error}", 2)
@@ -190,6 +190,9 @@ def parse_training_settings(parser: Parser, args: list[str]) -> Namespace:
     model = {"model": typed_defaults.pop("model")} if "model" in typed_defaults else {}
     parser.set_defaults(dict(flatten(typed_defaults)) | model)
     settings = parser.parse_args(args)
+    if settings.resume is not None:
+        # With `init_from`, the config of a new run only contains the changed arguments of the model.
+        settings.model = model.get("model", {}) | settings.model
     check_settings(parser, settings, parser.prog)
     return settings
 

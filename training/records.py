@@ -5,6 +5,7 @@ import csv
 import logging
 import math
 import time
+from collections import defaultdict
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict
@@ -67,6 +68,8 @@ class LossRecord:
 
     def __init__(self, path: Path, resumed: Path | None, global_step: int, term_names: tuple[str, ...] = ()):
         self.path, self.term_names, self.columns = path, term_names, COLUMNS + term_names
+        # The sum of the losses and the number of steps of each epoch.
+        self.epochs: defaultdict[float, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
         rows = []
         if resumed is not None and resumed.exists():
             rows = [row for row in read_rows(resumed, self.columns) if int(row["step"]) <= global_step]
@@ -77,11 +80,19 @@ class LossRecord:
             writer = csv.DictWriter(file, self.columns, extrasaction="ignore")
             writer.writeheader()
             writer.writerows(rows)
+        for row in rows:
+            self._add_loss(float(row["epoch"]), float(row["loss"]))
+
+    def _add_loss(self, epoch: float, loss: float) -> None:
+        total, count = self.epochs[epoch]
+        self.epochs[epoch] = total + loss, count + 1
 
     def append(self, rows: Sequence[tuple[float, ...]]) -> None:
         """Adds rows of step, epoch (from 1), loss, learning rate and the terms of the loss."""
         with describe_write_errors(self.path), self.path.open("a", newline="") as file:
             csv.writer(file).writerows(rows)
+        for _, epoch, loss, *_ in rows:
+            self._add_loss(epoch, loss)
 
     def sync(self) -> None:
         """Waits until all rows are written to disk."""
@@ -94,10 +105,9 @@ class LossRecord:
         return {name: np.array([float(row[name]) for row in rows]) for name in self.columns}
 
     def get_epoch_mean(self, epoch: int) -> float:
-        values = self.read()
-        selected = values["loss"][values["epoch"] == epoch]
+        total, count = self.epochs[epoch]
         # A resumed run has no losses of this epoch if its loss.csv was lost.
-        return float(selected.mean()) if len(selected) else math.nan
+        return total / count if count else math.nan
 
     def plot(self, path: Path, images_per_step: int) -> None:
         """Plots the loss, or each of its terms if it has several, against the number of images.

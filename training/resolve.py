@@ -162,7 +162,10 @@ def restore_auto_settings(config: TrainingConfig) -> TrainingConfig:
     if not path.is_file():
         return config
     saved = read_saved_settings(path)
-    return replace(config, **{name: saved[name] for name in AUTO_SETTINGS if getattr(config, name) == "auto"})
+    names = [name for name in AUTO_SETTINGS if getattr(config, name) == "auto"]
+    if config.max_train_steps != saved["max_train_steps"] and "num_epochs" in names:
+        names.remove("num_epochs")
+    return replace(config, **{name: saved[name] for name in names})
 
 
 def is_resolved(config: TrainingConfig) -> bool:

@@ -5,6 +5,8 @@ from functools import partial
 from pathlib import Path
 from typing import Literal
 
+import torch
+
 from checkpoint import get_resume_advice, list_checkpoints
 from config import TrainingConfig
 from fmnist_diffusion.data import DataError
@@ -42,6 +44,12 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
         stop(
             f"error: {error} {get_advice(config)} Lower --optimizer.learning_rate, or pass"
             " --optimizer.max_grad_norm=1.",
+            1,
+        )
+    except torch.OutOfMemoryError:
+        stop(
+            f"error: The GPU does not have enough memory. {get_advice(config)} Pass --gradient_checkpointing=true, or"
+            " start a new run with a smaller --train_batch_size.",
             1,
         )
     except WriteError as error:

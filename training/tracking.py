@@ -21,7 +21,8 @@ def get_log_with(report_to: str) -> str | None:
     return report_to
 
 
-def start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
+def start_tracker(accelerator: Accelerator, config: TrainingConfig, global_step: int) -> None:
+    """Starts the tracker. TensorBoard hides the values of steps after `global_step`, which a resumed run repeats."""
     if config.report_to == "none":
         return
     # Trackers only accept these types.
@@ -29,7 +30,8 @@ def start_tracker(accelerator: Accelerator, config: TrainingConfig) -> None:
         name: value if isinstance(value, str | int | float | bool) else str(value)
         for name, value in flatten(asdict(config))
     }
-    accelerator.init_trackers("fmnist-diffusion", hparams, {"wandb": {"dir": config.output_dir}})
+    options = {"wandb": {"dir": config.output_dir}, "tensorboard": {"purge_step": global_step + 1}}
+    accelerator.init_trackers("fmnist-diffusion", hparams, options)
 
 
 def log_samples(accelerator: Accelerator, report_to: str, image: Image.Image, step: int) -> None:

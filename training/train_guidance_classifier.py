@@ -85,7 +85,13 @@ def split(images: ImageTensors) -> tuple[ImageTensors, ImageTensors]:
     """Returns the images for training and for validation. Images with the null label are dropped."""
     assert images.labels is not None and images.label_names is not None
     labeled = (images.labels < len(images.label_names)).nonzero().flatten()
-    is_validation = torch.arange(len(labeled)) % VALIDATION_INTERVAL == 0
+    # The position of each image within its class.
+    ranks = torch.empty_like(labeled)
+    for label in range(len(images.label_names)):
+        is_label = images.labels[labeled] == label
+        ranks[is_label] = torch.arange(int(is_label.sum()))
+    # The first image of a class is used for training, so that no class is missing.
+    is_validation = ranks % VALIDATION_INTERVAL == 1
     return images.select(labeled[~is_validation]), images.select(labeled[is_validation])
 
 

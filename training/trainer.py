@@ -1,5 +1,6 @@
 """The training loop."""
 
+import logging
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -29,6 +30,9 @@ from processes import call_on_main_process
 from records import LossLogger, LossRecord
 from states import check_finite
 from tracking import get_log_with, start_tracker
+
+
+logger = logging.getLogger("training")
 
 
 class Trainer:
@@ -64,6 +68,13 @@ class Trainer:
                 f" --{option} to train longer."
             )
 
+        if self.total_steps < (config.max_train_steps or 0):
+            logger.warning(
+                "The run ends at step %d, before --max_train_steps=%d, because --num_epochs is %d. Increase"
+                " --num_epochs to train longer.",
+                *(self.total_steps, config.max_train_steps, config.num_epochs),
+            )
+
         def prepare_outputs() -> RunOutputs:
             self._prepare_folder(checkpoint, global_step)
             return RunOutputs(config, self.accelerator, self.components, global_step)
@@ -90,8 +101,9 @@ class Trainer:
             resumed = None if checkpoint is None else checkpoint.parents[1] / "loss.csv"
             return LossRecord(self.folder / "loss.csv", resumed, global_step, term_names)
 
+        # If the tracker cannot be started, for example without a login, the folder is still empty.
+        start_tracker(self.accelerator, config, global_step)
         record = call_on_main_process(self.accelerator, start_record)
-        start_tracker(self.accelerator, config)
         self.loss_logger = LossLogger(self.accelerator, record, config.images_per_step, term_names)
 
     def _prepare_folder(self, checkpoint: Path | None, global_step: int) -> None:
@@ -104,8 +116,6 @@ class Trainer:
             raise ValueError(
                 f"Another run has written to {self.folder} since this run started. Run the same command again."
             )
-        with describe_write_errors(self.folder):
-            self.checkpoints.mkdir(exist_ok=True)
         for folder in (self.folder, self.checkpoints, self.folder / "samples"):
             remove_temporary_files(folder)
         # These checkpoints are damaged; otherwise, the run would not continue from an earlier one.

@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from PIL import Image
 from run_files import assert_equal_weights, load_weights, read_losses
 
 from checkpoint import (
@@ -315,6 +316,40 @@ def test_saved_config_resumes_its_run_and_no_other(
         error = fail_to_launch("--ema.enabled=true", option, "--resume=latest")
         assert f"`--{name}` must be the same as in the run to resume" in error
         assert f"--config={tmp_path / 'run' / 'config.yaml'}" in error
+
+
+def test_resumed_run_may_set_a_part_of_the_model(tmp_path: Path, launch: Callable[..., None]):
+    """The config of a run contains all arguments of the model, also those that `init_from` determines."""
+    launch("--max_train_steps=1", "--model.act_fn=silu", f"--output_dir={tmp_path / 'start'}")
+    config = tmp_path / "config.yaml"
+    config.write_text("model:\n  block_out_channels: [8, 16]\n")
+    options = [f"--config={config}", f"--init_from={tmp_path / 'start' / 'pipeline'}"]
+    launch(*options, "--max_train_steps=1")
+    launch(*options, "--max_train_steps=2", "--resume=latest")
+    assert len(read_losses(tmp_path / "run")) == 2
+
+
+def test_changed_classes_are_an_error(tmp_path: Path, launch: Callable[..., None], fail_to_launch: Callable[..., str]):
+    for i in range(24):
+        path = tmp_path / "images" / "ab"[i % 2] / f"{i}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("L", (28, 28), i).save(path)
+    options = [f"--data.train_data_dir={tmp_path / 'images'}", "--model.num_class_embeds=2", "--train_batch_size=4"]
+    launch(*options, "--max_train_steps=1")
+    (tmp_path / "images" / "a").rename(tmp_path / "images" / "c")
+    assert fail_to_launch(*options, "--resume=latest").endswith("the classes of the training images have changed.")
+
+
+def test_failed_start_leaves_an_empty_folder(
+    tmp_path: Path, launch: Callable[..., None], fail_to_launch: Callable[..., str], monkeypatch: pytest.MonkeyPatch
+):
+    def fail(*args: object):
+        raise ValueError("The tracker cannot be started.")
+
+    with monkeypatch.context() as context:
+        context.setattr("trainer.start_tracker", fail)
+        assert "The tracker cannot be started." in fail_to_launch("--max_train_steps=1")
+    launch("--max_train_steps=1")
 
 
 def test_run_cannot_be_resumed_after_its_end(launch: Callable[..., None], fail_to_launch: Callable):

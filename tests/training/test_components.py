@@ -93,6 +93,12 @@ def test_limited_cpu_threads_are_reported(
         assert caplog.messages[0].endswith(f"set the environment variable OMP_NUM_THREADS={expected}.")
 
 
+def test_compilation_of_accelerate_is_not_used(monkeypatch: pytest.MonkeyPatch, launch: Callable[..., None]):
+    monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
+    launch("--max_train_steps=1")
+    launch("--max_train_steps=2", "--resume=latest")
+
+
 @pytest.mark.parametrize("streaming", ["true", "false"])
 def test_class_names_come_from_the_whole_dataset(tmp_path: Path, make_trainer: Callable, streaming: str):
     files = []

@@ -21,6 +21,7 @@ from config import ResolvedConfig, TrainingConfig
 from fmnist_diffusion import load_pipeline
 from parsing import parse_config
 from resolve import AUTO_SETTINGS, resolve_config
+from train import main
 
 
 FINETUNE = Path(__file__).parents[2] / "training" / "configs" / "finetune.yaml"
@@ -384,8 +385,6 @@ def test_same_command_resumes_the_run_exactly(
         reset_accelerate()
         main([f"--config={FINETUNE}", f"--init_from={tmp_path / 'start' / 'pipeline'}", *settings, *args])
 
-    from train import main
-
     launch(f"--output_dir={tmp_path / 'start'}", "--max_train_steps=1")
     train("whole")
     train("run", "--max_train_steps=8")
@@ -402,6 +401,24 @@ def test_same_command_resumes_the_run_exactly(
     pipe = load_pipeline(tmp_path / "run" / "pipeline")
     assert tuple(pipe.label_names or ()) == CLASSES
     assert pipe(["circle"], num_inference_steps=2, output_type="pt").images.shape == (1, 3, 12, 12)
+
+
+def test_resumed_run_can_be_extended(tmp_path: Path, images: Path, launch: Callable, reset_accelerate: Callable):
+    launch(f"--output_dir={tmp_path / 'start'}", "--max_train_steps=1")
+    for args in (["--max_train_steps=3"], ["--max_train_steps=20", "--resume=latest"]):
+        settings = [f"--data.train_data_dir={images}", f"--output_dir={tmp_path / 'run'}", "--report_to=none"]
+        settings += ["--samples.num_images=3", "--samples.num_inference_steps=2", "--save_images_epochs=1"]
+        reset_accelerate()
+        main([f"--config={FINETUNE}", f"--init_from={tmp_path / 'start' / 'pipeline'}", *settings, *args])
+    assert len(read_losses(tmp_path / "run")) == 20
+
+
+def test_epochs_that_end_before_the_last_step_are_a_warning(launch: Callable, caplog: pytest.LogCaptureFixture):
+    launch("--num_epochs=1", "--max_train_steps=7")
+    assert (
+        "The run ends at step 6, before --max_train_steps=7, because --num_epochs is 1. Increase --num_epochs to train"
+        " longer."
+    ) in caplog.messages
 
 
 @pytest.mark.parametrize("size", [(8, 8), (9, 31), (128, 128)])

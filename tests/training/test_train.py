@@ -10,6 +10,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import torch
 from accelerate.commands.config.config_args import load_config_from_file
 from PIL import Image
 from run_files import read_losses
@@ -42,6 +43,13 @@ def test_saved_config_resumes_the_run(
             1,
             "train.py: error: The loss is nan at step 1. There is no checkpoint yet. Start again with a different"
             " --output_dir. Lower --optimizer.learning_rate, or pass --optimizer.max_grad_norm=1.",
+        ),
+        (
+            torch.OutOfMemoryError(),
+            1,
+            "train.py: error: The GPU does not have enough memory. There is no checkpoint yet. Start again with a"
+            " different --output_dir. Pass --gradient_checkpointing=true, or start a new run with a smaller"
+            " --train_batch_size.",
         ),
         (
             KeyboardInterrupt(),

@@ -14,7 +14,7 @@ from fmnist_diffusion.data import ImageTensors, load_images, save_tensors
 from latent_pipelines import get_latent_pipeline
 from saved_pipelines import save_pipeline
 from text_pipelines import get_text_pipeline
-from train_guidance_classifier import main
+from train_guidance_classifier import main, split
 
 
 @pytest.fixture
@@ -190,6 +190,16 @@ def test_images_with_the_null_label_are_dropped(run, tmp_path: Path, fashion_mni
     assert all(torch.equal(tensor, states[1][name]) for name, tensor in states[0].items())
 
 
+def test_every_class_has_training_images():
+    labels = torch.tensor([0, *[1] * 23, *[2] * 2, 3])
+    images = ImageTensors(torch.zeros(27, 1, 8, 8, dtype=torch.uint8), labels, ("a", "b", "c"))
+    training, validation = split(images)
+    assert training.labels is not None and validation.labels is not None
+    # The images with the null label 3 are dropped.
+    assert training.labels.bincount().tolist() == [1, 20, 1]
+    assert validation.labels.bincount().tolist() == [0, 3, 1]
+
+
 def test_accuracy_includes_all_held_out_images(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     forward, sizes = FashionMNISTGuidanceClassifier.forward, []
 
@@ -201,7 +211,7 @@ def test_accuracy_includes_all_held_out_images(run, tmp_path: Path, monkeypatch:
     monkeypatch.setattr(FashionMNISTGuidanceClassifier, "forward", record_size)
     monkeypatch.setattr("train_guidance_classifier.EVALUATION_BATCH_SIZE", 8)
     run(save_pipeline(tmp_path / "source", num_class_embeds=10), "--train_batch_size=16")
-    assert sizes == [8, 8, 4]
+    assert sizes == [8, 8, 6]
 
 
 @pytest.mark.parametrize(
@@ -212,7 +222,7 @@ def test_accuracy_includes_all_held_out_images(run, tmp_path: Path, monkeypatch:
             "--data.resolution=32",
             "The pipeline determines `--data.resolution` and `--data.channels`. Omit both options.",
         ),
-        ("--train_batch_size=1000", "`--train_batch_size` must be at most the number of images (180), got 1000."),
+        ("--train_batch_size=1000", "`--train_batch_size` must be at most the number of images (178), got 1000."),
         ("--train_batch_size=0", "`--train_batch_size` must be between 1 and 65,536, got 0."),
         ("--device=gpu", "`--device` must be auto or an available torch device, got 'gpu'."),
         ("--num_epochs=0", "`--num_epochs` must be between 1 and 1,000,000, got 0."),
