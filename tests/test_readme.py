@@ -116,7 +116,7 @@ def test_commands_for_custom_images(checkout: Path, hub: FakeHub, inception_weig
 def test_installation_block():
     (block,) = read_blocks("Installation", "bash")
     targets = re.findall(r"^make (\S+)", block, re.MULTILINE)
-    assert targets == ["sample", "test"]
+    assert targets == ["sample", "test", "install"]
     assert all(re.search(rf"^{target}:", (ROOT / "Makefile").read_text(), re.MULTILINE) for target in targets)
 
 
