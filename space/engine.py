@@ -211,7 +211,7 @@ class Engine:
                 `image`, in (0, 1].
             mask_image (`PIL.Image.Image`, *optional*): Mask of the same size as `image`; white pixels are
                 inpainted.
-            max_seconds (`float`, *optional*, defaults to 60): Maximum duration of the run.
+            max_seconds (`float`, *optional*, defaults to 60): Maximum duration of the run; `None` for no limit.
         """
         if not is_number(strength) or not 0 < strength <= 1:
             raise RequestError(f"The strength must be above 0 and at most 1, got {describe(strength)}.")
@@ -243,7 +243,7 @@ class Engine:
                 The settings. The labels are the first and the last class, and the prompt is the first prompt.
             seeds (`tuple[int, int]`): Seeds of the first and the last image.
             last_prompt (`str`, defaults to `""`): Prompt of the last image; only used by text-conditional models.
-            max_seconds (`float`, *optional*, defaults to 60): Maximum duration of the run.
+            max_seconds (`float`, *optional*, defaults to 60): Maximum duration of the run; `None` for no limit.
         """
         self.get_labels(request)
         kwargs: dict[str, Any] = {"seeds": seeds, "num_images": request.num_images}

@@ -185,7 +185,8 @@ def connect(
 
 def live_change(steps: gr.Slider, settings: Components, event: Any, *choices: Any) -> Callable:
     """
-    Returns the event that one of the `settings` changes or after one of the `choices` while there are at most 4 steps.
+    Returns the event that one of the `settings` has changed, or one of the events `choices` has ended, while there are
+    at most `MAX_LIVE_STEPS` steps.
 
     The run that `event` started then stops, because it has the previous settings.
     """
@@ -377,7 +378,8 @@ def build(handlers: Handlers) -> gr.Blocks:
         with gr.Tab("Quality"):
             gr.HTML(markup.quality_table(handlers.engine.metrics), elem_id="quality")
             add_endpoint(handlers.quality, [], gr.JSON(visible=False, label="Metrics"))
-    page.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENCY_LIMIT)
+    # Otherwise, requests could skip the queue.
+    page.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENCY_LIMIT, api_open=False)
     return page
 
 

@@ -7,7 +7,7 @@ import os
 import re
 import tempfile
 import time
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Callable
 from contextlib import asynccontextmanager, suppress
 from functools import cache
 from pathlib import Path
@@ -29,7 +29,7 @@ logger = logging.getLogger(__name__)
 ROUTES = re.compile(
     r"/(|config/?|theme\.css|favicon\.ico|robots\.txt|manifest\.json|(static|assets)/.*|login_check/?"
     r"|gradio_api/(info/?|openapi\.json|startup-events|app_id/?|theme\.css|reset/?|cancel|heartbeat/[^/]*"
-    r"|upload|upload_progress|queue/(join|data|status)|run/[^/]*/?|api/[^/]*/?|call/.*|file=(?!https?:).*|mcp(/schema)?/?))"
+    r"|upload|upload_progress|queue/(join|data|status)|call/.*|file=(?!https?:).*|mcp(/schema)?/?))"
 )
 UPLOAD_ROUTE, MCP_ROUTE = "/gradio_api/upload", "/gradio_api/mcp"
 EVENT_ROUTES = ("/gradio_api/call/", "/gradio_api/queue/data")
@@ -130,7 +130,7 @@ class RequestFilter:
 
     def __init__(self, app: ASGIApp, folder: Path):
         self.app, self.folder = app, folder
-        self.num_uploads = 0
+        self.uploads: set[object] = set()
         self.logged: set[tuple[str, str]] = set()
 
     async def __call__(self, scope: Scope, receive: Receive, send: Send) -> None:
@@ -141,42 +141,58 @@ class RequestFilter:
         elif len(scope["query_string"]) > MAX_QUERY_BYTES:
             await send_error(send, 414)
         elif scope["path"] == UPLOAD_ROUTE:
-            await self.handle_upload(scope, receive, send)
-        elif not scope["path"].startswith(MCP_ROUTE):
-            await self.handle(scope, receive, send, MAX_BODY_BYTES)
-        # An MCP tool call can contain a file, so it is also rejected if the folder is full.
-        elif await run_sync(is_full, self.folder):
-            await send_error(send, 503, BUSY)
+            await self.handle_file(scope, receive, send, MAX_UPLOAD_BODY_BYTES)
+        # An MCP tool call can contain a file.
+        elif scope["path"].startswith(MCP_ROUTE) and scope["method"] == "POST":
+            await self.handle_file(scope, receive, send, MAX_MCP_BODY_BYTES)
         else:
-            await self.handle(scope, receive, send, MAX_MCP_BODY_BYTES)
+            await self.handle(scope, receive, send, MAX_BODY_BYTES)
 
-    async def handle_upload(self, scope: Scope, receive: Receive, send: Send) -> None:
-        """Passes an upload to the application, unless there are too many simultaneous uploads or stored files."""
-        if self.num_uploads >= MAX_PARALLEL_UPLOADS:
+    async def handle_file(self, scope: Scope, receive: Receive, send: Send, limit: int) -> None:
+        """Passes a file to the application, unless there are too many simultaneous uploads or stored files."""
+        if len(self.uploads) >= MAX_PARALLEL_UPLOADS:
             await send_error(send, 503, BUSY)
             return
         # The upload is counted before the first `await`, so that simultaneous requests cannot exceed the limit.
-        self.num_uploads += 1
+        upload = object()
+        self.uploads.add(upload)
+
+        def end_upload() -> None:
+            # An MCP tool call continues after its file has been received.
+            if scope["path"] != UPLOAD_ROUTE:
+                self.uploads.discard(upload)
+
         try:
             if await run_sync(is_full, self.folder):
                 await send_error(send, 503, BUSY)
             else:
-                await self.handle(scope, receive, send, MAX_UPLOAD_BODY_BYTES, MAX_UPLOAD_SECONDS)
+                await self.handle(scope, receive, send, limit, MAX_UPLOAD_SECONDS, end_upload)
         finally:
-            self.num_uploads -= 1
+            self.uploads.discard(upload)
 
     async def handle(
-        self, scope: Scope, receive: Receive, send: Send, limit: int, seconds: float | None = None
+        self,
+        scope: Scope,
+        receive: Receive,
+        send: Send,
+        limit: int,
+        seconds: float | None = None,
+        on_received: Callable[[], None] = lambda: None,
     ) -> None:
-        """Runs the application with limits on the size of the request body, in bytes, and on the time."""
-        size, status, is_complete = 0, 0, False
+        """Runs the application with limits on the size of the request body, in bytes, and on its transfer time."""
+        size, status, is_complete, is_received = 0, 0, False, False
+        timer = asyncio.timeout(seconds)
 
         async def receive_limited() -> Message:
-            nonlocal size
+            nonlocal size, is_received
             message = await receive()
             size += len(message.get("body", b""))
             if size > limit:
                 raise ValueError(ERRORS[413])
+            if not is_received and not message.get("more_body", False):
+                is_received = True
+                timer.reschedule(None)
+                on_received()
             return message
 
         async def send_checked(message: Message) -> None:
@@ -200,11 +216,11 @@ class RequestFilter:
             await send_error(send, 413)
             return
         try:
-            async with asyncio.timeout(seconds):
+            async with timer:
                 await self.app(scope, receive_limited, send_checked)
         # Gradio's routes raise many types of exceptions for malformed requests.
         except Exception as error:
-            is_timeout = seconds is not None and isinstance(error, TimeoutError)
+            is_timeout = timer.expired()
             if size <= limit and not is_timeout:
                 self.log(scope["path"], error)
             if not status:

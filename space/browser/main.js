@@ -132,7 +132,7 @@ async function addSession(entry, provider) {
   const ort = await import(`./onnxruntime-web/${RUNTIMES[provider][0]}`);
   // WebAssembly runs in a worker to keep the page responsive. WebGPU runs asynchronously without a worker.
   ort.env.wasm.proxy = provider === "wasm";
-  const session = await ort.InferenceSession.create(entry.file, { executionProviders: [provider] });
+  const session = await ort.InferenceSession.create(encodeURIComponent(entry.file), { executionProviders: [provider] });
   await predict({ ...entry, ort, session }, new Float32Array(getSize(entry)), 0, [0], 0);
   Object.assign(entry, { ort, session, provider });
 }
@@ -154,7 +154,7 @@ async function saveForOfflineUse({ file, provider }) {
   await navigator.serviceWorker.register("service_worker.js");
   const cache = await caches.open("fmnist-diffusion");
   const runtime = RUNTIMES[provider].map((name) => `onnxruntime-web/${name}`);
-  await cache.addAll(["./", "main.js", "style.css", "models.json", file, ...runtime]);
+  await cache.addAll(["./", "main.js", "style.css", "models.json", encodeURIComponent(file), ...runtime]);
 }
 
 // The page: settings, images and events
@@ -167,6 +167,15 @@ export let model = null;
 // A run stops early if its settings differ from these.
 let requestedSettings = null;
 let running = false;
+
+// The status of the model, which is hidden while an error is shown.
+let modelStatus = "";
+
+/** Shows the status of the model. */
+function showStatus(text) {
+  modelStatus = text;
+  getElement("status").textContent = text;
+}
 
 /** Shows an error in the status line and throws it again. */
 function reportError(message, error) {
@@ -249,6 +258,7 @@ async function update() {
       settings = requestedSettings;
       await generate(settings);
     }
+    getElement("status").textContent = modelStatus;
   } catch (error) {
     reportError("Could not generate an image", error);
   } finally {
@@ -257,7 +267,7 @@ async function update() {
 }
 
 async function selectModel(entry) {
-  getElement("status").textContent = `Loading ${entry.name}…`;
+  showStatus(`Loading ${entry.name}…`);
   getElement("controls").disabled = true;
   showSettings(entry);
   try {
@@ -270,10 +280,10 @@ async function selectModel(entry) {
   await update();
   const threads = model.ort.env.wasm.numThreads;
   const provider = model.provider === "webgpu" ? "WebGPU" : `WebAssembly, ${threads} ${threads === 1 ? "thread" : "threads"}`;
-  getElement("status").textContent = provider;
+  showStatus(provider);
   if ("serviceWorker" in navigator) {
     await saveForOfflineUse(model);
-    getElement("status").textContent = `${provider} · available offline`;
+    showStatus(`${provider} · available offline`);
   }
 }
 

@@ -71,10 +71,12 @@ BODIES = [
 ]  # fmt: skip
 POST_PATHS = [
     "call/generate", "call/interpolate", "call/quality", "call/v2/generate", "call/missing", "call/v2/missing",
-    "queue/join", "run/generate", "run/on_compare", "api/generate", "cancel", "reset", "upload", "mcp/",
+    "queue/join", "cancel", "reset", "upload", "mcp/",
 ]  # fmt: skip
 UNKNOWN_PATHS = [
     "/nothing", "/gradio_api/nothing", "/gradio_api/call", "/gradio_api/component_server", "/gradio_api/vibe-edit",
+    # These routes would skip the queue.
+    "/gradio_api/run/generate", "/gradio_api/run/on_compare", "/gradio_api/api/generate",
     "/gradio_api/process_recording", "/gradio_api/proxy=https://example.com", "/gradio_api/stream/x",
     "/gradio_api/run-history/records", "/gradio_api/deep_link?session_hash=x", "/gradio_api/dev/reload",
     "/gradio_api/custom_component/x/client/x/x", "/monitoring", "/monitoring/x", "/svelte/x", "/.env", "/%00",

@@ -141,26 +141,55 @@ class TestRequestFilter:
         assert response.status_code == 503
         assert response.json() == {"detail": server.BUSY}
 
-    def test_parallel_uploads_are_limited(self, tmp_path):
-        count, limit = 0, server.MAX_PARALLEL_UPLOADS
-        counts = []
+    @pytest.mark.parametrize("path", [server.UPLOAD_ROUTE, server.MCP_ROUTE])
+    def test_parallel_uploads_are_limited(self, tmp_path, path):
+        limit, count, statuses = server.MAX_PARALLEL_UPLOADS, 0, []
 
         async def upload(scope: Any, receive: Any, send: Any) -> None:
             nonlocal count
             count += 1
-            counts.append(count)
-            await anyio.sleep(0.05)
-            count -= 1
-            await respond(200)(scope, receive, send)
+            await read_body(scope, receive, send)
 
-        async def run() -> list[int]:
+        async def run() -> None:
+            all_rejected = asyncio.Event()
+
+            async def send_body() -> AsyncIterator[bytes]:
+                yield b"start"
+                await all_rejected.wait()
+
+            async def post(client: httpx.AsyncClient) -> None:
+                statuses.append((await client.post(path, content=send_body())).status_code)
+                if statuses.count(503) == 2 * limit:
+                    all_rejected.set()
+
             transport = httpx.ASGITransport(RequestFilter(upload, tmp_path))
             async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
-                requests = [client.post(server.UPLOAD_ROUTE) for _ in range(3 * limit)]
-                return [response.status_code for response in await asyncio.gather(*requests)]
+                await asyncio.gather(*[post(client) for _ in range(3 * limit)])
 
-        assert sorted(anyio.run(run)) == [200] * limit + [503] * (2 * limit)
-        assert max(counts) == limit
+        anyio.run(run)
+        assert sorted(statuses) == [200] * limit + [503] * (2 * limit)
+        assert count == limit
+
+    def test_running_tool_calls_are_not_uploads(self, tmp_path):
+        async def call(scope: Any, receive: Any, send: Any) -> None:
+            await Request(scope, receive).body()
+            running.append(1)
+            while len(running) < 3 * server.MAX_PARALLEL_UPLOADS:
+                await asyncio.sleep(0.001)
+            await respond(200)(scope, receive, send)
+
+        async def run() -> None:
+            transport = httpx.ASGITransport(RequestFilter(call, tmp_path))
+            async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
+                calls = []
+                for count in range(3 * server.MAX_PARALLEL_UPLOADS):
+                    calls.append(asyncio.create_task(client.post(server.MCP_ROUTE)))
+                    while len(running) <= count:
+                        await asyncio.sleep(0.001)
+                assert {(await call).status_code for call in calls} == {200}
+
+        running: list[int] = []
+        anyio.run(run)
 
 
 class TestCleanup:

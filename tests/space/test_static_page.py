@@ -425,13 +425,19 @@ def test_failed_generation_is_explained(browser, url):
         page = open_page(context, url)
         page.evaluate("""async () => {
             const { model } = await import("./main.js");
-            model.session.run = () => Promise.reject(new Error("device lost"));
+            const run = model.session.run;
+            model.session.run = () => {
+                model.session.run = run;
+                return Promise.reject(new Error("device lost"));
+            };
         }""")
         page.get_by_label("Bag").check()
         expect(page.locator("#status")).to_have_text(
             "Could not generate an image (device lost). Reload the page to try again."
         )
         expect(page.locator("#result")).to_have_attribute("aria-busy", "false")
+        page.get_by_label("Coat").check()
+        wait_until_loaded(page)
 
 
 @pytest.mark.parametrize("adapter", ["Promise.resolve({})", "Promise.reject(new Error('no GPU'))"])
