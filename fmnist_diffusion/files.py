@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import hashlib
 import os
 import secrets
@@ -108,7 +109,7 @@ def replace_folder(folder: Path) -> Iterator[Path]:
                 previous.rename(folder)
             raise
         if previous.exists():
-            shutil.rmtree(previous)
+            remove_folder(previous)
 
 
 def remove_folder(folder: Path) -> None:
@@ -117,10 +118,11 @@ def remove_folder(folder: Path) -> None:
     Raises:
         `WriteError`: If the folder cannot be removed.
     """
-    deleted = folder.with_name(f"{DELETED}{folder.name}")
+    deleted = folder.with_name(f"{DELETED}{secrets.token_hex(4)}-{folder.name}")
     with describe_write_errors(folder):
         folder.rename(deleted)
-        shutil.rmtree(deleted)
+    # NFS keeps files that another process has open. `remove_temporary_files` removes them later.
+    shutil.rmtree(deleted, ignore_errors=True)
 
 
 def remove_temporary_files(folder: Path) -> None:
@@ -135,13 +137,13 @@ def remove_temporary_files(folder: Path) -> None:
         for previous in folder.glob(f"{PREVIOUS}*"):
             target = folder / previous.name.removeprefix(PREVIOUS)
             if target.exists():
-                shutil.rmtree(previous)
+                remove_folder(previous)
             else:
                 previous.rename(target)
         for pattern in (f"{INCOMPLETE}*", f"{DELETED}*"):
             for path in folder.glob(pattern):
                 if path.is_dir():
-                    shutil.rmtree(path)
+                    shutil.rmtree(path, ignore_errors=True)
                 else:
                     path.unlink()
 
@@ -157,6 +159,10 @@ def sync(path: Path) -> None:
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
+    except OSError as error:
+        # Some network file systems do not support this for folders.
+        if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
+            raise
     finally:
         os.close(descriptor)
 

@@ -19,6 +19,7 @@ from typing import Any, Literal, TypeVar
 
 from huggingface_hub import HfApi, constants, get_token
 from huggingface_hub.errors import (
+    BadRequestError,
     EntryNotFoundError,
     FileMetadataError,
     GatedRepoError,
@@ -44,7 +45,8 @@ NETWORK_ERRORS = (httpx.HTTPError, ConnectionError, TimeoutError, FileMetadataEr
 TIMEOUTS = (httpx.TimeoutException, TimeoutError)
 # huggingface_hub raises these errors if a response is valid JSON with unexpected content.
 RESPONSE_ERRORS = (AttributeError, LookupError, TypeError, ValueError)
-HUB_ERRORS = (*NETWORK_ERRORS, *RESPONSE_ERRORS, RuntimeError, EntryNotFoundError)
+# httpx raises ImportError if a SOCKS proxy requires a package that is not installed.
+HUB_ERRORS = (*NETWORK_ERRORS, *RESPONSE_ERRORS, RuntimeError, EntryNotFoundError, ImportError)
 
 Result = TypeVar("Result")
 
@@ -97,10 +99,11 @@ def get_folder_size(folder: Path) -> int:
 
 def is_hub_reachable() -> bool:
     """Returns whether the Hub responds within 3 seconds; `False` in offline mode (`HF_HUB_OFFLINE`)."""
-    session = get_session()
     try:
+        session = get_session()
         run_with_time_limit(lambda: session.head(constants.ENDPOINT, timeout=REACHABLE_TIMEOUT), REACHABLE_TIMEOUT)
-    except (httpx.HTTPError, OfflineModeIsEnabled, TimeoutError):
+    # httpx raises ImportError and ValueError for a proxy that it does not support.
+    except (httpx.HTTPError, OfflineModeIsEnabled, TimeoutError, ImportError, ValueError):
         return False
     return True
 
@@ -242,7 +245,13 @@ def _get_cause(error: Exception) -> BaseException:
     return error
 
 
+def _is_rejected_card(error: BaseException) -> bool:
+    return isinstance(error, ValueError) and isinstance(error.__cause__, BadRequestError)
+
+
 def _is_temporary(error: BaseException) -> bool:
+    if _is_rejected_card(error):
+        return False
     if isinstance(error, HfHubHTTPError):
         return error.response.status_code in TEMPORARY_STATUS_CODES
     return not isinstance(error, (OfflineModeIsEnabled, EntryNotFoundError))
@@ -265,6 +274,8 @@ def _explain(error: BaseException, repo_id: str, time_limit: float, access: str)
         if not str(error):
             reason = f"the request for {repo_id} was not complete after {time_limit:.0f} seconds"
         return f"The Hub did not respond in time ({reason}). Check the network connection and try again."
+    if _is_rejected_card(error):
+        return f"The Hub rejected the metadata of {repo_id} ({reason}). Check the license."
     if isinstance(error, RESPONSE_ERRORS) and not isinstance(error, (*NETWORK_ERRORS, RuntimeError)):
         reason = f"{type(error).__name__}: {reason}"
         return f"The Hub sent an unexpected response ({reason}). Check HF_ENDPOINT and the proxy, and try again."

@@ -3,6 +3,7 @@
 import errno
 import os
 import shutil
+import stat
 from pathlib import Path
 
 import pytest
@@ -181,12 +182,44 @@ def test_interrupted_deletion_leaves_another_name(tmp_path: Path, monkeypatch: p
     folder = tmp_path / "checkpoint-4"
     folder.mkdir()
     with monkeypatch.context() as patch:
-        patch.setattr("shutil.rmtree", lambda path: 1 / 0)
+        patch.setattr("shutil.rmtree", lambda path, **kwargs: 1 / 0)
         with pytest.raises(ZeroDivisionError):
             remove_folder(folder)
-    assert list_names(tmp_path) == [".deleted-checkpoint-4"]
+    (name,) = list_names(tmp_path)
+    assert name.startswith(".deleted-") and name.endswith("-checkpoint-4")
     remove_temporary_files(tmp_path)
     assert list_names(tmp_path) == []
+
+
+def test_folder_that_cannot_be_deleted_is_replaced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """NFS keeps a file in a deleted folder as long as another process has it open."""
+
+    def fail(*args: object, **kwargs: object):
+        raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
+
+    monkeypatch.setattr("os.rmdir", fail)
+    for i in range(3):
+        with replace_folder(tmp_path / "pipeline") as temporary:
+            (temporary / f"{i}").touch()
+        assert list_names(tmp_path / "pipeline") == [f"{i}"]
+    monkeypatch.undo()
+    remove_temporary_files(tmp_path)
+    assert list_names(tmp_path) == ["pipeline"]
+
+
+def test_folders_need_no_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Some network file systems do not support it."""
+    fsync = os.fsync
+
+    def sync_files_only(descriptor: int) -> None:
+        if stat.S_ISDIR(os.fstat(descriptor).st_mode):
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        fsync(descriptor)
+
+    monkeypatch.setattr("os.fsync", sync_files_only)
+    with replace_folder(tmp_path / "folder") as temporary, write_atomically(temporary / "file") as path:
+        path.touch()
+    assert list_names(tmp_path / "folder") == ["file"]
 
 
 def test_next_start_removes_leftovers_and_restores_the_previous_folder(tmp_path: Path):

@@ -4,7 +4,7 @@ from http.server import BaseHTTPRequestHandler, HTTPServer
 
 import pytest
 from huggingface_hub import HfApi, constants
-from huggingface_hub.errors import HfHubHTTPError, OfflineModeIsEnabled
+from huggingface_hub.errors import BadRequestError, HfHubHTTPError, OfflineModeIsEnabled
 from huggingface_hub.utils import get_session, httpx
 
 from fmnist_diffusion import hub_client
@@ -20,6 +20,14 @@ def get_upload_error(cause):
     """The error of an LFS upload."""
     error = RuntimeError("Error while uploading 'model.safetensors' to the Hub.")
     error.__cause__ = cause
+    return error
+
+
+def get_card_error():
+    """The error of huggingface_hub if the Hub rejects the metadata of a card."""
+    error = ValueError('Invalid metadata in README.md.\n- "license" must be one of [mit]')
+    response = httpx.Response(400, request=httpx.Request("POST", "https://huggingface.co"))
+    error.__cause__ = BadRequestError("the reason", response=response)
     return error
 
 
@@ -64,7 +72,9 @@ class TestCallHub:
         assert action.num_calls == 3
         assert delays == list(hub_client.DELAYS)
 
-    @pytest.mark.parametrize("error", [get_http_error(400), get_http_error(404), OfflineModeIsEnabled()], ids=repr)
+    @pytest.mark.parametrize(
+        "error", [get_http_error(400), get_http_error(404), get_card_error(), OfflineModeIsEnabled()], ids=repr
+    )
     def test_permanent_errors_are_not_retried(self, error, delays):
         action = Action(error)
         with pytest.raises(HubError) as raised:
@@ -134,6 +144,11 @@ class TestCallHub:
             (get_http_error(409), "Another commit to me/model is in progress."),
             (get_http_error(429), "Too many requests to the Hub. Try again later."),
             (get_http_error(503), r"The Hub is unavailable \(HTTP 503\)"),
+            (
+                get_card_error(),
+                r'me/model \(Invalid metadata in README\.md\. - "license" must be one of \[mit\]\)\. Check the',
+            ),
+            (ImportError("no socksio"), r"Could not reach the Hub \(no socksio\)"),
             (get_http_error(400), r"The Hub rejected the request \(the reason\)"),
             (ConnectionError("connection\nreset"), r"Could not reach the Hub \(connection reset\)"),
             (TimeoutError(), r"The Hub did not respond in time \(the request for me/model was not complete after 30"),
@@ -187,6 +202,11 @@ class TestIsHubReachable:
 
     def test_refused_connection_means_unreachable(self, monkeypatch):
         monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+        assert not is_hub_reachable()
+
+    @pytest.mark.parametrize("error", [ImportError("no socksio"), ValueError("Unknown scheme for proxy URL")])
+    def test_unsupported_proxy_means_unreachable(self, monkeypatch, error):
+        monkeypatch.setattr(hub_client, "get_session", Action(error))
         assert not is_hub_reachable()
 
     def test_offline_mode_means_unreachable(self, monkeypatch):

@@ -51,7 +51,7 @@ def load_hub_dataset(name: str, config_name: str | None, split: str) -> dict[str
         logger.warning("Could not load the dataset %s (%s). Reading %s instead.", name, reason, DEBIAN_FOLDER)
     except ValueError as error:
         # The second line lists the available configs.
-        reason = " ".join(str(error).splitlines()[:2]).rstrip(".")
+        reason = " ".join(str(error).splitlines()[:2]).rstrip(".") or get_reason(error)
         raise DataError(
             f"Could not load the dataset {name} ({reason}). Check `dataset_name` and `dataset_config_name`."
         ) from error

@@ -113,6 +113,8 @@ def load_source(source: DataSource) -> tuple[datasets.Dataset, Skipped]:
         raise DataError(
             f"Could not find the split {source.split!r} in {source.name}. Choose one of: {', '.join(splits)}."
         )
+    if len(splits[name]) == 0:
+        raise DataError(f"The split {name!r} of {source.name} contains no images. Choose a different split.")
     dataset = standardize_columns(
         splits, name, source.name, source.image_column, source.label_column, source.caption_column
     )

@@ -116,6 +116,7 @@ def make_model_card(
         fashion_mnist=fashion_mnist,
         license=license,
         grid="samples.png" if "samples.png" in images else next(iter(images), None),
+        combined="combined" in (train_config or {}),
         settings={format_code(name): format_cell(value) for name, value in settings.items() if value is not None},
         metrics=metrics,
         reference=format_cell(dataset_name) if "reference" in metrics else None,

@@ -5,6 +5,7 @@ import shutil
 from pathlib import Path
 from tempfile import TemporaryDirectory
 
+from fmnist_diffusion.files import describe_write_errors
 from fmnist_diffusion.hub_client import call_hub, connect, get_folder_size, get_full_repo_id
 from fmnist_diffusion.loading import check_pipeline_folder, load_pipeline
 from fmnist_diffusion.metadata import has_same_weights, read_metrics, read_train_config, stored_dtypes
@@ -49,7 +50,8 @@ def push_pipeline(
             `metrics.json`, `metrics-*.json` (metrics with other numbers of steps) and `images/*.png` are uploaded.
         repo_id (`str`): Repository id, `owner/name`, or `name` for your own namespace.
         private (`bool`, defaults to `False`):
-            Whether to create a private repository. Raises an error if it exists and is public.
+            Whether to create a private repository, which raises an error if it exists and is public. By default, a
+            new repository has the default visibility of its owner.
         revision (`str`, *optional*): Branch to push to, which is created if necessary. Defaults to `main`.
         tag (`str`, *optional*): Tag for the commit.
         create_pr (`bool`, defaults to `False`): Whether to open a pull request instead of pushing to the branch.
@@ -136,17 +138,18 @@ def make_repository(
             f"`evaluation` must be the output folder of a complete evaluation of {folder}, got {evaluation}. Run"
             f" `fmnist-diffusion evaluate {folder}`."
         )
-    pipe.save_pretrained(target)
-    if metrics is not None:
-        shutil.copyfile(metrics_path, target / "metrics.json")
-    for name, content in {"train_config.json": train_config, **other_metrics}.items():
-        if content is not None:
-            shutil.copyfile(folder / name, target / name)
     images = sorted((folder / "images").glob("*.png"))
-    (target / "images").mkdir(exist_ok=True)
-    for image in images:
-        shutil.copyfile(image, target / "images" / image.name)
     names = [image.name for image in images]
     other_contents = [content for content in other_metrics.values() if content is not None]
     card = make_model_card(pipe, repo_id, train_config, metrics, names, license, other_contents)
-    card.save(target / "README.md")
+    with describe_write_errors(target):
+        pipe.save_pretrained(target)
+        if metrics is not None:
+            shutil.copyfile(metrics_path, target / "metrics.json")
+        for name, content in {"train_config.json": train_config, **other_metrics}.items():
+            if content is not None:
+                shutil.copyfile(folder / name, target / name)
+        (target / "images").mkdir(exist_ok=True)
+        for image in images:
+            shutil.copyfile(image, target / "images" / image.name)
+        card.save(target / "README.md")

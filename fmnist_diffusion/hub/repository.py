@@ -9,7 +9,8 @@ from fmnist_diffusion.hub_client import HubError, call_hub
 
 def create_repository(api: HfApi, repo_id: str, private: bool, **options: Any) -> None:
     """Creates a repository if necessary; raises [`HubError`] if `private` is `True` but it exists and is public."""
-    call_hub(lambda: api.create_repo(repo_id, private=private, exist_ok=True, **options), repo_id)
+    # `None` is the default visibility of the owner. An organization can choose to create private repositories.
+    call_hub(lambda: api.create_repo(repo_id, private=private or None, exist_ok=True, **options), repo_id)
     if private:
         info = call_hub(lambda: api.repo_info(repo_id, repo_type=options.get("repo_type")), repo_id)
         if not info.private:

@@ -93,7 +93,7 @@ def test_hub_errors_have_exit_code_1(hub, get_error, pipeline):
     assert message.startswith("Could not find someone/missing")
 
 
-def test_push_rejects_the_evaluation_of_another_pipeline(hub, get_error, pipeline, tmp_path):
+def test_push_rejects_a_folder_without_an_evaluation(hub, get_error, pipeline, tmp_path):
     assert get_error("push", pipeline, "--repo-id", "me/tiny", "--evaluation", tmp_path) == (
         f"--evaluation must be the output folder of a complete evaluation of {pipeline}, got {tmp_path}. Run"
         f" `fmnist-diffusion evaluate {pipeline}`."

@@ -95,6 +95,15 @@ def test_errors_of_the_hub_become_data_errors(monkeypatch, error):
         load_split("someone/other")
 
 
+def test_empty_split_is_an_error(monkeypatch, fashion_mnist_folder):
+    train = load_split(train_data_dir=str(fashion_mnist_folder))
+    splits = {"train": train, "validation": train.select([])}
+    monkeypatch.setattr(hub_client, "is_hub_reachable", lambda: True)
+    monkeypatch.setattr(datasets, "load_dataset", lambda *args: splits)
+    with pytest.raises(DataError, match=r"The split 'validation' of someone/other contains no images\. Choose"):
+        load_images("someone/other", split="validation")
+
+
 def test_available_configs_are_listed(monkeypatch):
     text = "Config name is missing.\nPlease pick one among the available configs: ['a', 'b']\nExample of usage:\n`x`"
     raise_on_load(monkeypatch, ValueError(text))

@@ -91,6 +91,14 @@ def test_card_says_which_information_is_missing(make_card, tmp_path):
     assert "pipe().images" in card.text
 
 
+def test_merged_checkpoint_is_described(make_card, folder):
+    sentence = "\n\nThe weights are a linear combination of several checkpoints."
+    assert sentence not in make_card().text
+    path = folder / "train_config.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | {"combined": {"weights": [1.2, -0.2]}}))
+    assert sentence in make_card().text
+
+
 def test_flow_matching_model_is_described(make_card, tmp_path):
     card = make_card(save_pipeline(tmp_path / "flow", FlowMatchEulerDiscreteScheduler(shift=3.0)))
     assert "flow-matching" in card.data.tags and "ddpm" not in card.data.tags
@@ -115,6 +123,7 @@ def test_text_encoder_is_described(make_card, tmp_path):
     ) in card.text
     assert "generates grayscale images of 8x8 pixels from text." in card.text
     assert all('pipe(prompt="a photo of a bag")' in block for block in get_python_blocks(card))
+    assert "\n\nThe text encoder requires transformers (`pip install transformers`).\n\n" in card.text
 
 
 def test_counts_of_one_are_singular(make_card, tmp_path):

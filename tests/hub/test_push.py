@@ -8,10 +8,12 @@ import pytest
 import torch
 from diffusers import DDPMScheduler, FlowMatchEulerDiscreteScheduler
 from huggingface_hub import constants
+from safetensors import SafetensorError
 from torch.testing import assert_close
 
-from fake_hub import Fault, Repository
+from fake_hub import Fault, HubRequestHandler, Repository
 from fmnist_diffusion import load_pipeline
+from fmnist_diffusion.files import WriteError
 from fmnist_diffusion.hub.push import make_repository, push_pipeline
 from fmnist_diffusion.hub_client import HubError
 from fmnist_diffusion.metadata import stored_dtypes, weights_hash
@@ -84,13 +86,19 @@ class TestMakeRepository:
         assert "54,321 generated images" in (tmp_path / "repository" / "README.md").read_text()
 
     @pytest.mark.parametrize(
-        "change", [{"weights_sha256": "0" * 64}, {"dtype": "tensor"}, {"num_samples": None}, None]
+        ("change", "message"),
+        [
+            ({"weights_sha256": "0" * 64}, "`evaluation` must be the output folder of a complete evaluation of"),
+            ({"dtype": "tensor"}, "`evaluation` must be the output folder of a complete evaluation of"),
+            ({"num_samples": None}, "metrics.json contains damaged metrics"),
+            (None, "`evaluation` must be the output folder of a complete evaluation of"),
+        ],
     )
-    def test_metrics_of_other_weights_are_an_error(self, folder, tmp_path, change):
+    def test_metrics_of_other_weights_are_an_error(self, folder, tmp_path, change, message):
         metrics = METRICS | {"dtype": "float32", "weights_sha256": weights_hash(load_pipeline(folder))}
         if change is not None:
             write_metrics(tmp_path / "evaluation", metrics | change)
-        with pytest.raises(ValueError, match=r"evaluat.*\.$"):
+        with pytest.raises(ValueError, match=message):
             make_repository(folder, REPO_ID, tmp_path / "repository", evaluation=tmp_path / "evaluation")
         assert not (tmp_path / "repository").exists()
 
@@ -109,6 +117,14 @@ class TestMakeRepository:
             "| Precision | 0.75 | 0.75 |\n| Class accuracy | 0.9 | 0.9 |\n\n"
         )
         assert table in (tmp_path / "repository" / "README.md").read_text()
+
+    def test_full_disk_is_a_write_error(self, folder, tmp_path, monkeypatch):
+        def fail(*args, **kwargs):
+            raise SafetensorError("No space left on device")
+
+        monkeypatch.setattr("diffusers.models.modeling_utils.safetensors.torch.save_file", fail)
+        with pytest.raises(WriteError, match=r"Could not write .*: No space left on device"):
+            make_repository(folder, REPO_ID, tmp_path / "repository")
 
     def test_license_is_written_to_the_card(self, folder, tmp_path):
         make_repository(folder, REPO_ID, tmp_path / "repository", license="cc0-1.0")
@@ -163,6 +179,18 @@ class TestPush:
     def test_private_creates_a_private_repository(self, hub, folder):
         push_pipeline(folder, REPO_ID, private=True)
         assert hub.repositories[REPO_ID].private
+
+    def test_owner_determines_the_default_visibility(self, hub, folder, monkeypatch):
+        visibilities = []
+
+        def record(handler):
+            visibilities.append(json.loads(handler.body).get("visibility"))
+            return create_repo(handler)
+
+        create_repo = HubRequestHandler.create_repo
+        monkeypatch.setattr(HubRequestHandler, "create_repo", record)
+        push_pipeline(folder, REPO_ID)
+        assert visibilities == [None]
 
     def test_private_is_an_error_for_a_public_repository(self, hub, folder):
         push_pipeline(folder, REPO_ID)
