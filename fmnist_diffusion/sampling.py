@@ -215,9 +215,11 @@ def copy_pipeline(
     """
     # The original scheduler determines which other schedulers support the model.
     original: Any = pipe._original_scheduler
-    settings = pipe.parameters | {"timestep_power": pipe._timestep_power}
+    settings = {"num_inference_steps": pipe.config.num_inference_steps, "timestep_power": pipe._timestep_power}
     components = {name: getattr(pipe, name) for name in pipe._optional_components}
-    copy = type(pipe)(pipe.unet, type(original).from_config(original.config), **settings, **components)
+    scheduler_copy = type(original).from_config(original.config)
+    # `parameters` contains the additional settings of a subclass.
+    copy = type(pipe)(pipe.unet, scheduler_copy, **pipe.parameters | settings, **components)
     if scheduler is not None:
         copy.scheduler = make_scheduler(scheduler, pipe.scheduler.config)
     elif pipe.scheduler is not original:

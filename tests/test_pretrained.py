@@ -16,8 +16,9 @@ from torch.testing import assert_close
 from fmnist_diffusion import FashionMNISTPipeline, FashionMNISTUNet2DModel, bundled_pipelines, load_pipeline
 from fmnist_diffusion.captions.measures import measure_brightness
 from fmnist_diffusion.data import to_uint8
-from fmnist_diffusion.evaluation import Classifier, weights_hash
+from fmnist_diffusion.evaluation import Classifier
 from fmnist_diffusion.loading import PRETRAINED_DIR
+from fmnist_diffusion.metadata import weights_hash
 from fmnist_diffusion.models import unet_fmnist
 from fmnist_diffusion.pipelines import pipeline_fmnist
 from fmnist_diffusion.schedulers import make_scheduler

@@ -156,7 +156,7 @@ def compute_thresholds(images: torch.Tensor, labels: torch.Tensor) -> dict[str, 
 
 @cache
 def load_thresholds() -> dict[str, dict[str, Thresholds]]:
-    """Loads the thresholds that [`compute_thresholds`] computed from the 60,000 training images."""
+    """Loads the results of [`compute_thresholds`] for the 60,000 training images, rounded to four decimals."""
     contents = json.loads(THRESHOLDS_PATH.read_text())
     return {
         name: {key: Thresholds(**values) for key, values in attributes.items()}

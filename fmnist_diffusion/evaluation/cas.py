@@ -58,7 +58,8 @@ def measure_cas(
     config: ClassifierTrainingConfig | None = None,
 ) -> dict[str, Any]:
     """
-    Trains a classifier on samples and another one on as many real images, and tests both on real images.
+    Trains a classifier on samples and another one on as many real images, and tests both on real images. If there are
+    more samples than real images, only the first samples are used.
 
     The accuracy of the classifier that is trained on real images is cached by their content.
 
@@ -74,6 +75,7 @@ def measure_cas(
     config = config or ClassifierTrainingConfig()
     test, train = reference.load_test_images(), reference.real_images
     assert samples.labels is not None and train.labels is not None and train.label_names is not None
+    samples = Samples(samples.images[: len(train)], samples.labels[: len(train)])
     order = torch.randperm(len(train), generator=torch.Generator().manual_seed(0))[: len(samples)]
     real = train.select(order)
     names = list(train.label_names)

@@ -1,5 +1,6 @@
 """Generates the samples of an evaluation. Finished batches are saved, so that an interrupted run can continue."""
 
+import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -72,10 +73,8 @@ def load_batches(folder: Path) -> Iterator[Samples]:
     Raises:
         `ValueError`: If the folder contains no samples or a damaged file.
     """
-    paths = sorted(
-        folder.glob("seed-[0-9]*/[0-9]*.safetensors"),
-        key=lambda path: (int(path.parent.name.removeprefix("seed-")), path.name),
-    )
+    seeds = sorted(int(path.name[5:]) for path in folder.glob("seed-*") if re.fullmatch(r"seed-\d+", path.name))
+    paths = [path for seed in seeds for path in sorted(folder.glob(f"seed-{seed}/[0-9]*.safetensors"))]
     if not paths:
         raise ValueError(
             f"Could not find any samples in {folder}. Pass the output folder of `fmnist-diffusion evaluate`."

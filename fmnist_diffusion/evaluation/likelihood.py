@@ -156,7 +156,7 @@ def measure_likelihood(
 
 def check_likelihood(pipe: FashionMNISTPipeline) -> None:
     """Raises `ValueError` if the likelihood of this kind of pipeline cannot be measured."""
-    if isinstance(pipe.scheduler, LCMScheduler):
+    if isinstance(pipe.scheduler, LCMScheduler) or isinstance(pipe._original_scheduler, LCMScheduler):
         raise ValueError(
             "A consistency model does not predict the velocity of a probability-flow ODE, so it has no likelihood."
             " Measure the pipeline that it was distilled from."

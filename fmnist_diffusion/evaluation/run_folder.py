@@ -4,7 +4,7 @@ import json
 from pathlib import Path
 from typing import Any
 
-from fmnist_diffusion.files import describe_write_errors, write_atomically
+from fmnist_diffusion.files import INCOMPLETE, describe_write_errors, write_atomically
 
 
 def prepare_folder(folder: Path, settings: dict[str, Any]) -> None:
@@ -24,8 +24,10 @@ def prepare_folder(folder: Path, settings: dict[str, Any]) -> None:
         return
     # The first key identifies a settings.json of this program.
     is_unused_run = found.startswith(text.partition(":")[0])
-    if folder.exists() and (
-        not folder.is_dir() or any(file != path or not is_unused_run for file in folder.iterdir())
+    # A killed run can leave incomplete files.
+    if folder.exists() and not (
+        folder.is_dir()
+        and all(file.name.startswith(INCOMPLETE) or (file == path and is_unused_run) for file in folder.iterdir())
     ):
         raise ValueError(
             f"The folder {folder} contains a different run or other files. Pass a different folder, or the settings of"

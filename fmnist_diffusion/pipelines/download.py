@@ -105,7 +105,7 @@ class _Files:
         names, models = self._list_files(index)
         for model in models:
             name, shards = get_weights_name(model, self.variant), get_weights_index_name(model, self.variant)
-            # If a repository contains both, diffusers loads the shards.
+            # If a repository contains both, the shards are loaded, as by `DiffusionPipeline`.
             path = self._find_file(shards, revision)
             names += [name] if path is None else [shards, *get_shard_names(path)]
         paths = [path for name in names if (path := self._find_file(name, revision)) is not None]

@@ -720,11 +720,18 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if index["unet"][0] != "diffusers" and not index.keys() & {"classifier", "text_encoder", "vae"}:
             index["auto_map"] = {"AutoModel": ".".join(index["unet"])}
         index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        # diffusers deletes the sharded weights of an earlier model, but not the file that lists them.
-        for shards_path in folder.glob("*/*.safetensors.index*.json"):
-            names = json.loads(shards_path.read_text(encoding="utf-8"))["weight_map"].values()
-            if not all((shards_path.parent / name).is_file() for name in names):
-                shards_path.unlink()
+        self._remove_earlier_weights(folder)
+
+    def _remove_earlier_weights(self, folder: Path) -> None:
+        """Removes files that an earlier save left: an index without its shards, or weights that have been sharded."""
+        for name in ("unet", "text_encoder", "classifier", "vae"):
+            for index_path in folder.glob(f"{name}/*.safetensors.index*.json"):
+                shards = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"].values()
+                if all((index_path.parent / shard).is_file() for shard in shards):
+                    stem, _, variant = index_path.name.removesuffix(".json").partition(".safetensors.index")
+                    index_path.with_name(f"{stem}{variant}.safetensors").unlink(missing_ok=True)
+                else:
+                    index_path.unlink()
 
     @staticmethod
     def _copy_source(component: Any, folder: Path) -> list[str]:
@@ -1879,7 +1886,23 @@ class FashionMNISTPipeline(DiffusionPipeline):
             batch_size = len(model_labels)
         guidance_labels = None if null_labels is None else torch.cat([null_labels, model_labels])
 
-        # 3. Noise and images
+        # 3. Timesteps
+        all_timesteps = self.set_timesteps(num_steps, timesteps, sigmas, device)
+        # UnCLIPScheduler has no order.
+        order, num_skipped = getattr(self.scheduler, "order", 1), 0
+        if image is not None:
+            # Second-order schedulers have two timesteps for every step except one.
+            total = math.ceil(len(all_timesteps) / order)
+            num_remaining = int(scale_num_steps(total, strength))
+            if num_remaining < 1:
+                raise ValueError(
+                    f"`strength` must be at least 1/{total}, because sampling has {total} steps, got {strength}."
+                )
+            num_skipped = (total - num_remaining) * order
+        remaining = all_timesteps[num_skipped:]
+        indices = get_step_indices(len(remaining), order, num_resampling_steps)
+
+        # 4. Noise and images
         # The noise of the known pixels is sampled from a copy of the generator, so that the other pixels have the same
         # noise as without a mask.
         known_generator = copy_generator(generator)
@@ -1895,24 +1918,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 # A latent is generated if it covers at least one pixel to inpaint.
                 mask = F.max_pool2d(pixel_mask.float(), self.vae_scale_factor) > 0
 
-        # 4. Timesteps
-        all_timesteps = self.set_timesteps(num_steps, timesteps, sigmas, device)
-        # UnCLIPScheduler has no order.
-        order, num_skipped = getattr(self.scheduler, "order", 1), 0
-        if image is not None:
-            # Second-order schedulers have two timesteps for every step except one.
-            total = math.ceil(len(all_timesteps) / order)
-            num_remaining = int(scale_num_steps(total, strength))
-            if num_remaining < 1:
-                raise ValueError(
-                    f"`strength` must be at least 1/{total}, because sampling has {total} steps, got {strength}."
-                )
-            num_skipped = (total - num_remaining) * order
-        remaining = all_timesteps[num_skipped:]
-        indices = get_step_indices(len(remaining), order, num_resampling_steps)
-        step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
-
         # 5. Denoising loop
+        step_kwargs = self.prepare_extra_step_kwargs(generator, eta)
         # Without a begin index, a scheduler skips the first step if the first two timesteps are equal.
         self._set_begin_index(num_skipped)
         sample = noise * self.init_noise_sigma

@@ -1,6 +1,7 @@
 from collections.abc import Sequence
 from dataclasses import replace
 from functools import cached_property
+from pathlib import Path
 
 import pytest
 import torch
@@ -76,6 +77,20 @@ def test_cas_matches_classes_by_name(monkeypatch: pytest.MonkeyPatch):
     # The accuracy of the classifier that is trained on real images is cached.
     assert len(trained) == 3
     assert wrong["real"] == first["real"]
+
+
+def test_cas_compares_equal_numbers_of_images(monkeypatch: pytest.MonkeyPatch, cache_folder: Path):
+    numbers = []
+
+    def train(images, *args):
+        numbers.append(len(images))
+        return train_classifier(images, replace(CONFIG, num_epochs=1))
+
+    monkeypatch.setattr("fmnist_diffusion.evaluation.cas.train_classifier", train)
+    generated = make_images(200, seed=2)
+    results = measure_cas(Samples(generated.images, generated.labels), NAMES, FakeReference(), CONFIG)
+    assert numbers == [96, 96]
+    assert (results["num_samples"], results["num_real_images"]) == (96, 96)
 
 
 def test_cas_requires_the_classes_and_a_test_split_of_the_reference():

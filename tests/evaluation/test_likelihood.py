@@ -240,6 +240,8 @@ def test_unsuitable_arguments_are_rejected(tmp_path: Path):
 def test_pipelines_without_a_probability_flow_ode_are_rejected(tmp_path: Path):
     with pytest.raises(ValueError, match="A consistency model does not predict the velocity"):
         measure(get_pipeline(LCMScheduler()), tmp_path / "new")
+    with pytest.raises(ValueError, match="A consistency model does not predict the velocity"):
+        measure(copy_pipeline(get_pipeline(LCMScheduler()), "ddim"), tmp_path / "new")
     zero_snr = DDPMScheduler(beta_schedule="squaredcos_cap_v2", rescale_betas_zero_snr=True)
     with pytest.raises(ValueError, match="Use a model with v-prediction"):
         measure(get_pipeline(zero_snr), tmp_path / "new")

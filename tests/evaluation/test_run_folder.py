@@ -24,6 +24,12 @@ def test_a_folder_without_samples_can_be_used_again(tmp_path: Path):
         prepare_folder(tmp_path / "out", {"source": "third"})
 
 
+def test_a_folder_with_an_incomplete_file_can_be_used_again(tmp_path: Path):
+    (tmp_path / ".incomplete-1234-settings.json").write_text("{")
+    prepare_folder(tmp_path, {"source": "test"})
+    assert json.loads((tmp_path / "settings.json").read_text()) == {"source": "test"}
+
+
 def test_a_folder_that_cannot_be_created_is_a_write_error(tmp_path: Path):
     (tmp_path / "file").touch()
     with pytest.raises(WriteError, match=f"Could not write {tmp_path}/file/out: Not a directory."):

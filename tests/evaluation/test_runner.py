@@ -190,7 +190,7 @@ def test_existing_samples_are_evaluated(fashion_mnist_folder: Path, tmp_path: Pa
     assert (tmp_path / "out" / "report.png").is_file()
 
 
-def test_metrics_do_not_depend_on_the_order_of_existing_samples(fashion_mnist_folder: Path, tmp_path: Path):
+def test_existing_samples_are_shuffled(fashion_mnist_folder: Path, tmp_path: Path):
     """The images of a folder are sorted by class, and some metrics only use the first 10,000."""
     images = torch.arange(300).to(torch.uint8).view(300, 1, 1, 1).expand(-1, 1, 28, 28)
     order = []

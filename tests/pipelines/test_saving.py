@@ -189,12 +189,20 @@ class TestRoundTrip:
         pipe.save_pretrained(tmp_path)
         assert (tmp_path / "model_index.json").read_bytes() == index
 
-    def test_other_shards_replace_those_of_an_earlier_model(self, tmp_path):
+    @pytest.mark.parametrize("variant", [None, "fp16"])
+    def test_new_weights_replace_those_of_an_earlier_model(self, tmp_path, variant):
         pipe = get_text_pipeline()
-        for max_shard_size in ("2KB", None):
-            pipe.save_pretrained(tmp_path, max_shard_size=max_shard_size)
-            assert torch.equal(load(tmp_path).unet.conv_out.weight, pipe.unet.conv_out.weight)
-            torch.nn.init.normal_(pipe.unet.conv_out.weight)
+        models = {"unet": pipe.unet, "text_encoder": pipe.text_encoder}
+        for max_shard_size in (None, "2KB", None):
+            pipe.save_pretrained(tmp_path, max_shard_size=max_shard_size, variant=variant)
+            for loader in (load, load_dynamically):
+                loaded = loader(tmp_path, variant=variant)
+                for name, model in models.items():
+                    state = getattr(loaded, name).state_dict()
+                    assert all(torch.equal(state[key], value) for key, value in model.state_dict().items())
+            for model in models.values():
+                for parameter in model.parameters():
+                    torch.nn.init.normal_(parameter)
 
     @pytest.mark.slow
     def test_round_trips_work_without_the_package(self, folder, tmp_path, expected):
@@ -251,7 +259,8 @@ class TestRoundTrip:
 
     def test_subclass_without_named_arguments_is_loaded(self, folder):
         pipe = RenamedPipeline.from_pretrained(folder, num_inference_steps=7)
-        assert (pipe.config.num_inference_steps, pipe.config.timestep_power) == (7, 1.5)
+        for other in (pipe, copy_pipeline(pipe)):
+            assert (other.config.num_inference_steps, other.config.timestep_power) == (7, 1.5)
 
     def test_variant_is_saved_and_loaded(self, folder, tmp_path):
         half = load(folder, dtype=torch.float16)
