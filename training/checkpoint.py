@@ -229,9 +229,10 @@ def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint
         if components.vae is not None and hash_vae(components.vae) != state["vae_sha256"]:
             raise ValueError("the autoencoder has changed since this checkpoint was written")
         for name, value in get_condition_state(unet).items():
-            if state[name] != value:
-                kind = "classes" if name == "label_names" else "captions"
-                raise ValueError(f"the {kind} of the training images have changed")
+            # Older checkpoints do not contain these values.
+            if state.get(name, value) != value:
+                kind = "classes of the training images" if name == "label_names" else "words of the captions"
+                raise ValueError(f"the {kind} have changed")
         if components.ema is not None:
             components.ema.optimization_step = int(state["ema_step"])
     if components.ema is not None:

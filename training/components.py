@@ -93,7 +93,7 @@ def make_accelerator(mixed_precision: str | None, **kwargs: Any) -> Accelerator:
         # Without a GPU, Accelerate only recognizes torchrun's processes as one group if cpu=True.
         cpu=not torch.accelerator.is_available(),
         mixed_precision=mixed_precision,
-        # The setting `compile` replaces TorchDynamo, with which the names of the weights would change.
+        # Accelerate would wrap the model, which renames its weights. The setting `compile` does not.
         dynamo_backend="no",
         # The main process evaluates alone; this can take longer than the default timeout of the waiting processes.
         kwargs_handlers=[InitProcessGroupKwargs(timeout=timedelta(days=1))],

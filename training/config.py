@@ -329,7 +329,7 @@ class TrainingConfig:
         needs_pretrained = self.distillation.num_segments is not None or self.text_encoder.enabled
         names = ("seed", "vae", *(("init_from",) if needs_pretrained else ()), *steps, *sections)
         saved, current = (dict(flatten({name: settings[name] for name in names})) for settings in (saved, current))
-        # The images may have moved. Loading a checkpoint compares their number and their classes.
+        # The images may have moved. Loading a checkpoint compares the number of batches, the classes and the words.
         has_moved = all(settings.get("data.train_data_dir") for settings in (saved, current))
         for name in dict.fromkeys([*saved, *current]):
             if current.get(name) != saved.get(name) and not (has_moved and name == "data.train_data_dir"):

@@ -79,7 +79,7 @@ class Problems:
 def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     """Chooses the settings that are null or auto, and logs a summary of the images and the run.
 
-    A resumed run keeps the settings of the run that it resumes.
+    A resumed run keeps the settings of the run that it resumes, unless `max_train_steps` changes its length.
 
     Raises:
         `ValueError`: If settings contradict each other, the images or the pipeline to fine-tune. One message lists
@@ -156,15 +156,15 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
 
 
 def restore_auto_settings(config: TrainingConfig) -> TrainingConfig:
-    """Replaces auto with the values of the run to resume."""
+    """Replaces auto with the values of the run to resume, unless `max_train_steps` changes the number of epochs."""
     assert config.resume is not None
     path = get_saved_settings_path(config.resume, config.output_dir)
     if not path.is_file():
         return config
     saved = read_saved_settings(path)
     names = [name for name in AUTO_SETTINGS if getattr(config, name) == "auto"]
-    if config.max_train_steps != saved["max_train_steps"] and "num_epochs" in names:
-        names.remove("num_epochs")
+    if "num_epochs" in names and config.max_train_steps != saved["max_train_steps"]:
+        names = [name for name in names if name not in ("num_epochs", "save_images_epochs", "save_model_epochs")]
     return replace(config, **{name: saved[name] for name in names})
 
 
@@ -376,7 +376,11 @@ def resolve_length(
     epochs = math.ceil(total_steps * config.gradient_accumulation_steps / max(num_batches, 1))
     interval = max(round(epochs / NUM_OUTPUTS), 1)
     settings: dict[str, Any] = {"train_batch_size": batch_size, "num_epochs": num_epochs}
-    if config.mixed_precision == "auto":
+    # In distillation, x0 is the predicted noise divided by almost zero at the highest noise levels, which amplifies
+    # rounding errors.
+    if config.distillation.num_segments is not None and config.scheduler.prediction_type == "epsilon":
+        settings["mixed_precision"] = "no"
+    elif config.mixed_precision == "auto":
         settings["mixed_precision"] = choose_mixed_precision(device_type)
     if config.compile == "auto":
         settings["compile"] = choose_compile(device_type, total_steps)

@@ -31,6 +31,8 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
     try:
         config = resolve_config(config)
         trainer = Trainer(config)
+    except torch.OutOfMemoryError:
+        stop("error: The GPU does not have enough memory for the images and the model. Pass --data.streaming=true.", 1)
     except WriteError as error:
         stop(f"error: {error} {get_advice(config)}", 1)
     except (ValueError, OSError) as error:

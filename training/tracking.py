@@ -22,7 +22,7 @@ def get_log_with(report_to: str) -> str | None:
 
 
 def start_tracker(accelerator: Accelerator, config: TrainingConfig, global_step: int) -> None:
-    """Starts the tracker. TensorBoard hides the values of steps after `global_step`, which a resumed run repeats."""
+    """Starts the tracker. A resumed run repeats the steps after `global_step`, so TensorBoard hides the old values."""
     if config.report_to == "none":
         return
     # Trackers only accept these types.

@@ -82,7 +82,11 @@ class GuidanceClassifierConfig:
 
 
 def split(images: ImageTensors) -> tuple[ImageTensors, ImageTensors]:
-    """Returns the images for training and for validation. Images with the null label are dropped."""
+    """Returns the images for training and for validation. Images with the null label are dropped.
+
+    Raises:
+        `ValueError`: If no class has two or more images.
+    """
     assert images.labels is not None and images.label_names is not None
     labeled = (images.labels < len(images.label_names)).nonzero().flatten()
     # The position of each image within its class.
@@ -92,6 +96,8 @@ def split(images: ImageTensors) -> tuple[ImageTensors, ImageTensors]:
         ranks[is_label] = torch.arange(int(is_label.sum()))
     # The first image of a class is used for training, so that no class is missing.
     is_validation = ranks % VALIDATION_INTERVAL == 1
+    if not is_validation.any():
+        raise ValueError("At least one class must have two or more images. Pass more images.")
     return images.select(labeled[~is_validation]), images.select(labeled[is_validation])
 
 

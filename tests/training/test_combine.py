@@ -92,6 +92,12 @@ def test_different_models_cannot_be_combined(folders: list[str]):
             combine([pipe, other], [0.5, 0.5])
 
 
+def test_pipelines_with_different_dropout_can_be_combined(folders: list[str]):
+    pipe = load_pipeline(folders[0])
+    unet = FashionMNISTUNet2DModel.from_config(pipe.unet.config, dropout=0.1)
+    combine([pipe, FashionMNISTPipeline(unet, DDPMScheduler())], [0.5, 0.5])
+
+
 def test_pipelines_with_different_autoencoders_cannot_be_combined():
     pipe, other = get_latent_pipeline(), get_latent_pipeline()
     combine([pipe, other], [0.5, 0.5])

@@ -11,6 +11,7 @@ import pytest
 import torch
 from accelerate import DistributedType
 from PIL import Image
+from safetensors.torch import load_file
 
 from components import OPTIMIZERS, make_accelerator, make_lr_scheduler
 from config import OptimizerConfig
@@ -93,10 +94,14 @@ def test_limited_cpu_threads_are_reported(
         assert caplog.messages[0].endswith(f"set the environment variable OMP_NUM_THREADS={expected}.")
 
 
-def test_compilation_of_accelerate_is_not_used(monkeypatch: pytest.MonkeyPatch, launch: Callable[..., None]):
+def test_compilation_of_accelerate_is_not_used(
+    monkeypatch: pytest.MonkeyPatch, launch: Callable[..., None], tmp_path: Path
+):
     monkeypatch.setenv("ACCELERATE_DYNAMO_BACKEND", "EAGER")
     launch("--max_train_steps=1")
     launch("--max_train_steps=2", "--resume=latest")
+    state = load_file(tmp_path / "run" / "checkpoints" / "checkpoint-2" / "model.safetensors")
+    assert not any("_orig_mod" in name for name in state)
 
 
 @pytest.mark.parametrize("streaming", ["true", "false"])

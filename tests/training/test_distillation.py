@@ -223,6 +223,7 @@ def test_each_kind_of_checkpoint_can_be_distilled(
     distill: Callable[..., None],
     rgb_folder: Path,
     diffusers_log: pytest.LogCaptureFixture,
+    monkeypatch: pytest.MonkeyPatch,
     teacher: str,
 ):
     options = {
@@ -239,12 +240,17 @@ def test_each_kind_of_checkpoint_can_be_distilled(
         "text": ["--text_encoder.num_hidden_layers=1", "--text_encoder.intermediate_size=16"],
     }[teacher]
     init_from = make_teacher(*options)
+    monkeypatch.setattr("resolve.choose_mixed_precision", lambda device_type: "bf16")
     distill(
         init_from,
+        "--mixed_precision=auto",
         *DISTILLATION,
         *ADVERSARIAL,
         *[option for option in options if option.startswith(("--data", "--num"))],
     )
+    # The division by almost zero amplifies the rounding errors of predicted noise.
+    config = json.loads((tmp_path / "run" / "pipeline" / "train_config.json").read_text())
+    assert config["mixed_precision"] == ("no" if teacher == "epsilon" else "bf16")
     rows = read_losses(tmp_path / "run")
     losses = [float(row["loss"]) for row in rows]
     terms = ("consistency_loss", "generator_loss", "discriminator_loss")
@@ -412,6 +418,10 @@ def test_target_model_has_the_ema_weights(
         (
             ["--distillation.num_segments=[32]"],
             "`--distillation.num_segments` must be an integer or null, got [32].",
+        ),
+        (
+            ["--init_from=spec", *DISTILLATION, "--mixed_precision=bf16"],
+            "`--mixed_precision` must be no to distill a pipeline that predicts epsilon, got bf16.",
         ),
         (
             ["--init_from=base", *DISTILLATION, "--samples.num_inference_steps=1001"],

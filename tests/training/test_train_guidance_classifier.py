@@ -200,6 +200,12 @@ def test_every_class_has_training_images():
     assert validation.labels.bincount().tolist() == [0, 3, 1]
 
 
+def test_single_images_cannot_be_held_out():
+    images = ImageTensors(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"))
+    with pytest.raises(ValueError, match="At least one class must have two or more images"):
+        split(images)
+
+
 def test_accuracy_includes_all_held_out_images(run, tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     forward, sizes = FashionMNISTGuidanceClassifier.forward, []
 
