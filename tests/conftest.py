@@ -24,6 +24,14 @@ from fake_hub import FakeHub  # noqa: E402
 from optional_resources import skip_or_fail  # noqa: E402
 
 
+# These files have few tests that take long. They run first, so that the last ones do not wait for a single process.
+LONG_FILES = ("test_training_processes.py", "test_tutorial.py", "test_generated_inputs.py", "test_kills.py")
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    items.sort(key=lambda item: item.path.name not in LONG_FILES)
+
+
 @pytest.fixture(scope="session")
 def fashion_mnist_folder() -> Path:
     """An IDX folder of the first 512 training and 128 test images."""

@@ -123,6 +123,16 @@ def find_free_port(host: str) -> int:
     raise OSError(f"Could not find a free port of {host}.")
 
 
+def kill(nodes: list[subprocess.Popen]) -> None:
+    """Kills launchers and the processes that they have started."""
+    for node in nodes:
+        with contextlib.suppress(psutil.NoSuchProcess):
+            launcher = psutil.Process(node.pid)
+            for process in [*launcher.children(recursive=True), launcher]:
+                process.kill()
+        node.wait()
+
+
 class Launches:
     """Launches one run again and again, either on one node with two processes or on two nodes with one process each.
 
@@ -162,8 +172,7 @@ class Launches:
         except subprocess.TimeoutExpired:
             pytest.fail(f"The launch did not end.\n{self.read_logs()}")
         finally:
-            for node in nodes:
-                node.kill()
+            kill(nodes)
         assert codes == [0] * self.num_nodes, self.read_logs()
 
     def stop(self, number: signal.Signals, target: str, *args: str) -> None:
@@ -177,17 +186,21 @@ class Launches:
         nodes = self.start(str(self.slow_train), *args)
         losses = self.run / "loss.csv"
         deadline = time.monotonic() + 240
-        while not losses.exists() or len(losses.read_text().splitlines()) < 1 + step + 4:
-            running = all(node.poll() is None for node in nodes)
-            assert running and time.monotonic() < deadline, self.read_logs()
-            time.sleep(0.02)
-        launchers = [psutil.Process(node.pid) for node in nodes]
-        ranks = [process for launcher in launchers for process in launcher.children() if "RANK" in process.environ()]
-        ranks.sort(key=lambda process: process.environ()["RANK"])
-        assert len(ranks) == 2
-        for process in {"launcher": launchers[-1:], "process": ranks[-1:], "all": [*launchers, *ranks]}[target]:
-            process.send_signal(number)
-        self.codes = [node.wait(timeout=120) for node in nodes]
+        try:
+            while not losses.exists() or len(losses.read_text().splitlines()) < 1 + step + 4:
+                running = all(node.poll() is None for node in nodes)
+                assert running and time.monotonic() < deadline, self.read_logs()
+                time.sleep(0.02)
+            launchers = [psutil.Process(node.pid) for node in nodes]
+            children = [process for launcher in launchers for process in launcher.children()]
+            ranks = [process for process in children if "RANK" in process.environ()]
+            ranks.sort(key=lambda process: process.environ()["RANK"])
+            assert len(ranks) == 2
+            for process in {"launcher": launchers[-1:], "process": ranks[-1:], "all": [*launchers, *ranks]}[target]:
+                process.send_signal(number)
+            self.codes = [node.wait(timeout=120) for node in nodes]
+        finally:
+            kill(nodes)
 
     def get_last_step(self) -> int:
         return max(map(get_step, list_checkpoints(self.run / "checkpoints")), default=0)
