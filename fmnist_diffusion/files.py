@@ -99,7 +99,8 @@ def replace_folder(folder: Path) -> Iterator[Path]:
                 sync(path)
             if folder.exists():
                 # An interrupted call may have left `previous`, which `rename` would not replace.
-                shutil.rmtree(previous, ignore_errors=True)
+                if previous.exists():
+                    remove_folder(previous)
                 folder.rename(previous)
             temporary.rename(folder)
             sync(folder.parent)
@@ -116,12 +117,12 @@ def remove_folder(folder: Path) -> None:
     """Removes `folder`. An interruption leaves either the complete folder or one with a different name.
 
     Raises:
-        `WriteError`: If the folder cannot be removed.
+        `WriteError`: If the folder cannot be renamed. Files that cannot be deleted remain under a different name.
     """
     deleted = folder.with_name(f"{DELETED}{secrets.token_hex(4)}-{folder.name}")
     with describe_write_errors(folder):
         folder.rename(deleted)
-    # NFS keeps files that another process has open. `remove_temporary_files` removes them later.
+    # On NFS, files that another process has open cannot be deleted yet. `remove_temporary_files` deletes them later.
     shutil.rmtree(deleted, ignore_errors=True)
 
 
@@ -160,7 +161,7 @@ def sync(path: Path) -> None:
     try:
         os.fsync(descriptor)
     except OSError as error:
-        # Some network file systems do not support this for folders.
+        # Some network file systems do not support fsync on folders.
         if not path.is_dir() or error.errno not in (errno.EINVAL, errno.ENOTSUP):
             raise
     finally:

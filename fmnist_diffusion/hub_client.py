@@ -275,7 +275,11 @@ def _explain(error: BaseException, repo_id: str, time_limit: float, access: str)
             reason = f"the request for {repo_id} was not complete after {time_limit:.0f} seconds"
         return f"The Hub did not respond in time ({reason}). Check the network connection and try again."
     if _is_rejected_card(error):
-        return f"The Hub rejected the metadata of {repo_id} ({reason}). Check the license."
+        return f"The Hub rejected the model card of {repo_id} ({reason}). Check `license` and try again."
+    if isinstance(error, ImportError):
+        return (
+            f"A proxy requires a package that is not installed ({reason}). Install it, or unset the proxy variables."
+        )
     if isinstance(error, RESPONSE_ERRORS) and not isinstance(error, (*NETWORK_ERRORS, RuntimeError)):
         reason = f"{type(error).__name__}: {reason}"
         return f"The Hub sent an unexpected response ({reason}). Check HF_ENDPOINT and the proxy, and try again."

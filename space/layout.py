@@ -88,7 +88,7 @@ def sampling_controls(
 def checkpoint_controls(
     handlers: Handlers, name: str, label: str = "Checkpoint", info: str | None = None
 ) -> tuple[Any, Components]:
-    """Returns the event that sets the steps of a chosen checkpoint, the choice, and the other sampling controls."""
+    """Returns the event that sets the number of steps, and the checkpoint dropdown with the sampling controls."""
     checkpoint = gr.Dropdown(list(handlers.engines), value=name, label=label)
     num_steps = {name: engine.num_inference_steps for name, engine in handlers.engines.items()}
     engines = handlers.engines.values()
@@ -183,18 +183,18 @@ def connect(
     return event
 
 
-def live_change(steps: gr.Slider, settings: Components, event: Any, *choices: Any) -> Callable:
+def live_change(steps: gr.Slider, settings: Components, event: Any, *checkpoint_events: Any) -> Callable:
     """
-    Returns the event that one of the `settings` has changed, or one of the events `choices` has ended, while there are
-    at most `MAX_LIVE_STEPS` steps.
+    Returns an event that fires when one of the `settings` changes or one of the `checkpoint_events` completes, if
+    there are at most `MAX_LIVE_STEPS` steps.
 
-    The run that `event` started then stops, because it has the previous settings.
+    It stops the run that `event` started, because this run has the previous settings.
     """
     count = gr.Number(0, visible="hidden")
     listener = {"inputs": [count, steps, *settings], "outputs": count, "js": markup.count_changes(MAX_LIVE_STEPS)}
     gr.on([item.change for item in settings], None, **listener, **PAGE_EVENT)
-    for choice in choices:
-        choice.then(None, **listener, **PAGE_EVENT)
+    for checkpoint_event in checkpoint_events:
+        checkpoint_event.then(None, **listener, **PAGE_EVENT)
     # Gradio runs the listeners of an event one after the other, so the first one stops the run.
     count.change(None, cancels=[event], **PAGE_EVENT)
     return count.change
@@ -224,7 +224,7 @@ def generate_tab(handlers: Handlers, result: gr.Image) -> None:
             seed = seed_control(first.seed)
             start, stop = run_buttons("Generate")
         with gr.Column(elem_classes="settings"):
-            choice, (checkpoint, *controls) = checkpoint_controls(handlers, handlers.name, info=LIVE_INFO)
+            checkpoint_event, (checkpoint, *controls) = checkpoint_controls(handlers, handlers.name, info=LIVE_INFO)
             count = gr.Slider(1, MAX_IMAGES, first.num_images, step=1, label="Number of images")
         with gr.Column(elem_classes="results"):
             captions = handlers.engine.get_captions(first)
@@ -237,7 +237,7 @@ def generate_tab(handlers: Handlers, result: gr.Image) -> None:
     run = [checkpoint, *inputs], [images, bar, strip, *downloads], [bar]
     event = connect(start.click, stop, handlers.on_generate, *run)
     # A checkpoint with the same number of steps does not change the steps.
-    change = live_change(controls[0], inputs, event, choice)
+    change = live_change(controls[0], inputs, event, checkpoint_event)
     connect(change, stop, handlers.on_generate_change, *run, trigger_mode="always_last")
     add_endpoint(handlers.generate, inputs, result)
 
@@ -283,7 +283,7 @@ def interpolate_tab(handlers: Handlers, result: gr.Image) -> None:
     inputs = [*labels, *settings]
     run = inputs, [animation, images, bar, *downloads], [bar]
     event = connect(start.click, stop, handlers.on_interpolate, *run)
-    # Without classes, the labels are null, like an empty seed.
+    # Without classes, the labels are null. Null settings, such as an empty seed, start no run.
     change = live_change(steps, inputs if names else settings, event)
     connect(change, stop, handlers.on_interpolate_change, *run, trigger_mode="always_last")
     add_endpoint(handlers.interpolate, inputs, result)
@@ -378,7 +378,7 @@ def build(handlers: Handlers) -> gr.Blocks:
         with gr.Tab("Quality"):
             gr.HTML(markup.quality_table(handlers.engine.metrics), elem_id="quality")
             add_endpoint(handlers.quality, [], gr.JSON(visible=False, label="Metrics"))
-    # Otherwise, requests could skip the queue.
+    # `api_open=False` closes routes that skip the queue.
     page.queue(max_size=QUEUE_SIZE, default_concurrency_limit=CONCURRENCY_LIMIT, api_open=False)
     return page
 

@@ -24,7 +24,7 @@ from fake_hub import FakeHub  # noqa: E402
 from optional_resources import skip_or_fail  # noqa: E402
 
 
-# These files have few tests that take long. They run first, so that the last ones do not wait for a single process.
+# These files contain few but slow tests. They run first, so that no worker is left with a slow test at the end.
 LONG_FILES = ("test_training_processes.py", "test_tutorial.py", "test_generated_inputs.py", "test_kills.py")
 
 

@@ -207,8 +207,8 @@ def test_folder_that_cannot_be_deleted_is_replaced(tmp_path: Path, monkeypatch: 
     assert list_names(tmp_path) == ["pipeline"]
 
 
-def test_folders_need_no_fsync(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
-    """Some network file systems do not support it."""
+def test_missing_folder_fsync_is_ignored(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
+    """Some network file systems do not support fsync on folders."""
     fsync = os.fsync
 
     def sync_files_only(descriptor: int) -> None:

@@ -146,9 +146,9 @@ class TestCallHub:
             (get_http_error(503), r"The Hub is unavailable \(HTTP 503\)"),
             (
                 get_card_error(),
-                r'me/model \(Invalid metadata in README\.md\. - "license" must be one of \[mit\]\)\. Check the',
+                r'me/model \(Invalid metadata in README\.md\. - "license" must be one of \[mit\]\)\. Check `l',
             ),
-            (ImportError("no socksio"), r"Could not reach the Hub \(no socksio\)"),
+            (ImportError("no socksio"), r"requires a package that is not installed \(no socksio\)\. Install it"),
             (get_http_error(400), r"The Hub rejected the request \(the reason\)"),
             (ConnectionError("connection\nreset"), r"Could not reach the Hub \(connection reset\)"),
             (TimeoutError(), r"The Hub did not respond in time \(the request for me/model was not complete after 30"),

@@ -231,8 +231,8 @@ def load_checkpoint(accelerator: Accelerator, components: Components, checkpoint
         for name, value in get_condition_state(unet).items():
             # Older checkpoints do not contain these values.
             if state.get(name, value) != value:
-                kind = "classes of the training images" if name == "label_names" else "words of the captions"
-                raise ValueError(f"the {kind} have changed")
+                kind = "class names of the training images" if name == "label_names" else "vocabulary of the captions"
+                raise ValueError(f"the {kind} changed, so restore the original data or start a new run")
         if components.ema is not None:
             components.ema.optimization_step = int(state["ema_step"])
     if components.ema is not None:

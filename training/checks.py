@@ -327,7 +327,7 @@ def find_distillation_problems(values: Mapping[str, Any], program: str) -> Itera
         )
     precision = values.get("mixed_precision")
     if values.get("scheduler.prediction_type") == "epsilon" and precision in ("bf16", "fp16"):
-        yield f"`--mixed_precision` must be no to distill a pipeline that predicts epsilon, got {precision}."
+        yield f"`--mixed_precision` must be 'no' to distill a pipeline with epsilon prediction, got {precision!r}."
     if values.get("init_from", "") is None:
         yield "`--init_from` must be the pipeline to distill, got null."
     if values.get("ema.enabled") is False:

@@ -66,7 +66,7 @@ def combine(
 
 def is_same_model(first: FashionMNISTPipeline, second: FashionMNISTPipeline) -> bool:
     def describe(pipe: FashionMNISTPipeline) -> tuple[Any, ...]:
-        # Dropout has no weights.
+        # Models that only differ in their dropout can be merged.
         unused = ("dropout", *(name for name in pipe.unet.config if name.startswith("_")))
         architecture = {name: value for name, value in pipe.unet.config.items() if name not in unused}
         vocab = pipe.tokenizer and pipe.tokenizer.get_vocab()

@@ -245,7 +245,8 @@ class TrainingConfig:
         train_batch_size: total number of images per batch, across all processes, or auto
         gradient_accumulation_steps: number of batches whose gradients are averaged for an optimizer step
         mixed_precision: mixed-precision dtype: no, bf16 or fp16; the setting of accelerate launch if null; auto uses
-            that setting if it is bf16 or fp16, and otherwise bf16 if the CUDA GPU or CPU supports it natively
+            that setting if it is bf16 or fp16, and otherwise bf16 if the CUDA GPU or CPU supports it natively; null
+            and auto are no if a model with epsilon prediction is distilled
         gradient_checkpointing: recompute activations in the backward pass to save memory
         compile: use torch.compile for the model; auto enables it if a compiler is installed and the run has at least
             3,000 steps, on a CPU or a CUDA GPU

@@ -191,7 +191,7 @@ def parse_training_settings(parser: Parser, args: list[str]) -> Namespace:
     parser.set_defaults(dict(flatten(typed_defaults)) | model)
     settings = parser.parse_args(args)
     if settings.resume is not None:
-        # With `init_from`, the config of a new run only contains the changed arguments of the model.
+        # With `init_from`, the config only contains the changed arguments of the model, so the saved ones are added.
         settings.model = model.get("model", {}) | settings.model
     check_settings(parser, settings, parser.prog)
     return settings

@@ -68,7 +68,7 @@ class LossRecord:
 
     def __init__(self, path: Path, resumed: Path | None, global_step: int, term_names: tuple[str, ...] = ()):
         self.path, self.term_names, self.columns = path, term_names, COLUMNS + term_names
-        # The sum of the losses and the number of steps of each epoch.
+        # `epochs` maps each epoch to the sum of its losses and its number of steps.
         self.epochs: defaultdict[float, tuple[float, int]] = defaultdict(lambda: (0.0, 0))
         rows = []
         if resumed is not None and resumed.exists():

@@ -79,7 +79,8 @@ class Problems:
 def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     """Chooses the settings that are null or auto, and logs a summary of the images and the run.
 
-    A resumed run keeps the settings of the run that it resumes, unless `max_train_steps` changes its length.
+    A resumed run keeps the values that were chosen for auto. If `max_train_steps` has changed, the number of epochs
+    and the output intervals are chosen again.
 
     Raises:
         `ValueError`: If settings contradict each other, the images or the pipeline to fine-tune. One message lists
@@ -88,6 +89,10 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     """
     # 1. settings that contradict the machine, each other or the pipeline to fine-tune
     problems = Problems([], [])
+    distills = config.distillation.num_segments is not None
+    if distills and config.scheduler.prediction_type == "epsilon" and config.mixed_precision in (None, "auto"):
+        # At high noise levels, x0 is the predicted noise divided by almost zero, which amplifies rounding errors.
+        config = replace(config, mixed_precision="no")
     check_environment(config, problems)
     if config.resume is not None:
         config = restore_auto_settings(config)
@@ -156,7 +161,9 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
 
 
 def restore_auto_settings(config: TrainingConfig) -> TrainingConfig:
-    """Replaces auto with the values of the run to resume, unless `max_train_steps` changes the number of epochs."""
+    """Replaces auto with the values of the run to resume. If `max_train_steps` has changed, the number of epochs and
+    the output intervals stay auto.
+    """
     assert config.resume is not None
     path = get_saved_settings_path(config.resume, config.output_dir)
     if not path.is_file():
@@ -376,11 +383,7 @@ def resolve_length(
     epochs = math.ceil(total_steps * config.gradient_accumulation_steps / max(num_batches, 1))
     interval = max(round(epochs / NUM_OUTPUTS), 1)
     settings: dict[str, Any] = {"train_batch_size": batch_size, "num_epochs": num_epochs}
-    # In distillation, x0 is the predicted noise divided by almost zero at the highest noise levels, which amplifies
-    # rounding errors.
-    if config.distillation.num_segments is not None and config.scheduler.prediction_type == "epsilon":
-        settings["mixed_precision"] = "no"
-    elif config.mixed_precision == "auto":
+    if config.mixed_precision == "auto":
         settings["mixed_precision"] = choose_mixed_precision(device_type)
     if config.compile == "auto":
         settings["compile"] = choose_compile(device_type, total_steps)

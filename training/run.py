@@ -32,7 +32,11 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
         config = resolve_config(config)
         trainer = Trainer(config)
     except torch.OutOfMemoryError:
-        stop("error: The GPU does not have enough memory for the images and the model. Pass --data.streaming=true.", 1)
+        stop(
+            "error: The GPU ran out of memory while loading the images and the model. Reduce the number of images"
+            " (--data.max_train_samples) or their size (--data.resolution), or train a smaller model.",
+            1,
+        )
     except WriteError as error:
         stop(f"error: {error} {get_advice(config)}", 1)
     except (ValueError, OSError) as error:
@@ -50,8 +54,8 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
         )
     except torch.OutOfMemoryError:
         stop(
-            f"error: The GPU does not have enough memory. {get_advice(config)} Pass --gradient_checkpointing=true, or"
-            " start a new run with a smaller --train_batch_size.",
+            f"error: The GPU ran out of memory. {get_advice(config)} Add --gradient_checkpointing=true. If this is not"
+            " enough, start a new run with a smaller --train_batch_size.",
             1,
         )
     except WriteError as error:

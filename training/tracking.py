@@ -22,7 +22,7 @@ def get_log_with(report_to: str) -> str | None:
 
 
 def start_tracker(accelerator: Accelerator, config: TrainingConfig, global_step: int) -> None:
-    """Starts the tracker. A resumed run repeats the steps after `global_step`, so TensorBoard hides the old values."""
+    """Starts the tracker. TensorBoard discards values after `global_step`, because a resumed run logs them again."""
     if config.report_to == "none":
         return
     # Trackers only accept these types.

@@ -89,7 +89,7 @@ def split(images: ImageTensors) -> tuple[ImageTensors, ImageTensors]:
     """
     assert images.labels is not None and images.label_names is not None
     labeled = (images.labels < len(images.label_names)).nonzero().flatten()
-    # The position of each image within its class.
+    # `ranks` contains the position of each image within its class.
     ranks = torch.empty_like(labeled)
     for label in range(len(images.label_names)):
         is_label = images.labels[labeled] == label
@@ -97,7 +97,7 @@ def split(images: ImageTensors) -> tuple[ImageTensors, ImageTensors]:
     # The first image of a class is used for training, so that no class is missing.
     is_validation = ranks % VALIDATION_INTERVAL == 1
     if not is_validation.any():
-        raise ValueError("At least one class must have two or more images. Pass more images.")
+        raise ValueError("At least one class must have two images, because one is held out. Add images to a class.")
     return images.select(labeled[~is_validation]), images.select(labeled[is_validation])
 
 

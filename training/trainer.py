@@ -101,7 +101,7 @@ class Trainer:
             resumed = None if checkpoint is None else checkpoint.parents[1] / "loss.csv"
             return LossRecord(self.folder / "loss.csv", resumed, global_step, term_names)
 
-        # The tracker is started first, because the folder should remain empty if this fails.
+        # The tracker starts first, so that the folder remains empty if it fails.
         start_tracker(self.accelerator, config, global_step)
         record = call_on_main_process(self.accelerator, start_record)
         self.loss_logger = LossLogger(self.accelerator, record, config.images_per_step, term_names)

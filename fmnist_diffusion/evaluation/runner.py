@@ -127,7 +127,7 @@ def evaluate_samples(
     The labels of `samples` are indices of the classes of `reference`.
     """
     reference.check_num_samples(len(samples))
-    # Some metrics only use the first samples.
+    # The samples are shuffled, because some metrics only use the first ones.
     samples = select_samples(samples, len(samples))
     label_names = None if samples.labels is None else reference.label_names
     if cas:

@@ -83,7 +83,7 @@ def load_samples(
 
 
 def select_samples(samples: Samples, num_samples: int) -> Samples:
-    """Selects samples at random with a fixed seed, because the first ones of a folder belong to only a few classes."""
+    """Selects random samples with a fixed seed. The first images of a folder often belong to only a few classes."""
     order = torch.randperm(len(samples), generator=torch.Generator().manual_seed(0))[:num_samples]
     return Samples(samples.images[order], None if samples.labels is None else samples.labels[order])
 

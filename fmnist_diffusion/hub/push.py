@@ -50,8 +50,8 @@ def push_pipeline(
             `metrics.json`, `metrics-*.json` (metrics with other numbers of steps) and `images/*.png` are uploaded.
         repo_id (`str`): Repository id, `owner/name`, or `name` for your own namespace.
         private (`bool`, defaults to `False`):
-            Whether to create a private repository, which raises an error if it exists and is public. By default, a
-            new repository has the default visibility of its owner.
+            Whether the repository must be private. Raises an error if it exists and is public. If `False`, the owner's
+            default visibility applies to a new repository.
         revision (`str`, *optional*): Branch to push to, which is created if necessary. Defaults to `main`.
         tag (`str`, *optional*): Tag for the commit.
         create_pr (`bool`, defaults to `False`): Whether to open a pull request instead of pushing to the branch.
@@ -135,8 +135,8 @@ def make_repository(
     pipe = pipe or load_stored_pipeline(folder)
     if evaluation is not None and (metrics is None or not has_same_weights(metrics, pipe)):
         raise ValueError(
-            f"`evaluation` must be the output folder of a complete evaluation of {folder}, got {evaluation}. Run"
-            f" `fmnist-diffusion evaluate {folder}`."
+            f"`evaluation` must be the output folder of a complete evaluation of the current weights of {folder}, got"
+            f" {evaluation}. Run `fmnist-diffusion evaluate {folder}` and pass its output folder."
         )
     images = sorted((folder / "images").glob("*.png"))
     names = [image.name for image in images]
@@ -144,12 +144,12 @@ def make_repository(
     card = make_model_card(pipe, repo_id, train_config, metrics, names, license, other_contents)
     with describe_write_errors(target):
         pipe.save_pretrained(target)
-        if metrics is not None:
-            shutil.copyfile(metrics_path, target / "metrics.json")
-        for name, content in {"train_config.json": train_config, **other_metrics}.items():
-            if content is not None:
-                shutil.copyfile(folder / name, target / name)
-        (target / "images").mkdir(exist_ok=True)
-        for image in images:
-            shutil.copyfile(image, target / "images" / image.name)
         card.save(target / "README.md")
+    if metrics is not None:
+        shutil.copyfile(metrics_path, target / "metrics.json")
+    for name, content in {"train_config.json": train_config, **other_metrics}.items():
+        if content is not None:
+            shutil.copyfile(folder / name, target / name)
+    (target / "images").mkdir(exist_ok=True)
+    for image in images:
+        shutil.copyfile(image, target / "images" / image.name)

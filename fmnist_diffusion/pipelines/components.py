@@ -119,7 +119,7 @@ def load_components(
     kwargs["dtype"] = kwargs.get("dtype") if torch_dtype is None else torch_dtype
     unknown_names = set(device_map if isinstance(device_map, dict) else ()).difference(names)
     if unknown_names:
-        raise ValueError(f"The keys of `device_map` must be components, such as 'unet', got {sorted(unknown_names)}.")
+        raise ValueError(f"`device_map` must map component names, such as 'unet', got {sorted(unknown_names)}.")
     omits_text_encoder = components.get("text_encoder", True) is None
     if omits_text_encoder:
         # The tokenizer is only used with a text encoder.

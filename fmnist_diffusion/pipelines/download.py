@@ -105,7 +105,7 @@ class _Files:
         names, models = self._list_files(index)
         for model in models:
             name, shards = get_weights_name(model, self.variant), get_weights_index_name(model, self.variant)
-            # If a repository contains both, the shards are loaded, as by `DiffusionPipeline`.
+            # If a repository contains both, the shards take precedence, as in diffusers.
             path = self._find_file(shards, revision)
             names += [name] if path is None else [shards, *get_shard_names(path)]
         paths = [path for name in names if (path := self._find_file(name, revision)) is not None]
@@ -145,8 +145,8 @@ class _Files:
                 if not isinstance(error.__cause__, EntryNotFoundError):
                     raise
                 raise OSError(
-                    f"{self.repo_id} contains no {name}. Check `revision` and `variant`; weights in other formats are"
-                    " not supported."
+                    f"Could not find {name} in {self.repo_id}. Check `revision` and `variant`. Only safetensors"
+                    " weights are supported."
                 ) from error
 
     def _list_files(self, index: Path) -> tuple[list[str], list[str]]:

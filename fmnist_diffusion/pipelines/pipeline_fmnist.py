@@ -687,9 +687,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             )
             if model is not None and not is_saveable:
                 raise ValueError(
-                    f"`{name}` is a {type(model).__name__}, which cannot be saved. Assign a model of diffusers,"
-                    f" transformers or this package. For a PeftModel, assign the result of"
-                    f" `pipe.{name}.merge_and_unload()`."
+                    f"`{name}` must be a diffusers or transformers model to be saved, got {type(model).__name__}."
+                    f" Assign the unwrapped model or, for a PeftModel, the result of `pipe.{name}.merge_and_unload()`."
                 )
         super().save_pretrained(save_directory, *args, **kwargs)
 
@@ -720,18 +719,19 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if index["unet"][0] != "diffusers" and not index.keys() & {"classifier", "text_encoder", "vae"}:
             index["auto_map"] = {"AutoModel": ".".join(index["unet"])}
         index_path.write_text(json.dumps(index, indent=2, sort_keys=True) + "\n", encoding="utf-8")
-        self._remove_earlier_weights(folder)
+        self._remove_stale_weights(folder)
 
-    def _remove_earlier_weights(self, folder: Path) -> None:
-        """Removes files that an earlier save left: an index without its shards, or weights that have been sharded."""
+    def _remove_stale_weights(self, folder: Path) -> None:
+        """Removes weights of an earlier save: an index whose shards are missing, or a file that shards replaced."""
         for name in ("unet", "text_encoder", "classifier", "vae"):
             for index_path in folder.glob(f"{name}/*.safetensors.index*.json"):
                 shards = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"].values()
-                if all((index_path.parent / shard).is_file() for shard in shards):
-                    stem, _, variant = index_path.name.removesuffix(".json").partition(".safetensors.index")
-                    index_path.with_name(f"{stem}{variant}.safetensors").unlink(missing_ok=True)
-                else:
+                stem, _, variant = index_path.name.removesuffix(".json").partition(".safetensors.index")
+                single_file = index_path.with_name(f"{stem}{variant}.safetensors")
+                if not all((index_path.parent / shard).is_file() for shard in shards):
                     index_path.unlink()
+                elif single_file.name not in shards:
+                    single_file.unlink(missing_ok=True)
 
     @staticmethod
     def _copy_source(component: Any, folder: Path) -> list[str]:
@@ -1150,7 +1150,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 " `pipe.unet = accelerator.unwrap_model(pipe.unet)`."
             )
         if self.unet.config.sample_size is None:
-            raise ValueError("`sample_size` of the `unet` must be set, got None. Create the model with `sample_size`.")
+            raise ValueError("`unet.config.sample_size` must be set, got None. Create the model with `sample_size`.")
 
     def check_unconditional_guidance(self, guidance_scale: float) -> None:
         """Raises `ValueError` if `guidance_scale` is not 1, which unconditional sampling does not support."""
@@ -2046,7 +2046,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = self._get_tensor_inputs(callback_on_step_end)
         if class_labels is not None and self._only_classifier_has_classes:
-            raise ValueError("`class_labels` is not supported by an unconditional model. Omit it.")
+            raise ValueError("`interpolate` does not support `class_labels` for an unconditional model. Omit it.")
         num_steps = self.config.num_inference_steps if num_inference_steps is None else num_inference_steps
         if not isinstance(num_images, Integral) or num_images < 2:
             raise ValueError(f"`num_images` must be an integer of at least 2, got {num_images!r}.")

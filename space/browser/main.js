@@ -177,10 +177,9 @@ function showStatus(text) {
   getElement("status").textContent = text;
 }
 
-/** Shows an error in the status line and throws it again. */
-function reportError(message, error) {
+/** Shows an error in the status line. */
+function showError(message, error) {
   getElement("status").textContent = `${message} (${error.message ?? error}). Reload the page to try again.`;
-  throw error;
 }
 
 function createElement(name, properties, ...children) {
@@ -260,7 +259,8 @@ async function update() {
     }
     getElement("status").textContent = modelStatus;
   } catch (error) {
-    reportError("Could not generate an image", error);
+    showError("Could not generate an image", error);
+    throw error;
   } finally {
     setRunning(false);
   }
@@ -273,14 +273,17 @@ async function selectModel(entry) {
   try {
     if (!entry.session) await loadModel(entry);
   } catch (error) {
-    reportError(`Could not load ${entry.name}`, error);
+    showError(`Could not load ${entry.name}`, error);
+    // An active run of another model must not replace this message.
+    modelStatus = getElement("status").textContent;
+    throw error;
   }
   model = entry;
   getElement("controls").disabled = false;
-  await update();
   const threads = model.ort.env.wasm.numThreads;
   const provider = model.provider === "webgpu" ? "WebGPU" : `WebAssembly, ${threads} ${threads === 1 ? "thread" : "threads"}`;
   showStatus(provider);
+  await update();
   if ("serviceWorker" in navigator) {
     await saveForOfflineUse(model);
     showStatus(`${provider} · available offline`);
@@ -300,7 +303,10 @@ for (const field of form.querySelectorAll("[data-seed]")) {
 }
 const models = await fetch("models.json")
   .then((response) => response.json())
-  .catch((error) => reportError("Could not load models.json", error));
+  .catch((error) => {
+    showError("Could not load models.json", error);
+    throw error;
+  });
 form.model.append(...models.map((entry, i) => new Option(entry.name, i)));
 getElement("model-field").hidden = models.length === 1;
 form.addEventListener("submit", (event) => event.preventDefault());

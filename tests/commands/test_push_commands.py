@@ -95,8 +95,8 @@ def test_hub_errors_have_exit_code_1(hub, get_error, pipeline):
 
 def test_push_rejects_a_folder_without_an_evaluation(hub, get_error, pipeline, tmp_path):
     assert get_error("push", pipeline, "--repo-id", "me/tiny", "--evaluation", tmp_path) == (
-        f"--evaluation must be the output folder of a complete evaluation of {pipeline}, got {tmp_path}. Run"
-        f" `fmnist-diffusion evaluate {pipeline}`."
+        f"--evaluation must be the output folder of a complete evaluation of the current weights of {pipeline}, got"
+        f" {tmp_path}. Run `fmnist-diffusion evaluate {pipeline}` and pass its output folder."
     )
     assert hub.repositories == {}
 

@@ -94,7 +94,7 @@ class TestMakeRepository:
             (None, "`evaluation` must be the output folder of a complete evaluation of"),
         ],
     )
-    def test_metrics_of_other_weights_are_an_error(self, folder, tmp_path, change, message):
+    def test_unsuitable_evaluation_is_an_error(self, folder, tmp_path, change, message):
         metrics = METRICS | {"dtype": "float32", "weights_sha256": weights_hash(load_pipeline(folder))}
         if change is not None:
             write_metrics(tmp_path / "evaluation", metrics | change)

@@ -247,7 +247,7 @@ def test_guidance_requires_a_classifier():
 def test_interpolation_ignores_the_classifier(pipe, unconditional_pipe):
     images = pipe.interpolate([3, 4], num_images=2, output_type="pt").images
     assert torch.equal(images, get_pipeline().interpolate([3, 4], num_images=2, output_type="pt").images)
-    with pytest.raises(ValueError, match="`class_labels` is not supported by an unconditional model"):
+    with pytest.raises(ValueError, match="`interpolate` does not support `class_labels` for an unconditional"):
         unconditional_pipe.interpolate([3, 4])
 
 

@@ -562,7 +562,7 @@ def test_model_without_null_label_has_no_guidance(compiled):
 def test_model_without_sample_size_is_an_error():
     pipe = make_stock_pipeline()
     pipe.unet.register_to_config(sample_size=None)
-    with pytest.raises(ValueError, match="`sample_size` of the `unet` must be set, got None"):
+    with pytest.raises(ValueError, match=r"`unet\.config\.sample_size` must be set, got None"):
         pipe()
 
 

@@ -151,6 +151,11 @@ class TestRequestFilter:
             await read_body(scope, receive, send)
 
         async def run() -> None:
+            # Without a limit, the test would wait forever.
+            with anyio.fail_after(30):
+                await post_all()
+
+        async def post_all() -> None:
             all_rejected = asyncio.Event()
 
             async def send_body() -> AsyncIterator[bytes]:
@@ -182,14 +187,24 @@ class TestRequestFilter:
             transport = httpx.ASGITransport(RequestFilter(call, tmp_path))
             async with httpx.AsyncClient(transport=transport, base_url="http://demo") as client:
                 calls = []
-                for count in range(3 * server.MAX_PARALLEL_UPLOADS):
-                    calls.append(asyncio.create_task(client.post(server.MCP_ROUTE)))
-                    while len(running) <= count:
-                        await asyncio.sleep(0.001)
-                assert {(await call).status_code for call in calls} == {200}
+                with anyio.fail_after(30):
+                    for count in range(3 * server.MAX_PARALLEL_UPLOADS):
+                        calls.append(asyncio.create_task(client.post(server.MCP_ROUTE)))
+                        while len(running) <= count:
+                            await asyncio.sleep(0.001)
+                    assert {(await call).status_code for call in calls} == {200}
 
         running: list[int] = []
         anyio.run(run)
+
+    def test_time_limit_only_applies_to_the_transfer(self, tmp_path, monkeypatch):
+        async def respond_slowly(scope: Any, receive: Any, send: Any) -> None:
+            await Request(scope, receive).body()
+            await asyncio.sleep(0.3)
+            await respond(200)(scope, receive, send)
+
+        monkeypatch.setattr(server, "MAX_UPLOAD_SECONDS", 0.2)
+        assert request(respond_slowly, tmp_path, server.MCP_ROUTE).status_code == 200
 
 
 class TestCleanup:

@@ -442,7 +442,7 @@ def test_failed_generation_is_explained(browser, url):
 
 @pytest.mark.parametrize("adapter", ["Promise.resolve({})", "Promise.reject(new Error('no GPU'))"])
 def test_page_falls_back_to_webassembly(browser, url, adapter):
-    """Older browsers support WebGPU only partly, such as an adapter without `info`."""
+    """In older browsers, a WebGPU adapter may have no `info`."""
     with browser.new_context() as context:
         context.add_init_script(
             f"Object.defineProperty(navigator, 'gpu', {{ value: {{ requestAdapter: () => {adapter} }} }})"

@@ -318,7 +318,7 @@ def test_saved_config_resumes_its_run_and_no_other(
         assert f"--config={tmp_path / 'run' / 'config.yaml'}" in error
 
 
-def test_resumed_run_may_set_a_part_of_the_model(tmp_path: Path, launch: Callable[..., None]):
+def test_resumed_run_keeps_model_arguments(tmp_path: Path, launch: Callable[..., None]):
     """The config of a run contains all arguments of the model, also those that `init_from` determines."""
     launch("--max_train_steps=1", "--model.act_fn=silu", f"--output_dir={tmp_path / 'start'}")
     config = tmp_path / "config.yaml"
@@ -337,7 +337,9 @@ def test_changed_classes_are_an_error(tmp_path: Path, launch: Callable[..., None
     options = [f"--data.train_data_dir={tmp_path / 'images'}", "--model.num_class_embeds=2", "--train_batch_size=4"]
     launch(*options, "--max_train_steps=1")
     (tmp_path / "images" / "a").rename(tmp_path / "images" / "c")
-    assert fail_to_launch(*options, "--resume=latest").endswith("the classes of the training images have changed.")
+    assert fail_to_launch(*options, "--resume=latest").endswith(
+        "the class names of the training images changed, so restore the original data or start a new run."
+    )
 
 
 def test_failed_start_leaves_an_empty_folder(

@@ -421,7 +421,7 @@ def test_target_model_has_the_ema_weights(
         ),
         (
             ["--init_from=spec", *DISTILLATION, "--mixed_precision=bf16"],
-            "`--mixed_precision` must be no to distill a pipeline that predicts epsilon, got bf16.",
+            "`--mixed_precision` must be 'no' to distill a pipeline with epsilon prediction, got 'bf16'.",
         ),
         (
             ["--init_from=base", *DISTILLATION, "--samples.num_inference_steps=1001"],

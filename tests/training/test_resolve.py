@@ -411,9 +411,12 @@ def test_resumed_run_can_be_extended(tmp_path: Path, images: Path, launch: Calla
         reset_accelerate()
         main([f"--config={FINETUNE}", f"--init_from={tmp_path / 'start' / 'pipeline'}", *settings, *args])
     assert len(read_losses(tmp_path / "run")) == 20
+    config = json.loads((tmp_path / "run" / "pipeline" / "train_config.json").read_text())
+    # There are six batches of four images in an epoch.
+    assert (config["num_epochs"], config["save_images_epochs"]) == (4, 1)
 
 
-def test_epochs_that_end_before_the_last_step_are_a_warning(launch: Callable, caplog: pytest.LogCaptureFixture):
+def test_too_few_epochs_are_a_warning(launch: Callable, caplog: pytest.LogCaptureFixture):
     launch("--num_epochs=1", "--max_train_steps=7")
     assert (
         "The run ends at step 6, before --max_train_steps=7, because --num_epochs is 1. Increase --num_epochs to train"

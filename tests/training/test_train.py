@@ -47,8 +47,8 @@ def test_saved_config_resumes_the_run(
         (
             torch.OutOfMemoryError(),
             1,
-            "train.py: error: The GPU does not have enough memory. There is no checkpoint yet. Start again with a"
-            " different --output_dir. Pass --gradient_checkpointing=true, or start a new run with a smaller"
+            "train.py: error: The GPU ran out of memory. There is no checkpoint yet. Start again with a different"
+            " --output_dir. Add --gradient_checkpointing=true. If this is not enough, start a new run with a smaller"
             " --train_batch_size.",
         ),
         (

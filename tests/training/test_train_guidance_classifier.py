@@ -202,7 +202,7 @@ def test_every_class_has_training_images():
 
 def test_single_images_cannot_be_held_out():
     images = ImageTensors(torch.zeros(2, 1, 8, 8, dtype=torch.uint8), torch.tensor([0, 1]), ("a", "b"))
-    with pytest.raises(ValueError, match="At least one class must have two or more images"):
+    with pytest.raises(ValueError, match="At least one class must have two images, because one is held out"):
         split(images)
 
 

@@ -126,11 +126,12 @@ def find_free_port(host: str) -> int:
 def kill(nodes: list[subprocess.Popen]) -> None:
     """Kills launchers and the processes that they have started."""
     for node in nodes:
-        with contextlib.suppress(psutil.NoSuchProcess):
-            launcher = psutil.Process(node.pid)
-            for process in [*launcher.children(recursive=True), launcher]:
-                process.kill()
-        node.wait()
+        if node.poll() is None:
+            children = psutil.Process(node.pid).children(recursive=True)
+            node.kill()
+            for process in children:
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.kill()
 
 
 class Launches:
