@@ -13,7 +13,7 @@ from safetensors import SafetensorError, safe_open
 
 from .data import DEFAULT_DATASET
 from .hub_client import is_repo_id
-from .pipelines.files import MODELS
+from .pipelines.pipeline_fmnist import MODELS
 
 
 DTYPES = {"F32": torch.float32, "F16": torch.float16, "BF16": torch.bfloat16}

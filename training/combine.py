@@ -67,8 +67,8 @@ def combine(
 def is_same_model(first: FashionMNISTPipeline, second: FashionMNISTPipeline) -> bool:
     def describe(pipe: FashionMNISTPipeline) -> tuple[Any, ...]:
         # Models that only differ in their dropout can be merged.
-        unused = ("dropout", *(name for name in pipe.unet.config if name.startswith("_")))
-        architecture = {name: value for name, value in pipe.unet.config.items() if name not in unused}
+        config = {name: value for name, value in pipe.unet.config.items() if name != "dropout"}
+        architecture = {name: value for name, value in config.items() if not name.startswith("_")}
         vocab = pipe.tokenizer and pipe.tokenizer.get_vocab()
         shapes = pipe.text_encoder and {key: value.shape for key, value in pipe.text_encoder.state_dict().items()}
         vae = pipe.vae and {name: value for name, value in pipe.vae.config.items() if not name.startswith("_")}

@@ -72,7 +72,9 @@ class Trainer:
             logger.warning(
                 "The run ends at step %d, before --max_train_steps=%d, because --num_epochs is %d. Increase"
                 " --num_epochs to train longer.",
-                *(self.total_steps, config.max_train_steps, config.num_epochs),
+                self.total_steps,
+                config.max_train_steps,
+                config.num_epochs,
             )
 
         def prepare_outputs() -> RunOutputs:

@@ -1,6 +1,5 @@
 """Generates the samples of an evaluation. Finished batches are saved, so that an interrupted run can continue."""
 
-import re
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -73,7 +72,8 @@ def load_batches(folder: Path) -> Iterator[Samples]:
     Raises:
         `ValueError`: If the folder contains no samples or a damaged file.
     """
-    seeds = sorted(int(path.name[5:]) for path in folder.glob("seed-*") if re.fullmatch(r"seed-\d+", path.name))
+    suffixes = [path.name.removeprefix("seed-") for path in folder.glob("seed-*")]
+    seeds = sorted(int(suffix) for suffix in suffixes if suffix.isdecimal())
     paths = [path for seed in seeds for path in sorted(folder.glob(f"seed-{seed}/[0-9]*.safetensors"))]
     if not paths:
         raise ValueError(

@@ -10,7 +10,7 @@ from fmnist_diffusion.hub_client import call_hub, connect, get_folder_size, get_
 from fmnist_diffusion.loading import check_pipeline_folder, load_pipeline
 from fmnist_diffusion.metadata import has_same_weights, read_metrics, read_train_config, stored_dtypes
 from fmnist_diffusion.pipelines import FashionMNISTPipeline
-from fmnist_diffusion.pipelines.files import MODELS
+from fmnist_diffusion.pipelines.pipeline_fmnist import MODELS
 
 from .card import make_model_card
 from .repository import create_repository, create_tag

@@ -17,7 +17,6 @@ from ..models import FashionMNISTGuidanceClassifier, FashionMNISTUNet2DModel
 from .download import download_pipeline
 from .files import (
     INDEX_NAME,
-    MODELS,
     SCHEDULER_CONFIG,
     TOKENIZER_FILES,
     check_weights,
@@ -27,7 +26,7 @@ from .files import (
     read_header,
     read_json_object,
 )
-from .pipeline_fmnist import FashionMNISTPipeline, check_settings, get_prompt_embeds_dim
+from .pipeline_fmnist import MODELS, FashionMNISTPipeline, check_settings, get_prompt_embeds_dim
 
 
 logger = logging.get_logger(f"diffusers.{__name__}")

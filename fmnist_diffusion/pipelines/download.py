@@ -16,7 +16,6 @@ from ..hub_client import HubError, call_hub
 from .files import (
     INDEX_NAME,
     MAX_WEIGHTS_BYTES,
-    MODELS,
     SCHEDULER_CONFIG,
     TOKENIZER_FILES,
     get_shard_names,
@@ -25,6 +24,7 @@ from .files import (
     has_component,
     read_json_object,
 )
+from .pipeline_fmnist import MODELS
 
 
 logger = logging.get_logger(f"diffusers.{__name__}")
@@ -133,21 +133,23 @@ class _Files:
         names = [name]
         is_cached = self._find_file(name, commit) is not None and self._find_file(shards, commit) is None
         if force_download or not is_cached:
-            try:
-                names = get_shard_names(self._download_file(shards, commit, force_download))
-            except HubError as error:
-                if not isinstance(error.__cause__, EntryNotFoundError):
-                    raise
+            index = self._download_optional_file(shards, commit, force_download)
+            names = names if index is None else get_shard_names(index)
         for name in names:
-            try:
-                self._download_file(name, commit, force_download)
-            except HubError as error:
-                if not isinstance(error.__cause__, EntryNotFoundError):
-                    raise
+            if self._download_optional_file(name, commit, force_download) is None:
                 raise OSError(
                     f"Could not find {name} in {self.repo_id}. Check `revision` and `variant`. Only safetensors"
                     " weights are supported."
-                ) from error
+                )
+
+    def _download_optional_file(self, name: str, commit: str, force: bool) -> Path | None:
+        """Downloads a file; returns `None` if the repository does not contain it."""
+        try:
+            return self._download_file(name, commit, force)
+        except HubError as error:
+            if isinstance(error.__cause__, EntryNotFoundError):
+                return None
+            raise
 
     def _list_files(self, index: Path) -> tuple[list[str], list[str]]:
         """Returns the files that this `model_index.json` requires, except weights, and the names of its models."""

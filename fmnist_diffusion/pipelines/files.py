@@ -13,7 +13,6 @@ from safetensors import SafetensorError, safe_open
 INDEX_NAME = "model_index.json"
 SCHEDULER_CONFIG = "scheduler/scheduler_config.json"
 TOKENIZER_FILES = ("tokenizer/tokenizer.json", "tokenizer/tokenizer_config.json")
-MODELS = ("unet", "text_encoder", "classifier", "vae")
 MAX_JSON_BYTES = 10_000_000
 MAX_WEIGHTS_BYTES = 4_000_000_000
 # Larger numbers in a config would only exhaust the memory.

@@ -71,6 +71,7 @@ NEAR_ZERO_SNR = 1e-6
 # Sampling must cover at least this fraction of the training timesteps.
 MIN_TIMESTEP_COVERAGE = 0.7
 MAX_TIMESTEP_POWER = 100
+MODELS = ("unet", "text_encoder", "classifier", "vae")
 OUTPUT_TYPES = ("pil", "np", "pt", "latent")
 # This table maps the number of image channels of a model to the mode that PIL images are converted to.
 PIL_MODES = {1: "L", 3: "RGB", 4: "RGBA"}
@@ -679,7 +680,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         Raises:
             `ValueError`: If a model cannot be saved, such as a `PeftModel`. In this case, no file is written.
         """
-        for name in ("unet", "text_encoder", "classifier", "vae"):
+        for name in MODELS:
             model = unwrap_compiled(getattr(self, name))
             # The pipeline can be imported without transformers.
             is_saveable = isinstance(model, ModelMixin) or any(
@@ -723,7 +724,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     def _remove_stale_weights(self, folder: Path) -> None:
         """Removes weights of an earlier save: an index whose shards are missing, or a file that shards replaced."""
-        for name in ("unet", "text_encoder", "classifier", "vae"):
+        for name in MODELS:
             for index_path in folder.glob(f"{name}/*.safetensors.index*.json"):
                 shards = json.loads(index_path.read_text(encoding="utf-8"))["weight_map"].values()
                 stem, _, variant = index_path.name.removesuffix(".json").partition(".safetensors.index")
