@@ -1,3 +1,4 @@
+import itertools
 import logging
 import os
 import signal
@@ -86,6 +87,13 @@ def cpp_compiler() -> None:
 
     if not can_compile():
         skip_or_fail("g++ and Python's headers", "apt-get install g++ python3-dev")
+
+
+@pytest.fixture
+def slow_legends(monkeypatch) -> None:
+    """Lets each search for the best position of a legend take so long that Matplotlib warns."""
+    ticks = itertools.count(step=60)
+    monkeypatch.setattr("matplotlib.legend.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
 
 
 @pytest.fixture

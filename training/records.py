@@ -134,7 +134,7 @@ class LossRecord:
             axes.plot(ends, means, "o", color="tab:orange", markersize=4, label="mean of an epoch")
             axes.set(ylabel=name.replace("_", " "), yscale="log" if losses.max() > 0 else "linear")
             axes.grid(alpha=0.3, which="both")
-        all_axes[0, 0].legend()
+        all_axes[0, 0].legend(loc="upper right")
         all_axes[-1, 0].set_xlabel("images seen")
         all_axes[-1, 0].xaxis.set_major_formatter("{x:,.0f}")
         with write_atomically(path) as temporary:

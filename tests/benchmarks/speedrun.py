@@ -399,7 +399,7 @@ def plot(curves: list[Curve], path: Path) -> None:
     axes.set(xscale="log", yscale="log", xlabel="training time on the CPU (minutes)", ylabel="FID of 10,000 samples")
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_formatter(ScalarFormatter())
-    axes.legend(fontsize="small")
+    figure.legend(fontsize="small", loc="outside upper center", ncols=2)
     figure.savefig(path, dpi=150)
 
 

@@ -60,6 +60,7 @@ def test_metric_rows_contain_the_floor_of_another_reference():
 
 
 # Matplotlib would parse the text between two dollar signs as a formula, and `x^` is not a valid one.
+@pytest.mark.usefixtures("slow_legends")
 @pytest.mark.parametrize("name", ["base", "cost $x^$"])
 def test_report_is_saved_with_and_without_labels(tmp_path: Path, name: str):
     generator = torch.Generator().manual_seed(0)

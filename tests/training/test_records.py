@@ -66,6 +66,7 @@ def record_calls(monkeypatch: pytest.MonkeyPatch, method: str) -> list[tuple[Any
     return calls
 
 
+@pytest.mark.usefixtures("slow_legends")
 def test_plot_shows_losses_running_means_and_epoch_means(tmp_path: Path, monkeypatch: pytest.MonkeyPatch):
     record = LossRecord(tmp_path / "loss.csv", None, 0)
     losses = np.arange(1.0, 21.0)
