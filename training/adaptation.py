@@ -1,5 +1,6 @@
 """Adapts the weights of a pretrained model to other channels and classes."""
 
+import unicodedata
 from collections.abc import Sequence
 
 import torch
@@ -59,12 +60,17 @@ def adapt_embeddings(
 
 
 def find_old_labels(old_names: Sequence[str] | None, num_old: int, names: Sequence[str]) -> list[int | None]:
-    """Returns the label of the old class with the same name, ignoring case, for each of `names`.
+    """Returns the label of the old class with the same name, ignoring case and Unicode normalization, for each of
+    `names`.
 
     New classes get `None`. If the `num_old` old classes have no names, as many new classes keep their labels.
     """
+
+    def normalize(name: str) -> str:
+        return unicodedata.normalize("NFC", name.casefold())
+
     if old_names is None:
         old_names = names if len(names) == num_old else ()
-    labels = {name.casefold(): label for label, name in reversed(list(enumerate(old_names)))}
+    labels = {normalize(name): label for label, name in reversed(list(enumerate(old_names)))}
     exact = {name: label for label, name in enumerate(old_names)}
-    return [exact.get(name, labels.get(name.casefold())) for name in names]
+    return [exact.get(name, labels.get(normalize(name))) for name in names]

@@ -28,8 +28,14 @@ def make_model(
         vae: Autoencoder of a latent diffusion model.
 
     Raises:
-        `ValueError`: If `config.model` is invalid.
+        `ValueError`: If `config.model` is invalid, or if the number of classes differs from that of the resumed run.
     """
+    num_classes = config.model.get("num_class_embeds")
+    if config.resume is not None and label_names is not None and num_classes not in (None, len(label_names)):
+        raise ValueError(
+            f"The training images must have {num_classes} classes, like those of the run to resume, got"
+            f" {len(label_names)}. Restore the original data, or start a new run."
+        )
     shape = get_sample_shape(config.data, vae)
     model_config = make_model_config(config.model, shape, label_names, config.text_encoder)
     unet = FashionMNISTUNet2DModel(**model_config)

@@ -117,7 +117,6 @@ def sample(
 ) -> None:
     """Generate images. Each image is saved as a PNG file, and grid.png shows all of them."""
     config = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval, seed)
-    labels = None if class_labels is None else ",".join(class_labels).split(",")
     inputs = {
         "image": read_input(image, "image"),
         "mask_image": read_input(mask_image, "mask_image"),
@@ -131,7 +130,7 @@ def sample(
     folder = make_output_dir(output_dir)
     try:
         pipe = load_for_sampling(pipeline, device, dtype)
-        save_images(pipe, config, num_images, labels, prompt, inputs, batch_size, upscale, folder)
+        save_images(pipe, config, num_images, class_labels, prompt, inputs, batch_size, upscale, folder)
     finally:
         if is_new:
             # After an error before the first image, this removes the empty folder.
@@ -161,7 +160,7 @@ def save_images(
     from fmnist_diffusion.data import to_pil
     from fmnist_diffusion.sampling import generate
 
-    label_ids = None if class_labels is None else pipe.get_label_ids(class_labels)
+    label_ids = None if class_labels is None else pipe.get_label_ids(split_labels(class_labels, pipe.label_names))
     conditions = label_ids or prompts or []
     if not conditions:
         # Without labels or prompts, `generate` silently ignores the guidance scale, so it is checked here.
@@ -179,6 +178,13 @@ def save_images(
             saved.append(images.upscale(image, upscale))
             save_image(saved[-1], folder / f"{name}.png")
     save_image(images.image_grid(saved, columns), folder / "grid.png")
+
+
+def split_labels(class_labels: list[str], label_names: Sequence[str] | None) -> list[str]:
+    """Splits values of `--class-labels` at commas, except if the whole value is the name of a class."""
+    names = {name.strip().lower() for name in label_names or ()}
+    parts = ([value] if value.strip().lower() in names else value.split(",") for value in class_labels)
+    return [label for values in parts for label in values]
 
 
 def read_input(path: Path | None, option: str) -> "Image | None":

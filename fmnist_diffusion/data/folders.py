@@ -103,19 +103,33 @@ def list_folder(folder: Path, ignored_files: Collection[str] = ()) -> FolderCont
     return contents
 
 
-def split_by_folder(folder: Path, files: Collection[PurePath]) -> dict[str, list[PurePath]] | None:
+def split_by_folder(folder: Path, files: Collection[PurePath]) -> tuple[dict[str, list[PurePath]] | None, int]:
     """
     Groups files by the split folder that contains them.
 
     Only top-level folders with a name in `SPLIT_NAMES` are splits, and only if every top-level folder is one of these.
+    If there is only one top-level folder and it is not a split, the folders in it can be splits.
 
     Returns:
-        `dict[str, list[PurePath]]`, *optional*: The files of each split, relative to `folder`; `None` if the folder
-        has no splits.
+        `tuple[dict[str, list[PurePath]] | None, int]`: The files of each split, relative to `folder`, and the number
+            of folders above the content of a split; `(None, 0)` if the folder has no splits.
 
     Raises:
         `DataError`: If there are files next to the split folders, or if several folders are the same split.
     """
+    parent = PurePath()
+    while True:
+        relative = {file.relative_to(parent): file for file in files}
+        splits = _split_by_top_folder(folder / parent, relative)
+        if splits is not None:
+            return {name: [relative[file] for file in parts] for name, parts in splits.items()}, len(parent.parts) + 1
+        names = {file.parts[0] for file in relative}
+        if len(names) != 1 or any(len(file.parts) == 1 for file in relative):
+            return None, 0
+        parent /= names.pop()
+
+
+def _split_by_top_folder(folder: Path, files: Collection[PurePath]) -> dict[str, list[PurePath]] | None:
     names = sorted({file.parts[0] for file in files if len(file.parts) > 1})
     split_names = {name: SPLIT_NAMES[name.lower()] for name in names if name.lower() in SPLIT_NAMES}
     if not names or len(split_names) < len(names):

@@ -1,7 +1,11 @@
-"""Reader of the IDX files of Fashion-MNIST. The format is described at http://yann.lecun.com/exdb/mnist/."""
+"""
+Reader of the IDX files of Fashion-MNIST and of datasets with the same file names, such as MNIST. The format is
+described at http://yann.lecun.com/exdb/mnist/.
+"""
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import math
 import re
@@ -24,6 +28,8 @@ if TYPE_CHECKING:
 
 FILE_PREFIXES = {"train": "train", "test": "t10k"}
 MAGIC_NUMBERS = {"images": 2051, "labels": 2049}
+# The first labels of Fashion-MNIST, which distinguish its files from those of MNIST and KMNIST.
+FIRST_LABELS = {"train": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5], "test": [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]}
 IDX_FILE = re.compile(r"(train|t10k)-(images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?")
 MAX_IDX_SIZE = 1024**3  # bytes; the training images of Fashion-MNIST take 47 MB
 
@@ -46,7 +52,12 @@ def find_idx_files(contents: FolderContents) -> list[PurePath]:
 
 
 def load_idx_folder(folder: Path, split: str) -> dict[str, datasets.Dataset]:
-    """Loads one split from a folder with the four IDX files of Fashion-MNIST, plain or compressed with gzip."""
+    """
+    Loads one split from a folder with IDX files, plain or compressed with gzip.
+
+    The labels of Fashion-MNIST get the names of its classes. The classes of other datasets are the distinct labels of
+    both splits.
+    """
     datasets = import_datasets()
     if split not in FILE_PREFIXES:
         raise DataError(
@@ -62,10 +73,10 @@ def load_idx_folder(folder: Path, split: str) -> dict[str, datasets.Dataset]:
             f"The number of images in {images_path} ({len(images)}) must equal the number of labels in {labels_path}"
             f" ({len(labels)}). Replace both with files of the same dataset."
         )
-    check_label_range(labels, len(FASHION_MNIST_LABELS), labels_path)
+    names, labels = _name_labels(folder, split, labels, labels_path)
     features = datasets.Features(
         image=datasets.Array2D(shape=images.shape[1:], dtype="uint8"),
-        label=datasets.ClassLabel(names=list(FASHION_MNIST_LABELS)),
+        label=datasets.ClassLabel(names=names),
     )
     return {split: _create_dataset(images, labels, features)}
 
@@ -109,6 +120,21 @@ def read_idx(path: Path, kind: str) -> np.ndarray:
         number = f"more than {size}" if len(contents) > size else f"{len(contents)}"
         raise DataError(f"The file {path} has {number} bytes, but its header requires {size}. {advice}")
     return np.frombuffer(contents, dtype=np.uint8, offset=header_size).reshape(shape)
+
+
+def _name_labels(folder: Path, split: str, labels: np.ndarray, path: Path) -> tuple[list[str], np.ndarray]:
+    """Returns the class names and the class index of each label."""
+    first = FIRST_LABELS[split]
+    if labels[: len(first)].tolist() == first:
+        check_label_range(labels, len(FASHION_MNIST_LABELS), path)
+        return list(FASHION_MNIST_LABELS), labels
+    distinct = np.unique(labels)
+    # The other split can have additional classes, but may be missing.
+    (other,) = FILE_PREFIXES.keys() - {split}
+    with contextlib.suppress(DataError):
+        other_labels = read_idx(_find_file(folder, f"{FILE_PREFIXES[other]}-labels", "idx1-ubyte"), "labels")
+        distinct = np.union1d(distinct, other_labels)
+    return list(map(str, distinct)), np.searchsorted(distinct, labels)
 
 
 def _find_file(folder: Path, name: str, suffix: str) -> Path:

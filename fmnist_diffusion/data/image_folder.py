@@ -56,14 +56,13 @@ def load_image_folder(
         )
     metadata = [file for file in contents.files if file.name in METADATA_FILES]
     contents.skip_others([*images, *metadata], "not an image")
-    splits = split_by_folder(folder, images)
+    splits, depth = split_by_folder(folder, images)
     if metadata:
         return load_metadata(folder, metadata, images, splits or {ANY_SPLIT: images})
-    roots = 0 if splits is None else 1
     splits = splits or {ANY_SPLIT: images}
     if not with_labels:
         return {split: _create_dataset(contents, files, None, ()) for split, files in splits.items()}
-    classes = {split: _find_classes(folder, files, roots) for split, files in splits.items()}
+    classes = {split: _find_classes(folder, files, depth) for split, files in splits.items()}
     names = sort_class_names({name for labels in classes.values() if labels is not None for name in labels})
     return {split: _create_dataset(contents, files, classes[split], names) for split, files in splits.items()}
 
@@ -79,12 +78,12 @@ def _has_signature(contents: FolderContents, file: PurePath) -> bool:
         return False
 
 
-def _find_classes(folder: PurePath, files: list[PurePath], roots: int) -> list[str] | None:
-    """Returns the class of each file, or `None` if no file has a class folder."""
-    depths = Counter(len(file.parts) - 1 - roots for file in files)
+def _find_classes(folder: PurePath, files: list[PurePath], depth: int) -> list[str] | None:
+    """Returns the class of each file, or `None` if no file has a class folder. The first `depth` folders are ignored."""
+    depths = Counter(len(file.parts) - 1 - depth for file in files)
     if len(depths) > 1:
-        usual = max(depths, key=lambda depth: (depths[depth], depth))
-        misplaced = [str(file) for file in files if len(file.parts) - 1 - roots != usual]
+        usual = max(depths, key=lambda level: (depths[level], level))
+        misplaced = [str(file) for file in files if len(file.parts) - 1 - depth != usual]
         raise DataError(
             f"The image folder {folder} has images at different levels. Move {list_names(misplaced)} into the class"
             " folders, or set `label_column` to none to ignore the classes."

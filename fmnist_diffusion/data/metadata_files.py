@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import os
+import unicodedata
+from collections.abc import Mapping
 from pathlib import Path, PurePath
 from typing import TYPE_CHECKING
 
@@ -37,12 +39,14 @@ def load_metadata(
             raise DataError(f"The folder {folder / parent} contains several metadata files. Remove all but one.")
     tables = [_read_table(folder, file) for file in metadata]
     split_names = {file: split for split, files in splits.items() for file in files}
+    # macOS decomposes accented letters in file names. An exact match takes precedence.
+    paths = {unicodedata.normalize("NFC", str(file)): file for file in images} | {str(file): file for file in images}
     rows: dict[str, list[tuple[int, int]]] = {split: [] for split in splits}
     listed: dict[PurePath, PurePath] = {}
     for table_index, (file, table) in enumerate(zip(metadata, tables, strict=True)):
         for row, name in enumerate(table[FILE_NAME].to_pylist()):
-            image = PurePath(os.path.normpath(file.parent / str(name)))
-            if name is None or image not in split_names:
+            image = None if name is None else _find_image(file.parent, str(name), paths)
+            if image is None:
                 raise DataError(f"Could not find the image {name} that {folder / file} lists. Remove its row.")
             if image in listed:
                 raise DataError(
@@ -56,7 +60,12 @@ def load_metadata(
         raise DataError(
             f"The metadata files of {folder} do not list {list_names(missing)}. Add rows or remove the images."
         )
-    return {split: _create_dataset(folder, metadata, tables, rows[split]) for split in splits}
+    return {split: _create_dataset(folder, metadata, tables, rows[split], paths) for split in splits}
+
+
+def _find_image(parent: PurePath, name: str, paths: Mapping[str, PurePath]) -> PurePath | None:
+    path = os.path.normpath(parent / name)
+    return paths.get(path) or paths.get(unicodedata.normalize("NFC", path))
 
 
 def _read_table(folder: Path, file: PurePath) -> pa.Table:
@@ -114,11 +123,16 @@ def _cast_views(table: pa.Table) -> pa.Table:
     fields = [
         field.with_type(pa.large_string()) if field.type == pa.string_view() else field for field in table.schema
     ]
-    return table.cast(pa.schema(fields))
+    # The metadata of the schema contains the names of `ClassLabel` columns.
+    return table.cast(pa.schema(fields, metadata=table.schema.metadata))
 
 
 def _create_dataset(
-    folder: Path, metadata: list[PurePath], tables: list[pa.Table], rows: list[tuple[int, int]]
+    folder: Path,
+    metadata: list[PurePath],
+    tables: list[pa.Table],
+    rows: list[tuple[int, int]],
+    paths: Mapping[str, PurePath],
 ) -> datasets.Dataset:
     datasets = import_datasets()
     import pyarrow as pa
@@ -143,10 +157,8 @@ def _create_dataset(
                         f"The column {name} of {folder / file} must contain file names, got {wrong!r}. Rename the"
                         " column if it does not refer to images."
                     )
-                rows_of_images = [
-                    None if value is None else {"bytes": None, "path": str(folder / file.parent / value)}
-                    for value in values
-                ]
+                files = [value and (_find_image(file.parent, value, paths) or file.parent / value) for value in values]
+                rows_of_images = [path and {"bytes": None, "path": str(folder / path)} for path in files]
                 images = pa.array(rows_of_images, type=datasets.Image().pa_type)
                 column = name.removesuffix(FILE_NAME).removesuffix("_") or "image"
                 index = part.column_names.index(name)
@@ -163,7 +175,7 @@ def _create_dataset(
             if feature == {"bytes": datasets.Value("binary"), "path": datasets.Value("string")}:
                 features[column] = datasets.Image()
         return datasets.Dataset(table.cast(features.arrow_schema))
-    except (TypeError, ValueError, NotImplementedError, pa.ArrowException) as error:
+    except (TypeError, ValueError, LookupError, AttributeError, NotImplementedError, pa.ArrowException) as error:
         raise DataError(
             f"Could not combine the metadata files of {folder} ({get_reason(error)}). Use the same columns and types"
             " in all of them."

@@ -54,15 +54,13 @@ def group_files(folder: Path, files: list[PurePath]) -> dict[str, list[PurePath]
     split of the file. In all other cases, all files belong to one split.
 
     Raises:
-        `DataError`: If the folder has several splits, but some files belong to none of them.
+        `DataError`: If the folder has several configurations, or if it has several splits and some files belong to
+            none of them.
     """
-    common = PurePath(os.path.commonpath([file.parent for file in files]))
-    relative = {file.relative_to(common): file for file in files}
-    splits = split_by_folder(folder / common, list(relative))
-    if splits is None and common.name.lower() in SPLIT_NAMES:
-        splits = {SPLIT_NAMES[common.name.lower()]: list(relative)}
+    splits, _ = split_by_folder(folder, files)
     if splits is not None:
-        return {split: [relative[file] for file in parts] for split, parts in splits.items()}
+        return splits
+    _check_one_configuration(folder, files)
     names = {file: _get_split(file) for file in files}
     known = {name for name in names.values() if name is not None}
     if known:
@@ -111,6 +109,20 @@ def _load_files(split: str, paths: list[Path]) -> datasets.Dataset:
     builder = Parquet(data_files=DataFilesDict({name: files}))
     builder.download_and_prepare()
     return cast(datasets.Dataset, builder.as_dataset(name))
+
+
+def _check_one_configuration(folder: Path, files: list[PurePath]) -> None:
+    """Raises an error if several top-level folders contain split folders or shards with the same name."""
+    common = os.path.commonpath([file.parent for file in files])
+    parents = [file.relative_to(common).parent for file in files]
+    has_splits = any(part.lower() in SPLIT_NAMES for parent in parents for part in parent.parts[1:])
+    shards = [file.name for file in files if SHARD.fullmatch(file.stem)]
+    if has_splits or len(shards) > len(set(shards)):
+        names = list_names(sorted({str(file.parent) for file in files}))
+        raise DataError(
+            f"The folder {folder} contains several configurations or splits in the folders {names}. Pass a folder with"
+            " a single configuration."
+        )
 
 
 def _get_split(file: PurePath) -> str | None:

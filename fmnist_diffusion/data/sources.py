@@ -51,7 +51,8 @@ class DataSource:
               file names determine the splits if each of them contains the name of a split as a separate word, such as
               `train-00000-of-00001.parquet`.
             - a parquet file.
-            - a folder with the four IDX files of Fashion-MNIST, plain or compressed with gzip.
+            - a folder with the four IDX files of Fashion-MNIST or of a dataset with the same file names, such as
+              MNIST, plain or compressed with gzip.
             - a `.safetensors` file written by [`save_tensors`], which contains one split. It does not require the
               `datasets` package. [`load_split`] does not support it.
 

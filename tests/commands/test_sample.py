@@ -7,7 +7,7 @@ from PIL import Image
 
 from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.commands import main
-from fmnist_diffusion.commands.sample import get_file_label
+from fmnist_diffusion.commands.sample import get_file_label, split_labels
 from latent_pipelines import get_latent_pipeline
 from saved_pipelines import save_pipeline
 from text_pipelines import get_text_pipeline
@@ -45,6 +45,17 @@ def test_images_and_grid_are_saved(sample, tmp_path, capsys):
         x, y = i % 3 * 8, i // 3 * 8
         assert grid.crop((x, y, x + 8, y + 8)).tobytes() == image.tobytes()
     assert capsys.readouterr().out == f"Saved the images and grid.png to {tmp_path}/out.\n"
+
+
+def test_class_names_may_contain_commas():
+    names = ("tench, Tinca tinca", "goldfish", "a", "b")
+    assert split_labels(["Tench, tinca tinca", "goldfish", "a,b"], names) == [
+        "Tench, tinca tinca",
+        "goldfish",
+        "a",
+        "b",
+    ]
+    assert split_labels(["1,0"], None) == ["1", "0"]
 
 
 def test_labels_and_path_are_not_confused(get_error):

@@ -54,6 +54,14 @@ def test_classes_are_the_same_in_all_splits(tmp_path):
     assert load_images(train_data_dir=str(tmp_path)).label_names == ("ant", "cat")
 
 
+def test_splits_may_be_in_a_single_folder(tmp_path):
+    for name in ("train", "test"):
+        for index, label in enumerate(["cat", "dog"]):
+            add_image(tmp_path / "data" / "images" / name / label / "0.png", 2 * index + (name == "test"))
+    assert load(tmp_path) == [(0, "cat"), (2, "dog")]
+    assert load(tmp_path, split="test") == [(1, "cat"), (3, "dog")]
+
+
 def test_one_class_folder_is_one_class(tmp_path):
     add_image(tmp_path / "cat" / "0.png", 5)
     assert load(tmp_path) == [(5, "cat")]

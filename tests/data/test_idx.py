@@ -116,6 +116,21 @@ def test_label_out_of_range_is_an_error(idx_folder):
     assert f"The labels in {path} must be between 0 and 9, got 10." in get_error(idx_folder)
 
 
+def test_other_labels_are_the_names_of_the_classes(idx_folder):
+    """For example, the files of MNIST have the same names."""
+    for name, change in ((LABELS, 0), ("t10k-labels-idx1-ubyte", 3)):
+        raw = (idx_folder / name).read_bytes()
+        (idx_folder / name).write_bytes(raw[:8] + bytes(2 * label + change for label in raw[8:]))
+    train, test = (load_images(split=split, train_data_dir=str(idx_folder)) for split in ("train", "test"))
+    even, odd = range(0, 20, 2), range(3, 23, 2)
+    assert train.label_names == test.label_names == tuple(map(str, sorted([*even, *odd])))
+    assert [train.label_names[label] for label in train.labels[:10]] == "18 0 0 6 0 4 14 4 10 10".split()
+    assert [test.label_names[label] for label in test.labels[:10]] == "21 7 5 5 15 5 11 15 13 17".split()
+    assert inspect_images(train_data_dir=str(idx_folder)).class_counts[2] == 0
+    (idx_folder / "t10k-labels-idx1-ubyte").unlink()
+    assert load_images(train_data_dir=str(idx_folder)).label_names == tuple(map(str, even))
+
+
 @pytest.mark.parametrize("name", [IMAGES, LABELS])
 def test_missing_file_is_an_error(idx_folder, name):
     (idx_folder / name).unlink()

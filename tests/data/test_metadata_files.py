@@ -1,5 +1,6 @@
 import json
 
+import datasets
 import pandas as pd
 import PIL.Image
 import pyarrow as pa
@@ -7,7 +8,7 @@ import pyarrow.parquet
 import pytest
 from image_files import get_error
 
-from fmnist_diffusion.data import DataError, ImageStream, load_images, load_split
+from fmnist_diffusion.data import DataError, ImageStream, inspect_images, load_images, load_split
 
 
 @pytest.fixture
@@ -50,6 +51,14 @@ def test_strings_may_have_any_arrow_type(folder):
         assert load(folder) == {"a": "x", "b": "y", "c": "y"}
 
 
+def test_parquet_metadata_keeps_the_class_names(folder):
+    features = {"file_name": datasets.Value("string"), "label": datasets.ClassLabel(names=["dog", "cat", "cow"])}
+    columns = {"file_name": ROWS["file_name"], "label": [1, 0, 0]}
+    datasets.Dataset.from_dict(columns, datasets.Features(features)).to_parquet(folder / "metadata.parquet")
+    assert load(folder) == {"a": "dog", "b": "cat", "c": "dog"}
+    assert inspect_images(train_data_dir=str(folder)).label_names == ("dog", "cat", "cow")
+
+
 def test_empty_label_in_a_csv_file_is_an_error(folder):
     (folder / "metadata.csv").write_text("file_name,label\na.png,x\nb.png,\nmore/c.png,NA\n")
     assert "The column 'label' of" in get_error(folder)
@@ -75,6 +84,17 @@ def test_columns_of_other_images_must_contain_file_names(folder):
     write_metadata(folder / "metadata.csv", ROWS | {"old_file_name": [1, 2, 3]})
     assert "The column old_file_name of" in get_error(folder)
     assert "must contain file names, got 1. Rename the column" in get_error(folder)
+
+
+def test_names_may_have_another_unicode_normalization(folder):
+    (folder / "a.png").rename(folder / "cafe\u0301.png")
+    rows = ROWS | {"file_name": ["b.png", "caf\u00e9.png", "more/c.png"]}
+    write_metadata(folder / "metadata.csv", rows)
+    assert load(folder) == {"a": "x", "b": "y", "c": "y"}
+    # File systems of macOS do not distinguish the two names.
+    if not (folder / "caf\u00e9.png").exists():
+        PIL.Image.new("L", (8, 8), ord("d")).save(folder / "caf\u00e9.png")
+        assert "do not list cafe\u0301.png. Add rows" in get_error(folder)
 
 
 def test_each_folder_may_have_its_own_metadata(folder):

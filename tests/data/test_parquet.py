@@ -89,6 +89,7 @@ def test_all_files_belong_to_one_split(tmp_path, names):
         ("default__train__0000", "default__test__0000"),
         ("shoes_train", "shoes_test"),
         ("train__test-shoes", "test__train-shoes"),
+        ("data__default__train__a__0000", "data__default__test__b__0000"),
     ],
 )
 def test_files_are_assigned_to_splits(tmp_path, names):
@@ -103,6 +104,21 @@ def test_shards_of_other_splits(tmp_path):
     write_values(tmp_path, **{name: value for value, name in enumerate(names)})
     assert read_values(tmp_path) == [0, 1]
     assert read_values(tmp_path, "unlabeled") == [2]
+
+
+@pytest.mark.parametrize(
+    ("folders", "name"),
+    [
+        (("balanced", "letters"), "train-00000-of-00001"),
+        (("data/balanced", "data/letters"), "0000-00000-of-00001"),
+        (("balanced/train", "letters/test"), "0000"),
+    ],
+)
+def test_several_configurations_are_an_error(tmp_path, folders, name):
+    write_values(tmp_path, **{f"{folder.replace('/', '__')}__{name}": 0 for folder in folders})
+    message = get_error(tmp_path)
+    assert f"contains several configurations or splits in the folders {', '.join(folders)}. Pass" in message
+    assert read_values(tmp_path / folders[0].removesuffix("/train")) == [0]
 
 
 def test_file_without_a_split_is_an_error(tmp_path):

@@ -92,6 +92,8 @@ class TestClassLabels:
         assert get_pipeline(num_class_embeds=2, label_names=("A", "a")).get_label_ids(["A", "a"]) == [0, 1]
         spaced = get_pipeline(num_class_embeds=3, label_names=("a ", " a", "Shoe "))
         assert spaced.get_label_ids(["a ", " a", "Shoe ", "a", "shoe"]) == [0, 1, 2, 0, 2]
+        accented = get_pipeline(num_class_embeds=2, label_names=("Be\u0301b\u00e9", "cat"))
+        assert accented.get_label_ids(["b\u00e9be\u0301"]) == [0]
         with pytest.raises(ValueError, match="must be an index from 0 to 1 or one of Cat, dog, got 'Bag'"):
             sample(pipe, "Bag")
 

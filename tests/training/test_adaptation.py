@@ -110,8 +110,9 @@ def test_channels_and_classes_change_together(images: torch.Tensor):
         # An exact match has priority, then the first one.
         (("A", "a"), ("a", "A"), [1, 0]),
         (("Ä", "SS"), ("ä", "ß"), [0, 1]),
+        (("e\u0301",), ("\u00c9",), [0]),
         ((), ("a",), [None]),
     ],
 )
-def test_class_names_match_ignoring_case(old_names: tuple, names: tuple, expected: list):
+def test_class_names_match_ignoring_case_and_normalization(old_names: tuple, names: tuple, expected: list):
     assert find_old_labels(old_names, len(old_names), names) == expected

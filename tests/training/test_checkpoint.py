@@ -336,6 +336,13 @@ def test_changed_classes_are_an_error(tmp_path: Path, launch: Callable[..., None
         Image.new("L", (28, 28), i).save(path)
     options = [f"--data.train_data_dir={tmp_path / 'images'}", "--model.num_class_embeds=2", "--train_batch_size=4"]
     launch(*options, "--max_train_steps=1")
+    (tmp_path / "images" / "d").mkdir()
+    (tmp_path / "images" / "a" / "0.png").rename(tmp_path / "images" / "d" / "0.png")
+    assert fail_to_launch(*options, "--resume=latest").endswith(
+        "The training images must have 2 classes, like those of the run to resume, got 3. Restore the original data,"
+        " or start a new run."
+    )
+    (tmp_path / "images" / "d" / "0.png").rename(tmp_path / "images" / "a" / "0.png")
     (tmp_path / "images" / "a").rename(tmp_path / "images" / "c")
     assert fail_to_launch(*options, "--resume=latest").endswith(
         "the class names of the training images changed, so restore the original data or start a new run."
