@@ -68,6 +68,28 @@ def evaluate(
             show_default="Fashion-MNIST",
         ),
     ] = None,
+    label_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN",
+            help="column of the reference with the labels, or none to ignore the labels",
+            show_default="the column of class labels, or label",
+        ),
+    ] = None,
+    image_column: Annotated[
+        str | None,
+        typer.Option(
+            metavar="COLUMN", help="column of the reference with the images", show_default="the only one with images"
+        ),
+    ] = None,
+    dataset_config_name: Annotated[
+        str | None,
+        typer.Option(
+            metavar="NAME",
+            help="configuration of a reference dataset on the Hub",
+            show_default="the only configuration",
+        ),
+    ] = None,
     num_samples: Annotated[
         int | None,
         typer.Option(
@@ -143,6 +165,14 @@ def evaluate(
     if reference is not None and (fast or train_data_dir is not None):
         option = "fast" if fast else "train_data_dir"
         raise ValueError(f"`{option}` only applies to Fashion-MNIST. Pass only one of `{option}` and `reference`.")
+    columns = {
+        "label_column": label_column,
+        "image_column": image_column,
+        "dataset_config_name": dataset_config_name,
+    }
+    columns = {name: value for name, value in columns.items() if value is not None}
+    if columns and reference is None:
+        raise ValueError(f"`{next(iter(columns))}` applies to `reference`. Pass `reference` as well.")
     sampling = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval)
     evaluation_seeds = parse_seeds(seeds)
     check_packages("The evaluation", EVALUATION_PACKAGES, "eval")
@@ -176,7 +206,7 @@ def evaluate(
     path = Path(source)
     name = path.stem if path.is_file() else get_short_name(path)
     folder = output_dir or Path("evaluation", make_file_name(name))
-    reference_source = None if reference is None else evaluation.ImageSource.parse(reference)
+    reference_source = None if reference is None else evaluation.ImageSource.parse(reference, **columns)
 
     def make_reference(shape: tuple[int, int, int], network_device: Any) -> "Reference":
         inception = None if inception_path is None else evaluation.InceptionFeatures(inception_path, network_device)

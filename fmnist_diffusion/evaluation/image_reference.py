@@ -39,7 +39,7 @@ MIN_IMAGES = 50
 # KID, precision, recall, density, coverage and the distances within the reference use at most this number of images.
 MAX_IMAGES = 10_000
 DEFAULT_SPLIT, TEST_SPLIT = "train", "test"
-ARGUMENT_NAMES = {"`train_data_dir`": "`reference`"}
+ARGUMENT_NAMES = {"`train_data_dir`": "`reference`", "`dataset_name`": "`reference`"}
 
 
 @dataclass(frozen=True)
@@ -58,8 +58,14 @@ class ImageSource:
     arguments: dict[str, Any] = field(default_factory=dict)
 
     @staticmethod
-    def parse(text: str) -> "ImageSource":
-        """Parses `FOLDER_OR_DATASET[:split]`. An existing file or folder may have a colon in its name."""
+    def parse(text: str, **columns: str) -> "ImageSource":
+        """
+        Parses `FOLDER_OR_DATASET[:split]`. An existing file or folder may have a colon in its name.
+
+        Args:
+            text (`str`): The text.
+            columns (`str`): Other arguments of [`load_images`], such as `label_column`.
+        """
         path, separator, split = text.rpartition(":")
         if Path(text).exists() or not separator:
             path, split = text, DEFAULT_SPLIT
@@ -68,10 +74,10 @@ class ImageSource:
                 f"`reference` must be a folder, a file or a dataset, optionally with :split, got {text!r}."
             )
         if Path(path).exists():
-            return ImageSource(Path(path).resolve().name, split, {"train_data_dir": path})
+            return ImageSource(Path(path).resolve().name, split, {"train_data_dir": path, **columns})
         if path.count("/") > 1 or path.startswith((".", "/", "~")):
             raise ValueError(f"Could not find the folder or file {path}. Pass an existing one as `reference`.")
-        return ImageSource(path, split, {"dataset_name": path})
+        return ImageSource(path, split, {"dataset_name": path, **columns})
 
     @cached_property
     def summary(self) -> DataSummary:

@@ -3,6 +3,7 @@ import shutil
 import sys
 from pathlib import Path
 
+import datasets
 import numpy as np
 import PIL.Image
 import pytest
@@ -225,6 +226,7 @@ def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
             ["base", "--train-data-dir", "x", "--reference", "images"],
             "--train-data-dir only applies to Fashion-MNIST. Pass only one of --train-data-dir and --reference.",
         ),
+        (["base", "--fast", "--label-column", "none"], "--label-column applies to --reference. Pass --reference as"),
         (["nowhere", "--fast"], "Could not find a pipeline at 'nowhere'"),
         (["base", "--fast", "--seeds", "0 1"], "--seeds must be comma-separated integers, got '0 1'."),
         (["base", "--fast", "--seeds", "1,0,1"], "--seeds must not contain duplicates, got 1, 0, 1."),
@@ -262,6 +264,27 @@ def test_cas_is_checked_before_images_are_loaded(no_slow_steps, get_error, tmp_p
     options = ["--cas", "--reference", folder.parent, "--inception-weights", tmp_path / "inception.pt"]
     message = get_error("evaluate", tmp_path / "pipeline", *options)
     assert message.startswith("--cas requires " + ("samples of all classes" if label_names else "labeled samples"))
+
+
+def test_columns_of_the_reference_are_selected(calls, get_error, tmp_path, pipeline, request):
+    images = [PIL.Image.new("L", (8, 8), index) for index in range(50)]
+    labels = datasets.ClassLabel(names=["a", "b"])
+    features = {"front": datasets.Image(), "back": datasets.Image(), "fine": labels, "coarse": labels}
+    columns = {"front": images, "back": images[::-1], "fine": [0] * 50, "coarse": [1] * 50}
+    path = tmp_path / "images.parquet"
+    request.addfinalizer(datasets.enable_progress_bars)
+    datasets.disable_progress_bars()
+    datasets.Dataset.from_dict(columns, datasets.Features(features)).to_parquet(path)
+    (tmp_path / "inception.pt").touch()
+    command = ["evaluate", pipeline, "--reference", str(path), "--inception-weights", str(tmp_path / "inception.pt")]
+    assert get_error(*command) == f"Found several image columns in {path}. Set --image-column to one of: front, back."
+    command += ["--image-column", "back"]
+    assert get_error(*command).endswith("Set --label-column to one of: fine, coarse.")
+    main([*command, "--label-column", "coarse"])
+    main([*command, "--label-column", "none"])
+    coarse, unlabeled = (kwargs["reference"] for *_, kwargs in calls)
+    assert coarse.source.summary.class_counts == (0, 50) and unlabeled.label_names is None
+    assert coarse.real_images.images[0].max() == 49
 
 
 def test_missing_inception_network_is_an_error(get_error, pipeline, monkeypatch, tmp_path):
