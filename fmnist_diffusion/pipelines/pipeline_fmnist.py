@@ -14,6 +14,7 @@ import re
 import shutil
 import struct
 import sys
+import unicodedata
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from numbers import Integral
@@ -68,6 +69,11 @@ FASHION_MNIST_LABELS = (
 # A schedule has a near-zero terminal SNR if its last `alphas_cumprod` is below this threshold. The last value is 4e-5
 # for linear schedules and 2e-9 for cosine schedules.
 NEAR_ZERO_SNR = 1e-6
+# Classifier guidance has no effect below this SNR. DPM-Solver starts flow matching at an SNR of 1e-6.
+MIN_GUIDED_SNR = 4e-6
+# The `alphas_cumprod` of two schedulers of the same model differ by at most this value. Only some schedulers support
+# `rescale_betas_zero_snr`, which changes linear schedules with 1,000 timesteps by 0.003.
+MAX_ALPHAS_DIFFERENCE = 0.01
 # Sampling must cover at least this fraction of the training timesteps.
 MIN_TIMESTEP_COVERAGE = 0.7
 MAX_TIMESTEP_POWER = 100
@@ -895,8 +901,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
             label = label.tolist()
         label_id = label
         if isinstance(label, str):
-            # Names may differ only in case or surrounding spaces, so an exact match takes precedence.
-            for normalize in (str, str.strip, lambda name: name.strip().lower()):
+            # Names may differ only in case, surrounding spaces or Unicode normalization, so an exact match takes
+            # precedence.
+            for normalize in (str, str.strip, lambda name: unicodedata.normalize("NFC", name.strip().lower())):
                 normalized = [normalize(name) for name in names]
                 if normalize(label) in normalized:
                     return normalized.index(normalize(label))
@@ -1399,6 +1406,19 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"{name} does not support this model. Use a different scheduler, such as DPMSolverMultistepScheduler"
                 " or DDIMScheduler."
             )
+        original = getattr(self._original_scheduler, "alphas_cumprod", None)
+        alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
+        if (
+            not flow_matching
+            and original is not None
+            and alphas_cumprod is not None
+            and alphas_cumprod.shape == original.shape
+            and (alphas_cumprod.cpu() - original.cpu()).abs().max() > MAX_ALPHAS_DIFFERENCE
+        ):
+            raise ValueError(
+                f"{name} does not have the noise schedule of this model. Use a different scheduler, such as"
+                " DDIMScheduler, and create it with `from_config`."
+            )
         if self.prediction_type == "sample" and name in NO_SAMPLE_PREDICTION:
             raise ValueError(
                 f"{name} does not support this model, whose `prediction_type` is sample. Use a different scheduler,"
@@ -1595,7 +1615,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         alpha, sigma = self._get_input_noise_level(timestep)
         # Pure noise contains no information about the class, so the exact gradient is zero. Without this check, the
         # division by alpha would amplify the errors of the classifier.
-        if alpha**2 < NEAR_ZERO_SNR * sigma**2:
+        if alpha**2 < MIN_GUIDED_SNR * sigma**2:
             return prediction
         # Inference tensors cannot be saved for the backward pass, but their clones can.
         with torch.inference_mode(False), torch.enable_grad():

@@ -5,13 +5,19 @@ from typing import Any
 
 import pytest
 import torch
-from diffusers import DDIMScheduler, DiffusionPipeline, DPMSolverMultistepScheduler
+from diffusers import (
+    DDIMScheduler,
+    DiffusionPipeline,
+    DPMSolverMultistepScheduler,
+    FlowMatchEulerDiscreteScheduler,
+)
 from gaussian_classes import make_mixture_pipeline, tilted_mean
 from torch.testing import assert_close
 
 from fmnist_diffusion import FashionMNISTGuidanceClassifier, FashionMNISTPipeline, load_pipeline
 from fmnist_diffusion.metadata import weights_hash
 from fmnist_diffusion.sampling import SamplingConfig, generate, make_generators
+from fmnist_diffusion.schedulers import make_scheduler
 from text_pipelines import get_text_pipeline
 from tiny_pipelines import get_pipeline, make_classifier, make_unet, sample
 
@@ -158,6 +164,14 @@ class TestScale:
             ]
             assert images[1].isfinite().all()
             assert torch.equal(*images) is not is_guided
+
+    # DPM-Solver starts at a noise level slightly below pure noise.
+    @pytest.mark.parametrize("name", ["FlowMatchEulerDiscreteScheduler", "dpmsolver++", "unipc"])
+    def test_pure_noise_of_flow_matching_is_not_guided(self, name):
+        config = FlowMatchEulerDiscreteScheduler().config
+        pipe = get_pipeline(make_scheduler(name, config), classifier=make_classifier())
+        images = [sample(pipe, 3, classifier_guidance_scale=scale, num_inference_steps=1) for scale in (0.0, 4.0)]
+        assert torch.equal(*images)
 
 
 class TestLabels:

@@ -1,6 +1,7 @@
 """The schedulers of diffusers, with a model whose predictions are exact."""
 
 import contextlib
+import inspect
 import itertools
 from typing import Any
 
@@ -69,6 +70,31 @@ SUPPORTED = {
     "TCDScheduler",
     "UniPCMultistepScheduler",
 }
+
+
+# With few timesteps, rescaling changes a linear schedule considerably.
+SHORT = DDPMScheduler(num_train_timesteps=100, prediction_type="v_prediction", rescale_betas_zero_snr=True)
+
+
+@pytest.mark.parametrize("name", SCHEDULERS)
+def test_schedulers_of_another_noise_schedule_are_an_error(name):
+    pipe = make_oracle_pipeline("ddim", SHORT)
+    pipe.scheduler = make_scheduler(name, SHORT.config)
+    labels = [2, 0, 3, 1]
+    kwargs = {"class_labels": labels, "num_inference_steps": 15, "output_type": "latent"}
+    if "rescale_betas_zero_snr" in inspect.signature(type(pipe.scheduler)).parameters:
+        assert pipe(generator=torch.manual_seed(0), **kwargs).images.isfinite().all()
+    else:
+        message = f"{type(pipe.scheduler).__name__} does not have the noise schedule of this model. Use a different"
+        with pytest.raises(ValueError, match=message):
+            pipe(**kwargs)
+
+
+def test_options_of_another_noise_schedule_are_an_error():
+    pipe = make_oracle_pipeline("ddim", COSINE)
+    pipe.scheduler = DDIMScheduler(prediction_type="v_prediction")
+    with pytest.raises(ValueError, match="DDIMScheduler does not have the noise schedule of this model"):
+        pipe()
 
 
 @pytest.mark.parametrize(("name", "prediction_type"), COMBINATIONS)
