@@ -1,6 +1,9 @@
-"""Runs Python code in new processes, with or without the package."""
+"""Runs Python code in new processes, with or without the package, and finds ports for servers in new processes."""
 
+import contextlib
 import os
+import random
+import socket
 import subprocess
 import sys
 import textwrap
@@ -42,3 +45,12 @@ def run_python(code: str, package: bool, home: Path, **environment: str) -> list
     result = subprocess.run(command, env=env, cwd=home, capture_output=True, text=True, timeout=300)
     assert result.returncode == 0, result.stderr
     return result.stdout.splitlines()
+
+
+def find_free_port(host: str) -> int:
+    """Returns a port below the range from which the system assigns ports, so that no other process gets it."""
+    for port in random.sample(range(20_000, 32_000), 100):
+        with contextlib.suppress(OSError), socket.socket() as server:
+            server.bind((host, port))
+            return port
+    raise OSError(f"Could not find a free port of {host}.")

@@ -194,8 +194,10 @@ class TestIsHubReachable:
                 pass
 
         with HTTPServer(("127.0.0.1", 0), Handler) as server:
-            thread = threading.Thread(target=server.handle_request)
+            thread = threading.Thread(target=server.handle_request, daemon=True)
             thread.start()
+            # The machine can be busy.
+            monkeypatch.setattr(hub_client, "REACHABLE_TIMEOUT", 60)
             monkeypatch.setattr(constants, "ENDPOINT", f"http://127.0.0.1:{server.server_port}")
             assert is_hub_reachable()
             thread.join()

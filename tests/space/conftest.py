@@ -1,11 +1,12 @@
 import asyncio
 import gc
+import os
 import shutil
-import socket
 import threading
 import time
 from collections.abc import Iterator
 from pathlib import Path
+from types import SimpleNamespace
 from typing import Any
 
 import pytest
@@ -18,6 +19,7 @@ import layout
 from fmnist_diffusion import FashionMNISTPipeline
 from optional_resources import skip_or_fail
 from saved_pipelines import save_pipeline
+from subprocesses import find_free_port
 from text_pipelines import get_text_pipeline
 from tiny_pipelines import make_unet
 
@@ -49,6 +51,19 @@ def collect_garbage() -> Iterator[None]:
     # This is the last event loop that Gradio has created.
     asyncio.set_event_loop(None)
     gc.collect()
+
+
+@pytest.fixture(scope="session", autouse=True)
+def patient_gradio() -> Iterator[None]:
+    """Gives each worker its own ports, and lets servers start slowly, because the machine can be busy."""
+    worker = int(os.environ.get("PYTEST_XDIST_WORKER", "gw0").removeprefix("gw"))
+    # Gradio waits for five seconds.
+    clock = SimpleNamespace(sleep=time.sleep, time=lambda: time.monotonic() / 60)
+    with pytest.MonkeyPatch.context() as monkeypatch:
+        monkeypatch.setattr("gradio.http_server.INITIAL_PORT_VALUE", 7860 + 100 * worker)
+        monkeypatch.setattr("gradio.http_server.time", clock)
+        monkeypatch.setattr("gradio.networking.url_ok", lambda url: True)
+        yield
 
 
 @pytest.fixture(scope="session")
@@ -102,10 +117,10 @@ def tiny(model_folder) -> engine.Engine:
 
 
 @pytest.fixture
-def free_port() -> int:
-    with socket.socket() as server:
-        server.bind(("127.0.0.1", 0))
-        return server.getsockname()[1]
+def app_environment() -> dict[str, str]:
+    """Environment variables of a demo in a separate process, which exits if another process has taken its port."""
+    port = str(find_free_port("127.0.0.1"))
+    return os.environ | {"GRADIO_SERVER_PORT": port, "GRADIO_NUM_PORTS": "1", "OMP_NUM_THREADS": "1"}
 
 
 @pytest.fixture

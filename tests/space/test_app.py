@@ -20,15 +20,15 @@ WEIGHTS = "unet/diffusion_pytorch_model.safetensors"
 
 @pytest.mark.slow
 @pytest.mark.parametrize("as_argument", [True, False])
-def test_script_serves_the_checkpoint_of_its_argument_or_the_environment(model_folder, free_port, as_argument):
-    environment = os.environ | {"GRADIO_SERVER_PORT": str(free_port), "OMP_NUM_THREADS": "1"}
-    environment["MODEL_ID"] = "missing" if as_argument else model_folder
+def test_script_serves_the_checkpoint_of_its_argument_or_the_environment(model_folder, app_environment, as_argument):
+    environment = app_environment | {"MODEL_ID": "missing" if as_argument else model_folder}
     command = [sys.executable, str(SPACE / "app.py"), *([model_folder] if as_argument else [])]
     with subprocess.Popen(command, env=environment, stdout=subprocess.PIPE) as server:
         try:
             while (line := server.stdout.readline()) and b"http://" not in line:
                 pass
-            assert b"<code>tiny" in urllib.request.urlopen(f"http://127.0.0.1:{free_port}/config").read()
+            port = environment["GRADIO_SERVER_PORT"]
+            assert b"<code>tiny" in urllib.request.urlopen(f"http://127.0.0.1:{port}/config").read()
         finally:
             server.terminate()
 

@@ -31,7 +31,12 @@ FAST = {"num_inference_steps": 4, "scheduler": "ddim"}
 
 @pytest.fixture(scope="module")
 def client(url, tmp_path_factory) -> Client:
-    return Client(url, verbose=False, download_files=str(tmp_path_factory.mktemp("downloads")))
+    return Client(
+        url,
+        verbose=False,
+        download_files=str(tmp_path_factory.mktemp("downloads")),
+        httpx_kwargs={"timeout": 60},
+    )
 
 
 class TestEndpoints:
@@ -82,6 +87,7 @@ class TestEndpoints:
     def test_cancelled_request_ends(self, client, slow_evaluations):
         job = client.submit(num_images=1, num_inference_steps=100, api_name="/generate")
         while not job.outputs():
+            assert not job.done()
             time.sleep(0.01)
         job.cancel()
         slow_evaluations[0].join(timeout=60)

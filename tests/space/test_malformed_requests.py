@@ -19,18 +19,19 @@ def log(tmp_path) -> Path:
 
 
 @pytest.fixture
-def client(model_folder, log, free_port) -> Iterator[httpx.Client]:
+def client(model_folder, log, app_environment) -> Iterator[httpx.Client]:
     """A client of a demo in a separate process, whose complete output is in a file."""
-    environment = os.environ | {"GRADIO_SERVER_PORT": str(free_port), "OMP_NUM_THREADS": "1"}
     with (
         log.open("w") as output,
         subprocess.Popen(
-            [sys.executable, str(APP), model_folder], env=environment, stdout=output, stderr=output
+            [sys.executable, str(APP), model_folder], env=app_environment, stdout=output, stderr=output
         ) as app,
-        httpx.Client(base_url=f"http://127.0.0.1:{free_port}", timeout=60) as client,
+        httpx.Client(base_url=f"http://127.0.0.1:{app_environment['GRADIO_SERVER_PORT']}", timeout=60) as client,
     ):
+        deadline = time.monotonic() + 240
         try:
-            while app.poll() is None:
+            while True:
+                assert app.poll() is None and time.monotonic() < deadline, log.read_text()
                 try:
                     client.get("/robots.txt")
                     break

@@ -36,6 +36,7 @@ pytestmark = pytest.mark.slow
 
 SIZES = {"laptop": (1280, 800), "phone": (390, 844)}
 TIMEOUT = 60_000  # milliseconds; long because the machine can be busy
+expect.set_options(timeout=TIMEOUT)
 MAX_TIME = 60  # milliseconds for an image with 1 NFE
 LCM_OPTIONS = {
     "prediction_type": "v_prediction",
@@ -127,7 +128,6 @@ def url(folder, headers) -> Iterator[str]:
 def open_page(context: BrowserContext, url: str) -> Page:
     page = context.new_page()
     page.set_default_timeout(TIMEOUT)
-    expect.set_options(timeout=TIMEOUT)
     page.goto(url)
     wait_until_loaded(page)
     return page

@@ -21,6 +21,7 @@ def test_killed_runs_end_like_an_uninterrupted_run():
         env={**os.environ, "PYTHONPATH": f"{ROOT}:{ROOT / 'training'}"},
         capture_output=True,
         text=True,
+        timeout=1800,
     )
     assert result.returncode == 0, result.stdout + result.stderr
     results = json.loads(result.stdout.splitlines()[-1])

@@ -2,9 +2,7 @@
 
 import contextlib
 import os
-import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -16,6 +14,7 @@ import pytest
 import torch
 from run_files import load_weights, read_losses
 from safetensors.torch import load_file
+from subprocesses import find_free_port
 
 from checkpoint import get_step, list_checkpoints
 from distill import main as distill
@@ -68,6 +67,8 @@ def count_models():
     count = sum(type(value) is DistributedDataParallel for value in gc.get_objects())
     # Both processes write to the same pipe, so each line is written with a single call.
     os.write(1, f"{count} models\\n".encode())
+    # The launcher stops the other process when one of them ends.
+    torch.distributed.barrier()
     destroy()
 
 def fail(*args):
@@ -114,15 +115,6 @@ OPTIONS = [
 ]
 
 
-def find_free_port(host: str) -> int:
-    """Returns a port below the range from which the system assigns ports, so that no other process gets it."""
-    for port in random.sample(range(20_000, 32_000), 100):
-        with contextlib.suppress(OSError), socket.socket() as server:
-            server.bind((host, port))
-            return port
-    raise OSError(f"Could not find a free port of {host}.")
-
-
 def kill(nodes: list[subprocess.Popen]) -> None:
     """Kills launchers and the processes that they have started."""
     for node in nodes:
@@ -153,13 +145,13 @@ class Launches:
         self.slow_train.write_text(SLOW_TRAIN)
 
     def start(self, script: str, *args: str) -> list[subprocess.Popen]:
-        # With one node, the launcher itself chooses a free port.
-        port = find_free_port("127.0.0.2") if self.num_nodes > 1 else 0
+        address = "127.0.0.1" if self.num_nodes == 1 else "127.0.0.2"
+        port = find_free_port(address)
         nodes = []
         for rank, log in enumerate(self.logs):
             options = [f"--num_machines={self.num_nodes}", f"--machine_rank={rank}", f"--main_process_port={port}"]
             if self.num_nodes > 1:
-                options.append("--main_process_ip=127.0.0.2")
+                options.append(f"--main_process_ip={address}")
             with log.open("w") as file:
                 command = [*LAUNCH, *options, script, *self.args, *args]
                 nodes.append(subprocess.Popen(command, env=ENVIRONMENT, stdout=file, stderr=file))
@@ -198,7 +190,9 @@ class Launches:
             ranks.sort(key=lambda process: process.environ()["RANK"])
             assert len(ranks) == 2
             for process in {"launcher": launchers[-1:], "process": ranks[-1:], "all": [*launchers, *ranks]}[target]:
-                process.send_signal(number)
+                # A killed process stops the others.
+                with contextlib.suppress(psutil.NoSuchProcess):
+                    process.send_signal(number)
             self.codes = [node.wait(timeout=120) for node in nodes]
         finally:
             kill(nodes)
@@ -343,7 +337,13 @@ def test_full_disk_stops_all_processes_with_one_line(tmp_path: Path, tiny_args: 
     script = tmp_path / "count_models.py"
     script.write_text(COUNT_MODELS)
     result = subprocess.run(
-        [*LAUNCH, "--main_process_port=0", str(script), *tiny_args, "--checkpointing_steps=1"],
+        [
+            *LAUNCH,
+            f"--main_process_port={find_free_port('127.0.0.1')}",
+            str(script),
+            *tiny_args,
+            "--checkpointing_steps=1",
+        ],
         env={**ENVIRONMENT, "FULL_DISK": path},
         capture_output=True,
         text=True,
@@ -375,7 +375,7 @@ def test_full_disk_stops_all_processes_of_an_autoencoder_with_one_line(tmp_path:
     }
     args = [f"{name}={value}" for name, value in options.items()]
     result = subprocess.run(
-        [*LAUNCH, "--main_process_port=0", str(script), *args],
+        [*LAUNCH, f"--main_process_port={find_free_port('127.0.0.1')}", str(script), *args],
         env=ENVIRONMENT,
         capture_output=True,
         text=True,

@@ -56,9 +56,14 @@ def test_notebook_runs(tmp_path: Path, complete_fashion_mnist_folder: Path, monk
     notebook = read_notebook()
     num_cells = len(notebook.cells)
     notebook.cells.append(nbformat.v4.new_code_cell(RESULTS_CELL))
-    # On a busy machine, the kernel can split the printed text into several outputs.
+    # On a busy machine, the kernel answers late and can split the printed text into several outputs.
     client = nbclient.NotebookClient(
-        notebook, timeout=1200, coalesce_streams=True, resources={"metadata": {"path": str(folder)}}
+        notebook,
+        timeout=1200,
+        startup_timeout=600,
+        iopub_timeout=600,
+        coalesce_streams=True,
+        resources={"metadata": {"path": str(folder)}},
     )
     # Unlike `execute`, `asyncio.run` closes its event loop.
     asyncio.run(client.async_execute())
