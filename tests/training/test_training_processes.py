@@ -14,11 +14,11 @@ import pytest
 import torch
 from run_files import load_weights, read_losses
 from safetensors.torch import load_file
-from subprocesses import find_free_port
 
 from checkpoint import get_step, list_checkpoints
 from distill import main as distill
 from manifest import find_damage
+from subprocesses import find_free_port
 
 
 TRAINING = Path(__file__).parents[2] / "training"
