@@ -79,7 +79,7 @@ def _has_signature(contents: FolderContents, file: PurePath) -> bool:
 
 
 def _find_classes(folder: PurePath, files: list[PurePath], depth: int) -> list[str] | None:
-    """Returns the class of each file, or `None` if no file has a class folder. The first `depth` folders are ignored."""
+    """Returns the class of each file, or `None` if no file has a class folder below the first `depth` folders."""
     depths = Counter(len(file.parts) - 1 - depth for file in files)
     if len(depths) > 1:
         usual = max(depths, key=lambda level: (depths[level], level))

@@ -124,8 +124,8 @@ def test_other_labels_are_the_names_of_the_classes(idx_folder):
     train, test = (load_images(split=split, train_data_dir=str(idx_folder)) for split in ("train", "test"))
     even, odd = range(0, 20, 2), range(3, 23, 2)
     assert train.label_names == test.label_names == tuple(map(str, sorted([*even, *odd])))
-    assert [train.label_names[label] for label in train.labels[:10]] == ["18", "0", "0", "6", "0", "4", "14", "4", "10", "10"]
-    assert [test.label_names[label] for label in test.labels[:10]] == ["21", "7", "5", "5", "15", "5", "11", "15", "13", "17"]
+    assert [int(train.label_names[label]) for label in train.labels[:10]] == [18, 0, 0, 6, 0, 4, 14, 4, 10, 10]
+    assert [int(test.label_names[label]) for label in test.labels[:10]] == [21, 7, 5, 5, 15, 5, 11, 15, 13, 17]
     assert inspect_images(train_data_dir=str(idx_folder)).class_counts[2] == 0
     (idx_folder / "t10k-labels-idx1-ubyte").unlink()
     assert load_images(train_data_dir=str(idx_folder)).label_names == tuple(map(str, even))
