@@ -34,7 +34,7 @@ def image_grid(images: Sequence[Image.Image], columns: int, border: int = 0) -> 
 
 def save_gif(frames: Sequence[Image.Image], path: str | os.PathLike, duration: int = 100, hold: int = 0) -> None:
     """
-    Saves `frames` as a GIF that repeats forever.
+    Saves `frames` as a GIF that loops indefinitely.
 
     Args:
         frames (`Sequence[PIL.Image.Image]`): One or more frames of equal size.

@@ -99,7 +99,7 @@ def load_pipeline(
         kwargs: Other arguments of [`FashionMNISTPipeline.from_pretrained`], such as `variant` and `revision`.
 
     Returns:
-        [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
+        [`FashionMNISTPipeline`]: The pipeline, with its models in evaluation mode.
 
     Raises:
         `OSError`: If the pipeline, revision or variant does not exist, if the Hub cannot be reached and there is no

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # torch's CPU generator only uses the lower 32 bits of a seed.
 MAX_SEED = 2**32 - 1
 
-# Sampling with guidance needs 79 bytes per feature of the first level (measured with base and 256 images).
+# Memory of sampling with guidance for each feature of the first level: height x width x channels.
 BYTES_PER_FEATURE = 80
 MAX_BATCH_BYTES = 3_000_000_000
 
@@ -135,6 +135,9 @@ def make_pipeline(
         num_inference_steps (`int`, defaults to 20):
             Default number of denoising steps, limited to the `num_train_timesteps` of `noise_scheduler`.
         text_encoder, tokenizer, vae (*optional*): See [`FashionMNISTPipeline`].
+
+    Returns:
+        [`FashionMNISTPipeline`]: The new pipeline.
     """
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
@@ -182,6 +185,9 @@ def make_consistency_pipeline(
         num_inference_steps (`int`, defaults to 4):
             Default number of denoising steps, limited to the `num_train_timesteps` of `noise_scheduler`.
         text_encoder, tokenizer (*optional*): See [`FashionMNISTPipeline`].
+
+    Returns:
+        [`FashionMNISTPipeline`]: The new pipeline.
     """
     from diffusers import LCMScheduler
 
@@ -209,6 +215,9 @@ def copy_pipeline(
         pipe ([`FashionMNISTPipeline`]): The pipeline.
         scheduler (`str` or a subclass of [`SchedulerMixin`], *optional*):
             See [`get_scheduler_class`]. Defaults to a copy of the scheduler of `pipe`.
+
+    Returns:
+        [`FashionMNISTPipeline`]: The new pipeline.
 
     Raises:
         `ValueError`: See [`make_scheduler`]. Other unsupported schedulers raise an error when the pipeline is called.

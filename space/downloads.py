@@ -31,7 +31,7 @@ def save_grid(images: Sequence[Image.Image], columns: int, settings: dict[str, A
 
 
 def make_denoising_strip(steps: Sequence[Step]) -> Image.Image:
-    """Returns the first image at several steps: noisy images (top) and predicted clean images (bottom)."""
+    """Returns the first image at several steps: noisy images (top) and predicted x0 (bottom)."""
     columns = min(STRIP_COLUMNS, len(steps))
     shown = [steps[round(i * (len(steps) - 1) / max(1, columns - 1))] for i in range(columns)]
     return image_grid([step.images[0] for step in shown] + [step.predicted[0] for step in shown], columns, border=1)

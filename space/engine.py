@@ -27,7 +27,7 @@ from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig, copy_pipeline, g
 MAX_IMAGES, MAX_STEPS, MAX_GUIDANCE = 40, 100, 8
 MIN_FRAMES, MAX_FRAMES = 3, 24
 MAX_RUN_SECONDS = 60.0
-# Maximum duration of a call on ZeroGPU. A call only starts if the visitor's remaining quota is at least as long.
+# A call on ZeroGPU takes at most this time. It only starts if the visitor's remaining quota is at least as long.
 GPU_SECONDS = 20
 MAX_PROMPT_LENGTH = 200  # characters
 MAX_SHOWN_NAMES = 12
@@ -54,7 +54,7 @@ class GenerationRequest(SamplingConfig):
     Sampling settings within the limits of the demo.
 
     Args:
-        labels: Class names, assigned to the images in turn; all classes if empty.
+        labels: Class names, cycled through; all classes if empty.
         num_images: Number of images, from 1 to 40.
         prompt: Prompt for all images; only used by text-conditional models.
 
@@ -108,7 +108,7 @@ class Step:
         number: Number of completed steps.
         total: Total number of steps.
         images: The noisy images, from pure noise at step 0 to the generated images at the last step.
-        predicted: The predicted clean images (`pred_original_sample`).
+        predicted: The predicted x0 (`pred_original_sample`).
         num_function_evaluations: Number of function evaluations (NFE) per image so far.
         seconds: Time since the start, in seconds.
     """
@@ -180,7 +180,7 @@ class Engine:
     def get_labels(self, request: GenerationRequest) -> list[str]:
         """Returns the class name of each image, or an empty list for a model without classes."""
         if request.labels and not self.label_names:
-            raise RequestError("This model has no classes. Leave the classes empty.")
+            raise RequestError("This model is not class-conditional. Leave the classes empty.")
         if not set(request.labels) <= set(self.label_names):
             raise RequestError(f"The classes must be among {list_names(self.label_names, MAX_SHOWN_NAMES)}.")
         names = request.labels or self.label_names
@@ -207,14 +207,14 @@ class Engine:
         Args:
             request ([`GenerationRequest`]): The settings.
             image (`PIL.Image.Image`, *optional*): Image for image-to-image, in the size and mode of the model.
-            strength (`float`, defaults to 1.0): Fraction of the denoising steps to run, starting from the noised
+            strength (`float`, defaults to 1.0): Fraction of the denoising steps to run, starting from the noisy
                 `image`, in (0, 1].
             mask_image (`PIL.Image.Image`, *optional*): Mask of the same size as `image`; white pixels are
                 inpainted.
             max_seconds (`float`, *optional*, defaults to 60): Maximum duration of the run; `None` for no limit.
         """
         if not is_number(strength) or not 0 < strength <= 1:
-            raise RequestError(f"The strength must be above 0 and at most 1, got {describe(strength)}.")
+            raise RequestError(f"The strength must be greater than 0 and at most 1, got {describe(strength)}.")
         labels = self.get_labels(request)
         kwargs: dict[str, Any] = {"generator": make_generators(request.seed, request.num_images)}
         if labels:

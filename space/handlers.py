@@ -156,8 +156,6 @@ class Handlers:
             )
         return self.examples[example]
 
-    # Each of these methods starts a generation for an event handler or an endpoint.
-
     def start_generate(self, checkpoint: Any, labels: Any, *settings: Any) -> Run:
         engine = self.get_checkpoint(checkpoint)
         request = make_request(labels if self.has_offered_classes(engine) else [], *settings)
@@ -302,7 +300,7 @@ class Handlers:
         Generates images and returns them in one PNG, in rows of 10.
 
         Args:
-            labels: Class names, assigned to the images in turn; all classes if empty.
+            labels: Class names, cycled through; all classes if empty.
             num_images: Number of images, from 1 to 40.
             num_inference_steps: Number of denoising steps, from 1 to 100.
             scheduler: Name of the scheduler; "default" uses the scheduler stored with the checkpoint.
@@ -312,7 +310,7 @@ class Handlers:
         """
         with show_errors():
             if labels and not self.label_names:
-                raise RequestError("`labels` must be empty, because this model has no classes.")
+                raise RequestError("`labels` must be empty, because this model is not class-conditional.")
             settings = num_images, num_inference_steps, scheduler, guidance_scale, seed, prompt
             yield from yield_final_grid(self.start_generate(self.name, labels, *settings))
 
@@ -366,7 +364,7 @@ class Handlers:
         Args:
             example: Name of an example image, which is used if there is no `upload`.
             label: Class name, "all classes" for one image per class, or "" for a model without classes.
-            strength: Fraction of the denoising steps to run, starting from the noised image, greater than 0 and
+            strength: Fraction of the denoising steps to run, starting from the noisy image, greater than 0 and
                 at most 1; higher values change the image more.
             num_inference_steps: Number of denoising steps at strength 1, from 1 to 100.
             scheduler: Name of the scheduler; "default" uses the scheduler stored with the checkpoint.

@@ -62,7 +62,7 @@ def animation(gif: bytes) -> str:
 
 
 def denoising_strip(image: Image.Image) -> str:
-    text = "The first image during denoising: noisy image (top) and predicted clean image (bottom)"
+    text = "The first image during denoising: noisy image (top) and predicted x0 (bottom)"
     return single_image(image_uri(image), text, "strip")
 
 

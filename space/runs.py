@@ -15,7 +15,6 @@ from downloads import GRID_COLUMNS, save_grid
 from engine import Step
 
 
-# Number of frames of an interpolation per row.
 FRAME_COLUMNS = 12
 
 Update = Any

@@ -39,7 +39,8 @@ MAX_BODY_BYTES, MAX_QUERY_BYTES = 100_000, 2_000
 MAX_UPLOAD_BODY_BYTES, MAX_MCP_BODY_BYTES = MAX_UPLOAD_BYTES + MAX_BODY_BYTES, 4_000_000
 MAX_PARALLEL_UPLOADS, MAX_STORED_BYTES, MAX_STORED_FILES = 8, 200_000_000, 10_000
 MAX_UPLOAD_SECONDS = 60
-# Times in seconds: between two cleanups, until files are deleted, and until results that nobody reads are deleted.
+# These times are in seconds: between two cleanups, until files are deleted, and until results that nobody reads are
+# deleted.
 CLEANUP_INTERVAL, MAX_FILE_AGE, MAX_RESULT_AGE = 30, 900, 120
 # Gradio keeps a copy of the page's configuration, about 0.2 MB, for each session. It only needs those of running and
 # waiting requests.
@@ -50,8 +51,8 @@ ERRORS = {
     403: "The file does not exist or is not accessible.",
     404: "The server has no such address. The API page lists the endpoints.",
     405: "The server does not support this method at this address.",
-    408: f"The upload took more than {MAX_UPLOAD_SECONDS} seconds.",
-    413: f"The request is too large; the limits are {MAX_BODY_BYTES // 1000} kB, {MAX_UPLOAD_BYTES // 10**6} MB for"
+    408: f"The upload took more than {MAX_UPLOAD_SECONDS} seconds. Upload a smaller file.",
+    413: f"The request is too large. The limits are {MAX_BODY_BYTES // 1000} kB, {MAX_UPLOAD_BYTES // 10**6} MB for"
     f" uploads, and {MAX_MCP_BODY_BYTES // 10**6} MB for MCP.",
     414: f"The query string must have at most {MAX_QUERY_BYTES:,} bytes.",
 }

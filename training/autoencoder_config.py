@@ -58,7 +58,8 @@ class AutoencoderConfig:
     def __post_init__(self):
         if not self.block_out_channels or any(size % NORM_NUM_GROUPS for size in self.block_out_channels):
             raise ValueError(
-                f"`--block_out_channels` must be multiples of {NORM_NUM_GROUPS}, got {list(self.block_out_channels)}."
+                f"`--block_out_channels` must be one or more multiples of {NORM_NUM_GROUPS}, got"
+                f" {list(self.block_out_channels)}."
             )
         if self.data.streaming:
             raise ValueError("`--data.streaming` must be false, because all images are kept in memory.")

@@ -288,7 +288,10 @@ class AutoencoderTrainer:
         current, saved = (dict(flatten(convert_tuples(item))) for item in (asdict(self.config), saved))
         for name, value in current.items():
             if name not in CHANGEABLE_SETTINGS and value != saved[name]:
-                raise ValueError(f"`--{name}` must be the same as in the run to resume ({saved[name]}), got {value}.")
+                raise ValueError(
+                    f"`--{name}` must be the same as in the run to resume ({saved[name]}), got {value}. Pass"
+                    f" --config={self.folder / 'config.yaml'}, and omit this setting."
+                )
         with describe_load_errors(path):
             progress = load_loop_state(self.accelerator, state, self.batches)
         if progress.global_step > self.total_steps:

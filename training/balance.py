@@ -38,6 +38,7 @@ def balance(unet: FashionMNISTUNet2DModel, class_shares: Sequence[float], streng
     if num_classes is None or num_classes != len(class_shares):
         raise ValueError(
             f"The pipeline must have the {len(class_shares)} classes of the evaluation, got {num_classes or 'none'}."
+            " Pass the pipeline that was evaluated."
         )
     shares = torch.tensor(class_shares)
     if shares.min() <= 0:

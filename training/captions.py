@@ -17,8 +17,7 @@ if TYPE_CHECKING:
 
 logger = logging.getLogger("training")
 
-# The vocabulary has at most `MAX_VOCAB_SIZE` tokens, and each caption has at most `MAX_LENGTH` tokens.
-MAX_VOCAB_SIZE, MAX_LENGTH = 8192, 24
+MAX_VOCAB_SIZE, MAX_LENGTH = 8192, 24  # tokens of the vocabulary and of a caption
 
 MISSING_CAPTIONS = (
     "A text encoder requires images with captions, or the images of Fashion-MNIST at their original size. Add a column"

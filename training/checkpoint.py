@@ -95,7 +95,7 @@ def find_checkpoint(resume: str, folder: Path) -> Path:
     later = [other.name for other in find_later_checkpoints(folder, get_step(path)) if find_damage(other) is None]
     if later:
         raise ValueError(
-            f"{folder} already contains {later[-1]}. Pass a different --output_dir to continue from {path.name}."
+            f"{folder} already contains {later[-1]}. Pass a different --output_dir to resume from {path.name}."
         )
     return path
 
@@ -109,14 +109,14 @@ def find_later_checkpoints(folder: Path, global_step: int) -> list[Path]:
 
 
 def get_resume_advice(folder: Path, resume: str | None) -> str:
-    """Returns a sentence about how to continue the stopped run in `folder`.
+    """Returns a sentence about how to resume the stopped run in `folder`.
 
     Args:
-        resume: The value of `--resume` that continues the run; `None` if there is no checkpoint.
+        resume: The value of `--resume` that resumes the run; `None` if there is no checkpoint.
     """
     if resume is None:
         return "There is no checkpoint yet. Start again with a different --output_dir."
-    return f"Continue from the last checkpoint with --config={folder / 'config.yaml'} --resume={resume}."
+    return f"Resume from the last checkpoint with --config={folder / 'config.yaml'} --resume={resume}."
 
 
 def check_undamaged(checkpoint: Path) -> None:
@@ -129,7 +129,7 @@ def check_undamaged(checkpoint: Path) -> None:
     advice = (
         "There is no earlier checkpoint, so start again with a different --output_dir."
         if previous is None
-        else f"Pass --resume={previous} to continue from the previous checkpoint."
+        else f"Pass --resume={previous} to resume from the previous checkpoint."
     )
     raise ValueError(f"{damage}. {advice}")
 

@@ -30,7 +30,6 @@ from fmnist_diffusion.schedulers import has_unstable_epsilon, make_scheduler
 # The Fréchet distance needs more samples than the classifier has features (256).
 MIN_EVAL_SAMPLES = 257
 
-# A message lists at most this many problems.
 MAX_PROBLEMS = 10
 
 # With Adam in float32, the weights, gradients and optimizer states of this many parameters take 4 GB.
@@ -285,7 +284,7 @@ def find_schedule_problems(values: Mapping[str, Any]) -> Iterator[str]:
     elif (schedule := make_ddpm_scheduler(values)) is not None and schedule.alphas_cumprod[-1] < MIN_ALPHAS_CUMPROD:
         yield (
             f"`--scheduler.beta_end` is too large for `--scheduler.num_train_timesteps={num_timesteps}`, got {end}."
-            " Images would be pure noise long before the last timestep."
+            " Reduce it, because images would be pure noise long before the last timestep."
         )
     if not values.get("scheduler.rescale_betas_zero_snr"):
         return
@@ -350,7 +349,10 @@ def find_latent_problems(values: Mapping[str, Any], program: str) -> Iterator[st
             " almost pure noise, got epsilon."
         )
     if program == "distill.py":
-        yield "`--init_from` must be a pipeline without an autoencoder: distill.py does not support latent diffusion."
+        yield (
+            "distill.py does not support latent diffusion. Pass an `--init_from` without an autoencoder, and omit"
+            " `--vae`."
+        )
 
 
 def find_sampling_problems(section: str, values: Mapping[str, Any]) -> Iterator[str]:

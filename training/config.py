@@ -23,11 +23,12 @@ class DataConfig:
             .safetensors file
         split: split of the dataset
         image_column: column with the images; detected from its type if null
-        label_column: column with the labels; null detects it from its type, and the string none ignores the labels
+        label_column: column with the labels; if null, the only column of class labels or else the column label; the
+            string none ignores the labels
         caption_column: column with the captions for a text encoder; if the default column text does not exist,
             captions are generated from the labels and pixels of Fashion-MNIST
-        resolution: side length, or height and width, that images are resized to, in pixels; if null, that of the
-            images (training/README.md describes the rule)
+        resolution: side length, or height and width, that images are resized to, in pixels; if null, chosen from the
+            sizes of the images (see training/README.md)
         channels: number of channels that images are converted to, 1 (grayscale) or 3 (RGB); if null, 3 if any image
             has colors
         augmentation: none, flip (mirrors half of the images) or shift (by up to 2 pixels in each direction)
@@ -72,9 +73,9 @@ class SchedulerConfig:
         num_train_timesteps: number of timesteps, T
         beta_start: variance of the first noising step
         beta_end: variance of the last noising step
-        beta_schedule: noise schedule: linear, scaled_linear, squaredcos_cap_v2 (cosine) or sigmoid
-        prediction_type: output of the model: epsilon (the noise), v_prediction, sample (the clean image) or
-            flow_prediction (the velocity of flow matching; only num_train_timesteps and shift apply to it)
+        beta_schedule: schedule of the variances: linear, scaled_linear, squaredcos_cap_v2 (cosine) or sigmoid
+        prediction_type: output of the model: epsilon (the noise), v_prediction, sample (x0) or
+            flow_prediction (noise - x0, for flow matching; only num_train_timesteps and shift apply to it)
         rescale_betas_zero_snr: rescale the betas to a terminal signal-to-noise ratio of zero; not supported with
             epsilon
         timestep_spacing: timestep spacing of schedulers without power-law spacing, such as DDIM: leading, linspace or
@@ -98,14 +99,14 @@ class ObjectiveConfig:
 
     Args:
         loss_type: loss function: mse, l1 or huber
-        snr_gamma: gamma of min-SNR loss weighting, usually 5; no weighting if null
+        snr_gamma: gamma of Min-SNR loss weighting, usually 5; no weighting if null
         weighting_scheme: loss weighting of flow matching: none, sigma_sqrt or cosmap
         timestep_sampling: distribution of the training timesteps: uniform, logit_normal, mode, or importance, which
             samples timesteps with a high loss more often (arXiv 2102.09672, section 3.3)
-        logit_mean: mean of logit_normal
-        logit_std: standard deviation of logit_normal
-        mode_scale: scale of mode; positive values sample intermediate timesteps more often
-        label_dropout: fraction of labels or captions that are replaced by the null label or the empty prompt, for
+        logit_mean: mean of the normal distribution of logit_normal
+        logit_std: standard deviation of the normal distribution of logit_normal
+        mode_scale: scale of the timestep sampling mode; positive values sample intermediate timesteps more often
+        label_dropout: probability of replacing a label or caption with the null label or the empty prompt, for
             unconditional sampling and classifier-free guidance
     """
 
@@ -123,7 +124,7 @@ class ObjectiveConfig:
 class DistillationConfig:
     """Distillation into a model that generates images in one to four steps (distill.py).
 
-    It only uses label_dropout from the training objective.
+    Of the training objective, it only uses label_dropout.
 
     Args:
         num_segments: number of segments that the noise schedule is divided into; required by distill.py, must be null
@@ -191,9 +192,9 @@ class EMAConfig:
     """Exponential moving average (EMA) of the weights, which replaces the weights in sampling and export.
 
     Args:
-        enabled: use EMA
+        enabled: average the weights during training
         max_decay: maximum decay per optimizer step
-        inv_gamma: inverse multiplicative factor of the decay warm-up, 1 - (1 + step / inv_gamma) ** -power
+        inv_gamma: inv_gamma in the decay warm-up, 1 - (1 + step / inv_gamma) ** -power; larger values slow it down
         power: exponent of the decay warm-up
     """
 
@@ -208,7 +209,7 @@ class SamplesConfig(SamplingConfig):
     """Sample grids during training.
 
     Args:
-        num_images: number of images in a grid; a class-conditional model generates all classes in turn
+        num_images: number of images in a grid; the classes, or the captions of training images, are cycled through
     """
 
     num_images: int = 40
@@ -221,7 +222,7 @@ class EvalConfig(SamplingConfig):
     Args:
         every_n_epochs: number of epochs between evaluations; the last epoch is always evaluated; no evaluation if null
         num_samples: number of samples; with at least 2,049 samples, FID is also computed if the Inception network is
-            cached
+            available
     """
 
     every_n_epochs: int | None = None
@@ -239,21 +240,23 @@ class TrainingConfig:
             pipeline; the autoencoder of init_from by default
         resume: checkpoint to resume from: latest (in output_dir) or a path, which may belong to a different run
         seed: random seed of the initial weights, the order of the data, and the noise
-        num_epochs: number of passes over the images; auto trains until usable samples are expected
+        num_epochs: number of passes over the images; auto trains on 40,000 images from scratch, 60,000 in distillation
+            and 160,000 in fine-tuning
         max_train_steps: maximum number of optimizer steps; if the run reaches it before num_epochs, the run and the
             learning rate schedule end earlier
-        train_batch_size: total number of images per batch, across all processes, or auto
+        train_batch_size: total number of images per batch, across all processes; auto chooses it from the device, and
+            from the number and size of the images
         gradient_accumulation_steps: number of batches whose gradients are averaged for an optimizer step
-        mixed_precision: mixed-precision dtype: no, bf16 or fp16; the setting of accelerate launch if null; auto uses
-            that setting if it is bf16 or fp16, and otherwise bf16 if the CUDA GPU or CPU supports it natively; null
-            and auto are no if a model with epsilon prediction is distilled
+        mixed_precision: mixed-precision dtype: no, bf16 or fp16; null uses the setting of accelerate launch; auto
+            uses that setting if it is bf16 or fp16, and otherwise bf16 if the CUDA GPU or CPU supports it natively;
+            null and auto use no to distill a model with epsilon prediction
         gradient_checkpointing: recompute activations in the backward pass to save memory
         compile: use torch.compile for the model; auto enables it if a compiler is installed and the run has at least
             3,000 steps, on a CPU or a CUDA GPU
         channels_last: use the channels_last memory format for weights and images
-        save_images_epochs: number of epochs between sample grids; the last epoch always has one; auto saves ten
+        save_images_epochs: number of epochs between sample grids; the last epoch always has one; auto saves about ten
         save_model_epochs: number of epochs between exports of the pipeline; the last epoch always has one; auto
-            exports ten times
+            exports about ten times
         checkpointing_steps: number of optimizer steps between checkpoints
         checkpoints_total_limit: number of checkpoints to keep
         logging_steps: number of optimizer steps between reports of the loss

@@ -16,8 +16,8 @@ from fmnist_diffusion.schedulers import has_unstable_epsilon
 from losses import BatchLoss, DiffusionLoss, NoisyBatch
 
 
-# Mean and standard deviation of the logit-normal timesteps of the noise for the discriminator. Most of them are low,
-# because strong noise hides the details in which generated images differ from real ones.
+# The logit-normal timesteps of the noise for the discriminator have this mean and standard deviation. Most of them
+# are low, because strong noise hides the details in which generated images differ from real ones.
 LOGIT_MEAN, LOGIT_STD = -2.5, 1.5
 
 

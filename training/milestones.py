@@ -6,8 +6,8 @@ from config import ResolvedConfig, TrainingConfig
 from fmnist_diffusion.metadata import format_count
 
 
-# Measured with `python tests/benchmarks/ablation.py --num-images 40000 -n 2100`: base.yaml with half the channels,
-# trained from scratch on Fashion-MNIST, reaches an FID of 53 and a class accuracy of 76%.
+# With `python tests/benchmarks/ablation.py --num-images 40000 -n 2100`, base.yaml with half the channels, trained from
+# scratch on Fashion-MNIST, reaches an FID of 53 and a class accuracy of 76%.
 IMAGES_FROM_SCRATCH = 40_000
 # In a fine-tuning run of `base` on 796 RGB images of 16 classes, most samples show a clear object after about 160,000
 # images. KID x 1000 is 311 after 10,000 images, 78 after 164,000 and 54 after 691,000 (training/README.md, Results on

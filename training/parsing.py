@@ -113,7 +113,7 @@ def parse(
     example: str | None = None,
     read_settings: Callable[[Parser, list[str]], Namespace] = parse_settings,
 ) -> Config:
-    """Reads `--config file.yaml` and `--any.field=value`; later arguments win. Errors exit with code 2.
+    """Reads `--config file.yaml` and `--any.field=value`; later arguments take precedence. Errors exit with code 2.
 
     Args:
         args: The arguments of the command line.
@@ -148,7 +148,7 @@ def parse(
 
 
 DESCRIPTIONS = {
-    "train.py": """Trains a FashionMNISTUNet2DModel:
+    "train.py": """Trains or fine-tunes a diffusion model:
 
     accelerate launch training/train.py --config training/configs/base.yaml""",
     "distill.py": """Distills a pipeline into one that needs one to four steps:

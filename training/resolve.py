@@ -52,7 +52,7 @@ logger = logging.getLogger("training")
 
 # ResolvedConfig redeclares the settings that may be auto.
 AUTO_SETTINGS = tuple(ResolvedConfig.__annotations__)
-# With the value auto, a run saves this many sample grids and exports the pipeline this many times.
+# With the value auto, a run saves about this many sample grids and exports the pipeline about this many times.
 NUM_OUTPUTS = 10
 
 

@@ -48,7 +48,7 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
         stop(f"error: {error} To resume this run, replace the image instead of removing it. {get_advice(config)}", 2)
     except FloatingPointError as error:
         stop(
-            f"error: {error} {get_advice(config)} Lower --optimizer.learning_rate, or pass"
+            f"error: {error} {get_advice(config)} Reduce --optimizer.learning_rate, or pass"
             " --optimizer.max_grad_norm=1.",
             1,
         )
@@ -61,13 +61,13 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
     except WriteError as error:
         stop(f"error: {error} {get_advice(config)}", 1)
     except OSError as error:
-        stop(f"error: The run stopped because of an error of the operating system: {error}. {get_advice(config)}", 1)
+        stop(f"error: The operating system reported an error ({error}). {get_advice(config)}", 1)
     except KeyboardInterrupt as interrupt:
         step = trainer.progress.global_step
         stop(f"Interrupted at step {step}. {get_advice(config)}", get_exit_code(interrupt))
 
 
 def get_advice(config: TrainingConfig) -> str:
-    """Returns a sentence about how to continue the stopped run."""
+    """Returns a sentence about how to resume the stopped run."""
     folder = Path(config.output_dir)
     return get_resume_advice(folder, "latest" if list_checkpoints(folder / "checkpoints") else None)

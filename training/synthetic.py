@@ -80,12 +80,12 @@ def main(args: list[str] | None = None) -> None:
         "--label_noise",
         type=float,
         default=0.0,
-        help="fraction of labels that are replaced by random ones, from 0 to 1 (default: %(default)s)",
+        help="probability of replacing a label with a random one, from 0 to 1 (default: %(default)s)",
     )
     options = parser.parse_args(args)
     try:
         if options.output.exists():
-            raise ValueError(f"`--output` must be a new file, but {options.output} exists.")
+            raise ValueError(f"`--output` must be a new file, but {options.output} exists. Pass a different path.")
         if options.output.suffix != ".safetensors":
             raise ValueError(f"`--output` must end with .safetensors, got {options.output}.")
         tensors = load_synthetic_images(options.folders, options.label_noise)

@@ -39,7 +39,7 @@ def run(args: list[str]) -> None:
     except KeyboardInterrupt as interrupt:
         stop(f"Interrupted. {get_advice(config)}", get_exit_code(interrupt))
     except FloatingPointError as error:
-        stop(f"error: {error} Start again with a lower --optimizer.learning_rate and a different --output_dir.", 1)
+        stop(f"error: {error} Reduce --optimizer.learning_rate, and start again with a different --output_dir.", 1)
     except WriteError as error:
         stop(f"error: {error} {get_advice(config)}", 1)
     except (OSError, ValueError) as error:
@@ -48,7 +48,7 @@ def run(args: list[str]) -> None:
 
 
 def get_advice(config: AutoencoderConfig) -> str:
-    """Returns a sentence about how to continue the stopped run."""
+    """Returns a sentence about how to resume the stopped run."""
     return get_resume_advice(Path(config.output_dir), "true" if config.checkpoint.is_dir() else None)
 
 

@@ -24,6 +24,8 @@ from output_folder import check_new_folder
 
 @dataclass
 class DataArguments:
+    """Data, output folder and device."""
+
     dataset_name: str = field(default=DEFAULT_DATASET, metadata={"help": "dataset id on the Hub"})
     train_data_dir: str | None = field(
         default=None, metadata={"help": "local images to use instead, such as an IDX folder"}
@@ -32,7 +34,7 @@ class DataArguments:
         default=None, metadata={"help": "maximum number of training images, from the start of the dataset"}
     )
     output_dir: str = field(
-        default="output/classifier", metadata={"help": "parent folder of the new folder classifier"}
+        default="output/classifier", metadata={"help": "folder in which the new folder classifier is created"}
     )
     device: str = field(
         default="auto", metadata={"help": "torch device, such as cuda; auto uses a GPU if one is available"}

@@ -18,7 +18,7 @@ from fmnist_diffusion.data.errors import rename_arguments
 from pretrained import PretrainedPipeline
 
 
-# Settings that replace arguments and functions in error messages.
+# In error messages, these settings replace arguments and functions.
 SETTINGS = {f"`{field.name}`": f"`--data.{field.name}`" for field in fields(DataConfig)} | {
     "`max_samples`": "`--data.max_train_samples`",
     "`ImageStream`": "`--data.streaming=true`",

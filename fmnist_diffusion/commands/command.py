@@ -50,7 +50,7 @@ def import_libraries() -> None:
 
 
 def prepare_export(feature: str) -> None:
-    """Raises `ValueError` if a package is missing, and hides messages of diffusers and torch."""
+    """Checks the packages, imports the libraries, and hides their progress bars and the warnings of torch.onnx."""
     check_packages(feature, ("onnx", "onnxruntime", "onnxscript"), "onnx")
     import_libraries()
     # If torchvision is not installed, the exporter warns about its operators.
@@ -59,14 +59,14 @@ def prepare_export(feature: str) -> None:
 
 @contextmanager
 def report_resumable_interruption() -> Iterator[None]:
-    """On Ctrl-C in the block, prints how to continue and exits with code 130.
+    """On Ctrl-C in the block, prints how to resume and exits with code 130.
 
-    Only use this in commands that continue when they are run again.
+    Only use this in commands that resume when they are run again.
     """
     try:
         yield
     except KeyboardInterrupt:
-        typer.echo(f"{PROGRAM}: interrupted; run the same command again to continue", err=True)
+        typer.echo(f"{PROGRAM}: interrupted; run the same command again to resume", err=True)
         raise typer.Exit(130) from None
 
 

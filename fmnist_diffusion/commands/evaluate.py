@@ -63,8 +63,8 @@ def evaluate(
         str | None,
         typer.Option(
             metavar="FOLDER_OR_DATASET[:split]",
-            help="real images to compare with, of any size: a folder, or a dataset on the Hub; the split defaults to"
-            " train",
+            help="real images of any size to compare with: a folder, a .parquet or .safetensors file, or a dataset on"
+            " the Hub; the split defaults to train",
             show_default="Fashion-MNIST",
         ),
     ] = None,
@@ -131,8 +131,8 @@ def evaluate(
         bool,
         typer.Option(
             "--cas",
-            help="also train a classifier on the samples and another one on real images, and report their accuracy on"
-            " the test split of the reference",
+            help="report the classification accuracy score (CAS): the accuracy of a classifier trained on the samples,"
+            " and of another one trained on real images, on the test split of the reference",
         ),
     ] = False,
     inception_weights: Annotated[
@@ -153,15 +153,15 @@ def evaluate(
     """
     Evaluate a pipeline or existing images against Fashion-MNIST or other images.
 
-    The metrics are FID, KID, precision, recall, density, coverage, and the distances to the nearest training images.
-    For Fashion-MNIST, they also include FD-classifier and class accuracy. Run the same command again to continue an
+    The metrics are FID, KID, precision, recall, density, coverage, and the distances to the nearest real images.
+    For Fashion-MNIST, they also include FD-classifier and class accuracy. Run the same command again to resume an
     interrupted evaluation. To use several processes, run
     `accelerate launch -m fmnist_diffusion.commands evaluate ...`.
     """
     if source is None and not download_inception:
-        raise ValueError("Pass a pipeline, a folder of images or an .npz file to evaluate.")
+        raise ValueError("SOURCE is missing. Pass a pipeline, a folder of images or an .npz file.")
     if fast and inception_weights is not None:
-        raise ValueError("Pass only one of `fast` and `inception_weights`.")
+        raise ValueError("Cannot use both `fast` and `inception_weights`. Pass only one of them.")
     if reference is not None and (fast or train_data_dir is not None):
         option = "fast" if fast else "train_data_dir"
         raise ValueError(f"`{option}` only applies to Fashion-MNIST. Pass only one of `{option}` and `reference`.")
@@ -296,8 +296,8 @@ def format_results(result: dict[str, Any]) -> Iterator[str]:
         reference, half = result["reference"], result["real_metrics"]["num_images"]
         yield (
             f"Compared {num_samples} with {reference['num_images']:,} images of {reference['name']}"
-            f" ({reference['split']}). The last column is the floor: it compares two random halves of the reference,"
-            f" which have {half:,} images each."
+            f" ({reference['split']}). The last column compares two random halves of the reference, with {half:,}"
+            f" images each."
         )
         has_fid, minimum = "fid" in result["metrics"], "samples and as many reference images"
     else:

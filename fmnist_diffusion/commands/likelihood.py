@@ -30,7 +30,7 @@ def likelihood(
         int, typer.Option(metavar="N", min=1, help="number of Runge-Kutta steps, with four function evaluations each")
     ] = 20,
     unconditional: Annotated[
-        bool, typer.Option("--unconditional", help="do not pass the labels to a class-conditional model")
+        bool, typer.Option("--unconditional", help="measure the likelihood without labels")
     ] = False,
     seed: Annotated[
         int, typer.Option(metavar="N", min=0, max=MAX_SEED, help="random seed; image i uses seed N + i")
@@ -44,7 +44,7 @@ def likelihood(
     Measure the likelihood of test images in bits per dimension.
 
     The likelihood is computed with the probability-flow ODE, the Skilling-Hutchinson trace estimator and uniform
-    dequantization. Class-conditional models use the labels of the images. Run the same command again to continue an
+    dequantization. Class-conditional models use the labels of the images. Run the same command again to resume an
     interrupted run, or with a larger `--num-images` to add images.
     """
     check_packages("The evaluation", EVALUATION_PACKAGES, "eval")

@@ -47,7 +47,7 @@ BatchSize = Annotated[
         metavar="N",
         min=1,
         max=4096,
-        help="maximum number of images per batch; reduced for large images; does not affect the results",
+        help="maximum number of images per batch, reduced for large images; only affects rounding errors",
     ),
 ]
 Device = Annotated[

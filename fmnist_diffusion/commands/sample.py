@@ -32,7 +32,7 @@ if TYPE_CHECKING:
     from fmnist_diffusion import FashionMNISTPipeline
 
 EXAMPLE = "Example: fmnist-diffusion sample --class-labels 'Ankle boot,bag' -n 12"
-MAX_GRID_PIXELS = 80_000_000  # in grid.png, which needs 240 MB of memory for color images
+MAX_GRID_PIXELS = 80_000_000  # An RGB image of this size needs 240 MB of memory.
 MAX_LABEL_LENGTH = 40  # characters in a file name
 MAX_PATH_LEVELS = 100
 MAX_PATH_LENGTH = 200  # characters of a path in a message

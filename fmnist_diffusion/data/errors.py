@@ -9,7 +9,7 @@ MAX_NAMES = 5
 
 
 class DataError(ValueError):
-    """Raised if data is missing, corrupted or in an unexpected format. The message says how to fix it."""
+    """Raised if data is missing, damaged or in an unexpected format. The message says how to fix it."""
 
 
 class ImageError(DataError):

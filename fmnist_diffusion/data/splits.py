@@ -38,7 +38,7 @@ def load_images(
             See [`decode`]. Default to the values of [`DataSummary`].
 
     Raises:
-        `DataError`: If an argument is invalid, or if the data is missing, corrupted or in an unexpected format.
+        `DataError`: If an argument is invalid, or if the data is missing, damaged or in an unexpected format.
     """
     # Invalid values are rejected before anything is loaded.
     check_shape(1 if resolution is None else resolution, 1 if channels is None else channels)
@@ -73,7 +73,7 @@ def inspect_images(dataset_name: str = DEFAULT_DATASET, split: str = "train", **
         dataset_name, split, kwargs: Arguments of [`DataSource`], such as `train_data_dir`.
 
     Raises:
-        `DataError`: If an argument is invalid, or if the data is missing, corrupted or in an unexpected format.
+        `DataError`: If an argument is invalid, or if the data is missing, damaged or in an unexpected format.
     """
     source = DataSource(dataset_name=dataset_name, split=split, **kwargs)
     if source.is_tensor_file:
@@ -90,7 +90,7 @@ def load_split(dataset_name: str = DEFAULT_DATASET, split: str = "train", **kwar
         dataset_name, split, kwargs: Arguments of [`DataSource`], such as `train_data_dir`.
 
     Raises:
-        `DataError`: If an argument is invalid, or if the data is missing, corrupted or in an unexpected format.
+        `DataError`: If an argument is invalid, or if the data is missing, damaged or in an unexpected format.
     """
     source = DataSource(dataset_name=dataset_name, split=split, **kwargs)
     if source.is_tensor_file:

@@ -37,7 +37,10 @@ def check_cas(reference: Reference, label_names: Sequence[str] | None) -> None:
         )
     missing = [name for name in names if name not in label_names]
     if missing:
-        raise ValueError(f"`cas` requires samples of all classes of the reference, but {missing[0]!r} is missing.")
+        raise ValueError(
+            f"`cas` requires samples of all classes of the reference, but {missing[0]!r} is missing. Add samples of"
+            " this class, or omit `cas`."
+        )
     labels = reference.real_images.labels
     # The null label of a .safetensors file is not a class.
     if labels is None or int(labels.max()) >= len(names):

@@ -48,7 +48,7 @@ def make_classifier(label_names: tuple[str, ...], channels: int = 1) -> RegNetFo
         embedding_size=16,
         hidden_sizes=[24, 64, 128, 256],
         depths=[1, 1, 1, 1],
-        # One group per layer: more groups reduce the accuracy and save little time on a CPU.
+        # Each layer has one group.
         groups_width=256,
         layer_type="x",
         downsample_in_first_stage=False,
@@ -65,7 +65,8 @@ def train_classifier(
     progress: str = "training the classifier",
 ) -> RegNetForImageClassification:
     """
-    Trains a classifier with AdamW, a cosine schedule and random shifts and flips. The result only depends on the seed.
+    Trains a classifier with AdamW, a cosine schedule and random shifts and flips. For the same images, settings and
+    device, the result only depends on the seed.
 
     Args:
         images ([`ImageTensors`]): Labeled images of any size.
@@ -119,7 +120,7 @@ def train_classifier(
 
 @torch.no_grad()
 def measure_accuracy(model: RegNetForImageClassification, images: ImageTensors) -> float:
-    """Returns the share of labeled images, in [0, 1], that `model` classifies correctly."""
+    """Returns the accuracy on labeled images, in [0, 1]."""
     assert images.labels is not None
     correct = 0
     batches = zip(images.images.split(BATCH_SIZE), images.labels.split(BATCH_SIZE), strict=True)

@@ -1,7 +1,7 @@
 """Computes the reference statistics of real images, and the metrics of unchanged and altered real images.
 
 `python -m fmnist_diffusion.evaluation.compute_statistics` writes them to the `statistics` folder of the package. This
-takes two hours on two CPU cores, mostly for the Inception network. An interrupted run continues from its cached
+takes two hours on two CPU cores, mostly for the Inception network. An interrupted run resumes from its cached
 features.
 """
 

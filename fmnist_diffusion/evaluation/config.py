@@ -10,7 +10,7 @@ from fmnist_diffusion.sampling import MAX_SEED, SamplingConfig
 IMAGES_PER_SEED = 2**20
 NUM_SEEDS = (MAX_SEED + 1) // IMAGES_PER_SEED
 LABELS_REQUIRED = (
-    "`cas` requires labeled samples: pass a class-conditional pipeline, or images with the classes of the reference."
+    "`cas` requires labeled samples. Pass a class-conditional pipeline, or images with the classes of the reference."
 )
 
 
@@ -27,8 +27,8 @@ class EvaluationConfig:
             Number of samples per seed, at most 2**20. Defaults to 10,000, or with `cas` to the number of real images.
         seeds (`tuple[int, ...]`, defaults to `(0,)`):
             Evaluation seeds from 0 to 4095. Image i of a seed uses the random seed `seed * 2**20 + i`. With several
-            seeds, the results contain the mean and the minimum over the seeds.
-        batch_size (`int`, defaults to 100): Number of images per batch; it does not affect the samples.
+            seeds, the results contain the mean, the minimum and the value of each seed.
+        batch_size (`int`, defaults to 100): Number of images per batch. It only affects rounding errors.
         cas (`bool`, defaults to `False`):
             Whether to measure the classification accuracy score of the samples of the first seed; see [`measure_cas`].
         classifier_guidance_scale (`float`, defaults to 0.0): See [`~FashionMNISTPipeline.__call__`].

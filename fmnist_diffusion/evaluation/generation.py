@@ -1,4 +1,4 @@
-"""Generates the samples of an evaluation. Finished batches are saved, so that an interrupted run can continue."""
+"""Generates the samples of an evaluation. Finished batches are saved, so that an interrupted run can be resumed."""
 
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, replace
@@ -139,7 +139,7 @@ def plan_batches(folder: Path, num_samples: int, batch_size: int) -> list[tuple[
 
     Returns:
         `list[tuple[int, int, bool]]`: The index of the first image of each batch, its number of images, and whether it
-            is already saved in `folder`. Saved batches can have any size, because a run can be continued with a
+            is already saved in `folder`. Saved batches can have any size, because a run can be resumed with a
             different `batch_size`.
     """
     paths = {int(path.stem): path for path in folder.glob("[0-9]*.safetensors")}

@@ -119,7 +119,10 @@ class ImageReference(Reference):
         # If one set is grayscale and the other RGB, missing or additional colors must increase the distance.
         self.shape = (max(shape[0], source.summary.channels), *shape[1:])
         if source.summary.num_images < MIN_IMAGES:
-            raise ValueError(f"`reference` must have at least {MIN_IMAGES} images, got {source.summary.num_images}.")
+            raise ValueError(
+                f"`reference` must have at least {MIN_IMAGES} images, got {source.summary.num_images}. Pass more"
+                " images."
+            )
 
     @cached_property
     def real_images(self) -> ImageTensors:
@@ -131,25 +134,31 @@ class ImageReference(Reference):
 
     def load_test_images(self) -> ImageTensors:
         if self.source.split == TEST_SPLIT:
-            raise ValueError(f"`reference` must be a different split than {TEST_SPLIT}, which is used for testing.")
+            raise ValueError(
+                f"`reference` must not be the split {TEST_SPLIT}, because CAS uses this split for testing. Pass a"
+                " different split."
+            )
         test = self.source.load(self.shape, TEST_SPLIT)
         if test.labels is None or test.label_names != self.label_names:
             raise ValueError(
                 f"The splits {self.source.split} and {TEST_SPLIT} of {self.source.name} must have the same classes."
+                " Pass a different `reference`, or omit `cas`."
             )
         return test
 
     @classmethod
     def check_num_samples(cls, num_samples: int) -> None:
         if num_samples < MIN_IMAGES:
-            raise ValueError(f"The metrics require at least {MIN_IMAGES} samples, got {num_samples}.")
+            raise ValueError(
+                f"The metrics require at least {MIN_IMAGES} samples, got {num_samples}. Evaluate more samples."
+            )
 
     def check_pipeline(self, pipe: FashionMNISTPipeline, conditional: bool) -> None:
         shape = pipe.image_shape
         if shape[0] not in (1, 3) or shape[1:] != self.shape[1:]:
             raise ValueError(
                 f"The pipeline must generate grayscale or RGB images of {self.shape[1]}x{self.shape[2]} pixels, got"
-                f" {describe_shape(shape)}."
+                f" {describe_shape(shape)}. Pass a different pipeline."
             )
         if conditional and pipe.num_classes is None:
             raise ValueError("The pipeline must be class-conditional, got no classes. Pass `conditional=False`.")
@@ -258,7 +267,8 @@ class ImageReference(Reference):
                 " (align_corners false), scaled to [-1, 1]; float32 features of the last pooling layer; statistics in"
                 f" float64. KID ({KID_SUBSETS} pairs of subsets of {KID_SUBSET_SIZE:,} images, or half of the smaller"
                 f" set), precision, recall, density and coverage ({NEAREST_K} nearest neighbors) of at most"
-                f" {MAX_IMAGES:,} random images of each set. The floor compares two random halves of the reference"
+                f" {MAX_IMAGES:,} random images of each set. `real_metrics` compares two random halves of the"
+                " reference"
             ),
             "num_threads": torch.get_num_threads(),
             "sha256": {self.inception.name: self.inception.sha256},

@@ -132,7 +132,7 @@ class InceptionFeatures:
     r"""
     The Inception network of FID in float32.
 
-    The network runs with TorchScript on a GPU and with OpenVINO on a CPU, where OpenVINO is 1.5x faster than
+    The network runs with TorchScript on a GPU and with OpenVINO on a CPU, where OpenVINO is 1.5 times as fast as
     TorchScript (`python tests/benchmarks/inception.py`).
 
     Args:
@@ -174,7 +174,7 @@ class InceptionFeatures:
             `torch.Tensor`: float32 features `(num_images, 2048)` on the CPU.
         """
         if self.device.type != "cpu":
-            # bfloat16 and TensorFloat-32 would change FID by a few percent.
+            # bfloat16 and TensorFloat-32 would change FID.
             with (
                 torch.autocast(self.device.type, enabled=False),
                 torch.backends.cudnn.flags(enabled=True, allow_tf32=False),
@@ -197,7 +197,7 @@ def compile_for_cpu(network: torch.jit.ScriptModule) -> Any:
     openvino = import_openvino()
     shape = [CPU_BATCH_SIZE, 3, RESOLUTION, RESOLUTION]
     converted = openvino.convert_model(network, example_input=torch.zeros(shape), input=[shape])
-    # By default, OpenVINO uses bfloat16 on CPUs that support it, which changes FID by 6%.
+    # By default, OpenVINO uses bfloat16 on CPUs that support it, which would change FID.
     return openvino.compile_model(converted, "CPU", {"INFERENCE_PRECISION_HINT": "f32", "PERFORMANCE_HINT": "LATENCY"})
 
 

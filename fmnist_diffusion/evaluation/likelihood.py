@@ -73,7 +73,7 @@ def measure_likelihood(
     r"""
     Measures the bits per dimension of the first images of a split, and writes `likelihood.json`.
 
-    The results of every batch are saved in `folder`. After an interruption, the same call continues after the last
+    The results of every batch are saved in `folder`. After an interruption, the same call resumes after the last
     saved batch. A call with a larger `num_images` only measures the additional images.
 
     Args:
@@ -90,7 +90,7 @@ def measure_likelihood(
             and four vector-Jacobian products.
         seed (`int`, defaults to 0):
             Random seed. The dequantization and the trace estimator of image i use the seed `seed + i`.
-        batch_size (`int`, defaults to 100): Maximum number of images per batch; it does not affect the results.
+        batch_size (`int`, defaults to 100): Maximum number of images per batch. It only affects rounding errors.
 
     Returns:
         `dict`: The content of `likelihood.json`. `bits_per_dim` is the mean over the images, and `standard_error` is
@@ -100,6 +100,7 @@ def measure_likelihood(
     Raises:
         `ValueError`: If an argument is out of range, if the pipeline does not support the images or has no
             probability-flow ODE, if a likelihood is not finite, or if `folder` contains other files.
+        [`WriteError`]: If a file cannot be written.
     """
     if not 2 <= num_images <= len(images):
         raise ValueError(f"`num_images` must be between 2 and {len(images)}, the number of images, got {num_images}.")

@@ -25,7 +25,7 @@ OTHER_TITLES = {
     "fid_test": "FID (test images)",
     "kid_std": "Standard deviation of KID",
     "class_distance_from_uniform": "Distance from uniform class distribution",
-    "num_function_evaluations": "Function evaluations per image",
+    "num_function_evaluations": "NFE per image",
     "images_per_second": "Images per second",
 }
 SPACE_TITLES = {"pixels": "pixels", "classifier": "classifier", "inception": "Inception"}
@@ -66,7 +66,7 @@ def save_report(
         axis = figure.add_subplot(grid[row, :])
         plot_nearest_pairs(axis, measurement.samples.images, real_images, memorization)
         features = "pixels" if space == "pixels" else f"{SPACE_TITLES[space]} features"
-        axis.set_title(f"Nearest pairs in {features}: sample above, training image below")
+        axis.set_title(f"Nearest pairs in {features}: sample above, real image below")
     with warnings.catch_warnings():
         # The font does not have the characters of all languages.
         warnings.filterwarnings("ignore", "Glyph .* missing from font", UserWarning)

@@ -30,8 +30,8 @@ def prepare_folder(folder: Path, settings: dict[str, Any]) -> None:
         and all(file.name.startswith(INCOMPLETE) or (file == path and is_unused_run) for file in folder.iterdir())
     ):
         raise ValueError(
-            f"The folder {folder} contains a different run or other files. Pass a different folder, or the settings of"
-            " that run to continue it."
+            f"The folder {folder} contains a different run or other files. Pass a different `output_dir`, or resume"
+            " that run with its settings."
         )
     with describe_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)

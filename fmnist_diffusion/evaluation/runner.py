@@ -40,7 +40,7 @@ def evaluate_pipeline(
     r"""
     Generates samples, evaluates them, and writes `metrics.json` and `report.png`.
 
-    Every batch is saved in `folder`. After an interruption, the same call continues from the saved batches and
+    Every batch is saved in `folder`. After an interruption, the same call resumes from the saved batches and
     replaces damaged ones.
 
     Args:
@@ -59,6 +59,7 @@ def evaluate_pipeline(
         `ValueError`: If the pipeline does not support the settings or generates images that `reference` does not
             support, if there are too few samples, if a sample has NaN or infinite pixels, if `folder` contains other
             files, or if the real images are not available.
+        [`WriteError`]: If a file cannot be written.
     """
     # All arguments are checked before any image is loaded.
     if config.num_samples is not None:
@@ -180,6 +181,7 @@ def run_evaluation(
     Raises:
         `ValueError`: If `folder` contains other files, if the real images cannot be used, or if the processes do not
             see the same files.
+        [`WriteError`]: If a file cannot be written.
     """
     if processes.is_main_process:
         prepare_folder(folder, settings)

@@ -70,13 +70,13 @@ def push_pipeline(
     Raises:
         [`HubError`]: If the Hub cannot be reached or rejects a request.
         `OSError`: If the folder does not contain a pipeline.
-        `ValueError`: If incompatible arguments are passed, if a file in the folder is corrupted, or if `evaluation`
+        `ValueError`: If incompatible arguments are passed, if a file in the folder is damaged, or if `evaluation`
             does not contain metrics of this pipeline.
 
     [`HubError`] is an `OSError`. [`call_hub`] documents the time limit of each request.
     """
     if create_pr and (tag or revision):
-        raise ValueError("`create_pr` cannot be combined with `revision` or `tag`. Omit one of them.")
+        raise ValueError("Cannot use `create_pr` with `revision` or `tag`. Omit `create_pr`, or both of the others.")
     check_pipeline_folder(Path(folder))
     api = connect(token)
     repo_id = get_full_repo_id(api, repo_id)

@@ -25,14 +25,14 @@ TIME_SCALE_SHIFTS = ("default", "scale_shift")
 SKIP_CONNECTIONS = ("concat", "add", "none")
 CLASS_EMBED_TYPES = (None, "identity")
 
-# Larger values would only exhaust the memory.
+# Values above the maxima would only exhaust the memory.
 MIN_SIZE, MAX_SIZE = 8, 512
 MAX_CHANNELS = 8192
 MAX_LEVELS = 8
 MAX_LAYERS_PER_BLOCK = 64
 MAX_CLASSES = 1_000_000
 
-# During training on a CPU, fused attention is slower than plain matrix products for up to this many tokens.
+# For at most this many tokens, training on a CPU uses plain matrix products instead of fused attention.
 MATH_ATTENTION_TOKENS = 256
 
 # This model does not support these arguments of UNet2DModel, for the given reasons.
@@ -345,7 +345,7 @@ class FashionMNISTUpBlock(nn.Module):
 
 class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
     r"""
-    A U-Net with the interface of [`UNet2DModel`]. It predicts the noise, v, the clean sample or the flow.
+    A U-Net with the interface of [`UNet2DModel`]. It predicts the noise, v, x0 or the flow.
 
     The default model has 13.2 M parameters. It has four levels with 64, 128, 256 and 512 channels at 28, 14, 7 and 4
     pixels, one residual block with BatchNorm per level, and self-attention and the time embedding at the bottleneck.
@@ -573,7 +573,7 @@ class FashionMNISTUNet2DModel(ModelMixin, AttentionMixin, ConfigMixin):
         return_dict: bool = True,
     ) -> UNet2DOutput | tuple[torch.Tensor]:
         r"""
-        Predicts the noise, v, the clean sample or the flow, depending on the `prediction_type` used in training.
+        Predicts the noise, v, x0 or the flow, depending on the `prediction_type` used in training.
 
         Args:
             sample (`torch.Tensor` of shape `(batch, in_channels, height, width)`):

@@ -261,7 +261,7 @@ def load_model(
         `ValueError`: If `use_safetensors` is `False`.
     """
     if kwargs.pop("use_safetensors", None) is False:
-        raise ValueError("`use_safetensors` must be True, because other formats can run code when they are loaded.")
+        raise ValueError("`use_safetensors` must be True, got False. Omit it, because other formats can run code.")
     path = folder / component / "config.json"
     config = read_json_object(path)
     if "quantization_config" in config:
@@ -307,7 +307,7 @@ def load_text_encoder(folder: Path, variant: str | None, device_map: Any, dtype:
     text_encoder, report = loaded
     problems = [*report["missing_keys"], *report["mismatched_keys"], *report["unexpected_keys"]]
     if problems:
-        raise OSError(f"{problems[0]} in {encoder_folder} does not fit its config. Save or download it again.")
+        raise OSError(f"{problems[0]} in {encoder_folder} does not match config.json. Save or download it again.")
     check_finite(text_encoder, weights[0])
     return text_encoder
 

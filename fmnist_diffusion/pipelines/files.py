@@ -60,7 +60,7 @@ def read_json_object(path: Path) -> dict[str, Any]:
     for name, value in content.items():
         for number in _list_numbers(value):
             if isinstance(number, int) and abs(number) > MAX_INTEGER:
-                raise OSError(f"`{name}` in {path} must be at most {MAX_INTEGER}.")
+                raise OSError(f"`{name}` in {path} must be between -{MAX_INTEGER} and {MAX_INTEGER}, got {number}.")
             if math.isnan(number):
                 raise OSError(f"`{name}` in {path} must not be NaN.")
     return content

@@ -1,4 +1,4 @@
-"""A class-conditional or text-conditional pipeline for Fashion-MNIST diffusion models in pixel space or latent space.
+"""A pipeline for Fashion-MNIST diffusion models in pixel space or latent space.
 
 This file only imports the standard library, torch, diffusers and Pillow, because `save_pretrained` copies it into
 every saved pipeline. `DiffusionPipeline.from_pretrained(..., trust_remote_code=True)` runs that copy where the package
@@ -66,8 +66,8 @@ FASHION_MNIST_LABELS = (
     "Ankle boot",
 )
 
-# A schedule has a near-zero terminal SNR if its last `alphas_cumprod` is below this threshold. The last value is 4e-5
-# for linear schedules and 2e-9 for cosine schedules.
+# A schedule has a near-zero terminal SNR if its last `alphas_cumprod` is below this threshold. With
+# 1,000 timesteps and diffusers' default betas, the last value is 4e-5 for linear and 2e-9 for cosine schedules.
 NEAR_ZERO_SNR = 1e-6
 # Classifier guidance has no effect below this SNR. DPM-Solver starts flow matching at an SNR of 1e-6.
 MIN_GUIDED_SNR = 4e-6
@@ -211,6 +211,9 @@ def predict_x0(
         model_input (`torch.Tensor` of the same shape): The noisy images.
         alpha, sigma (`torch.Tensor`): Scales of x0 and of the noise, which must be broadcastable to the images.
         prediction_type (`str`): `"epsilon"`, `"v_prediction"`, `"flow_prediction"` or `"sample"`.
+
+    Returns:
+        `torch.Tensor` of the shape of `model_input`: The predicted x0.
     """
     if prediction_type == "epsilon":
         return (model_input - sigma * prediction) / alpha
@@ -255,7 +258,7 @@ def convert_pil_image(
     if channels not in PIL_MODES:
         raise ValueError(f"`{name}` must be an array or a tensor with {channels} channels, got a PIL image.")
     if image.mode in ("I", "F") or image.mode.startswith("I;16"):
-        raise ValueError(f"`{name}` must have 8 bits per channel, got mode {image.mode!r}. Convert it first.")
+        raise ValueError(f"`{name}` must have 8 bits per channel, got mode {image.mode!r}. Convert it to L or RGB.")
     if image.mode not in SUPPORTED_PIL_MODES:
         raise ValueError(f"`{name}` must have one of the modes {', '.join(SUPPORTED_PIL_MODES)}, got {image.mode!r}.")
     try:
@@ -354,7 +357,7 @@ def convert_array(image: Any, height: int, width: int, channels: int, name: str)
     if not tensor.isfinite().all() or tensor.min() < 0 or tensor.max() > 1:
         raise ValueError(
             f"`{name}` must contain finite values in [0, 1], got values from {tensor.min():g} to {tensor.max():g}."
-            " Scale them."
+            " Scale them to this range."
         )
     return resize_and_crop(convert_channels(tensor.float(), channels), height, width)
 
@@ -397,12 +400,13 @@ def copy_generator(
 
 def get_step_indices(num_timesteps: int, order: int, num_resampling_steps: int) -> list[int]:
     """
-    Returns the timestep index of each function evaluation. Each step except the last one runs several times.
+    Returns the index of the timestep of each scheduler step. Each denoising step except the last one runs
+    `num_resampling_steps` times.
 
     Args:
         num_timesteps (`int`): Number of timesteps.
-        order (`int`): Number of timesteps per step of the scheduler. The last step always has one timestep.
-        num_resampling_steps (`int`): Number of times that each step except the last one runs.
+        order (`int`): Number of timesteps per denoising step. The last one always has one timestep.
+        num_resampling_steps (`int`): Number of times that each denoising step except the last one runs.
     """
     steps = [list(range(start, min(start + order, num_timesteps))) for start in range(0, num_timesteps, order)]
     repeated = [index for step in steps[:-1] for index in num_resampling_steps * step]
@@ -458,7 +462,7 @@ def encode_images(vae: AutoencoderKL | None, images: torch.Tensor) -> torch.Tens
 
 def tokenize(tokenizer: Any, prompts: list[str]) -> torch.Tensor:
     """Returns the token ids of prompts, int64 `(N, L)`. Prompts are padded or truncated to the same length."""
-    # With the options `padding` and `truncation`, the tokenizer would change its state, so that prompts could not be
+    # With the options `padding` and `truncation`, the tokenizer would change its state, and prompts could not be
     # encoded concurrently.
     max_length = tokenizer.model_max_length
     token_ids = torch.full((len(prompts), max_length), tokenizer.pad_token_id)
@@ -554,7 +558,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
     _callback_tensor_inputs = ["latents", "model_input", "pred_original_sample"]
     # The installed package sets this function, so that its `from_pretrained` needs no remote code.
     _load_components: Callable[..., tuple[Any, Any, dict[str, Any]]] | None = None
-    # Names of the modules that `extract_init_dict` adds to `sys.modules`.
+    # These are the names of the modules that `extract_init_dict` adds to `sys.modules`.
     _stubs: list[str] = []
 
     def __init__(
@@ -609,8 +613,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         r"""
         Loads a pipeline from a local folder or a Hub repository without remote code.
 
-        A passed `scheduler` replaces the stored one, as if it were assigned later. It must support the model. It only
-        uses the stored `timestep_power` if its class and options are those of the stored scheduler. If `unet` or
+        A passed `scheduler` replaces the stored one, as if it were assigned later, and must support the model. It
+        only uses the stored `timestep_power` if its class and options are those of the stored scheduler. If `unet` or
         `timestep_power` is also passed, the scheduler is treated as the original one.
 
         The weights must be safetensors files, and the stored models must have the classes of this package. For other
@@ -626,7 +630,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 ignored with a warning.
 
         Returns:
-            [`FashionMNISTPipeline`]: The pipeline, with its model in evaluation mode.
+            [`FashionMNISTPipeline`]: The pipeline, with its models in evaluation mode.
 
         Raises:
             `OSError`: If the pipeline, revision or variant does not exist, if the Hub cannot be reached and there is
@@ -839,17 +843,19 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     @property
     def guidance_scale(self) -> float:
+        """Scale of classifier-free guidance in the current or last call."""
         return self._guidance_scale
 
     @property
     def classifier_guidance_scale(self) -> float:
+        """Scale of classifier guidance in the current or last call."""
         return self._classifier_guidance_scale
 
     @property
     def num_timesteps(self) -> int:
         """
-        Number of scheduler steps in the current or last call. Each evaluation of a second-order scheduler and each
-        repetition of a step counts as one.
+        Number of scheduler steps in the current or last call. With a second-order scheduler, each denoising step
+        except the last one counts as two. Repetitions of a step are counted.
         """
         return self._num_timesteps
 
@@ -864,6 +870,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
 
     @property
     def interrupt(self) -> bool:
+        """Whether a callback has set `_interrupt` to stop sampling."""
         return self._interrupt
 
     def get_label_ids(self, class_labels: Any) -> list[int]:
@@ -935,8 +942,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         negative_prompt_embeds: torch.Tensor | None = None,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         r"""
-        Encodes prompts. Prompts that exceed the maximum length of the tokenizer are truncated. Warnings list the
-        truncated parts and the words that the tokenizer does not know, because the images may not show them.
+        Encodes prompts. Prompts that exceed the maximum length of the tokenizer are truncated. Logs
+        warnings that list the truncated parts and the words that the tokenizer does not know, because the images may
+        not show them.
 
         Args:
             prompt (`str` or `list[str]`, *optional*):
@@ -1121,7 +1129,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
         elif strength is not None:
             raise ValueError(f"`strength` requires an `image`, got {strength}. Pass an image, or omit `strength`.")
         if num_resampling_steps > 1 and mask_image is None:
-            raise ValueError(f"`num_resampling_steps` must be 1 without a `mask_image`, got {num_resampling_steps}.")
+            raise ValueError(
+                f"`num_resampling_steps` must be 1 without a `mask_image`, got {num_resampling_steps}. Omit it."
+            )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
         channels = self.image_shape[0]
@@ -1132,7 +1142,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if isinstance(callback_on_step_end_tensor_inputs, str):
             raise ValueError(
                 "`callback_on_step_end_tensor_inputs` must be a list of names, got"
-                f" {callback_on_step_end_tensor_inputs!r}."
+                f" {callback_on_step_end_tensor_inputs!r}. Put the name into a list."
             )
         unknown = set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs)
         if unknown:
@@ -1215,7 +1225,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if self.classifier is None:
             raise ValueError(
                 "`classifier_guidance_scale` must be 0.0 for a pipeline without a classifier, got"
-                f" {classifier_guidance_scale}. Omit it, or pass a pipeline with a classifier"
+                f" {classifier_guidance_scale}. Omit it, or load a pipeline with a classifier"
                 " (`training/train_guidance_classifier.py`)."
             )
         if self.num_classes is None:
@@ -1340,7 +1350,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         # EulerDiscreteScheduler would otherwise leave the noise of the last sigma in the images.
         elif len(values) < 2 or values[-1] != 0:
             raise ValueError(
-                f"`sigmas` must have two or more values and end with 0 for {name}, got {values}. Append 0."
+                f"`sigmas` must have two or more values and end with 0 with {name}, got {values}. Append 0."
             )
         # UniPCMultistepScheduler requires a NumPy array.
         spacing = torch.tensor(values).numpy() if option == "sigmas" else values
@@ -1435,8 +1445,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             and scheduler.alphas_cumprod[-1] < NEAR_ZERO_SNR
         ):
             raise ValueError(
-                f"{name} cannot start from the noise level of this model's schedule, which is almost"
-                " infinite. Use a different scheduler, such as UniPCMultistepScheduler."
+                f"{name} does not support this model, whose noise schedule ends with almost pure noise."
+                " Use a different scheduler, such as UniPCMultistepScheduler."
             )
 
     def _check_coverage(self, num_inference_steps: int) -> None:
@@ -1509,8 +1519,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         num_images_per_prompt: int = 1,
     ) -> tuple[torch.Tensor, torch.Tensor | None]:
         """
-        Converts the arguments `image` and `mask_image` of [`~FashionMNISTPipeline.__call__`]. If one image is
-        passed for each label or prompt, each image is repeated `num_images_per_prompt` times.
+        Converts the arguments `image` and `mask_image` of [`~FashionMNISTPipeline.__call__`] to tensors. If one image
+        is passed for each label or prompt, each image is repeated `num_images_per_prompt` times.
 
         Returns:
             `tuple[torch.Tensor, torch.Tensor | None]`: One image or `len(noise)` images of shape
@@ -1571,6 +1581,9 @@ class FashionMNISTPipeline(DiffusionPipeline):
             prediction (`torch.Tensor`): Output of the model.
             model_input (`torch.Tensor` of the same shape): The noisy images that the model received.
             timestep (`torch.Tensor` of shape `()`): The timestep of all images, one of `scheduler.timesteps`.
+
+        Returns:
+            `torch.Tensor` of the shape of `model_input`: The predicted x0.
         """
         noise_level = self._get_input_noise_level(timestep)
         pred_original_sample = predict_x0(prediction, model_input, *noise_level, self.prediction_type)
@@ -1754,8 +1767,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 Number of images to generate for each label or prompt. The images of a label or prompt are consecutive.
             num_inference_steps (`int`, *optional*):
                 Number of denoising steps, from 1 to the scheduler's `num_train_timesteps`. Defaults to the value in
-                the pipeline's config. Ignored if `timesteps` or `sigmas` is passed. A scheduler with `order` 2, such
-                as [`HeunDiscreteScheduler`], evaluates the model twice in every step except the last.
+                the pipeline's config. Ignored if `timesteps` or `sigmas` is passed. With a scheduler of `order` 2,
+                such as [`HeunDiscreteScheduler`], every step except the last requires two function evaluations.
             timesteps (`Sequence[int]`, *optional*):
                 Custom decreasing timesteps in `[0, num_train_timesteps)`, for schedulers whose `set_timesteps`
                 supports them. Flow matching does not support them. Cannot be combined with `sigmas`.
@@ -1773,7 +1786,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 The other steps use `guidance_scale=1` and `classifier_guidance_scale=0`.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 One generator for all images, or a list with one generator for each image. With a list, an image
-                does not depend on the rest of the batch.
+                does not depend on the rest of the batch, up to rounding.
             latents (`torch.Tensor` of shape `(batch, in_channels, height, width)`, *optional*):
                 Standard normal noise to start from. A stochastic scheduler also adds noise from `generator` at every
                 step, so the images depend only weakly on `latents`. The bundled checkpoints store such a scheduler;
@@ -1784,7 +1797,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 for each generated image. The pipeline adds noise to it and denoises it. Arrays have the shape
                 `(height, width)` or `(height, width, channels)`, and tensors `(height, width)` or `(channels, height,
                 width)`. With channels, they may also have a batch dimension. They contain uint8 values, Booleans, or
-                floats in [0, 1]. A PIL image is made upright with its EXIF orientation. The channels are converted to
+                floats in [0, 1]. The EXIF orientation of PIL images is applied. The channels are converted to
                 those of the model, and transparent pixels are composited over white unless the model has 4 channels.
                 Images of a different size are resized to cover the size of the model and center-cropped.
             mask_image (`PIL.Image.Image`, `np.ndarray`, `torch.Tensor` or a list of them, *optional*):
@@ -2022,7 +2035,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         prompt: str | list[str] | None = None,
     ) -> ImagePipelineOutput | tuple:
         r"""
-        Generates images that interpolate between two seeds, between two classes or prompts, or both.
+        Generates images that interpolate between two seeds and, optionally, between two classes or prompts.
 
         The noise of the two seeds is interpolated spherically, both at the start and at every step of a stochastic
         scheduler. A stochastic scheduler must have the argument `variance_noise` in `step` or be an [`LCMScheduler`].
@@ -2031,7 +2044,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         label and `seeds[1]`.
 
         Args:
-            class_labels (*optional*):
+            class_labels (`int`, `str`, `list`, `np.ndarray` or `torch.Tensor`, *optional*):
                 One label, or the labels of the first and the last image; see [`~FashionMNISTPipeline.__call__`].
                 `None` samples unconditionally. Two different labels require two function evaluations per step.
             seeds (`tuple[int, int]`, defaults to `(0, 1)`): Seeds of the first and the last image.
@@ -2159,7 +2172,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         Generates images and returns the intermediate images of every step.
 
         Args:
-            class_labels (*optional*): See [`~FashionMNISTPipeline.__call__`].
+            class_labels (`int`, `str`, `list`, `np.ndarray` or `torch.Tensor`, *optional*):
+                See [`~FashionMNISTPipeline.__call__`].
             tensor_name (`str`, defaults to `"model_input"`):
                 Tensor that the frames show: `"model_input"`, the noisy images before each step, or
                 `"pred_original_sample"`, the predicted x0 of each step.
@@ -2168,7 +2182,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 `return_dict`, `callback_on_step_end` and `callback_on_step_end_tensor_inputs` are not supported.
 
         Returns:
-            `list[list[PIL.Image.Image]]`: The images of each scheduler step, followed by the final images.
+            `list[list[PIL.Image.Image]]`: For each scheduler step, the image of each sample, followed by the final
+                images: `num_timesteps + 1` lists.
 
         Raises:
             `ValueError`: If an argument is out of range, or if the images have neither 1 nor 3 channels.

@@ -157,7 +157,7 @@ async function saveForOfflineUse({ file, provider }) {
   await cache.addAll(["./", "main.js", "style.css", "models.json", encodeURIComponent(file), ...runtime]);
 }
 
-// The page: settings, images and events
+// The following code controls the page.
 
 const getElement = (id) => document.getElementById(id);
 const form = getElement("settings");
@@ -168,16 +168,14 @@ export let model = null;
 let requestedSettings = null;
 let running = false;
 
-// The status of the model, which is hidden while an error is shown.
+// This status of the model is hidden while an error is shown.
 let modelStatus = "";
 
-/** Shows the status of the model. */
 function showStatus(text) {
   modelStatus = text;
   getElement("status").textContent = text;
 }
 
-/** Shows an error in the status line. */
 function showError(message, error) {
   getElement("status").textContent = `${message} (${error.message ?? error}). Reload the page to try again.`;
 }

@@ -201,7 +201,7 @@ def test_interrupted_evaluation_says_how_to_continue(calls, pipeline, monkeypatc
     with pytest.raises(SystemExit) as exit_info:
         main(["evaluate", pipeline, "--fast"])
     assert exit_info.value.code == 130
-    assert capsys.readouterr().err == "fmnist-diffusion: interrupted; run the same command again to continue\n"
+    assert capsys.readouterr().err == "fmnist-diffusion: interrupted; run the same command again to resume\n"
 
 
 def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
@@ -213,10 +213,10 @@ def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
 @pytest.mark.parametrize(
     ("args", "message"),
     [
-        ([], "Pass a pipeline, a folder of images or an .npz file to evaluate."),
+        ([], "SOURCE is missing. Pass a pipeline, a folder of images or an .npz file."),
         (
             ["base", "--fast", "--inception-weights", "x.pt"],
-            "Pass only one of --fast and --inception-weights.",
+            "Cannot use both --fast and --inception-weights. Pass only one of them.",
         ),
         (
             ["base", "--fast", "--reference", "images"],
@@ -239,7 +239,7 @@ def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
             "--guidance-scale must be 1.0 for unconditional sampling, got 2.0. Omit it, or evaluate conditional"
             " samples.",
         ),
-        (["base", "--fast", "--unconditional", "--cas"], "--cas requires labeled samples: pass a class-conditional"),
+        (["base", "--fast", "--unconditional", "--cas"], "--cas requires labeled samples. Pass a class-conditional"),
         (["base", "--fast", "--dtype", "float16", "--device", "cpu"], "--dtype must be float32 or bfloat16 on a CPU"),
         (["base", "--fast", "--device", "nothing"], "--device must be auto or an available torch device"),
         (["base", "--fast", "--scheduler", "nothing"], "Could not find the scheduler 'nothing'"),

@@ -59,4 +59,4 @@ def test_interruptions_say_how_to_continue(pipeline: str, fashion_mnist_folder: 
     with pytest.raises(SystemExit) as exit_info:
         main(["likelihood", pipeline, "--train-data-dir", str(fashion_mnist_folder)])
     assert exit_info.value.code == 130
-    assert capsys.readouterr().err == "fmnist-diffusion: interrupted; run the same command again to continue\n"
+    assert capsys.readouterr().err == "fmnist-diffusion: interrupted; run the same command again to resume\n"

@@ -223,7 +223,7 @@ class TestPush:
 
     @pytest.mark.parametrize("options", [{"tag": "v1"}, {"revision": "trial"}])
     def test_pull_request_with_branch_or_tag_is_an_error(self, hub, folder, options):
-        with pytest.raises(ValueError, match="`create_pr` cannot be combined with `revision` or `tag`"):
+        with pytest.raises(ValueError, match="Cannot use `create_pr` with `revision` or `tag`"):
             push_pipeline(folder, REPO_ID, create_pr=True, **options)
 
 

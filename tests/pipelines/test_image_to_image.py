@@ -130,8 +130,8 @@ VALUES = "contain finite values in .0, 1., got values from"
 @pytest.mark.parametrize(
     ("image", "message"),
     [
-        (255 * FLOATS, f"{VALUES} 0 to 255. Scale them."),
-        (FLOATS - 0.5, f"{VALUES} -0.5 to 0.5. Scale them."),
+        (255 * FLOATS, f"{VALUES} 0 to 255. Scale them to this range."),
+        (FLOATS - 0.5, f"{VALUES} -0.5 to 0.5. Scale them to this range."),
         (np.where(BINARY, np.nan, FLOATS), f"{VALUES} nan to nan"),
         (GRAY.astype(np.int64), "be uint8, bool or floating point, got torch.int64."),
         (torch.from_numpy(GRAY).int(), "be uint8, bool or floating point, got torch.int32."),

@@ -405,7 +405,7 @@ class TestSteps:
     @pytest.mark.parametrize("scheduler_class", [HeunDiscreteScheduler, KDPM2AncestralDiscreteScheduler])
     def test_second_order_scheduler_near_zero_snr_is_an_error(self, scheduler_class):
         pipe = get_pipeline(scheduler_class(beta_schedule="squaredcos_cap_v2"))
-        with pytest.raises(ValueError, match=f"{scheduler_class.__name__} cannot start from the noise level"):
+        with pytest.raises(ValueError, match=f"{scheduler_class.__name__} .*, whose noise schedule ends with almost"):
             sample(pipe)
 
     @pytest.mark.parametrize("steps", [340, 501, 1000])

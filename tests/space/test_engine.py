@@ -93,7 +93,7 @@ class TestTextConditionalModel:
         assert difference(images, others) > 1
 
     def test_classes_are_rejected(self, text_engine):
-        with pytest.raises(RequestError, match=r"This model has no classes\. Leave the classes empty"):
+        with pytest.raises(RequestError, match=r"This model is not class-conditional\. Leave the classes empty"):
             last(text_engine.interpolate(request(labels=("Bag",)), (1, 2)))
 
 
@@ -175,7 +175,7 @@ class TestGetLabels:
 
     def test_unconditional_model_has_no_labels(self, spec):
         assert spec.get_labels(request()) == []
-        with pytest.raises(RequestError, match="This model has no classes"):
+        with pytest.raises(RequestError, match="This model is not class-conditional"):
             spec.get_labels(request(labels=("Bag",)))
 
 
@@ -300,7 +300,7 @@ class TestImageToImage:
 
     @pytest.mark.parametrize("strength", [0, -1, 1.5, None, "half", float("nan")])
     def test_invalid_strength_is_rejected(self, tiny, strength):
-        with pytest.raises(RequestError, match="The strength must be above 0"):
+        with pytest.raises(RequestError, match="The strength must be greater than 0"):
             list(tiny.generate(request(), Image.new("L", (8, 8)), strength))
 
     def test_unsupported_scheduler_is_explained(self, tiny):

@@ -88,7 +88,7 @@ def test_damaged_file_is_named_and_the_previous_checkpoint_is_offered(
             find_checkpoint(resume, tmp_path)
         message = str(error.value)
         assert message.startswith(f"{tmp_path / 'checkpoint-12' / name} is ")
-        assert message.endswith(f". Pass --resume={previous} to continue from the previous checkpoint.")
+        assert message.endswith(f". Pass --resume={previous} to resume from the previous checkpoint.")
         assert "\n" not in message
     assert find_checkpoint(str(previous), tmp_path) == previous
 

@@ -81,7 +81,7 @@ def test_signal_during_a_step_writes_a_checkpoint(
     assert exit_info.value.code == code
     assert isinstance(exit_info.value.__context__, error)
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "train.py: Interrupted at step 3. Continue from the last checkpoint with"
+        "train.py: Interrupted at step 3. Resume from the last checkpoint with"
         f" --config={tmp_path / 'run' / 'config.yaml'} --resume=latest."
     )
     assert [signal.getsignal(name) for name in SIGNALS] == handlers

@@ -42,7 +42,7 @@ def test_saved_config_resumes_the_run(
             FloatingPointError("The loss is nan at step 1."),
             1,
             "train.py: error: The loss is nan at step 1. There is no checkpoint yet. Start again with a different"
-            " --output_dir. Lower --optimizer.learning_rate, or pass --optimizer.max_grad_norm=1.",
+            " --output_dir. Reduce --optimizer.learning_rate, or pass --optimizer.max_grad_norm=1.",
         ),
         (
             torch.OutOfMemoryError(),
@@ -103,7 +103,7 @@ def test_broken_image_of_a_streamed_dataset_exits_with_one_line(
     error = fail_to_launch(*options, f"--data.dataloader_num_workers={num_workers}")
     assert str(images / "3.png") in error
     config = tmp_path / "run" / "config.yaml"
-    assert f"Continue from the last checkpoint with --config={config} --resume=latest." in error
+    assert f"Resume from the last checkpoint with --config={config} --resume=latest." in error
     (checkpoint,) = (tmp_path / "run" / "checkpoints").iterdir()
     assert 0 < int(checkpoint.name.removeprefix("checkpoint-")) < 8
     # Once the image has been replaced, the run can continue.

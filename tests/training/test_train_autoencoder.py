@@ -126,8 +126,7 @@ def test_resumed_run_has_identical_weights(
     assert error.value.code == 130
     path = tmp_path / "run" / "config.yaml"
     assert (
-        f"Interrupted. Continue from the last checkpoint with --config={path} --resume=true."
-        in capsys.readouterr().err
+        f"Interrupted. Resume from the last checkpoint with --config={path} --resume=true." in capsys.readouterr().err
     )
     # A run of an earlier version does not have all settings.
     path = tmp_path / "run" / "checkpoint" / "trainer.json"
@@ -310,7 +309,7 @@ def test_full_disk_exits_with_one_line(
         ("--data.image_column=pixels", "Set `--data.image_column` to"),
         ("--latent_channels=0", "`--latent_channels` must be between 1 and 4,096, got 0."),
         ("--optimizer.adam_beta2=1", "`--optimizer.adam_beta2` must be at least 0 and less than 1, got 1."),
-        ("--block_out_channels=[8, 12]", "`--block_out_channels` must be multiples of 8, got [8, 12]."),
+        ("--block_out_channels=[8, 12]", "`--block_out_channels` must be one or more multiples of 8, got [8, 12]."),
         ("--block_out_channels=[8, 8, 8, 8]", "`--data.resolution` must be a multiple of 8 for 4 levels, got 28x28."),
         ("--block_out_channels=[8, 8, 8]", "`--block_out_channels` must have fewer levels for images of 28x28 pixels"),
         ("--data.streaming=true", "`--data.streaming` must be false, because all images are kept in memory."),

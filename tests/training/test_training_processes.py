@@ -228,7 +228,7 @@ def test_interrupted_launches_equal_an_uninterrupted_process(
         # The processes exit with codes 130 and 143, but Accelerate's launchers exit with code 1.
         assert launches.codes == [1] * num_nodes, launches.read_logs()
         step, log = launches.get_last_step(), launches.read_logs()
-        assert log.count(f"train.py: Interrupted at step {step}. Continue from the last checkpoint with") == 1, log
+        assert log.count(f"train.py: Interrupted at step {step}. Resume from the last checkpoint with") == 1, log
         assert len(read_losses(launches.run)) == step
         # Only Accelerate's launchers print tracebacks.
         assert f'File "{TRAINING}' not in log and f'File "{launches.slow_train}' not in log, log

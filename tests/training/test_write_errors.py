@@ -61,7 +61,7 @@ def test_failed_write_exits_with_one_line_and_loses_nothing(
     message = capsys.readouterr().err.strip().splitlines()[-1]
     folder = {"epoch-0002.png": "samples/", "checkpoint-8": "checkpoints/"}.get(name, "")
     assert message == (
-        f"train.py: error: Could not write {run}/{folder}{name}: {reason}. Continue from the last checkpoint with"
+        f"train.py: error: Could not write {run}/{folder}{name}: {reason}. Resume from the last checkpoint with"
         f" --config={run / 'config.yaml'} --resume=latest."
     )
     assert not list(run.rglob(".incomplete*"))
