@@ -149,7 +149,8 @@ def is_positive_integer(value: Any) -> bool:
 def is_finite_number(value: Any) -> bool:
     try:
         return math.isfinite(value)
-    except TypeError:
+    # The last two errors occur for integers that are too large and for tensors with several values.
+    except (TypeError, OverflowError, RuntimeError, ValueError):
         return False
 
 
@@ -170,15 +171,9 @@ def scale_num_steps(num_steps: int, fraction: float) -> float:
 
 def power_law_timesteps(num_inference_steps: int, num_train_timesteps: int, power: float) -> list[int]:
     """
-    Computes the timesteps `T * (k / n) ** power - 1` for `k` from `n` to 1, rounded to distinct integers.
+    Returns the decreasing timesteps `T * (k / n) ** power - 1` for `k` from `n` to 1, rounded to distinct integers.
 
-    Args:
-        num_inference_steps (`int`): Number of timesteps, `n`.
-        num_train_timesteps (`int`): Number of training timesteps, `T`.
-        power (`float`): 1 for equal spacing; larger values space timesteps more densely at low noise levels.
-
-    Returns:
-        `list[int]`: The timesteps, in decreasing order.
+    Powers above 1 space the timesteps more densely at low noise levels.
     """
     timesteps = []
     for k in range(num_inference_steps, 0, -1):
@@ -241,19 +236,10 @@ def convert_pil_image(
 
     The EXIF orientation is applied. Transparent pixels are composited over white, unless the model has 4 channels. An
     image of a different size is resized with an antialiased bicubic filter to cover the target size and then
-    center-cropped.
-
-    Args:
-        image (`PIL.Image.Image`): The image, with at most 8 bits per channel.
-        height, width (`int`): Size of the result in pixels.
-        channels (`int`): 1 for grayscale (ITU-R 601-2 luma), 3 for RGB or 4 for RGBA.
-        name (`str`, defaults to `"image"`): Name of the argument in error messages.
-
-    Returns:
-        `torch.Tensor` of shape `(channels, height, width)`: float32 values in [0, 1].
+    center-cropped. The result has the shape `(C, H, W)` and values in [0, 1].
 
     Raises:
-        `ValueError`: If the image cannot be decoded or converted.
+        `ValueError`: If the image cannot be decoded or converted, or has more than 8 bits per channel.
     """
     if channels not in PIL_MODES:
         raise ValueError(f"`{name}` must be an array or a tensor with {channels} channels, got a PIL image.")
@@ -335,8 +321,11 @@ def convert_array(image: Any, height: int, width: int, channels: int, name: str)
             f"`{name}` must be a PIL image, a non-empty array or tensor with 2 to 4 dimensions, or a list of these,"
             f" got {type(image).__name__}{f' of shape {tuple(shape)}' if shape else ''}."
         )
-    # torch does not support negative strides or read-only arrays, such as np.asarray(pil_image).
-    tensor = image.cpu() if torch.is_tensor(image) else torch.as_tensor(image.copy())
+    try:
+        # torch does not support negative strides or read-only arrays, such as np.asarray(pil_image).
+        tensor = image.cpu() if torch.is_tensor(image) else torch.as_tensor(image.copy())
+    except TypeError as error:
+        raise ValueError(f"`{name}` must be uint8, bool or floating point, got {image.dtype}.") from error
     if tensor.ndim == 2:
         tensor = tensor[None]
     elif not torch.is_tensor(image):
@@ -400,13 +389,10 @@ def copy_generator(
 
 def get_step_indices(num_timesteps: int, order: int, num_resampling_steps: int) -> list[int]:
     """
-    Returns the index of the timestep of each scheduler step. Each denoising step except the last one runs
-    `num_resampling_steps` times.
+    Returns the index of the timestep of each scheduler step.
 
-    Args:
-        num_timesteps (`int`): Number of timesteps.
-        order (`int`): Number of timesteps per denoising step. The last one always has one timestep.
-        num_resampling_steps (`int`): Number of times that each denoising step except the last one runs.
+    A denoising step has `order` timesteps and runs `num_resampling_steps` times. The last one has one timestep and
+    runs once.
     """
     steps = [list(range(start, min(start + order, num_timesteps))) for start in range(0, num_timesteps, order)]
     repeated = [index for step in steps[:-1] for index in num_resampling_steps * step]
@@ -415,14 +401,8 @@ def get_step_indices(num_timesteps: int, order: int, num_resampling_steps: int) 
 
 def slerp(first: torch.Tensor, last: torch.Tensor, weights: torch.Tensor) -> torch.Tensor:
     """
-    Interpolates spherically between two noise tensors (Shoemake, "Animating rotation with quaternion curves", 1985).
-
-    Args:
-        first, last (`torch.Tensor` of shape `(1, channels, height, width)`): Noise at weight 0 and at weight 1.
-        weights (`torch.Tensor` of shape `(batch, 1, 1, 1)`): Interpolation weights in [0, 1].
-
-    Returns:
-        `torch.Tensor` of shape `(batch, channels, height, width)`.
+    Interpolates spherically from the noise `first` to `last`, both `(1, C, H, W)`, with weights `(N, 1, 1, 1)` in
+    [0, 1] (Shoemake, "Animating rotation with quaternion curves", 1985).
     """
     angle = torch.arccos(((first * last).sum() / (first.norm() * last.norm())).clamp(-1, 1))
     if angle < 1e-4:
@@ -693,10 +673,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         for name in MODELS:
             model = unwrap_compiled(getattr(self, name))
             # The pipeline can be imported without transformers.
-            is_saveable = isinstance(model, ModelMixin) or any(
-                base.__name__ == "PreTrainedModel" for base in type(model).__mro__
-            )
-            if model is not None and not is_saveable:
+            bases = {base.__name__ for base in type(model).__mro__}
+            if model is not None and not bases & {"ModelMixin", "PreTrainedModel"}:
                 raise ValueError(
                     f"`{name}` must be a diffusers or transformers model to be saved, got {type(model).__name__}."
                     f" Assign the unwrapped model or, for a PeftModel, the result of `pipe.{name}.merge_and_unload()`."
@@ -715,9 +693,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 del index[name]
         index["_class_name"] = self._copy_source(self, folder)
         for name in sorted(index.keys() & {"unet", "classifier", "vae"}):
-            model = unwrap_compiled(getattr(self, name))
-            if not type(model).__module__.startswith("diffusers."):
-                index[name] = self._copy_source(model, folder / name)
+            index[name] = self._copy_source(unwrap_compiled(getattr(self, name)), folder / name)
             # Do not publish the local path that from_pretrained stores in the config.
             model_config_path = folder / name / "config.json"
             if model_config_path.is_file():
@@ -748,6 +724,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def _copy_source(component: Any, folder: Path) -> list[str]:
         """
         Copies the file that defines the class of `component`, or its base class if the class is defined in `__main__`.
+        Files of diffusers are not copied.
 
         Returns:
             The names of the module and of the saved class.
@@ -759,6 +736,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 f"The saved pipeline contains {saved.__name__} instead of {type(component).__name__}, which is defined"
                 f" in a notebook or a script. To save {type(component).__name__}, define it in a module."
             )
+        if saved.__module__.startswith("diffusers."):
+            return ["diffusers", saved.__name__]
         source = Path(inspect.getsourcefile(saved))  # pyright: ignore[reportArgumentType]
         folder.mkdir(parents=True, exist_ok=True)
         if source.resolve() != (folder / source.name).resolve():
@@ -840,6 +819,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
     def prompt_embeds_dim(self) -> int | None:
         """Number of channels of the prompt embeddings; `None` if the model is not text-conditional."""
         return get_prompt_embeds_dim(self.unet)
+
+    @property
+    def _has_text_encoder(self) -> bool:
+        return self.text_encoder is not None and self.tokenizer is not None
 
     @property
     def guidance_scale(self) -> float:
@@ -1197,10 +1180,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
             if value is not None and f"{name}_embeds" in passed:
                 raise ValueError(f"Cannot use both `{name}` and `{name}_embeds`. Pass only one of them.")
             is_missing = (name == "prompt" or has_guidance) and f"{name}_embeds" not in passed
-            if self.text_encoder is None and (value is not None or is_missing):
+            if not self._has_text_encoder and (value is not None or is_missing):
                 raise ValueError(
-                    f"`{name}` requires a text encoder, but the pipeline has none. Pass `{name}_embeds`, or load the"
-                    " pipeline with its text encoder."
+                    f"`{name}` requires a text encoder with its tokenizer, but the pipeline has none. Pass"
+                    f" `{name}_embeds`, or load the pipeline with its text encoder."
                 )
         for name, value in embeds.items():
             shape = value.shape if torch.is_tensor(value) else ()
@@ -1417,13 +1400,10 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 " or DDIMScheduler."
             )
         original = getattr(self._original_scheduler, "alphas_cumprod", None)
-        alphas_cumprod = getattr(scheduler, "alphas_cumprod", None)
-        if (
-            not flow_matching
-            and original is not None
-            and alphas_cumprod is not None
-            and alphas_cumprod.shape == original.shape
-            and (alphas_cumprod.cpu() - original.cpu()).abs().max() > MAX_ALPHAS_DIFFERENCE
+        if not flow_matching and (
+            original is None
+            or scheduler.alphas_cumprod.shape != original.shape
+            or (scheduler.alphas_cumprod.cpu() - original.cpu()).abs().max() > MAX_ALPHAS_DIFFERENCE
         ):
             raise ValueError(
                 f"{name} does not have the noise schedule of this model. Use a different scheduler, such as"
@@ -1907,7 +1887,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 null_labels = torch.full_like(labels, self._null_label)
         elif self.prompt_embeds_dim is not None:
             # A callback can enable guidance later, so the negative prompt is encoded whenever there is a text encoder.
-            has_negative_prompt = self.text_encoder is not None or negative_prompt_embeds is not None
+            has_negative_prompt = self._has_text_encoder or negative_prompt_embeds is not None
             model_labels, null_labels = self.encode_prompt(
                 prompt,
                 device,
@@ -2072,7 +2052,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         """
         # 1. Check inputs
         self._check_unet()
-        if self.text_encoder is None and self.prompt_embeds_dim is not None:
+        if not self._has_text_encoder and self.prompt_embeds_dim is not None:
             raise ValueError(
                 "`interpolate` requires the text encoder of a text-conditional model. Load the pipeline with its text"
                 " encoder."

@@ -133,6 +133,7 @@ VALUES = "contain finite values in .0, 1., got values from"
         (255 * FLOATS, f"{VALUES} 0 to 255. Scale them to this range."),
         (FLOATS - 0.5, f"{VALUES} -0.5 to 0.5. Scale them to this range."),
         (np.where(BINARY, np.nan, FLOATS), f"{VALUES} nan to nan"),
+        (np.full((8, 8), None), "be uint8, bool or floating point, got object."),
         (GRAY.astype(np.int64), "be uint8, bool or floating point, got torch.int64."),
         (torch.from_numpy(GRAY).int(), "be uint8, bool or floating point, got torch.int32."),
         (Image.fromarray(GRAY.astype(np.uint16)), "8 bits per channel, got mode 'I;16'"),

@@ -461,6 +461,8 @@ INTERVAL = "`guidance_interval` must be .start, stop. with 0 <= start <= stop <=
         ({"guidance_scale": float("nan")}, "`guidance_scale` must be a finite number, got nan"),
         ({"guidance_scale": "3"}, "`guidance_scale` must be a finite number, got '3'"),
         ({"guidance_scale": None}, "`guidance_scale` must be a finite number, got None"),
+        ({"guidance_scale": 10**400}, "`guidance_scale` must be a finite number, got 1000"),
+        ({"guidance_scale": torch.ones(2)}, "`guidance_scale` must be a finite number, got tensor"),
         ({"latents": np.zeros((1, 1, 8, 8))}, r"`latents` must be a tensor of shape \(1, 1, 8, 8\), got ndarray"),
         ({"latents": torch.zeros(1, 1, 8, 9)}, r"`latents` must have shape \(1, 1, 8, 8\), got \(1, 1, 8, 9\)"),
         (

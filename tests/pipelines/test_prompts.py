@@ -131,17 +131,20 @@ class TestPrompt:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({}, "`prompt` requires a text encoder, but the pipeline has none"),
-            ({"prompt": FIRST}, "`prompt` requires a text encoder, but the pipeline has none"),
+            ({}, "`prompt` requires a text encoder with its tokenizer, but the pipeline has none"),
+            ({"prompt": FIRST}, "`prompt` requires a text encoder with its tokenizer, but the pipeline has none"),
             (
                 {"prompt_embeds": torch.zeros(1, 16), "guidance_scale": 2.0},
-                "`negative_prompt` requires a text encoder, but the",
+                "`negative_prompt` requires a text encoder with its tokenizer, but the",
             ),
             (
                 {"prompt_embeds": torch.zeros(1, 16), "negative_prompt": ""},
-                "`negative_prompt` requires a text encoder, but the",
+                "`negative_prompt` requires a text encoder with its tokenizer, but the",
             ),
-            ({"class_labels": "Bag"}, "`prompt` requires a text encoder, but the pipeline has none"),
+            (
+                {"class_labels": "Bag"},
+                "`prompt` requires a text encoder with its tokenizer, but the pipeline has none",
+            ),
         ],
     )
     def test_pipeline_without_text_encoder_requires_embeddings(self, pipe, arguments, message):
@@ -153,8 +156,18 @@ class TestPrompt:
         pipe.text_encoder = pipe.tokenizer = None
         with pytest.raises(ValueError, match="`interpolate` requires the text encoder"):
             pipe.interpolate()
-        with pytest.raises(ValueError, match="`prompt` requires a text encoder, but the pipeline has none"):
+        with pytest.raises(
+            ValueError, match="`prompt` requires a text encoder with its tokenizer, but the pipeline has none"
+        ):
             pipe.encode_prompt(FIRST)
+
+    def test_text_encoder_without_tokenizer(self, pipe):
+        embeds, _ = pipe.encode_prompt(FIRST)
+        expected = sample(pipe, prompt_embeds=embeds)
+        pipe.tokenizer = None
+        assert torch.equal(sample(pipe, prompt_embeds=embeds), expected)
+        with pytest.raises(ValueError, match="`prompt` requires a text encoder with its tokenizer, but the pipeline"):
+            pipe(prompt=FIRST)
 
     def test_copies_of_a_pipeline_without_text_encoder(self, pipe):
         embeds, _ = pipe.encode_prompt(FIRST)

@@ -19,6 +19,7 @@ from diffusers import (
     DPMSolverMultistepScheduler,
     FlowMatchEulerDiscreteScheduler,
     SchedulerMixin,
+    UNet2DModel,
 )
 from diffusers.utils import logging as diffusers_logging
 from torch.testing import assert_close
@@ -165,6 +166,28 @@ class TestRoundTrip:
         ]
         for loader in (load, load_dynamically):
             assert torch.equal(sample(loader(folder), "Bag"), expected)
+
+    def test_subclass_of_a_diffusers_model_is_saved_as_its_base_class(self, tmp_path, diffusers_log):
+        custom = type("Custom", (UNet2DModel,), {"__module__": "__main__"})
+        unet = custom(
+            8,
+            1,
+            1,
+            block_out_channels=(4, 8),
+            down_block_types=("DownBlock2D",) * 2,
+            up_block_types=("UpBlock2D",) * 2,
+            norm_num_groups=4,
+        )
+        FashionMNISTPipeline(unet, DDPMScheduler()).save_pretrained(tmp_path)
+        [record] = diffusers_log.records
+        assert record.message.startswith("The saved pipeline contains UNet2DModel instead of Custom")
+        assert json.loads((tmp_path / "model_index.json").read_text())["unet"] == ["diffusers", "UNet2DModel"]
+        pipe = load_dynamically(tmp_path)
+        assert type(pipe.unet) is UNet2DModel
+        assert sorted(path.name for path in (tmp_path / "unet").iterdir()) == [
+            "config.json",
+            "diffusion_pytorch_model.safetensors",
+        ]
 
     def test_auto_model_ignores_the_unet_if_there_are_other_models(self, tmp_path):
         pipe = make_default_pipeline()

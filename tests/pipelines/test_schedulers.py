@@ -90,9 +90,10 @@ def test_schedulers_of_another_noise_schedule_are_an_error(name):
             pipe(**kwargs)
 
 
-def test_options_of_another_noise_schedule_are_an_error():
+@pytest.mark.parametrize("options", [{}, {"beta_schedule": "squaredcos_cap_v2", "num_train_timesteps": 100}])
+def test_options_of_another_noise_schedule_are_an_error(options):
     pipe = make_oracle_pipeline("ddim", COSINE)
-    pipe.scheduler = DDIMScheduler(prediction_type="v_prediction")
+    pipe.scheduler = DDIMScheduler(prediction_type="v_prediction", **options)
     with pytest.raises(ValueError, match="DDIMScheduler does not have the noise schedule of this model"):
         pipe()
 
