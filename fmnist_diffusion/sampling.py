@@ -135,9 +135,6 @@ def make_pipeline(
         num_inference_steps (`int`, defaults to 20):
             Default number of denoising steps, limited to the `num_train_timesteps` of `noise_scheduler`.
         text_encoder, tokenizer, vae (*optional*): See [`FashionMNISTPipeline`].
-
-    Returns:
-        [`FashionMNISTPipeline`]: The new pipeline.
     """
     from diffusers import DPMSolverMultistepScheduler, FlowMatchEulerDiscreteScheduler
 
@@ -185,9 +182,6 @@ def make_consistency_pipeline(
         num_inference_steps (`int`, defaults to 4):
             Default number of denoising steps, limited to the `num_train_timesteps` of `noise_scheduler`.
         text_encoder, tokenizer (*optional*): See [`FashionMNISTPipeline`].
-
-    Returns:
-        [`FashionMNISTPipeline`]: The new pipeline.
     """
     from diffusers import LCMScheduler
 
@@ -215,9 +209,6 @@ def copy_pipeline(
         pipe ([`FashionMNISTPipeline`]): The pipeline.
         scheduler (`str` or a subclass of [`SchedulerMixin`], *optional*):
             See [`get_scheduler_class`]. Defaults to a copy of the scheduler of `pipe`.
-
-    Returns:
-        [`FashionMNISTPipeline`]: The new pipeline.
 
     Raises:
         `ValueError`: See [`make_scheduler`]. Other unsupported schedulers raise an error when the pipeline is called.

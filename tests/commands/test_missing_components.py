@@ -13,7 +13,7 @@ from tiny_pipelines import get_pipeline, make_classifier
 LABELS, PROMPT, GUIDANCE = ["--class-labels", "bag"], ["--prompt", "a dark bag"], ["--guidance-scale", "2"]
 CLASSIFIER_GUIDANCE = ["--classifier-guidance-scale", "1"]
 NO_CLASSIFIER = (
-    "--classifier-guidance-scale must be 0.0 for a pipeline without a classifier, got 1.0. Omit it, or pass a"
+    "--classifier-guidance-scale must be 0.0 for a pipeline without a classifier, got 1.0. Omit it, or load a"
     " pipeline with a classifier (`training/train_guidance_classifier.py`)."
 )
 UNCONDITIONAL = (

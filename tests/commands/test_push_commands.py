@@ -43,7 +43,7 @@ def test_push_space_uploads_a_static_page(hub, capsys, monkeypatch, models):
     [
         (["push", "nowhere", "--repo-id", "me/tiny"], "Could not find the folder nowhere"),
         (["push", "base"], "Missing option '--repo-id'"),
-        (["push", "base", "--repo-id", "me/tiny", "--create-pr", "--tag", "v1"], "--create-pr cannot be combined"),
+        (["push", "base", "--repo-id", "me/tiny", "--create-pr", "--tag", "v1"], "Cannot use --create-pr with"),
         (["push-space", "--repo-id", "demo"], "--model must be the repository id of one public model, got 0 values"),
         (
             ["push-space", "--repo-id", "demo", "--model", "me/x", "--model", "me/y"],

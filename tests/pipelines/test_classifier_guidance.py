@@ -253,7 +253,7 @@ def test_guidance_requires_a_classifier():
     for pipe in (get_pipeline(), get_text_pipeline()):
         with pytest.raises(
             ValueError,
-            match=r"for a pipeline without a classifier, got 1\.0\. Omit it, or pass a pipeline with a classifier",
+            match=r"for a pipeline without a classifier, got 1\.0\. Omit it, or load a pipeline with a classifier",
         ):
             pipe(3, classifier_guidance_scale=1.0)
 
