@@ -5,7 +5,6 @@ import os
 import signal
 import sys
 
-from engine import RequestError
 from handlers import Handlers
 from layout import build, launch
 
@@ -24,5 +23,5 @@ if __name__ == "__main__":
     try:
         launch(build(Handlers(model)))
     # These errors are raised if the model cannot be loaded or generates invalid images, or if no port is free.
-    except (OSError, RequestError) as error:
+    except (OSError, ValueError) as error:
         parser.exit(2, f"error: {' '.join(str(error).split())}\n")

@@ -191,7 +191,8 @@ class Engine:
         return self.pipe.find_prompt_problems(prompts) if self.has_prompts else []
 
     def get_captions(self, request: GenerationRequest) -> list[str]:
-        return self.get_labels(request) or [f"seed {request.seed + i}" for i in range(request.num_images)]
+        seeds = [(request.seed + i) % (MAX_SEED + 1) for i in range(request.num_images)]
+        return self.get_labels(request) or [f"seed {seed}" for seed in seeds]
 
     def generate(
         self,

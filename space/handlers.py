@@ -2,7 +2,7 @@
 
 import tempfile
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -119,7 +119,9 @@ class Handlers:
         self.first_interpolation: Step | None = None
         if self.engine.num_inference_steps <= MAX_LIVE_STEPS:
             request = replace(self.first_request, labels=self.first_ends, num_images=MAX_FRAMES)
-            *_, self.first_interpolation = engine.interpolate(request, FIRST_INTERPOLATION_SEEDS, max_seconds=None)
+            # The scheduler of the checkpoint can add noise that cannot be interpolated.
+            with suppress(RequestError):
+                *_, self.first_interpolation = engine.interpolate(request, FIRST_INTERPOLATION_SEEDS, max_seconds=None)
         self.examples = self.make_examples()
 
     def make_examples(self) -> dict[str, Image.Image]:
@@ -151,9 +153,8 @@ class Handlers:
             size = self.engine.width, self.engine.height
             return to_fashion_mnist(image, size) if self.engine.is_fashion_mnist else self.convert(image)
         if not isinstance(example, str) or example not in self.examples:
-            raise RequestError(
-                f"Upload an image, or choose one of {list_names(list(self.examples), MAX_SHOWN_NAMES)}."
-            )
+            names = list_names(list(self.examples), MAX_SHOWN_NAMES)
+            raise RequestError(f"Upload an image, or choose one of {names}.")
         return self.examples[example]
 
     def start_generate(self, checkpoint: Any, labels: Any, *settings: Any) -> Run:
@@ -194,10 +195,11 @@ class Handlers:
         steps = self.engine.generate(request, image, strength, parse_mask(mask, image.size))
         run_settings = asdict(request) | {"strength": strength, "mask": mask}
         warnings = self.engine.get_prompt_warnings(request.prompt)
+        if not labels and len(self.label_names) > MAX_IMAGES:
+            warnings.append(f"Only the first {MAX_IMAGES} of {len(self.label_names)} classes are shown.")
         return Run(run_settings, warnings, self.engine.get_captions(request), steps)
 
-    # The following event handlers show every step. They never yield `gr.skip()`, because it makes Gradio create a copy
-    # of the component, which is kept until the session ends.
+    # The following event handlers show every step. They do not yield `gr.skip()`, for which Gradio copies components.
 
     def on_generate(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
         with show_errors():
@@ -363,7 +365,7 @@ class Handlers:
 
         Args:
             example: Name of an example image, which is used if there is no `upload`.
-            label: Class name, "all classes" for one image per class, or "" for a model without classes.
+            label: Class name, "all classes" for one image per class (at most 40), or "" for a model without classes.
             strength: Fraction of the denoising steps to run, starting from the noisy image, greater than 0 and
                 at most 1; higher values change the image more.
             num_inference_steps: Number of denoising steps at strength 1, from 1 to 100.

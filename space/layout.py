@@ -178,8 +178,9 @@ def connect(
         **options,
     )
     stop.click(None, cancels=[event], **PAGE_EVENT)
-    # `then` also runs after an error. The script does not change the bar of a complete run.
-    event.then(None, bars, bars, js=markup.MARK_AS_STOPPED, **PAGE_EVENT)
+    # The script does not change the bar of a complete run. After an error, only `failure` runs.
+    for end in (event.then, event.failure):
+        end(None, bars, bars, js=markup.MARK_AS_STOPPED, **PAGE_EVENT)
     return event
 
 
@@ -195,9 +196,11 @@ def live_change(steps: gr.Slider, settings: Components, event: Any, *checkpoint_
     gr.on([item.change for item in settings], None, **listener, **PAGE_EVENT)
     for checkpoint_event in checkpoint_events:
         checkpoint_event.then(None, **listener, **PAGE_EVENT)
-    # Gradio runs the listeners of an event one after the other, so the first one stops the run.
-    count.change(None, cancels=[event], **PAGE_EVENT)
-    return count.change
+    # At the end of a live run, Gradio repeats the event that started it if there was a later one. This must not stop a
+    # new run of `event`, so live runs start at a different event.
+    live_count = gr.Number(0, visible="hidden")
+    count.change(None, count, live_count, js="(count) => count", cancels=[event], **PAGE_EVENT)
+    return live_count.change
 
 
 def add_endpoint(handler: Callable, inputs: Components, output: Any) -> None:

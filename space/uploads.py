@@ -25,9 +25,12 @@ def open_upload(path: str | os.PathLike) -> Image.Image:
     Opens an uploaded image and applies its EXIF orientation. Broken metadata is ignored.
 
     Raises:
-        [`RequestError`]: If the file is too large or not an image. The dimensions are checked before the pixels are
-            decoded.
+        [`RequestError`]: If the file does not exist, is too large or is not an image. The dimensions are checked
+            before the pixels are decoded.
     """
+    # The server deletes uploads after some time.
+    if not os.path.exists(path):
+        raise RequestError("The uploaded file no longer exists. Upload it again.")
     if os.path.getsize(path) > MAX_UPLOAD_BYTES:
         raise RequestError(f"The file is larger than {MAX_UPLOAD_BYTES // 10**6} MB. Upload a smaller file.")
     try:

@@ -138,6 +138,12 @@ def make_repository(
             f"`evaluation` must be the output folder of a complete evaluation of the current weights of {folder}, got"
             f" {evaluation}. Run `fmnist-diffusion evaluate {folder}` and pass its output folder."
         )
+    for name, content in {"metrics.json": metrics, **other_metrics}.items():
+        if content is not None and "weights_sha256" in content and not has_same_weights(content, pipe):
+            raise ValueError(
+                f"{folder / name} contains metrics of different weights. Remove it, or replace it with those of a new"
+                " evaluation."
+            )
     images = sorted((folder / "images").glob("*.png"))
     names = [image.name for image in images]
     other_contents = [content for content in other_metrics.values() if content is not None]

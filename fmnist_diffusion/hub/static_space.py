@@ -106,6 +106,9 @@ def export_model(folder: Path, target: Path) -> dict[str, Any]:
         license=get_license(read_train_config(folder / "train_config.json")),
     )
     metadata = {entry.key: entry.value for entry in onnx.load(path).metadata_props}
+    # With the hash, a browser that is offline never combines a cached model with the metadata of another one.
+    digest = hashlib.sha256(path.read_bytes()).hexdigest()
+    path = path.rename(path.with_stem(f"{path.stem}-{digest[:8]}"))
     return {"file": path.name, **json.loads(metadata[METADATA_KEY])}
 
 

@@ -155,6 +155,12 @@ async function saveForOfflineUse({ file, provider }) {
   const cache = await caches.open("fmnist-diffusion");
   const runtime = RUNTIMES[provider].map((name) => `onnxruntime-web/${name}`);
   await cache.addAll(["./", "main.js", "style.css", "models.json", encodeURIComponent(file), ...runtime]);
+  const current = models.map((entry) => encodeURIComponent(entry.file));
+  for (const { url } of await cache.keys()) {
+    const name = url.split("/").at(-1);
+    // This model belongs to an earlier version of the page.
+    if (name.endsWith(".onnx") && !current.includes(name)) await cache.delete(url);
+  }
 }
 
 // The following code controls the page.
@@ -268,11 +274,13 @@ async function selectModel(entry) {
   showStatus(`Loading ${entry.name}…`);
   getElement("controls").disabled = true;
   showSettings(entry);
+  // ONNX Runtime Web cannot load a model while WebGPU runs another one.
+  while (running) await new Promise((resolve) => setTimeout(resolve, 20));
   try {
     if (!entry.session) await loadModel(entry);
   } catch (error) {
     showError(`Could not load ${entry.name}`, error);
-    // An active run of another model must not replace this message.
+    // A run of the previous model must not replace this message.
     modelStatus = getElement("status").textContent;
     throw error;
   }

@@ -46,6 +46,18 @@ class TestMakeRepository:
             # If the home folder is "/", the string is "//", which occurs in every URL.
             assert Path.home() == Path("/") or f"{Path.home()}/".encode() not in content
 
+    @pytest.mark.parametrize("name", ["metrics.json", "metrics-1-step.json"])
+    def test_metrics_of_other_weights_are_an_error(self, folder, tmp_path, name):
+        pipe = load_pipeline(folder)
+        metrics = METRICS | {"dtype": "float32", "weights_sha256": weights_hash(pipe, torch.float32)}
+        (folder / name).write_text(json.dumps(metrics))
+        make_repository(folder, REPO_ID, tmp_path / "first")
+        assert (tmp_path / "first" / name).is_file()
+        pipe.unet.conv_out.bias.data += 1
+        pipe.save_pretrained(folder)
+        with pytest.raises(ValueError, match=f"{folder / name} contains metrics of different weights. Remove it, or"):
+            make_repository(folder, REPO_ID, tmp_path / "second")
+
     @pytest.mark.parametrize("dtype", [torch.float16, torch.float32])
     def test_weights_and_sampler_are_kept(self, folder, tmp_path, dtype):
         load_pipeline(folder, scheduler="ddim", dtype=dtype).save_pretrained(tmp_path / "saved")

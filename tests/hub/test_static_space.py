@@ -3,6 +3,7 @@ import hashlib
 import io
 import json
 import os
+import re
 import shutil
 import tarfile
 from pathlib import Path
@@ -74,12 +75,13 @@ def test_push_uploads_the_page_once(hub, npm, folder):
     assert push_static_space("demo", [folder]) == f"{hub.endpoint}/spaces/someone/demo"
     space = hub.repositories["spaces/someone/demo"]
     runtime = {f"onnxruntime-web/{name}" for name in RUNTIME_FILES}
-    page = {"README.md", "index.html", "main.js", "models.json", "service_worker.js", "style.css", "run-pipeline.onnx"}
-    assert set(space.files) == {".gitattributes", *page, *runtime}
+    page = {"README.md", "index.html", "main.js", "models.json", "service_worker.js", "style.css"}
     (model,) = json.loads(space.files["models.json"])
-    (metadata,) = onnx.load_from_string(space.files["run-pipeline.onnx"]).metadata_props
+    assert re.fullmatch(r"run-pipeline-[0-9a-f]{8}\.onnx", model["file"])
+    assert set(space.files) == {".gitattributes", *page, model["file"], *runtime}
+    (metadata,) = onnx.load_from_string(space.files[model["file"]]).metadata_props
     assert metadata.key == METADATA_KEY
-    assert model == {"file": "run-pipeline.onnx", **json.loads(metadata.value)}
+    assert model == {"file": model["file"], **json.loads(metadata.value)}
     assert (model["name"], model["num_inference_steps"], model["null_label"]) == ("run/pipeline", 20, 10)
     assert sorted(map(int, model["samplers"])) == list(range(1, 21))
     card = yaml.safe_load(space.files["README.md"].decode().split("---\n")[1])

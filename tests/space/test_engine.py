@@ -165,6 +165,10 @@ class TestGetLabels:
     def test_labels_are_assigned_in_turn(self, tiny):
         assert tiny.get_labels(request(labels=("Bag", "Dress"), num_images=3)) == ["Bag", "Dress", "Bag"]
 
+    def test_captions_contain_valid_seeds(self, spec):
+        request = GenerationRequest(num_images=3, seed=2**32 - 2)
+        assert spec.get_captions(request) == ["seed 4294967294", "seed 4294967295", "seed 0"]
+
     def test_without_labels_all_classes_are_used(self, tiny):
         expected = [*FASHION_MNIST_LABELS, *FASHION_MNIST_LABELS[:2]]
         assert tiny.get_labels(request(num_images=12)) == expected

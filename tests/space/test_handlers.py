@@ -5,16 +5,19 @@ import gradio as gr
 import numpy as np
 import pytest
 import torch
+from diffusers import EulerAncestralDiscreteScheduler
 from PIL import Image
 
 import downloads
 import handlers
 import layout
 import markup
+from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.evaluation import Classifier
 from handlers import ALL_CLASSES, Handlers
 from text_pipelines import CAPTIONS
+from tiny_pipelines import make_unet
 
 
 @pytest.fixture(scope="module")
@@ -175,6 +178,13 @@ class TestLiveRuns:
         first = live_handlers.first_interpolation
         assert first is not None and len(first.images) == handlers.MAX_FRAMES
         assert tiny_handlers.first_interpolation is None
+
+
+def test_checkpoint_whose_scheduler_cannot_interpolate(tmp_path):
+    pipe = FashionMNISTPipeline(make_unet(10), EulerAncestralDiscreteScheduler(), num_inference_steps=4)
+    pipe.save_pretrained(tmp_path)
+    handlers = Handlers(str(tmp_path))
+    assert handlers.first_interpolation is None and handlers.first_step.number == 4
 
 
 class TestInterpolate:

@@ -1,5 +1,6 @@
 """The browser page in a real browser, with WebAssembly."""
 
+import hashlib
 import json
 import math
 import os
@@ -286,6 +287,22 @@ def test_page_works_offline_after_the_first_visit(browser, folder, headers):
         wait_for_change(page, before)
 
 
+def test_cached_models_of_earlier_versions_are_deleted(browser, url, folder):
+    with browser.new_context() as context:
+        page = open_page(context, url)
+        page.evaluate("""async () => {
+            const cache = await caches.open("fmnist-diffusion");
+            await cache.put("base-00000000.onnx", new Response("an earlier model"));
+        }""")
+        page.reload()
+        wait_until_loaded(page)
+        names = page.evaluate("""async () => {
+            const requests = await (await caches.open("fmnist-diffusion")).keys();
+            return requests.map(({ url }) => url.split("/").at(-1)).filter((name) => name.endsWith(".onnx"));
+        }""")
+    assert names == [json.loads((folder / "models.json").read_text())[0]["file"]]
+
+
 def read_image(page: Page) -> str:
     return page.evaluate("document.getElementById('image').toDataURL()")
 
@@ -403,15 +420,18 @@ def test_every_control_has_a_name(page):
 
 def test_models_are_listed_with_their_settings(folder):
     models = json.loads((folder / "models.json").read_text())
-    assert [(model["file"], model["num_inference_steps"], model["null_label"]) for model in models] == [
-        ("base.onnx", 20, 10),
-        ("lcm.onnx", 2, 10),
-        ("rgb.onnx", 2, None),
+    for model in models:
+        digest = hashlib.sha256((folder / model["file"]).read_bytes()).hexdigest()
+        assert model["file"] == f"{model['name']}-{digest[:8]}.onnx"
+    assert [(model["name"], model["num_inference_steps"], model["null_label"]) for model in models] == [
+        ("base", 20, 10),
+        ("lcm", 2, 10),
+        ("rgb", 2, None),
     ]
     assert all(sorted(map(int, model["samplers"])) == list(range(1, 21)) for model in models)
 
 
-@pytest.mark.parametrize(("file", "name"), [("base.onnx", "base"), ("models.json", "models.json")])
+@pytest.mark.parametrize(("file", "name"), [("base-*.onnx", "base"), ("models.json", "models.json")])
 def test_missing_file_is_explained(browser, url, file, name):
     with browser.new_context() as context:
         context.route(f"**/{file}", lambda route: route.fulfill(status=404))

@@ -80,6 +80,10 @@ class TestOpenUpload:
         with pytest.raises(RequestError, match="more than 25 megapixels"):
             open_upload(tmp_path / "upload.png")
 
+    def test_deleted_file_is_reported(self, tmp_path):
+        with pytest.raises(RequestError, match=r"The uploaded file no longer exists\. Upload it again\."):
+            open_upload(tmp_path / "deleted.png")
+
     def test_large_file_is_rejected(self, tmp_path):
         (tmp_path / "upload.bmp").write_bytes(b"BM" + b"\0" * uploads.MAX_UPLOAD_BYTES)
         with pytest.raises(RequestError, match="larger than 5 MB"):
