@@ -42,7 +42,7 @@ from noise_schedule import get_betas, make_noise_scheduler
 from pretrained import PretrainedPipeline, load_pretrained
 from publishing import check_token
 from settings import DATA_OPTIONS
-from summary import CLASSES_REMOVED, describe_changes, describe_images, describe_run
+from summary import CLASSES_REMOVED, describe_changes, describe_images, describe_run, find_class_warnings
 from text_model import check_num_heads, count_text_encoder_parameters, get_hidden_size
 from tracking import get_log_with
 from training_images import inspect_training_images
@@ -137,6 +137,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     check_captions(config, data, pretrained, summary, problems)
     parameters = check_model(config, model, data, summary, vae, problems)
     check_evaluation(config, data, model, problems)
+    problems.warnings += find_class_warnings(config, model, summary)
 
     # 3. machine and length of the run
     settings = resolve_length(config, data, summary, vae, problems)

@@ -1,14 +1,15 @@
 """Text about the training images and the settings of a run."""
 
 import os
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from typing import Any
 
 from diffusers import AutoencoderKL
 
 from adaptation import find_old_labels
 from batches import count_batches
-from config import DataConfig, ResolvedConfig
-from fmnist_diffusion.data import DataSummary, get_height_width
+from config import DataConfig, ResolvedConfig, TrainingConfig
+from fmnist_diffusion.data import FASHION_MNIST_LABELS, DataSummary, get_height_width
 from fmnist_diffusion.data.errors import list_names
 from fmnist_diffusion.metadata import format_count
 from launch_environment import get_num_processes
@@ -60,6 +61,30 @@ def describe_images(config: DataConfig, summary: DataSummary) -> list[str]:
     if summary.skipped:
         lines.append(format_line("skipped", describe_skipped(config.train_data_dir, summary.skipped)))
     return lines
+
+
+def find_class_warnings(config: TrainingConfig, model: Mapping[str, Any], summary: DataSummary) -> Iterator[str]:
+    """Yields warnings about classes that have no training images or that are not those of Fashion-MNIST.
+
+    Args:
+        config: The run.
+        model: The arguments of the model.
+        summary: The training images.
+    """
+    if summary.label_names is None or summary.class_counts is None:
+        return
+    counts = zip(summary.label_names, summary.class_counts, strict=True)
+    missing = [name for name, count in counts if count == 0]
+    if missing and model.get("num_class_embeds") is not None:
+        yield (
+            f"There are no training images of {list_names(missing, MAX_NAMES)}, so the model cannot learn these classes."
+            " Remove them from the other splits, or increase `--data.max_train_samples`, which keeps the first images."
+        )
+    if config.eval.every_n_epochs is not None and tuple(summary.label_names) != FASHION_MNIST_LABELS:
+        yield (
+            "`--eval.every_n_epochs` compares the samples with Fashion-MNIST, whose classes have other names. For other"
+            " images, pass --eval.every_n_epochs=null."
+        )
 
 
 def describe_skipped(folder: str | None, skipped: Sequence[tuple[str, str]]) -> str:

@@ -2,9 +2,9 @@ from typing import Any
 
 import pytest
 
-from config import DataConfig
-from fmnist_diffusion.data import DataSummary
-from summary import describe_images, describe_parameters
+from config import DataConfig, EvalConfig, TrainingConfig
+from fmnist_diffusion.data import FASHION_MNIST_LABELS, DataSummary
+from summary import describe_images, describe_parameters, find_class_warnings
 
 
 def make_summary(**changes: Any) -> DataSummary:
@@ -68,3 +68,24 @@ def test_images_are_described():
 def test_special_cases_are_described(changes: dict[str, Any], line: str):
     lines = describe_images(DataConfig(dataset_name="owner/name"), make_summary(**changes))
     assert any(other.startswith(line) for other in lines), lines
+
+
+def test_classes_without_images_are_reported():
+    summary = make_summary(label_names=("cat", "dog", "cow"), class_counts=(9, 0, 0))
+    [warning] = find_class_warnings(TrainingConfig(), {"num_class_embeds": 3}, summary)
+    assert warning.startswith("There are no training images of dog, cow, so the model cannot learn these classes.")
+    assert list(find_class_warnings(TrainingConfig(), {"num_class_embeds": None}, summary)) == []
+    assert list(find_class_warnings(TrainingConfig(), {"num_class_embeds": 2}, make_summary())) == []
+
+
+@pytest.mark.parametrize("label_names", [tuple("0123456789"), FASHION_MNIST_LABELS[::-1]])
+def test_evaluation_of_other_images_is_reported(label_names: tuple[str, ...]):
+    config = TrainingConfig(eval=EvalConfig(every_n_epochs=1))
+    summary = make_summary(label_names=label_names, class_counts=(1,) * 10)
+    [warning] = find_class_warnings(config, {"num_class_embeds": 10}, summary)
+    assert warning.startswith(
+        "`--eval.every_n_epochs` compares the samples with Fashion-MNIST, whose classes have other"
+    )
+    assert list(find_class_warnings(TrainingConfig(), {"num_class_embeds": 10}, summary)) == []
+    summary = make_summary(label_names=FASHION_MNIST_LABELS, class_counts=(1,) * 10)
+    assert list(find_class_warnings(config, {"num_class_embeds": 10}, summary)) == []
