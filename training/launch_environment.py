@@ -5,7 +5,7 @@ They are also available before Accelerate is initialized.
 
 import os
 import sys
-from typing import NoReturn
+from typing import Literal, NoReturn
 
 
 def is_main_process() -> bool:
@@ -23,8 +23,11 @@ def get_num_local_processes() -> int:
     return int(os.environ.get("LOCAL_WORLD_SIZE", "1"))
 
 
-def print_and_exit(program: str, message: str, code: int) -> NoReturn:
-    """Prints a message in the main process, and exits."""
-    if is_main_process():
+def print_and_exit(
+    program: str, message: str, code: int, where: Literal["main", "machine", "process"] = "main"
+) -> NoReturn:
+    """Prints a message in the main process, in one process of each machine, or in this process, and exits."""
+    variable = {"main": "RANK", "machine": "LOCAL_RANK"}.get(where)
+    if variable is None or os.environ.get(variable, "0") == "0":
         print(f"{program}: {message}", file=sys.stderr)
     raise SystemExit(code)

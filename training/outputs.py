@@ -1,6 +1,5 @@
 """Outputs at the end of an epoch: sample grid, exported pipeline, push to the Hub and evaluation."""
 
-from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING
 
@@ -27,31 +26,17 @@ if TYPE_CHECKING:
 GRID_COLUMNS = 10
 
 
-@dataclass(frozen=True)
-class DueOutputs:
-    """The outputs that are due at the end of an epoch."""
+def get_due_outputs(config: ResolvedConfig, epoch: int, finished: bool) -> set[str]:
+    """Returns the outputs that are due after `epoch`, counted from 1: "samples", "pipeline", "push" and "evaluation".
 
-    samples: bool
-    pipeline: bool
-    push: bool
-    evaluation: bool
-
-    def __bool__(self) -> bool:
-        return self.samples or self.pipeline or self.push or self.evaluation
-
-
-def get_due_outputs(config: ResolvedConfig, epoch: int, finished: bool) -> DueOutputs:
-    """Returns the outputs that are due after `epoch`, counted from 1. All enabled ones are due if `finished`."""
-
-    def is_due(every_n_epochs: int | None) -> bool:
-        return finished or (every_n_epochs is not None and epoch % every_n_epochs == 0)
-
-    return DueOutputs(
-        samples=is_due(config.save_images_epochs),
-        pipeline=is_due(config.save_model_epochs),
-        push=config.push_to_hub and is_due(config.push_to_hub_epochs),
-        evaluation=config.eval.every_n_epochs is not None and is_due(config.eval.every_n_epochs),
-    )
+    All enabled ones are due if `finished`.
+    """
+    intervals: dict[str, int | None] = {"samples": config.save_images_epochs, "pipeline": config.save_model_epochs}
+    if config.push_to_hub:
+        intervals["push"] = config.push_to_hub_epochs
+    if config.eval.every_n_epochs is not None:
+        intervals["evaluation"] = config.eval.every_n_epochs
+    return {name for name, interval in intervals.items() if finished or (interval and epoch % interval == 0)}
 
 
 class RunOutputs:
@@ -76,19 +61,19 @@ class RunOutputs:
         self.background_push = make_background_push(config, tqdm.write)
 
     def write(
-        self, unet: FashionMNISTUNet2DModel | TextConditionalUNet, progress: Progress, epoch: int, due: DueOutputs
+        self, unet: FashionMNISTUNet2DModel | TextConditionalUNet, progress: Progress, epoch: int, due: set[str]
     ) -> None:
         """Writes the outputs that are `due` for the weights of `unet`."""
         unet.to(memory_format=get_memory_format(self.config))  # pyright: ignore[reportCallIssue]
         pipe = make_run_pipeline(self.config, unet, self.components.noise_scheduler, self.components.vae)
         pipe.set_progress_bar_config(leave=False)
-        if due.samples:
+        if "samples" in due:
             self._save_samples(pipe, progress, epoch)
-        if due.pipeline or due.push:
+        if due & {"pipeline", "push"}:
             self._export(pipe, self.folder / "pipeline", progress, epoch)
-        if self.background_push is not None and due.push:
+        if self.background_push is not None and "push" in due:
             self.background_push.push()
-        if self.validator is not None and due.evaluation:
+        if self.validator is not None and "evaluation" in due:
             self._evaluate(self.validator, pipe, progress, epoch)
 
     def finish(self) -> None:

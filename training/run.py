@@ -27,7 +27,8 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
     logging.basicConfig(format="%(message)s")
     logging.getLogger("training").setLevel(logging.INFO if is_main_process() else logging.ERROR)
     config = parse_config(args, program)
-    stop = partial(print_and_exit, program)
+    # Files can be missing on only one of several machines.
+    stop = partial(print_and_exit, program, where="machine")
     try:
         config = resolve_config(config)
         trainer = Trainer(config)
@@ -41,11 +42,16 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
         stop(f"error: {error} {get_advice(config)}", 1)
     except (ValueError, OSError) as error:
         stop(f"error: {error}", 2)
+    stop = partial(print_and_exit, program)
+    # Only the process in which one of these errors occurs reports it.
+    stop_process = partial(print_and_exit, program, where="process")
     try:
         trainer.train()
     except DataError as error:
         # The order of the images depends on their number.
-        stop(f"error: {error} To resume this run, replace the image instead of removing it. {get_advice(config)}", 2)
+        stop_process(
+            f"error: {error} To resume this run, replace the image instead of removing it. {get_advice(config)}", 2
+        )
     except FloatingPointError as error:
         stop(
             f"error: {error} {get_advice(config)} Reduce --optimizer.learning_rate, or pass"
@@ -53,7 +59,7 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
             1,
         )
     except torch.OutOfMemoryError:
-        stop(
+        stop_process(
             f"error: The GPU ran out of memory. {get_advice(config)} Add --gradient_checkpointing=true. If this is not"
             " enough, start a new run with a smaller --train_batch_size.",
             1,
@@ -61,7 +67,7 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
     except WriteError as error:
         stop(f"error: {error} {get_advice(config)}", 1)
     except OSError as error:
-        stop(f"error: The operating system reported an error ({error}). {get_advice(config)}", 1)
+        stop_process(f"error: The operating system reported an error ({error}). {get_advice(config)}", 1)
     except KeyboardInterrupt as interrupt:
         step = trainer.progress.global_step
         stop(f"Interrupted at step {step}. {get_advice(config)}", get_exit_code(interrupt))

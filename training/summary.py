@@ -77,13 +77,14 @@ def find_class_warnings(config: TrainingConfig, model: Mapping[str, Any], summar
     missing = [name for name, count in counts if count == 0]
     if missing and model.get("num_class_embeds") is not None:
         yield (
-            f"There are no training images of {list_names(missing, MAX_NAMES)}, so the model cannot learn these classes."
-            " Remove them from the other splits, or increase `--data.max_train_samples`, which keeps the first images."
+            f"There are no training images of {list_names(missing, MAX_NAMES)}, so the model cannot learn these"
+            " classes. Remove them from the other splits, or increase `--data.max_train_samples`, which keeps the first"
+            " images."
         )
     if config.eval.every_n_epochs is not None and tuple(summary.label_names) != FASHION_MNIST_LABELS:
         yield (
-            "`--eval.every_n_epochs` compares the samples with Fashion-MNIST, whose classes have other names. For other"
-            " images, pass --eval.every_n_epochs=null."
+            "`--eval.every_n_epochs` compares the samples with Fashion-MNIST, whose classes have other names. For"
+            " other images, pass --eval.every_n_epochs=null."
         )
 
 

@@ -13,6 +13,8 @@ import sys
 from functools import partial
 from pathlib import Path
 
+import torch
+
 from autoencoder_config import AutoencoderConfig
 from autoencoder_trainer import AutoencoderTrainer
 from checkpoint import get_resume_advice
@@ -40,6 +42,13 @@ def run(args: list[str]) -> None:
         stop(f"Interrupted. {get_advice(config)}", get_exit_code(interrupt))
     except FloatingPointError as error:
         stop(f"error: {error} Reduce --optimizer.learning_rate, and start again with a different --output_dir.", 1)
+    except torch.OutOfMemoryError:
+        stop(
+            "error: The GPU ran out of memory. Reduce --train_batch_size, and start again with a different"
+            " --output_dir.",
+            1,
+            where="process",
+        )
     except WriteError as error:
         stop(f"error: {error} {get_advice(config)}", 1)
     except (OSError, ValueError) as error:

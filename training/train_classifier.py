@@ -56,7 +56,8 @@ def run(data: DataArguments, config: ClassifierTrainingConfig) -> None:
     with describe_write_errors(folder):
         folder.mkdir(parents=True, exist_ok=True)
     source = {"dataset_name": data.dataset_name, "train_data_dir": data.train_data_dir}
-    with rename_arguments({f"`{name}`": f"`--{name}`" for name in source}):
+    options = {f"`{name}`": f"`--{name}`" for name in source} | {"`max_samples`": "`--max_train_samples`"}
+    with rename_arguments(options):
         train = load_images(split="train", resolution=28, channels=1, max_samples=data.max_train_samples, **source)
         test = load_images(split="test", resolution=28, channels=1, **source)
     model = train_classifier(train, config, device)

@@ -213,7 +213,10 @@ def run(args: list[str]) -> None:
     classifier: Any = FashionMNISTGuidanceClassifier(images.images.shape[1], len(label_names), label_names=label_names)
     classifier.to(device=device, memory_format=torch.channels_last)
     loss = make_loss(pipe, len(label_names), device)
-    train(classifier, batches, loss, config)
+    try:
+        train(classifier, batches, loss, config)
+    except torch.OutOfMemoryError:
+        print_and_exit(PROGRAM, "error: The GPU ran out of memory. Reduce `--train_batch_size`.", 1)
     if not are_finite(classifier.state_dict().values()):
         print_and_exit(PROGRAM, "error: The weights are NaN or infinite. Reduce `--optimizer.learning_rate`.", 1)
     accuracy = measure_accuracy(classifier.eval(), validation_images, loss, config.seed)

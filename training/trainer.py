@@ -25,7 +25,7 @@ from fmnist_diffusion.files import describe_write_errors, remove_folder, remove_
 from interrupts import Interrupts
 from milestones import describe_run_length
 from output_folder import lock_folder
-from outputs import DueOutputs, RunOutputs, get_due_outputs
+from outputs import RunOutputs, get_due_outputs
 from processes import call_on_main_process
 from records import LossLogger, LossRecord
 from states import check_finite
@@ -265,7 +265,7 @@ class Trainer:
         if plot:
             record.plot(self.folder / "loss.png", self.config.images_per_step)
 
-    def _write_outputs(self, epoch: int, due: DueOutputs) -> None:
+    def _write_outputs(self, epoch: int, due: set[str]) -> None:
         components, progress = self.components, self.progress
         if progress.batch == len(components.batches):
             progress = Progress(progress.global_step, epoch, 0)

@@ -249,8 +249,8 @@ def test_weights_that_are_not_finite_are_not_saved(
     with pytest.raises(SystemExit, match="1"):
         launch()
     assert capsys.readouterr().err.splitlines()[-1] == (
-        "train_autoencoder.py: error: The weights are NaN or infinite at step 8. Start again with a lower"
-        " --optimizer.learning_rate and a different --output_dir."
+        "train_autoencoder.py: error: The weights are NaN or infinite at step 8. Reduce"
+        " --optimizer.learning_rate, and start again with a different --output_dir."
     )
     assert {path.name for path in (tmp_path / "run").iterdir()} == {LOCK, "config.yaml", "loss.csv"}
 
