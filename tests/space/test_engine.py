@@ -166,8 +166,8 @@ class TestGetLabels:
         assert tiny.get_labels(request(labels=("Bag", "Dress"), num_images=3)) == ["Bag", "Dress", "Bag"]
 
     def test_captions_contain_valid_seeds(self, spec):
-        request = GenerationRequest(num_images=3, seed=2**32 - 2)
-        assert spec.get_captions(request) == ["seed 4294967294", "seed 4294967295", "seed 0"]
+        captions = spec.get_captions(request(num_images=3, seed=2**32 - 2))
+        assert captions == ["seed 4294967294", "seed 4294967295", "seed 0"]
 
     def test_without_labels_all_classes_are_used(self, tiny):
         expected = [*FASHION_MNIST_LABELS, *FASHION_MNIST_LABELS[:2]]
@@ -214,7 +214,9 @@ class TestGenerate:
         assert changes[0] > 5 * changes[-2]
 
     def test_unsupported_scheduler_is_explained(self, base):
-        with pytest.raises(RequestError, match="HeunDiscreteScheduler cannot start"):
+        with pytest.raises(
+            RequestError, match="HeunDiscreteScheduler does not support this model, whose noise schedule"
+        ):
             last(base.generate(request(scheduler="heun")))
         with pytest.raises(RequestError, match="Could not find the scheduler 'magic'"):
             last(base.generate(request(scheduler="magic")))

@@ -1,4 +1,5 @@
 import json
+import warnings
 from typing import Any
 
 import gradio as gr
@@ -12,6 +13,7 @@ import downloads
 import handlers
 import layout
 import markup
+from engine import MAX_IMAGES
 from fmnist_diffusion import FashionMNISTPipeline
 from fmnist_diffusion.data import FASHION_MNIST_LABELS
 from fmnist_diffusion.evaluation import Classifier
@@ -397,7 +399,11 @@ class TestCustomModels:
         page = layout.build(custom)
         inputs = next(fn.inputs for fn in page.fns.values() if fn.api_name == name)
         values = {"Steps": 2, "Number of images": 3}
-        updates = list(getattr(custom, name)(*[values.get(item.label, item.value) for item in inputs]))
+        with warnings.catch_warnings(record=True) as shown:
+            updates = list(getattr(custom, name)(*[values.get(item.label, item.value) for item in inputs]))
+        is_limited = name == "on_image_to_image" and len(custom.label_names) > MAX_IMAGES
+        expected = ["Only the first 40 of 50 classes are shown."] if is_limited else []
+        assert [str(warning.message) for warning in shown] == expected
         assert any(isinstance(update, str) and "<img" in update for update in updates[-2])
 
     def test_upload_follows_the_rules_of_the_training_data(self, custom, tmp_path):

@@ -80,7 +80,7 @@ class TestRequestFilter:
             content = make_chunks(size) if chunked else bytes(size)
             response = request(read_body, tmp_path, path, content=content)
             assert response.status_code == status
-        assert response.json()["detail"].startswith("The request is too large;")
+        assert response.json()["detail"].startswith("The request is too large. The limits are")
 
     @pytest.mark.parametrize(
         "path", ["/x", "/gradio_api/component_server", "/gradio_api/file=https://example.com", "/monitoring"]

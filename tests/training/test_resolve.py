@@ -337,7 +337,7 @@ def test_conditional_model_requires_labels(tmp_path: Path, resolve: Callable):
 )
 def test_unsupported_sampling_settings_are_an_error(resolve: Callable, options: list[str]):
     section = options[0][2:].split(".")[0]
-    with pytest.raises(ValueError, match=rf"\b{section}: HeunDiscreteScheduler cannot start"):
+    with pytest.raises(ValueError, match=rf"\b{section}: HeunDiscreteScheduler does not support this model, whose"):
         resolve(*options)
 
 
