@@ -25,7 +25,6 @@ from checkpoint import (
     write_checkpoint,
 )
 from components import make_accelerator, make_lr_scheduler, make_optimizer
-from config import add_defaults
 from fmnist_diffusion.data import ImageTensors, to_pil
 from fmnist_diffusion.files import (
     PREVIOUS,
@@ -45,7 +44,7 @@ from processes import call_on_main_process
 from records import LossLogger, LossRecord
 from states import check_finite, get_optimizer_tensors
 from training_images import load_training_images
-from yaml_files import convert_tuples, write_yaml
+from yaml_files import add_defaults, convert_tuples, write_yaml
 
 
 # Each row of images in the grid is followed by a row of their reconstructions.

@@ -128,7 +128,7 @@ def make_components(config: ResolvedConfig, accelerator: Accelerator) -> Compone
             "`--eval.every_n_epochs` requires the classes of Fashion-MNIST in their original order, got"
             f" {list_names(label_names or ['none'])}. Pass --eval.every_n_epochs=null."
         )
-    distills = config.distillation.num_segments is not None
+    distills = config.distillation.enabled
     captions = None
     if config.text_encoder.enabled:
         assert isinstance(images, ImageTensors)

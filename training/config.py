@@ -8,7 +8,7 @@ from fmnist_diffusion.data import DEFAULT_DATASET, DataSource, get_height_width
 from fmnist_diffusion.metadata import flatten
 from fmnist_diffusion.objectives import LossType, PredictionType, TimestepSampling, WeightingScheme
 from fmnist_diffusion.sampling import SamplingConfig
-from yaml_files import convert_tuples, read_yaml, write_yaml
+from yaml_files import add_defaults, convert_tuples, read_yaml, write_yaml
 
 
 @dataclass
@@ -137,6 +137,10 @@ class DistillationConfig:
     num_segments: int | None = None
     adversarial_weight: float = 0.0
     discriminator_learning_rate: float = 1e-3
+
+    @property
+    def enabled(self) -> bool:
+        return self.num_segments is not None
 
 
 @dataclass
@@ -330,7 +334,7 @@ class TrainingConfig:
         steps = ("train_batch_size", "gradient_accumulation_steps")
         sections = ("model", "data", "scheduler", "distillation", "text_encoder", "ema.enabled")
         # The teacher and the tokenizer are not part of a checkpoint.
-        needs_pretrained = self.distillation.num_segments is not None or self.text_encoder.enabled
+        needs_pretrained = self.distillation.enabled or self.text_encoder.enabled
         names = ("seed", "vae", *(("init_from",) if needs_pretrained else ()), *steps, *sections)
         saved, current = (dict(flatten({name: settings[name] for name in names})) for settings in (saved, current))
         # The images may have moved. Loading a checkpoint compares the number of batches, the classes and the words.
@@ -368,16 +372,6 @@ def read_saved_settings(path: Path) -> dict[str, Any]:
     except ValueError as error:
         raise ValueError(f"{error} Restore the file, or start a new run.") from error
     return add_defaults(saved, convert_tuples(asdict(TrainingConfig())))
-
-
-def add_defaults(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
-    """Adds the `defaults` of missing settings, also in sections, which are dictionaries, and returns the result."""
-    sections = {
-        name: defaults[name] | value
-        for name, value in settings.items()
-        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
-    }
-    return defaults | settings | sections
 
 
 @dataclass(frozen=True)

@@ -19,7 +19,7 @@ IMAGES_FOR_DISTILLATION = 60_000
 
 
 def is_fine_tuning(config: TrainingConfig) -> bool:
-    return config.init_from is not None and config.distillation.num_segments is None
+    return config.init_from is not None and not config.distillation.enabled
 
 
 def get_num_images_needed(config: TrainingConfig) -> int:

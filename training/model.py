@@ -87,7 +87,7 @@ def make_run_pipeline(
     text: dict[str, Any] = {}
     if isinstance(unet, TextConditionalUNet):
         unet, text = unet.unet, {"text_encoder": unet.text_encoder, "tokenizer": unet.tokenizer}
-    if config.distillation.num_segments is None:
+    if not config.distillation.enabled:
         return make_pipeline(unet, noise_scheduler, **text, vae=vae)
     assert isinstance(noise_scheduler, DDPMScheduler)
     return make_consistency_pipeline(unet, noise_scheduler, **text)

@@ -89,7 +89,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
     """
     # 1. settings that contradict the machine, each other or the pipeline to fine-tune
     problems = Problems([], [])
-    distills = config.distillation.num_segments is not None
+    distills = config.distillation.enabled
     if distills and config.scheduler.prediction_type == "epsilon" and config.mixed_precision in (None, "auto"):
         # At high noise levels, x0 is the predicted noise divided by almost zero, which amplifies rounding errors.
         config = replace(config, mixed_precision="no")
@@ -109,7 +109,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
         if isinstance(pretrained.pipe.scheduler, LCMScheduler):
             effect = "Fine-tuning does not preserve the distillation, so the new pipeline will need more steps."
             advice = f"fine-tune the teacher of {config.init_from}, and distill the result with distill.py."
-            if config.distillation.num_segments is not None:
+            if config.distillation.enabled:
                 effect = "Its predictions do not follow the probability flow ODE, so it is a poor teacher."
                 advice = f"distill the teacher of {config.init_from}."
             problems.warnings.append(f"{config.init_from} is a distilled pipeline. {effect} Instead, {advice}")
@@ -148,7 +148,7 @@ def resolve_config(config: TrainingConfig) -> ResolvedConfig:
         changes = describe_changes(resolved, pretrained, get_sample_shape(data, vae), summary.label_names)
     # Without its classes, a teacher makes the same predictions as for the null label.
     unknown = [change for change in changes or () if change != CLASSES_REMOVED]
-    if unknown and config.distillation.num_segments is not None:
+    if unknown and config.distillation.enabled:
         raise ValueError(
             f"{config.init_from} was not trained on such images ({', '.join(unknown)}), so it cannot be the teacher."
             " Fine-tune it on these images with train.py first."
@@ -250,7 +250,7 @@ def resolve_model(
     model = dict(config.model)
     if pretrained is not None:
         model = {name: value for name, value in pretrained.model.items() if name not in DATA_OPTIONS}
-        if config.distillation.num_segments is None:
+        if not config.distillation.enabled:
             model["num_class_embeds"] = None if config.text_encoder.enabled else num_classes
         model |= config.model
     num_class_embeds = model.get("num_class_embeds")
@@ -332,7 +332,7 @@ def check_captions(
     Warns if another model ignores captions.
     """
     if not config.text_encoder.enabled:
-        if summary.has_captions and config.distillation.num_segments is None:
+        if summary.has_captions and not config.distillation.enabled:
             problems.warnings.append(
                 "The captions are ignored, because the model has no text encoder. Use training/configs/text.yaml or"
                 " --init_from=text to train a text-to-image model."

@@ -147,3 +147,13 @@ def write_yaml(path: Path, settings: dict[str, Any]) -> None:
     """
     with write_atomically(path) as temporary:
         temporary.write_text(dump_yaml(settings), encoding="utf-8")
+
+
+def add_defaults(settings: dict[str, Any], defaults: dict[str, Any]) -> dict[str, Any]:
+    """Adds the `defaults` of missing settings, also in sections, which are dictionaries, and returns the result."""
+    sections = {
+        name: defaults[name] | value
+        for name, value in settings.items()
+        if isinstance(value, dict) and isinstance(defaults.get(name), dict)
+    }
+    return defaults | settings | sections
