@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 # torch's CPU generator only uses the lower 32 bits of a seed.
 MAX_SEED = 2**32 - 1
 
-# Memory of sampling with guidance for each feature of the first level: height x width x channels.
+# Sampling with guidance needs about this much memory for each feature of the first level (height x width x channels).
 BYTES_PER_FEATURE = 80
 MAX_BATCH_BYTES = 3_000_000_000
 

@@ -199,7 +199,7 @@ class Handlers:
             warnings.append(f"Only the first {MAX_IMAGES} of {len(self.label_names)} classes are shown.")
         return Run(run_settings, warnings, self.engine.get_captions(request), steps)
 
-    # The following event handlers show every step. They do not yield `gr.skip()`, for which Gradio copies components.
+    # The following event handlers show every step. For `gr.skip()`, Gradio would keep copies of components.
 
     def on_generate(self, *inputs: Any) -> Iterator[tuple[Update, ...]]:
         with show_errors():

@@ -196,8 +196,8 @@ def live_change(steps: gr.Slider, settings: Components, event: Any, *checkpoint_
     gr.on([item.change for item in settings], None, **listener, **PAGE_EVENT)
     for checkpoint_event in checkpoint_events:
         checkpoint_event.then(None, **listener, **PAGE_EVENT)
-    # At the end of a live run, Gradio repeats the event that started it if there was a later one. This must not stop a
-    # new run of `event`, so live runs start at a different event.
+    # When a live run ends, Gradio triggers its event again if the event has occurred in the meantime. This must not
+    # stop a new run of `event`, so live runs start at a different event.
     live_count = gr.Number(0, visible="hidden")
     count.change(None, count, live_count, js="(count) => count", cancels=[event], **PAGE_EVENT)
     return live_count.change

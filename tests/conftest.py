@@ -91,7 +91,7 @@ def cpp_compiler() -> None:
 
 @pytest.fixture
 def slow_legends(monkeypatch) -> None:
-    """Lets each search for the best position of a legend take so long that Matplotlib warns."""
+    """Makes each search for the best position of a legend take so long that Matplotlib warns."""
     ticks = itertools.count(step=60)
     monkeypatch.setattr("matplotlib.legend.time", SimpleNamespace(perf_counter=lambda: next(ticks)))
 

@@ -23,7 +23,7 @@ class DataConfig:
             .safetensors file
         split: split of the dataset
         image_column: column with the images; detected from its type if null
-        label_column: column with the labels; if null, the only column of class labels or else the column label; the
+        label_column: column with the labels; if null, the only column of class labels, otherwise the column label; the
             string none ignores the labels
         caption_column: column with the captions for a text encoder; if the default column text does not exist,
             captions are generated from the labels and pixels of Fashion-MNIST
@@ -213,7 +213,7 @@ class SamplesConfig(SamplingConfig):
     """Sample grids during training.
 
     Args:
-        num_images: number of images in a grid; the classes, or the captions of training images, are cycled through
+        num_images: number of images in a grid, which cycles through the classes or the captions of training images
     """
 
     num_images: int = 40
@@ -248,8 +248,8 @@ class TrainingConfig:
             and 160,000 in fine-tuning
         max_train_steps: maximum number of optimizer steps; if the run reaches it before num_epochs, the run and the
             learning rate schedule end earlier
-        train_batch_size: total number of images per batch, across all processes; auto chooses it from the device, and
-            from the number and size of the images
+        train_batch_size: total number of images per batch, across all processes; auto depends on the device and on the
+            number and size of the images
         gradient_accumulation_steps: number of batches whose gradients are averaged for an optimizer step
         mixed_precision: mixed-precision dtype: no, bf16 or fp16; null uses the setting of accelerate launch; auto
             uses that setting if it is bf16 or fp16, and otherwise bf16 if the CUDA GPU or CPU supports it natively;

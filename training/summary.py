@@ -78,7 +78,7 @@ def find_class_warnings(config: TrainingConfig, model: Mapping[str, Any], summar
     if missing and model.get("num_class_embeds") is not None:
         yield (
             f"There are no training images of {list_names(missing, MAX_NAMES)}, so the model cannot learn these"
-            " classes. Remove them from the other splits, or increase `--data.max_train_samples`, which keeps the"
+            " classes. Remove them from the dataset, or increase `--data.max_train_samples`, which only keeps the"
             " first images."
         )
     if config.eval.every_n_epochs is not None and tuple(summary.label_names) != FASHION_MNIST_LABELS:

@@ -1,4 +1,4 @@
-"""Evaluation of samples during training: FD-classifier, and FID if the Inception network is cached."""
+"""Evaluation of samples during training: FD-classifier, and FID if the Inception network is available."""
 
 from contextlib import AbstractContextManager
 from typing import Any

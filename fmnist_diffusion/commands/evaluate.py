@@ -73,7 +73,7 @@ def evaluate(
         typer.Option(
             metavar="COLUMN",
             help="column of the reference with the labels, or none to ignore the labels",
-            show_default="the column of class labels, or label",
+            show_default="the only column of class labels, otherwise label",
         ),
     ] = None,
     image_column: Annotated[
@@ -123,7 +123,7 @@ def evaluate(
         bool,
         typer.Option(
             "--fast",
-            help="skip the metrics that require the Inception network, and search for the nearest training images in"
+            help="skip the metrics that require the Inception network, and search for the nearest real images in"
             " pixels only; only for Fashion-MNIST",
         ),
     ] = False,
@@ -131,8 +131,8 @@ def evaluate(
         bool,
         typer.Option(
             "--cas",
-            help="report the classification accuracy score (CAS): the accuracy of a classifier trained on the samples,"
-            " and of another one trained on real images, on the test split of the reference",
+            help="report the classification accuracy score (CAS), which is the test accuracy of a classifier trained"
+            " on the samples, and the test accuracy of one trained on real images",
         ),
     ] = False,
     inception_weights: Annotated[
@@ -172,7 +172,8 @@ def evaluate(
     }
     columns = {name: value for name, value in columns.items() if value is not None}
     if columns and reference is None:
-        raise ValueError(f"`{next(iter(columns))}` applies to `reference`. Pass `reference` as well.")
+        name = next(iter(columns))
+        raise ValueError(f"`{name}` requires `reference`. Pass `reference`, or omit `{name}`.")
     sampling = SamplingConfig(scheduler, num_inference_steps, guidance_scale, guidance_interval)
     evaluation_seeds = parse_seeds(seeds)
     check_packages("The evaluation", EVALUATION_PACKAGES, "eval")

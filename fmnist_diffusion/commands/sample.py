@@ -181,7 +181,7 @@ def save_images(
 
 
 def split_labels(class_labels: list[str], label_names: Sequence[str] | None) -> list[str]:
-    """Splits values of `--class-labels` at commas, except if the whole value is the name of a class."""
+    """Splits values of `--class-labels` at commas, unless the whole value is a class name."""
     names = {name.strip().lower() for name in label_names or ()}
     parts = ([value] if value.strip().lower() in names else value.split(",") for value in class_labels)
     return [label for values in parts for label in values]

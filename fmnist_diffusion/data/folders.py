@@ -108,7 +108,7 @@ def split_by_folder(folder: Path, files: Collection[PurePath]) -> tuple[dict[str
     Groups files by the split folder that contains them.
 
     Only top-level folders with a name in `SPLIT_NAMES` are splits, and only if every top-level folder is one of these.
-    If there is only one top-level folder and it is not a split, the folders in it can be splits.
+    If there is only one top-level folder and it is not a split, the folders in it can be splits, and so on.
 
     Returns:
         `tuple[dict[str, list[PurePath]] | None, int]`: The files of each split, relative to `folder`, and the number

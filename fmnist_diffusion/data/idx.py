@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 FILE_PREFIXES = {"train": "train", "test": "t10k"}
 MAGIC_NUMBERS = {"images": 2051, "labels": 2049}
-# The first labels of Fashion-MNIST, which distinguish its files from those of MNIST and KMNIST.
+# These first labels distinguish the files of Fashion-MNIST from those of MNIST and KMNIST.
 FIRST_LABELS = {"train": [9, 0, 0, 3, 0, 2, 7, 2, 5, 5], "test": [9, 2, 1, 1, 6, 1, 4, 6, 5, 7]}
 IDX_FILE = re.compile(r"(train|t10k)-(images[-.]idx3|labels[-.]idx1)-ubyte(\.gz)?")
 MAX_IDX_SIZE = 1024**3  # bytes; the training images of Fashion-MNIST take 47 MB

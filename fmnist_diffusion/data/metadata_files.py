@@ -123,7 +123,7 @@ def _cast_views(table: pa.Table) -> pa.Table:
     fields = [
         field.with_type(pa.large_string()) if field.type == pa.string_view() else field for field in table.schema
     ]
-    # The metadata of the schema contains the names of `ClassLabel` columns.
+    # The metadata of the schema contains the class names of `ClassLabel` columns.
     return table.cast(pa.schema(fields, metadata=table.schema.metadata))
 
 

@@ -48,7 +48,7 @@ def make_classifier(label_names: tuple[str, ...], channels: int = 1) -> RegNetFo
         embedding_size=16,
         hidden_sizes=[24, 64, 128, 256],
         depths=[1, 1, 1, 1],
-        # Each layer has one group.
+        # No layer has more channels, so each layer has one group.
         groups_width=256,
         layer_type="x",
         downsample_in_first_stage=False,

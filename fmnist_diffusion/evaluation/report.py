@@ -180,7 +180,7 @@ def plot_distances(axis: Axes, memorization: Memorization, real_title: str, unit
     end = float(torch.cat([samples, real]).quantile(0.995))
     for distances, color, title in ((real, REAL_COLOR, real_title), (samples, SAMPLE_COLOR, "samples")):
         axis.hist(distances.numpy(), bins=50, range=(0, end), density=True, color=color, alpha=0.65, label=title)
-    axis.set(title="Distance to the nearest training image", xlabel=unit, yticks=[])
+    axis.set(title="Distance to the nearest real image", xlabel=unit, yticks=[])
     axis.legend(frameon=False, loc="upper right")
 
 

@@ -76,7 +76,9 @@ def push_pipeline(
     [`HubError`] is an `OSError`. [`call_hub`] documents the time limit of each request.
     """
     if create_pr and (tag or revision):
-        raise ValueError("Cannot use `create_pr` with `revision` or `tag`. Omit `create_pr`, or both of the others.")
+        raise ValueError(
+            "Cannot use `create_pr` with `revision` or `tag`. Omit `create_pr`, or omit `revision` and `tag`."
+        )
     check_pipeline_folder(Path(folder))
     api = connect(token)
     repo_id = get_full_repo_id(api, repo_id)
@@ -141,8 +143,8 @@ def make_repository(
     for name, content in {"metrics.json": metrics, **other_metrics}.items():
         if content is not None and "weights_sha256" in content and not has_same_weights(content, pipe):
             raise ValueError(
-                f"{folder / name} contains metrics of different weights. Remove it, or replace it with those of a new"
-                " evaluation."
+                f"{folder / name} contains metrics of different weights. Remove it, or replace it with the metrics of"
+                " a new evaluation."
             )
     images = sorted((folder / "images").glob("*.png"))
     names = [image.name for image in images]

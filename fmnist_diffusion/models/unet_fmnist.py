@@ -32,7 +32,7 @@ MAX_LEVELS = 8
 MAX_LAYERS_PER_BLOCK = 64
 MAX_CLASSES = 1_000_000
 
-# For at most this many tokens, training on a CPU uses plain matrix products instead of fused attention.
+# For at most this many tokens, training on a CPU uses plain matrix products, because fused attention is slower.
 MATH_ATTENTION_TOKENS = 256
 
 # This model does not support these arguments of UNet2DModel, for the given reasons.

@@ -69,7 +69,7 @@ FASHION_MNIST_LABELS = (
 # A schedule has a near-zero terminal SNR if its last `alphas_cumprod` is below this threshold. With
 # 1,000 timesteps and diffusers' default betas, the last value is 4e-5 for linear and 2e-9 for cosine schedules.
 NEAR_ZERO_SNR = 1e-6
-# Classifier guidance has no effect below this SNR. DPM-Solver starts flow matching at an SNR of 1e-6.
+# Classifier guidance has no effect below this SNR. For flow matching, DPM-Solver starts at an SNR of 1e-6, not 0.
 MIN_GUIDED_SNR = 4e-6
 # The `alphas_cumprod` of two schedulers of the same model differ by at most this value. Only some schedulers support
 # `rescale_betas_zero_snr`, which changes linear schedules with 1,000 timesteps by 0.003.
@@ -149,7 +149,7 @@ def is_positive_integer(value: Any) -> bool:
 def is_finite_number(value: Any) -> bool:
     try:
         return math.isfinite(value)
-    # The last two errors occur for integers that are too large and for tensors with several values.
+    # Large integers raise OverflowError; tensors with several values raise RuntimeError or ValueError.
     except (TypeError, OverflowError, RuntimeError, ValueError):
         return False
 
@@ -171,7 +171,8 @@ def scale_num_steps(num_steps: int, fraction: float) -> float:
 
 def power_law_timesteps(num_inference_steps: int, num_train_timesteps: int, power: float) -> list[int]:
     """
-    Returns the decreasing timesteps `T * (k / n) ** power - 1` for `k` from `n` to 1, rounded to distinct integers.
+    Returns the decreasing timesteps `T * (k / n) ** power - 1` for `k` from `n` to 1, rounded to distinct integers,
+    where `T` is `num_train_timesteps` and `n` is `num_inference_steps`.
 
     Powers above 1 space the timesteps more densely at low noise levels.
     """
@@ -1113,7 +1114,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             raise ValueError(f"`strength` requires an `image`, got {strength}. Pass an image, or omit `strength`.")
         if num_resampling_steps > 1 and mask_image is None:
             raise ValueError(
-                f"`num_resampling_steps` must be 1 without a `mask_image`, got {num_resampling_steps}. Omit it."
+                f"`num_resampling_steps` must be 1 without a `mask_image`, got {num_resampling_steps}. Pass a"
+                " `mask_image`, or omit `num_resampling_steps`."
             )
         if output_type not in OUTPUT_TYPES:
             raise ValueError(f"`output_type` must be one of {', '.join(OUTPUT_TYPES)}, got {output_type!r}.")
@@ -1125,7 +1127,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         if isinstance(callback_on_step_end_tensor_inputs, str):
             raise ValueError(
                 "`callback_on_step_end_tensor_inputs` must be a list of names, got"
-                f" {callback_on_step_end_tensor_inputs!r}. Put the name into a list."
+                f" {callback_on_step_end_tensor_inputs!r}. Pass a list of names."
             )
         unknown = set(callback_on_step_end_tensor_inputs or ()) - set(self._callback_tensor_inputs)
         if unknown:
@@ -1182,8 +1184,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             is_missing = (name == "prompt" or has_guidance) and f"{name}_embeds" not in passed
             if not self._has_text_encoder and (value is not None or is_missing):
                 raise ValueError(
-                    f"`{name}` requires a text encoder with its tokenizer, but the pipeline has none. Pass"
-                    f" `{name}_embeds`, or load the pipeline with its text encoder."
+                    f"`{name}` requires a text encoder and a tokenizer, but the pipeline does not have both. Pass"
+                    f" `{name}_embeds`, or load the pipeline with both."
                 )
         for name, value in embeds.items():
             shape = value.shape if torch.is_tensor(value) else ()
@@ -1333,7 +1335,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
         # EulerDiscreteScheduler would otherwise leave the noise of the last sigma in the images.
         elif len(values) < 2 or values[-1] != 0:
             raise ValueError(
-                f"`sigmas` must have two or more values and end with 0 with {name}, got {values}. Append 0."
+                f"For {name}, `sigmas` must have two or more values and end with 0, got {values}. Append 0."
             )
         # UniPCMultistepScheduler requires a NumPy array.
         spacing = torch.tensor(values).numpy() if option == "sigmas" else values
@@ -1406,8 +1408,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
             or (scheduler.alphas_cumprod.cpu() - original.cpu()).abs().max() > MAX_ALPHAS_DIFFERENCE
         ):
             raise ValueError(
-                f"{name} does not have the noise schedule of this model. Use a different scheduler, such as"
-                " DDIMScheduler, and create it with `from_config`."
+                f"{name} does not have the noise schedule of this model. Create it with `from_config` and the config"
+                " of the original scheduler. If it does not support this schedule, use DDIMScheduler."
             )
         if self.prediction_type == "sample" and name in NO_SAMPLE_PREDICTION:
             raise ValueError(
@@ -1766,7 +1768,7 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 The other steps use `guidance_scale=1` and `classifier_guidance_scale=0`.
             generator (`torch.Generator` or `list[torch.Generator]`, *optional*):
                 One generator for all images, or a list with one generator for each image. With a list, an image
-                does not depend on the rest of the batch, up to rounding.
+                does not depend on the rest of the batch, except for rounding errors.
             latents (`torch.Tensor` of shape `(batch, in_channels, height, width)`, *optional*):
                 Standard normal noise to start from. A stochastic scheduler also adds noise from `generator` at every
                 step, so the images depend only weakly on `latents`. The bundled checkpoints store such a scheduler;
@@ -2054,8 +2056,8 @@ class FashionMNISTPipeline(DiffusionPipeline):
         self._check_unet()
         if not self._has_text_encoder and self.prompt_embeds_dim is not None:
             raise ValueError(
-                "`interpolate` requires the text encoder of a text-conditional model. Load the pipeline with its text"
-                " encoder."
+                "`interpolate` requires the text encoder and the tokenizer of a text-conditional model. Load the"
+                " pipeline with both."
             )
         if isinstance(callback_on_step_end, (PipelineCallback, MultiPipelineCallbacks)):
             callback_on_step_end_tensor_inputs = self._get_tensor_inputs(callback_on_step_end)

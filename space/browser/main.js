@@ -158,7 +158,7 @@ async function saveForOfflineUse({ file, provider }) {
   const current = models.map((entry) => encodeURIComponent(entry.file));
   for (const { url } of await cache.keys()) {
     const name = url.split("/").at(-1);
-    // This model belongs to an earlier version of the page.
+    // Models of earlier versions of the page are no longer needed.
     if (name.endsWith(".onnx") && !current.includes(name)) await cache.delete(url);
   }
 }
@@ -174,7 +174,7 @@ export let model = null;
 let requestedSettings = null;
 let running = false;
 
-// This status of the model is hidden while an error is shown.
+// The status of the model is hidden while an error is shown.
 let modelStatus = "";
 
 function showStatus(text) {

@@ -193,7 +193,7 @@ def test_default_folder_contains_the_name_of_the_run(calls, pipeline, tmp_path):
     assert kwargs["name"] == "mine/best"
 
 
-def test_interrupted_evaluation_says_how_to_continue(calls, pipeline, monkeypatch, capsys):
+def test_interrupted_evaluation_says_how_to_resume(calls, pipeline, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 
@@ -226,7 +226,7 @@ def test_download_prints_the_path_of_the_network(monkeypatch, capsys):
             ["base", "--train-data-dir", "x", "--reference", "images"],
             "--train-data-dir only applies to Fashion-MNIST. Pass only one of --train-data-dir and --reference.",
         ),
-        (["base", "--fast", "--label-column", "none"], "--label-column applies to --reference. Pass --reference as"),
+        (["base", "--fast", "--label-column", "none"], "--label-column requires --reference. Pass"),
         (["nowhere", "--fast"], "Could not find a pipeline at 'nowhere'"),
         (["base", "--fast", "--seeds", "0 1"], "--seeds must be comma-separated integers, got '0 1'."),
         (["base", "--fast", "--seeds", "1,0,1"], "--seeds must not contain duplicates, got 1, 0, 1."),

@@ -51,7 +51,7 @@ def test_errors_name_the_options(pipeline: str, fashion_mnist_folder: Path, get_
     assert message == "--num-images must be between 2 and 128, the number of images, got 2000."
 
 
-def test_interruptions_say_how_to_continue(pipeline: str, fashion_mnist_folder: Path, monkeypatch, capsys):
+def test_interruptions_say_how_to_resume(pipeline: str, fashion_mnist_folder: Path, monkeypatch, capsys):
     def interrupt(*args, **kwargs):
         raise KeyboardInterrupt
 

@@ -131,19 +131,19 @@ class TestPrompt:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({}, "`prompt` requires a text encoder with its tokenizer, but the pipeline has none"),
-            ({"prompt": FIRST}, "`prompt` requires a text encoder with its tokenizer, but the pipeline has none"),
+            ({}, "`prompt` requires a text encoder and a tokenizer, but the pipeline has none"),
+            ({"prompt": FIRST}, "`prompt` requires a text encoder and a tokenizer, but the pipeline has none"),
             (
                 {"prompt_embeds": torch.zeros(1, 16), "guidance_scale": 2.0},
-                "`negative_prompt` requires a text encoder with its tokenizer, but the",
+                "`negative_prompt` requires a text encoder and a tokenizer, but the",
             ),
             (
                 {"prompt_embeds": torch.zeros(1, 16), "negative_prompt": ""},
-                "`negative_prompt` requires a text encoder with its tokenizer, but the",
+                "`negative_prompt` requires a text encoder and a tokenizer, but the",
             ),
             (
                 {"class_labels": "Bag"},
-                "`prompt` requires a text encoder with its tokenizer, but the pipeline has none",
+                "`prompt` requires a text encoder and a tokenizer, but the pipeline has none",
             ),
         ],
     )
@@ -154,10 +154,10 @@ class TestPrompt:
 
     def test_methods_that_require_the_text_encoder(self, pipe):
         pipe.text_encoder = pipe.tokenizer = None
-        with pytest.raises(ValueError, match="`interpolate` requires the text encoder"):
+        with pytest.raises(ValueError, match="`interpolate` requires the text encoder and"):
             pipe.interpolate()
         with pytest.raises(
-            ValueError, match="`prompt` requires a text encoder with its tokenizer, but the pipeline has none"
+            ValueError, match="`prompt` requires a text encoder and a tokenizer, but the pipeline has none"
         ):
             pipe.encode_prompt(FIRST)
 
@@ -166,7 +166,7 @@ class TestPrompt:
         expected = sample(pipe, prompt_embeds=embeds)
         pipe.tokenizer = None
         assert torch.equal(sample(pipe, prompt_embeds=embeds), expected)
-        with pytest.raises(ValueError, match="`prompt` requires a text encoder with its tokenizer, but the pipeline"):
+        with pytest.raises(ValueError, match="`prompt` requires a text encoder and a tokenizer, but the pipeline"):
             pipe(prompt=FIRST)
 
     def test_copies_of_a_pipeline_without_text_encoder(self, pipe):

@@ -85,7 +85,7 @@ def test_schedulers_of_another_noise_schedule_are_an_error(name):
     if "rescale_betas_zero_snr" in inspect.signature(type(pipe.scheduler)).parameters:
         assert pipe(generator=torch.manual_seed(0), **kwargs).images.isfinite().all()
     else:
-        message = f"{type(pipe.scheduler).__name__} does not have the noise schedule of this model. Use a different"
+        message = f"{type(pipe.scheduler).__name__} does not have the noise schedule of this model. Create it with"
         with pytest.raises(ValueError, match=message):
             pipe(**kwargs)
 

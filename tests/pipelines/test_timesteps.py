@@ -27,7 +27,7 @@ from tiny_pipelines import get_pipeline, make_unet, sample
 
 
 DECREASING = "must be one or more finite, decreasing numbers"
-LAST_SIGMA = "`sigmas` must have two or more values and end with 0 with EulerDiscreteScheduler, got"
+LAST_SIGMA = "For EulerDiscreteScheduler, `sigmas` must have two or more values and end with 0, got"
 POWER_2 = [999, 562, 249, 62]
 
 

@@ -8,7 +8,7 @@ from launch_environment import print_and_exit
     [
         (0, 0, {"main", "machine", "process"}),
         (1, 1, {"process"}),
-        # The first process of the second machine.
+        # This is the first process of the second machine.
         (8, 0, {"machine", "process"}),
     ],
 )
