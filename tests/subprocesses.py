@@ -49,7 +49,8 @@ def run_python(code: str, package: bool, home: Path, **environment: str) -> list
 
 def find_free_port(host: str) -> int:
     """Returns a port below the range from which the system assigns ports, so that no other process gets it."""
-    for port in random.sample(range(20_000, 32_000), 100):
+    # The seeds of the tests do not affect this generator.
+    for port in random.SystemRandom().sample(range(20_000, 32_000), 100):
         with contextlib.suppress(OSError), socket.socket() as server:
             server.bind((host, port))
             return port

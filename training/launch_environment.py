@@ -1,4 +1,4 @@
-"""Rank and number of processes, as the launcher sets them, and messages of the main process.
+"""Rank and number of processes, as the launcher sets them, and messages of processes.
 
 They are also available before Accelerate is initialized.
 """

@@ -138,13 +138,13 @@ def parse(
         settings = read_settings(parser, args)
     except SettingsError as error:
         text = format_problems([" ".join(problem.split()) for problem in error.problems])
-        print_and_exit(program, f"error: {text}", 2)
+        print_and_exit(program, f"error: {text}", 2, where="machine")
     try:
         fields = vars(parser.instantiate(settings))
         del fields["config"]
         return config_class(**fields)
     except ValueError as error:
-        print_and_exit(program, f"error: {error}", 2)
+        print_and_exit(program, f"error: {error}", 2, where="machine")
 
 
 DESCRIPTIONS = {

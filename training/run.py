@@ -37,6 +37,7 @@ def run(args: list[str], program: Literal["train.py", "distill.py"]) -> None:
             "error: The GPU ran out of memory while loading the images and the model. Reduce the number of images"
             " (--data.max_train_samples) or their size (--data.resolution), or train a smaller model.",
             1,
+            where="process",
         )
     except WriteError as error:
         stop(f"error: {error} {get_advice(config)}", 1)

@@ -9,7 +9,7 @@ from diffusers import AutoencoderKL
 from adaptation import find_old_labels
 from batches import count_batches
 from config import DataConfig, ResolvedConfig, TrainingConfig
-from fmnist_diffusion.data import FASHION_MNIST_LABELS, DataSummary, get_height_width
+from fmnist_diffusion.data import FASHION_MNIST_LABELS, DataSummary, get_height_width, has_fashion_mnist_order
 from fmnist_diffusion.data.errors import list_names
 from fmnist_diffusion.metadata import format_count
 from launch_environment import get_num_processes
@@ -81,7 +81,9 @@ def find_class_warnings(config: TrainingConfig, model: Mapping[str, Any], summar
             " classes. Remove them from the dataset, or increase `--data.max_train_samples`, which only keeps the"
             " first images."
         )
-    if config.eval.every_n_epochs is not None and tuple(summary.label_names) != FASHION_MNIST_LABELS:
+    # With other classes, a class-conditional model cannot be evaluated at all.
+    is_evaluated = model.get("num_class_embeds") is None or has_fashion_mnist_order(summary.label_names)
+    if config.eval.every_n_epochs is not None and summary.label_names != FASHION_MNIST_LABELS and is_evaluated:
         yield (
             "`--eval.every_n_epochs` compares the samples with Fashion-MNIST, whose classes have other names. For"
             " other images, pass --eval.every_n_epochs=null."

@@ -52,7 +52,7 @@ def run(args: list[str]) -> None:
     except WriteError as error:
         stop(f"error: {error} {get_advice(config)}", 1)
     except (OSError, ValueError) as error:
-        stop(f"error: {error}", 2)
+        stop(f"error: {error}", 2, where="machine")
     trainer.accelerator.print(f"Saved the autoencoder to {trainer.folder / 'vae'}.")
 
 

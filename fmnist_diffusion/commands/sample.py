@@ -180,10 +180,15 @@ def save_images(
     save_image(images.image_grid(saved, columns), folder / "grid.png")
 
 
+def normalize(name: str) -> str:
+    """Returns a class name in the form in which the pipeline compares names."""
+    return unicodedata.normalize("NFC", name.strip().lower())
+
+
 def split_labels(class_labels: list[str], label_names: Sequence[str] | None) -> list[str]:
     """Splits values of `--class-labels` at commas, unless the whole value is a class name."""
-    names = {name.strip().lower() for name in label_names or ()}
-    parts = ([value] if value.strip().lower() in names else value.split(",") for value in class_labels)
+    names = {normalize(name) for name in label_names or ()}
+    parts = ([value] if normalize(value) in names else value.split(",") for value in class_labels)
     return [label for values in parts for label in values]
 
 

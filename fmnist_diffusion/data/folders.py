@@ -118,14 +118,21 @@ def split_by_folder(folder: Path, files: Collection[PurePath]) -> tuple[dict[str
         `DataError`: If there are files next to the split folders, or if several folders are the same split.
     """
     parent = PurePath()
+    found: tuple[dict[str, list[PurePath]] | None, int] = None, 0
     while True:
         relative = {file.relative_to(parent): file for file in files}
-        splits = _split_by_top_folder(folder / parent, relative)
-        if splits is not None:
-            return {name: [relative[file] for file in parts] for name, parts in splits.items()}, len(parent.parts) + 1
         names = {file.parts[0] for file in relative}
-        if len(names) != 1 or any(len(file.parts) == 1 for file in relative):
-            return None, 0
+        has_files = any(len(file.parts) == 1 for file in relative)
+        if parent.parts and has_files:
+            return found
+        # Several splits in a folder like `training/` take precedence over this folder.
+        if found[0] is None or len({SPLIT_NAMES.get(name.lower()) for name in names} - {None}) > 1:
+            splits = _split_by_top_folder(folder / parent, relative)
+            if splits is not None:
+                parts = {name: [relative[file] for file in part] for name, part in splits.items()}
+                found = parts, len(parent.parts) + 1
+        if has_files or len(names) != 1:
+            return found
         parent /= names.pop()
 
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import gzip
+import logging
 import math
 import re
 import zlib
@@ -25,6 +26,8 @@ from .image_tensors import check_label_range
 if TYPE_CHECKING:
     import datasets
 
+
+logger = logging.getLogger(__name__)
 
 FILE_PREFIXES = {"train": "train", "test": "t10k"}
 MAGIC_NUMBERS = {"images": 2051, "labels": 2049}
@@ -128,6 +131,9 @@ def _name_labels(folder: Path, split: str, labels: np.ndarray, path: Path) -> tu
     if labels[: len(first)].tolist() == first:
         check_label_range(labels, len(FASHION_MNIST_LABELS), path)
         return list(FASHION_MNIST_LABELS), labels
+    logger.warning(
+        "The labels in %s do not start like those of Fashion-MNIST, so the classes are called 0, 1 and so on.", path
+    )
     distinct = np.unique(labels)
     # The other split can have additional classes, but may be missing.
     (other,) = FILE_PREFIXES.keys() - {split}

@@ -157,8 +157,15 @@ def _create_dataset(
                         f"The column {name} of {folder / file} must contain file names, got {wrong!r}. Rename the"
                         " column if it does not refer to images."
                     )
-                files = [value and (_find_image(file.parent, value, paths) or file.parent / value) for value in values]
-                rows_of_images = [path and {"bytes": None, "path": str(folder / path)} for path in files]
+                rows_of_images = [
+                    {
+                        "bytes": None,
+                        "path": str(folder / (_find_image(file.parent, value, paths) or file.parent / value)),
+                    }
+                    if value
+                    else None
+                    for value in values
+                ]
                 images = pa.array(rows_of_images, type=datasets.Image().pa_type)
                 column = name.removesuffix(FILE_NAME).removesuffix("_") or "image"
                 index = part.column_names.index(name)
@@ -169,6 +176,10 @@ def _create_dataset(
                 part = part.set_column(index, column, images)
         parts.append(part)
     try:
+        for name in parts[0].column_names:
+            features = [datasets.Features.from_arrow_schema(part.schema).get(name) for part in parts]
+            if len({tuple(item.names) for item in features if isinstance(item, datasets.ClassLabel)}) > 1:
+                raise ValueError(f"the column {name} has different class names")
         table = pa.concat_tables(parts, promote_options="permissive")
         features = datasets.Features.from_arrow_schema(table.schema)
         for column, feature in features.items():

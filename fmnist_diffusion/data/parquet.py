@@ -49,9 +49,9 @@ def group_files(folder: Path, files: list[PurePath]) -> dict[str, list[PurePath]
     """
     Groups the parquet files of a folder by split.
 
-    If the top-level folders are splits, they determine the split of each file (see [`split_by_folder`]). Otherwise, if
-    every file name contains one of the words in `SPLIT_NAMES`, such as test-00000-of-00001.parquet, this word is the
-    split of the file. In all other cases, all files belong to one split.
+    If there are split folders, they determine the split of each file (see [`split_by_folder`]). Otherwise, if every
+    file name contains one of the words in `SPLIT_NAMES`, such as test-00000-of-00001.parquet, this word is the split
+    of the file. In all other cases, all files belong to one split.
 
     Raises:
         `DataError`: If the folder has several configurations, or if it has several splits and some files belong to
@@ -112,11 +112,11 @@ def _load_files(split: str, paths: list[Path]) -> datasets.Dataset:
 
 
 def _check_one_configuration(folder: Path, files: list[PurePath]) -> None:
-    """Raises an error if several top-level folders contain split folders or shards with the same name."""
+    """Raises an error if several top-level folders contain split folders or files of the same split."""
     common = os.path.commonpath([file.parent for file in files])
     parents = [file.relative_to(common).parent for file in files]
     has_splits = any(part.lower() in SPLIT_NAMES for parent in parents for part in parent.parts[1:])
-    shards = [file.name for file in files if SHARD.fullmatch(file.stem)]
+    shards = [file.name for file in files if SHARD.fullmatch(file.stem) or _get_split(file)]
     if has_splits or len(shards) > len(set(shards)):
         names = list_names(sorted({str(file.parent) for file in files}))
         raise DataError(

@@ -43,8 +43,9 @@ class DataSource:
             Local data to load instead of a Hub dataset:
 
             - a folder of images. The class of an image is the name of the folder directly above it. Images without
-              class folders have no labels. The top-level folders are splits if each of them is called `train`,
-              `training`, `test`, `testing`, `val`, `valid` or `validation`, in upper or lower case. A file
+              class folders have no labels. The top-level folders, or the folders in a single top-level
+              folder, are splits if each of them is called `train`, `training`, `test`, `testing`, `val`, `valid` or
+              `validation`, in upper or lower case. A file
               `metadata.csv`, `metadata.jsonl` or `metadata.parquet` adds columns and replaces the class folders, as in
               `datasets`.
             - a folder of parquet files. The top-level folders are splits under the same condition. Otherwise, the

@@ -11,7 +11,7 @@ from pathlib import Path
 import numpy as np
 import torch
 
-from fmnist_diffusion.data import ImageTensors, inspect_images, load_images
+from fmnist_diffusion.data import ImageTensors, has_fashion_mnist_order, inspect_images, load_images
 from fmnist_diffusion.data.errors import get_reason, rename_arguments
 from fmnist_diffusion.sampling import Samples
 
@@ -110,6 +110,8 @@ def match_labels(images: ImageTensors, label_names: Sequence[str] | None) -> tor
     """Returns the labels of `images` as indices of `label_names`; `None` if they have other classes."""
     if images.labels is None or images.label_names is None or label_names is None:
         return None
+    if has_fashion_mnist_order(images.label_names) and has_fashion_mnist_order(label_names):
+        label_names = images.label_names
     if not set(images.label_names) <= set(label_names) or int(images.labels.max()) >= len(images.label_names):
         return None
     return torch.tensor([label_names.index(name) for name in images.label_names])[images.labels]

@@ -70,8 +70,8 @@ def push_pipeline(
     Raises:
         [`HubError`]: If the Hub cannot be reached or rejects a request.
         `OSError`: If the folder does not contain a pipeline.
-        `ValueError`: If incompatible arguments are passed, if a file in the folder is damaged, or if `evaluation`
-            does not contain metrics of this pipeline.
+        `ValueError`: If incompatible arguments are passed, if a file in the folder is damaged, if the folder
+            contains metrics of other weights, or if `evaluation` does not contain metrics of this pipeline.
 
     [`HubError`] is an `OSError`. [`call_hub`] documents the time limit of each request.
     """

@@ -189,6 +189,14 @@ def uses_flow_matching(scheduler: Any) -> bool:
     return isinstance(scheduler, FLOW_MATCH_SCHEDULERS) or bool(scheduler.config.get("use_flow_sigmas", False))
 
 
+def has_same_noise_schedule(scheduler: Any, original: Any) -> bool:
+    """Returns whether two schedulers have the same `alphas_cumprod`, up to `rescale_betas_zero_snr`, or none."""
+    values, expected = (getattr(item, "alphas_cumprod", None) for item in (scheduler, original))
+    if values is None or expected is None or uses_flow_matching(scheduler):
+        return True
+    return values.shape == expected.shape and bool((values.cpu() - expected.cpu()).abs().max() < MAX_ALPHAS_DIFFERENCE)
+
+
 def predict_x0(
     prediction: torch.Tensor,
     model_input: torch.Tensor,
@@ -585,6 +593,12 @@ class FashionMNISTPipeline(DiffusionPipeline):
                 and get_scheduler_options(value) == get_scheduler_options(original)
             )
             self.register_to_config(timestep_power=self._timestep_power if unchanged else None)
+            if not has_same_noise_schedule(value, original):
+                logger.warning(
+                    f"{type(value).__name__} does not have the noise schedule of this model, so the images can be"
+                    " wrong. Pass `beta_start`, `beta_end` and `beta_schedule` of the original scheduler to"
+                    " `from_config`. If it does not support this schedule, use DDIMScheduler."
+                )
         elif name in self._optional_components and value is not None and self.config[name] == (None, None):
             # If the previous component is None, diffusers does not update the config and would not save the new one.
             self.register_modules(**{name: value})
@@ -1400,16 +1414,6 @@ class FashionMNISTPipeline(DiffusionPipeline):
             raise ValueError(
                 f"{name} does not support this model. Use a different scheduler, such as DPMSolverMultistepScheduler"
                 " or DDIMScheduler."
-            )
-        original = getattr(self._original_scheduler, "alphas_cumprod", None)
-        if not flow_matching and (
-            original is None
-            or scheduler.alphas_cumprod.shape != original.shape
-            or (scheduler.alphas_cumprod.cpu() - original.cpu()).abs().max() > MAX_ALPHAS_DIFFERENCE
-        ):
-            raise ValueError(
-                f"{name} does not have the noise schedule of this model. Create it with `from_config` and the config"
-                " of the original scheduler. If it does not support this schedule, use DDIMScheduler."
             )
         if self.prediction_type == "sample" and name in NO_SAMPLE_PREDICTION:
             raise ValueError(

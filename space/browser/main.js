@@ -159,7 +159,8 @@ async function saveForOfflineUse({ file, provider }) {
   for (const { url } of await cache.keys()) {
     const name = url.split("/").at(-1);
     // Models of earlier versions of the page are no longer needed.
-    if (name.endsWith(".onnx") && !current.includes(name)) await cache.delete(url);
+    const isOwn = url.startsWith(new URL("./", location).href);
+    if (isOwn && name.endsWith(".onnx") && !current.includes(name)) await cache.delete(url);
   }
 }
 

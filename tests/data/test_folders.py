@@ -62,6 +62,22 @@ def test_splits_may_be_in_a_single_folder(tmp_path):
     assert load(tmp_path, split="test") == [(1, "cat"), (3, "dog")]
 
 
+def test_inner_splits_take_precedence(tmp_path):
+    add_image(tmp_path / "training" / "train" / "0.png", 0)
+    # A single folder can be a class.
+    assert load(tmp_path) == [(0, "train")]
+    add_image(tmp_path / "training" / "test" / "1.png", 1)
+    assert load(tmp_path) == [(0, None)]
+    assert load(tmp_path, split="test") == [(1, None)]
+
+
+def test_images_in_a_single_folder_may_be_next_to_folders(tmp_path):
+    add_image(tmp_path / "data" / "0.png", 0)
+    add_image(tmp_path / "data" / "train" / "1.png", 1)
+    assert load(tmp_path, label_column="none") == [(0, None), (1, None)]
+    assert "images at different levels" in get_error(tmp_path)
+
+
 def test_one_class_folder_is_one_class(tmp_path):
     add_image(tmp_path / "cat" / "0.png", 5)
     assert load(tmp_path) == [(5, "cat")]

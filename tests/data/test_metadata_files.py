@@ -80,6 +80,23 @@ def test_columns_of_other_images_may_have_missing_values(folder):
         load(folder, image_column="edited")
 
 
+def test_columns_of_other_images_may_have_empty_strings(folder):
+    rows = [{"file_name": f"{name}.png", "mask_file_name": ""} for name in ("a", "b", "more/c")]
+    rows[0]["mask_file_name"] = "b.png"
+    (folder / "metadata.jsonl").write_text("\n".join(map(json.dumps, rows)))
+    assert len(load_images(train_data_dir=str(folder), image_column="image")) == 3
+
+
+def test_class_names_of_several_files_must_be_equal(folder):
+    for name, path, labels in (("a.png", folder, ["cat"]), ("c.png", folder / "more", ["dog"])):
+        features = {"file_name": datasets.Value("string"), "label": datasets.ClassLabel(names=labels)}
+        columns = {"file_name": [name], "label": [0]}
+        datasets.Dataset.from_dict(columns, datasets.Features(features)).to_parquet(path / "metadata.parquet")
+    (folder / "b.png").unlink()
+    assert "Could not combine the metadata files" in get_error(folder)
+    assert "the column label has different class names" in get_error(folder)
+
+
 def test_columns_of_other_images_must_contain_file_names(folder):
     write_metadata(folder / "metadata.csv", ROWS | {"old_file_name": [1, 2, 3]})
     assert "The column old_file_name of" in get_error(folder)

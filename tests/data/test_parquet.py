@@ -90,6 +90,7 @@ def test_all_files_belong_to_one_split(tmp_path, names):
         ("shoes_train", "shoes_test"),
         ("train__test-shoes", "test__train-shoes"),
         ("data__default__train__a__0000", "data__default__test__b__0000"),
+        ("training__train__0000", "training__test__0000"),
     ],
 )
 def test_files_are_assigned_to_splits(tmp_path, names):
@@ -110,6 +111,7 @@ def test_shards_of_other_splits(tmp_path):
     ("folders", "name"),
     [
         (("balanced", "letters"), "train-00000-of-00001"),
+        (("balanced", "letters"), "train"),
         (("data/balanced", "data/letters"), "0000-00000-of-00001"),
         (("balanced/train", "letters/test"), "0000"),
     ],

@@ -72,6 +72,15 @@ def test_labels_of_a_tensor_file_are_matched_by_name(tmp_path: Path):
     assert samples.labels.tolist() == [9, 8, 0, 6]
 
 
+def test_integer_labels_of_fashion_mnist_are_matched_in_order(tmp_path: Path):
+    names = tuple("0123456789")
+    save_tensors(
+        ImageTensors(torch.from_numpy(IMAGES[:2])[:, None], torch.tensor([8, 3]), names), tmp_path / "a.safetensors"
+    )
+    samples = load_samples(tmp_path / "a.safetensors", label_names=FASHION_MNIST_LABELS)
+    assert samples.labels is not None and samples.labels.tolist() == [8, 3]
+
+
 def test_rgb_images_with_equal_channels_are_grayscale(tmp_path: Path):
     Image.fromarray(IMAGES[0]).convert("RGB").save(tmp_path / "0000.png")
     assert np.array_equal(load_samples(tmp_path).images[0, 0].numpy(), IMAGES[0])

@@ -209,20 +209,33 @@ def write_table(path: Path, rows: list[dict[str, str | int]]) -> None:
         pyarrow.parquet.write_table(pyarrow.Table.from_pylist(rows), path)
 
 
-def find_splits(images: list[str]) -> dict[str, list[str]] | None:
-    """Returns the images of each split folder."""
-    tops = {PurePath(image).parts[0] for image in images if len(PurePath(image).parts) > 1}
-    if not tops or not {top.lower() for top in tops} <= SPLITS.keys():
-        return None
-    return {SPLITS[top.lower()]: [image for image in images if PurePath(image).parts[0] == top] for top in tops}
+def find_splits(images: list[str]) -> tuple[dict[str, list[str]] | None, int]:
+    """Returns the images of each split folder, and the number of folders above the content of a split."""
+    found, depth = None, 0
+    while True:
+        parts = {image: PurePath(image).parts[depth:] for image in images}
+        tops = {names[0] for names in parts.values() if len(names) > 1}
+        has_files = any(len(names) == 1 for names in parts.values())
+        if depth and has_files:
+            break
+        splits = {SPLITS[top.lower()] for top in tops if top.lower() in SPLITS}
+        if tops and {top.lower() for top in tops} <= SPLITS.keys() and (found is None or len(splits) > 1):
+            found = {
+                split: [image for image in images if SPLITS.get(parts[image][0].lower()) == split] for split in splits
+            }
+            found_depth = depth + 1
+        if has_files or len(tops) != 1:
+            break
+        depth += 1
+    return (None, 0) if found is None else (found, found_depth)
 
 
 def find_layout_errors(images: list[str], has_classes: bool) -> set[str]:
     """Returns names, one of which the error message must contain. There are none if the layout is valid."""
-    splits = find_splits(images)
+    splits, depth = find_splits(images)
     errors: set[str] = set()
     if splits is not None:
-        tops = sorted({PurePath(image).parts[0] for image in images if len(PurePath(image).parts) > 1})
+        tops = sorted({PurePath(image).parts[depth - 1] for image in images if len(PurePath(image).parts) > depth})
         for split in splits:
             folders = [top for top in tops if SPLITS[top.lower()] == split]
             if len(folders) > 1:
@@ -263,10 +276,10 @@ def check_image_folder(data: ImageFolder, folder: Path) -> None:
         errors.add("metadata")
     if not images:
         errors = {data.name}
-    splits = None if errors else find_splits(images)
+    splits, folders = (None, 0) if errors else find_splits(images)
     labels: dict[str, str | None] = {}
     for image in images:
-        depth = len(PurePath(image).parts) - (1 if splits is None else 2)
+        depth = len(PurePath(image).parts) - 1 - folders
         labels[image] = PurePath(image).parent.name if depth > 0 else None
     if data.label_column == "none":
         labels = dict.fromkeys(images)

@@ -78,11 +78,13 @@ def test_classes_without_images_are_reported():
     assert list(find_class_warnings(TrainingConfig(), {"num_class_embeds": 2}, make_summary())) == []
 
 
-@pytest.mark.parametrize("label_names", [tuple("0123456789"), FASHION_MNIST_LABELS[::-1]])
-def test_evaluation_of_other_images_is_reported(label_names: tuple[str, ...]):
+@pytest.mark.parametrize(
+    ("label_names", "num_class_embeds"), [(tuple("0123456789"), 10), (FASHION_MNIST_LABELS[::-1], None)]
+)
+def test_evaluation_of_other_images_is_reported(label_names: tuple[str, ...], num_class_embeds: int | None):
     config = TrainingConfig(eval=EvalConfig(every_n_epochs=1))
     summary = make_summary(label_names=label_names, class_counts=(1,) * 10)
-    [warning] = find_class_warnings(config, {"num_class_embeds": 10}, summary)
+    [warning] = find_class_warnings(config, {"num_class_embeds": num_class_embeds}, summary)
     assert warning.startswith(
         "`--eval.every_n_epochs` compares the samples with Fashion-MNIST, whose classes have other"
     )
