@@ -131,8 +131,11 @@ class TestPrompt:
     @pytest.mark.parametrize(
         ("arguments", "message"),
         [
-            ({}, "`prompt` requires a text encoder and a tokenizer, but the pipeline has none"),
-            ({"prompt": FIRST}, "`prompt` requires a text encoder and a tokenizer, but the pipeline has none"),
+            ({}, "`prompt` requires a text encoder and a tokenizer, but the pipeline does not have both"),
+            (
+                {"prompt": FIRST},
+                "`prompt` requires a text encoder and a tokenizer, but the pipeline does not have both",
+            ),
             (
                 {"prompt_embeds": torch.zeros(1, 16), "guidance_scale": 2.0},
                 "`negative_prompt` requires a text encoder and a tokenizer, but the",
@@ -143,7 +146,7 @@ class TestPrompt:
             ),
             (
                 {"class_labels": "Bag"},
-                "`prompt` requires a text encoder and a tokenizer, but the pipeline has none",
+                "`prompt` requires a text encoder and a tokenizer, but the pipeline does not have both",
             ),
         ],
     )
@@ -157,7 +160,7 @@ class TestPrompt:
         with pytest.raises(ValueError, match="`interpolate` requires the text encoder and"):
             pipe.interpolate()
         with pytest.raises(
-            ValueError, match="`prompt` requires a text encoder and a tokenizer, but the pipeline has none"
+            ValueError, match="`prompt` requires a text encoder and a tokenizer, but the pipeline does not have both"
         ):
             pipe.encode_prompt(FIRST)
 

@@ -400,6 +400,7 @@ class TestCustomModels:
         inputs = next(fn.inputs for fn in page.fns.values() if fn.api_name == name)
         values = {"Steps": 2, "Number of images": 3}
         with warnings.catch_warnings(record=True) as shown:
+            warnings.simplefilter("always", UserWarning)
             updates = list(getattr(custom, name)(*[values.get(item.label, item.value) for item in inputs]))
         is_limited = name == "on_image_to_image" and len(custom.label_names) > MAX_IMAGES
         expected = ["Only the first 40 of 50 classes are shown."] if is_limited else []
