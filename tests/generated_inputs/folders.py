@@ -211,7 +211,8 @@ def write_table(path: Path, rows: list[dict[str, str | int]]) -> None:
 
 def find_splits(images: list[str]) -> tuple[dict[str, list[str]] | None, int]:
     """Returns the images of each split folder, and the number of folders above the content of a split."""
-    found, depth = None, 0
+    found: tuple[dict[str, list[str]] | None, int] = None, 0
+    depth = 0
     while True:
         parts = {image: PurePath(image).parts[depth:] for image in images}
         tops = {names[0] for names in parts.values() if len(names) > 1}
@@ -219,15 +220,13 @@ def find_splits(images: list[str]) -> tuple[dict[str, list[str]] | None, int]:
         if depth and has_files:
             break
         splits = {SPLITS[top.lower()] for top in tops if top.lower() in SPLITS}
-        if tops and {top.lower() for top in tops} <= SPLITS.keys() and (found is None or len(splits) > 1):
-            found = {
-                split: [image for image in images if SPLITS.get(parts[image][0].lower()) == split] for split in splits
-            }
-            found_depth = depth + 1
+        if tops and {top.lower() for top in tops} <= SPLITS.keys() and (found[0] is None or len(splits) > 1):
+            split_of = {image: SPLITS.get(parts[image][0].lower()) for image in images}
+            found = {split: [image for image in images if split_of[image] == split] for split in splits}, depth + 1
         if has_files or len(tops) != 1:
             break
         depth += 1
-    return (None, 0) if found is None else (found, found_depth)
+    return found
 
 
 def find_layout_errors(images: list[str], has_classes: bool) -> set[str]:
