@@ -298,7 +298,7 @@ def format_results(result: dict[str, Any]) -> Iterator[str]:
         yield (
             f"Compared {num_samples} with {reference['num_images']:,} images of {reference['name']}"
             f" ({reference['split']}). The last column compares two random halves of the reference, with {half:,}"
-            f" images each."
+            " images each."
         )
         has_fid, minimum = "fid" in result["metrics"], "samples and as many reference images"
     else:

@@ -176,9 +176,10 @@ def _create_dataset(
                 part = part.set_column(index, column, images)
         parts.append(part)
     try:
-        for name in parts[0].column_names:
-            features = [datasets.Features.from_arrow_schema(part.schema).get(name) for part in parts]
-            if len({tuple(item.names) for item in features if isinstance(item, datasets.ClassLabel)}) > 1:
+        features = [datasets.Features.from_arrow_schema(part.schema) for part in parts]
+        for name in features[0]:
+            labels = [item[name] for item in features if isinstance(item.get(name), datasets.ClassLabel)]
+            if len({tuple(label.names) for label in labels}) > 1:
                 raise ValueError(f"the column {name} has different class names")
         table = pa.concat_tables(parts, promote_options="permissive")
         features = datasets.Features.from_arrow_schema(table.schema)

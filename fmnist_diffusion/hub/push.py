@@ -140,7 +140,8 @@ def make_repository(
             f"`evaluation` must be the output folder of a complete evaluation of the current weights of {folder}, got"
             f" {evaluation}. Run `fmnist-diffusion evaluate {folder}` and pass its output folder."
         )
-    for name, content in {"metrics.json": metrics, **other_metrics}.items():
+    stored_metrics = other_metrics if evaluation is not None else {"metrics.json": metrics, **other_metrics}
+    for name, content in stored_metrics.items():
         if content is not None and "weights_sha256" in content and not has_same_weights(content, pipe):
             raise ValueError(
                 f"{folder / name} contains metrics of different weights. Remove it, or replace it with the metrics of"

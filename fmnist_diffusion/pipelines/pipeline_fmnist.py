@@ -66,8 +66,8 @@ FASHION_MNIST_LABELS = (
     "Ankle boot",
 )
 
-# A schedule has a near-zero terminal SNR if its last `alphas_cumprod` is below this threshold. With
-# 1,000 timesteps and diffusers' default betas, the last value is 4e-5 for linear and 2e-9 for cosine schedules.
+# A schedule has a near-zero terminal SNR if its last `alphas_cumprod` is below this threshold. With 1,000 timesteps
+# and diffusers' default betas, the last value is 4e-5 for linear and 2e-9 for cosine schedules.
 NEAR_ZERO_SNR = 1e-6
 # Classifier guidance has no effect below this SNR. For flow matching, DPM-Solver starts at an SNR of 1e-6, not 0.
 MIN_GUIDED_SNR = 4e-6

@@ -218,15 +218,14 @@ def find_splits(images: list[str]) -> tuple[dict[str, list[str]] | None, int]:
         tops = {names[0] for names in parts.values() if len(names) > 1}
         has_files = any(len(names) == 1 for names in parts.values())
         if depth and has_files:
-            break
+            return found
         splits = {SPLITS[top.lower()] for top in tops if top.lower() in SPLITS}
         if tops and {top.lower() for top in tops} <= SPLITS.keys() and (found[0] is None or len(splits) > 1):
             split_of = {image: SPLITS.get(parts[image][0].lower()) for image in images}
             found = {split: [image for image in images if split_of[image] == split] for split in splits}, depth + 1
         if has_files or len(tops) != 1:
-            break
+            return found
         depth += 1
-    return found
 
 
 def find_layout_errors(images: list[str], has_classes: bool) -> set[str]:
